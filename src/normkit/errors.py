@@ -1,0 +1,64 @@
+"""What normkit raises.
+
+    NormkitError
+    ├── ShapeError        (ValueError)    a tensor whose rank or size does not fit the layer
+    ├── TypeMismatchError (TypeError)     a tensor or argument of the wrong type
+    ├── OptionError       (ValueError)    an argument outside its allowed values
+    ├── StatisticsError   (RuntimeError)  statistics that cannot be computed or used
+    ├── DataError         (RuntimeError)  a data set that cannot be found, checked or read
+    └── StoreError        (RuntimeError)  a store of runs that cannot be opened or written
+
+Each leaf is also the built-in exception that ``torch.nn`` raises in the same place, so code
+that catches the built-in one goes on working. Messages say the rule, what came, and what to do
+next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataError",
+    "NormkitError",
+    "OptionError",
+    "ShapeError",
+    "StatisticsError",
+    "StoreError",
+    "TypeMismatchError",
+    "explain",
+]
+
+
+class NormkitError(Exception):
+    """Root of all errors that normkit raises itself."""
+
+
+class ShapeError(NormkitError, ValueError):
+    """A tensor's rank or size does not fit."""
+
+
+class TypeMismatchError(NormkitError, TypeError):
+    """A tensor's or an argument's type does not fit."""
+
+
+class OptionError(NormkitError, ValueError):
+    """An argument's value is not one of those allowed."""
+
+
+class StatisticsError(NormkitError, RuntimeError):
+    """Statistics cannot be computed from what came, or cannot be used."""
+
+
+class DataError(NormkitError, RuntimeError):
+    """A data set cannot be found, verified or read."""
+
+
+class StoreError(NormkitError, RuntimeError):
+    """A store of runs cannot be opened, read or written."""
+
+
+def explain(rule: str, came: str, do: str) -> str:
+    """Put an error message together: the rule, what came, what to do next.
+
+    >>> explain("num_groups must divide num_channels", "3 groups for 64 channels", "use 2, 4 or 8")
+    'num_groups must divide num_channels; got 3 groups for 64 channels. To fix: use 2, 4 or 8.'
+    """
+    return f"{rule}; got {came}. To fix: {do}."

@@ -1,0 +1,106 @@
+"""What a judged claim hands to the report: plain values, no tensors, no storage.
+
+The lab makes findings, the report draws them, and neither knows how the other works. Everything
+here is frozen and holds only strings, numbers and tuples, so a finding can be written to JSON and
+read by another program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+__all__ = ["Chart", "Comparison", "Finding", "Line", "Reference", "Table", "Word"]
+
+Word = Literal["supported", "not supported", "undecided"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One curve: ``y`` over ``x``, with an optional band from ``low`` to ``high``.
+
+    ``y``, ``low`` and ``high`` may hold None where nothing was measured (a diverged run).
+    """
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    role: Literal["data", "published", "theory"] = "data"
+    # Lines of the same arm share a colour throughout a page; this is the arm's name.
+    arm: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A chart as data. ``text`` says in words what it shows, for those who cannot see it."""
+
+    key: str
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    text: str
+    x_log: bool = False
+    y_log: bool = False
+    markers: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table as data; every cell is text or a number."""
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The paired effect that decides a claim: arm A minus arm B, seed by seed, with its interval.
+
+    ``low`` and ``high`` bound the 95 % interval of the mean difference; positive favours the
+    claim.
+    """
+
+    question: str
+    unit: str
+    effect: float
+    low: float
+    high: float
+    seeds: int
+    word: Word
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A published figure to print beside ours."""
+
+    source: str
+    figures: str
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """All that the report says about one claim."""
+
+    key: str  # "C1"
+    title: str
+    statement: str
+    sources: tuple[Reference, ...]
+    prediction: str
+    word: Word
+    sentence: str  # what we found, in one sentence with figures
+    comparisons: tuple[Comparison, ...]
+    charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
+    setup: tuple[tuple[str, str], ...]  # (what, value): data, model, optimizer, epochs, seeds
+    data: str  # "Fashion-MNIST, 20,000 + 10,000 images (system package)"
+    runs: int
+    diverged: int
+    seconds: float  # summed over its runs
+    # The rows behind the charts, offered for download: one dict per run and measurement.
+    records: tuple[dict[str, Any], ...] = ()

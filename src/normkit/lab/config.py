@@ -1,0 +1,145 @@
+"""One training, fully described by values: what a run is, and the key that names it.
+
+Two claims that need the same training share one run, because a run is stored under the SHA-256
+of its description. What cannot change the numbers (the number of threads or workers, where the
+data lie) is no part of the description; what can is.
+
+Fields at their default are left out of the text that is hashed, so a field added later leaves
+the keys of stored runs as they were. A change of what a field *means* raises ``FORMAT``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any, Literal
+
+from normkit.errors import OptionError, StoreError, explain
+
+__all__ = ["FORMAT", "Edition", "RunConfig"]
+
+FORMAT = 1
+"""Version of the meaning of the fields. Part of each key."""
+
+Edition = Literal["full", "subset"]
+_OPTIMIZERS = ("sgd", "adam", "adadelta", "rmsprop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The description of one training.
+
+    ``seed`` decides the initial weights, the images drawn from the training set, their order and
+    the masks of dropout; see :mod:`normkit.lab.training` for how two arms with one seed are
+    paired. ``edition`` says whether the images come from the whole data set or from the small
+    subset that is shipped. ``loss_every`` counts steps between two records of the training loss.
+    ``probes`` holds pairs (name, every how many steps), see :mod:`normkit.lab.probes`.
+
+    Raises:
+        OptionError: a field holds a value that no training can use.
+
+    >>> run = RunConfig(model="lenet5", norm="batch", lr=0.1, train_images=512, test_images=256,
+    ...                 batch_size=128, epochs=2, seed=0)
+    >>> run.steps
+    8
+    >>> run == RunConfig.from_json(run.to_json())
+    True
+    >>> len(run.key)
+    64
+    """
+
+    model: str
+    norm: str
+    act: str = "relu"
+    model_options: tuple[tuple[str, str | int | float | bool | None], ...] = ()
+    data: str = "fashion-mnist"
+    edition: Edition = "full"
+    train_images: int
+    test_images: int
+    size: int = 28
+    batch_size: int
+    optimizer: str = "sgd"
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: int
+    seed: int
+    loss_every: int = 5
+    probes: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images", "batch_size", "epochs", "loss_every", "size"):
+            value = getattr(self, name)
+            if value < 1:
+                raise OptionError(
+                    explain(f"{name} must be at least 1", repr(value), f"give {name}=1 or more")
+                )
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise OptionError(
+                explain("lr must be positive and finite", repr(self.lr), "give for example lr=0.1")
+            )
+        if self.optimizer not in _OPTIMIZERS:
+            raise OptionError(
+                explain(
+                    f"optimizer must be one of {', '.join(_OPTIMIZERS)}",
+                    repr(self.optimizer),
+                    "choose one of them",
+                )
+            )
+        for probe, every in self.probes:
+            if every < 1:
+                raise OptionError(
+                    explain("a probe reads every 1 step or more", f"{probe}: {every}", "raise it")
+                )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last batch may be smaller than the others."""
+        return math.ceil(self.train_images / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def images(self) -> int:
+        """Images that go through a training step, all epochs together: a measure of cost."""
+        return self.epochs * self.train_images
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical description and of ``FORMAT``, in hexadecimal."""
+        return hashlib.sha256(f"{FORMAT}:{self.to_json()}".encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The canonical text: sorted names, no blanks, fields at their default left out."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.default is dataclasses.MISSING or getattr(self, field.name) != field.default
+        }
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            StoreError: the text has fields that this version does not know.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise StoreError(
+                explain(
+                    "a run may only use fields that this version of normkit knows",
+                    ", ".join(sorted(unknown)),
+                    "upgrade normkit, or name another store with --store",
+                )
+            )
+        for name in ("model_options", "probes"):
+            values[name] = tuple(tuple(pair) for pair in values.get(name, ()))
+        return cls(**values)

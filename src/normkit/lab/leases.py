@@ -1,0 +1,209 @@
+"""Who does which run: leases, so that two processes never train the same thing.
+
+A lease is taken in one transaction that succeeds for one process only. It names its owner by host
+and process number and is kept alive by a heartbeat. It can be taken over once its owner is dead:
+at once if the process is gone from this host, after ``STALE_SECONDS`` without a heartbeat
+otherwise. Each write of an owner checks, in the same transaction, that the lease is still its
+own; a process that was suspended and overtaken finds out at its next write and stops
+(:class:`LeaseLost`), so its numbers never mix with its successor's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from normkit.lab import machine
+from normkit.lab.database import guarded, open_database, transaction
+from normkit.lab.store import Store
+
+__all__ = ["STALE_SECONDS", "Lease", "LeaseLost", "acquire", "is_held"]
+
+STALE_SECONDS = 60.0
+BEAT_SECONDS = 5.0
+
+
+class LeaseLost(Exception):
+    """Another process has taken this run over; nothing of it may be written here any more."""
+
+
+def is_held(status: str, host: str, pid: int, beat: float) -> bool:
+    """Whether a run has an owner who is alive.
+
+    >>> is_held("running", machine.host(), os.getpid(), time.time())
+    True
+    >>> is_held("running", "elsewhere", 1, time.time() - 2 * STALE_SECONDS)
+    False
+    """
+    if status != "running":
+        return False
+    if host == machine.host() and machine.is_alive(pid) is False:
+        return False
+    return time.time() - beat < STALE_SECONDS
+
+
+def acquire(store: Store, key: str) -> Lease | None:
+    """Take the lease of a run that waits, or whose owner is dead; None if it is not to be had.
+
+    What the dead owner measured after its last checkpoint is taken out, since the run goes on
+    from there and measures it again.
+    """
+    owner = uuid.uuid4().hex
+    with guarded(store.path), transaction(store.connection):
+        row = store.connection.execute(
+            "SELECT id, status, host, pid, beat FROM runs WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None or row["status"] in ("done", "diverged", "failed"):
+            return None
+        if is_held(row["status"], row["host"], row["pid"], row["beat"]):
+            return None
+        run = int(row["id"])
+        saved = store.connection.execute(
+            "SELECT step FROM checkpoints WHERE run = ?", (run,)
+        ).fetchone()
+        step = int(saved["step"]) if saved else 0
+        for table in ("metrics", "vectors"):
+            store.connection.execute(
+                f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, step)
+            )
+        store.connection.execute(
+            "UPDATE runs SET status = 'running', owner = ?, host = ?, pid = ?, beat = ?, step = ?, "
+            "versions = ?, machine = ? WHERE id = ?",
+            (
+                owner,
+                machine.host(),
+                os.getpid(),
+                time.time(),
+                step,
+                json.dumps(machine.versions()),
+                machine.summary(),
+                run,
+            ),
+        )
+    return Lease(store, run, owner)
+
+
+class Lease:
+    """The right to write one run. Made by :func:`acquire`."""
+
+    def __init__(self, store: Store, run: int, owner: str) -> None:
+        self._store = store
+        self._run = run
+        self._owner = owner
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction in which the lease is known to be ours."""
+        with guarded(self._store.path), transaction(self._store.connection):
+            changed = self._store.connection.execute(
+                "UPDATE runs SET beat = ? WHERE id = ? AND owner = ? AND status = 'running'",
+                (time.time(), self._run, self._owner),
+            ).rowcount
+            if changed == 0:
+                raise LeaseLost
+            yield
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Keep the lease alive meanwhile, also through steps that take minutes."""
+        done = threading.Event()
+        thread = threading.Thread(
+            target=_beat, args=(self._store.path, self._run, self._owner, done), daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def measured(
+        self,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float | None],
+        vectors: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Record what was measured at a step, and that the run has come so far."""
+        with self._writing():
+            connection = self._store.connection
+            connection.execute("UPDATE runs SET step = ? WHERE id = ?", (step, self._run))
+            connection.executemany(
+                "INSERT OR REPLACE INTO metrics (run, name, step, epoch, value) "
+                "VALUES (?, ?, ?, ?, ?)",
+                [(self._run, name, step, epoch, value) for name, value in metrics.items()],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO vectors (run, name, step, data) VALUES (?, ?, ?, ?)",
+                [
+                    (self._run, name, step, json.dumps(list(data)))
+                    for name, data in (vectors or {}).items()
+                ],
+            )
+
+    def checkpoint(self, step: int, state: bytes) -> None:
+        """Keep the state from which the run can go on, in place of the one before."""
+        with self._writing():
+            self._store.connection.execute(
+                "INSERT OR REPLACE INTO checkpoints (run, step, state) VALUES (?, ?, ?)",
+                (self._run, step, state),
+            )
+
+    def resume(self) -> bytes | None:
+        """The state of the last checkpoint, None if the run starts from the beginning."""
+        with guarded(self._store.path):
+            row = self._store.connection.execute(
+                "SELECT state FROM checkpoints WHERE run = ?", (self._run,)
+            ).fetchone()
+        return bytes(row["state"]) if row else None
+
+    def finish(self, *, seconds: float, diverged_step: int | None) -> None:
+        """The run is a result; its checkpoint is no longer needed."""
+        status = "done" if diverged_step is None else "diverged"
+        self._end(status, seconds=seconds, diverged_step=diverged_step)
+
+    def fail(self, error: str) -> None:
+        """The run cannot be done, for the reason given."""
+        self._end("failed", error=error)
+
+    def release(self) -> None:
+        """Give the run back unfinished; it goes on from its checkpoint."""
+        self._end("waiting")
+
+    def _end(
+        self,
+        status: str,
+        *,
+        seconds: float = 0.0,
+        diverged_step: int | None = None,
+        error: str = "",
+    ) -> None:
+        with self._writing():
+            connection = self._store.connection
+            connection.execute(
+                "UPDATE runs SET status = ?, seconds = ?, diverged_step = ?, error = ?, "
+                "finished = ?, owner = '' WHERE id = ?",
+                (status, seconds, diverged_step, error, time.time(), self._run),
+            )
+            if status in ("done", "diverged"):
+                connection.execute("DELETE FROM checkpoints WHERE run = ?", (self._run,))
+
+
+def _beat(path: Path, run: int, owner: str, done: threading.Event) -> None:
+    # A connection of its own: SQLite's may not be shared between threads.
+    connection = open_database(path, create=False, check=False)
+    try:
+        while not done.wait(BEAT_SECONDS):
+            with contextlib.suppress(Exception):  # a missed beat is no reason to lose the run
+                connection.execute(
+                    "UPDATE runs SET beat = ? WHERE id = ? AND owner = ?",
+                    (time.time(), run, owner),
+                )
+    finally:
+        connection.close()

@@ -1,0 +1,231 @@
+"""The store: every run, as it goes, in one SQLite file.
+
+What is written when: a run's row when it is planned; its metrics at each recorded step, each in a
+transaction of its own; a checkpoint (model, optimizer, generators) at the end of each epoch and
+every few seconds between. A process that is killed loses the step in progress; the run goes on
+from its last checkpoint and writes what came after it again, to the same last bit.
+
+A worker owns a run by a *lease*, see :mod:`normkit.lab.leases`. This file plans and reads;
+only a lease writes results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from normkit.lab.config import RunConfig
+from normkit.lab.database import guarded, open_database, transaction
+
+__all__ = ["Planned", "Run", "Status", "Store"]
+
+Status = Literal["waiting", "running", "done", "diverged", "failed"]
+Points = tuple[tuple[int, int, float | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run as stored: its description and all that was measured, as plain values.
+
+    ``metrics`` maps a name to points (step, epoch, value); a value is None where there was
+    nothing to measure. ``vectors`` maps a name to {step: numbers}.
+    """
+
+    config: RunConfig
+    status: Status
+    step: int
+    seconds: float
+    diverged_step: int | None
+    error: str
+    versions: Mapping[str, str]
+    machine: str
+    finished: float | None
+    metrics: Mapping[str, Points]
+    vectors: Mapping[str, Mapping[int, tuple[float, ...]]]
+
+    @property
+    def finished_training(self) -> bool:
+        """Whether this is a result: trained to the end, or diverged, which is a result too."""
+        return self.status in ("done", "diverged")
+
+    def by_epoch(self, name: str) -> tuple[float | None, ...]:
+        """The values of a metric that is measured once an epoch, in order."""
+        return tuple(value for _, _, value in self.metrics.get(name, ()))
+
+    def last(self, name: str) -> float | None:
+        """The last value of a metric, None if there is none."""
+        points = self.metrics.get(name, ())
+        return points[-1][2] if points else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run with the part it plays in a claim."""
+
+    arm: str
+    run: Run
+
+
+class Store:
+    """A store file, open. Use it in ``with``, or call :meth:`close`.
+
+    Raises:
+        StoreError: the file is missing and ``create`` is false, is damaged, is not ours, or comes
+            from a newer normkit; see :func:`normkit.lab.database.open_database`.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> run = RunConfig(model="lenet5", norm="batch", lr=0.1, train_images=512, test_images=256,
+    ...                 batch_size=128, epochs=2, seed=0)
+    >>> with Store(Path(folder.name) / "lab.sqlite") as store:
+    ...     store.plan("C1", "quick", [("with BN", run)])
+    ...     [(planned.arm, planned.run.status) for planned in store.planned("C1", "quick")]
+    [('with BN', 'waiting')]
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, path: Path, *, create: bool = True, check: bool = True) -> None:
+        self.path = Path(path)
+        self.connection = open_database(self.path, create=create, check=check)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. A closed store can do nothing more."""
+        self.connection.close()
+
+    # Planning -------------------------------------------------------------------------------
+
+    def plan(self, claim: str, preset: str, runs: Sequence[tuple[str, RunConfig]]) -> None:
+        """Note which runs a claim needs, by arm; runs that are known already are shared."""
+        with guarded(self.path), transaction(self.connection):
+            self.connection.execute(
+                "DELETE FROM plans WHERE claim = ? AND preset = ?", (claim, preset)
+            )
+            for position, (arm, config) in enumerate(runs):
+                identity = self._add(config)
+                self.connection.execute(
+                    "INSERT INTO plans (claim, preset, position, arm, run) VALUES (?, ?, ?, ?, ?)",
+                    (claim, preset, position, arm, identity),
+                )
+
+    def add(self, config: RunConfig) -> None:
+        """Note a run that no claim asks for."""
+        with guarded(self.path), transaction(self.connection):
+            self._add(config)
+
+    def _add(self, config: RunConfig) -> int:
+        key = config.key
+        self.connection.execute(
+            "INSERT INTO runs (key, config, seed, steps, created) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (key) DO NOTHING",
+            (key, config.to_json(), config.seed, config.steps, time.time()),
+        )
+        found = self.connection.execute("SELECT id FROM runs WHERE key = ?", (key,)).fetchone()
+        return int(found["id"])
+
+    def retry_failed(self, keys: Iterable[str]) -> None:
+        """Make failed runs wait again, so that they are tried once more."""
+        with guarded(self.path), transaction(self.connection):
+            self.connection.executemany(
+                "UPDATE runs SET status = 'waiting', error = '' "
+                "WHERE key = ? AND status = 'failed'",
+                [(key,) for key in keys],
+            )
+
+    # Facts ----------------------------------------------------------------------------------
+
+    def note(self, name: str, value: str) -> None:
+        """Keep a fact about the store, such as the preset of the last call."""
+        with guarded(self.path), transaction(self.connection):
+            self.connection.execute(
+                "INSERT INTO facts (name, value) VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (name, value),
+            )
+
+    def fact(self, name: str) -> str | None:
+        """Read a fact, None if it was never noted."""
+        with guarded(self.path):
+            row = self.connection.execute(
+                "SELECT value FROM facts WHERE name = ?", (name,)
+            ).fetchone()
+        return str(row["value"]) if row else None
+
+    # Reading --------------------------------------------------------------------------------
+
+    def progress(self, keys: Iterable[str]) -> dict[str, tuple[Status, int, int]]:
+        """Of each run: its status, the step it has reached, the steps it has in all."""
+        with guarded(self.path):
+            rows = self.connection.execute("SELECT key, status, step, steps FROM runs").fetchall()
+        wanted = set(keys)
+        return {
+            row["key"]: (row["status"], row["step"], row["steps"])
+            for row in rows
+            if row["key"] in wanted
+        }
+
+    def planned(self, claim: str, preset: str) -> list[Planned]:
+        """The runs of a claim in the order planned, whatever their status."""
+        with guarded(self.path):
+            rows = self.connection.execute(
+                "SELECT plans.arm AS arm, runs.* FROM plans JOIN runs ON runs.id = plans.run "
+                "WHERE claim = ? AND preset = ? ORDER BY position",
+                (claim, preset),
+            ).fetchall()
+            return [Planned(row["arm"], self._read(row)) for row in rows]
+
+    def plans(self) -> list[tuple[str, str]]:
+        """The pairs (claim, preset) that were ever planned."""
+        with guarded(self.path):
+            rows = self.connection.execute(
+                "SELECT DISTINCT claim, preset FROM plans ORDER BY claim, preset"
+            ).fetchall()
+        return [(row["claim"], row["preset"]) for row in rows]
+
+    def get(self, key: str) -> Run | None:
+        """The run with this key, None if it is not known."""
+        with guarded(self.path):
+            row = self.connection.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone()
+            return self._read(row) if row else None
+
+    def _read(self, row: sqlite3.Row) -> Run:
+        metrics: dict[str, list[tuple[int, int, float | None]]] = {}
+        for name, step, epoch, value in self.connection.execute(
+            "SELECT name, step, epoch, value FROM metrics WHERE run = ? ORDER BY name, step",
+            (row["id"],),
+        ):
+            metrics.setdefault(name, []).append((step, epoch, value))
+        vectors: dict[str, dict[int, tuple[float, ...]]] = {}
+        for name, step, data in self.connection.execute(
+            "SELECT name, step, data FROM vectors WHERE run = ? ORDER BY name, step", (row["id"],)
+        ):
+            vectors.setdefault(name, {})[step] = tuple(json.loads(data))
+        return Run(
+            config=RunConfig.from_json(row["config"]),
+            status=row["status"],
+            step=row["step"],
+            seconds=row["seconds"],
+            diverged_step=row["diverged_step"],
+            error=row["error"],
+            versions=json.loads(row["versions"]),
+            machine=row["machine"],
+            finished=row["finished"],
+            metrics={name: tuple(points) for name, points in metrics.items()},
+            vectors=vectors,
+        )

@@ -1,1 +1,14 @@
-"""."""
+"""The networks of the experiments, by name and with any normalizer.
+
+>>> from normkit.lab import models
+>>> plain = models.build("resnet18", norm="none", in_channels=3, size=32)
+>>> sum(p.numel() for p in plain.parameters())
+11164362
+"""
+
+from __future__ import annotations
+
+from normkit.lab.models.parts import ACTIVATIONS, NORMS, PLACES, NormFactory
+from normkit.lab.models.registry import MODELS, build
+
+__all__ = ["ACTIVATIONS", "MODELS", "NORMS", "PLACES", "NormFactory", "build"]

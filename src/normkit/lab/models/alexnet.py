@@ -1,0 +1,79 @@
+"""AlexNet: with dropout where it has no normalizer, without where it has one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from normkit.errors import OptionError, explain
+from normkit.lab.models.parts import Image, Layers, initialise, pooled, too_small, whole
+
+__all__ = ["alexnet"]
+
+# (channels, kernel, padding, pooled afterwards) of convolutions 2 to 5.
+_SMALL = ((192, 3, 1, True), (384, 3, 1, False), (256, 3, 1, False), (256, 3, 1, True))
+_LARGE = ((192, 5, 2, True), (384, 3, 1, False), (256, 3, 1, False), (256, 3, 1, True))
+
+
+def alexnet(
+    layers: Layers,
+    image: Image,
+    *,
+    dropout: float | None = None,
+    hidden: int = 4096,
+    init: str = "pytorch",
+) -> nn.Sequential:
+    """AlexNet with five convolutions and three dense layers, the one-tower version.
+
+    From 64 pixels on it is the network of Krizhevsky 2014 (arXiv 1404.5997): first convolution
+    11×11 with stride 4, 3×3 pooling with stride 2; 61,100,840 parameters at 224 pixels, 3 channels
+    and 1000 classes. Smaller images would not outlast that: for them the first convolution is 3×3
+    with stride 2, the second 3×3, and pooling is 2×2.
+
+    Every convolution is followed by normalizer, activation and perhaps pooling, every hidden dense
+    layer by normalizer and activation. Dropout stands before each hidden dense layer.
+
+    Args:
+        dropout: probability; None is 0.5 without a normalizer and 0 with one (Ioffe & Szegedy
+            2015 §4.2.1 take dropout out). Give a number for any other combination.
+        hidden: width of the two hidden dense layers. 4096 is AlexNet's, and most of its cost.
+        init: see :func:`normkit.lab.models.parts.initialise`.
+    """
+    too_small("alexnet", image.size, 16)
+    whole("hidden", hidden)
+    if dropout is None:
+        dropout = 0.5 if layers.plain else 0.0
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise OptionError(
+            explain("dropout must be at least 0 and below 1", repr(dropout), "use 0 to have none")
+        )
+    small = image.size < 64
+    kernel, stride, padding, pool = (3, 2, 1, 2) if small else (11, 4, 2, 3)
+
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    side, before = image.size, image.channels
+    first = (64, kernel, padding, True)
+    for i, (channels, k, pad, pools) in enumerate((first, *(_SMALL if small else _LARGE)), 1):
+        step = stride if i == 1 else 1
+        parts[f"conv{i}"] = nn.Conv2d(before, channels, k, stride=step, padding=pad)
+        parts[f"norm{i}"] = layers.conv_norm(channels)
+        parts[f"act{i}"] = layers.activation()
+        side = pooled(side, k, step, pad)
+        if pools:
+            parts[f"pool{i}"] = nn.MaxPool2d(pool, 2)
+            side = pooled(side, pool, 2)
+        before = channels
+    parts["flatten"] = nn.Flatten()
+    before *= side * side
+    for i in (1, 2):
+        if dropout:
+            parts[f"dropout{i}"] = nn.Dropout(dropout)
+        parts[f"fc{i}"] = nn.Linear(before, hidden)
+        parts[f"norm{i + 5}"] = layers.dense_norm(hidden)
+        parts[f"act{i + 5}"] = layers.activation()
+        before = hidden
+    parts["fc3"] = nn.Linear(before, image.classes)
+    model = nn.Sequential(parts)
+    initialise(model, init)
+    return model

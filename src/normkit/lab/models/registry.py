@@ -1,0 +1,108 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from normkit.errors import OptionError, explain
+from normkit.lab.models.alexnet import alexnet
+from normkit.lab.models.densenet import densenet, densenet121
+from normkit.lab.models.lenet import convnet4, lenet5
+from normkit.lab.models.parts import Image, Maker, NormFactory, choice, layers_for, whole
+from normkit.lab.models.quick import cifar10_quick
+from normkit.lab.models.resnet import RESNETS
+
+__all__ = ["MODELS", "build"]
+
+_MAKERS: dict[str, Maker] = {
+    "lenet5": lenet5,
+    "convnet4": convnet4,
+    "alexnet": alexnet,
+    "cifar10-quick": cifar10_quick,
+    **RESNETS,
+    "densenet": densenet,
+    "densenet121": densenet121,
+}
+MODELS: tuple[str, ...] = tuple(_MAKERS)
+"""The names that :func:`build` knows."""
+
+
+def _options(maker: Maker) -> tuple[str, ...]:
+    # A depth that is part of the name ("resnet34") is no option any more.
+    bound = getattr(maker, "keywords", {})
+    return tuple(
+        name
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in bound
+    )
+
+
+def build(
+    name: str,
+    *,
+    norm: str | NormFactory = "batch",
+    act: str = "relu",
+    in_channels: int = 1,
+    classes: int = 10,
+    size: int = 28,
+    norm_at: str = "all",
+    affine: bool = True,
+    **options: Any,
+) -> nn.Module:
+    """Build a network: images (N, in_channels, size, size) to logits (N, classes).
+
+    In every network the normalizer and the activation are modules of their own, one after the
+    other, named ``norm…`` and ``act…``. Under the same ``torch.manual_seed`` all choices of
+    ``norm``, ``norm_at`` and ``affine`` start from the same weights.
+
+    Args:
+        name: one of :data:`MODELS`.
+        norm: "none", "batch" (normkit's BatchNorm), "torch-batch" (PyTorch's), "layer" (over
+            channels and space), "group" (:func:`~normkit.lab.models.parts.groups_for` says how
+            many groups), "instance" (after convolutions only: a dense feature is alone in its
+            channel), or a factory called as ``norm(channels, rank)``, rank 0 for dense input and 2
+            for images.
+        act: "relu", "sigmoid", "tanh", "silu", "gelu" or "leaky_relu".
+        in_channels: channels of the images.
+        classes: how many logits.
+        size: side of the images, in pixels.
+        norm_at: normalise after convolutions ("conv"), after hidden dense layers ("fc") or after
+            both ("all").
+        affine: False leaves out the normalizers' γ and β.
+        options: the network's own, listed in its docstring: ``padding`` and ``pool`` for lenet5,
+            ``dropout`` and ``hidden`` for alexnet, ``residual``, ``width`` and ``zero_init`` for
+            the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for densenet, and
+            ``init`` for all.
+
+    Returns:
+        The network in training mode, on the CPU, in the default float type.
+
+    Raises:
+        OptionError: an unknown name, normalizer, activation, place or option; an image too small
+            for the network.
+        TypeMismatchError: a number that is not an int, ``affine`` not a bool.
+
+    >>> import torch
+    >>> model = build("lenet5", norm="torch-batch")
+    >>> model(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    >>> type(model.norm1).__name__, type(model.norm3).__name__
+    ('BatchNorm2d', 'BatchNorm1d')
+    """
+    maker = _MAKERS[choice("the network's name", name, MODELS)]
+    layers = layers_for(norm, act, norm_at, affine)
+    image = Image(whole("in_channels", in_channels), whole("size", size), whole("classes", classes))
+    allowed = _options(maker)
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise OptionError(
+            explain(
+                f"{name} has the options {', '.join(allowed)}",
+                ", ".join(unknown),
+                "leave it out, or correct its spelling",
+            )
+        )
+    return maker(layers, image, **options)

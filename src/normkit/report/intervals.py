@@ -1,0 +1,93 @@
+"""Effects with their intervals: the words beside the picture, and where the picture's marks go."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from normkit.lab.findings import Comparison
+from normkit.report.text import number
+
+__all__ = ["HALF", "Interval", "interval", "reach"]
+
+# Half the width of the little picture, in its own units; zero lies in the middle.
+HALF = 70.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """One comparison, ready to print.
+
+    ``dot``, ``low`` and ``high`` are horizontal places in the picture, None where there is
+    nothing to draw. ``open_low`` and ``open_high`` say that the whisker runs out of the picture.
+    """
+
+    effect: str
+    bounds: str
+    dot: float | None
+    low: float | None
+    high: float | None
+    open_low: bool = False
+    open_high: bool = False
+
+
+def reach(comparisons: Sequence[Comparison]) -> float:
+    """The largest finite figure among the comparisons, so that they can share one scale.
+
+    >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "undecided")])
+    2.5
+    """
+    values = [abs(v) for c in comparisons for v in (c.effect, c.low, c.high) if math.isfinite(v)]
+    return max(values, default=0.0)
+
+
+def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
+    """Words and places for one comparison; ``scale`` is what the edge of the picture stands for.
+
+    Without a scale, the comparison fills its picture.
+
+    >>> shown = interval(Comparison("?", "points", 1.834, 1.2, 2.468, 10, "supported"))
+    >>> shown.effect, shown.bounds
+    ('+1.83', '+1.20 to +2.47')
+    >>> interval(Comparison("?", "points", float("nan"), 0.0, 0.0, 0, "undecided")).dot is None
+    True
+    """
+    effect, low, high = comparison.effect, comparison.low, comparison.high
+    scale = scale or reach([comparison])
+    decimals = _decimals(effect, low, high)
+
+    def text(value: float) -> str:
+        return number(value, decimals=decimals, signed=True)
+
+    bounded = not (math.isnan(low) or math.isnan(high))
+    words = f"{text(low)} to {text(high)}" if bounded else ""
+    if not math.isfinite(effect):
+        return Interval(text(effect), words, None, None, None)
+
+    def place(value: float) -> float:
+        if math.isinf(value):
+            return math.copysign(HALF, value)
+        # A margin keeps the dot and the whisker's caps inside the picture.
+        share = max(-1.0, min(1.0, value / scale)) if scale else 0.0
+        return round(share * HALF * 0.92, 2)
+
+    return Interval(
+        effect=text(effect),
+        bounds=words,
+        dot=place(effect),
+        low=place(low) if bounded else None,
+        high=place(high) if bounded else None,
+        open_low=math.isinf(low),
+        open_high=math.isinf(high),
+    )
+
+
+def _decimals(effect: float, low: float, high: float) -> int | None:
+    """As many decimals as the interval's width deserves: two significant digits of its half."""
+    half = abs(high - low) / 2 if math.isfinite(high - low) else abs(effect)
+    if not math.isfinite(half) or half == 0:
+        return None
+    if half < 1e-5:
+        return None
+    return max(0, min(6, 1 - math.floor(math.log10(half))))

@@ -1,0 +1,228 @@
+"""The page: findings in, one self-contained HTML file out.
+
+The page asks the network for nothing, and its content security policy forbids it to: scripts and
+styles run only if they are the very ones written here, told by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from normkit.errors import StoreError, explain
+from normkit.lab.findings import Chart, Comparison, Finding, Word
+from normkit.report import charts, intervals, payload, text
+
+__all__ = ["render", "write"]
+
+_WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChartView:
+    """A chart, and what the template needs beside it."""
+
+    id: str
+    chart: Chart
+    keys: list[charts.Key]
+    numbers: charts.Numbers | None
+    block: Markup
+
+    @property
+    def banded(self) -> bool:
+        """Whether a curve of the chart has a band."""
+        return any(line.low and line.high for line in self.chart.lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimView:
+    """A finding, and what the template needs beside it."""
+
+    id: str
+    finding: Finding
+    charts: list[ChartView]
+    # Each on its own scale for the overview, all on one scale for the claim's own table.
+    overview: tuple[Comparison, intervals.Interval] | None
+    comparisons: list[tuple[Comparison, intervals.Interval]]
+    download: payload.Download
+
+
+def write(findings: Sequence[Finding], path: Path, *, about: Mapping[str, str]) -> Path:
+    """Write the report of ``findings`` to ``path`` and return the path.
+
+    The file is one HTML page that opens without a network and carries its charts, its data and
+    the program that draws them. It appears whole or not at all: it is written beside its place
+    and moved there. Missing folders are made.
+
+    Args:
+        findings: what the lab found, in the order in which the page shows it. None at all is
+            allowed; the page then says how to get some.
+        path: the file to write; one that exists is replaced.
+        about: what the page says about itself: versions, machine, date, preset, total time, each
+            under its own name. ``notice``, if there, is shown where no reader can miss it.
+
+    Raises:
+        StoreError: the folder or the file cannot be written.
+
+    See the example in :mod:`normkit.report`.
+    """
+    path = Path(path)
+    # Lone surrogates have no bytes; everything else passes unchanged.
+    content = render(findings, about=about).encode("utf-8", errors="replace")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(content)
+            # Path.replace, not rename: on every system it takes the place of an older report.
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(
+            explain(
+                "the report needs a file that can be written",
+                f"{str(path)!r}: {error.strerror or error}",
+                "name a file in a folder of your own, such as report.html",
+            )
+        ) from error
+    return path
+
+
+def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
+    """The page as text; :func:`write` puts it in its place.
+
+    >>> page = render([], about={"notice": "a <small> trial"})
+    >>> "a &lt;small&gt; trial" in page, "http-equiv=" in page
+    (True, True)
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("normkit.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=text.number,
+        duration=text.duration,
+        label=text.label,
+        safe_url=text.safe_url,
+        shorten=text.shorten,
+    )
+    scripts = {
+        "theme": _source(environment, "theme.js"),
+        "plotly": get_plotlyjs(),
+        "page": _source(environment, "page.js"),
+    }
+    styles = {
+        "page": _source(environment, "style.css"),
+        # plotly.js fills this sheet through its rules, which the policy allows; a sheet that it
+        # made itself would be refused.
+        "plotly": "/* rules of plotly.js */",
+    }
+    claims = _claims(findings)
+    tally = Counter(finding.word for finding in findings)
+    return environment.get_template("page.html.j2").render(
+        claims=claims,
+        tally=[(word, tally[word]) for word in _WORDS if tally[word]],
+        runs=sum(finding.runs for finding in findings),
+        seconds=sum(finding.seconds for finding in findings),
+        about={key: value for key, value in about.items() if key != "notice"},
+        notice=about.get("notice", ""),
+        half=intervals.HALF,
+        verdicts=_verdicts(findings),
+        policy=_policy(scripts.values(), styles.values()),
+        scripts={name: Markup(source) for name, source in scripts.items()},
+        styles={name: Markup(source) for name, source in styles.items()},
+    )
+
+
+def _claims(findings: Sequence[Finding]) -> list[ClaimView]:
+    colours = charts.palette(chart for finding in findings for chart in finding.charts)
+    names = _unique([text.slug(finding.key) for finding in findings])
+    views = []
+    for name, finding, download in zip(
+        names, findings, payload.downloads(findings, names), strict=True
+    ):
+        scale = intervals.reach(finding.comparisons)
+        pictures = [
+            ChartView(
+                id=f"{name}-chart-{index}",
+                chart=chart,
+                keys=charts.keys(chart, colours),
+                numbers=charts.numbers(chart),
+                block=payload.embed(charts.spec(chart, colours), compress=False),
+            )
+            for index, chart in enumerate(finding.charts, 1)
+        ]
+        first = finding.comparisons[:1]
+        views.append(
+            ClaimView(
+                id=name,
+                finding=finding,
+                charts=pictures,
+                overview=(first[0], intervals.interval(first[0])) if first else None,
+                comparisons=[(one, intervals.interval(one, scale)) for one in finding.comparisons],
+                download=download,
+            )
+        )
+    return views
+
+
+def _verdicts(findings: Sequence[Finding]) -> Markup:
+    """The overview as a download: one row for each comparison."""
+    rows: list[dict[str, Any]] = [
+        {"claim": finding.key, "title": finding.title, "verdict": finding.word, **row}
+        for finding in findings
+        for row in ([dataclasses.asdict(one) for one in finding.comparisons] or [{}])
+    ]
+    about = {"what": "verdicts of normkit's lab"}
+    return payload.embed({"name": "normkit-verdicts", "about": about, **payload.table(rows)})
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names made different by a number, whatever their case: they become file names too."""
+    # The page's own identifiers come first.
+    seen: Counter[str] = Counter(("main", "theme", "title", "top", "verdicts"))
+    made = []
+    for name in names:
+        seen[name.lower()] += 1
+        count = seen[name.lower()]
+        made.append(name if count == 1 else f"{name}--{count}")
+    return made
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    """A file of the templates folder as it is: code is not a template."""
+    if environment.loader is None:  # pragma: no cover - set where it is made
+        raise AssertionError("the environment has no loader")
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _policy(scripts: Any, styles: Any) -> str:
+    def hashes(sources: Any) -> str:
+        digests = (hashlib.sha256(source.encode()).digest() for source in sources)
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {hashes(scripts)}",
+            f"style-src {hashes(styles)}",
+            # A chart saved as a picture passes through an image of the page's own making.
+            "img-src data: blob:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )

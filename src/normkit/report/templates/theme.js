@@ -1,0 +1,11 @@
+// Before anything is painted: the theme that was chosen last time, and that scripts run at all.
+(() => {
+  const root = document.documentElement;
+  root.classList.add("scripted");
+  try {
+    const kept = localStorage.getItem("normkit-theme");
+    if (kept === "dark" || kept === "light") root.dataset.theme = kept;
+  } catch {
+    // No storage, as in a private window: the system's theme it is.
+  }
+})();

@@ -5,7 +5,7 @@ and process number and is kept alive by a heartbeat. It can be taken over once i
 at once if the process is gone from this host, after ``STALE_SECONDS`` without a heartbeat
 otherwise. Each write of an owner checks, in the same transaction, that the lease is still its
 own; a process that was suspended and overtaken finds out at its next write and stops
-(:class:`LeaseLost`), so its numbers never mix with its successor's.
+(:class:`LeaseLostError`), so its numbers never mix with its successor's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from normkit.lab import machine
 from normkit.lab.database import guarded, open_database, transaction
 from normkit.lab.store import Store
 
-__all__ = ["STALE_SECONDS", "Lease", "LeaseLost", "acquire", "is_held"]
+__all__ = ["STALE_SECONDS", "Lease", "LeaseLostError", "acquire", "is_held"]
 
 STALE_SECONDS = 60.0
 BEAT_SECONDS = 5.0
 
 
-class LeaseLost(Exception):
+class LeaseLostError(Exception):
     """Another process has taken this run over; nothing of it may be written here any more."""
 
 
@@ -69,9 +69,7 @@ def acquire(store: Store, key: str) -> Lease | None:
         ).fetchone()
         step = int(saved["step"]) if saved else 0
         for table in ("metrics", "vectors"):
-            store.connection.execute(
-                f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, step)
-            )
+            store.connection.execute(f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, step))
         store.connection.execute(
             "UPDATE runs SET status = 'running', owner = ?, host = ?, pid = ?, beat = ?, step = ?, "
             "versions = ?, machine = ? WHERE id = ?",
@@ -106,7 +104,7 @@ class Lease:
                 (time.time(), self._run, self._owner),
             ).rowcount
             if changed == 0:
-                raise LeaseLost
+                raise LeaseLostError
             yield
 
     @contextlib.contextmanager

@@ -1,0 +1,130 @@
+"""What a claim is: words, a plan of runs, and a way to judge them.
+
+A claim's file holds all of it: where the claim comes from, what was published, what is predicted,
+which arms are trained at each preset, what is measured, which endpoint decides and why, and what
+is drawn. The endpoint is fixed before the runs are made. The file ends in ``CLAIM``, and
+:mod:`normkit.lab.claims.registry` finds it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from normkit.lab.config import Edition, RunConfig
+from normkit.lab.findings import Chart, Comparison, Reference, Table, Word
+from normkit.lab.store import Planned, Run
+
+__all__ = ["PRESETS", "Arms", "Available", "Claim", "Evidence", "Judgement", "Preset"]
+
+Preset = Literal["quick", "full"]
+PRESETS: tuple[Preset, ...] = ("quick", "full")
+
+Arms = list[tuple[str, RunConfig]]
+"""The runs of a claim, each with the name of the arm it belongs to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Available:
+    """The data that are there: which edition, and how many images it has.
+
+    >>> Available("subset", train=2000, test=1000).at_most(20_000, 10_000)
+    {'edition': 'subset', 'train_images': 2000, 'test_images': 1000}
+    """
+
+    edition: Edition
+    train: int
+    test: int
+
+    def at_most(self, train: int, test: int) -> dict[str, Any]:
+        """The fields of a run that ask for so many images, or for all if there are fewer."""
+        return {
+            "edition": self.edition,
+            "train_images": min(train, self.train),
+            "test_images": min(test, self.test),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """The runs that were planned for a claim, each as far as it has come."""
+
+    preset: str
+    planned: tuple[Planned, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that are results."""
+        return [planned.run for planned in self.planned if planned.run.finished_training]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of the arms, in the order planned."""
+        return tuple(dict.fromkeys(planned.arm for planned in self.planned))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds planned."""
+        return tuple(sorted({planned.run.config.seed for planned in self.planned}))
+
+    def of(self, arm: str, **fields: Any) -> list[Run]:
+        """The results of an arm, by seed, with these values in their description."""
+        found = [
+            planned.run
+            for planned in self.planned
+            if planned.arm == arm
+            and planned.run.finished_training
+            and all(getattr(planned.run.config, name) == value for name, value in fields.items())
+        ]
+        return sorted(found, key=lambda run: run.config.seed)
+
+    def pairs(self, first: str, second: str, **fields: Any) -> list[tuple[Run, Run]]:
+        """The results of two arms, seed by seed, where both have one."""
+        others = {run.config.seed: run for run in self.of(second, **fields)}
+        return [
+            (run, others[run.config.seed])
+            for run in self.of(first, **fields)
+            if run.config.seed in others
+        ]
+
+    def coverage(self, pairs: int) -> str:
+        """How much of what was planned the result rests on, for a sentence.
+
+        >>> Evidence("quick", ()).coverage(0)
+        '0 of 0 seeds'
+        """
+        planned = len(self.seeds)
+        return f"{pairs} seeds" if pairs == planned else f"{pairs} of {planned} seeds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a claim makes of its evidence."""
+
+    word: Word
+    sentence: str
+    comparisons: Sequence[Comparison | None]
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim: see the module's text.
+
+    ``plan(preset, available)`` gives its runs by arm; ``judge(evidence)`` looks at what there is
+    of them, which may be nothing yet, and trains nothing. ``decision`` says which endpoint
+    decides, fixed before the runs. ``setup`` adds rows to those read from the runs.
+    """
+
+    key: str
+    title: str
+    statement: str
+    sources: tuple[Reference, ...]
+    prediction: str
+    decision: str
+    plan: Callable[[Preset, Available], Arms]
+    judge: Callable[[Evidence], Judgement]
+    data: str = "fashion-mnist"
+    setup: tuple[tuple[str, str], ...] = ()

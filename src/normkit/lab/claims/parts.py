@@ -1,0 +1,173 @@
+"""What several claims draw and compute alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from normkit.lab.claims.claim import Arms, Evidence
+from normkit.lab.config import RunConfig
+from normkit.lab.findings import Chart, Comparison, Line, Table
+from normkit.lab.store import Run
+from normkit.lab.verdicts import interval
+
+__all__ = [
+    "BN",
+    "CHANCE",
+    "WITH",
+    "WITHOUT",
+    "band",
+    "differences",
+    "figures",
+    "final_loss",
+    "metric_chart",
+    "on_and_off",
+    "seed_table",
+]
+
+WITH = "with BN"
+WITHOUT = "without BN"
+BN = "torch-batch"
+"""The normalizer of the arm with batch normalization."""
+
+CHANCE = math.log(10)
+"""The cross-entropy of guessing among ten classes, in nats."""
+
+Value = Callable[[Run], float | None]
+
+
+def final_loss(run: Run) -> float | None:
+    """Mean training loss of the last epoch; that of guessing, ln 10, where it is not finite."""
+    if "epoch_train_loss" not in run.metrics:
+        return None
+    loss = run.last("epoch_train_loss")
+    return CHANCE if loss is None else loss
+
+
+def on_and_off(make: Callable[[str, int], RunConfig], seeds: int) -> Arms:
+    """The two arms of most claims, seed by seed: ``make(norm, seed)`` describes each run."""
+    return [
+        (arm, make(norm, seed))
+        for seed in range(seeds)
+        for arm, norm in ((WITH, BN), (WITHOUT, "none"))
+    ]
+
+
+def differences(pairs: Sequence[tuple[Run, Run]], value: Value) -> list[float]:
+    """First minus second, pair by pair; pairs in which one has no value are left out."""
+    found = []
+    for first, second in pairs:
+        a, b = value(first), value(second)
+        if a is not None and b is not None:
+            found.append(a - b)
+    return found
+
+
+def figures(comparison: Comparison | None, *, scale: float = 1.0, digits: int = 2) -> str:
+    """An effect with its interval, for a sentence.
+
+    >>> figures(Comparison("", "", 0.031, 0.02, 0.042, 5, "supported"), scale=100, digits=1)
+    '+3.1 [+2.0, +4.2]'
+    """
+    if comparison is None:
+        return "not yet known"
+    effect, low, high = (
+        f"{value * scale:+.{digits}f}"
+        for value in (comparison.effect, comparison.low, comparison.high)
+    )
+    return f"{effect} [{low}, {high}]"
+
+
+def band(
+    label: str, arm: str, x: Sequence[float], rows: Sequence[Sequence[float | None]]
+) -> Line | None:
+    """The mean of several runs at each x, with its 95 % interval; None without a run.
+
+    ``rows`` has one row for each run. At an x where a run has no value (it diverged, or was not
+    recorded) the others are averaged and there is no band unless two are left.
+    """
+    if not rows or not x:
+        return None
+    means: list[float | None] = []
+    lows: list[float | None] = []
+    highs: list[float | None] = []
+    for index in range(len(x)):
+        values = [
+            value for row in rows if index < len(row) for value in [row[index]] if value is not None
+        ]
+        mean = low = high = None
+        if len(values) > 1:
+            mean, low, high = interval(values)
+        elif values:
+            mean = values[0]
+        means.append(mean)
+        lows.append(low)
+        highs.append(high)
+    return Line(label, tuple(x), tuple(means), tuple(lows), tuple(highs), arm=arm)
+
+
+def metric_chart(
+    evidence: Evidence,
+    metric: str,
+    *,
+    key: str,
+    title: str,
+    y_label: str,
+    by: str = "epoch",
+    extra: Sequence[Line] = (),
+) -> Chart | None:
+    """A metric along training, one line for each arm; None if nothing was measured.
+
+    ``by`` is "epoch", for what is measured at the end of each, or "step".
+    """
+    lines: list[Line] = []
+    words: list[str] = []
+    for arm in evidence.arms:
+        runs = [run for run in evidence.of(arm) if metric in run.metrics]
+        if not runs:
+            continue
+        longest = max(runs, key=lambda run: len(run.metrics[metric])).metrics[metric]
+        x = [epoch + 1 if by == "epoch" else step for step, epoch, _ in longest]
+        line = band(f"{arm} (mean of {len(runs)})", arm, x, [run.by_epoch(metric) for run in runs])
+        if line is not None:
+            lines.append(line)
+            first, last = line.y[0], line.y[-1]
+            if first is not None and last is not None:
+                words.append(f"{arm}: from {first:.3f} to {last:.3f}")
+    if not lines:
+        return None
+    return Chart(
+        key=key,
+        title=title,
+        x_label=by,
+        y_label=y_label,
+        lines=(*lines, *extra),
+        text=f"{title}. " + "; ".join(words) + ". The band is the 95 % interval of the mean.",
+        markers=by == "epoch",
+    )
+
+
+def seed_table(
+    evidence: Evidence,
+    columns: Sequence[tuple[str, Value]],
+    *,
+    key: str = "seeds",
+    title: str = "Seed by seed",
+    digits: int = 4,
+) -> Table:
+    """One row for each run: arm, seed, how it ended, and the columns' values."""
+    rows = []
+    for planned in evidence.planned:
+        run = planned.run
+        values = [value(run) if run.finished_training else None for _, value in columns]
+        status = run.status
+        ended = f"diverged at step {run.diverged_step}" if status == "diverged" else status
+        rows.append(
+            (
+                planned.arm,
+                run.config.seed,
+                ended,
+                *(None if value is None else round(value, digits) for value in values),
+            )
+        )
+    return Table(key, title, ("arm", "seed", "run", *(name for name, _ in columns)), tuple(rows))

@@ -1,0 +1,187 @@
+"""Where runs are carried out: a small protocol, and a pool of processes on this machine.
+
+The lab hands an executor one job after another and asks which have ended. Nothing else passes
+between them: results and progress go through the store. So an executor that sends its jobs to
+other machines (Ray, a cluster's queue) needs these four methods and nothing of the rest changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol
+
+from normkit.errors import OptionError, explain
+
+__all__ = ["Ended", "Executor", "Job", "LocalPool"]
+
+Job = Callable[[str, Callable[[], bool]], str]
+"""``job(argument, stopping)`` works, asks ``stopping()`` now and then, and says how it went."""
+
+GRACE_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A job that is over: ``result`` is what it returned, None if its worker died."""
+
+    argument: str
+    result: str | None
+
+
+class Executor(Protocol):
+    """What the lab asks of the place where runs are carried out."""
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can start at once."""
+
+    def submit(self, argument: str) -> None:
+        """Start the job on this argument."""
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The jobs that ended, as soon as there is one, or none when the time is over."""
+
+    def stop(self) -> None:
+        """Ask all jobs to end at their next step."""
+
+    def close(self) -> None:
+        """Wait for what runs, then give everything back."""
+
+
+# In a worker: what tells its jobs to stop. Set once, by ``_start``, when the process begins.
+_stop: multiprocessing.synchronize.Event | None = None
+_orphaned = threading.Event()
+
+
+class LocalPool:
+    """Worker processes on this machine, each with its own number of threads.
+
+    Each worker is a pool of one, so that a worker that dies (killed, out of memory) takes down
+    its own job only; the place is filled again with a new process. Processes are spawned, not
+    forked: a forked child of a process that has used torch's threads can hang.
+
+    One thread in each of several workers trains more runs in a time than several threads in one
+    worker, because small networks leave a second thread idle most of the time; ``docs/log.md``
+    has the ratio.
+
+    Args:
+        job: a function of a module's top level.
+        workers: how many processes.
+        threads: torch threads in each.
+
+    Raises:
+        OptionError: less than one worker or thread.
+    """
+
+    def __init__(self, job: Job, *, workers: int, threads: int = 1) -> None:
+        for name, value in (("workers", workers), ("threads", threads)):
+            if value < 1:
+                raise OptionError(
+                    explain(f"{name} must be at least 1", str(value), f"give {name} 1 or more")
+                )
+        self._job = job
+        self._threads = threads
+        self._context = multiprocessing.get_context("spawn")
+        self._event = self._context.Event()
+        self._idle: list[ProcessPoolExecutor] = []
+        self._unborn = workers
+        self._busy: dict[Future[str], tuple[str, ProcessPoolExecutor]] = {}
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can start at once."""
+        return len(self._idle) + self._unborn
+
+    def submit(self, argument: str) -> None:
+        """Start the job on this argument, in an idle worker or a new one."""
+        if self._idle:
+            worker = self._idle.pop()
+        else:
+            self._unborn -= 1
+            worker = ProcessPoolExecutor(
+                1,
+                mp_context=self._context,
+                initializer=_start,
+                initargs=(self._event, self._threads),
+            )
+        self._busy[worker.submit(_work, self._job, argument)] = (argument, worker)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The jobs that ended, as soon as there is one, or none when the time is over."""
+        if not self._busy:
+            time.sleep(seconds)
+            return []
+        ended = []
+        for future in wait(self._busy, timeout=seconds, return_when=FIRST_COMPLETED).done:
+            argument, worker = self._busy.pop(future)
+            try:
+                ended.append(Ended(argument, future.result()))
+                self._idle.append(worker)
+            except BrokenProcessPool:
+                worker.shutdown(wait=True)
+                self._unborn += 1
+                ended.append(Ended(argument, None))
+        return ended
+
+    def stop(self) -> None:
+        """Ask all jobs to end at their next step."""
+        self._event.set()
+
+    def close(self) -> None:
+        """Wait for what runs, then end the processes."""
+        workers = [*self._idle, *(worker for _, worker in self._busy.values())]
+        for worker in workers:
+            worker.shutdown(wait=True, cancel_futures=True)
+        self._idle, self._busy = [], {}
+
+    def __enter__(self) -> LocalPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.close()
+
+
+def _start(event: multiprocessing.synchronize.Event, threads: int) -> None:
+    """Make ready a new worker process."""
+    global _stop
+    _stop = event
+    # Ctrl-C reaches the whole group of processes. The parent alone answers it, with ``stop``.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_outlive_no_parent, daemon=True).start()
+    import torch  # here, as the parent may do without it
+
+    torch.set_num_threads(threads)
+
+
+def _outlive_no_parent() -> None:
+    """End this process soon after its parent, which may have been killed without warning.
+
+    Without this, a worker waits for its next job for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    with contextlib.suppress(OSError):
+        parent.join()
+    _orphaned.set()  # a job in progress saves its state and returns
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
+def _stopping() -> bool:
+    return _orphaned.is_set() or (_stop is not None and _stop.is_set())
+
+
+def _work(job: Job, argument: str) -> str:
+    return job(argument, _stopping)

@@ -1,0 +1,135 @@
+"""From a store to findings: reads, computes, trains nothing.
+
+A store that is not complete is judged with what is there, and the finding says how much that is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from normkit.lab.claims.claim import Claim, Evidence, Judgement
+from normkit.lab.claims.registry import all_claims
+from normkit.lab.config import RunConfig
+from normkit.lab.findings import Finding
+from normkit.lab.store import Planned, Store
+
+__all__ = ["finding", "judge", "last_preset"]
+
+RECORDED = ("epoch_train_loss", "test_accuracy", "test_loss")
+"""What each run's record lists, beside what it was."""
+
+
+def last_preset(store: Store) -> str | None:
+    """The preset of the last ``lab run`` on this store, None for a store that has seen none."""
+    return store.fact("preset")
+
+
+def judge(store: Store, preset: str, claims: Sequence[Claim] | None = None) -> list[Finding]:
+    """The findings of these claims, or of all that were planned at this preset, in order."""
+    planned = {claim for claim, at in store.plans() if at == preset}
+    chosen = all_claims().values() if claims is None else claims
+    return [
+        finding(
+            claim,
+            Evidence(preset, tuple(store.planned(claim.key, preset))),
+            data=_data(store, claim),
+        )
+        for claim in chosen
+        if claim.key in planned
+    ]
+
+
+def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
+    """Judge one claim. ``data`` says in words what the images are and where they are from."""
+    judgement: Judgement = claim.judge(evidence)
+    runs = evidence.runs
+    missing = len(evidence.planned) - len(runs)
+    sentence = judgement.sentence
+    if missing:
+        failed = sum(planned.run.status == "failed" for planned in evidence.planned)
+        failures = f", {failed} of them failed" if failed else ""
+        sentence = (
+            f"So far {len(runs)} of {len(evidence.planned)} runs are done ({missing} missing"
+            f"{failures}). {sentence}"
+        )
+    return Finding(
+        key=claim.key,
+        title=claim.title,
+        statement=claim.statement,
+        sources=claim.sources,
+        prediction=claim.prediction,
+        word=judgement.word,
+        sentence=sentence,
+        comparisons=tuple(each for each in judgement.comparisons if each is not None),
+        charts=tuple(judgement.charts),
+        tables=tuple(judgement.tables),
+        setup=_setup(claim, evidence),
+        data=_images(evidence, data),
+        runs=len(runs),
+        diverged=sum(run.status == "diverged" for run in runs),
+        seconds=sum(run.seconds for run in runs),
+        records=tuple(_record(claim, planned) for planned in evidence.planned),
+    )
+
+
+def _data(store: Store, claim: Claim) -> str:
+    return store.fact(f"data:{claim.data}") or claim.data
+
+
+def _images(evidence: Evidence, data: str) -> str:
+    if not evidence.planned:
+        return data
+    config = evidence.planned[0].run.config
+    part = f"{config.train_images:,} training + {config.test_images:,} test images"
+    return f"{data}: {part}" + (" (shipped subset)" if config.edition == "subset" else "")
+
+
+def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
+    """What was trained, read from the runs: each value that occurs, once."""
+    configs = [planned.run.config for planned in evidence.planned]
+
+    def values(name: str) -> str:
+        return ", ".join(dict.fromkeys(f"{getattr(config, name)}" for config in configs))
+
+    rows = [
+        ("model", values("model")),
+        ("activation", values("act")),
+        ("normalizer by arm", _norms(evidence)),
+        ("optimizer", values("optimizer")),
+        ("learning rate", values("lr")),
+        ("momentum", values("momentum")),
+        ("weight decay", values("weight_decay")),
+        ("batch size", values("batch_size")),
+        ("epochs", values("epochs")),
+        ("seeds", str(len(evidence.seeds))),
+        ("preset", evidence.preset),
+        ("decided by", claim.decision),
+    ]
+    return tuple(rows) + claim.setup if configs else claim.setup
+
+
+def _norms(evidence: Evidence) -> str:
+    pairs = dict.fromkeys((planned.arm, planned.run.config.norm) for planned in evidence.planned)
+    return "; ".join(f"{arm}: {norm}" for arm, norm in pairs)
+
+
+def _record(claim: Claim, planned: Planned) -> dict[str, Any]:
+    run, config = planned.run, planned.run.config
+    return {
+        "claim": claim.key,
+        "arm": planned.arm,
+        "status": run.status,
+        "diverged_step": run.diverged_step,
+        "seconds": round(run.seconds, 2),
+        "key": config.key,
+        **_described(config),
+        **{name: list(run.by_epoch(name)) for name in RECORDED},
+    }
+
+
+def _described(config: RunConfig) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(config.to_json())
+    described.pop("probes", None)
+    return described

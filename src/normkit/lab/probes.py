@@ -1,0 +1,159 @@
+"""Measurements taken inside a training step, by name.
+
+A probe is a context manager around one step's forward and backward pass. It yields a
+:class:`Reading` and has filled it when it ends. It must leave the model, its buffers and the
+random generators as they were: a run with a probe gives the same numbers as one without.
+
+To add one, write a generator function here and put it in ``PROBES``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from normkit.errors import OptionError, explain
+
+__all__ = ["HISTOGRAM_EDGES", "LEVELS", "PROBES", "Reading", "normal_quantiles", "probe"]
+
+LEVELS = tuple((index + 0.5) / 100 for index in range(100))
+"""The levels at which quantiles are kept: midpoints of a hundred equal shares."""
+
+HISTOGRAM_EDGES = tuple(-6 + 12 * index / 60 for index in range(61))
+"""Bounds of the histogram's bins; what lies outside is counted in no bin."""
+
+SAMPLE = 65_536
+NONLINEARITIES = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU, nn.LeakyReLU)
+
+
+@dataclasses.dataclass
+class Reading:
+    """What a probe saw: numbers and short lists of numbers, by name."""
+
+    scalars: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    vectors: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+
+Probe = Callable[[nn.Module], contextlib.AbstractContextManager[Reading]]
+
+
+def normal_quantiles() -> tuple[float, ...]:
+    """The quantiles of N(0, 1) at ``LEVELS``.
+
+    >>> round(normal_quantiles()[97], 2)
+    1.96
+    """
+    return tuple(NormalDist().inv_cdf(level) for level in LEVELS)
+
+
+@contextlib.contextmanager
+def activations(model: nn.Module) -> Iterator[Reading]:
+    """What the nonlinearity after each convolution is given, in the training step itself.
+
+    For the k-th convolution: ``activation{k}_mean`` and ``_std``, and as vectors its quantiles at
+    ``LEVELS`` and the density in the bins of ``HISTOGRAM_EDGES`` (per unit, so that it can be
+    laid over a normal density). All elements of the batch count alike, whatever their channel.
+    """
+    reading = Reading()
+    with contextlib.ExitStack() as hooks:
+        for number, module in enumerate(nonlinearities(model), start=1):
+            name = f"activation{number}"
+
+            def see(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
+                describe(name, given[0].detach(), reading)
+
+            hooks.enter_context(contextlib.closing(_Hook(module.register_forward_pre_hook(see))))
+        yield reading
+
+
+class _Hook:
+    """A hook that is taken off by ``close``, as :func:`contextlib.closing` wants it."""
+
+    def __init__(self, handle: RemovableHandle) -> None:
+        self.close = handle.remove
+
+
+def nonlinearities(model: nn.Module) -> list[nn.Module]:
+    """The first nonlinearity after each convolution, in the order of the model's modules.
+
+    Raises:
+        OptionError: the model has no convolution with a nonlinearity module after it.
+
+    >>> len(nonlinearities(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())))
+    1
+    """
+    found = []
+    after_convolution = False
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            after_convolution = True
+        elif isinstance(module, NONLINEARITIES) and after_convolution:
+            found.append(module)
+            after_convolution = False
+    if not found:
+        raise OptionError(
+            explain(
+                "the probe 'activations' needs a nonlinearity module after a convolution",
+                type(model).__name__,
+                "use a model whose nonlinearities are modules, such as convnet4",
+            )
+        )
+    return found
+
+
+def describe(name: str, tensor: Tensor, reading: Reading) -> None:
+    """Put moments, quantiles and density of all elements of a tensor into a reading."""
+    values = tensor.float().flatten()
+    finite = bool(torch.isfinite(values).all())
+    reading.scalars[f"{name}_mean"] = values.mean().item() if finite else None
+    reading.scalars[f"{name}_std"] = values.std(correction=0).item() if finite else None
+    if not finite:
+        return
+    # Every n-th element: deterministic, and over all channels as the stride is made odd.
+    stride = max(1, values.numel() // SAMPLE) | 1
+    sample = values[::stride]
+    levels = torch.tensor(LEVELS, dtype=sample.dtype)
+    reading.vectors[f"{name}_quantiles"] = [
+        round(value, 5) for value in torch.quantile(sample, levels).tolist()
+    ]
+    low, high = HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]
+    bins = len(HISTOGRAM_EDGES) - 1
+    inside = sample[(sample >= low) & (sample <= high)]
+    counts = torch.histc(inside, bins=bins, min=low, max=high)
+    density = counts / (sample.numel() * (high - low) / bins)
+    reading.vectors[f"{name}_density"] = [round(value, 5) for value in density.tolist()]
+
+
+@contextlib.contextmanager
+def gradients(model: nn.Module) -> Iterator[Reading]:
+    """The norm of the loss's gradient in each weight layer: ``gradient{k}_norm``, in order."""
+    reading = Reading()
+    yield reading
+    layers = (m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    for number, module in enumerate(layers, start=1):
+        if module.weight.grad is not None:
+            norm = module.weight.grad.norm()
+            reading.scalars[f"gradient{number}_norm"] = norm.item() if norm.isfinite() else None
+
+
+PROBES: dict[str, Probe] = {"activations": activations, "gradients": gradients}
+"""The probes by the name that a run's description uses."""
+
+
+def probe(name: str, model: nn.Module) -> contextlib.AbstractContextManager[Reading]:
+    """The probe of this name, on this model.
+
+    Raises:
+        OptionError: there is no such probe.
+    """
+    if name not in PROBES:
+        raise OptionError(
+            explain(f"a probe is one of {', '.join(sorted(PROBES))}", repr(name), "choose one")
+        )
+    return PROBES[name](model)

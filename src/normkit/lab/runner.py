@@ -1,0 +1,173 @@
+"""Runs what a study lacks: plans it in the store, hands runs to an executor, follows them.
+
+All state is in the store, so a call that is stopped, killed or repeated does only what is missing,
+and two calls at once share the work: a run that another process holds is left to it, and taken
+over if that process dies.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from normkit.lab import data, worker
+from normkit.lab.claims.claim import Available, Claim, Preset
+from normkit.lab.executors import Executor
+from normkit.lab.store import Run, Store
+
+__all__ = ["Progress", "Summary", "plan", "work"]
+
+ATTEMPTS = 2
+"""How often a run is begun whose worker died under it."""
+
+TICK_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a study stands. Steps count all runs together."""
+
+    runs_done: int
+    runs: int
+    steps_done: int
+    steps: int
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a call of :func:`work` did. Lists hold keys of runs."""
+
+    known: int = 0
+    finished: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
+    interrupted: bool = False
+    seconds: float = 0.0
+
+
+def plan(
+    store: Store, claims: Sequence[Claim], preset: Preset, *, progress: bool = False
+) -> list[str]:
+    """Write down which runs the claims need with the data that are there; their keys, in order.
+
+    A data set that is missing is fetched; where that fails, the shipped subset takes its place
+    and the findings say so.
+
+    Raises:
+        DataError: a data set cannot be had at all.
+        StoreError: the store cannot be written.
+    """
+    keys: dict[str, None] = {}
+    for claim in claims:
+        dataset = data.load(claim.data, progress=progress)
+        available = Available(
+            "subset" if dataset.subset else "full",
+            train=len(dataset.train.labels),
+            test=len(dataset.test.labels),
+        )
+        arms = claim.plan(preset, available)
+        store.plan(claim.key, preset, arms)
+        store.note(f"data:{claim.data}", f"{dataset.title} ({dataset.origin})")
+        keys.update(dict.fromkeys(config.key for _, config in arms))
+    store.note("preset", preset)
+    return list(keys)
+
+
+def work(
+    store: Store,
+    keys: Sequence[str],
+    executor: Executor,
+    *,
+    on_run: Callable[[Run], None] = lambda run: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Carry out the runs that are not done; returns when all are, or after Ctrl-C.
+
+    ``on_run`` is called with each run that ended here, as it is stored; ``on_progress`` twice a
+    second. Ctrl-C is answered by asking the workers to stop: each saves its state at its next
+    step, and the summary says ``interrupted``. A second Ctrl-C is left to the caller.
+    """
+    summary = Summary()
+    begin = time.perf_counter()
+    store.retry_failed(keys)
+    state = store.progress(keys)
+    waiting = collections.deque(key for key in keys if state[key][0] not in ("done", "diverged"))
+    summary.known = len(keys) - len(waiting)
+    deaths: collections.Counter[str] = collections.Counter()
+    held: collections.deque[str] = collections.deque()
+    running = 0
+
+    def ended(key: str, result: str | None) -> None:
+        if result is None:
+            deaths[key] += 1
+            if deaths[key] < ATTEMPTS:
+                waiting.appendleft(key)
+                return
+            reason = f"The worker process died {ATTEMPTS} times (killed, or out of memory)."
+            worker.fail(store.path, key, reason)
+            result = "failed"
+        if result == "held":
+            held.append(key)
+        elif result == "failed":
+            summary.failed.append(key)
+        elif result in ("done", "diverged"):
+            summary.finished.append(key)
+        run = store.get(key)
+        if run is not None and result in ("done", "diverged", "failed"):
+            on_run(run)
+
+    def step() -> None:
+        nonlocal running
+        while waiting and executor.free:
+            executor.submit(worker.argument(store.path, waiting.popleft()))
+            running += 1
+        for end in executor.wait(TICK_SECONDS):
+            running -= 1
+            ended(worker.key_of(end.argument), end.result)
+        on_progress(_progress(store, keys))
+
+    try:
+        while waiting or running or held:
+            step()
+            if held and not waiting and not running:
+                # All that is left is in other hands; look again which of it is.
+                status = store.progress(held)
+                for _ in range(len(held)):
+                    key = held.popleft()
+                    if status[key][0] not in ("done", "diverged", "failed"):
+                        waiting.append(key)
+                if waiting:
+                    time.sleep(2 * TICK_SECONDS)
+    except KeyboardInterrupt:
+        summary.interrupted = True
+        executor.stop()
+        waiting.clear()
+        while running:
+            step()
+    summary.seconds = time.perf_counter() - begin
+    return summary
+
+
+def _progress(store: Store, keys: Sequence[str]) -> Progress:
+    state = store.progress(keys).values()
+    over = [entry for entry in state if entry[0] in ("done", "diverged", "failed")]
+    return Progress(
+        runs_done=len(over),
+        runs=len(state),
+        steps_done=sum(
+            steps if status in ("done", "diverged", "failed") else step
+            for status, step, steps in state
+        ),
+        steps=sum(steps for _, _, steps in state),
+    )
+
+
+def store_path(path: Path | None) -> Path:
+    """The store that a command uses if none is named: ``runs/lab.sqlite`` in the current folder.
+
+    >>> store_path(None).as_posix()
+    'runs/lab.sqlite'
+    """
+    return Path("runs") / "lab.sqlite" if path is None else path

@@ -1,0 +1,122 @@
+"""From a folder with a data set's files to the data set: checked first, then read.
+
+What is checked is what is used: a file is read into memory once, its SHA-256 taken there, and the
+tensors made from the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from normkit.errors import DataError, explain
+from normkit.lab.data import cifar, idx
+from normkit.lab.data.catalogue import File, Spec
+from normkit.lab.data.split import Dataset, Split
+
+__all__ = ["UnavailableError", "cache_folder", "find", "read"]
+
+
+class UnavailableError(Exception):
+    """A source does not have the data set; the message says why. The next one may."""
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: ``$NORMKIT_CACHE``, or this system's place for caches.
+
+    Raises:
+        UnavailableError: the variable is not set and platformdirs is not installed.
+    """
+    if named := os.environ.get("NORMKIT_CACHE"):
+        return Path(named)
+    try:
+        import platformdirs
+    except ImportError:
+        raise UnavailableError("platformdirs is missing: pip install 'normkit[lab]'") from None
+    return Path(platformdirs.user_cache_dir("normkit"))
+
+
+def find(spec: Spec, folder: Path) -> list[tuple[File, Path]]:
+    """The files of a data set that a folder holds, where it holds enough of them.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    if not folder.is_dir():
+        raise UnavailableError(f"no folder {folder}")
+    found: list[tuple[File, Path]] = []
+    for file in spec.files:
+        # Compressed as published, or decompressed by another tool.
+        names = (file.name + ".gz", file.name) if spec.is_idx else (file.name,)
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is not None:
+            found.append((file, path))
+        elif spec.is_idx:
+            raise UnavailableError(f"no {file.name}.gz in {folder}")
+    if not found:
+        raise UnavailableError(f"no {' and no '.join(f.name for f in spec.files)} in {folder}")
+    # Either form of an archive holds everything.
+    return found if spec.is_idx else found[:1]
+
+
+def _verified(file: File, path: Path) -> bytes:
+    data = idx.content(path, file.size)
+    if len(data) != file.size:
+        raise DataError(
+            explain(
+                f"{path.name} must hold {file.size} bytes",
+                f"{len(data)}, in {path}",
+                "get the official file anew",
+            )
+        )
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != file.sha256:
+        raise DataError(
+            explain(
+                f"the content of {path.name} must have SHA-256 {file.sha256}",
+                f"{digest}, in {path}",
+                "get the official file anew: this one is damaged or another",
+            )
+        )
+    return data
+
+
+def read(spec: Spec, folder: Path, origin: str, *, subset: bool = False) -> Dataset:
+    """Check and read a data set's files.
+
+    Raises:
+        UnavailableError: the folder does not have them.
+        DataError: it has, and they are damaged.
+    """
+    found = find(spec, folder)
+    halves: list[Split] = []
+    if spec.is_idx:
+        tensors = [
+            idx.decode(_verified(file, path), f"{path.name} in {folder}") for file, path in found
+        ]
+        # Images and labels to train on, then those to test with: the order of the catalogue.
+        for images, labels in (tensors[:2], tensors[2:]):
+            pixels = images.unsqueeze(1) if images.ndim == 3 else images
+            halves.append(Split(pixels, labels.to(torch.int64), spec.mean, spec.std))
+    else:
+        file, path = found[0]
+        data = _verified(file, path)
+        for members in (file.train, file.test):
+            pixels, labels = cifar.read(data, members, str(path), spec.shape, file.label_bytes)
+            halves.append(Split(pixels, labels, spec.mean, spec.std))
+    for half, count in zip(halves, spec.counts, strict=True):
+        if tuple(half.images.shape) != (count, *spec.shape):
+            raise DataError(
+                explain(
+                    f"{spec.title} must have images {(count, *spec.shape)}",
+                    f"{tuple(half.images.shape)}",
+                    "get the official files",
+                )
+            )
+    train, test = halves
+    return Dataset(
+        spec.name, spec.title, origin, spec.licence, spec.classes, train, test, subset=subset
+    )

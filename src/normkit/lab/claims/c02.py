@@ -42,9 +42,7 @@ LAYERS = (1, 2, 3, 4)
 CLOSE = 0.05
 STEADY = 0.02
 NORMAL = normal_quantiles()
-CENTRES = tuple(
-    (low + high) / 2 for low, high in itertools.pairwise(HISTOGRAM_EDGES)
-)
+CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(HISTOGRAM_EDGES))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ too large.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from statistics import fmean
 
@@ -72,9 +73,7 @@ def plan(preset: Preset, available: Available) -> Arms:
             **available.at_most(scale.train, scale.test),
         )
 
-    by_seed = [
-        on_and_off(lambda norm, seed, lr=lr: make(lr, norm, seed), scale.seeds) for lr in GRID
-    ]
+    by_seed = [on_and_off(functools.partial(make, lr), scale.seeds) for lr in GRID]
     # Seed by seed, so that a study that is cut off has whole grids.
     return sorted((arm for arms in by_seed for arm in arms), key=lambda arm: arm[1].seed)
 

@@ -1,0 +1,71 @@
+"""Shows how a study comes along: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich import progress
+from rich.console import Console
+
+from normkit.lab.executors import Executor
+from normkit.lab.runner import Progress, Summary, work
+from normkit.lab.store import Run, Store
+
+__all__ = ["follow"]
+
+LINE_SECONDS = 15.0
+
+
+def follow(store: Store, keys: Sequence[str], executor: Executor, out: Console) -> Summary:
+    """Carry out the runs that are missing, and show it."""
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=out,
+        disable=not out.is_terminal,
+    )
+    task = bar.add_task("runs", total=None)
+    done = 0
+    said = time.monotonic()
+
+    def on_run(run: Run) -> None:
+        nonlocal done
+        done += 1
+        out.print(f"[{done} here] {describe(run)}", soft_wrap=True)
+
+    def on_progress(now: Progress) -> None:
+        nonlocal said
+        bar.update(
+            task,
+            description=f"{now.runs_done} of {now.runs} runs",
+            total=now.steps,
+            completed=now.steps_done,
+        )
+        if not out.is_terminal and time.monotonic() - said > LINE_SECONDS:
+            said = time.monotonic()
+            share = now.steps_done / max(1, now.steps)
+            out.print(f"{now.runs_done} of {now.runs} runs, {share:.0%} of all steps")
+
+    with bar:
+        summary = work(store, keys, executor, on_run=on_run, on_progress=on_progress)
+    if summary.known and not summary.interrupted:
+        out.print(f"{summary.known} of {len(keys)} runs were in the store already.")
+    return summary
+
+
+def describe(run: Run) -> str:
+    """A run in one line: what it was and how it ended."""
+    config = run.config
+    words = [config.model, config.norm, config.act, f"lr {config.lr:g}", f"seed {config.seed}"]
+    if run.status == "failed":
+        reason = run.error.strip().splitlines()[-1] if run.error.strip() else "no reason known"
+        return f"{' '.join(words)}: failed, {reason}"
+    accuracy = run.last("test_accuracy")
+    ended = "" if run.diverged_step is None else f", diverged at step {run.diverged_step}"
+    figure = "no test accuracy" if accuracy is None else f"test accuracy {accuracy:.4f}"
+    return f"{' '.join(words)}: {figure}{ended}, {run.seconds:.1f} s"

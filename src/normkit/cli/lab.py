@@ -1,0 +1,252 @@
+"""``normkit lab``: list the claims, run what they need, report what was found."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from normkit.cli.console import INTERRUPTED, console, errors, needs_lab, print_json
+from normkit.errors import OptionError, explain
+
+if TYPE_CHECKING:
+    from normkit.lab.claims.claim import Claim, Preset
+    from normkit.lab.findings import Finding
+    from normkit.lab.store import Store
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Put the claims about normalization to the test.", no_args_is_help=True)
+
+STORE = Path("runs") / "lab.sqlite"
+REPORT = Path("runs") / "report.html"
+WORD_STYLE = {"supported": "green", "not supported": "red", "undecided": "yellow"}
+
+
+class PresetName(str, enum.Enum):
+    """How much is trained."""
+
+    quick = "quick"
+    full = "full"
+
+
+StoreOption = Annotated[Path, typer.Option("--store", help="The file that keeps all runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+ClaimsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Claims by their key, such as C1; all if none.")
+]
+
+
+@app.command("list")
+def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """List the claims: source, data, cost, and the last verdict in the store."""
+    needs_lab()
+    with errors():
+        from normkit.lab.claims.registry import select
+
+        verdicts = _verdicts(store)
+        rows = [_about_claim(claim, verdicts.get(claim.key)) for claim in select()]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("claim", "what it says", "source", "data", "cost", "last verdict")
+    for row in rows:
+        last = row["last"]
+        costs = [
+            f"{name}: {cost['runs']} runs, {cost['images'] / 1e6:.1f} M images"
+            for name, cost in row["cost"].items()
+        ]
+        table.add_row(
+            row["claim"],
+            row["title"],
+            row["sources"][0],
+            row["data"],
+            "\n".join(costs),
+            f"{last['word']} ({last['preset']})" if last else "not run",
+        )
+    console().print(table)
+    console().print("An image that goes through a training step counts once each time.")
+
+
+@app.command()
+def run(
+    claims: ClaimsArgument = None,
+    preset: Annotated[PresetName, typer.Option(help="How much to train.")] = PresetName.quick,
+    store: StoreOption = STORE,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes; as many as there are cores if not given."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads in each worker.")] = 1,
+    report: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
+    as_json: JsonOption = False,
+) -> None:
+    """Train what the claims need and the store lacks, judge them, write the report.
+
+    It can be stopped with Ctrl-C, or killed, at any time: the same command goes on where it was.
+    """
+    needs_lab()
+    with errors():
+        from normkit.cli.follow import follow
+        from normkit.lab import machine, runner
+        from normkit.lab.claims.registry import select
+        from normkit.lab.executors import LocalPool
+        from normkit.lab.judge import judge
+        from normkit.lab.store import Store as OpenStore
+        from normkit.lab.worker import run as job
+
+        chosen = select(claims or ())
+        name: Preset = "quick" if preset is PresetName.quick else "full"
+        with OpenStore(store) as opened:
+            keys = runner.plan(opened, chosen, name, progress=not as_json)
+            count = workers or machine.cores()
+            out = console(stderr=as_json)
+            with LocalPool(job, workers=count, threads=threads) as pool:
+                summary = follow(opened, keys, pool, out)
+            findings = judge(opened, name, chosen)
+            if summary.interrupted:
+                again = " ".join(["normkit lab run", *(claims or ()), f"--preset {name}"])
+                out.print(
+                    f"Stopped. What is done is kept in {store}; to go on: {again} --store {store}",
+                    soft_wrap=True,
+                )
+                raise typer.Exit(INTERRUPTED)
+            path = _write(opened, report, name, summary.seconds)
+    if as_json:
+        print_json(_as_data(findings, path))
+    else:
+        _print(findings, path)
+    if summary.failed:
+        console(stderr=True).print(
+            f"normkit: {len(summary.failed)} runs failed; the same command tries them again.",
+            style="bold red",
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    store: StoreOption = STORE,
+    out: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
+    preset: Annotated[
+        PresetName | None, typer.Option(help="Which preset; the one last run if not given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge what the store holds, as far as it has come, and write the report. Trains nothing."""
+    needs_lab()
+    with errors():
+        from normkit.lab.judge import judge, last_preset
+        from normkit.lab.store import Store as OpenStore
+
+        with OpenStore(store, create=False) as opened:
+            name = preset.value if preset else last_preset(opened)
+            findings = judge(opened, name) if name else []
+            if name is None or not findings:
+                raise OptionError(
+                    explain(
+                        "a report needs a store in which claims were run",
+                        f"{store}, without any" + (f" at preset {name}" if name else ""),
+                        f"normkit lab run --store {store}",
+                    )
+                )
+            path = _write(opened, out, name, None)
+    if as_json:
+        print_json(_as_data(findings, path))
+    else:
+        _print(findings, path)
+
+
+def _about_claim(claim: Claim, last: dict[str, str] | None) -> dict[str, Any]:
+    """A claim as plain values; its cost is that on the whole data set."""
+    from normkit.lab.claims.claim import PRESETS, Available
+
+    cost = {}
+    for preset in PRESETS:
+        arms = claim.plan(preset, Available("full", train=60_000, test=10_000))
+        cost[preset] = {
+            "runs": len(arms),
+            "images": sum(config.images for _, config in arms),
+        }
+    return {
+        "claim": claim.key,
+        "title": claim.title,
+        "statement": claim.statement,
+        "sources": [reference.source for reference in claim.sources],
+        "data": claim.data,
+        "cost": cost,
+        "last": last,
+    }
+
+
+def _verdicts(store: Path) -> dict[str, dict[str, str]]:
+    """The last verdict on each claim in a store, if there is a store."""
+    if not store.is_file():
+        return {}
+    from normkit.lab.judge import judge, last_preset
+    from normkit.lab.store import Store as OpenStore
+
+    with OpenStore(store, create=False) as opened:
+        preset = last_preset(opened)
+        findings = judge(opened, preset) if preset else []
+    return {
+        finding.key: {"word": finding.word, "preset": str(preset), "sentence": finding.sentence}
+        for finding in findings
+    }
+
+
+def _write(store: Store, path: Path, preset: str, seconds: float | None) -> Path:
+    from normkit import report as page
+    from normkit.lab import machine
+    from normkit.lab.judge import judge
+
+    findings = judge(store, preset)
+    about = {
+        "preset": preset,
+        "machine": machine.summary(),
+        **machine.versions(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "training time of all runs": f"{sum(finding.seconds for finding in findings):.0f} s",
+    }
+    if seconds is not None:
+        about["total time"] = f"{seconds:.0f} s"
+    if any("subset" in finding.data for finding in findings):
+        about["notice"] = (
+            "Made with the small subset of the data that normkit ships, because the whole data "
+            "set could not be had here. Fetch it with: normkit data fetch"
+        )
+    return page.write(findings, path, about=about)
+
+
+def _as_data(findings: list[Finding], path: Path) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "report": str(path),
+        "findings": [
+            {
+                name: value
+                for name, value in dataclasses.asdict(finding).items()
+                if name not in ("charts", "records")
+            }
+            for finding in findings
+        ],
+    }
+
+
+def _print(findings: list[Finding], path: Path) -> None:
+    table = Table("claim", "verdict", "what was found", "runs", show_lines=True)
+    for finding in findings:
+        table.add_row(
+            finding.key,
+            f"[{WORD_STYLE[finding.word]}]{finding.word}",
+            finding.sentence,
+            str(finding.runs),
+        )
+    out = console()
+    out.print(table)
+    out.print(f"Report: {path}", soft_wrap=True)

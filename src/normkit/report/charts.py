@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from normkit.lab.findings import Chart, Line
+from normkit.report.text import decimals
 
 __all__ = ["COLOURS", "INK", "Key", "Numbers", "keys", "numbers", "palette", "spec"]
 
@@ -48,6 +49,7 @@ class Numbers:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[float | tuple[float | None, ...] | None, ...], ...]
+    decimals: int | None
 
 
 def arm(line: Line) -> str:
@@ -107,7 +109,8 @@ def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
 
 def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
     """The chart for the page's script; see ``templates/page.js`` for what it does with it."""
-    positive = [v for line in chart.lines for v in (*line.y, *line.low) if v is not None and v > 0]
+    values = (v for line in chart.lines for v in (*line.y, *line.low, *line.high))
+    positive = [v for v in values if v is not None and 0 < v < math.inf]
     floor = min(positive, default=None) if chart.y_log else None
     return {
         "title": chart.title,
@@ -116,7 +119,8 @@ def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
         "xlog": chart.x_log,
         "ylog": chart.y_log,
         "markers": chart.markers,
-        "ticks": ticks(chart),
+        "xticks": ticks(chart),
+        "yticks": _log_ticks(positive) if chart.y_log else None,
         "lines": [
             {**dataclasses.asdict(key), **_points(line, floor)}
             for line, key in zip(chart.lines, keys(chart, colours), strict=True)
@@ -134,13 +138,26 @@ def ticks(chart: Chart) -> list[float] | None:
     [2, 8, 32]
     """
     places = sorted({x for line in chart.lines for x in line.x if math.isfinite(x)})
+    if chart.x_log and (len(places) > _TICKS or not places or places[0] <= 0):
+        return _log_ticks([x for x in places if x > 0])
     if not 1 <= len(places) <= _TICKS:
         return None
     if chart.x_log:
-        return [_round(x) or 0 for x in places] if places[0] > 0 else None
+        return [_round(x) or 0 for x in places]
     steps = {b - a for a, b in itertools.pairwise(places)}
     even = all(float(x).is_integer() for x in places) and len(steps) <= 1
     return [int(x) for x in places] if even else None
+
+
+def _log_ticks(values: Sequence[float]) -> list[float] | None:
+    """Round places on a logarithmic axis, few enough to read; None leaves it to plotly.js."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    if high / low < 2:
+        return None
+    digits = (1,) if high / low > 1000 else (1, 2, 5) if high / low > 15 else (1, 2, 3, 4, 5, 7)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = 1 + len(decades) // 8
+    return [digit * 10.0**decade for decade in decades[::every] for digit in digits]
 
 
 def numbers(chart: Chart) -> Numbers | None:
@@ -152,6 +169,7 @@ def numbers(chart: Chart) -> Numbers | None:
     return Numbers(
         columns=(chart.x_label, *(line.label for line in chart.lines)),
         rows=tuple((x, *(cells.get(x) for cells in found)) for x in places),
+        decimals=decimals(v for cells in found for cell in cells.values() for v in cell),
     )
 
 

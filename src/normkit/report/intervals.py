@@ -33,13 +33,15 @@ class Interval:
 
 
 def reach(comparisons: Sequence[Comparison]) -> float:
-    """The largest finite figure among the comparisons, so that they can share one scale.
+    """What the edge of the picture stands for, where these comparisons share one scale.
 
     >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "undecided")])
     2.5
     """
     values = [abs(v) for c in comparisons for v in (c.effect, c.low, c.high) if math.isfinite(v)]
-    return max(values, default=0.0)
+    # A whisker without an end needs room to be seen as one.
+    room = 1.6 if any(math.isinf(v) for c in comparisons for v in (c.low, c.high)) else 1.0
+    return room * max(values, default=0.0)
 
 
 def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
@@ -47,9 +49,9 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 
     Without a scale, the comparison fills its picture.
 
-    >>> shown = interval(Comparison("?", "points", 1.834, 1.2, 2.468, 10, "supported"))
+    >>> shown = interval(Comparison("?", "points", 1.834, 1.5, 2.168, 10, "supported"))
     >>> shown.effect, shown.bounds
-    ('+1.83', '+1.20 to +2.47')
+    ('+1.83', '+1.50 to +2.17')
     >>> interval(Comparison("?", "points", float("nan"), 0.0, 0.0, 0, "undecided")).dot is None
     True
     """
@@ -84,10 +86,9 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 
 
 def _decimals(effect: float, low: float, high: float) -> int | None:
-    """As many decimals as the interval's width deserves: two significant digits of its half."""
+    """As many decimals as the interval's width deserves: one digit of its half, two below 3.5."""
     half = abs(high - low) / 2 if math.isfinite(high - low) else abs(effect)
-    if not math.isfinite(half) or half == 0:
+    if not math.isfinite(half) or half < 1e-5:
         return None
-    if half < 1e-5:
-        return None
-    return max(0, min(6, 1 - math.floor(math.log10(half))))
+    exponent = math.floor(math.log10(half))
+    return max(0, min(6, (1 if half / 10**exponent < 3.5 else 0) - exponent))

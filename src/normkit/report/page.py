@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,10 @@ from normkit.report import charts, intervals, payload, text
 __all__ = ["render", "write"]
 
 _WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
+
+# plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.
+# It leaves it out where an element with the sheet's name exists.
+_OWN_SHEETS = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +120,7 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
     )
     environment.filters.update(
         number=text.number,
+        decimals=text.decimals,
         duration=text.duration,
         label=text.label,
         safe_url=text.safe_url,
@@ -142,6 +148,7 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         notice=about.get("notice", ""),
         half=intervals.HALF,
         verdicts=_verdicts(findings),
+        placeholders=sorted(set(_OWN_SHEETS.findall(scripts["plotly"]))),
         policy=_policy(scripts.values(), styles.values()),
         scripts={name: Markup(source) for name, source in scripts.items()},
         styles={name: Markup(source) for name, source in styles.items()},
@@ -155,7 +162,6 @@ def _claims(findings: Sequence[Finding]) -> list[ClaimView]:
     for name, finding, download in zip(
         names, findings, payload.downloads(findings, names), strict=True
     ):
-        scale = intervals.reach(finding.comparisons)
         pictures = [
             ChartView(
                 id=f"{name}-chart-{index}",
@@ -173,7 +179,11 @@ def _claims(findings: Sequence[Finding]) -> list[ClaimView]:
                 finding=finding,
                 charts=pictures,
                 overview=(first[0], intervals.interval(first[0])) if first else None,
-                comparisons=[(one, intervals.interval(one, scale)) for one in finding.comparisons],
+                comparisons=[
+                    (one, intervals.interval(one, intervals.reach(same_unit)))
+                    for one in finding.comparisons
+                    for same_unit in [[c for c in finding.comparisons if c.unit == one.unit]]
+                ],
                 download=download,
             )
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-__all__ = ["duration", "label", "number", "safe_url", "shorten", "slug"]
+__all__ = ["decimals", "duration", "label", "number", "safe_url", "shorten", "slug"]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -40,6 +41,21 @@ def number(value: object, *, decimals: int | None = None, signed: bool = False) 
     if value < 0 and any(digit in text for digit in "123456789∞"):
         return f"−{text}"
     return f"+{text}" if signed and value > 0 else text
+
+
+def decimals(values: Iterable[object]) -> int | None:
+    """How many decimals let the values of a column stand under each other, four digits each.
+
+    None where that is a matter of each value alone: whole numbers, text, very small or large ones.
+
+    >>> decimals([0.889, 0.8893, 0.9]), decimals([12.5, 3, None]), decimals([1e-9, 0.5])
+    (4, 1, None)
+    """
+    found = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v != 0]
+    if not found or min(found) < 1e-4 or max(found) >= 1000:
+        return None
+    places = [len(f"{v:.4g}".partition(".")[2]) for v in found]
+    return min(max(places), max(0, 3 - math.floor(math.log10(max(found)))))
 
 
 def duration(seconds: float) -> str:

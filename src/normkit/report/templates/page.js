@@ -9,6 +9,9 @@
   const plain = (text) =>
     String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;") || " ";
   const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
+  const brief = (value) =>
+    Math.abs(value) < 1e4 ? short(value)
+      : value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 4 });
   const faint = (hex, alpha) => {
     const [r, g, b] = [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
     return `rgba(${r},${g},${b},${alpha})`;
@@ -82,20 +85,20 @@
       zeroline: false, ticks: "outside", ticklen: 4, tickcolor: colour("--rule-strong"),
       separatethousands: true, exponentformat: "power", fixedrange: still, tickangle: 0,
     };
-    const marks = {};
-    if (spec.ticks) {
-      // As many of the marks as have room for their figures.
-      const digits = Math.max(...spec.ticks.map((tick) => String(tick).length));
-      const step = Math.max(1, Math.ceil((spec.ticks.length * (digits * 8 + 12)) / Math.max(width - 70, 80)));
-      const shown = spec.ticks.filter((_, i) => i % step === 0);
-      Object.assign(marks, { tickmode: "array", tickvals: shown, ticktext: shown.map(short) });
-    }
+    const marks = (ticks, step) => {
+      const shown = ticks?.filter((_, i) => i % step === 0);
+      return shown ? { tickmode: "array", tickvals: shown, ticktext: shown.map(brief) } : {};
+    };
+    // As many of the marks as have room for their figures.
+    const digits = Math.max(0, ...(spec.xticks ?? []).map((tick) => brief(tick).length));
+    const room = Math.max(width - 70, 80);
+    const step = Math.max(1, Math.ceil(((spec.xticks?.length ?? 0) * (digits * 8 + 12)) / room));
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       margin: { l: 44, r: 14, t: 8, b: 28 },
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: ink },
-      xaxis: { ...axis, ...marks, showgrid: false, type: spec.xlog ? "log" : "linear" },
-      yaxis: { ...axis, type: spec.ylog ? "log" : "linear", nticks: 6 },
+      xaxis: { ...axis, ...marks(spec.xticks, step), showgrid: false, type: spec.xlog ? "log" : "linear" },
+      yaxis: { ...axis, ...marks(spec.yticks, 1), type: spec.ylog ? "log" : "linear", nticks: 6 },
       hovermode: "x unified", dragmode: still ? false : "zoom", separators: ".,",
       hoverlabel: {
         bgcolor: colour("--paper"), bordercolor: colour("--rule-strong"), namelength: 28,
@@ -201,11 +204,13 @@
 
   // ---- paper --------------------------------------------------------------------------------
 
+  // Width of a sheet of A4 less its margins, and what to undo after printing.
   const PAPER = 640;
   let before = null;
   window.addEventListener("beforeprint", () => {
     if (before) return;
-    before = { theme: root.dataset.theme };
+    before = { theme: root.dataset.theme, closed: all("details.long:not([open])") };
+    before.closed.forEach((details) => (details.open = true));
     root.dataset.theme = "light";
     figures.forEach((state, figure) => {
       state.width = PAPER;
@@ -216,6 +221,7 @@
     if (!before) return;
     if (before.theme) root.dataset.theme = before.theme;
     else delete root.dataset.theme;
+    before.closed.forEach((details) => (details.open = false));
     before = null;
     figures.forEach((state, figure) => {
       state.width = 0;
@@ -242,7 +248,19 @@
     if (FORMULA.test(text)) text = `'${text}`;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
-  const csv = ({ columns, rows }) => [columns, ...rows].map((row) => row.map(cell).join(",") + "\r\n").join("");
+  // A list, such as a score for each epoch, gets a column for each place.
+  function csv({ columns, rows }) {
+    const widths = columns.map((_, i) =>
+      Math.max(0, ...rows.map((row) => (Array.isArray(row[i]) ? row[i].length : 0))));
+    const spread = (row) => row.flatMap((value, i) => {
+      if (!widths[i]) return [value];
+      const list = Array.isArray(value) ? value : [value];
+      return Array.from({ length: widths[i] }, (_, k) => list[k] ?? null);
+    });
+    const head = columns.flatMap((name, i) =>
+      widths[i] ? Array.from({ length: widths[i] }, (_, k) => `${name} ${k + 1}`) : [name]);
+    return [head, ...rows.map(spread)].map((row) => row.map(cell).join(",") + "\r\n").join("");
+  }
   // fromEntries, for a column may well be called __proto__.
   const json = ({ about, columns, rows }) =>
     JSON.stringify(

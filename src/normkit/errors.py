@@ -1,15 +1,18 @@
 """What normkit raises.
 
     NormkitError
-    ├── ShapeError        (ValueError)    a tensor whose rank or size does not fit the layer
-    ├── TypeMismatchError (TypeError)     a tensor or argument of the wrong type
+    ├── ShapeError        (ValueError,    a tensor whose rank or size does not fit the layer
+    │                      RuntimeError)
+    ├── TypeMismatchError (TypeError,     a tensor or argument of the wrong type
+    │                      NotImplementedError)
     ├── OptionError       (ValueError)    an argument outside its allowed values
     ├── StatisticsError   (RuntimeError)  statistics that cannot be computed or used
     ├── DataError         (RuntimeError)  a data set that cannot be found, checked or read
     └── StoreError        (RuntimeError)  a store of runs that cannot be opened or written
 
 Each leaf is also the built-in exception that ``torch.nn`` raises in the same place, so code
-that catches the built-in one goes on working. Messages say the rule, what came, and what to do
+that catches the built-in one goes on working; where ``torch.nn`` raises one kind for a wrong rank
+and another for a wrong size, it is both. Messages say the rule, what came, and what to do
 next.
 """
 
@@ -31,11 +34,11 @@ class NormkitError(Exception):
     """Root of all errors that normkit raises itself."""
 
 
-class ShapeError(NormkitError, ValueError):
+class ShapeError(NormkitError, ValueError, RuntimeError):
     """A tensor's rank or size does not fit."""
 
 
-class TypeMismatchError(NormkitError, TypeError):
+class TypeMismatchError(NormkitError, TypeError, NotImplementedError):
     """A tensor's or an argument's type does not fit."""
 
 

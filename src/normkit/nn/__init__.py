@@ -1,1 +1,49 @@
-"""."""
+"""The layers: ``torch.nn``'s namesakes, each a drop-in, and those it lacks."""
+
+from normkit.nn.batchnorm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
+from normkit.nn.frozen import FrozenBatchNorm2d, Scale
+from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
+from normkit.nn.groupnorm import GroupNorm
+from normkit.nn.instancenorm import (
+    HalfInstanceNorm2d,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
+from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
+from normkit.nn.syncbatchnorm import SyncBatchNorm
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "FrozenBatchNorm2d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GroupNorm",
+    "HalfInstanceNorm2d",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LayerNorm2d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "RMSNorm",
+    "Scale",
+    "SyncBatchNorm",
+]

@@ -1,0 +1,96 @@
+r"""The one formula, in operations that PyTorch can differentiate, trace and transform.
+
+.. math::
+    y = \mathrm{act}\left(\gamma\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        + \mathrm{residual}\right)
+
+The kernels compute the same thing with fewer passes and a backward written by hand. This form is
+for where PyTorch itself has to look inside: ``torch.compile``, ``torch.export``, ``torch.func``,
+forward-mode differentiation, and derivatives of derivatives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from normkit.core.activations import Act
+from normkit.core.moments import accumulator
+from normkit.core.pools import Pool, as_ncs
+
+__all__ = ["Spec", "normalize", "stats_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What to compute, as plain data: everything but the tensors.
+
+    Args:
+        pool: which elements share moments.
+        eps: added to the variance, in squared units of the input.
+        act: activation of the result, or None.
+        centred: subtract the mean. False gives RMS normalization, whose "variance" is the mean
+            square.
+    """
+
+    pool: Pool
+    eps: float
+    act: Act | None = None
+    centred: bool = True
+
+
+def stats_of(x: Tensor, pool: Pool, centred: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of ``x`` (N, C, \\*) over ``pool``, in float32 or wider.
+
+    Both have shape ``pool.stats(N, C, S)``. Without centring the mean is 0 and the variance is the
+    mean square. Where a pool holds no values both are 0.
+    """
+    n, c, s = as_ncs(x)
+    x4 = x.reshape(pool.view(n, c, s)).to(accumulator(x.dtype))
+    shape = pool.stats(n, c, s)
+    if pool.count(n, c, s) == 0:
+        zeros = x4.new_zeros(shape)
+        return zeros, zeros
+    if not centred:
+        return x4.new_zeros(shape), x4.square().mean(pool.dims, keepdim=True)
+    mean = x4.mean(pool.dims, keepdim=True)
+    x4 = x4 - mean
+    rest = x4.mean(pool.dims, keepdim=True)
+    # Second order: what rounding left in the mean. Detached, since its derivative is zero but
+    # for rounding.
+    var = (x4 - rest.detach()).square().mean(pool.dims, keepdim=True)
+    return mean + rest.detach(), var
+
+
+def normalize(
+    x: Tensor,
+    spec: Spec,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+) -> Tensor:
+    """The formula above for ``x`` (N, C, \\*), with moments of shape ``pool.stats(N, C, S)``.
+
+    ``weight`` and ``bias`` have C elements in any shape; ``residual`` has the shape of ``x``.
+    Returns a tensor of the shape and type of ``x``.
+    """
+    n, c, s = as_ncs(x)
+    view, params = spec.pool.view(n, c, s), spec.pool.params(c)
+    acc = accumulator(x.dtype)
+    z = x.reshape(view).to(acc)
+    if spec.centred:
+        z = z - mean.to(acc)
+    z = z * torch.rsqrt(var.to(acc) + spec.eps)
+    if weight is not None:
+        z = z * weight.reshape(params).to(acc)
+    if bias is not None:
+        z = z + bias.reshape(params).to(acc)
+    if residual is not None:
+        z = z + residual.reshape(view).to(acc)
+    if spec.act is not None:
+        z = spec.act(z)
+    return z.to(x.dtype).reshape(x.shape)

@@ -1,0 +1,114 @@
+"""Which numbers share one mean: the ``(N, C, S)`` view and the four ways to pool it.
+
+Any input of a normalization layer is seen as sample × channel × space. A pool splits one of the
+first two axes, which gives a tensor of four axes, and names those over which moments are taken:
+
+=============  ===========  ==============  =========================================
+``over``       view         moments over    layers
+=============  ===========  ==============  =========================================
+``"batch"``    (N, C, 1, S) N, S            BatchNorm and its kin
+``"ghost"``    (P, M, C, S) M, S            GhostBatchNorm: P parts of M samples (N = P·M)
+``"group"``    (N, G, K, S) K, S            GroupNorm; InstanceNorm (G = C); LayerNorm
+                                            and RMSNorm (G = 1, S = 1)
+``"position"`` (N, 1, C, S) C               LayerNorm2d: the channels at each pixel
+=============  ===========  ==============  =========================================
+
+Nothing else about the layers differs, so nothing else is written twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["PER_CHANNEL", "PER_POSITION", "Pool", "as_ncs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Which elements of an ``(N, C, S)`` tensor share one mean and one variance.
+
+    Args:
+        over: ``"batch"``, ``"ghost"``, ``"group"`` or ``"position"``, as in the table above.
+        groups: how many groups the channels are split into (``"group"``), or how many parts
+            the batch is (``"ghost"``); it divides them.
+
+    >>> Pool("group", groups=2).view(8, 6, 49)
+    (8, 2, 3, 49)
+    >>> Pool("group", groups=2).count(8, 6, 49)   # values that share one mean
+    147
+    >>> PER_CHANNEL.stats(8, 6, 49)
+    (1, 6, 1, 1)
+    """
+
+    over: Literal["batch", "ghost", "group", "position"]
+    groups: int = 1
+
+    def view(self, n: int, c: int, s: int) -> tuple[int, int, int, int]:
+        """Shape of the input as this pool sees it, four axes."""
+        if self.over == "batch":
+            return n, c, 1, s
+        if self.over == "ghost":
+            return self.groups, n // self.groups, c, s
+        if self.over == "position":
+            return n, 1, c, s
+        return n, self.groups, c // self.groups, s
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Axes of the view over which moments are taken."""
+        return _DIMS[self.over]
+
+    @property
+    def param_dims(self) -> tuple[int, ...]:
+        """Axes of the view along which γ and β do not vary."""
+        return (0, 1, 3) if self.over == "ghost" else (0, 3)
+
+    @property
+    def shared_dims(self) -> tuple[int, ...]:
+        """Axes along which neither the moments nor γ and β vary.
+
+        Backward sums over these once and uses the result for both γ, β and x.
+        """
+        return tuple(d for d in self.param_dims if d in self.dims)
+
+    def stats(self, n: int, c: int, s: int) -> tuple[int, int, int, int]:
+        """Shape of mean and variance, broadcastable to the view."""
+        a, b, d, e = (1 if i in self.dims else v for i, v in enumerate(self.view(n, c, s)))
+        return a, b, d, e
+
+    def params(self, c: int) -> tuple[int, int, int, int]:
+        """Shape of γ and β, broadcastable to the view."""
+        if self.over == "ghost":
+            return 1, 1, c, 1
+        _, g, k, _ = self.view(1, c, 1)
+        return 1, g, k, 1
+
+    def count(self, n: int, c: int, s: int) -> int:
+        """How many values share one mean."""
+        view, count = self.view(n, c, s), 1
+        for d in self.dims:
+            count *= view[d]
+        return count
+
+
+_DIMS = {"batch": (0, 2, 3), "ghost": (1, 3), "group": (2, 3), "position": (2,)}
+
+PER_CHANNEL = Pool("batch")
+PER_POSITION = Pool("position")
+
+
+def as_ncs(x: Tensor) -> tuple[int, int, int]:
+    """Sizes ``(N, C, S)`` of a tensor of shape ``(N, C, *)``.
+
+    >>> import torch
+    >>> as_ncs(torch.empty(8, 3, 5, 5)), as_ncs(torch.empty(8, 3)), as_ncs(torch.empty(0, 3, 4))
+    ((8, 3, 25), (8, 3, 1), (0, 3, 4))
+    """
+    shape = x.shape
+    s = 1
+    for size in shape[2:]:
+        s *= size
+    return shape[0], shape[1], s

@@ -1,0 +1,203 @@
+r"""The oracle: every normalizer written out in float64, straight from its paper.
+
+Nothing here is shared with the layers. There is no view, no pool, no fused pass and no derivative
+by hand: each function takes the axes its paper names, uses ``torch``'s elementary operations in
+float64, and lets autograd differentiate them. It is slow and meant to be read.
+
+All of them take the biased variance to normalize with (divisor :math:`m`, as Algorithm 1 of Ioffe
+& Szegedy does) and add :math:`\epsilon` once, under the root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "batch_norm",
+    "ema",
+    "frozen_batch_norm",
+    "ghost_batch_norm",
+    "group_norm",
+    "half_instance_norm",
+    "instance_norm",
+    "layer_norm",
+    "layer_norm_2d",
+    "rms_norm",
+]
+
+
+def _standardize(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:
+    mean = x.mean(tuple(axes), keepdim=True)
+    deviation = x - mean
+    variance = (deviation * deviation).mean(tuple(axes), keepdim=True)
+    return deviation / torch.sqrt(variance + eps)
+
+
+def _per_channel(v: Tensor | None, x: Tensor, neutral: float) -> Tensor:
+    if v is None:
+        return torch.full((), neutral, dtype=torch.float64, device=x.device)
+    return v.double().reshape([1, -1] + [1] * (x.dim() - 2))
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    r"""Batch normalization in training, (N, C, \*): each channel over samples and space.
+
+    :math:`\mu_B = \frac1m\sum x_i,\ \sigma_B^2 = \frac1m\sum (x_i-\mu_B)^2,\
+    y_i = \gamma\frac{x_i-\mu_B}{\sqrt{\sigma_B^2+\epsilon}}+\beta`
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, Algorithm 1.
+    """
+    x = x.double()
+    axes = [d for d in range(x.dim()) if d != 1]
+    return _per_channel(weight, x, 1) * _standardize(x, axes, eps) + _per_channel(bias, x, 0)
+
+
+def frozen_batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Batch normalization in evaluation: :math:`y=\gamma\frac{x-\mu}{\sqrt{\sigma^2+\epsilon}}
+    +\beta` with given per-channel moments.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, Algorithm 2, line 11.
+    """
+    x = x.double()
+    xhat = (x - _per_channel(mean, x, 0)) / torch.sqrt(_per_channel(var, x, 1) + eps)
+    return _per_channel(weight, x, 1) * xhat + _per_channel(bias, x, 0)
+
+
+def ghost_batch_norm(
+    x: Tensor,
+    sizes: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalization of each of the parts of ``sizes`` samples by its own moments.
+
+    Source: Hoffer, Hubara & Soudry 2017, arXiv 1705.08741, Algorithm 1.
+    """
+    parts = torch.split(x.double(), list(sizes))
+    return torch.cat([batch_norm(part, weight, bias, eps) for part in parts])
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Group normalization, (N, C, \*): the channels of each group and space, within a sample.
+
+    :math:`\mathcal S_i=\{k\mid k_N=i_N,\lfloor\frac{k_C}{C/G}\rfloor=
+    \lfloor\frac{i_C}{C/G}\rfloor\}`
+
+    Source: Wu & He 2018, arXiv 1803.08494, equation 7.
+    """
+    x = x.double()
+    parts = [
+        _standardize(part, range(1, x.dim()), eps)
+        for part in torch.split(x, x.shape[1] // groups, dim=1)
+    ]
+    return _per_channel(weight, x, 1) * torch.cat(parts, 1) + _per_channel(bias, x, 0)
+
+
+def instance_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    r"""Instance normalization, (N, C, \*): each channel of each sample over space.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022, equation 3.
+    """
+    x = x.double()
+    axes = range(2, x.dim())
+    return _per_channel(weight, x, 1) * _standardize(x, axes, eps) + _per_channel(bias, x, 0)
+
+
+def half_instance_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Instance normalization of the first half of the channels; the rest passes unchanged.
+
+    Source: Chen et al. 2021 (HINet), arXiv 2105.06086, section 3.2.
+    """
+    half = (x.shape[1] + 1) // 2
+    return torch.cat([instance_norm(x[:, :half], weight, bias, eps), x[:, half:].double()], 1)
+
+
+def layer_norm(
+    x: Tensor,
+    axes: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Layer normalization over the last ``axes`` axes; γ and β have their shape.
+
+    :math:`\mu=\frac1H\sum_i a_i,\ \sigma=\sqrt{\frac1H\sum_i(a_i-\mu)^2}`
+
+    Source: Ba, Kiros & Hinton 2016, arXiv 1607.06450, equation 3.
+    """
+    x = x.double()
+    y = _standardize(x, range(x.dim() - axes, x.dim()), eps)
+    if weight is not None:
+        y = y * weight.double()
+    return y if bias is None else y + bias.double()
+
+
+def layer_norm_2d(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    r"""Layer normalization of the channels at each position, (N, C, \*).
+
+    Source: Liu et al. 2022 (ConvNeXt), arXiv 2201.03545, section 2.6.
+    """
+    x = x.double()
+    return _per_channel(weight, x, 1) * _standardize(x, [1], eps) + _per_channel(bias, x, 0)
+
+
+def rms_norm(x: Tensor, axes: int, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    r"""Root mean square normalization over the last ``axes`` axes.
+
+    :math:`y_i=\gamma_i\,a_i/\sqrt{\frac1n\sum_j a_j^2+\epsilon}`
+
+    Source: Zhang & Sennrich 2019, arXiv 1910.07467, equation 4.
+    """
+    x = x.double()
+    square = (x * x).mean(tuple(range(x.dim() - axes, x.dim())), keepdim=True)
+    y = x / torch.sqrt(square + eps)
+    return y if weight is None else y * weight.double()
+
+
+def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:
+    r"""The average that a layer remembers after seeing ``values`` in turn.
+
+    ``share`` :math:`m` is the share *replaced* (PyTorch's ``momentum``); the share *kept* is
+    :math:`1-m`.
+
+    - ``"exponential"``: :math:`r_t=(1-m)\,r_{t-1}+m\,v_t`, from ``start``.
+    - ``"cumulative"``: :math:`\frac1t\sum_{i\le t} v_i`.
+    - ``"debiased"``: :math:`\sum_i(1-m)^{t-i}v_i\big/\sum_i(1-m)^{t-i}`, a running sum over a
+      running count, as Caffe's BatchNormLayer keeps it.
+    """
+    values = [v.double() for v in values]
+    if kind == "cumulative":
+        return torch.stack(values).mean(0)
+    if kind == "debiased":
+        kept = [(1 - share) ** (len(values) - 1 - i) for i in range(len(values))]
+        total = torch.stack([k * v for k, v in zip(kept, values, strict=True)]).sum(0)
+        return total / sum(kept)
+    average = start.double()
+    for v in values:
+        average = (1 - share) * average + share * v
+    return average

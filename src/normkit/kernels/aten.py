@@ -1,0 +1,148 @@
+"""The portable backend: elementary ATen operations, any device, any floating type.
+
+On a CPU it is faster for statistics across the batch than ATen's own batch normalization, whose
+reductions are not vectorised across channels (``docs/log.md`` has the figures). Each line
+below that touches the whole tensor is one pass over memory; those in place are the cheap ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
+from normkit.core.pools import as_ncs
+from normkit.kernels.contract import Forward, Gradients
+
+__all__ = ["Aten"]
+
+
+class Aten:
+    """See the module's docstring and :class:`normkit.kernels.contract.Backend`."""
+
+    name = "aten"
+
+    def refuses(self, x: Tensor, spec: Spec) -> str | None:
+        return None
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        stats: tuple[Tensor, Tensor] | None,
+        spec: Spec,
+    ) -> Forward:
+        n, c, s = as_ncs(x)
+        pool, acc = spec.pool, accumulator(x.dtype)
+        x4 = x.reshape(pool.view(n, c, s))
+        if stats is not None:
+            mean, var = stats
+            z = x4 - mean if spec.centred else None
+        elif pool.count(n, c, s) == 0:
+            mean = var = torch.zeros(pool.stats(n, c, s), dtype=acc, device=x.device)
+            z = x4.to(acc, copy=True)
+        elif spec.centred:
+            mean = x4.mean(pool.dims, keepdim=True, dtype=acc)
+            z = x4 - mean
+            # The rounded mean leaves a rest, which matters when it is large against the
+            # deviation. Corrected two-pass: Chan, Golub & LeVeque 1979.
+            rest = z.mean(pool.dims, keepdim=True)
+            var = z.sub_(rest).square().mean(pool.dims, keepdim=True)
+            mean = mean + rest
+        else:
+            mean = torch.zeros(pool.stats(n, c, s), dtype=acc, device=x.device)
+            z = None
+            var = x4.to(acc).square().mean(pool.dims, keepdim=True)
+        rstd = torch.rsqrt(var + spec.eps)
+        if z is None:
+            z = x4.to(acc, copy=True)
+        _affine_(z, rstd, weight, bias, residual, spec, c)
+        if spec.act is not None:
+            z = spec.act.apply_(z)
+        return Forward(z.to(x.dtype).reshape(x.shape), mean, var, rstd)
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        own_stats: bool,
+        needs: tuple[bool, bool, bool, bool],
+        spec: Spec,
+        reduce: Any = None,
+    ) -> Gradients:
+        n, c, s = as_ncs(x)
+        pool, acc = spec.pool, accumulator(x.dtype)
+        view, params = pool.view(n, c, s), pool.params(c)
+        x4 = x.reshape(view)
+        xc = x4 - mean if spec.centred else x4.to(acc)
+        gamma = None if weight is None else weight.reshape(params).to(acc)
+        dz = dy.reshape(view).to(acc)
+        if spec.act is not None:
+            z = xc.clone()
+            _affine_(z, rstd, weight, bias, residual, spec, c)
+            dz = spec.act.backward(dz, z)
+
+        need_x, need_w, need_b, need_r = needs
+        dx = dweight = dbias = None
+        need_sums = need_w or need_b or (need_x and own_stats)
+        if need_sums:
+            sum_dz, sum_dzx = _sum(dz, pool.shared_dims), _sum(dz * xc, pool.shared_dims)
+            left = tuple(d for d in pool.param_dims if d not in pool.shared_dims)
+            if need_w and weight is not None:
+                dweight = _sum(sum_dzx * rstd, left).reshape(weight.shape).to(weight.dtype)
+            if need_b and bias is not None:
+                dbias = _sum(sum_dz, left).reshape(bias.shape).to(bias.dtype)
+        if need_x:
+            scale = rstd if gamma is None else rstd * gamma
+            if own_stats:
+                if gamma is not None:
+                    sum_dz, sum_dzx = sum_dz * gamma, sum_dzx * gamma
+                rest = tuple(d for d in pool.dims if d not in pool.shared_dims)
+                g1, g2 = _sum(sum_dz, rest), _sum(sum_dzx, rest)
+                if reduce is not None:
+                    g1, g2 = reduce(g1, g2)
+                else:
+                    count = max(pool.count(n, c, s), 1)
+                    g1, g2 = g1 / count, g2 / count
+                # Without centring xc may be x itself, which is not ours to write over.
+                dx4 = xc.mul_(rstd.pow(3) * -g2) if spec.centred else xc * (rstd.pow(3) * -g2)
+                dx4.addcmul_(dz, scale)
+                if spec.centred:
+                    dx4.sub_(rstd * g1)
+            else:
+                dx4 = dz * scale
+            dx = dx4.to(x.dtype).reshape(x.shape)
+        dresidual = dz.to(x.dtype).reshape(x.shape) if need_r else None
+        return Gradients(dx, dweight, dbias, dresidual)
+
+
+def _sum(t: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return t.sum(dims, keepdim=True) if dims else t
+
+
+def _affine_(
+    z: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    spec: Spec,
+    c: int,
+) -> None:
+    """Turn centred values into γ·r·z + β + residual, in place."""
+    params = spec.pool.params(c)
+    z.mul_(rstd if weight is None else rstd * weight.reshape(params))
+    if bias is not None:
+        z.add_(bias.reshape(params))
+    if residual is not None:
+        z.add_(residual.reshape(z.shape))

@@ -1,0 +1,185 @@
+"""The only autograd glue: one function for every layer, split across processes or not."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from normkit.core import formula
+from normkit.core.formula import Spec
+from normkit.core.moments import Moments, accumulator, merge
+from normkit.core.pools import as_ncs
+from normkit.errors import ShapeError, StatisticsError, explain
+from normkit.kernels.dispatch import PORTABLE, choose
+from normkit.kernels.modes import transformed
+
+__all__ = ["Normalized", "normalize"]
+
+
+class Normalized(NamedTuple):
+    """Output, and the detached moments it was normalized with.
+
+    ``mean`` and ``var`` (biased) have the shape ``pool.stats(N, C, S)``; ``values`` is how many
+    values are behind each: an int, or a tensor where they were counted across processes.
+    """
+
+    y: Tensor
+    mean: Tensor
+    var: Tensor
+    values: int | Tensor
+
+
+def normalize(
+    x: Tensor,
+    spec: Spec,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    stats: tuple[Tensor, Tensor] | None = None,
+    group: Any = None,
+) -> Normalized:
+    """Normalize ``x`` (N, C, \\*) as ``spec`` says.
+
+    Args:
+        weight, bias: γ and β, C elements each, or None.
+        residual: added before the activation; shape of ``x``.
+        stats: mean and variance to use instead of those of ``x``; C elements each, or of the
+            shape ``pool.stats(N, C, S)``. They are treated as constants.
+        group: process group over which the moments are taken together (``pool`` must be over
+            the batch). Every process of the group must make the same calls; a process may
+            have no samples.
+    """
+    n, c, s = as_ncs(x)
+    count: int | Tensor = spec.pool.count(n, c, s)
+    if stats is not None:
+        shape, acc = spec.pool.stats(n, c, s), accumulator(x.dtype)
+        stats = (stats[0].reshape(shape).to(acc), stats[1].reshape(shape).to(acc))
+    if transformed(x) and group is None:
+        mean, var = formula.stats_of(x, spec.pool, spec.centred) if stats is None else stats
+        y = formula.normalize(x, spec, weight, bias, residual, mean, var)
+        return Normalized(y, mean.detach(), var.detach(), count)
+    given = stats or (None, None)
+    y, own_mean, own_var, total = _Normalize.apply(x, weight, bias, residual, *given, spec, group)
+    return Normalized(
+        y,
+        own_mean if stats is None else stats[0],
+        own_var if stats is None else stats[1],
+        count if total is None else total,
+    )
+
+
+class _Normalize(torch.autograd.Function):
+    """Forward and backward by a backend; derivatives of the backward by the plain formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        spec: Spec,
+        group: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        given = None if mean is None or var is None else (mean, var)
+        total = None
+        stats = given
+        if group is not None:
+            *shared, total = _shared_stats(x, spec, group)
+            stats = (shared[0], shared[1])
+        backend = choose(x, spec) if group is None else PORTABLE
+        result = backend.forward(x, weight, bias, residual, stats, spec)
+        ctx.spec, ctx.group, ctx.total, ctx.backend = spec, group, total, backend
+        ctx.own_stats = given is None
+        # Without an activation the derivative does not depend on the residual.
+        kept = residual if spec.act is not None else None
+        ctx.save_for_backward(x, weight, bias, kept, result.mean, result.rstd)
+        ctx.set_materialize_grads(False)
+        if given is not None:
+            return result.y, None, None, None
+        ctx.mark_non_differentiable(result.mean, result.var)
+        if total is not None:
+            ctx.mark_non_differentiable(total)
+        return result.y, result.mean, result.var, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if dy is None:
+            return (None,) * 8
+        x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+        needs = tuple(ctx.needs_input_grad[:4])
+        if torch.is_grad_enabled():
+            return (*_differentiable(ctx, dy, needs), None, None, None, None)
+        reduce = None
+        if ctx.group is not None:
+
+            def reduce(sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tensor]:
+                both = torch.stack([sum_g, sum_gx])
+                dist.all_reduce(both, group=ctx.group)
+                both = both / ctx.total.clamp_min(1).to(both.dtype)
+                return both[0], both[1]
+
+        gradients = ctx.backend.backward(
+            dy, x, weight, bias, residual, mean, rstd, ctx.own_stats, needs, ctx.spec, reduce
+        )
+        return (*gradients, None, None, None, None)
+
+
+def _differentiable(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """The gradients once more, as a function that autograd can differentiate again."""
+    if ctx.group is not None:
+        raise StatisticsError(
+            explain(
+                "derivatives of the backward pass (create_graph=True) exist within one process",
+                "a layer synchronised across processes",
+                "use BatchNorm in place of SyncBatchNorm where you need them",
+            )
+        )
+    x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+    spec: Spec = ctx.spec
+    if ctx.own_stats:
+        mean, var = formula.stats_of(x, spec.pool, spec.centred)
+    else:
+        var = rstd.pow(-2) - spec.eps
+    y = formula.normalize(x, spec, weight, bias, residual, mean, var)
+    inputs = (x, weight, bias, residual)
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True) if wanted else ())
+    grads = [
+        next(found) if need and t is not None else None
+        for t, need in zip(inputs, needs, strict=True)
+    ]
+    if needs[3] and residual is None:  # linear: not kept
+        grads[3] = dy
+    return grads
+
+
+def _shared_stats(x: Tensor, spec: Spec, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and count per channel over all processes of ``group``.
+
+    Every process computes the merge from the same gathered numbers in the same order, so all end
+    with the same bits.
+    """
+    n, c, s = as_ncs(x)
+    own = Moments.of(x.reshape(n, c, s), dim=(0, 2))
+    packed = torch.cat([own.mean.double(), own.m2.double(), own.count.reshape(1)])
+    gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, packed, group=group)
+    merged = merge([Moments(g[-1], g[:c], g[c:-1]) for g in gathered])
+    if n * s <= 1 and merged.count <= 1:
+        # Only then can the total be 1 too, so no device waits for this check otherwise.
+        raise ShapeError(
+            explain(
+                "training needs more than one value per channel over all processes",
+                f"{int(merged.count)} value(s) per channel",
+                "use larger batches, or evaluation mode",
+            )
+        )
+    shape, acc = spec.pool.stats(n, c, s), accumulator(x.dtype)
+    mean, var = merged.mean.to(acc), merged.variance.to(acc)
+    return mean.reshape(shape), var.reshape(shape), merged.count

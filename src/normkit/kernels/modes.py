@@ -1,0 +1,49 @@
+"""What PyTorch is doing around a call, as far as a layer has to know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+__all__ = ["autocast_wide", "recomputing", "transformed"]
+
+_functorch_active = torch._C._are_functorch_transforms_active
+_graph_task = torch._C._current_graph_task_id
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether PyTorch has to see through the layer's operations.
+
+    True while compiling, exporting or tracing, inside ``torch.func`` transforms, inside
+    forward-mode differentiation, and for tensor subclasses.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or (type(x) is not Tensor and type(x) is not Parameter)
+        or _functorch_active()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or forward_ad._current_level >= 0
+    )
+
+
+def recomputing() -> bool:
+    """Whether this call is made from within a backward pass.
+
+    That is where activation checkpointing runs a forward again whose statistics were counted
+    the first time.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return bool(_graph_task() != -1)
+
+
+def autocast_wide(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Widen half types where autocast does so for PyTorch's own layer and group normalization.
+
+    On CUDA both run and return float32 under autocast; on a CPU they keep the type.
+    """
+    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
+        return x.float(), None if residual is None else residual.float()
+    return x, residual

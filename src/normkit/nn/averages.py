@@ -1,0 +1,91 @@
+r"""How a layer remembers moments for evaluation: exponential, cumulative or debiased.
+
+All three are one step towards the newest value, :math:`r_t = r_{t-1} + s_t (v_t - r_{t-1})`, and
+differ in its share :math:`s_t` after :math:`t` batches:
+
+- *exponential*: :math:`s_t = m`, PyTorch's ``momentum``. The start (0 and 1) fades as
+  :math:`(1-m)^t`.
+- *cumulative*: :math:`s_t = 1/t`. Every batch weighs the same, also those of long-outdated
+  weights.
+- *debiased*: :math:`s_t = m / (1 - (1-m)^t)`. The same fading weights as exponential, divided by
+  their sum, so that the start has no part in it. It is a running sum over a running count, as
+  Caffe's BatchNorm layer keeps it, without a buffer more than PyTorch has.
+
+``momentum`` is the share *replaced*. Articles that write "momentum 0.9" often mean the share
+*kept*; theirs is ``1 - momentum`` here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from normkit.errors import OptionError, explain
+
+__all__ = ["Average", "check_average", "share", "step_towards"]
+
+Average = Literal["exponential", "cumulative", "debiased"]
+
+
+def check_average(average: str, momentum: float | None) -> None:
+    """Refuse an unknown average, or one whose momentum it cannot work with.
+
+    Raises:
+        OptionError: as said.
+    """
+    if average not in get_args(Average):
+        raise OptionError(
+            explain(
+                'average is "exponential", "cumulative" or "debiased"',
+                f"average={average!r}",
+                'use "exponential" for what torch.nn does',
+            )
+        )
+    if average == "debiased" and (momentum is None or not 0 < momentum <= 1):
+        raise OptionError(
+            explain(
+                "a debiased average needs a momentum above 0 and at most 1, the share replaced by "
+                "each batch",
+                f"momentum={momentum}",
+                'use momentum=0.1, or average="cumulative" to weigh all batches the same',
+            )
+        )
+
+
+def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tensor:
+    """Share :math:`s_t` of the newest value after ``tracked`` batches, this one included.
+
+    A tensor where it depends on the count, so that no device has to be waited for.
+
+    >>> share("debiased", 0.1, torch.tensor(1)), share("cumulative", 0.1, torch.tensor(4))
+    (tensor(1.), tensor(0.2500))
+    """
+    if average == "cumulative" or momentum is None:
+        return 1.0 / tracked.to(torch.float32)
+    if average == "debiased":
+        if momentum == 1:
+            return 1.0
+        # 1 − (1 − m)^t without cancellation for small m.
+        kept = tracked.to(torch.float32) * math.log1p(-momentum)
+        return (momentum / -torch.expm1(kept)).clamp_max(1.0)
+    return momentum
+
+
+def step_towards(running: Tensor, value: Tensor, share: float | Tensor) -> None:
+    """Move the buffer ``running`` by ``share`` of the way to ``value``, in place.
+
+    Computed in the wider of the two types, then stored in the buffer's.
+    """
+    value = value.reshape(running.shape)
+    if running.dtype == value.dtype:
+        if isinstance(share, Tensor):
+            share = share.to(running.dtype)
+        running.lerp_(value, share)
+        return
+    wide = torch.promote_types(running.dtype, value.dtype)
+    if isinstance(share, Tensor):
+        share = share.to(wide)
+    running.copy_(torch.lerp(running.to(wide), value.to(wide), share))

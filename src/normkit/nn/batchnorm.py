@@ -1,0 +1,228 @@
+"""Batch normalization: ``torch.nn``'s BatchNorm1d, 2d and 3d, and their lazy forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL, as_ncs
+from normkit.kernels.autograd import Normalized, normalize
+from normkit.kernels.modes import recomputing
+from normkit.nn import averages
+from normkit.nn.layer import (
+    Layer,
+    check_channels,
+    check_eps,
+    check_more_than_one,
+    check_rank,
+    check_tensors,
+)
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchStatistics",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+]
+
+
+class BatchStatistics(Layer, _BatchNorm):
+    """What every layer does that pools across the batch; its subclasses say which rank."""
+
+    average: averages.Average = "exponential"
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+        average: averages.Average = "exponential",
+    ) -> None:
+        averages.check_average(average, momentum)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+        self.act = act
+        self.average = average
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        self._check_input_dim(input)
+        check_tensors(self, input, residual)
+        check_channels(self, input, self.num_features)
+        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
+        check_eps(self, self.eps, batch_statistics)
+        if not batch_statistics:
+            return self._by_memory(input, residual)
+        result = self._by_batch(input, residual)
+        if self.training and self.track_running_stats and not recomputing():
+            self._remember(result)
+        return result.y
+
+    def _by_memory(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        spec = Spec(PER_CHANNEL, self.eps, self._act)
+        stats = (self.running_mean, self.running_var)
+        return normalize(input, spec, self.weight, self.bias, residual, stats).y  # type: ignore[arg-type]
+
+    def _by_batch(self, input: Tensor, residual: Tensor | None) -> Normalized:
+        n, _, s = as_ncs(input)
+        check_more_than_one(self, input, n * s, "channel")
+        spec = Spec(PER_CHANNEL, self.eps, self._act)
+        return normalize(input, spec, self.weight, self.bias, residual)
+
+    @torch.no_grad()
+    def _remember(self, result: Normalized) -> None:
+        """Take the moments of this batch into the average; an empty batch has none."""
+        mean, var, count = result.mean, result.var, result.values
+        empty = isinstance(count, int) and count == 0
+        taken: float | Tensor = self.momentum or 0.0
+        # PyTorch counts empty batches, and so does what stands in for it. The averages it
+        # does not have divide by the count, so there an empty batch must not.
+        if self.num_batches_tracked is not None and not (empty and self.average != "exponential"):
+            self.num_batches_tracked.add_(1)
+            taken = averages.share(self.average, self.momentum, self.num_batches_tracked)
+        if not empty and self.running_mean is not None and self.running_var is not None:
+            averages.step_towards(self.running_mean, mean, taken)
+            # Biased to normalize with, unbiased to remember, as PyTorch does.
+            averages.step_towards(self.running_var, var * (count / (count - 1)), taken)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.average == "exponential" else f"{shown}, average={self.average!r}"
+
+
+class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
+    r"""Batch normalization of (N, C) or (N, C, L): ``torch.nn.BatchNorm1d`` and more.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}}
+            + \beta + \mathrm{residual}\right)
+
+    Moments are taken per channel over samples and length. Training normalizes with those of the
+    batch (biased variance) and remembers them (unbiased variance); evaluation normalizes with
+    what was remembered.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in squared units of the input.
+        momentum: share of the remembered moments *replaced* by each batch; None for a
+            cumulative average. The share kept is ``1 - momentum``.
+        affine: learn γ (``weight``) and, unless ``bias=False``, β (``bias``).
+        track_running_stats: remember moments; without, evaluation uses those of its batch.
+        act: activation to apply: None, ``"relu"``, ``"silu"``, ``"gelu"``, ``"leaky_relu"`` or
+            ``("leaky_relu", slope)``.
+        average: how moments are remembered: ``"exponential"``, ``"cumulative"`` or
+            ``"debiased"`` (:mod:`normkit.nn.averages`).
+
+    Shape:
+        input, residual and output: (N, C) or (N, C, L).
+
+    Raises:
+        ShapeError: another rank or number of channels; a single value per channel in training.
+        TypeMismatchError: not a floating-point tensor.
+        OptionError: unknown ``act`` or ``average``.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+
+    >>> layer = BatchNorm1d(3, act="relu")
+    >>> layer(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]))
+    tensor([[0.0000, 0.0000, 1.0000],
+            [1.0000, 0.0000, 0.0000]], grad_fn=<_NormalizeBackward>)
+    >>> layer.running_mean
+    tensor([0.2000, 0.2000, 0.2000])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(self, input, (2, 3), "(N, C) or (N, C, L)", "use BatchNorm2d for images")
+
+
+class BatchNorm2d(BatchStatistics, nn.BatchNorm2d):
+    """Batch normalization of images, (N, C, H, W): ``torch.nn.BatchNorm2d`` and more.
+
+    Formula, arguments and errors as :class:`BatchNorm1d`; moments are taken per channel over
+    samples, height and width. Channels-last input gives channels-last output.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+
+    >>> layer = BatchNorm2d(8, act="relu")
+    >>> x = torch.randn(4, 8, 5, 5)
+    >>> layer(x, residual=x).shape
+    torch.Size([4, 8, 5, 5])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis, or use BatchNorm1d")
+
+
+class BatchNorm3d(BatchStatistics, nn.BatchNorm3d):
+    """Batch normalization of volumes, (N, C, D, H, W): ``torch.nn.BatchNorm3d`` and more.
+
+    Formula, arguments and errors as :class:`BatchNorm1d`; moments are taken per channel over
+    samples, depth, height and width.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
+
+    >>> BatchNorm3d(2)(torch.randn(2, 2, 3, 4, 4)).shape
+    torch.Size([2, 2, 3, 4, 4])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(self, input, (5,), "(N, C, D, H, W)", "add the missing axis, or use BatchNorm2d")
+
+
+class _Lazy:
+    """Constructor of the lazy forms: all but ``num_features``, which the first input gives."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+        average: averages.Average = "exponential",
+    ) -> None:
+        averages.check_average(average, momentum)
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[call-arg]
+        self.act = act
+        self.average = average
+
+
+class LazyBatchNorm1d(_Lazy, nn.LazyBatchNorm1d, BatchNorm1d):
+    """:class:`BatchNorm1d` whose number of channels is that of its first input."""
+
+    cls_to_become = BatchNorm1d
+    _check_input_dim = BatchNorm1d._check_input_dim
+
+
+class LazyBatchNorm2d(_Lazy, nn.LazyBatchNorm2d, BatchNorm2d):
+    """:class:`BatchNorm2d` whose number of channels is that of its first input."""
+
+    cls_to_become = BatchNorm2d
+    _check_input_dim = BatchNorm2d._check_input_dim
+
+
+class LazyBatchNorm3d(_Lazy, nn.LazyBatchNorm3d, BatchNorm3d):
+    """:class:`BatchNorm3d` whose number of channels is that of its first input."""
+
+    cls_to_become = BatchNorm3d
+    _check_input_dim = BatchNorm3d._check_input_dim

@@ -1,0 +1,193 @@
+"""Batch normalization that no longer changes, and the scale that Caffe puts behind its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL
+from normkit.errors import TypeMismatchError, explain
+from normkit.kernels.autograd import normalize
+from normkit.nn.layer import (
+    Layer,
+    affine_parameters,
+    check_channels,
+    check_eps,
+    check_rank,
+    check_tensors,
+)
+
+__all__ = ["FrozenBatchNorm2d", "Scale"]
+
+
+class FrozenBatchNorm2d(Layer):
+    r"""Batch normalization with constant moments and constant γ and β.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}
+            + \beta + \mathrm{residual}\right)
+
+    Training and evaluation are alike, nothing is learned, and gradients pass through to the
+    input. All four are buffers, so no optimizer and no ``.train()`` moves them. A checkpoint of
+    :class:`torch.nn.BatchNorm2d` loads; its ``num_batches_tracked`` is not needed.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in squared units of the input.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, H, W).
+
+    Raises:
+        ShapeError: another rank or number of channels.
+        TypeMismatchError: not a floating-point tensor.
+
+    Source: He et al. 2016, arXiv 1512.03385, appendix A (fine-tuning with fixed moments).
+
+    >>> bn = torch.nn.BatchNorm2d(3).eval()
+    >>> x = torch.randn(2, 3, 4, 4)
+    >>> torch.allclose(FrozenBatchNorm2d.from_batch_norm(bn).train()(x), bn(x), atol=1e-6)
+    True
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.act = act
+        ones = torch.ones(num_features, device=device, dtype=dtype)
+        for name, values in (
+            ("weight", ones),
+            ("bias", torch.zeros_like(ones)),
+            ("running_mean", torch.zeros_like(ones)),
+            ("running_var", ones.clone()),
+        ):
+            self.register_buffer(name, values)
+
+    @classmethod
+    def from_batch_norm(cls, layer: _BatchNorm) -> FrozenBatchNorm2d:
+        """A frozen copy of a batch normalization that has remembered moments.
+
+        Raises:
+            TypeMismatchError: ``layer`` is something else, or remembers nothing.
+        """
+        if not isinstance(layer, _BatchNorm) or layer.running_mean is None:
+            raise TypeMismatchError(
+                explain(
+                    "freezing needs a batch normalization with running statistics",
+                    repr(layer),
+                    "make it with track_running_stats=True and train or recalibrate it first",
+                )
+            )
+        mean = layer.running_mean
+        frozen = cls(
+            layer.num_features, layer.eps, mean.device, mean.dtype, act=getattr(layer, "act", None)
+        )
+        with torch.no_grad():
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                value = getattr(layer, name)
+                if value is not None:
+                    getattr(frozen, name).copy_(value)
+        return frozen
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
+        check_tensors(self, input, residual)
+        check_channels(self, input, self.num_features)
+        check_eps(self, self.eps, False)
+        spec = Spec(PER_CHANNEL, self.eps, self._act)
+        stats = (self.running_mean, self.running_var)
+        return normalize(input, spec, self.weight, self.bias, residual, stats).y
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        shown = f"{self.num_features}, eps={self.eps}"
+        return shown if self.act is None else f"{shown}, act={self.act!r}"
+
+
+class Scale(Layer):
+    r"""Scale and shift each channel.
+
+    .. math::
+        y = \mathrm{act}(\gamma x + \beta + \mathrm{residual})
+
+    Caffe keeps the learned scale apart from the normalization, BatchNorm then Scale. A batch
+    normalization with ``affine=False`` followed by this layer is the same function as one with
+    ``affine=True``.
+
+    Args:
+        num_features: number of channels C.
+        bias: learn β too.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, \*).
+
+    Raises:
+        ShapeError: fewer than two axes, or another number of channels.
+        TypeMismatchError: not a floating-point tensor.
+
+    Source: Jia et al. 2014, *Caffe*, arXiv 1408.5093 (ScaleLayer).
+
+    >>> Scale(2)(torch.ones(1, 2)).detach()
+    tensor([[1., 1.]])
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.act = act
+        affine_parameters(self, num_features, True, bias, device, dtype)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Scale and shift ``input``, add ``residual`` if given, apply the activation."""
+        check_rank(self, input, (2, 3, 4, 5), "(N, C, *)", "add the batch axis")
+        check_tensors(self, input, residual)
+        check_channels(self, input, self.num_features)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        y = input * self.weight.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        if residual is not None:
+            y = y + residual
+        return y if self._act is None else self._act(y)
+
+    def extra_repr(self) -> str:
+        shown = f"{self.num_features}, bias={self.bias is not None}"
+        return shown if self.act is None else f"{shown}, act={self.act!r}"

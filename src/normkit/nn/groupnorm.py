@@ -1,0 +1,101 @@
+"""Group normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
+from normkit.core.pools import Pool, as_ncs
+from normkit.errors import ShapeError, explain
+from normkit.kernels.autograd import normalize
+from normkit.kernels.modes import autocast_wide
+from normkit.nn.layer import (
+    Layer,
+    check_channels,
+    check_eps,
+    check_more_than_one,
+    check_tensors,
+)
+
+__all__ = ["GroupNorm"]
+
+
+class GroupNorm(Layer, nn.GroupNorm):
+    r"""Group normalization of (N, C, \*): ``torch.nn.GroupNorm`` and more.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}}
+            + \beta + \mathrm{residual}\right)
+
+    Moments (biased variance) are taken over each group of C / G neighbouring channels and all
+    positions of a sample, in training and evaluation alike. One group pools the whole sample, C
+    groups make it instance normalization.
+
+    Args:
+        num_groups: number of groups G; divides ``num_channels``.
+        num_channels: number of channels C.
+        eps: added to the variance, in squared units of the input.
+        affine: learn γ and, unless ``bias=False``, β, one per channel.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, \*).
+
+    Raises:
+        ShapeError: the groups do not divide the channels; fewer than two axes; another number of
+            channels.
+        TypeMismatchError: not a floating-point tensor.
+        OptionError: unknown ``act``.
+
+    Source: Wu & He 2018, arXiv 1803.08494.
+
+    >>> import torch
+    >>> GroupNorm(2, 6, act="silu")(torch.randn(4, 6, 5, 5)).shape
+    torch.Size([4, 6, 5, 5])
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+    ) -> None:
+        if num_groups < 1 or num_channels % num_groups != 0:
+            fits = [g for g in range(1, num_channels + 1) if num_channels % g == 0]
+            raise ShapeError(
+                explain(
+                    f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})",
+                    f"{num_groups} groups for {num_channels} channels",
+                    f"use one of {fits} groups",
+                )
+            )
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
+        self.act = act
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if input.dim() < 2:
+            raise ShapeError(
+                explain(
+                    "GroupNorm expected at least 2D input (N, C, ...)",
+                    f"{input.dim()}D input {tuple(input.shape)}",
+                    "add the batch axis",
+                )
+            )
+        check_tensors(self, input, residual)
+        check_channels(self, input, self.num_channels)
+        check_eps(self, self.eps, False)
+        n, c, s = as_ncs(input)
+        check_more_than_one(self, input, n * (c // self.num_groups) * s, "channel")
+        x, rest = autocast_wide(input, residual)
+        spec = Spec(Pool("group", self.num_groups), self.eps, self._act)
+        return normalize(x, spec, self.weight, self.bias, rest).y

@@ -1,0 +1,285 @@
+"""Instance normalization: ``torch.nn``'s InstanceNorm1d, 2d and 3d, lazy forms, and the half."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
+from normkit.errors import OptionError, explain
+from normkit.kernels.autograd import Normalized, normalize
+from normkit.kernels.modes import recomputing
+from normkit.nn import averages
+from normkit.nn.layer import (
+    Layer,
+    affine_parameters,
+    check_channels,
+    check_eps,
+    check_more_than_one,
+    check_rank,
+    check_tensors,
+)
+
+__all__ = [
+    "HalfInstanceNorm2d",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+]
+
+
+class _Instance(Layer, _InstanceNorm):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+        self.act = act
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        self._check_input_dim(input)
+        check_tensors(self, input, residual)
+        unbatched = input.dim() == self._get_no_batch_dim()
+        channels = 0 if unbatched else 1
+        if self.affine or (self.track_running_stats and input.shape[channels] != self.num_features):
+            check_channels(self, input, self.num_features, channels)
+        elif input.shape[channels] != self.num_features:
+            warnings.warn(
+                f"input's size at dim={channels} does not match num_features. "
+                "You can silence this warning by not passing in num_features, "
+                "which is not used because affine=False",
+                stacklevel=2,
+            )
+        check_eps(self, self.eps, False)
+        if not unbatched:
+            return self._batched(input, residual)
+        rest = None if residual is None else residual.unsqueeze(0)
+        return self._batched(input.unsqueeze(0), rest).squeeze(0)
+
+    def _batched(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        n, c, s = as_ncs(input)
+        if not self.training and self.track_running_stats:
+            stats = (self.running_mean, self.running_var)
+            spec = Spec(PER_CHANNEL, self.eps, self._act)
+            return normalize(input, spec, self.weight, self.bias, residual, stats).y  # type: ignore[arg-type]
+        check_more_than_one(self, input, s, "channel and sample (spatial element)")
+        spec = Spec(Pool("group", c), self.eps, self._act)
+        result = normalize(input, spec, self.weight, self.bias, residual)
+        if self.running_mean is not None and n > 0 and s > 0 and not recomputing():
+            self._remember(result, n, c, s)
+        return result.y
+
+    @torch.no_grad()
+    def _remember(self, result: Normalized, n: int, c: int, s: int) -> None:
+        """Average the samples' moments, then step towards them; PyTorch counts no batches here."""
+        taken = self.momentum or 0.0
+        mean = result.mean.reshape(n, c).mean(0)
+        var = result.var.reshape(n, c).mean(0) * (s / (s - 1))
+        if self.running_mean is not None and self.running_var is not None:
+            averages.step_towards(self.running_mean, mean, taken)
+            averages.step_towards(self.running_var, var, taken)
+
+
+class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
+    r"""Instance normalization of (N, C, L) or (C, L): ``torch.nn.InstanceNorm1d`` and more.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}}
+            + \beta + \mathrm{residual}\right)
+
+    Moments (biased variance) are taken per sample and channel over the length, in training and
+    in evaluation. With ``track_running_stats`` evaluation uses their remembered averages.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in squared units of the input.
+        momentum: share of the remembered moments replaced by each batch.
+        affine: learn γ and, unless ``bias=False``, β. Off by default, as in PyTorch.
+        track_running_stats: remember moments for evaluation. Off by default.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, L) or (C, L).
+
+    Raises:
+        ShapeError: another rank or number of channels; a single position.
+        TypeMismatchError: not a floating-point tensor.
+        OptionError: unknown ``act``.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022.
+
+    >>> InstanceNorm1d(2)(torch.tensor([[[1.0, 3.0], [5.0, 5.0]]]))
+    tensor([[[-1.0000,  1.0000],
+             [ 0.0000,  0.0000]]])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(self, input, (2, 3), "(C, L) or (N, C, L)", "use InstanceNorm2d for images")
+
+
+class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
+    """Instance normalization of (N, C, H, W) or (C, H, W): ``torch.nn.InstanceNorm2d`` and more.
+
+    Formula, arguments and errors as :class:`InstanceNorm1d`.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022.
+
+    >>> InstanceNorm2d(3, affine=True, act="relu")(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(self, input, (3, 4), "(C, H, W) or (N, C, H, W)", "add the missing axis")
+
+
+class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
+    """Instance normalization of (N, C, D, H, W) or (C, D, H, W), as ``torch.nn.InstanceNorm3d``.
+
+    Formula, arguments and errors as :class:`InstanceNorm1d`.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022.
+
+    >>> InstanceNorm3d(3)(torch.randn(2, 3, 2, 4, 4)).shape
+    torch.Size([2, 3, 2, 4, 4])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(self, input, (4, 5), "(C, D, H, W) or (N, C, D, H, W)", "add the missing axis")
+
+
+class _Lazy:
+    """Constructor of the lazy forms: all but ``num_features``, which the first input gives."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[call-arg]
+        self.act = act
+
+
+class LazyInstanceNorm1d(_Lazy, nn.LazyInstanceNorm1d, InstanceNorm1d):
+    """:class:`InstanceNorm1d` whose number of channels is that of its first input."""
+
+    cls_to_become = InstanceNorm1d
+    _check_input_dim = InstanceNorm1d._check_input_dim
+
+
+class LazyInstanceNorm2d(_Lazy, nn.LazyInstanceNorm2d, InstanceNorm2d):
+    """:class:`InstanceNorm2d` whose number of channels is that of its first input."""
+
+    cls_to_become = InstanceNorm2d
+    _check_input_dim = InstanceNorm2d._check_input_dim
+
+
+class LazyInstanceNorm3d(_Lazy, nn.LazyInstanceNorm3d, InstanceNorm3d):
+    """:class:`InstanceNorm3d` whose number of channels is that of its first input."""
+
+    cls_to_become = InstanceNorm3d
+    _check_input_dim = InstanceNorm3d._check_input_dim
+
+
+class HalfInstanceNorm2d(Layer):
+    """Instance normalization of the first half of the channels; the other half passes as it is.
+
+    Keeps what instance normalization throws away, the contrast of each image, in half of the
+    channels. With an odd number the normalized half is the larger one.
+
+    Args:
+        num_features: number of channels C; (C + 1) // 2 are normalized.
+        eps: added to the variance, in squared units of the input.
+        affine: learn γ and, unless ``bias=False``, β, for the normalized half.
+        act: activation to apply to all channels, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, H, W).
+
+    Raises:
+        OptionError: ``num_features`` below 1, unknown ``act``.
+        ShapeError: another rank or number of channels; a single pixel.
+        TypeMismatchError: not a floating-point tensor.
+
+    Source: Chen et al. 2021 (HINet), arXiv 2105.06086, section 3.2.
+
+    >>> x = torch.randn(2, 5, 4, 4)
+    >>> y = HalfInstanceNorm2d(5)(x)
+    >>> bool((y[:, 3:] == x[:, 3:]).all()), bool(y[:, :3].mean((2, 3)).abs().max() < 1e-6)
+    (True, True)
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise OptionError(
+                explain("num_features is at least 1", f"{num_features}", "give the channels C")
+            )
+        self.num_features = num_features
+        self.normalized = (num_features + 1) // 2
+        self.eps = eps
+        self.affine = affine
+        self.act = act
+        affine_parameters(self, self.normalized, affine, bias, device, dtype)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize half of ``input``, add ``residual`` if given, apply the activation."""
+        check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
+        check_tensors(self, input, residual)
+        check_channels(self, input, self.num_features)
+        check_eps(self, self.eps, False)
+        check_more_than_one(self, input, as_ncs(input)[2], "channel and sample (pixel)")
+        half = self.normalized
+        spec = Spec(Pool("group", half), self.eps, self._act)
+        rest = input[:, half:]
+        first = None if residual is None else residual[:, :half]
+        if residual is not None:
+            rest = rest + residual[:, half:]
+        if self._act is not None:
+            rest = self._act(rest)
+        y = normalize(input[:, :half], spec, self.weight, self.bias, first).y
+        return torch.cat([y, rest], 1)
+
+    def extra_repr(self) -> str:
+        shown = f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+        return shown if self.act is None else f"{shown}, act={self.act!r}"

@@ -1,0 +1,202 @@
+"""Layer and root mean square normalization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
+from normkit.core.pools import PER_POSITION, Pool
+from normkit.errors import ShapeError, explain
+from normkit.kernels.autograd import normalize
+from normkit.kernels.modes import autocast_wide
+from normkit.nn.layer import Layer, check_channels, check_eps, check_rank, check_tensors
+
+__all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
+
+
+class LayerNorm(Layer, nn.LayerNorm):
+    r"""Layer normalization over the last axes: ``torch.nn.LayerNorm`` and more.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}}
+            + \beta + \mathrm{residual}\right)
+
+    Moments (biased variance) are taken over the axes of ``normalized_shape``; γ and β have that
+    shape. Training and evaluation are alike.
+
+    Args:
+        normalized_shape: sizes of the last axes, or the size of the last one.
+        eps: added to the variance, in squared units of the input.
+        elementwise_affine: learn γ and, unless ``bias=False``, β.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (\*, normalized_shape).
+
+    Raises:
+        ShapeError: the input does not end in ``normalized_shape``.
+        TypeMismatchError: not a floating-point tensor.
+        OptionError: unknown ``act``.
+
+    Source: Ba, Kiros & Hinton 2016, arXiv 1607.06450.
+
+    >>> LayerNorm(2)(torch.tensor([[1.0, 3.0], [10.0, 30.0]])).detach()
+    tensor([[-1.0000,  1.0000],
+            [-1.0000,  1.0000]])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self.act = act
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        check_tensors(self, input, residual)
+        check_eps(self, self.eps, False)
+        return _over_last(self, input, residual, self.eps, self.bias, centred=True)
+
+
+class LayerNorm2d(LayerNorm):
+    """Layer normalization of the channels at each pixel, (N, C, H, W).
+
+    What ConvNeXt calls LayerNorm: moments over C, separately at every position, γ and β per
+    channel. The result of moving the channels last, applying :class:`LayerNorm` and moving them
+    back, without the moving. Not the same as one group in :class:`normkit.GroupNorm`, which pools
+    the positions too.
+
+    Args:
+        num_channels: number of channels C.
+        eps: added to the variance; 1e-6, as in the source.
+        elementwise_affine: learn γ and, unless ``bias=False``, β.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, H, W).
+
+    Raises:
+        ShapeError: another rank or number of channels.
+        TypeMismatchError: not a floating-point tensor.
+
+    Source: Liu et al. 2022 (ConvNeXt), arXiv 2201.03545.
+
+    >>> y = LayerNorm2d(16)(torch.randn(2, 16, 4, 4))
+    >>> bool(y.mean(1).abs().max() < 1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype, act=act)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        check_rank(self, input, (4,), "(N, C, H, W)", "use LayerNorm where channels are last")
+        check_tensors(self, input, residual)
+        check_channels(self, input, self.normalized_shape[0])
+        check_eps(self, self.eps, False)
+        x, rest = autocast_wide(input, residual)
+        spec = Spec(PER_POSITION, self.eps, self._act)
+        return normalize(x, spec, self.weight, self.bias, rest).y
+
+
+class RMSNorm(Layer, nn.RMSNorm):
+    r"""Root mean square normalization over the last axes: ``torch.nn.RMSNorm`` and more.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x}{\sqrt{\frac1n\sum x^2 + \epsilon}}
+            + \mathrm{residual}\right)
+
+    Layer normalization without centring and without β.
+
+    Args:
+        normalized_shape: sizes of the last axes, or the size of the last one.
+        eps: added to the mean square; None for the machine epsilon of the type that sums are
+            kept in: 2⁻²³ for float32 and the half types, 2⁻⁵² for float64.
+        elementwise_affine: learn γ.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (\*, normalized_shape).
+
+    Raises:
+        ShapeError: the input does not end in ``normalized_shape``.
+        TypeMismatchError: not a floating-point tensor.
+
+    Source: Zhang & Sennrich 2019, arXiv 1910.07467.
+
+    >>> RMSNorm(2)(torch.tensor([[3.0, 4.0]])).detach()
+    tensor([[0.8485, 1.1314]])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        act: ActLike = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        self.act = act
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``x``, add ``residual`` (same shape) if given, apply the activation."""
+        check_tensors(self, x, residual)
+        eps = torch.finfo(accumulator(x.dtype)).eps if self.eps is None else self.eps
+        check_eps(self, eps, False)
+        return _over_last(self, x, residual, eps, None, centred=False)
+
+
+def _over_last(
+    layer: LayerNorm | RMSNorm,
+    x: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    bias: Tensor | None,
+    centred: bool,
+) -> Tensor:
+    """Normalize over the last axes: samples are all axes before, channels all of these."""
+    shape = layer.normalized_shape
+    axes = len(shape)
+    if x.dim() < axes or tuple(x.shape[x.dim() - axes :]) != shape:
+        raise ShapeError(
+            explain(
+                f"{type(layer).__name__} with normalized_shape={list(shape)} expected input with "
+                f"shape [*, {', '.join(map(str, shape))}]",
+                f"input of size {list(x.shape)}",
+                "make the layer for the last axes of the input, or move them there",
+            )
+        )
+    wide, rest = autocast_wide(x, residual)
+    view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
+    spec = Spec(Pool("group", 1), eps, layer._act, centred)
+    rows = None if rest is None else rest.reshape(view)
+    return normalize(wide.reshape(view), spec, layer.weight, bias, rows).y.reshape(x.shape)

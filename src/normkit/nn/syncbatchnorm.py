@@ -1,0 +1,134 @@
+"""Batch normalization over all processes of a group."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL
+from normkit.errors import ShapeError, explain
+from normkit.kernels.autograd import Normalized, normalize
+from normkit.nn import averages
+from normkit.nn.batchnorm import BatchStatistics
+
+__all__ = ["SyncBatchNorm"]
+
+
+class SyncBatchNorm(BatchStatistics):
+    r"""Batch normalization whose moments span the processes of a group, on CPU and GPU.
+
+    As ``torch.nn.SyncBatchNorm``, and it also trains on a CPU over gloo. The processes exchange
+    count, mean and squared deviations and merge them exactly, so shares may be unequal and a
+    process may be empty; all end with the same bits. In evaluation, or with a single process, it
+    is plain batch normalization.
+
+    It is not a subclass of ``torch.nn.SyncBatchNorm`` but of its base:
+    ``DistributedDataParallel`` refuses every instance of that class on a CPU, whatever it can
+    do.
+
+    Args:
+        process_group: the processes that share moments; None for all.
+        The others as :class:`normkit.BatchNorm2d`.
+
+    Shape:
+        input, residual and output: (N, C, \*); N may be 0 and differ between processes.
+
+    Raises:
+        ShapeError: fewer than two axes, another number of channels, or a single value per
+            channel over all processes.
+        StatisticsError: on ``create_graph=True`` across processes.
+
+    Source: Peng et al. 2018 (MegDet), arXiv 1711.07240; merging as Chan, Golub & LeVeque 1979.
+
+    >>> import torch
+    >>> SyncBatchNorm(4)(torch.randn(6, 4, 3)).shape    # one process: plain batch normalization
+    torch.Size([6, 4, 3])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+        average: averages.Average = "exponential",
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            bias=bias, act=act, average=average,
+        )  # fmt: skip
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ShapeError(
+                explain(
+                    "SyncBatchNorm expected at least 2D input (N, C, ...)",
+                    f"{input.dim()}D input {tuple(input.shape)}",
+                    "add the batch axis",
+                )
+            )
+
+    def _group(self) -> Any:
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return None
+        group = self.process_group or dist.group.WORLD
+        return group if dist.get_world_size(group) > 1 else None
+
+    def _by_batch(self, input: Tensor, residual: Tensor | None) -> Normalized:
+        group = self._group()
+        if group is None:
+            return super()._by_batch(input, residual)
+        spec = Spec(PER_CHANNEL, self.eps, self._act)
+        return normalize(input, spec, self.weight, self.bias, residual, group=group)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
+
+        Parameters and buffers are shared, ``state_dict`` keys stay, a layer that stands in
+        several places stays one layer. Returns ``module``, or the new layer where ``module``
+        itself is one.
+
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> SyncBatchNorm.convert_sync_batchnorm(model)[1].num_features
+        3
+        """
+        return cls._convert(module, process_group, {})
+
+    @classmethod
+    def _convert(cls, module: nn.Module, group: Any, done: dict[int, nn.Module]) -> nn.Module:
+        if id(module) in done:
+            return done[id(module)]
+        result = module
+        if isinstance(module, _BatchNorm) and not isinstance(module, cls):
+            result = cls(
+                module.num_features, module.eps, module.momentum, module.affine,
+                module.track_running_stats, group, "meta",
+                bias=module.bias is not None,
+                act=getattr(module, "act", None),
+                average=getattr(module, "average", "exponential"),
+            )  # fmt: skip
+            for name in ("weight", "bias"):
+                result.register_parameter(name, getattr(module, name))
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                result.register_buffer(name, getattr(module, name))
+            result.training = module.training
+            if hasattr(module, "qconfig"):
+                result.qconfig = cast(Any, module).qconfig
+        done[id(module)] = result
+        for name, child in module.named_children():
+            result.add_module(name, cls._convert(child, group, done))
+        return result

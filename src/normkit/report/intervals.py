@@ -86,9 +86,9 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 
 
 def _decimals(effect: float, low: float, high: float) -> int | None:
-    """As many decimals as the interval's width deserves: one digit of its half, two below 3.5."""
+    """As many decimals as the interval's width deserves: one digit of its half, two below 5."""
     half = abs(high - low) / 2 if math.isfinite(high - low) else abs(effect)
     if not math.isfinite(half) or half < 1e-5:
         return None
     exponent = math.floor(math.log10(half))
-    return max(0, min(6, (1 if half / 10**exponent < 3.5 else 0) - exponent))
+    return max(0, min(6, (1 if half / 10**exponent < 4.95 else 0) - exponent))

@@ -125,6 +125,7 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         label=text.label,
         safe_url=text.safe_url,
         shorten=text.shorten,
+        tidy=text.tidy,
     )
     scripts = {
         "theme": _source(environment, "theme.js"),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-__all__ = ["decimals", "duration", "label", "number", "safe_url", "shorten", "slug"]
+__all__ = ["decimals", "duration", "label", "number", "safe_url", "shorten", "slug", "tidy"]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -123,3 +123,12 @@ def shorten(text: str, limit: int = 96) -> str:
     cut = text[:limit]
     head = cut.rsplit(" ", 1)[0]
     return (head if len(head) > limit // 2 else cut).rstrip(" ,;:.") + "…"
+
+
+def tidy(text: str) -> str:
+    """Keep a percent sign on the line of its number.
+
+    >>> tidy("87 % of 5 %")
+    '87\\xa0% of 5\\xa0%'
+    """
+    return text.replace(" %", "\u00a0%")

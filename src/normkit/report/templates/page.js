@@ -20,6 +20,8 @@
   // ---- charts -------------------------------------------------------------------------------
 
   const SIGNS = ["circle", "square", "diamond", "triangle-up", "x", "triangle-down", "pentagon", "cross"];
+  // On a sheet of A4 between its margins; style.css has the same height.
+  const PAPER = { width: 640, height: 270 };
   const figures = new Map();
 
   // One closed outline for each stretch without gaps.
@@ -112,7 +114,7 @@
     const state = figures.get(figure);
     state.spec ??= JSON.parse(document.getElementById(figure.dataset.chart).textContent);
     const size = layout(state.spec, state.width || plot.clientWidth);
-    if (state.width) Object.assign(size, { width: state.width, autosize: false });
+    if (state.width) Object.assign(size, { width: state.width, height: PAPER.height, autosize: false });
     const config = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: "reset" };
     Plotly.react(plot, traces(state.spec, state.hidden), size, config);
     if (state.drawn) return;
@@ -204,8 +206,7 @@
 
   // ---- paper --------------------------------------------------------------------------------
 
-  // Width of a sheet of A4 less its margins, and what to undo after printing.
-  const PAPER = 640;
+  // What to undo after printing.
   let before = null;
   window.addEventListener("beforeprint", () => {
     if (before) return;
@@ -213,7 +214,7 @@
     before.closed.forEach((details) => (details.open = true));
     root.dataset.theme = "light";
     figures.forEach((state, figure) => {
-      state.width = PAPER;
+      state.width = PAPER.width;
       draw(figure);
     });
   });

@@ -1,0 +1,308 @@
+"""The page in a real browser: what it draws, what it saves, what it never does."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from normkit.report import write
+
+api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.browser
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[api.Browser]:
+    """Chromium, for the tests of this file only: it leaves an event loop running meanwhile."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        message = f"none of {', '.join(NAMES)} is installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def files(samples: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One page of each kind."""
+    folder = tmp_path_factory.mktemp("report")
+    hostile = {samples.POISON: samples.POISON, "notice": samples.POISON}
+    return {
+        name: write(findings, folder / f"{name}.html", about=about)
+        for name, findings, about in (
+            ("realistic", samples.realistic(), samples.ABOUT),
+            ("bare", [samples.bare()], {}),
+            ("empty", [], {}),
+            ("hostile", [samples.poisoned()], hostile),
+            ("many", samples.many(24), samples.ABOUT),
+        )
+    }
+
+
+class Visit:
+    """A page that is watched: all that it asks for and all that it complains about."""
+
+    def __init__(self, browser: api.Browser, path: Path, **options: object) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda said: self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.uri = path.as_uri()
+        self.page.goto(self.uri)
+
+    def read(self) -> None:
+        """Bring every chart before the eye once, and wait until it is drawn."""
+        for figure in self.page.locator("figure.chart").all():
+            figure.evaluate("it => it.scrollIntoView({behavior: 'instant', block: 'center'})")
+            figure.locator(".plot.drawn").wait_for(state="attached")
+
+    def check(self) -> None:
+        """No complaint, and no request but for the page itself and what it made."""
+        assert self.complaints == []
+        outside = [u for u in self.requests if not u.startswith((self.uri, "blob:", "data:"))]
+        assert outside == []
+
+
+@pytest.fixture
+def visit(browser: api.Browser, files: dict[str, Path]) -> Iterator[object]:
+    """Open a page by its name; at the end of the test it must not have misbehaved."""
+    visits: list[Visit] = []
+
+    def go(name: str, **options: object) -> Visit:
+        visits.append(Visit(browser, files[name], **options))
+        return visits[-1]
+
+    yield go
+    for each in visits:
+        each.check()
+        each.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_charts_are_drawn_and_nothing_sticks_out(visit, width: int, scheme: str) -> None:
+    page = visit("realistic", viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.read()
+    for figure in page.page.locator("figure.chart").all():
+        lines = figure.locator(".scatterlayer .js-line").count()
+        assert lines >= figure.locator(".legend button").count()
+        assert figure.locator(".plot").evaluate("it => it.scrollWidth <= it.clientWidth")
+    assert page.page.evaluate("document.documentElement.scrollWidth") == width
+    # Not even by what is drawn past a box: every part lies within the window or in a box that
+    # scrolls.
+    beyond = page.page.evaluate(
+        """() => [...document.querySelectorAll("main *")]
+            .filter(it => !it.closest(".scroll, .unseen, thead, .plot, pre")
+                && it.getBoundingClientRect().right > innerWidth + 1)
+            .map(it => it.outerHTML.slice(0, 80))"""
+    )
+    assert beyond == []
+
+
+def test_a_page_of_many_claims_is_light_and_quick(visit, files: dict[str, Path]) -> None:
+    assert files["many"].stat().st_size < 15_000_000
+    begun = time.perf_counter()
+    page = visit("many", viewport={"width": 1280, "height": 800})
+    page.page.locator("#verdicts").wait_for()
+    assert time.perf_counter() - begun < 5
+    # Only what is near has been drawn.
+    assert page.page.locator(".plot.drawn").count() < 6
+    page.page.locator("#C24 figure").last.scroll_into_view_if_needed()
+    page.page.locator("#C24 .plot.drawn").last.wait_for()
+    with page.page.expect_download() as waiting:
+        page.page.locator("#C24 [data-save=csv]").click()
+    rows = waiting.value.path().read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 6001
+
+
+def test_downloads_hold_the_data(visit, samples: ModuleType) -> None:
+    page = visit("realistic").page
+    with page.expect_download() as waiting:
+        page.locator("#C1 [data-save=csv]").click()
+    assert waiting.value.suggested_filename == "normkit-C1.csv"
+    text = waiting.value.path().read_bytes().decode()
+    found = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert found == [{k: f"{v}" for k, v in row.items()} for row in samples.c1().records]
+    with page.expect_download() as waiting:
+        page.locator("#C1 [data-save=json]").click()
+    assert waiting.value.suggested_filename == "normkit-C1.json"
+    data = json.loads(waiting.value.path().read_text(encoding="utf-8"))
+    assert data["claim"] == "C1"
+    assert data["records"] == list(samples.c1().records)
+    with page.expect_download() as waiting:
+        page.locator("#verdicts ~ .download [data-save=csv]").click()
+    found = list(csv.DictReader(io.StringIO(waiting.value.path().read_text(encoding="utf-8"))))
+    assert " ".join(row["claim"] for row in found) == "C1 C1 C1 C2 C2 C3 C11 C13 C20"
+    assert found[5]["high"] == ""
+    with page.expect_download() as waiting:
+        page.locator("#C1 [data-act=picture]").first.click()
+    assert waiting.value.suggested_filename == "normkit-C1-chart-1.png"
+    assert waiting.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_spreadsheet_finds_no_formula(
+    browser: api.Browser, samples: ModuleType, tmp_path
+) -> None:
+    rows = (
+        {"=cmd|'/c calc'!A1": "@SUM(1)", "n": -0.5, "t": '"a", \r\n b', "__proto__": "\t=1+1"},
+        {"=cmd|'/c calc'!A1": "＝1", "n": None, "t": [1.5, None, 2], "__proto__": "-2+3"},
+    )
+    finding = dataclasses.replace(samples.bare(), records=rows)
+    page = Visit(browser, write([finding], tmp_path / "r.html", about={}))
+    with page.page.expect_download() as waiting:
+        page.page.locator("#C7 [data-save=csv]").click()
+    text = waiting.value.path().read_bytes().decode()
+    first, second, third = csv.reader(io.StringIO(text, newline=""))
+    assert first == ["'=cmd|'/c calc'!A1", "n", "t 1", "t 2", "t 3", "__proto__"]
+    assert second == ["'@SUM(1)", "-0.5", '"a", \r\n b', "", "", "'\t=1+1"]
+    assert third == ["'＝1", "", "1.5", "", "2", "'-2+3"]
+    with page.page.expect_download() as waiting:
+        page.page.locator("#C7 [data-save=json]").click()
+    data = json.loads(waiting.value.path().read_text(encoding="utf-8"))
+    assert data["records"] == [dict(row) for row in rows]
+    page.check()
+    page.context.close()
+
+
+def test_hostile_text_runs_nothing(visit, samples: ModuleType) -> None:
+    page = visit("hostile", viewport={"width": 1280, "height": 900})
+    page.read()
+    for plot in page.page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.hover()
+        # The label at the pointer names the curves: as text, to the letter.
+        label = page.page.locator(".hoverlayer .legendtext").first
+        label.wait_for(state="attached")
+    names = page.page.locator("#C1, article").locator(".hoverlayer .legendtext").all_text_contents()
+    assert names
+    assert all(name.startswith("\"'><img src=x") for name in names)
+    with page.page.expect_download():
+        page.page.locator("[data-act=picture]").first.click()
+    with page.page.expect_download() as waiting:
+        page.page.locator("article [data-save=csv]").click()
+    assert "<" not in waiting.value.suggested_filename
+    assert page.page.evaluate("window.hacked") is None
+    assert page.page.locator("img, iframe, object, embed, a[href^=javascript]").count() == 0
+    assert page.page.evaluate("document.scripts.length") == 3 + 4
+
+
+def test_partial_and_empty_pages_open(visit) -> None:
+    page = visit("bare")
+    page.read()
+    assert page.page.locator("#C7 figure .main-svg").count() > 0
+    assert visit("empty").page.get_by_text("normkit lab run --preset quick").is_visible()
+
+
+def test_the_keyboard_reaches_everything(visit) -> None:
+    page = visit("realistic", viewport={"width": 1280, "height": 800}).page
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate(
+                """() => {
+                    const it = document.activeElement;
+                    const ring = getComputedStyle(it).outlineStyle !== "none";
+                    return [it.getAttribute("href") || it.id || it.textContent.trim(), ring];
+                }"""
+            )
+        )
+    names = [name for name, _ in seen]
+    assert names[0] == "#main"
+    assert {"theme", "#C1", "#C20", "Verdicts as CSV", "with BN"} <= set(names)
+    assert all(ring for _, ring in seen)
+    page.locator(".skip").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    # A box with nothing to scroll is no stop.
+    assert page.locator(".scroll[tabindex]").count() < page.locator(".scroll").count()
+
+
+def test_the_theme_is_chosen_kept_and_reaches_the_charts(visit) -> None:
+    visited = visit("realistic", color_scheme="light")
+    page = visited.page
+    visited.read()
+    tick = page.locator(".xtick text").first
+
+    def look() -> list[str]:
+        return [
+            page.evaluate("getComputedStyle(document.body).backgroundColor"),
+            tick.evaluate("it => getComputedStyle(it).fill"),
+            page.locator(".js-line").first.evaluate("it => getComputedStyle(it).stroke"),
+        ]
+
+    light = look()
+    toggle = page.get_by_role("button", name="Dark theme")
+    assert toggle.get_attribute("aria-pressed") == "false"
+    toggle.press("Enter")
+    assert toggle.get_attribute("aria-pressed") == "true"
+    assert all(a != b for a, b in zip(light, look(), strict=True))
+    page.reload()
+    assert toggle.get_attribute("aria-pressed") == "true"
+    toggle.click()
+    visited.read()
+    assert look() == light
+
+
+def test_a_curve_can_be_hidden_and_a_view_undone(visit) -> None:
+    visited = visit("realistic", viewport={"width": 1280, "height": 800})
+    page = visited.page
+    figure = page.locator("#C1 figure").first
+    figure.scroll_into_view_if_needed()
+    figure.locator(".plot.drawn").wait_for()
+    lines = figure.locator(".scatterlayer .trace")
+    before = lines.count()
+    button = figure.get_by_role("button", name="without BN").first
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert lines.count() == before - 2  # the curve and its band
+    button.click()
+    assert lines.count() == before
+    reset = figure.get_by_role("button", name="Show all again")
+    assert reset.is_hidden()
+    box = figure.locator(".plot").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 200, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 500, box["y"] + 200, steps=4)
+    page.mouse.up()
+    reset.click()
+    reset.wait_for(state="hidden")
+
+
+def test_paper_gets_every_chart_in_light(visit) -> None:
+    page = visit("realistic", color_scheme="dark", viewport={"width": 1280, "height": 800}).page
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".plot.drawn").count() == page.locator("figure.chart").count()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") is None
+    assert page.pdf()[:4] == b"%PDF"
+
+
+def test_without_scripts_the_figures_remain(visit) -> None:
+    page = visit("realistic", java_script_enabled=False).page
+    assert page.get_by_text("need JavaScript").is_visible()
+    assert page.locator("#theme").is_hidden()
+    page.locator("#C1 summary").first.click()
+    assert page.locator("#C1 details table").first.is_visible()

@@ -1,0 +1,299 @@
+"""What the page says, and that nothing but that can come of it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from normkit.errors import StoreError
+from normkit.lab.findings import Chart, Line
+from normkit.report import charts, payload, write
+from normkit.report.page import render
+
+VOID = {"br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "line"}
+
+
+class Outline(HTMLParser):
+    """The page's elements with their attributes, and the text of its script and style blocks."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.blocks: list[tuple[str, dict[str, str | None], str]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("script", "style"):
+            self.blocks.append((tag, dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            tag, attrs, text = self.blocks[-1]
+            self.blocks[-1] = (tag, attrs, text + data)
+        else:
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of each element of this name."""
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    def words(self) -> str:
+        """All that can be read."""
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def page(samples: ModuleType) -> str:
+    """The realistic sample, rendered."""
+    return render(samples.realistic(), about=samples.ABOUT)
+
+
+@pytest.fixture(scope="module")
+def outline(page: str) -> Outline:
+    """The same, taken apart."""
+    return Outline(page)
+
+
+def blocks(outline: Outline) -> list[object]:
+    """The data blocks, read back."""
+    return [
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        for _, attrs, text in outline.blocks
+        if attrs.get("type") == "application/json"
+    ]
+
+
+def test_says_all_of_a_finding(outline: Outline, samples: ModuleType) -> None:
+    words = outline.words().replace("\xa0", " ")
+    for finding in samples.realistic():
+        for said in (finding.title, finding.statement, finding.prediction, finding.sentence):
+            assert said in words
+        assert finding.data in words
+        for what, value in finding.setup:
+            assert what.capitalize() in words
+            assert value in words
+        for chart in finding.charts:
+            assert chart.title in words
+            assert chart.text in words
+        for source in finding.sources:
+            assert source.figures in words
+    for value in samples.ABOUT.values():
+        assert value in words
+    assert "140, of which 30 diverged" in words
+
+
+def test_links_lead_only_to_the_web_or_within(outline: Outline) -> None:
+    links = [attrs["href"] or "" for attrs in outline.all("a")]
+    ids = {attrs.get("id") for _, attrs in outline.elements}
+    assert "https://arxiv.org/abs/1502.03167" in links
+    for link in links:
+        assert link.startswith("https://") or link.removeprefix("#") in ids
+
+
+def test_reads_well_to_a_screen_reader(outline: Outline) -> None:
+    ids = [attrs["id"] for _, attrs in outline.elements if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    for _, attrs in outline.elements:
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert set((attrs.get(name) or "").split()) <= set(ids)
+    levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    for landmark in ("main", "nav", "header", "footer"):
+        assert outline.all(landmark)
+    assert len(outline.all("table")) == len(outline.all("caption"))
+    assert all(attrs.get("scope") in ("row", "col") for attrs in outline.all("th"))
+    pictures = [attrs for attrs in outline.all("div") if attrs.get("role") == "img"]
+    assert len(pictures) == len(outline.all("figure")) == 6
+    assert all(attrs["aria-label"] and attrs["aria-describedby"] for attrs in pictures)
+    assert all(
+        attrs.get("aria-hidden") == "true" and attrs.get("focusable") == "false"
+        for attrs in outline.all("svg")
+    )
+    assert all(attrs.get("type") == "button" for attrs in outline.all("button"))
+
+
+def test_policy_allows_what_is_there_and_no_network(outline: Outline) -> None:
+    policy = next(
+        attrs["content"] or ""
+        for attrs in outline.all("meta")
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    for _, attrs, text in outline.blocks:
+        if "type" not in attrs:
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy
+    for _, attrs in outline.elements:
+        assert "style" not in attrs
+        assert "src" not in attrs
+        assert not any(name.startswith("on") for name in attrs)
+
+
+def test_hostile_text_stays_text(samples: ModuleType) -> None:
+    hostile = samples.poisoned()
+    harmless = Outline(render([samples.c1()], about={"machine": "a", "notice": "b"}))
+    page = render([hostile], about={samples.POISON: samples.POISON, "notice": samples.POISON})
+    poisoned = Outline(page)
+    # The same elements as with harmless text, and no more.
+    tags = [tag for tag, _ in poisoned.elements]
+    assert tags.count("script") == [tag for tag, _ in harmless.elements].count("script")
+    assert "img" not in tags
+    assert "{{7*7}}" in poisoned.words()
+    assert not [attrs for attrs in poisoned.all("a") if (attrs["href"] or "")[0] != "#"]
+    for _, attrs in poisoned.elements:
+        assert not any(name.startswith("on") for name in attrs)
+    assert len(blocks(poisoned)) == len(blocks(harmless))
+    specs = [block for block in blocks(poisoned) if isinstance(block, dict) and "lines" in block]
+    assert specs[0]["title"] == samples.POISON
+
+
+def test_says_what_to_do_when_nothing_was_judged() -> None:
+    outline = Outline(render([], about={}))
+    assert "Nothing has been judged yet" in outline.words()
+    assert "normkit lab run --preset quick" in outline.words()
+    assert not outline.all("table")
+
+
+def test_partial_findings_pass(samples: ModuleType) -> None:
+    outline = Outline(render([samples.bare(), samples.bare()], about={"preset": "quick"}))
+    assert "not measured" not in outline.words()
+    assert "−∞ to +∞" in outline.words()
+    names = [block["name"] for block in blocks(outline) if "name" in block]  # type: ignore[operator,index]
+    assert names == ["normkit-verdicts", "normkit-C7", "normkit-C7--2"]
+    without = dataclasses.replace(samples.bare(), comparisons=(), charts=(), records=())
+    assert "not measured" in Outline(render([without], about={})).words()
+
+
+@pytest.mark.parametrize("key", ["main", "Title", "verdicts"])
+def test_a_key_does_not_take_the_pages_own_names(samples: ModuleType, key: str) -> None:
+    finding = dataclasses.replace(samples.bare(), key=key)
+    ids = [a["id"] for _, a in Outline(render([finding], about={})).elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_data_comes_back_as_it_was(samples: ModuleType) -> None:
+    finding = samples.c1()
+    (download,) = payload.downloads([finding], ["C1"])
+    block = json.loads(download.block)
+    rows = [dict(zip(block["columns"], row, strict=True)) for row in block["rows"]]
+    assert rows == list(finding.records)
+    assert block["about"]["verdict"] == "supported"
+    assert block["about"]["comparisons"][0]["effect"] == 1.62
+
+
+def test_large_data_is_packed_and_too_large_data_stays_out(
+    samples: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = samples.c1(), samples.many(1)[0]
+    packed = json.loads(payload.downloads([large], ["C1"])[0].block)
+    unpacked = json.loads(gzip.decompress(base64.b64decode(packed["gzip"])))
+    assert len(unpacked["rows"]) == 6000
+    monkeypatch.setattr(payload, "BUDGET", 20_000)
+    kept = payload.downloads([large, small], ["a", "b"])
+    assert not kept[0].block
+    assert kept[1].block
+    assert "6,000 rows lie behind this claim" in Outline(render([large], about={})).words()
+
+
+def test_values_of_other_libraries_become_plain() -> None:
+    odd = {"a": np.float32(0.5), "b": np.int64(3), "c": np.nan, "d": Path("x"), "e": {1}}
+    assert payload.plain(odd) == {"a": 0.5, "b": 3, "c": None, "d": "x", "e": [1]}
+    assert json.loads(payload.embed({"x": np.array([1.0, np.inf])})) == {"x": "[ 1. inf]"}
+
+
+def test_an_arm_keeps_its_colour_and_no_chart_shows_one_twice(samples: ModuleType) -> None:
+    every = [chart for finding in samples.realistic() for chart in finding.charts]
+    colours = charts.palette(every)
+    for chart in every:
+        drawn = charts.keys(chart, colours)
+        assert len({(key.colour, key.sign, key.dash, key.role) for key in drawn}) == len(drawn)
+        for line, key in zip(chart.lines, drawn, strict=True):
+            assert key.colour == colours.get(charts.arm(line), charts.INK)
+    # More arms than colours, two at a time: no two of one chart are alike.
+    pairs = [
+        Chart("k", "t", "x", "y", tuple(Line(f"{n}", (), ()) for n in (i, i + 1)), "")
+        for i in range(30)
+    ]
+    colours = charts.palette(pairs)
+    assert all(colours[f"{i}"] != colours[f"{i + 1}"] for i in range(30))
+
+
+def test_bands_end_where_a_logarithmic_axis_does() -> None:
+    line = Line("a", (1.0, 2.0), (0.5, 2.0), (-1.0, None), (1.0, None))
+    drawn = charts.spec(Chart("k", "t", "x", "y", (line,), "", y_log=True), {"a": 0})
+    assert drawn["lines"][0]["low"] == [0.5, None]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stand_out_in_both_themes(outline: Outline) -> None:
+    style = next(text for tag, _, text in outline.blocks if tag == "style")
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", body))
+        for body in re.findall(r"\{([^{}]*color-scheme[^{}]*)\}", style)
+    ]
+    light, dark, chosen = themes
+    assert dark == chosen
+    assert len([name for name in light if name.startswith("arm-")]) == charts.COLOURS + 1
+    for theme in (light, dark):
+        paper = luminance(theme["paper"])
+        for name, colour in theme.items():
+            if name in ("paper", "raised", "rule", "note", "rule-strong", "note-edge"):
+                continue
+            bright, dim = sorted((paper, luminance(colour)), reverse=True)
+            # WCAG 2: 3:1 for what is drawn (1.4.11), 4.5:1 for text (1.4.3).
+            least = 3.0 if name.startswith("arm-") else 4.5
+            assert (bright + 0.05) / (dim + 0.05) >= least, (name, colour)
+
+
+def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, samples: ModuleType) -> None:
+    path = tmp_path / "deep" / "er" / "report.html"
+    assert write([samples.c1()], path, about={}) == path
+    first = path.read_bytes()
+    assert len(first) < 6_000_000
+    write([samples.c1()], path, about={})
+    assert path.read_bytes() == first
+    assert [each.name for each in path.parent.iterdir()] == ["report.html"]
+
+    (path.parent / "taken").mkdir()
+    with pytest.raises(StoreError, match=r"needs a file that can be written.*To fix: name"):
+        write([], path.parent / "taken", about={})
+    with pytest.raises(StoreError, match=r"report\.html"):
+        write([], path / "below.html", about={})
+    assert sorted(each.name for each in path.parent.iterdir()) == ["report.html", "taken"]
+
+
+def test_text_without_bytes_does_not_stop_the_page(tmp_path: Path, samples: ModuleType) -> None:
+    finding = dataclasses.replace(samples.bare(), title="half a sign: \ud83d", key="\ud83d")
+    written = write([finding], tmp_path / "r.html", about={}).read_text(encoding="utf-8")
+    assert "half a sign: ?" in written

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from normkit.cli.console import INTERRUPTED, console, errors, needs_lab, print_json
 from normkit.errors import OptionError, explain
@@ -243,7 +244,7 @@ def _print(findings: list[Finding], path: Path) -> None:
     for finding in findings:
         table.add_row(
             finding.key,
-            f"[{WORD_STYLE[finding.word]}]{finding.word}",
+            Text(finding.word, style=WORD_STYLE[finding.word]),
             finding.sentence,
             str(finding.runs),
         )

@@ -182,12 +182,13 @@ class Lease:
         diverged_step: int | None = None,
         error: str = "",
     ) -> None:
+        finished = None if status == "waiting" else time.time()
         with self._writing():
             connection = self._store.connection
             connection.execute(
                 "UPDATE runs SET status = ?, seconds = ?, diverged_step = ?, error = ?, "
                 "finished = ?, owner = '' WHERE id = ?",
-                (status, seconds, diverged_step, error, time.time(), self._run),
+                (status, seconds, diverged_step, error, finished, self._run),
             )
             if status in ("done", "diverged"):
                 connection.execute("DELETE FROM checkpoints WHERE run = ?", (self._run,))

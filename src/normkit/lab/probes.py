@@ -88,7 +88,7 @@ def nonlinearities(model: nn.Module) -> list[nn.Module]:
     >>> len(nonlinearities(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())))
     1
     """
-    found = []
+    found: list[nn.Module] = []
     after_convolution = False
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

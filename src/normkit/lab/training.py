@@ -85,6 +85,7 @@ class _Progress:
 def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Module:
     """The model of a run with the initial weights that its seed gives; see the module's text."""
 
+    options: dict[str, Any] = dict(config.model_options)
     torch.manual_seed(config.seed)
     model = models.build(
         config.model,
@@ -93,7 +94,7 @@ def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Modu
         in_channels=in_channels,
         classes=classes,
         size=config.size,
-        **dict(config.model_options),
+        **options,
     )
     # From here on the generator serves what training draws, alike in both arms.
     torch.manual_seed(config.seed)

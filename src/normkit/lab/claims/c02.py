@@ -13,6 +13,10 @@ The claim says two things, and both must hold for *supported*. Endpoints, fixed 
   layer's average distribution (its Wasserstein barycentre, the mean of the quantiles), divided by
   the standard deviation of that average, so that a layer is not called steady for being small.
   Averaged over layers; the smallest difference that would matter is 0.02.
+
+The source does not give its optimizer. Learning rate and momentum were chosen in a trial of the
+network without BN alone, such that it leaves chance within the quick preset: a network that does
+not learn would be steady for the wrong reason.
 """
 
 from __future__ import annotations
@@ -57,21 +61,22 @@ class Scale:
 
 
 SCALES: dict[Preset, Scale] = {
-    "quick": Scale(seeds=5, train=10_000, test=2_000, epochs=2, every=6),
+    "quick": Scale(seeds=5, train=10_000, test=2_000, epochs=3, every=12),
     "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5, every=50),
 }
 
 
 def plan(preset: Preset, available: Available) -> Arms:
-    """Four convolutions with ReLU, SGD at 0.1, batch size 256, with and without."""
+    """Four convolutions with ReLU, SGD at 0.02 with momentum, batch size 128, with and without."""
     scale = SCALES[preset]
 
     def make(norm: str, seed: int) -> RunConfig:
         return RunConfig(
             model="convnet4",
             norm=norm,
-            lr=0.1,
-            batch_size=256,
+            lr=0.02,
+            momentum=0.9,
+            batch_size=128,
             epochs=scale.epochs,
             seed=seed,
             probes=(("activations", scale.every),),

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+
+from normkit.errors import OptionError, StoreError
+from normkit.lab.config import RunConfig
+
+Make = Callable[..., RunConfig]
+FIXED = RunConfig(
+    model="lenet5",
+    norm="batch",
+    lr=0.1,
+    train_images=20_000,
+    test_images=10_000,
+    batch_size=256,
+    epochs=5,
+    seed=3,
+)
+
+
+def test_key_of_a_known_run_never_changes() -> None:
+    # If this fails, every store in the world trains everything again. A new field with a default
+    # must not do that; a new meaning of an old field must raise FORMAT and this value.
+    assert FIXED.to_json() == (
+        '{"batch_size":256,"epochs":5,"lr":0.1,"model":"lenet5","norm":"batch","seed":3,'
+        '"test_images":10000,"train_images":20000}'
+    )
+    assert FIXED.key == "3227e58e4c0f1a82a37f1e4398f3d6fc66828bf5c295e391561bc5068bb27ccc"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"norm": "none"},
+        {"lr": 0.2},
+        {"edition": "subset"},
+        {"momentum": 0.9},
+        {"probes": (("activations", 5),)},
+        {"model_options": (("dropout", 0.5),)},
+    ],
+)
+def test_whatever_changes_the_numbers_changes_the_key(change: dict[str, object]) -> None:
+    assert dataclasses.replace(FIXED, **change).key != FIXED.key  # type: ignore[arg-type]
+
+
+def test_json_comes_back_the_same(make_config: Make) -> None:
+    run = make_config(probes=(("activations", 3),), model_options=(("pool", "avg"),), momentum=0.9)
+    again = RunConfig.from_json(run.to_json())
+    assert again == run
+    assert again.key == run.key
+
+
+def test_fields_of_a_newer_version_are_refused() -> None:
+    text = json.dumps(json.loads(FIXED.to_json()) | {"gravity": 9.81})
+    with pytest.raises(StoreError, match=r"gravity.*upgrade normkit"):
+        RunConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"optimizer": "magic"},
+        {"probes": (("activations", 0),)},
+    ],
+)
+def test_values_no_training_can_use_are_refused(
+    make_config: Make, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(OptionError, match="To fix"):
+        make_config(**wrong)

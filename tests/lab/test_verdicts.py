@@ -1,0 +1,161 @@
+"""The rule that gives verdicts, put to the test as a rule: how often is it wrong, how often right?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from normkit.errors import OptionError
+from normkit.lab.claims.c01 import CLAIM as C1
+from normkit.lab.claims.c05 import CLAIM as C5
+from normkit.lab.claims.claim import Claim, Evidence
+from normkit.lab.config import RunConfig
+from normkit.lab.verdicts import all_of, compare, interval
+
+SIMULATIONS = 4000
+
+
+def share_supported(
+    draw: Callable[[np.random.Generator], Sequence[float]],
+    *,
+    smallest: float = 0.0,
+    resolution: float = 0.0,
+) -> float:
+    rng = np.random.default_rng(20_150_211)
+    words = [
+        all_of([compare("?", draw(rng), unit="", smallest=smallest, resolution=resolution)])
+        for _ in range(SIMULATIONS)
+    ]
+    return words.count("supported") / SIMULATIONS
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_equal_arms_are_supported_at_most_one_time_in_twenty(seeds: int) -> None:
+    share = share_supported(lambda rng: rng.normal(size=seeds) - rng.normal(size=seeds))
+    assert share <= 0.05
+    # It is 1 in 40 by design; a rule that never says yes would pass the line above too.
+    assert share == pytest.approx(0.025, abs=0.008)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda rng: stats.t.rvs(3, size=5, random_state=rng),  # heavy tails
+        lambda rng: np.where(rng.random(5) < 0.2, -5.0, 0.0) + rng.normal(size=5) * 0.1,
+        lambda rng: np.round(rng.normal(size=5), 1),
+    ],
+    ids=["heavy tails", "now and then a broken run", "rounded"],
+)
+def test_equal_arms_with_unkind_noise(noise: Callable[[np.random.Generator], np.ndarray]) -> None:
+    assert share_supported(lambda rng: noise(rng) - noise(rng)) <= 0.05
+
+
+def test_equal_arms_read_on_a_coarse_grid() -> None:
+    # Half of these differences are 0; without the grid's own variance, five equal
+    # differences would make an interval of width 0.
+    def draw(rng: np.random.Generator) -> Sequence[float]:
+        return list(rng.choice([-1 / 3, 0.0, 1 / 3], size=5, p=[0.25, 0.5, 0.25]))
+
+    assert share_supported(draw, smallest=0.1, resolution=1 / 3) <= 0.05
+
+
+@pytest.mark.parametrize(("effect", "least"), [(2.0, 0.9), (3.0, 0.99)])
+def test_a_real_difference_is_found(effect: float, least: float) -> None:
+    assert share_supported(lambda rng: effect + rng.normal(size=5)) >= least
+
+
+def simulate(
+    claim: Claim,
+    synthetic: Callable[..., Evidence],
+    gain: float,
+    simulations: int,
+) -> list[str]:
+    """Whole claims, judged by their own function, on accuracies and losses drawn at random."""
+    rng = np.random.default_rng(7)
+    words = []
+    for _ in range(simulations):
+        by_seed = rng.normal(0.8, 0.01, size=5)
+
+        def values(
+            arm: str, config: RunConfig, by_seed: np.ndarray = by_seed
+        ) -> Mapping[str, Sequence[float | None]]:
+            shift = gain if arm == "with BN" else 0.0
+            accuracy = by_seed[config.seed] + shift + rng.normal(0, 0.01, size=config.epochs)
+            return {
+                "test_accuracy": [round(float(each), 4) for each in accuracy],
+                "epoch_train_loss": [float(1 - each) for each in accuracy],
+            }
+
+        words.append(claim.judge(synthetic(claim, values)).word)
+    return words
+
+
+@pytest.mark.parametrize("claim", [C1, C5], ids=["C1", "C5"])
+def test_whole_claims_on_equal_arms(claim: Claim, synthetic: Callable[..., Evidence]) -> None:
+    words = simulate(claim, synthetic, gain=0.0, simulations=2000)
+    assert words.count("supported") / len(words) <= 0.05
+
+
+@pytest.mark.parametrize("claim", [C1, C5], ids=["C1", "C5"])
+def test_whole_claims_on_a_real_difference(
+    claim: Claim, synthetic: Callable[..., Evidence]
+) -> None:
+    words = simulate(claim, synthetic, gain=0.05, simulations=50)
+    assert words.count("supported") / len(words) >= 0.9
+
+
+def test_interval_is_scipys() -> None:
+    sample = [0.1, 0.4, 0.2, 0.35]
+    mean, low, high = interval(sample)
+    expected = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(np.mean(sample), abs=1e-15)
+    assert (low, high) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_resolution_keeps_equal_readings_from_certainty() -> None:
+    _, low, high = interval([0.3] * 5, resolution=0.3)
+    half = float(stats.t.ppf(0.975, 4)) * 0.3 / math.sqrt(6 * 5)
+    assert high - low == pytest.approx(2 * half)
+
+
+@pytest.mark.parametrize(
+    ("differences", "smallest", "word"),
+    [
+        ([0.02, 0.021, 0.019], 0.005, "supported"),
+        ([-0.02, -0.021, -0.019], 0.0, "not supported"),
+        ([0.0020, 0.0021, 0.0019], 0.005, "not supported"),  # surely there, surely too small
+        ([0.02, -0.02, 0.01], 0.005, "undecided"),
+        ([0.0, 0.0, 0.0], 0.0, "undecided"),
+    ],
+)
+def test_words(differences: list[float], smallest: float, word: str) -> None:
+    found = compare("?", differences, unit="", smallest=smallest)
+    assert found is not None
+    assert found.word == word
+    assert found.seeds == len(differences)
+
+
+def test_one_seed_decides_nothing() -> None:
+    assert compare("?", [5.0], unit="") is None
+    assert all_of([None]) == "undecided"
+    assert all_of([]) == "undecided"
+
+
+def test_every_part_must_hold() -> None:
+    yes = compare("?", [1.0, 1.1, 0.9], unit="")
+    no = compare("?", [-1.0, -1.1, -0.9], unit="")
+    open_ = compare("?", [1.0, -1.1, 0.9], unit="")
+    assert all_of([yes, yes]) == "supported"
+    assert all_of([yes, open_]) == "undecided"
+    assert all_of([open_, no]) == "not supported"
+
+
+def test_values_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(OptionError, match="finite"):
+        interval([0.1, float("nan")])
+    with pytest.raises(OptionError, match="negative"):
+        compare("?", [1.0, 2.0], unit="", smallest=-1)

@@ -47,6 +47,16 @@ class Act:
         # ATen's gelu has no in-place form that every supported release offers.
         return F.gelu(z)
 
+    @property
+    def told_by_output(self) -> bool:
+        """Whether the derivative follows from the sign of the output alone."""
+        return self.name == "relu" or (self.name == "leaky_relu" and self.slope > 0)
+
+    def backward_from_output(self, dy: Tensor, y: Tensor) -> Tensor:
+        """:meth:`backward` from ``y = self(z)``, where :attr:`told_by_output`."""
+        # y is positive exactly where z is, which is all these two look at.
+        return self.backward(dy, y.to(dy.dtype))
+
     def backward(self, dy: Tensor, z: Tensor) -> Tensor:
         """Gradient at ``z`` of a loss whose gradient at ``self(z)`` is ``dy``."""
         return _BACKWARD[self.name](dy, z, self.slope)

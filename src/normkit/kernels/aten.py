@@ -1,7 +1,6 @@
 """The portable backend: elementary ATen operations, any device, any floating type.
 
-On a CPU it is faster for statistics across the batch than ATen's own batch normalization, whose
-reductions are not vectorised across channels (``docs/log.md`` has the figures). Each line
+For the pools, layouts and splits across processes that ATen has no fused kernel for. Each line
 below that touches the whole tensor is one pass over memory; those in place are the cheap ones.
 """
 
@@ -24,6 +23,7 @@ class Aten:
     """See the module's docstring and :class:`normkit.kernels.contract.Backend`."""
 
     name = "aten"
+    keeps_output = True
 
     def refuses(self, x: Tensor, spec: Spec) -> str | None:
         return None
@@ -70,6 +70,7 @@ class Aten:
         self,
         dy: Tensor,
         x: Tensor,
+        y: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
@@ -87,7 +88,9 @@ class Aten:
         xc = x4 - mean if spec.centred else x4.to(acc)
         gamma = None if weight is None else weight.reshape(params).to(acc)
         dz = dy.reshape(view).to(acc)
-        if spec.act is not None:
+        if spec.act is not None and y is not None:
+            dz = spec.act.backward_from_output(dz, y.reshape(view))
+        elif spec.act is not None:
             z = xc.clone()
             _affine_(z, rstd, weight, bias, residual, spec, c)
             dz = spec.act.backward(dz, z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -97,8 +98,17 @@ class _Normalize(torch.autograd.Function):
         ctx.spec, ctx.group, ctx.total, ctx.backend = spec, group, total, backend
         ctx.own_stats = given is None
         # Without an activation the derivative does not depend on the residual.
-        kept = residual if spec.act is not None else None
-        ctx.save_for_backward(x, weight, bias, kept, result.mean, result.rstd)
+        keeps_y = spec.act is not None and spec.act.told_by_output and backend.keeps_output
+        keeps_residual = spec.act is not None and not keeps_y
+        ctx.save_for_backward(
+            x,
+            result.y if keeps_y else None,
+            weight,
+            bias,
+            residual if keeps_residual else None,
+            result.mean,
+            result.rstd,
+        )
         ctx.set_materialize_grads(False)
         if given is not None:
             return result.y, None, None, None
@@ -111,7 +121,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if dy is None:
             return (None,) * 8
-        x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+        x, y, weight, bias, residual, mean, rstd = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:4])
         if torch.is_grad_enabled():
             return (*_differentiable(ctx, dy, needs), None, None, None, None)
@@ -125,7 +135,7 @@ class _Normalize(torch.autograd.Function):
                 return both[0], both[1]
 
         gradients = ctx.backend.backward(
-            dy, x, weight, bias, residual, mean, rstd, ctx.own_stats, needs, ctx.spec, reduce
+            dy, x, y, weight, bias, residual, mean, rstd, ctx.own_stats, needs, ctx.spec, reduce
         )
         return (*gradients, None, None, None, None)
 
@@ -140,21 +150,25 @@ def _differentiable(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> list[Tenso
                 "use BatchNorm in place of SyncBatchNorm where you need them",
             )
         )
-    x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+    x, y, weight, bias, residual, mean, rstd = ctx.saved_tensors
     spec: Spec = ctx.spec
+    if y is not None and spec.act is not None:
+        # The activation is piecewise linear, and y says which piece.
+        dy = spec.act.backward_from_output(dy, y.detach())
+        spec = dataclasses.replace(spec, act=None)
     if ctx.own_stats:
         mean, var = formula.stats_of(x, spec.pool, spec.centred)
     else:
         var = rstd.pow(-2) - spec.eps
-    y = formula.normalize(x, spec, weight, bias, residual, mean, var)
-    inputs = (x, weight, bias, residual)
+    inputs = [x, weight, bias, residual]
+    again = formula.normalize(x, spec, weight, bias, residual, mean, var)
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True) if wanted else ())
+    found = iter(torch.autograd.grad(again, wanted, dy, create_graph=True) if wanted else ())
     grads = [
         next(found) if need and t is not None else None
         for t, need in zip(inputs, needs, strict=True)
     ]
-    if needs[3] and residual is None:  # linear: not kept
+    if needs[3] and residual is None:  # it was not kept, since z is linear in it
         grads[3] = dy
     return grads
 
@@ -181,5 +195,5 @@ def _shared_stats(x: Tensor, spec: Spec, group: Any) -> tuple[Tensor, Tensor, Te
             )
         )
     shape, acc = spec.pool.stats(n, c, s), accumulator(x.dtype)
-    mean, var = merged.mean.to(acc), merged.variance.to(acc)
+    mean, var = merged.mean.to(acc), (merged.m2 / merged.count.clamp_min(1)).to(acc)
     return mean.reshape(shape), var.reshape(shape), merged.count

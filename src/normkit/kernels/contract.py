@@ -5,8 +5,10 @@ Notation: x is seen through ``spec.pool`` as a ``(N, G, K, S)`` view (:mod:`norm
 
 **Forward**: z = γ·x̂ + β + residual; y = act(z).
 
-**Saved for backward**: x, γ, β, residual (the last two only if there is an activation), μ and r.
-No mask, no x̂, no z: they are recomputed from what is saved anyway.
+**Saved for backward**: x, γ, β, residual (only if there is an activation), μ and r. No mask, no
+x̂, no z: they are recomputed from what is saved anyway. A backend that cannot recompute cheaply may
+ask for y instead (``keeps_output``) where it tells act′: for ReLU and leaky ReLU, whose output the
+next layer keeps as its input in any case.
 
 **Backward**, with dz = act′(z)·dy: a first pass over the data sums dz and dz·(x − μ) along the
 axes that neither the moments nor γ vary along (``pool.shared_dims``). From these two small
@@ -58,6 +60,7 @@ class Backend(Protocol):
     """One way to compute the operations above. All tensors are detached."""
 
     name: str
+    keeps_output: bool
 
     def refuses(self, x: Tensor, spec: Spec) -> str | None:
         """Why this backend cannot take ``x``, as a clause that finishes 'not used because'; or
@@ -80,6 +83,7 @@ class Backend(Protocol):
         self,
         dy: Tensor,
         x: Tensor,
+        y: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
@@ -92,6 +96,7 @@ class Backend(Protocol):
     ) -> Gradients:
         """Gradients of x, weight, bias and residual where ``needs`` asks for them.
 
+        ``y``: the output, if it was kept.
         ``own_stats``: the moments were computed from the values, so they have a gradient.
         ``reduce``: called as ``g1, g2 = reduce(sum_g, sum_gx)`` with the pool's *sums* of γ·dz
         and γ·dz·(x − μ); returns their *means*. Given where a pool spans processes.

@@ -28,10 +28,10 @@ def explain_choice(x: Tensor, spec: Spec) -> list[str]:
     """One line per backend that was considered, the chosen one last.
 
     >>> import torch
-    >>> from normkit.core.pools import PER_CHANNEL
-    >>> for line in explain_choice(torch.ones(4, 3), Spec(PER_CHANNEL, 1e-5)):
+    >>> from normkit.core.pools import PER_POSITION
+    >>> for line in explain_choice(torch.ones(4, 3), Spec(PER_POSITION, 1e-5)):
     ...     print(line)
-    native: not used because on a CPU elementary operations are faster across the batch
+    native: not used because ATen has no kernel for pools over position
     aten: used
     """
     lines = []

@@ -80,12 +80,12 @@ def step_towards(running: Tensor, value: Tensor, share: float | Tensor) -> None:
     Computed in the wider of the two types, then stored in the buffer's.
     """
     value = value.reshape(running.shape)
-    if running.dtype == value.dtype:
-        if isinstance(share, Tensor):
-            share = share.to(running.dtype)
-        running.lerp_(value, share)
-        return
     wide = torch.promote_types(running.dtype, value.dtype)
     if isinstance(share, Tensor):
         share = share.to(wide)
-    running.copy_(torch.lerp(running.to(wide), value.to(wide), share))
+    # Not lerp_, which torch.func.vmap cannot batch.
+    step = (value.to(wide) - running.to(wide)) * share
+    if running.dtype == wide:
+        running.add_(step)
+    else:
+        running.copy_(running.to(wide) + step)

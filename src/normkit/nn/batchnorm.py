@@ -96,6 +96,10 @@ class BatchStatistics(Layer, _BatchNorm):
         if self.num_batches_tracked is not None and not (empty and self.average != "exponential"):
             self.num_batches_tracked.add_(1)
             taken = averages.share(self.average, self.momentum, self.num_batches_tracked)
+        if isinstance(count, Tensor):
+            # Counted across processes. Whether all were empty is not worth waiting for a
+            # device; a step of length zero says the same.
+            taken, count = taken * (count > 0), count.clamp_min(2)
         if not empty and self.running_mean is not None and self.running_var is not None:
             averages.step_towards(self.running_mean, mean, taken)
             # Biased to normalize with, unbiased to remember, as PyTorch does.

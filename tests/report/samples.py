@@ -221,29 +221,23 @@ def c2() -> Finding:
             ),
             Comparison("Is skewness smaller?", "", -0.02, -0.08, 0.04, 10, "undecided"),
         ),
-        charts=(
+        charts=tuple(
             Chart(
-                "density",
-                "Activations of the four convolutions after training",
-                "Activation before the nonlinearity",
+                f"density{layer}",
+                f"Input of the nonlinearity after convolution {layer}, end of training",
+                "Activation",
                 "Density",
                 (
                     *(
-                        Line(
-                            f"{name}, layer {i}",
-                            tuple(x.tolist()),
-                            density(*shape),
-                            arm={"with BN": "BN", "without": "plain"}[name],
-                        )
-                        for name, arm in (("with BN", "BN"), ("without", "plain"))
-                        for i, shape in enumerate(shapes[arm], 1)
+                        Line(f"{arm} (mean of 10)", tuple(x.tolist()), density(*four[i]), arm=arm)
+                        for arm, four in shapes.items()
                     ),
                     Line("N(0, 1)", tuple(x.tolist()), tuple(normal.tolist()), role="theory"),
                 ),
-                "Eight densities over the standard normal one. The four with BN lie almost on the "
-                "normal curve, slightly skewed; the four without widen from layer to layer and "
-                "move to the left.",
-            ),
+                "The density with BN lies almost on the normal curve, slightly skewed; the one "
+                "without is wider or narrower and moves to the left from layer to layer.",
+            )
+            for i, layer in enumerate((1, 2, 3, 4))
         ),
         tables=(),
         setup=(("model", "4-layer convolutional network"), ("epochs", "10")),

@@ -126,7 +126,7 @@ def test_reads_well_to_a_screen_reader(outline: Outline) -> None:
     assert len(outline.all("table")) == len(outline.all("caption"))
     assert all(attrs.get("scope") in ("row", "col") for attrs in outline.all("th"))
     pictures = [attrs for attrs in outline.all("div") if attrs.get("role") == "img"]
-    assert len(pictures) == len(outline.all("figure")) == 6
+    assert len(pictures) == len(outline.all("figure")) == 9
     assert all(attrs["aria-label"] and attrs["aria-describedby"] for attrs in pictures)
     assert all(
         attrs.get("aria-hidden") == "true" and attrs.get("focusable") == "false"
@@ -234,6 +234,11 @@ def test_an_arm_keeps_its_colour_and_no_chart_shows_one_twice(samples: ModuleTyp
         assert len({(key.colour, key.sign, key.dash, key.role) for key in drawn}) == len(drawn)
         for line, key in zip(chart.lines, drawn, strict=True):
             assert key.colour == colours.get(charts.arm(line), charts.INK)
+    # Several curves of one arm share its colour and nothing else.
+    alike = Chart("k", "t", "x", "y", tuple(Line(f"{i}", (), (), arm="a") for i in range(5)), "")
+    drawn = charts.keys(alike, charts.palette([alike]))
+    assert {key.colour for key in drawn} == {0}
+    assert len({key.sign for key in drawn}) == 5
     # More arms than colours, two at a time: no two of one chart are alike.
     pairs = [
         Chart("k", "t", "x", "y", tuple(Line(f"{n}", (), ()) for n in (i, i + 1)), "")

@@ -23,14 +23,14 @@ __all__ = ["content", "decode", "encode"]
 _UNSIGNED_BYTE = 8
 
 
-def content(path: Path, limit: int) -> bytes:
-    """What a file holds, decompressed if its name ends in ``.gz``; at most ``limit`` bytes.
+def content(path: Path, limit: int, *, unpack: bool) -> bytes:
+    """What a file holds, at most ``limit`` bytes; with ``unpack`` what is compressed in it.
 
     Raises:
         DataError: unreadable, cut off, damaged, or more than ``limit`` bytes, which are not read:
             a small file can hold a very large one.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if unpack else open
     try:
         with opener(path, "rb") as file:
             data: bytes = file.read(limit + 1)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from normkit.errors import DataError, explain
 from normkit.lab.data.catalogue import SPECS, SUBSET, Spec, spec_of
-from normkit.lab.data.fetching import ORIGIN_FILE, fetched, from_mirror, from_package
+from normkit.lab.data.debian import from_package
+from normkit.lab.data.fetching import ORIGIN_FILE, fetched
+from normkit.lab.data.mirrors import from_mirror
 from normkit.lab.data.reading import UnavailableError, cache_folder, find, read
 from normkit.lab.data.split import Dataset
 

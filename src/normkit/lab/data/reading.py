@@ -63,7 +63,8 @@ def find(spec: Spec, folder: Path) -> list[tuple[File, Path]]:
 
 
 def _verified(file: File, path: Path) -> bytes:
-    data = idx.content(path, file.size)
+    # An IDX file may come compressed; an archive is checked as it is.
+    data = idx.content(path, file.size, unpack=path.name == f"{file.name}.gz")
     if len(data) != file.size:
         raise DataError(
             explain(

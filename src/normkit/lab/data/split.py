@@ -105,7 +105,7 @@ class Split:
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, over all pixels, on the scale where 255 is 1.
 
-        Computed from counts of the 256 values, so the sums are exact.
+        Computed from counts of the 256 values, in float64.
 
         Raises:
             DataError: there are no images.
@@ -119,7 +119,8 @@ class Split:
         values = torch.arange(256, dtype=torch.float64) / 255
         means, deviations = [], []
         for channel in self.images.unbind(1):
-            share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+            counts = torch.bincount(channel.flatten(), minlength=256)
+            share = counts.double() / channel.numel()
             mean = (share * values).sum()
             means.append(float(mean))
             deviations.append(float((share * (values - mean).square()).sum().sqrt()))

@@ -1,0 +1,69 @@
+"""IDX files: read whole or refused."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+
+from normkit.errors import DataError
+from normkit.lab.data import idx
+
+VALUES = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+DATA = idx.encode(VALUES)
+
+
+def test_the_header_is_the_formats() -> None:
+    assert DATA[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4])
+    assert DATA[16:] == bytes(range(24))
+    assert torch.equal(idx.decode(DATA, "x"), VALUES)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "begins with 00 00 08; got no bytes"),
+        (b"\x00\x00\x08", "begins with"),
+        (b"\x00\x00\x0d\x01" + bytes(8), "begins with 00 00 08; got 00 00 0d 01"),
+        (b"PK\x03\x04" + bytes(40), "begins with"),
+        (DATA[:10], "header of x must hold 3 sizes"),
+        (DATA[:-1], "2 × 3 × 4 bytes after its header; got 23.*cut off"),
+        (DATA + b"\x00", "got 25.*too long"),
+    ],
+)
+def test_damage_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        idx.decode(data, "x")
+
+
+def test_content(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a", tmp_path / "a.gz"
+    plain.write_bytes(DATA)
+    packed.write_bytes(gzip.compress(DATA))
+    assert idx.content(plain, 40, unpack=False) == DATA == idx.content(packed, 40, unpack=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-12],  # the end is missing
+        lambda b: b[:5],  # even the header is
+        lambda b: b[:-8] + bytes(4) + b[-4:],  # the check sum is wrong
+        lambda b: b"no gzip at all",
+        lambda b: b[:12] + b"\xff" * 8 + b[20:],  # the compressed data are
+    ],
+)
+def test_damaged_gzip_is_a_data_error(tmp_path: Path, damage: object) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(damage(gzip.compress(DATA, mtime=0)))  # type: ignore[operator]
+    with pytest.raises(DataError, match="whole, readable file"):
+        idx.content(path, 40, unpack=True)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(bytes(50_000_000)))
+    with pytest.raises(DataError, match="must hold 40 bytes; got more"):
+        idx.content(path, 40, unpack=True)

@@ -136,8 +136,8 @@ class Memory:
         for name, value in metrics.items():
             if name != "epoch_seconds":
                 self.metrics[name, step] = value
-        for name, data in (vectors or {}).items():
-            self.vectors[name, step] = tuple(data)
+        for name, numbers in (vectors or {}).items():
+            self.vectors[name, step] = tuple(numbers)
 
     def checkpoint(self, step: int, state: bytes) -> None:
         self.checkpoints.append((step, state))

@@ -1,4 +1,4 @@
-"""The rule that gives verdicts, put to the test as a rule: how often is it wrong, how often right?"""
+"""The rule that gives verdicts, itself put to the test: how often is it wrong, how often right?"""
 
 from __future__ import annotations
 

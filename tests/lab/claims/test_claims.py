@@ -1,0 +1,259 @@
+"""Each claim judged on invented runs: the words, what is drawn, and partial stores."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from normkit.errors import OptionError
+from normkit.lab.claims import c02, c03
+from normkit.lab.claims.claim import PRESETS, Available, Claim, Evidence
+from normkit.lab.claims.parts import WITH, WITHOUT
+from normkit.lab.claims.registry import all_claims, select
+from normkit.lab.config import RunConfig
+from normkit.lab.judge import finding, judge
+from normkit.lab.probes import normal_quantiles
+from normkit.lab.store import Store
+
+Synthetic = Callable[..., Evidence]
+Values = Mapping[str, Sequence[float | None]]
+FULL = Available("full", 60_000, 10_000)
+CLAIMS = list(all_claims().values())
+by_key = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
+
+
+def noise(config: RunConfig, arm: str) -> float:
+    return float(np.random.default_rng([config.seed, len(arm)]).normal(0, 0.005))
+
+
+def invented(config: RunConfig, arm: str, gain: float) -> dict[str, Sequence[float | None]]:
+    """An accuracy that rises over the epochs, higher by ``gain`` with BN."""
+    shift = (gain if arm == WITH else 0.0) + noise(config, arm)
+    accuracy = [0.7 + 0.02 * epoch + shift for epoch in range(config.epochs)]
+    return {
+        "test_accuracy": accuracy,
+        "test_loss": [1 - each for each in accuracy],
+        "epoch_train_loss": [1 - each for each in accuracy],
+        "train_loss": [1 - each for each in accuracy],
+    }
+
+
+def learns_below(limits: Mapping[str, float]) -> Callable[[str, RunConfig], Values]:
+    """An arm trains up to a rate of its own, and stays at guessing beyond it."""
+
+    def values(arm: str, config: RunConfig) -> Values:
+        loss = 0.5 if config.lr <= limits[arm] else 2.25
+        return invented(config, arm, 0.0) | {"epoch_train_loss": [loss] * config.epochs}
+
+    return values
+
+
+def shifted(by_arm: Mapping[str, tuple[float, float]]) -> Callable[[str, RunConfig], Any]:
+    """Normal inputs times a scale; (scale at the start, scale at the end) for each arm."""
+
+    def vectors(arm: str, config: RunConfig) -> Any:
+        first, last = by_arm[arm]
+        first, last = (scale + noise(config, arm) for scale in (first, last))
+        steps = {1: first, 100: (first + last) / 2, 200: last}
+        return {
+            f"activation{layer}_{what}": {
+                step: tuple(scale * each for each in normal_quantiles())
+                if what == "quantiles"
+                else (0.2,) * 60
+                for step, scale in steps.items()
+            }
+            for layer in c02.LAYERS
+            for what in ("quantiles", "density")
+        }
+
+    return vectors
+
+
+def judged(claim: Claim, synthetic: Synthetic, gain: float) -> Any:
+    """The claim on runs in which BN helps (gain above 0), harms, or does nothing."""
+    if claim.key == "C2":
+        good, bad = (1.0, 1.01), (0.2, 3.0)
+        arms = {WITH: good, WITHOUT: bad} if gain > 0 else {WITH: bad, WITHOUT: good}
+        evidence = synthetic(claim, lambda a, c: invented(c, a, 0), shifted(arms))
+    elif claim.key == "C3":
+        limits = {WITH: 5.0, WITHOUT: 0.5} if gain > 0 else {WITH: 0.5, WITHOUT: 5.0}
+        evidence = synthetic(claim, learns_below(limits))
+    else:
+        evidence = synthetic(claim, lambda arm, config: invented(config, arm, gain))
+    return finding(claim, evidence, data="invented")
+
+
+@by_key
+@pytest.mark.parametrize(("gain", "word"), [(0.05, "supported"), (-0.05, "not supported")])
+def test_words(claim: Claim, synthetic: Synthetic, gain: float, word: str) -> None:
+    found = judged(claim, synthetic, gain)
+    assert found.word == word
+    assert found.key == claim.key
+    assert found.runs == len(claim.plan("quick", FULL))
+    decides = found.comparisons[0]
+    assert (decides.effect > 0) == (gain > 0)
+    assert decides.low < decides.effect < decides.high
+
+
+@by_key
+def test_findings_are_complete_and_plain(claim: Claim, synthetic: Synthetic) -> None:
+    found = judged(claim, synthetic, 0.05)
+    assert found.charts
+    assert found.tables
+    assert "seeds" in found.sentence
+    assert dict(found.setup)["decided by"] == claim.decision
+    for chart in found.charts:
+        assert len(chart.text) > 40
+        for line in chart.lines:
+            assert len(line.x) == len(line.y)
+            assert len(line.low) in (0, len(line.x))
+            assert line.role == "data" or not line.low
+    for table in found.tables:
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    assert len(found.records) == found.runs
+    json.dumps(found.records, allow_nan=False)
+
+
+@by_key
+@pytest.mark.parametrize("seeds", [0, 1, 3])
+def test_partial_evidence_is_judged_and_said(
+    claim: Claim, synthetic: Synthetic, seeds: int
+) -> None:
+    def values(arm: str, config: RunConfig) -> Values | None:
+        if config.seed >= seeds:
+            return None
+        return invented(config, arm, 0.05) | (
+            {"epoch_train_loss": [2.3]} if claim.key == "C3" and arm == WITHOUT else {}
+        )
+
+    good = shifted({WITH: (1.0, 1.01), WITHOUT: (0.2, 3.0)}) if claim.key == "C2" else None
+    evidence = synthetic(claim, values, good)
+    found = finding(claim, evidence, data="invented")
+    assert found.sentence.startswith(f"So far {len(evidence.runs)} of {len(evidence.planned)} runs")
+    assert f"{seeds} of {len(evidence.seeds)} seeds" in found.sentence
+    if seeds < 2:
+        assert found.word == "undecided"
+        assert found.comparisons == ()
+    else:
+        assert found.word == "supported"
+        assert found.comparisons[0].seeds == seeds
+
+
+@by_key
+@pytest.mark.parametrize("preset", PRESETS)
+def test_plans_are_pairs(claim: Claim, preset: Any) -> None:
+    arms = claim.plan(preset, FULL)
+    assert len({config.key for _, config in arms}) == len(arms)
+    for arm, config in arms:
+        partner = "none" if arm == WITH else arms[0][1].norm
+        assert any(
+            other.seed == config.seed and other.lr == config.lr and other.norm == partner
+            for _, other in arms
+        )
+
+
+@by_key
+def test_plans_fit_a_small_subset(claim: Claim) -> None:
+    for _, config in claim.plan("quick", Available("subset", 5000, 1000)):
+        assert config.edition == "subset"
+        assert config.train_images <= 5000
+        assert config.test_images <= 1000
+
+
+@by_key
+def test_sources_are_named(claim: Claim) -> None:
+    assert any(reference.url.startswith("https://arxiv.org/abs/") for reference in claim.sources)
+    assert any("article" in reference.source for reference in claim.sources)
+    assert claim.statement.endswith(".")
+    assert claim.prediction
+
+
+def test_published_figures_of_c1(synthetic: Synthetic) -> None:
+    found = judged(select(["C1"])[0], synthetic, 0.05)
+    published = {line.arm: line for line in found.charts[0].lines if line.role == "published"}
+    assert published[WITH].y == (0.8859, 0.8976, 0.9013, 0.9040, 0.9023)
+    assert published[WITHOUT].y == (0.8592, 0.8734, 0.8751, 0.8810, 0.8895)
+
+
+def test_c1_needs_both_parts(synthetic: Synthetic) -> None:
+    claim = select(["C1"])[0]
+
+    def values(arm: str, config: RunConfig) -> Values:
+        faster = invented(config, arm, 0.05)
+        return faster | {"epoch_train_loss": [0.5 + noise(config, arm)] * config.epochs}
+
+    found = finding(claim, synthetic(claim, values), data="invented")
+    assert found.comparisons[0].word == "supported"
+    assert found.comparisons[1].word != "supported"
+    assert found.word != "supported"
+
+
+def test_c1_counts_a_broken_run_as_guessing(synthetic: Synthetic) -> None:
+    claim = select(["C1"])[0]
+
+    def values(arm: str, config: RunConfig) -> Values:
+        if arm == WITHOUT:
+            nothing = [None] * config.epochs
+            return {"test_accuracy": [0.1] * config.epochs, "epoch_train_loss": nothing}
+        return invented(config, arm, 0.0)
+
+    found = finding(claim, synthetic(claim, values), data="invented")
+    assert found.word == "supported"
+    assert found.comparisons[1].effect == pytest.approx(math.log(10) - 0.22, abs=0.02)
+
+
+def test_c3_finds_where_training_stops(synthetic: Synthetic) -> None:
+    evidence = synthetic(select(["C3"])[0], learns_below({WITH: 5.0, WITHOUT: 0.5}))
+    assert c03.largest(evidence, WITH, 0) == pytest.approx(math.log10(5))
+    assert c03.largest(evidence, WITHOUT, 0) == pytest.approx(math.log10(0.5))
+    found = c03.judge(evidence)
+    decides = found.comparisons[0]
+    assert decides is not None
+    assert decides.effect == pytest.approx(1.0)
+    # All seeds agree, and still the interval is not narrower than the grid can tell.
+    assert decides.high - decides.low > c03.STEP / 2
+
+
+def test_c3_of_arms_that_never_and_always_train(synthetic: Synthetic) -> None:
+    evidence = synthetic(select(["C3"])[0], learns_below({WITH: 100.0, WITHOUT: 0.01}))
+    assert c03.largest(evidence, WITHOUT, 0) == pytest.approx(math.log10(0.1) - c03.STEP)
+    limits = next(table for table in c03.judge(evidence).tables if table.key == "limits")
+    assert limits.rows[0] == (0, "20 or more", "none from 0.1")
+
+
+def test_c2_measures_scale_and_change(synthetic: Synthetic) -> None:
+    claim = select(["C2"])[0]
+    arms = {WITH: (1.0, 1.0), WITHOUT: (0.5, 1.5)}
+    evidence = synthetic(claim, lambda a, c: invented(c, a, 0), shifted(arms))
+    steady, moving = evidence.of(WITH)[0], evidence.of(WITHOUT)[0]
+    # W1 between N(0, s²) and N(0, 1) is |s − 1|·√(2/π); scales 0.5, 1, 1.5 have mean ⅓.
+    assert c02.distance(moving) == pytest.approx(math.sqrt(2 / math.pi) / 3, rel=0.05)
+    assert c02.distance(steady) == pytest.approx(0, abs=0.02)
+    assert c02.wandering(moving) == pytest.approx(math.sqrt(2 / math.pi) / 3, rel=0.05)
+    assert c02.wandering(steady) == pytest.approx(0, abs=0.02)
+
+
+def test_stores_are_judged(store: Store, write_run: Any) -> None:
+    claim = select(["C5"])[0]
+    arms = claim.plan("quick", FULL)
+    store.plan("C5", "quick", arms)
+    store.note("data:fashion-mnist", "Fashion-MNIST (somewhere)")
+    assert judge(store, "full") == []
+    for arm, config in arms[:6]:
+        write_run(store, config, invented(config, arm, 0.05))
+    (found,) = judge(store, "quick")
+    assert found.word == "supported"
+    assert found.runs == 6
+    assert found.seconds == 6.0
+    assert found.data == "Fashion-MNIST (somewhere): 20,000 training + 10,000 test images"
+    assert "3 of 5 seeds" in found.sentence
+
+
+def test_unknown_claims_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"C99.*normkit lab list"):
+        select(["C99"])

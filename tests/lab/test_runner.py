@@ -1,0 +1,157 @@
+"""Studies in worker processes: finished, killed, interrupted, shared."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from normkit.errors import OptionError
+from normkit.lab import worker
+from normkit.lab.config import RunConfig
+from normkit.lab.executors import Ended, LocalPool
+from normkit.lab.leases import acquire
+from normkit.lab.runner import Progress, work
+from normkit.lab.store import Store
+
+Make = Callable[..., RunConfig]
+posix = pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+
+
+class Inline:
+    """An executor that does each job at once, in this process."""
+
+    def __init__(self) -> None:
+        self.ended: list[Ended] = []
+        self.stopping = False
+
+    @property
+    def free(self) -> int:
+        return 0 if self.ended else 1
+
+    def submit(self, argument: str) -> None:
+        self.ended.append(Ended(argument, worker.run(argument, lambda: self.stopping)))
+
+    def wait(self, seconds: float) -> list[Ended]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def close(self) -> None:
+        pass
+
+
+def plan(store: Store, *configs: RunConfig) -> list[str]:
+    for config in configs:
+        store.add(config)
+    return [config.key for config in configs]
+
+
+def statuses(store: Store, keys: list[str]) -> list[str]:
+    state = store.progress(keys)
+    return [state[key][0] for key in keys]
+
+
+def owner(store: Store, key: str) -> int:
+    row = store.connection.execute(
+        "SELECT pid, step FROM runs WHERE key = ? AND status = 'running'", (key,)
+    ).fetchone()
+    return int(row["pid"]) if row and row["step"] > 0 else 0
+
+
+def test_only_what_is_missing_is_done(store: Store, make_config: Make) -> None:
+    keys = plan(store, make_config(seed=0), make_config(seed=1), make_config(seed=2, lr=1e20))
+    first = work(store, keys[:2], Inline())
+    assert first.finished == keys[:2]
+    seen: list[Progress] = []
+    second = work(store, keys, Inline(), on_progress=seen.append)
+    assert (second.known, second.finished, second.failed) == (2, keys[2:], [])
+    assert seen[-1] == Progress(3, 3, 24, 24)
+    third = work(store, keys, Inline())
+    assert (third.known, third.finished) == (3, [])
+
+
+def test_failed_runs_are_tried_again_by_the_next_call(store: Store, make_config: Make) -> None:
+    keys = plan(store, make_config(model="no-such-model"), make_config())
+    assert work(store, keys, Inline()).failed == keys[:1]
+    assert statuses(store, keys) == ["failed", "done"]
+    assert work(store, keys, Inline()).failed == keys[:1]
+
+
+def test_runs_in_other_hands_are_waited_for(
+    store: Store, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = plan(store, make_config(seed=0), make_config(seed=1))
+    lease = acquire(store, keys[0])
+    assert lease is not None
+    ticks = 0
+
+    def on_progress(now: Progress) -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 4:  # the other one finishes
+            lease.finish(seconds=1, diverged_step=None)
+
+    summary = work(store, keys, Inline(), on_progress=on_progress)
+    assert summary.finished == keys[1:]
+    assert statuses(store, keys) == ["done", "done"]
+
+
+@posix
+def test_a_worker_that_dies_costs_its_run_one_try(store: Store, make_config: Make) -> None:
+    long = make_config(seed=0, epochs=40)
+    doomed = make_config(seed=1, epochs=4000)
+    short = make_config(seed=2)
+    keys = plan(store, long, doomed, short)
+    killed: dict[str, set[int]] = {long.key: set(), doomed.key: set()}
+
+    def on_progress(now: Progress) -> None:
+        # The first dies once and gets through; the second dies whenever it is seen at work.
+        for key, times in ((long.key, 1), (doomed.key, 9)):
+            pid = owner(store, key)
+            if pid and pid not in killed[key] and len(killed[key]) < times:
+                killed[key].add(pid)
+                os.kill(pid, signal.SIGKILL)
+
+    with LocalPool(worker.run, workers=2) as pool:
+        summary = work(store, keys, pool, on_progress=on_progress)
+    assert len(killed[doomed.key]) == 2
+    assert summary.failed == [doomed.key]
+    assert statuses(store, keys) == ["done", "failed", "done"]
+    run = store.get(doomed.key)
+    assert run is not None
+    assert "died 2 times" in run.error
+
+
+def test_ctrl_c_keeps_what_is_done(store: Store, make_config: Make) -> None:
+    config = make_config(epochs=4000)
+    keys = plan(store, config, make_config(seed=1, epochs=4000))
+    interrupted = False
+
+    def on_progress(now: Progress) -> None:
+        nonlocal interrupted
+        if owner(store, config.key) and not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    with LocalPool(worker.run, workers=1) as pool:
+        summary = work(store, keys, pool, on_progress=on_progress)
+    assert summary.interrupted
+    assert summary.finished == []
+    assert statuses(store, keys) == ["waiting", "waiting"]
+    run = store.get(config.key)
+    assert run is not None
+    assert run.step > 0
+    (saved,) = store.connection.execute("SELECT step FROM checkpoints").fetchone()
+    assert saved >= run.step - config.loss_every
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 1, "threads": 0}])
+def test_a_pool_needs_a_worker_and_a_thread(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="at least 1"):
+        LocalPool(worker.run, **wrong)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from normkit.errors import OptionError
+from normkit.lab import data
+from normkit.lab.config import RunConfig
+from normkit.lab.probes import LEVELS, PROBES, Reading, describe, normal_quantiles, probe
+from normkit.lab.training import build_model, train
+
+Make = Callable[..., RunConfig]
+STEPS = 8  # of the tiny run: 2 epochs of 4
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    asked = 0
+
+    def stopping() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= steps
+
+    return stopping
+
+
+def test_arms_of_a_pair_start_from_the_same_weights(make_config: Make) -> None:
+    first = build_model(make_config(), in_channels=1, classes=10)
+    second = build_model(make_config(norm="none"), in_channels=1, classes=10)
+    mine, theirs = (
+        [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        for model in (first, second)
+    )
+    assert len(mine) == len(theirs) == 5
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.equal(a.weight, b.weight)
+        assert torch.equal(a.bias, b.bias)
+
+
+def test_another_seed_starts_elsewhere(make_config: Make) -> None:
+    first = build_model(make_config(seed=0), in_channels=1, classes=10)
+    second = build_model(make_config(seed=1), in_channels=1, classes=10)
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)  # type: ignore[arg-type, union-attr]
+
+
+def test_arms_of_a_pair_see_the_same_batches(
+    make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[torch.Tensor]] = []
+    original = data.batches
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        for images, labels in original(*arguments, **options):
+            if options.get("shuffle", True):
+                seen[-1].append(labels)
+            yield images, labels
+
+    monkeypatch.setattr(data, "batches", spy)
+    for norm in ("torch-batch", "none"):
+        seen.append([])
+        train(make_config(norm=norm), dataset, make_log())
+    assert len(seen[0]) == len(seen[1]) == STEPS
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    assert not torch.equal(seen[0][0], seen[0][4])  # another epoch, another order
+
+
+def test_what_is_measured(make_config: Make, dataset: data.Dataset, make_log: Any) -> None:
+    log = make_log()
+    outcome = train(make_config(), dataset, log)
+    assert (outcome.step, outcome.diverged_step, outcome.stopped) == (STEPS, None, False)
+    assert [step for name, step in log.metrics if name == "train_loss"] == list(range(1, 9))
+    for name in ("epoch_train_loss", "test_accuracy", "test_loss"):
+        assert [step for metric, step in log.metrics if metric == name] == [4, 8]
+    losses = [log.metrics["train_loss", step] for step in range(5, 9)]
+    # 256 images in four equal batches: the epoch's loss is the mean of its steps' losses.
+    assert log.metrics["epoch_train_loss", 8] == pytest.approx(sum(losses) / 4)
+    assert log.metrics["epoch_train_loss", 8] < log.metrics["epoch_train_loss", 4]
+
+
+def test_the_recorded_loss_is_a_mean_over_steps(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    each, third = make_log(), make_log()
+    train(make_config(), dataset, each)
+    train(make_config(loss_every=3), dataset, third)
+    kept = {step: value for (name, step), value in third.metrics.items() if name == "train_loss"}
+    assert list(kept) == [3, 6, 8]
+    expected = [each.metrics["train_loss", step] for step in (4, 5, 6)]
+    assert kept[6] == pytest.approx(sum(expected) / 3)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_stopped_run_goes_on_to_the_same_last_bit(
+    make_config: Make, dataset: data.Dataset, make_log: Any, stop: int, optimizer: str
+) -> None:
+    config = make_config(
+        model="alexnet" if optimizer == "adam" and stop == 3 else "lenet5",
+        optimizer=optimizer,
+        lr=0.01,
+        momentum=0.9 if optimizer == "sgd" else 0.0,
+        loss_every=3,
+    )
+    whole, parts = make_log(), make_log()
+    train(config, dataset, whole)
+    outcome = train(config, dataset, parts, stopping=stop_after(stop))
+    assert outcome.stopped
+    assert parts.checkpoints[-1][0] == outcome.step < STEPS
+    torch.manual_seed(12345)  # whatever happened to the generator in between
+    outcome = train(config, dataset, parts, resume=parts.checkpoints[-1][1])
+    assert outcome.step == STEPS
+    assert parts.metrics == whole.metrics
+
+
+def test_checkpoints_come_at_short_intervals(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    log = make_log()
+    train(make_config(), dataset, log, checkpoint_seconds=0.0)
+    assert [step for step, _ in log.checkpoints] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_run_that_explodes_is_a_result(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    log = make_log()
+    outcome = train(make_config(norm="none", lr=1e20, epochs=3), dataset, log)
+    assert outcome.diverged_step is not None
+    assert outcome.diverged_step <= 4
+    assert not outcome.stopped
+    accuracies = [log.metrics["test_accuracy", step] for step in (4, 8, 12)]
+    assert accuracies == [0.1, 0.1, 0.1]  # that of guessing, as the docs say
+    assert log.metrics["epoch_train_loss", 12] is None
+    finite = [value for (name, _), value in log.metrics.items() if name == "train_loss"]
+    assert all(math.isfinite(value) for value in finite)
+
+
+def test_a_run_that_learns_nothing_is_a_result(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    log = make_log()
+    outcome = train(make_config(norm="none", act="sigmoid", lr=1e-6), dataset, log)
+    assert outcome.diverged_step == 0
+    assert outcome.step == STEPS
+    assert 0 <= log.metrics["test_accuracy", STEPS] <= 0.3  # as measured
+
+
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_probes_change_no_number(
+    make_config: Make, dataset: data.Dataset, make_log: Any, name: str
+) -> None:
+    plain, watched = make_log(), make_log()
+    train(make_config(), dataset, plain)
+    train(make_config(probes=((name, 3),)), dataset, watched)
+    read = {key: value for key, value in watched.metrics.items() if key not in plain.metrics}
+    assert {step for _, step in read} == {1, 3, 6}
+    assert {key: watched.metrics[key] for key in plain.metrics} == plain.metrics
+
+
+def test_activations_are_those_of_the_nonlinearity(make_config: Make) -> None:
+    model = build_model(make_config(), in_channels=1, classes=10)
+    images = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with probe("activations", model) as reading, torch.no_grad():
+        model(images)
+    # Fresh BN: γ = 1, β = 0, so each site has mean 0 and standard deviation 1.
+    for site in (1, 2):
+        assert reading.scalars[f"activation{site}_mean"] == pytest.approx(0, abs=1e-5)
+        assert reading.scalars[f"activation{site}_std"] == pytest.approx(1, abs=1e-3)
+    assert "activation3_mean" not in reading.scalars  # LeNet-5 has two convolutions
+    with probe("gradients", model) as gradients:
+        model(images).sum().backward()
+    assert len(gradients.scalars) == 5
+    assert not model.act1._forward_pre_hooks  # type: ignore[union-attr]
+
+
+def test_quantiles_and_density_of_a_normal_sample() -> None:
+    reading = Reading()
+    values = torch.randn(64, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    describe("x", values, reading)
+    assert len(reading.vectors["x_quantiles"]) == len(LEVELS)
+    assert reading.vectors["x_quantiles"] == pytest.approx(normal_quantiles(), abs=0.06)
+    density = reading.vectors["x_density"]
+    assert sum(density) * 12 / 60 == pytest.approx(1, abs=1e-3)
+
+
+def test_values_that_are_not_finite_are_noted_as_none() -> None:
+    reading = Reading()
+    describe("x", torch.tensor([1.0, float("inf")]), reading)
+    assert reading.scalars == {"x_mean": None, "x_std": None}
+    assert reading.vectors == {}
+
+
+def test_unknown_probes_are_refused(make_config: Make) -> None:
+    with pytest.raises(OptionError, match="activations, gradients"):
+        probe("telepathy", nn.ReLU())
+    with pytest.raises(OptionError, match="nonlinearity"), probe("activations", nn.ReLU()):
+        pass

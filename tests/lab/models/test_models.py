@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+import normkit.nn
 from normkit.errors import OptionError, TypeMismatchError
 from normkit.lab import models
-from normkit.lab.models.parts import groups_for, initialise
+from normkit.lab.models.norms import groups_for
+from normkit.lab.models.parts import initialise
 from normkit.lab.models.resnet import Residual
 
 torch.set_num_threads(1)
@@ -146,7 +148,7 @@ def test_place_fc_is_refused_where_there_is_none(name: str) -> None:
         models.build(name, norm=NORM, norm_at="fc")
 
 
-@pytest.mark.parametrize("norm", [n for n in models.NORMS if n != "batch"])
+@pytest.mark.parametrize("norm", models.NORMS)
 @pytest.mark.parametrize("name", ["lenet5", "alexnet", "resnet18", "densenet"])
 def test_every_norm_runs(name: str, norm: str) -> None:
     model = models.build(name, norm=norm, **CHEAP[name])
@@ -169,12 +171,9 @@ def test_norm_kinds_by_rank() -> None:
 
 
 def test_normkits_own_batchnorm_is_the_default() -> None:
-    ours = pytest.importorskip("normkit.nn")
-    if not hasattr(ours, "BatchNorm2d"):
-        pytest.skip("normkit.nn has no BatchNorm2d yet")
     model = models.build("lenet5")
-    assert type(model.norm1) is ours.BatchNorm2d
-    assert type(model.norm3) is ours.BatchNorm1d
+    assert type(model.norm1) is normkit.nn.BatchNorm2d
+    assert type(model.norm3) is normkit.nn.BatchNorm1d
     assert torch.isfinite(model(torch.randn(2, 1, 28, 28))).all()
 
 
@@ -188,7 +187,7 @@ def test_groups_divide_and_are_never_degenerate(channels: int) -> None:
 
 
 def test_affine_off_leaves_no_gamma() -> None:
-    for norm in ("torch-batch", "layer", "group", "instance"):
+    for norm in ("batch", "torch-batch", "layer", "group", "instance"):
         model = models.build("lenet5", norm=norm, affine=False)
         for name in norms_in(model):
             assert list(model.get_submodule(name).parameters()) == [], (norm, name)
@@ -203,9 +202,7 @@ def test_arms_start_from_the_same_weights() -> None:
         return [p for m in kept for p in m.parameters()]
 
     reference = weights(norm="none")
-    arms: list[dict[str, object]] = [
-        {"norm": n} for n in models.NORMS if n not in ("none", "batch")
-    ]
+    arms: list[dict[str, object]] = [{"norm": n} for n in models.NORMS if n != "none"]
     arms += [{"norm": NORM, "affine": False}, {"norm": NORM, "norm_at": "fc"}]
     for arm in arms:
         for a, b in zip(reference, weights(**arm), strict=True):

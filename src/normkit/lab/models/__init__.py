@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from normkit.lab.models.parts import ACTIVATIONS, NORMS, PLACES, NormFactory
+from normkit.lab.models.norms import ACTIVATIONS, NORMS, PLACES, NormFactory
 from normkit.lab.models.registry import MODELS, build
 
 __all__ = ["ACTIVATIONS", "MODELS", "NORMS", "PLACES", "NormFactory", "build"]

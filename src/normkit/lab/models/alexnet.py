@@ -7,7 +7,8 @@ from collections import OrderedDict
 from torch import nn
 
 from normkit.errors import OptionError, explain
-from normkit.lab.models.parts import Image, Layers, initialise, pooled, too_small, whole
+from normkit.lab.models.norms import Layers
+from normkit.lab.models.parts import Image, initialise, pooled, too_small, whole
 
 __all__ = ["alexnet"]
 

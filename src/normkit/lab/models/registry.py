@@ -11,7 +11,8 @@ from normkit.errors import OptionError, explain
 from normkit.lab.models.alexnet import alexnet
 from normkit.lab.models.densenet import densenet, densenet121
 from normkit.lab.models.lenet import convnet4, lenet5
-from normkit.lab.models.parts import Image, Maker, NormFactory, choice, layers_for, whole
+from normkit.lab.models.norms import NormFactory, layers_for
+from normkit.lab.models.parts import Image, Maker, choice, whole
 from normkit.lab.models.quick import cifar10_quick
 from normkit.lab.models.resnet import RESNETS
 
@@ -61,7 +62,7 @@ def build(
     Args:
         name: one of :data:`MODELS`.
         norm: "none", "batch" (normkit's BatchNorm), "torch-batch" (PyTorch's), "layer" (over
-            channels and space), "group" (:func:`~normkit.lab.models.parts.groups_for` says how
+            channels and space), "group" (:func:`~normkit.lab.models.norms.groups_for` says how
             many groups), "instance" (after convolutions only: a dense feature is alone in its
             channel), or a factory called as ``norm(channels, rank)``, rank 0 for dense input and 2
             for images.

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from normkit.errors import OptionError, explain
-from normkit.lab.models.parts import Image, Layers, Maker, initialise, too_small, whole
+from normkit.lab.models.norms import Layers
+from normkit.lab.models.parts import Image, Maker, initialise, too_small, whole
 
 __all__ = ["RESNETS", "Residual", "resnet"]
 

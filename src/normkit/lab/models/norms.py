@@ -1,0 +1,186 @@
+"""Which normalizer and which activation a network has, and where the normalizer goes.
+
+The networks never name a normalizer. They ask for "whatever follows a convolution of 64 channels"
+or "whatever follows a dense layer of 120", so that one network serves every arm of an experiment:
+which normalizer, after which kind of layer, with γ and β or without.
+
+No normalizer draws random numbers, so two arms built under the same seed start from the same
+weights, and their difference is the normalizer's alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, cast
+
+from torch import nn
+
+from normkit.errors import OptionError, TypeMismatchError, explain
+from normkit.lab.models.parts import choice
+
+__all__ = [
+    "ACTIVATIONS",
+    "NORMS",
+    "PLACES",
+    "Layers",
+    "NormFactory",
+    "Place",
+    "activation",
+    "groups_for",
+    "layers_for",
+]
+
+NormFactory = Callable[[int, int], nn.Module]
+"""``norm(channels, rank)``: rank 0 for dense input (N, C), rank 2 for images (N, C, H, W)."""
+
+Place = Literal["all", "conv", "fc"]
+
+PLACES: tuple[str, ...] = ("all", "conv", "fc")
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+}
+ACTIVATIONS: tuple[str, ...] = tuple(_ACTIVATIONS)
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation module. Never in place: what a hook saw before it must stay as it was.
+
+    >>> activation("gelu")
+    GELU(approximate='none')
+    """
+    return _ACTIVATIONS[choice("act", name, ACTIVATIONS)]()
+
+
+def groups_for(channels: int, rank: int) -> int:
+    """How many groups GroupNorm gets: the largest divisor of ``channels`` up to a limit.
+
+    The limit is 32 groups (Wu & He 2018, arXiv 1803.08494, their default), and for images at
+    least 2 channels a group, because with one GroupNorm would be InstanceNorm. Dense input has one
+    value a channel, and a group of two would always give ±1, so there a group has at least 16
+    channels (their other setting).
+
+    >>> groups_for(64, 2), groups_for(16, 2), groups_for(6, 2), groups_for(1, 2)
+    (32, 8, 3, 1)
+    >>> groups_for(120, 0), groups_for(84, 0), groups_for(10, 0)
+    (6, 4, 1)
+    """
+    limit = max(1, min(32, channels // (2 if rank else 16)))
+    return next(g for g in range(limit, 0, -1) if channels % g == 0)
+
+
+def _none(channels: int, rank: int, affine: bool) -> nn.Module:
+    return nn.Identity()
+
+
+def _batch(channels: int, rank: int, affine: bool) -> nn.Module:
+    # Imported when asked for: a network with other normalizers needs none of the kernels.
+    from normkit.nn import BatchNorm1d, BatchNorm2d
+
+    kind = BatchNorm2d if rank else BatchNorm1d
+    return kind(channels, affine=affine)
+
+
+def _torch_batch(channels: int, rank: int, affine: bool) -> nn.Module:
+    kind = nn.BatchNorm2d if rank else nn.BatchNorm1d
+    return kind(channels, affine=affine)
+
+
+def _layer(channels: int, rank: int, affine: bool) -> nn.Module:
+    # On images one group is layer normalization over (C, H, W) with γ and β per channel, which
+    # needs no image size. On dense input the two are the same, and LayerNorm is its own name.
+    if rank:
+        return nn.GroupNorm(1, channels, affine=affine)
+    return nn.LayerNorm(channels, elementwise_affine=affine)
+
+
+def _group(channels: int, rank: int, affine: bool) -> nn.Module:
+    return nn.GroupNorm(groups_for(channels, rank), channels, affine=affine)
+
+
+def _instance(channels: int, rank: int, affine: bool) -> nn.Module:
+    # A dense feature has one value per sample and channel: less its own mean it is always 0.
+    return nn.InstanceNorm2d(channels, affine=affine) if rank else nn.Identity()
+
+
+_NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": _none,
+    "batch": _batch,
+    "torch-batch": _torch_batch,
+    "layer": _layer,
+    "group": _group,
+    "instance": _instance,
+}
+NORMS: tuple[str, ...] = tuple(_NORMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The normalizer and the activation of one network, and where the normalizer goes.
+
+    Attributes:
+        norm: makes a normalizer from (channels, rank).
+        act: an activation's name.
+        norm_at: after convolutions ("conv"), after hidden dense layers ("fc"), or both ("all").
+            The last dense layer, which gives the logits, never has one.
+        plain: there is no normalizer at all (``norm="none"``).
+    """
+
+    norm: NormFactory
+    act: str
+    norm_at: Place
+    plain: bool
+
+    def conv_norm(self, channels: int) -> nn.Module:
+        """What follows a convolution (or, before one, precedes it in DenseNet)."""
+        return self.norm(channels, 2) if self.norm_at in ("all", "conv") else nn.Identity()
+
+    def dense_norm(self, channels: int) -> nn.Module:
+        """What follows a hidden dense layer."""
+        return self.norm(channels, 0) if self.norm_at in ("all", "fc") else nn.Identity()
+
+    def activation(self) -> nn.Module:
+        """A new activation."""
+        return activation(self.act)
+
+    def conv_only(self, model: str) -> None:
+        """Refuse ``norm_at="fc"`` for a network whose only dense layer gives the logits."""
+        if self.norm_at == "fc":
+            raise OptionError(
+                explain(
+                    f"{model} has no hidden dense layer to normalise",
+                    "norm_at='fc'",
+                    "use norm_at='conv', or lenet5, convnet4, alexnet or cifar10-quick",
+                )
+            )
+
+
+def layers_for(norm: str | NormFactory, act: str, norm_at: str, affine: bool) -> Layers:
+    """Check the choices that every network shares and put them together.
+
+    Raises:
+        OptionError: an unknown name, or ``affine=False`` with a factory, which decides itself.
+        TypeMismatchError: ``affine`` is not a bool.
+    """
+    if not isinstance(affine, bool):
+        raise TypeMismatchError(explain("affine must be a bool", repr(affine), "use True or False"))
+    choice("act", act, ACTIVATIONS)
+    place = cast("Place", choice("norm_at", norm_at, PLACES))
+    if callable(norm):
+        if not affine:
+            raise OptionError(
+                explain(
+                    "affine belongs to the normalizers named here",
+                    "affine=False with a factory",
+                    "let the factory build its layers without γ and β",
+                )
+            )
+        return Layers(norm, act, place, plain=False)
+    make = _NORMS[choice("norm", norm, NORMS)]
+    return Layers(lambda c, rank: make(c, rank, affine), act, place, plain=norm == "none")

@@ -27,8 +27,8 @@ __all__ = [
 
 WITH = "with BN"
 WITHOUT = "without BN"
-BN = "torch-batch"
-"""The normalizer of the arm with batch normalization."""
+BN = "batch"
+"""The normalizer of the arm with batch normalization: normkit's own layers."""
 
 CHANCE = math.log(10)
 """The cross-entropy of guessing among ten classes, in nats."""

@@ -1,0 +1,217 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import normkit
+from normkit.cli.console import LAB, print_json
+from normkit.cli.main import app
+from normkit.lab import data, judge
+from normkit.lab.claims import c05, registry
+from normkit.lab.claims.claim import Arms, Available, Claim, Preset
+from normkit.lab.store import Store
+
+NORMKIT = [sys.executable, "-m", "normkit.cli.main"]
+
+
+def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*NORMKIT, *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Claim]:
+    """C5 on a few images: four runs of less than a second."""
+
+    def plan(preset: Preset, available: Available) -> Arms:
+        return [
+            (
+                arm,
+                dataclasses.replace(
+                    config, train_images=128, test_images=50, batch_size=64, epochs=2
+                ),
+            )
+            for arm, config in c05.plan(preset, available)
+            if config.seed < 2
+        ]
+
+    claim = dataclasses.replace(c05.CLAIM, plan=plan)
+    monkeypatch.setattr(registry, "all_claims", lambda: {"C5": claim})
+    monkeypatch.setattr(judge, "all_claims", lambda: {"C5": claim})
+    # What is here is enough; no test fetches anything.
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda name, **_: load(name, offline=True))
+    yield claim
+
+
+def test_help_imports_nothing_heavy() -> None:
+    # What the package itself imports is not the command line's doing.
+    code = (
+        "import sys\n"
+        "import normkit\n"
+        "before = set(sys.modules)\n"
+        "from normkit.cli.main import app\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(app, ['lab', '--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "assert 'report' in result.output\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'plotly', 'pooch', 'sqlite3', 'multiprocessing'}\n"
+        "heavy &= set(sys.modules) - before\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    done = call("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("normkit ")
+    assert normkit.__name__ == "normkit"
+
+
+def test_an_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "lab.sqlite").write_bytes(b"no database at all " * 100)
+    for arguments in (
+        ("lab", "run", "C99"),
+        ("lab", "report", "--store", str(tmp_path / "none.sqlite")),
+        ("lab", "report", "--store", str(tmp_path / "lab.sqlite")),
+    ):
+        done = call(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "To fix:" in done.stderr
+        assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_lists(tiny: Claim, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["lab", "list", "--store", str(tmp_path / "x.sqlite"), "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["claim"] == "C5"
+    assert row["cost"]["quick"] == {"runs": 4, "images": 1024}
+    assert row["last"] is None
+    assert not (tmp_path / "x.sqlite").exists()
+    done = CliRunner().invoke(app, ["lab", "list", "--store", str(tmp_path / "x.sqlite")])
+    assert "not run" in done.stdout
+
+
+def test_data_list() -> None:
+    done = CliRunner().invoke(app, ["data", "list", "--json"])
+    assert done.exit_code == 0, done.output
+    names = [row["name"] for row in json.loads(done.stdout)]
+    assert names == ["fashion-mnist", "cifar-10", "cifar-100"]
+    assert CliRunner().invoke(app, ["data", "list"]).exit_code == 0
+
+
+def test_unknown_data_is_refused() -> None:
+    done = CliRunner().invoke(app, ["data", "fetch", "no-such-data"])
+    assert done.exit_code == 2
+    assert "To fix:" in done.output
+
+
+def test_a_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
+    store, page = tmp_path / "lab.sqlite", tmp_path / "report.html"
+    run = ["lab", "run", "--store", str(store), "--report", str(page), "--workers", "2"]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("test accuracy") >= 4
+    assert f"Report: {page}" in done.stdout
+    assert "Batch normalization makes sigmoid networks trainable" in page.read_text("utf-8")
+
+    page.unlink()
+    begin = time.monotonic()
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    assert "4 of 4 runs were in the store already" in done.stdout
+    assert time.monotonic() - begin < 10
+    assert page.exists()
+
+    done = CliRunner().invoke(app, [*run, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["findings"][0]["key"] == "C5"
+    assert found["findings"][0]["runs"] == 4
+
+    again = tmp_path / "again.html"
+    done = CliRunner().invoke(app, ["lab", "report", "--store", str(store), "--out", str(again)])
+    assert done.exit_code == 0, done.output
+    assert again.exists()
+
+    done = CliRunner().invoke(app, ["lab", "list", "--store", str(store), "--json"])
+    assert json.loads(done.stdout)[0]["last"]["preset"] == "quick"
+
+
+def test_a_report_without_runs_is_refused(tiny: Claim, tmp_path: Path) -> None:
+    Store(tmp_path / "lab.sqlite").close()
+    done = CliRunner().invoke(app, ["lab", "report", "--store", str(tmp_path / "lab.sqlite")])
+    assert done.exit_code == 2
+    assert "normkit lab run" in done.output
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    store = tmp_path / "lab.sqlite"
+    process = subprocess.Popen(
+        [*NORMKIT, "lab", "run", "C5", "--store", str(store), "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not _steps(store):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # the terminal sends it to all of them
+        out, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130, error
+    assert "to go on: normkit lab run C5 --preset quick" in out
+    assert "Traceback" not in out + error
+    with Store(store) as opened:
+        running = opened.connection.execute("SELECT 1 FROM runs WHERE status = 'running'")
+        assert running.fetchone() is None
+        assert opened.connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0] == 1
+
+
+def _steps(store: Path) -> int:
+    if not store.exists():
+        return 0
+    with Store(store, check=False) as opened:
+        return int(opened.connection.execute("SELECT total(step) FROM runs").fetchone()[0])
+
+
+def test_missing_packages_of_the_lab_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import util
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name in LAB else find(name))
+    for command in (["lab", "list"], ["lab", "run"], ["data", "list"]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2
+        assert "pip install 'normkit[lab]'" in done.output
+
+
+def test_json_has_no_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": (1.0, float("nan"), float("inf"))})
+    assert json.loads(capsys.readouterr().out) == {"a": [1.0, None, None]}

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from normkit.errors import StoreError
-from normkit.lab.findings import Chart, Line
-from normkit.report import charts, payload, write
+from normkit.report import payload, write
 from normkit.report.page import render
 
 VOID = {"br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "line"}
@@ -224,61 +223,6 @@ def test_values_of_other_libraries_become_plain() -> None:
     odd = {"a": np.float32(0.5), "b": np.int64(3), "c": np.nan, "d": Path("x"), "e": {1}}
     assert payload.plain(odd) == {"a": 0.5, "b": 3, "c": None, "d": "x", "e": [1]}
     assert json.loads(payload.embed({"x": np.array([1.0, np.inf])})) == {"x": "[ 1. inf]"}
-
-
-def test_an_arm_keeps_its_colour_and_no_chart_shows_one_twice(samples: ModuleType) -> None:
-    every = [chart for finding in samples.realistic() for chart in finding.charts]
-    colours = charts.palette(every)
-    for chart in every:
-        drawn = charts.keys(chart, colours)
-        assert len({(key.colour, key.sign, key.dash, key.role) for key in drawn}) == len(drawn)
-        for line, key in zip(chart.lines, drawn, strict=True):
-            assert key.colour == colours.get(charts.arm(line), charts.INK)
-    # Several curves of one arm share its colour and nothing else.
-    alike = Chart("k", "t", "x", "y", tuple(Line(f"{i}", (), (), arm="a") for i in range(5)), "")
-    drawn = charts.keys(alike, charts.palette([alike]))
-    assert {key.colour for key in drawn} == {0}
-    assert len({key.sign for key in drawn}) == 5
-    # More arms than colours, two at a time: no two of one chart are alike.
-    pairs = [
-        Chart("k", "t", "x", "y", tuple(Line(f"{n}", (), ()) for n in (i, i + 1)), "")
-        for i in range(30)
-    ]
-    colours = charts.palette(pairs)
-    assert all(colours[f"{i}"] != colours[f"{i + 1}"] for i in range(30))
-
-
-def test_bands_end_where_a_logarithmic_axis_does() -> None:
-    line = Line("a", (1.0, 2.0), (0.5, 2.0), (-1.0, None), (1.0, None))
-    drawn = charts.spec(Chart("k", "t", "x", "y", (line,), "", y_log=True), {"a": 0})
-    assert drawn["lines"][0]["low"] == [0.5, None]
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance as WCAG 2 defines it."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_colours_stand_out_in_both_themes(outline: Outline) -> None:
-    style = next(text for tag, _, text in outline.blocks if tag == "style")
-    themes = [
-        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", body))
-        for body in re.findall(r"\{([^{}]*color-scheme[^{}]*)\}", style)
-    ]
-    light, dark, chosen = themes
-    assert dark == chosen
-    assert len([name for name in light if name.startswith("arm-")]) == charts.COLOURS + 1
-    for theme in (light, dark):
-        paper = luminance(theme["paper"])
-        for name, colour in theme.items():
-            if name in ("paper", "raised", "rule", "note", "rule-strong", "note-edge"):
-                continue
-            bright, dim = sorted((paper, luminance(colour)), reverse=True)
-            # WCAG 2: 3:1 for what is drawn (1.4.11), 4.5:1 for text (1.4.3).
-            least = 3.0 if name.startswith("arm-") else 4.5
-            assert (bright + 0.05) / (dim + 0.05) >= least, (name, colour)
 
 
 def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, samples: ModuleType) -> None:

@@ -42,6 +42,16 @@ class Key:
     hollow: bool
     role: str
 
+    @property
+    def published(self) -> bool:
+        """Whether the label needs the word to say so."""
+        return self.role == "published" and "publish" not in self.label.lower()
+
+    @property
+    def name(self) -> str:
+        """The label where it stands alone, away from the legend."""
+        return f"{self.label}, published" if self.published else self.label
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
@@ -122,7 +132,7 @@ def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
         "xticks": ticks(chart),
         "yticks": _log_ticks(positive) if chart.y_log else None,
         "lines": [
-            {**dataclasses.asdict(key), **_points(line, floor)}
+            {**dataclasses.asdict(key), "name": key.name, **_points(line, floor)}
             for line, key in zip(chart.lines, keys(chart, colours), strict=True)
         ],
     }
@@ -167,7 +177,7 @@ def numbers(chart: Chart) -> Numbers | None:
         return None
     found = [{x: tuple(cell) for x, *cell in _rows(line)} for line in chart.lines]
     return Numbers(
-        columns=(chart.x_label, *(line.label for line in chart.lines)),
+        columns=(chart.x_label, *(key.name for key in keys(chart, {}))),
         rows=tuple((x, *(cells.get(x) for cells in found)) for x in places),
         decimals=decimals(v for cells in found for cell in cells.values() for v in cell),
     )

@@ -61,7 +61,7 @@
       const tint = colour(line.colour < 0 ? "--arm-ink" : `--arm-${line.colour}`);
       const few = spec.markers || line.at.length <= 12;
       made.push({
-        x: line.at, y: line.value, type: "scatter", name: plain(line.label),
+        x: line.at, y: line.value, type: "scatter", name: plain(line.name),
         mode: line.role === "theory" ? "lines" : "lines+markers",
         line: { color: tint, dash: line.dash, width: line.role === "data" ? 2.25 : 1.75 },
         marker: {

@@ -1,0 +1,122 @@
+"""Colours and signs: one arm, one colour; and both themes can be told apart by all eyes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from normkit.lab.findings import Chart, Line
+from normkit.report import charts
+from normkit.report.page import render
+
+Theme = dict[str, np.ndarray]
+
+# Seen without long, or without medium, cones: Machado, Oliveira & Fernandes 2009, severity 1.
+EYES = {
+    "all cones": np.eye(3),
+    "no red": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "no green": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+}
+
+
+def test_an_arm_keeps_its_colour_and_no_chart_shows_one_twice(samples: ModuleType) -> None:
+    every = [chart for finding in samples.realistic() for chart in finding.charts]
+    colours = charts.palette(every)
+    for chart in every:
+        drawn = charts.keys(chart, colours)
+        assert len({(key.colour, key.sign, key.dash, key.role) for key in drawn}) == len(drawn)
+        for line, key in zip(chart.lines, drawn, strict=True):
+            assert key.colour == colours.get(charts.arm(line), charts.INK)
+    # Several curves of one arm share its colour and nothing else.
+    alike = Chart("k", "t", "x", "y", tuple(Line(f"{i}", (), (), arm="a") for i in range(5)), "")
+    drawn = charts.keys(alike, charts.palette([alike]))
+    assert {key.colour for key in drawn} == {0}
+    assert len({key.sign for key in drawn}) == 5
+    # More arms than colours, two at a time: no two of one chart are alike.
+    pairs = [
+        Chart("k", "t", "x", "y", tuple(Line(f"{n}", (), ()) for n in (i, i + 1)), "")
+        for i in range(30)
+    ]
+    colours = charts.palette(pairs)
+    assert all(colours[f"{i}"] != colours[f"{i + 1}"] for i in range(30))
+
+
+def test_bands_end_where_a_logarithmic_axis_does() -> None:
+    line = Line("a", (1.0, 2.0), (0.5, 2.0), (-1.0, None), (1.0, None))
+    drawn = charts.spec(Chart("k", "t", "x", "y", (line,), "", y_log=True), {"a": 0})
+    assert drawn["lines"][0]["low"] == [0.5, None]
+
+
+@pytest.fixture(scope="module")
+def themes() -> list[Theme]:
+    """The style sheet's themes, light and dark, each colour as linear red, green and blue."""
+    found = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", body))
+        for body in re.findall(r"\{([^{}]*color-scheme[^{}]*)\}", render([], about={}))
+    ]
+    light, dark, chosen = found
+    assert dark == chosen
+    return [{name: linear(colour) for name, colour in theme.items()} for theme in (light, dark)]
+
+
+def linear(colour: str) -> np.ndarray:
+    """Linear light of an sRGB colour."""
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(light: np.ndarray) -> np.ndarray:
+    """Ottosson 2020: a space in which equal steps look equal."""
+    cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    axes = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return axes @ np.cbrt(cones @ np.clip(light, 0, 1))
+
+
+def test_colours_stand_out_from_the_paper(themes: list[Theme]) -> None:
+    for theme in themes:
+        assert len([name for name in theme if name.startswith("arm-")]) == charts.COLOURS + 1
+        bright = {name: float(rgb @ [0.2126, 0.7152, 0.0722]) for name, rgb in theme.items()}
+        for name in theme.keys() - {"paper", "raised", "rule", "note", "rule-strong", "note-edge"}:
+            dim, light = sorted((bright["paper"], bright[name]))
+            # WCAG 2: 3:1 for what is drawn (1.4.11), 4.5:1 for text (1.4.3).
+            least = 3.0 if name.startswith("arm-") else 4.5
+            assert (light + 0.05) / (dim + 0.05) >= least, name
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_arms_can_be_told_apart(themes: list[Theme], eyes: str) -> None:
+    for theme in themes:
+        arms = [oklab(EYES[eyes] @ theme[f"arm-{i}"]) for i in range(charts.COLOURS)]
+        for a, b in itertools.combinations(range(charts.COLOURS), 2):
+            # A just noticeable step is about 0.02; thin lines want several. The first five, which
+            # most charts live on, are held further apart than the rest.
+            least = 0.12 if b < 5 else 0.09
+            assert np.linalg.norm(arms[a] - arms[b]) >= least, (a, b)

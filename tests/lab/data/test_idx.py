@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -65,5 +66,9 @@ def test_damaged_gzip_is_a_data_error(tmp_path: Path, damage: object) -> None:
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(bytes(50_000_000)))
+    tracemalloc.start()
     with pytest.raises(DataError, match="must hold 40 bytes; got more"):
         idx.content(path, 40, unpack=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000

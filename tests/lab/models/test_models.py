@@ -275,6 +275,16 @@ def test_init_deviations(init: str, deviation: float) -> None:
     assert bool(model.fc1.bias.any()) == (init != "kaiming")
 
 
+def test_resnet_and_densenet_scale_their_first_weights_by_their_own_fan() -> None:
+    # ResNet by what goes out of a convolution, 9 · 128; DenseNet by what comes in, 9 · 96.
+    resnet = models.build("resnet18", norm=NORM)
+    weight = resnet.get_submodule("stage2.0.body.conv1").weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
+    densenet = models.build("densenet", norm=NORM)
+    weight = densenet.get_submodule("block1.1.body.conv1").weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 96)), rel=0.02)
+
+
 def test_factory_is_called_with_channels_and_rank() -> None:
     asked: list[tuple[int, int]] = []
 

@@ -15,7 +15,7 @@ from normkit.errors import OptionError, explain
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics
-from normkit.nn.layer import check_more_than_one
+from normkit.nn.layer import check_more_than_one, join
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 
@@ -84,7 +84,7 @@ class _Ghost(BatchStatistics):
             means.append(result.mean.reshape(parts, c))
             m2s.append(result.var.reshape(parts, c) * (size * s))
             counts.append(torch.full_like(means[-1], size * s))
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        y = join(outputs, input)
         with torch.no_grad():
             batch = merge_rows(torch.cat(counts), torch.cat(means), torch.cat(m2s))
             variance = (batch.m2 / max(n * s, 1)).to(batch.m2.dtype)

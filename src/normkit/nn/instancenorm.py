@@ -24,6 +24,7 @@ from normkit.nn.layer import (
     check_more_than_one,
     check_rank,
     check_tensors,
+    join,
 )
 
 __all__ = [
@@ -278,7 +279,7 @@ class HalfInstanceNorm2d(Layer):
         if self._act is not None:
             rest = self._act(rest)
         y = normalize(input[:, :half], spec, self.weight, self.bias, first).y
-        return torch.cat([y, rest], 1)
+        return join([y, rest], input, dim=1)
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}, affine={self.affine}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from normkit.core.activations import Act, ActLike, parse_act
 from normkit.errors import OptionError, ShapeError, TypeMismatchError, explain
 
-__all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "check_tensors"]
+__all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "check_tensors", "join"]
 
 
 class Layer(nn.Module):
@@ -54,6 +54,21 @@ def affine_parameters(
     ):
         values = nn.Parameter(make(shape, device=device, dtype=dtype)) if wanted else None
         layer.register_parameter(name, values)
+
+
+def join(parts: list[Tensor], like: Tensor, dim: int = 0) -> Tensor:
+    """Concatenate ``parts`` in the memory format of ``like``.
+
+    Left to itself ``torch.cat`` falls back to contiguous where a part has an axis of size one.
+    """
+    y = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    if (
+        like.dim() == 4
+        and not like.is_contiguous()
+        and like.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return y.contiguous(memory_format=torch.channels_last)
+    return y
 
 
 def check_tensors(layer: nn.Module, x: Tensor, residual: Tensor | None) -> None:

@@ -129,6 +129,8 @@ class SyncBatchNorm(BatchStatistics):
             if hasattr(module, "qconfig"):
                 result.qconfig = cast(Any, module).qconfig
         done[id(module)] = result
-        for name, child in module.named_children():
-            result.add_module(name, cls._convert(child, group, done))
+        # Not named_children(), which names a child that stands in two places only once.
+        for name, child in module._modules.items():
+            if child is not None:
+                result.add_module(name, cls._convert(child, group, done))
         return result

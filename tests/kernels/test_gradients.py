@@ -1,0 +1,126 @@
+"""Backward and its derivative against finite differences, for every pool, activation and form."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from normkit.core.activations import Act
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
+from normkit.kernels import dispatch
+from normkit.kernels.aten import Aten
+from normkit.kernels.autograd import normalize
+from normkit.kernels.contract import Backend
+from normkit.kernels.native import Native
+
+POOLS = {
+    "batch": PER_CHANNEL,
+    "ghost": Pool("ghost", 2),
+    "group": Pool("group", 2),
+    "instance": Pool("group", 4),
+    "layer": Pool("group", 1),
+    "position": PER_POSITION,
+}
+ACTS = [None, Act("relu"), Act("silu"), Act("gelu"), Act("leaky_relu", 0.3)]
+BACKENDS: dict[str, Backend] = {"aten": Aten(), "native": Native()}
+
+
+def _inputs(shape: tuple[int, ...] = (4, 4, 2, 2), last: bool = False) -> list[Tensor]:
+    c = shape[1]
+    x = torch.randn(shape, dtype=torch.float64)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    w, b = torch.randn(2, c, dtype=torch.float64).unbind()
+    r = torch.randn(shape, dtype=torch.float64)
+    return [t.clone().requires_grad_() for t in (x, w, b, r)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    chosen = BACKENDS[request.param]
+    monkeypatch.setattr(dispatch, "_BACKENDS", (chosen, Aten()))
+    return chosen
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize("act", ACTS, ids=str)
+def test_gradients(pool: Pool, act: Act | None, backend: Backend) -> None:
+    for centred, residual, last in itertools.product((True, False), repeat=3):
+        x, w, b, r = _inputs(last=last)
+        spec = Spec(pool, 1e-2, act, centred)
+
+        def f(x: Tensor, w: Tensor, b: Tensor, *rest: Tensor, spec: Spec = spec) -> Tensor:
+            return normalize(x, spec, w, b, rest[0] if rest else None).y
+
+        inputs = (x, w, b, r) if residual else (x, w, b)
+        assert gradcheck(f, inputs, fast_mode=True)
+        assert gradgradcheck(f, inputs, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("act", ACTS, ids=str)
+def test_gradients_with_given_moments(act: Act | None, backend: Backend) -> None:
+    x, w, b, r = _inputs()
+    stats = (torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5)
+    spec = Spec(PER_CHANNEL, 1e-5, act)
+
+    def f(x: Tensor, w: Tensor, b: Tensor, r: Tensor) -> Tensor:
+        return normalize(x, spec, w, b, r, stats).y
+
+    assert gradcheck(f, (x, w, b, r), fast_mode=True)
+    assert gradgradcheck(f, (x, w, b, r), fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize("wanted", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
+def test_only_what_is_asked_for(pool: Pool, wanted: tuple[int, ...], backend: Backend) -> None:
+    tensors = _inputs()
+    spec = Spec(pool, 1e-5, Act("silu"))
+    y = normalize(tensors[0], spec, *tensors[1:]).y
+    dy = torch.randn_like(y)
+    all_four = torch.autograd.grad(y, tensors, dy)
+    for t, need in zip(tensors, wanted, strict=True):
+        t.requires_grad_(bool(need))
+    again = normalize(tensors[0], spec, *tensors[1:]).y
+    chosen = wanted.index(1)
+    (one,) = torch.autograd.grad(again, [tensors[chosen]], dy)
+    torch.testing.assert_close(one, all_four[chosen])
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+def test_without_parameters(pool: Pool, backend: Backend) -> None:
+    x = _inputs()[0]
+    assert gradcheck(lambda x: normalize(x, Spec(pool, 1e-2)).y, (x,), fast_mode=True)
+
+
+def test_inputs_are_left_alone(backend: Backend) -> None:
+    for pool, act, centred in itertools.product(POOLS.values(), ACTS, (True, False)):
+        tensors = _inputs()
+        before = [t.detach().clone() for t in tensors]
+        y = normalize(tensors[0], Spec(pool, 1e-5, act, centred), *tensors[1:]).y
+        dy = torch.randn_like(y)
+        kept = dy.clone()
+        y.backward(dy)
+        assert torch.equal(dy, kept)
+        assert all(torch.equal(t, b) for t, b in zip(tensors, before, strict=True))
+
+
+def test_a_backend_that_forgets_the_mean_gradient_is_caught() -> None:
+    """The check above can fail: dropping g₁ from dx is seen."""
+
+    class Forgetful(Aten):
+        def backward(self, *args):  # type: ignore[no-untyped-def]
+            return super().backward(*args[:-1], lambda g1, g2: (g1 * 0, g2 / 16))
+
+    dispatch_backends = dispatch._BACKENDS
+    dispatch._BACKENDS = (Forgetful(),)
+    try:
+        x = _inputs()[0]
+        with pytest.raises(RuntimeError, match="Jacobian"):
+            gradcheck(lambda x: normalize(x, Spec(PER_CHANNEL, 1e-2)).y, (x,), fast_mode=True)
+    finally:
+        dispatch._BACKENDS = dispatch_backends

@@ -10,12 +10,12 @@ from types import ModuleType
 import pytest
 
 
-@pytest.fixture(scope="session")
-def samples() -> ModuleType:
-    """The module beside this file: tests are no package, so it is loaded by its place."""
-    name = "normkit_report_samples"
+def load(stem: str) -> ModuleType:
+    """A module beside this file, by its place: the folder is no package."""
+    name = f"normkit_report_{stem}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("samples.py"))
+        place = Path(__file__).with_name(f"{stem}.py")
+        spec = importlib.util.spec_from_file_location(name, place)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -23,3 +23,15 @@ def samples() -> ModuleType:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def samples() -> ModuleType:
+    """Findings as the lab makes them."""
+    return load("samples")
+
+
+@pytest.fixture(scope="session")
+def odd() -> ModuleType:
+    """Findings that try the page's patience."""
+    return load("odd")

@@ -40,18 +40,20 @@ def browser() -> Iterator[api.Browser]:
 
 
 @pytest.fixture(scope="module")
-def files(samples: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(
+    samples: ModuleType, odd: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """One page of each kind."""
     folder = tmp_path_factory.mktemp("report")
-    hostile = {samples.POISON: samples.POISON, "notice": samples.POISON}
+    hostile = {odd.POISON: odd.POISON, "notice": odd.POISON}
     return {
         name: write(findings, folder / f"{name}.html", about=about)
         for name, findings, about in (
             ("realistic", samples.realistic(), samples.ABOUT),
-            ("bare", [samples.bare()], {}),
+            ("bare", [odd.bare()], {}),
             ("empty", [], {}),
-            ("hostile", [samples.poisoned()], hostile),
-            ("many", samples.many(24), samples.ABOUT),
+            ("hostile", [odd.poisoned(samples.c1())], hostile),
+            ("many", odd.many(samples.c1()), samples.ABOUT),
         )
     }
 
@@ -163,14 +165,12 @@ def test_downloads_hold_the_data(visit, samples: ModuleType) -> None:
     assert waiting.value.path().read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_spreadsheet_finds_no_formula(
-    browser: api.Browser, samples: ModuleType, tmp_path
-) -> None:
+def test_a_spreadsheet_finds_no_formula(browser: api.Browser, odd: ModuleType, tmp_path) -> None:
     rows = (
         {"=cmd|'/c calc'!A1": "@SUM(1)", "n": -0.5, "t": '"a", \r\n b', "__proto__": "\t=1+1"},
         {"=cmd|'/c calc'!A1": "＝1", "n": None, "t": [1.5, None, 2], "__proto__": "-2+3"},
     )
-    finding = dataclasses.replace(samples.bare(), records=rows)
+    finding = dataclasses.replace(odd.bare(), records=rows)
     page = Visit(browser, write([finding], tmp_path / "r.html", about={}))
     with page.page.expect_download() as waiting:
         page.page.locator("#C7 [data-save=csv]").click()

@@ -153,10 +153,10 @@ def test_policy_allows_what_is_there_and_no_network(outline: Outline) -> None:
         assert not any(name.startswith("on") for name in attrs)
 
 
-def test_hostile_text_stays_text(samples: ModuleType) -> None:
-    hostile = samples.poisoned()
+def test_hostile_text_stays_text(samples: ModuleType, odd: ModuleType) -> None:
+    hostile = odd.poisoned(samples.c1())
     harmless = Outline(render([samples.c1()], about={"machine": "a", "notice": "b"}))
-    page = render([hostile], about={samples.POISON: samples.POISON, "notice": samples.POISON})
+    page = render([hostile], about={odd.POISON: odd.POISON, "notice": odd.POISON})
     poisoned = Outline(page)
     # The same elements as with harmless text, and no more.
     tags = [tag for tag, _ in poisoned.elements]
@@ -168,7 +168,7 @@ def test_hostile_text_stays_text(samples: ModuleType) -> None:
         assert not any(name.startswith("on") for name in attrs)
     assert len(blocks(poisoned)) == len(blocks(harmless))
     specs = [block for block in blocks(poisoned) if isinstance(block, dict) and "lines" in block]
-    assert specs[0]["title"] == samples.POISON
+    assert specs[0]["title"] == odd.POISON
 
 
 def test_says_what_to_do_when_nothing_was_judged() -> None:
@@ -178,19 +178,19 @@ def test_says_what_to_do_when_nothing_was_judged() -> None:
     assert not outline.all("table")
 
 
-def test_partial_findings_pass(samples: ModuleType) -> None:
-    outline = Outline(render([samples.bare(), samples.bare()], about={"preset": "quick"}))
+def test_partial_findings_pass(odd: ModuleType) -> None:
+    outline = Outline(render([odd.bare(), odd.bare()], about={"preset": "quick"}))
     assert "not measured" not in outline.words()
     assert "−∞ to +∞" in outline.words()
     names = [block["name"] for block in blocks(outline) if "name" in block]  # type: ignore[operator,index]
     assert names == ["normkit-verdicts", "normkit-C7", "normkit-C7--2"]
-    without = dataclasses.replace(samples.bare(), comparisons=(), charts=(), records=())
+    without = dataclasses.replace(odd.bare(), comparisons=(), charts=(), records=())
     assert "not measured" in Outline(render([without], about={})).words()
 
 
 @pytest.mark.parametrize("key", ["main", "Title", "verdicts"])
-def test_a_key_does_not_take_the_pages_own_names(samples: ModuleType, key: str) -> None:
-    finding = dataclasses.replace(samples.bare(), key=key)
+def test_a_key_does_not_take_the_pages_own_names(odd: ModuleType, key: str) -> None:
+    finding = dataclasses.replace(odd.bare(), key=key)
     ids = [a["id"] for _, a in Outline(render([finding], about={})).elements if a.get("id")]
     assert len(ids) == len(set(ids))
 
@@ -206,9 +206,9 @@ def test_data_comes_back_as_it_was(samples: ModuleType) -> None:
 
 
 def test_large_data_is_packed_and_too_large_data_stays_out(
-    samples: ModuleType, monkeypatch: pytest.MonkeyPatch
+    samples: ModuleType, odd: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small, large = samples.c1(), samples.many(1)[0]
+    small, large = samples.c1(), odd.many(samples.c1(), 1)[0]
     packed = json.loads(payload.downloads([large], ["C1"])[0].block)
     unpacked = json.loads(gzip.decompress(base64.b64decode(packed["gzip"])))
     assert len(unpacked["rows"]) == 6000
@@ -242,7 +242,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, samples: ModuleTyp
     assert sorted(each.name for each in path.parent.iterdir()) == ["report.html", "taken"]
 
 
-def test_text_without_bytes_does_not_stop_the_page(tmp_path: Path, samples: ModuleType) -> None:
-    finding = dataclasses.replace(samples.bare(), title="half a sign: \ud83d", key="\ud83d")
+def test_text_without_bytes_does_not_stop_the_page(tmp_path: Path, odd: ModuleType) -> None:
+    finding = dataclasses.replace(odd.bare(), title="half a sign: \ud83d", key="\ud83d")
     written = write([finding], tmp_path / "r.html", about={}).read_text(encoding="utf-8")
     assert "half a sign: ?" in written

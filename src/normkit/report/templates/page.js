@@ -95,11 +95,13 @@
     const digits = Math.max(0, ...(spec.xticks ?? []).map((tick) => brief(tick).length));
     const room = Math.max(width - 70, 80);
     const step = Math.max(1, Math.ceil(((spec.xticks?.length ?? 0) * (digits * 8 + 12)) / room));
+    // A template of plotly.js, in which only the last brace is ours.
+    const heading = `${plain(spec.x).replaceAll("%{", "% {")}: %{x}`;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       margin: { l: 44, r: 14, t: 8, b: 28 },
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: ink },
-      xaxis: { ...axis, ...marks(spec.xticks, step), showgrid: false, type: spec.xlog ? "log" : "linear" },
+      xaxis: { ...axis, ...marks(spec.xticks, step), unifiedhovertitle: { text: heading }, showgrid: false, type: spec.xlog ? "log" : "linear" },
       yaxis: { ...axis, ...marks(spec.yticks, 1), type: spec.ylog ? "log" : "linear", nticks: 6 },
       hovermode: "x unified", dragmode: still ? false : "zoom", separators: ".,",
       hoverlabel: {

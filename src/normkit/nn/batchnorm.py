@@ -99,7 +99,7 @@ class BatchStatistics(Layer, _BatchNorm):
         if isinstance(count, Tensor):
             # Counted across processes. Whether all were empty is not worth waiting for a
             # device; a step of length zero says the same.
-            taken, count = taken * (count > 0), count.clamp_min(2)
+            taken, count = taken * (count > 0).to(count.dtype), count.clamp_min(2)
         if not empty and self.running_mean is not None and self.running_var is not None:
             averages.step_towards(self.running_mean, mean, taken)
             # Biased to normalize with, unbiased to remember, as PyTorch does.

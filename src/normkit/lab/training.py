@@ -96,6 +96,8 @@ def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Modu
         size=config.size,
         **options,
     )
+    # An eighth faster on a CPU with these small networks, with every normalizer and with none.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # From here on the generator serves what training draws, alike in both arms.
     torch.manual_seed(config.seed)
     return model
@@ -120,7 +122,12 @@ def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> tuple[fl
     correct, loss, count = 0, 0.0, 0
     with torch.no_grad():
         for images, labels in data.batches(
-            split, EVALUATION_BATCH, seed=0, shuffle=False, size=config.size
+            split,
+            EVALUATION_BATCH,
+            seed=0,
+            shuffle=False,
+            size=config.size,
+            channels_last=True,
         ):
             scores = model(images)
             correct += int((scores.argmax(dim=1) == labels).sum())
@@ -179,7 +186,12 @@ def train(
     while at.step < config.steps:
         epoch, first = divmod(at.step, config.steps_per_epoch)
         batches = data.batches(
-            train_split, config.batch_size, seed=config.seed, epoch=epoch, size=config.size
+            train_split,
+            config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            size=config.size,
+            channels_last=True,
         )
         for images, labels in itertools.islice(batches, first, None):
             loss, reading = _step(config, model, optimizer, images, labels, at.step + 1)

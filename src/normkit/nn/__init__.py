@@ -11,8 +11,8 @@ from normkit.nn.batchnorm import (
 from normkit.nn.frozen import FrozenBatchNorm2d, Scale
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.nn.groupnorm import GroupNorm
+from normkit.nn.halfinstancenorm import HalfInstanceNorm2d
 from normkit.nn.instancenorm import (
-    HalfInstanceNorm2d,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,

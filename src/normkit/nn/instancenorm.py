@@ -1,4 +1,4 @@
-"""Instance normalization: ``torch.nn``'s InstanceNorm1d, 2d and 3d, lazy forms, and the half."""
+"""Instance normalization: ``torch.nn``'s InstanceNorm1d, 2d and 3d, and their lazy forms."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
-from normkit.errors import OptionError, explain
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.kernels.modes import recomputing
 from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
-    affine_parameters,
     check_channels,
     check_eps,
     check_more_than_one,
     check_rank,
     check_tensors,
-    join,
 )
 
 __all__ = [
-    "HalfInstanceNorm2d",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
@@ -207,80 +203,3 @@ class LazyInstanceNorm3d(_Lazy, nn.LazyInstanceNorm3d, InstanceNorm3d):
 
     cls_to_become = InstanceNorm3d
     _check_input_dim = InstanceNorm3d._check_input_dim
-
-
-class HalfInstanceNorm2d(Layer):
-    """Instance normalization of the first half of the channels; the other half passes as it is.
-
-    Keeps what instance normalization throws away, the contrast of each image, in half of the
-    channels. With an odd number the normalized half is the larger one.
-
-    Args:
-        num_features: number of channels C; (C + 1) // 2 are normalized.
-        eps: added to the variance, in squared units of the input.
-        affine: learn γ and, unless ``bias=False``, β, for the normalized half.
-        act: activation to apply to all channels, as in :class:`normkit.BatchNorm1d`.
-
-    Shape:
-        input, residual and output: (N, C, H, W).
-
-    Raises:
-        OptionError: ``num_features`` below 1, unknown ``act``.
-        ShapeError: another rank or number of channels; a single pixel.
-        TypeMismatchError: not a floating-point tensor.
-
-    Source: Chen et al. 2021 (HINet), arXiv 2105.06086, section 3.2.
-
-    >>> x = torch.randn(2, 5, 4, 4)
-    >>> y = HalfInstanceNorm2d(5)(x)
-    >>> bool((y[:, 3:] == x[:, 3:]).all()), bool(y[:, :3].mean((2, 3)).abs().max() < 1e-6)
-    (True, True)
-    """
-
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        affine: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        bias: bool = True,
-        act: ActLike = None,
-    ) -> None:
-        super().__init__()
-        if num_features < 1:
-            raise OptionError(
-                explain("num_features is at least 1", f"{num_features}", "give the channels C")
-            )
-        self.num_features = num_features
-        self.normalized = (num_features + 1) // 2
-        self.eps = eps
-        self.affine = affine
-        self.act = act
-        affine_parameters(self, self.normalized, affine, bias, device, dtype)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize half of ``input``, add ``residual`` if given, apply the activation."""
-        check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.num_features)
-        check_eps(self, self.eps, False)
-        check_more_than_one(self, input, as_ncs(input)[2], "channel and sample (pixel)")
-        half = self.normalized
-        spec = Spec(Pool("group", half), self.eps, self._act)
-        rest = input[:, half:]
-        first = None if residual is None else residual[:, :half]
-        if residual is not None:
-            rest = rest + residual[:, half:]
-        if self._act is not None:
-            rest = self._act(rest)
-        y = normalize(input[:, :half], spec, self.weight, self.bias, first).y
-        return join([y, rest], input, dim=1)
-
-    def extra_repr(self) -> str:
-        shown = f"{self.num_features}, eps={self.eps}, affine={self.affine}"
-        return shown if self.act is None else f"{shown}, act={self.act!r}"

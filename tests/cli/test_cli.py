@@ -194,6 +194,47 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         assert opened.connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_two_at_once_share_the_work_and_survive_a_kill(tmp_path: Path) -> None:
+    """Two `lab run` on one store; one is killed with its workers left behind; the other ends it."""
+    store = tmp_path / "lab.sqlite"
+    both = [
+        subprocess.Popen(
+            [*NORMKIT, "lab", "run", "C3", "--store", str(store), "--workers", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+        )
+        for _ in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 300
+        while _done(store) < 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        both[0].kill()
+        first, _ = both[0].communicate()
+        second, _ = both[1].communicate(timeout=900)
+    finally:
+        for process in both:
+            process.kill()
+    assert both[1].returncode == 0, second
+    done = [line.partition("] ")[2] for line in (first + second).splitlines() if " here] " in line]
+    names = [line.partition(":")[0] for line in done]
+    assert len(names) == len(set(names))  # nothing was trained twice
+    assert _done(store) == 80
+
+
+def _done(store: Path) -> int:
+    if not store.exists():
+        return 0
+    with Store(store, check=False) as opened:
+        query = "SELECT count(*) FROM runs WHERE status IN ('done', 'diverged')"
+        return int(opened.connection.execute(query).fetchone()[0])
+
+
 def _steps(store: Path) -> int:
     if not store.exists():
         return 0

@@ -10,9 +10,10 @@ from torch import nn
 
 from normkit.errors import OptionError
 from normkit.lab import data
+from normkit.lab.building import build_model
 from normkit.lab.config import RunConfig
 from normkit.lab.probes import LEVELS, PROBES, Reading, describe, normal_quantiles, probe
-from normkit.lab.training import build_model, train
+from normkit.lab.training import train
 
 Make = Callable[..., RunConfig]
 STEPS = 8  # of the tiny run: 2 epochs of 4

@@ -124,13 +124,14 @@ class LocalPool:
         ended = []
         for future in wait(self._busy, timeout=seconds, return_when=FIRST_COMPLETED).done:
             argument, worker = self._busy.pop(future)
-            try:
-                ended.append(Ended(argument, future.result()))
-                self._idle.append(worker)
-            except BrokenProcessPool:
+            if isinstance(future.exception(), BrokenProcessPool):
                 worker.shutdown(wait=True)
                 self._unborn += 1
                 ended.append(Ended(argument, None))
+            else:
+                self._idle.append(worker)
+                # A job answers for its own errors; one that gets here ends the study.
+                ended.append(Ended(argument, future.result()))
         return ended
 
     def stop(self) -> None:

@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from normkit.lab import data, worker
 from normkit.lab.claims.claim import Available, Claim, Preset
@@ -162,12 +161,3 @@ def _progress(store: Store, keys: Sequence[str]) -> Progress:
         ),
         steps=sum(steps for _, _, steps in state),
     )
-
-
-def store_path(path: Path | None) -> Path:
-    """The store that a command uses if none is named: ``runs/lab.sqlite`` in the current folder.
-
-    >>> store_path(None).as_posix()
-    'runs/lab.sqlite'
-    """
-    return Path("runs") / "lab.sqlite" if path is None else path

@@ -1,11 +1,7 @@
 """One training, from a description to measurements.
 
-How arms are paired. Two runs with one seed see the same images: the seed draws them from the
-training set and decides their order in each epoch, whatever the model. Their convolutions and
-dense layers start from the same numbers: both are built under ``torch.manual_seed(seed)``, and no
-normalizer draws any. Random numbers drawn while training (dropout) start from the seed too. What
-is left between the arms is what is compared. As another seed draws other images as well, the
-intervals hold for the draw of the images, the order and the weights together.
+How the arms of a comparison are paired is told in :mod:`normkit.lab.building`: two runs with one
+seed see the same images in the same order and start from the same weights.
 
 A run that breaks is a result, not an error. It *diverged* if a training loss is not finite (the
 run ends there, and its remaining epochs count with the accuracy of guessing, 1 / classes) or if
@@ -25,17 +21,18 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normkit.lab import data, models
+from normkit.lab import data
+from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
 from normkit.lab.probes import Reading, probe
 
-__all__ = ["Log", "Outcome", "build_model", "evaluate", "train"]
+__all__ = ["Log", "Outcome", "evaluate", "train"]
 
 STUCK = 0.99
 """A last epoch whose loss is above this share of ln(classes) has learned nothing."""
@@ -80,40 +77,6 @@ class _Progress:
     recent_loss: float = 0.0  # summed over the steps since the last record
     recent_steps: int = 0
     learning_step: int = 0  # the last step recorded with a loss better than guessing
-
-
-def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Module:
-    """The model of a run with the initial weights that its seed gives; see the module's text."""
-
-    options: dict[str, Any] = dict(config.model_options)
-    torch.manual_seed(config.seed)
-    model = models.build(
-        config.model,
-        norm=config.norm,
-        act=config.act,
-        in_channels=in_channels,
-        classes=classes,
-        size=config.size,
-        **options,
-    )
-    # An eighth faster on a CPU with these small networks, with every normalizer and with none.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # From here on the generator serves what training draws, alike in both arms.
-    torch.manual_seed(config.seed)
-    return model
-
-
-def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a run's description names."""
-    parameters = model.parameters()
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, momentum=config.momentum, **common)
-    if config.optimizer == "adadelta":
-        return torch.optim.Adadelta(parameters, **common)
-    return torch.optim.Adam(parameters, **common)
 
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> tuple[float, float | None]:

@@ -13,10 +13,9 @@ learning rate, the source's question; what each does at its own best rate is C3'
 
 from __future__ import annotations
 
-import dataclasses
 from statistics import fmean
 
-from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
 from normkit.lab.claims.parts import (
     WITH,
     WITHOUT,
@@ -36,23 +35,13 @@ PUBLISHED = {
     WITH: (0.8859, 0.8976, 0.9013, 0.9040, 0.9023),
     WITHOUT: (0.8592, 0.8734, 0.8751, 0.8810, 0.8895),
 }
-EPOCHS = 5
 FASTER = 0.005
 LOWER = 0.01
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """How much a preset trains."""
-
-    seeds: int
-    train: int
-    test: int
-
-
 SCALES: dict[Preset, Scale] = {
-    "quick": Scale(seeds=5, train=20_000, test=10_000),
-    "full": Scale(seeds=10, train=60_000, test=10_000),
+    "quick": Scale(seeds=5, train=20_000, test=10_000, epochs=5),
+    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
 }
 
 
@@ -66,7 +55,7 @@ def plan(preset: Preset, available: Available) -> Arms:
             norm=norm,
             lr=0.1,
             batch_size=256,
-            epochs=EPOCHS,
+            epochs=scale.epochs,
             seed=seed,
             **available.at_most(scale.train, scale.test),
         )

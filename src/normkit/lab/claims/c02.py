@@ -21,11 +21,10 @@ not learn would be steady for the wrong reason.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from statistics import NormalDist, fmean, pstdev
 
-from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
 from normkit.lab.claims.parts import (
     WITH,
     WITHOUT,
@@ -49,21 +48,14 @@ NORMAL = normal_quantiles()
 CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(HISTOGRAM_EDGES))
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """How much a preset trains, and how often it looks."""
-
-    seeds: int
-    train: int
-    test: int
-    epochs: int
-    every: int
-
-
 SCALES: dict[Preset, Scale] = {
-    "quick": Scale(seeds=5, train=10_000, test=2_000, epochs=3, every=12),
-    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5, every=50),
+    "quick": Scale(seeds=5, train=10_000, test=2_000, epochs=3),
+    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
 }
+
+
+EVERY: dict[Preset, int] = {"quick": 12, "full": 50}
+"""Every how many steps the inputs are looked at."""
 
 
 def plan(preset: Preset, available: Available) -> Arms:
@@ -79,7 +71,7 @@ def plan(preset: Preset, available: Available) -> Arms:
             batch_size=128,
             epochs=scale.epochs,
             seed=seed,
-            probes=(("activations", scale.every),),
+            probes=(("activations", EVERY[preset]),),
             **available.at_most(scale.train, scale.test),
         )
 

@@ -15,12 +15,11 @@ too large.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from statistics import fmean
 
-from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
 from normkit.lab.claims.parts import (
     CHANCE,
     WITH,
@@ -40,16 +39,6 @@ GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 STEP = 1 / 3  # of a decade, from one rate to the next
 SMALLEST = 0.1
 SOURCE_RATE = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """How much a preset trains."""
-
-    seeds: int
-    train: int
-    test: int
-    epochs: int
 
 
 SCALES: dict[Preset, Scale] = {

@@ -7,10 +7,9 @@ never left chance; the smallest difference that would matter is one point (0.01)
 
 from __future__ import annotations
 
-import dataclasses
 from statistics import fmean
 
-from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
 from normkit.lab.claims.parts import (
     WITH,
     WITHOUT,
@@ -29,18 +28,9 @@ from normkit.lab.verdicts import all_of, compare
 SMALLEST = 0.01
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """How much a preset trains."""
-
-    seeds: int
-    train: int
-    test: int
-
-
 SCALES: dict[Preset, Scale] = {
-    "quick": Scale(seeds=5, train=20_000, test=10_000),
-    "full": Scale(seeds=10, train=60_000, test=10_000),
+    "quick": Scale(seeds=5, train=20_000, test=10_000, epochs=5),
+    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
 }
 
 
@@ -55,7 +45,7 @@ def plan(preset: Preset, available: Available) -> Arms:
             act="sigmoid",
             lr=1.0,
             batch_size=256,
-            epochs=5,
+            epochs=scale.epochs,
             seed=seed,
             **available.at_most(scale.train, scale.test),
         )

@@ -16,7 +16,7 @@ from normkit.lab.config import Edition, RunConfig
 from normkit.lab.findings import Chart, Comparison, Reference, Table, Word
 from normkit.lab.store import Planned, Run
 
-__all__ = ["PRESETS", "Arms", "Available", "Claim", "Evidence", "Judgement", "Preset"]
+__all__ = ["PRESETS", "Arms", "Available", "Claim", "Evidence", "Judgement", "Preset", "Scale"]
 
 Preset = Literal["quick", "full"]
 PRESETS: tuple[Preset, ...] = ("quick", "full")
@@ -44,6 +44,16 @@ class Available:
             "train_images": min(train, self.train),
             "test_images": min(test, self.test),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much a preset trains: seeds, images, epochs."""
+
+    seeds: int
+    train: int
+    test: int
+    epochs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Evidence:
         """How much of what was planned the result rests on, for a sentence.
 
         >>> Evidence("quick", ()).coverage(0)
-        '0 of 0 seeds'
+        '0 seeds'
         """
         planned = len(self.seeds)
         return f"{pairs} seeds" if pairs == planned else f"{pairs} of {planned} seeds"

@@ -66,6 +66,6 @@ def describe(run: Run) -> str:
         reason = run.error.strip().splitlines()[-1] if run.error.strip() else "no reason known"
         return f"{' '.join(words)}: failed, {reason}"
     accuracy = run.last("test_accuracy")
-    ended = "" if run.diverged_step is None else f", diverged at step {run.diverged_step}"
+    ended = "" if run.diverged_step is None else f", {run.ending}"
     figure = "no test accuracy" if accuracy is None else f"test accuracy {accuracy:.4f}"
     return f"{' '.join(words)}: {figure}{ended}, {run.seconds:.1f} s"

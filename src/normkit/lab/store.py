@@ -54,6 +54,15 @@ class Run:
         """Whether this is a result: trained to the end, or diverged, which is a result too."""
         return self.status in ("done", "diverged")
 
+    @property
+    def ending(self) -> str:
+        """How the run ended, in words."""
+        if self.status != "diverged":
+            return self.status
+        if self.last("epoch_train_loss") is None:
+            return f"loss not finite at step {self.diverged_step}"
+        return f"no better than guessing after step {self.diverged_step}"
+
     def by_epoch(self, name: str) -> tuple[float | None, ...]:
         """The values of a metric that is measured once an epoch, in order."""
         return tuple(value for _, _, value in self.metrics.get(name, ()))

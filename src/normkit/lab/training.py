@@ -6,7 +6,8 @@ seed see the same images in the same order and start from the same weights.
 A run that breaks is a result, not an error. It *diverged* if a training loss is not finite (the
 run ends there, and its remaining epochs count with the accuracy of guessing, 1 / classes) or if
 the mean training loss of its last epoch is no better than 99 % of that of guessing, ln(classes)
-(the run is trained to the end and its accuracies are those measured).
+(the run is trained to the end and its accuracies are those measured; the step noted is the last
+one recorded with a loss better than that).
 
 A run can stop after any step and go on from the bytes of its last checkpoint to the same last
 bit, on the same machine with the same number of threads.

@@ -160,13 +160,11 @@ def seed_table(
     for planned in evidence.planned:
         run = planned.run
         values = [value(run) if run.finished_training else None for _, value in columns]
-        status = run.status
-        ended = f"diverged at step {run.diverged_step}" if status == "diverged" else status
         rows.append(
             (
                 planned.arm,
                 run.config.seed,
-                ended,
+                run.ending,
                 *(None if value is None else round(value, digits) for value in values),
             )
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from normkit.lab import data
 from normkit.lab.claims.claim import Available, Claim, Evidence
@@ -16,6 +17,15 @@ from normkit.lab.leases import acquire
 from normkit.lab.store import Planned, Run, Store
 
 MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from a second thread, and lose much where others compute too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from normkit.lab import worker
 from normkit.lab.config import RunConfig
@@ -30,14 +29,6 @@ worker.train = lambda *a, **k: train(*a, checkpoint_seconds=0.05, **k)
 print("ready", flush=True)
 print(worker.run(worker.argument(Path(sys.argv[1]), sys.argv[2]), lambda: False), flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def timeless(run: Run | None) -> object:

@@ -63,6 +63,7 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: str, scenario: str) 
         layer = nk.SyncBatchNorm(3)
         try:
             layer(torch.ones(sizes[rank], 3))
+            result["mean"] = layer.running_mean
         except nk.ShapeError as error:
             result["error"] = str(error)
     elif scenario == "create graph":

@@ -63,6 +63,17 @@ def test_bad_input(name: str) -> None:
 
 
 BAD_ARGUMENTS: dict[str, tuple[Callable[[], object], type, str]] = {
+    "last axes of nothing": (
+        lambda: nk.LayerNorm(())(torch.ones(2)), nk.ShapeError, "normalized_shape=[]",
+    ),
+    "groups of other channels": (
+        lambda: nk.GroupNorm(4, 4, affine=False)(torch.ones(2, 6, 3)), nk.ShapeError, "(6)",
+    ),
+    "not a tensor": (lambda: nk.LayerNorm(3)([1.0]), nk.TypeMismatchError, "list"),
+    "freezing a 1d layer": (
+        lambda: nk.FrozenBatchNorm2d.from_batch_norm(nn.BatchNorm1d(1)),
+        nk.TypeMismatchError, "BatchNorm1d",
+    ),
     "groups": (lambda: nk.GroupNorm(3, 64), nk.ShapeError, "use one of [1, 2, 4, 8, 16, 32, 64]"),
     "no groups": (lambda: nk.GroupNorm(0, 4), nk.ShapeError, "0 groups"),
     "activation": (lambda: nk.BatchNorm2d(3, act="swish"), nk.OptionError, "act='swish'"),
@@ -96,9 +107,9 @@ def test_bad_arguments(name: str) -> None:
     assert words in text and "; got " in text and "To fix: " in text, text
 
 
-@pytest.mark.parametrize("residual", [torch.ones(2, 3, 4, 1), torch.ones(2, 3, 4, 4).half()])
+@pytest.mark.parametrize("residual", [torch.ones(2, 3, 4, 1), torch.ones(2, 3, 4, 4).long(), 1.0])
 @pytest.mark.parametrize("make", [lambda: nk.BatchNorm2d(3), lambda: nk.LayerNorm2d(3)])
-def test_a_residual_that_differs(residual: torch.Tensor, make: Callable[[], nn.Module]) -> None:
+def test_a_residual_that_differs(residual: object, make: Callable[[], nn.Module]) -> None:
     layer = make()
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(nk.ShapeError, match="residual"):

@@ -78,3 +78,10 @@ def test_derivatives_of_the_backward_are_refused(tmp_path: Path) -> None:
 
 def test_a_group_of_its_own_is_plain(tmp_path: Path) -> None:
     assert all(r["equal"] for r in _together([5, 7], "groups", tmp_path))
+
+
+def test_all_processes_empty(tmp_path: Path) -> None:
+    """Nothing to learn from, and nothing to fail on, as with plain batch normalization."""
+    for result in _together([0, 0], "single value", tmp_path):
+        assert "error" not in result
+        assert torch.equal(result["mean"], torch.zeros(3))

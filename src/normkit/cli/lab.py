@@ -116,7 +116,9 @@ def run(
                     soft_wrap=True,
                 )
                 raise typer.Exit(INTERRUPTED)
-            path = _write(opened, report, name, summary.seconds)
+            # A command that found all runs done took no time worth telling.
+            trained = summary.seconds if summary.finished else None
+            path = _write(opened, report, name, trained)
     if as_json:
         print_json(_as_data(findings, path))
     else:
@@ -204,17 +206,17 @@ def _write(store: Store, path: Path, preset: str, seconds: float | None) -> Path
     from normkit import report as page
     from normkit.lab import machine
     from normkit.lab.judge import judge
+    from normkit.report.text import duration
 
     findings = judge(store, preset)
     about = {
         "preset": preset,
         "machine": machine.summary(),
         **machine.versions(),
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "training time of all runs": f"{sum(finding.seconds for finding in findings):.0f} s",
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
     if seconds is not None:
-        about["total time"] = f"{seconds:.0f} s"
+        about["total time"] = duration(seconds)
     if any("subset" in finding.data for finding in findings):
         about["notice"] = (
             "Made with the small subset of the data that normkit ships, because the whole data "

@@ -47,6 +47,11 @@ class Act:
         # ATen's gelu has no in-place form that every supported release offers.
         return F.gelu(z)
 
+    def onto(self, z: Tensor) -> Tensor:
+        """Apply to ``z``, which nobody else needs: over it where autograd allows that."""
+        # Autograd would clone z to write silu or gelu over it.
+        return self.apply_(z) if self.told_by_output else self(z)
+
     @property
     def told_by_output(self) -> bool:
         """Whether the derivative follows from the sign of the output alone."""

@@ -42,7 +42,7 @@ class Aten:
         x4 = x.reshape(pool.view(n, c, s))
         if stats is not None:
             mean, var = stats
-            z = x4 - mean if spec.centred else None
+            z = x4 - mean
         elif pool.count(n, c, s) == 0:
             mean = var = torch.zeros(pool.stats(n, c, s), dtype=acc, device=x.device)
             z = x4.to(acc, copy=True)
@@ -118,7 +118,9 @@ class Aten:
                     count = max(pool.count(n, c, s), 1)
                     g1, g2 = g1 / count, g2 / count
                 # Without centring xc may be x itself, which is not ours to write over.
-                dx4 = xc.mul_(rstd.pow(3) * -g2) if spec.centred else xc * (rstd.pow(3) * -g2)
+                # r·g₂ first: r³ alone underflows for deviations of 1e13 and more.
+                slope = (rstd * g2) * rstd * -rstd
+                dx4 = xc.mul_(slope) if spec.centred else xc * slope
                 dx4.addcmul_(dz, scale)
                 if spec.centred:
                     dx4.sub_(rstd * g1)

@@ -14,8 +14,11 @@ from normkit.core.formula import Spec
 from normkit.core.moments import Moments, accumulator, merge
 from normkit.core.pools import as_ncs
 from normkit.errors import ShapeError, StatisticsError, explain
+from normkit.kernels import native
+from normkit.kernels.contract import Backend
 from normkit.kernels.dispatch import PORTABLE, choose
 from normkit.kernels.modes import transformed
+from normkit.kernels.native import Running
 
 __all__ = ["Normalized", "normalize"]
 
@@ -23,13 +26,15 @@ __all__ = ["Normalized", "normalize"]
 class Normalized(NamedTuple):
     """Output, and the detached moments it was normalized with.
 
-    ``mean`` and ``var`` (biased) have the shape ``pool.stats(N, C, S)``; ``values`` is how many
-    values are behind each: an int, or a tensor where they were counted across processes.
+    ``mean`` and ``var`` (biased) have the shape ``pool.stats(N, C, S)`` or as many elements;
+    ``values`` is how many values are behind each: an int, or a tensor where they were counted
+    across processes. The moments are None where a kernel has put them into the buffers already,
+    or takes them within a sample and keeps them to itself.
     """
 
     y: Tensor
-    mean: Tensor
-    var: Tensor
+    mean: Tensor | None
+    var: Tensor | None
     values: int | Tensor
 
 
@@ -41,6 +46,7 @@ def normalize(
     residual: Tensor | None = None,
     stats: tuple[Tensor, Tensor] | None = None,
     group: Any = None,
+    running: Running | None = None,
 ) -> Normalized:
     """Normalize ``x`` (N, C, \\*) as ``spec`` says.
 
@@ -57,13 +63,26 @@ def normalize(
     count: int | Tensor = spec.pool.count(n, c, s)
     if stats is not None:
         shape, acc = spec.pool.stats(n, c, s), accumulator(x.dtype)
-        stats = (stats[0].reshape(shape).to(acc), stats[1].reshape(shape).to(acc))
+        # Copies, where a backward may need them: the buffers may have moved by then, and the
+        # gradient is that of what was computed.
+        copy = torch.is_grad_enabled()
+        stats = (
+            stats[0].to(acc, copy=copy).reshape(shape),
+            stats[1].to(acc, copy=copy).reshape(shape),
+        )
     if transformed(x) and group is None:
         mean, var = formula.stats_of(x, spec.pool, spec.centred) if stats is None else stats
         y = formula.normalize(x, spec, weight, bias, residual, mean, var)
         return Normalized(y, mean.detach(), var.detach(), count)
+    x = _dense(x)
+    backend = choose(x, spec) if group is None else PORTABLE
+    if backend is None:
+        found = native.normalize(x, spec, weight, bias, residual, stats, running)
+        return Normalized(*found, count)
     given = stats or (None, None)
-    y, own_mean, own_var, total = _Normalize.apply(x, weight, bias, residual, *given, spec, group)
+    y, own_mean, own_var, total = _Normalize.apply(
+        x, weight, bias, residual, *given, spec, group, backend
+    )
     return Normalized(
         y,
         own_mean if stats is None else stats[0],
@@ -86,6 +105,7 @@ class _Normalize(torch.autograd.Function):
         var: Tensor | None,
         spec: Spec,
         group: Any,
+        backend: Backend,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         given = None if mean is None or var is None else (mean, var)
         total = None
@@ -93,7 +113,6 @@ class _Normalize(torch.autograd.Function):
         if group is not None:
             *shared, total = _shared_stats(x, spec, group)
             stats = (shared[0], shared[1])
-        backend = choose(x, spec) if group is None else PORTABLE
         result = backend.forward(x, weight, bias, residual, stats, spec)
         ctx.spec, ctx.group, ctx.total, ctx.backend = spec, group, total, backend
         ctx.own_stats = given is None
@@ -120,11 +139,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if dy is None:
-            return (None,) * 8
-        x, y, weight, bias, residual, mean, rstd = ctx.saved_tensors
+            return (None,) * 9
+        # Once: under a saved-tensor hook, such as a checkpoint's, a second look is refused.
+        saved = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:4])
         if torch.is_grad_enabled():
-            return (*_differentiable(ctx, dy, needs), None, None, None, None)
+            return (*_differentiable(ctx, saved, dy, needs), *(None,) * 5)
+        x, y, weight, bias, residual, mean, rstd = saved
         reduce = None
         if ctx.group is not None:
 
@@ -137,10 +158,12 @@ class _Normalize(torch.autograd.Function):
         gradients = ctx.backend.backward(
             dy, x, y, weight, bias, residual, mean, rstd, ctx.own_stats, needs, ctx.spec, reduce
         )
-        return (*gradients, None, None, None, None)
+        return (*gradients, *(None,) * 5)
 
 
-def _differentiable(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+def _differentiable(
+    ctx: Any, saved: tuple[Tensor | None, ...], dy: Tensor, needs: tuple[bool, ...]
+) -> list[Tensor | None]:
     """The gradients once more, as a function that autograd can differentiate again."""
     if ctx.group is not None:
         raise StatisticsError(
@@ -150,7 +173,8 @@ def _differentiable(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> list[Tenso
                 "use BatchNorm in place of SyncBatchNorm where you need them",
             )
         )
-    x, y, weight, bias, residual, mean, rstd = ctx.saved_tensors
+    x, y, weight, bias, residual, mean, rstd = saved
+    assert x is not None and mean is not None and rstd is not None
     spec: Spec = ctx.spec
     if y is not None and spec.act is not None:
         # The activation is piecewise linear, and y says which piece.
@@ -173,6 +197,15 @@ def _differentiable(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> list[Tenso
     return grads
 
 
+def _dense(x: Tensor) -> Tensor:
+    """``x`` contiguous or channels-last: as it is if it is either, else as it is nearer to."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if x.is_contiguous() or (last and x.is_contiguous(memory_format=last)):
+        return x
+    sliced = last is not None and x.stride(1) == 1 and x.shape[1] > 1
+    return x.contiguous(memory_format=last if sliced and last else torch.contiguous_format)
+
+
 def _shared_stats(x: Tensor, spec: Spec, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count per channel over all processes of ``group``.
 
@@ -185,7 +218,7 @@ def _shared_stats(x: Tensor, spec: Spec, group: Any) -> tuple[Tensor, Tensor, Te
     gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, packed, group=group)
     merged = merge([Moments(g[-1], g[:c], g[c:-1]) for g in gathered])
-    if n * s <= 1 and merged.count <= 1:
+    if n * s <= 1 and merged.count == 1:
         # Only then can the total be 1 too, so no device waits for this check otherwise.
         raise ShapeError(
             explain(

@@ -44,11 +44,10 @@ def check_average(average: str, momentum: float | None) -> None:
                 'use "exponential" for what torch.nn does',
             )
         )
-    if average == "debiased" and (momentum is None or not 0 < momentum <= 1):
+    if average == "debiased" and (momentum is None or not 0 <= momentum <= 1):
         raise OptionError(
             explain(
-                "a debiased average needs a momentum above 0 and at most 1, the share replaced by "
-                "each batch",
+                "a debiased average needs a momentum from 0 to 1, the share replaced by each batch",
                 f"momentum={momentum}",
                 'use momentum=0.1, or average="cumulative" to weigh all batches the same',
             )
@@ -63,6 +62,9 @@ def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tens
     >>> share("debiased", 0.1, torch.tensor(1)), share("cumulative", 0.1, torch.tensor(4))
     (tensor(1.), tensor(0.2500))
     """
+    if momentum == 0:  # the usual way to hold a layer's statistics still
+        return 0.0
+    check_average(average, momentum)
     if average == "cumulative" or momentum is None:
         return 1.0 / tracked.to(torch.float32)
     if average == "debiased":
@@ -83,9 +85,9 @@ def step_towards(running: Tensor, value: Tensor, share: float | Tensor) -> None:
     wide = torch.promote_types(running.dtype, value.dtype)
     if isinstance(share, Tensor):
         share = share.to(wide)
-    # Not lerp_, which torch.func.vmap cannot batch.
-    step = (value.to(wide) - running.to(wide)) * share
+    # Weighed, not running + (value − running)·share: with a share near 1 that would leave of a
+    # small value what rounding leaves of a large running one. Not lerp_, which vmap cannot batch.
     if running.dtype == wide:
-        running.add_(step)
+        running.mul_(1 - share).add_(value.to(wide) * share)
     else:
-        running.copy_(running.to(wide) + step)
+        running.copy_(running.to(wide) * (1 - share) + value.to(wide) * share)

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
 from normkit.kernels.autograd import Normalized, normalize
-from normkit.kernels.modes import recomputing
+from normkit.kernels.native import Running
 from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
+    as_leaf,
     check_channels,
     check_eps,
     check_more_than_one,
     check_rank,
-    check_tensors,
+    prepare,
 )
 
 __all__ = [
@@ -37,7 +39,7 @@ __all__ = [
 class BatchStatistics(Layer, _BatchNorm):
     """What every layer does that pools across the batch; its subclasses say which rank."""
 
-    average: averages.Average = "exponential"
+    _average: averages.Average = "exponential"
 
     def __init__(
         self,
@@ -53,24 +55,36 @@ class BatchStatistics(Layer, _BatchNorm):
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
-        averages.check_average(average, momentum)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
         self.act = act
         self.average = average
 
+    @property
+    def average(self) -> averages.Average:
+        """How moments are remembered; momentum 0 holds them still, whichever it is."""
+        return self._average
+
+    @average.setter
+    def average(self, average: averages.Average) -> None:
+        averages.check_average(average, self.momentum)
+        self._average = average
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         self._check_input_dim(input)
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.num_features)
+        input, residual = prepare(self, input, residual)
+        check_channels(self, input)
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
         check_eps(self, self.eps, batch_statistics)
         if not batch_statistics:
             return self._by_memory(input, residual)
-        result = self._by_batch(input, residual)
-        if self.training and self.track_running_stats and not recomputing():
+        moves = self.training and self.track_running_stats and self.counts()
+        result = self._by_batch(input, residual, self._plain_average(input) if moves else None)
+        if moves:
             self._remember(result)
         return result.y
 
@@ -79,11 +93,20 @@ class BatchStatistics(Layer, _BatchNorm):
         stats = (self.running_mean, self.running_var)
         return normalize(input, spec, self.weight, self.bias, residual, stats).y  # type: ignore[arg-type]
 
-    def _by_batch(self, input: Tensor, residual: Tensor | None) -> Normalized:
+    def _plain_average(self, input: Tensor) -> Running | None:
+        """The buffers and the share to move them by, where a kernel can do that on its way."""
+        mean, var, momentum = self.running_mean, self.running_var, self.momentum
+        if self.average != "exponential" or momentum is None or mean is None or var is None:
+            return None
+        return (mean, var, momentum) if mean.dtype == accumulator(input.dtype) else None
+
+    def _by_batch(
+        self, input: Tensor, residual: Tensor | None, running: Running | None
+    ) -> Normalized:
         n, _, s = as_ncs(input)
         check_more_than_one(self, input, n * s, "channel")
         spec = Spec(PER_CHANNEL, self.eps, self._act)
-        return normalize(input, spec, self.weight, self.bias, residual)
+        return normalize(input, spec, self.weight, self.bias, residual, running=running)
 
     @torch.no_grad()
     def _remember(self, result: Normalized) -> None:
@@ -95,12 +118,15 @@ class BatchStatistics(Layer, _BatchNorm):
         # does not have divide by the count, so there an empty batch must not.
         if self.num_batches_tracked is not None and not (empty and self.average != "exponential"):
             self.num_batches_tracked.add_(1)
+        if mean is None or var is None or empty:
+            return
+        if self.num_batches_tracked is not None:
             taken = averages.share(self.average, self.momentum, self.num_batches_tracked)
         if isinstance(count, Tensor):
             # Counted across processes. Whether all were empty is not worth waiting for a
             # device; a step of length zero says the same.
             taken, count = taken * (count > 0).to(count.dtype), count.clamp_min(2)
-        if not empty and self.running_mean is not None and self.running_var is not None:
+        if self.running_mean is not None and self.running_var is not None:
             averages.step_towards(self.running_mean, mean, taken)
             # Biased to normalize with, unbiased to remember, as PyTorch does.
             averages.step_towards(self.running_var, var * (count / (count - 1)), taken)
@@ -133,6 +159,11 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
         average: how moments are remembered: ``"exponential"``, ``"cumulative"`` or
             ``"debiased"`` (:mod:`normkit.nn.averages`).
 
+    Note:
+        Tools made for ``torch.nn``'s layers do not know ``act`` and ``average``:
+        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` drops both without a word, as
+        ``torch.nn.utils.fusion`` drops ``act``. ``normkit.SyncBatchNorm`` keeps them.
+
     Shape:
         input, residual and output: (N, C) or (N, C, L).
 
@@ -144,9 +175,9 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 
     >>> layer = BatchNorm1d(3, act="relu")
-    >>> layer(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]))
+    >>> layer(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])).detach()
     tensor([[0.0000, 0.0000, 1.0000],
-            [1.0000, 0.0000, 0.0000]], grad_fn=<_NormalizeBackward>)
+            [1.0000, 0.0000, 0.0000]])
     >>> layer.running_mean
     tensor([0.2000, 0.2000, 0.2000])
     """
@@ -205,7 +236,6 @@ class _Lazy:
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
-        averages.check_average(average, momentum)
         super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[call-arg]
         self.act = act
         self.average = average

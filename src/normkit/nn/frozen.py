@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL
 from normkit.errors import TypeMismatchError, explain
 from normkit.kernels.autograd import normalize
 from normkit.nn.layer import (
     Layer,
     affine_parameters,
+    as_leaf,
     check_channels,
     check_eps,
     check_rank,
-    check_tensors,
+    prepare,
+    reset_affine,
 )
 
 __all__ = ["FrozenBatchNorm2d", "Scale"]
@@ -90,18 +93,21 @@ class FrozenBatchNorm2d(Layer):
         Raises:
             TypeMismatchError: ``layer`` is something else, or remembers nothing.
         """
-        if not isinstance(layer, _BatchNorm) or layer.running_mean is None:
+        others = (nn.BatchNorm1d, nn.BatchNorm3d)
+        mean = getattr(layer, "running_mean", None)
+        if not isinstance(layer, _BatchNorm) or isinstance(layer, others) or mean is None:
             raise TypeMismatchError(
                 explain(
-                    "freezing needs a batch normalization with running statistics",
+                    "freezing needs a batch normalization of images with running statistics",
                     repr(layer),
                     "make it with track_running_stats=True and train or recalibrate it first",
                 )
             )
-        mean = layer.running_mean
+        # Of a half model too the moments stay in float32.
         frozen = cls(
-            layer.num_features, layer.eps, mean.device, mean.dtype, act=getattr(layer, "act", None)
-        )
+            layer.num_features, layer.eps, mean.device, accumulator(mean.dtype),
+            act=getattr(layer, "act", None),
+        )  # fmt: skip
         with torch.no_grad():
             for name in ("weight", "bias", "running_mean", "running_var"):
                 value = getattr(layer, name)
@@ -111,9 +117,11 @@ class FrozenBatchNorm2d(Layer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.num_features)
+        input, residual = prepare(self, input, residual)
+        check_channels(self, input)
         check_eps(self, self.eps, False)
         spec = Spec(PER_CHANNEL, self.eps, self._act)
         stats = (self.running_mean, self.running_var)
@@ -123,7 +131,16 @@ class FrozenBatchNorm2d(Layer):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
+        # Of a layer without affine: γ and β are 1 and 0, and stay what they are here.
+        for name in ("weight", "bias"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def reset_parameters(self) -> None:
+        """The identity: γ = 1, β = 0, mean 0, variance 1."""
+        reset_affine(self)
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}"
@@ -177,9 +194,11 @@ class Scale(Layer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Scale and shift ``input``, add ``residual`` if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         check_rank(self, input, (2, 3, 4, 5), "(N, C, *)", "add the batch axis")
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.num_features)
+        input, residual = prepare(self, input, residual)
+        check_channels(self, input)
         shape = [1, -1] + [1] * (input.dim() - 2)
         y = input * self.weight.view(shape)
         if self.bias is not None:
@@ -187,6 +206,10 @@ class Scale(Layer):
         if residual is not None:
             y = y + residual
         return y if self._act is None else self._act(y)
+
+    def reset_parameters(self) -> None:
+        """γ to 1 and β to 0."""
+        reset_affine(self)
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, bias={self.bias is not None}"

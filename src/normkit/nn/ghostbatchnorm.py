@@ -13,6 +13,7 @@ from normkit.core.moments import merge_rows
 from normkit.core.pools import Pool, as_ncs
 from normkit.errors import OptionError, explain
 from normkit.kernels.autograd import Normalized, normalize
+from normkit.kernels.native import Running
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics
 from normkit.nn.layer import check_more_than_one, join
@@ -60,10 +61,13 @@ class _Ghost(BatchStatistics):
         [17, 16]
         """
         parts = max(-(-n // self.ghost_size), 1)
-        size, larger = divmod(n, parts)
+        # Not divmod, which torch.compile cannot do with sizes that vary.
+        size, larger = n // parts, n % parts
         return [size + 1] * larger + [size] * (parts - larger)
 
-    def _by_batch(self, input: Tensor, residual: Tensor | None) -> Normalized:
+    def _by_batch(
+        self, input: Tensor, residual: Tensor | None, running: Running | None
+    ) -> Normalized:
         n, c, s = as_ncs(input)
         sizes = self.part_sizes(n)
         check_more_than_one(self, input, sizes[-1] * s, "channel and ghost batch")
@@ -81,6 +85,7 @@ class _Ghost(BatchStatistics):
             )
             start = stop
             outputs.append(result.y)
+            assert result.mean is not None and result.var is not None
             means.append(result.mean.reshape(parts, c))
             m2s.append(result.var.reshape(parts, c) * (size * s))
             counts.append(torch.full_like(means[-1], size * s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
@@ -14,10 +14,11 @@ from normkit.kernels.autograd import normalize
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.layer import (
     Layer,
+    as_leaf,
     check_channels,
     check_eps,
     check_more_than_one,
-    check_tensors,
+    prepare,
 )
 
 __all__ = ["GroupNorm"]
@@ -70,19 +71,14 @@ class GroupNorm(Layer, nn.GroupNorm):
         act: ActLike = None,
     ) -> None:
         if num_groups < 1 or num_channels % num_groups != 0:
-            fits = [g for g in range(1, num_channels + 1) if num_channels % g == 0]
-            raise ShapeError(
-                explain(
-                    f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})",
-                    f"{num_groups} groups for {num_channels} channels",
-                    f"use one of {fits} groups",
-                )
-            )
+            raise ShapeError(_uneven(num_channels, num_groups))
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.act = act
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         if input.dim() < 2:
             raise ShapeError(
                 explain(
@@ -91,11 +87,22 @@ class GroupNorm(Layer, nn.GroupNorm):
                     "add the batch axis",
                 )
             )
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.num_channels)
+        input, residual = prepare(self, input, residual)
+        check_channels(self, input)
         check_eps(self, self.eps, False)
         n, c, s = as_ncs(input)
+        if c % self.num_groups:
+            raise ShapeError(_uneven(c, self.num_groups))
         check_more_than_one(self, input, n * (c // self.num_groups) * s, "channel")
         x, rest = autocast_wide(input, residual)
         spec = Spec(Pool("group", self.num_groups), self.eps, self._act)
         return normalize(x, spec, self.weight, self.bias, rest).y
+
+
+def _uneven(channels: int, groups: int) -> str:
+    fits = [g for g in range(1, channels + 1) if channels % g == 0]
+    return explain(
+        f"num_channels ({channels}) must be divisible by num_groups ({groups})",
+        f"{groups} groups for {channels} channels",
+        f"use one of {fits} groups",
+    )

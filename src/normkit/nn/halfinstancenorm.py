@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
@@ -14,12 +14,14 @@ from normkit.kernels.autograd import normalize
 from normkit.nn.layer import (
     Layer,
     affine_parameters,
-    check_channels,
+    as_leaf,
+    check_count,
     check_eps,
     check_more_than_one,
     check_rank,
-    check_tensors,
     join,
+    prepare,
+    reset_affine,
 )
 
 __all__ = ["HalfInstanceNorm2d"]
@@ -82,9 +84,11 @@ class HalfInstanceNorm2d(Layer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize half of ``input``, add ``residual`` if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.num_features)
+        input, residual = prepare(self, input, residual)
+        check_count(self, input, self.num_features)
         check_eps(self, self.eps, False)
         check_more_than_one(self, input, as_ncs(input)[2], "channel and sample (pixel)")
         half = self.normalized
@@ -97,6 +101,10 @@ class HalfInstanceNorm2d(Layer):
             rest = self._act(rest)
         y = normalize(input[:, :half], spec, self.weight, self.bias, first).y
         return join([y, rest], input, dim=1)
+
+    def reset_parameters(self) -> None:
+        """γ to 1 and β to 0."""
+        reset_affine(self)
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}, affine={self.affine}"

@@ -6,22 +6,22 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
 from normkit.kernels.autograd import Normalized, normalize
-from normkit.kernels.modes import recomputing
 from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
+    as_leaf,
     check_channels,
     check_eps,
     check_more_than_one,
     check_rank,
-    check_tensors,
+    prepare,
 )
 
 __all__ = [
@@ -55,13 +55,14 @@ class _Instance(Layer, _InstanceNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         self._check_input_dim(input)
-        check_tensors(self, input, residual)
+        input, residual = prepare(self, input, residual)
         unbatched = input.dim() == self._get_no_batch_dim()
         channels = 0 if unbatched else 1
-        if self.affine or (self.track_running_stats and input.shape[channels] != self.num_features):
-            check_channels(self, input, self.num_features, channels)
-        elif input.shape[channels] != self.num_features:
+        check_channels(self, input, channels)
+        if not self.affine and input.shape[channels] != self.num_features:
             warnings.warn(
                 f"input's size at dim={channels} does not match num_features. "
                 "You can silence this warning by not passing in num_features, "
@@ -83,7 +84,7 @@ class _Instance(Layer, _InstanceNorm):
         check_more_than_one(self, input, s, "channel and sample (spatial element)")
         spec = Spec(Pool("group", c), self.eps, self._act)
         result = normalize(input, spec, self.weight, self.bias, residual)
-        if self.running_mean is not None and n > 0 and s > 0 and not recomputing():
+        if self.running_mean is not None and n > 0 and s > 0 and self.counts():
             self._remember(result, n, c, s)
         return result.y
 
@@ -91,6 +92,8 @@ class _Instance(Layer, _InstanceNorm):
     def _remember(self, result: Normalized, n: int, c: int, s: int) -> None:
         """Average the samples' moments, then step towards them; PyTorch counts no batches here."""
         taken = self.momentum or 0.0
+        if result.mean is None or result.var is None:
+            return
         mean = result.mean.reshape(n, c).mean(0)
         var = result.var.reshape(n, c).mean(0) * (s / (s - 1))
         if self.running_mean is not None and self.running_var is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
@@ -16,7 +16,16 @@ from normkit.core.pools import PER_POSITION, Pool
 from normkit.errors import ShapeError, explain
 from normkit.kernels.autograd import normalize
 from normkit.kernels.modes import autocast_wide
-from normkit.nn.layer import Layer, check_channels, check_eps, check_rank, check_tensors
+from normkit.nn.layer import (
+    Layer,
+    as_leaf,
+    check_count,
+    check_eps,
+    check_rank,
+    laid_like,
+    nested,
+    prepare,
+)
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 
@@ -68,7 +77,11 @@ class LayerNorm(Layer, nn.LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
-        check_tensors(self, input, residual)
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
+        if isinstance(input, Tensor) and input.is_nested:
+            return nested(self, super().forward(input), residual)
+        input, residual = prepare(self, input, residual)
         check_eps(self, self.eps, False)
         return _over_last(self, input, residual, self.eps, self.bias, centred=True)
 
@@ -116,9 +129,11 @@ class LayerNorm2d(LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "use LayerNorm where channels are last")
-        check_tensors(self, input, residual)
-        check_channels(self, input, self.normalized_shape[0])
+        input, residual = prepare(self, input, residual)
+        check_count(self, input, self.normalized_shape[0])
         check_eps(self, self.eps, False)
         x, rest = autocast_wide(input, residual)
         spec = Spec(PER_POSITION, self.eps, self._act)
@@ -169,7 +184,11 @@ class RMSNorm(Layer, nn.RMSNorm):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``x``, add ``residual`` (same shape) if given, apply the activation."""
-        check_tensors(self, x, residual)
+        if isinstance(x, fx.Proxy):
+            return as_leaf(self, x, residual)
+        if isinstance(x, Tensor) and x.is_nested:
+            return nested(self, super().forward(x), residual)
+        x, residual = prepare(self, x, residual)
         eps = torch.finfo(accumulator(x.dtype)).eps if self.eps is None else self.eps
         check_eps(self, eps, False)
         return _over_last(self, x, residual, eps, None, centred=False)
@@ -184,9 +203,9 @@ def _over_last(
     centred: bool,
 ) -> Tensor:
     """Normalize over the last axes: samples are all axes before, channels all of these."""
-    shape = layer.normalized_shape
+    shape = tuple(layer.normalized_shape)
     axes = len(shape)
-    if x.dim() < axes or tuple(x.shape[x.dim() - axes :]) != shape:
+    if axes == 0 or x.dim() < axes or tuple(x.shape[x.dim() - axes :]) != shape:
         raise ShapeError(
             explain(
                 f"{type(layer).__name__} with normalized_shape={list(shape)} expected input with "
@@ -199,4 +218,6 @@ def _over_last(
     view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
     spec = Spec(Pool("group", 1), eps, layer._act, centred)
     rows = None if rest is None else rest.reshape(view)
-    return normalize(wide.reshape(view), spec, layer.weight, bias, rows).y.reshape(x.shape)
+    flat = wide if wide.shape == view else wide.reshape(view)
+    y = normalize(flat, spec, layer.weight, bias, rows).y
+    return y if y.shape == x.shape else laid_like(y.reshape(x.shape), x)

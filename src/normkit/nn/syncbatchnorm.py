@@ -13,6 +13,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL
 from normkit.errors import ShapeError, explain
 from normkit.kernels.autograd import Normalized, normalize
+from normkit.kernels.native import Running
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchStatistics
 
@@ -87,10 +88,12 @@ class SyncBatchNorm(BatchStatistics):
         group = self.process_group or dist.group.WORLD
         return group if dist.get_world_size(group) > 1 else None
 
-    def _by_batch(self, input: Tensor, residual: Tensor | None) -> Normalized:
+    def _by_batch(
+        self, input: Tensor, residual: Tensor | None, running: Running | None
+    ) -> Normalized:
         group = self._group()
         if group is None:
-            return super()._by_batch(input, residual)
+            return super()._by_batch(input, residual, running)
         spec = Spec(PER_CHANNEL, self.eps, self._act)
         return normalize(input, spec, self.weight, self.bias, residual, group=group)
 

@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # The version developed and tested with. Named exactly and installed before everything else, so
-# that no dependency fetches another build. Any supported one will do: make demo TORCH=torch==2.11.0
+# that no dependency fetches another build.
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin

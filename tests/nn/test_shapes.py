@@ -1,0 +1,64 @@
+"""Any shape at all: where torch.nn takes it so do we, with its result; where not, a clear error."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import normkit as nk
+
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), min_size=0, max_size=6).map(tuple)
+MAKERS: dict[str, Any] = {
+    "BatchNorm1d": lambda m: m.BatchNorm1d(4),
+    "BatchNorm2d": lambda m: m.BatchNorm2d(4),
+    "BatchNorm3d": lambda m: m.BatchNorm3d(4),
+    "GroupNorm": lambda m: m.GroupNorm(2, 4),
+    "InstanceNorm1d": lambda m: m.InstanceNorm1d(4, affine=True),
+    "InstanceNorm2d": lambda m: m.InstanceNorm2d(4),
+    "InstanceNorm3d": lambda m: m.InstanceNorm3d(4, track_running_stats=True),
+    "LayerNorm": lambda m: m.LayerNorm((2, 3)),
+    "RMSNorm": lambda m: m.RMSNorm(3),
+}
+
+
+def _try(layer: nn.Module, x: torch.Tensor) -> torch.Tensor | Exception:
+    try:
+        return layer(x)
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck))
+@given(shape=SIZES, training=st.booleans(), fitting=st.booleans())
+def test_any_shape(name: str, shape: tuple[int, ...], training: bool, fitting: bool) -> None:
+    if fitting and len(shape) > 1:  # make a good part of them fit
+        shape = (shape[0], 4, *shape[2:]) if "Batch" in name or "Group" in name else shape
+        shape = (*shape[:-2], 2, 3) if name in ("LayerNorm", "RMSNorm") else shape
+        shape = (*shape[:-3], 4, *shape[-2:]) if name == "InstanceNorm2d" else shape
+    theirs, ours = MAKERS[name](nn).train(training), MAKERS[name](nk).train(training)
+    before = copy.deepcopy(ours.state_dict())
+    x = torch.randn(shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        a, b = _try(theirs, x), _try(ours, x)
+    if isinstance(b, Exception):
+        assert isinstance(b, nk.NormkitError), f"{shape}: {b!r}"
+        assert "; got " in str(b) and "To fix: " in str(b)
+        # With nothing to normalize, some of PyTorch's layers do not look at the channels.
+        assert isinstance(a, Exception) or x.numel() == 0, f"{shape}: torch.nn takes it; {b}"
+        torch.testing.assert_close(ours.state_dict(), before)
+        return
+    assert b.shape == x.shape
+    if isinstance(a, Exception):
+        # Nothing to normalize, which some of PyTorch's layers refuse and ours do not.
+        assert x.numel() == 0, f"{shape}: torch.nn refuses it: {a}"
+    else:
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)

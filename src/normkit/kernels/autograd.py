@@ -1,4 +1,4 @@
-"""The only autograd glue: one function for every layer, split across processes or not."""
+"""From a layer's tensors to its output: which way to take, and the only autograd function."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def normalize(
         group: process group over which the moments are taken together (``pool`` must be over
             the batch). Every process of the group must make the same calls; a process may
             have no samples.
+        running: buffers that a kernel may move on its way, and the share to move them by. Where
+            one did, ``mean`` of the result is None; otherwise moving them is the caller's.
     """
     n, c, s = as_ncs(x)
     count: int | Tensor = spec.pool.count(n, c, s)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from normkit.errors import OptionError
-from normkit.lab import data
+from normkit.lab import data, training
 from normkit.lab.building import build_model
 from normkit.lab.config import RunConfig
 from normkit.lab.probes import LEVELS, PROBES, Reading, describe, normal_quantiles, probe
@@ -118,12 +118,22 @@ def test_a_stopped_run_goes_on_to_the_same_last_bit(
     assert parts.metrics == whole.metrics
 
 
-def test_checkpoints_come_at_short_intervals(
-    make_config: Make, dataset: data.Dataset, make_log: Any
+def test_checkpoints_come_at_each_step_where_they_cost_nothing(
+    make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
     log = make_log()
-    train(make_config(), dataset, log, checkpoint_seconds=0.0)
+    train(make_config(), dataset, log)
     assert [step for step, _ in log.checkpoints] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_checkpoints_that_cost_much_are_rare(
+    make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e-9)
+    log = make_log()
+    train(make_config(), dataset, log)
+    assert [step for step, _ in log.checkpoints] == [1]
 
 
 def test_a_run_that_explodes_is_a_result(

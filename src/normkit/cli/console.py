@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from normkit.errors import NormkitError
 
-__all__ = ["console", "errors", "needs_lab", "print_json"]
+__all__ = ["console", "errors", "needs_lab", "print_json", "terminated_like_interrupted"]
 
 USAGE = 2
 INTERRUPTED = 130
@@ -47,6 +48,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Answer SIGTERM, which ``docker stop`` and batch systems send, as Ctrl-C is answered."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

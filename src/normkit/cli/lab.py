@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from normkit.cli.console import INTERRUPTED, console, errors, needs_lab, print_json
+from normkit.cli.console import (
+    INTERRUPTED,
+    console,
+    errors,
+    needs_lab,
+    print_json,
+    terminated_like_interrupted,
+)
 from normkit.errors import OptionError, explain
 
 if TYPE_CHECKING:
@@ -102,17 +110,24 @@ def run(
 
         chosen = select(claims or ())
         name: Preset = "quick" if preset is PresetName.quick else "full"
-        with OpenStore(store) as opened:
-            keys = runner.plan(opened, chosen, name, progress=not as_json)
+        # All that can be wrong with what was asked for is found out before anything is trained.
+        _check_report(report, store)
+        found = runner.datasets(chosen, progress=True)
+        with OpenStore(store) as opened, terminated_like_interrupted():
+            keys = runner.plan(opened, chosen, name, found)
             count = workers or machine.cores()
             out = console(stderr=as_json)
+            for dataset in found.values():
+                sizes = f"{len(dataset.train.labels):,} + {len(dataset.test.labels):,} images"
+                out.print(f"Data: {dataset.title}, {sizes}, from {dataset.origin}", soft_wrap=True)
             with LocalPool(job, workers=count, threads=threads) as pool:
                 summary = follow(opened, keys, pool, out)
             findings = judge(opened, name, chosen)
             if summary.interrupted:
-                again = " ".join(["normkit lab run", *(claims or ()), f"--preset {name}"])
+                again = ["normkit", "lab", "run", *(claims or ()), "--preset", name]
+                again += ["--store", str(store), "--report", str(report)]
                 out.print(
-                    f"Stopped. What is done is kept in {store}; to go on: {again} --store {store}",
+                    f"Stopped. What is done is kept in {store}; to go on: {shlex.join(again)}",
                     soft_wrap=True,
                 )
                 raise typer.Exit(INTERRUPTED)
@@ -146,6 +161,7 @@ def report(
         from normkit.lab.judge import judge, last_preset
         from normkit.lab.store import Store as OpenStore
 
+        _check_report(out, store)
         with OpenStore(store, create=False) as opened:
             name = preset.value if preset else last_preset(opened)
             findings = judge(opened, name) if name else []
@@ -200,6 +216,21 @@ def _verdicts(store: Path) -> dict[str, dict[str, str]]:
         finding.key: {"word": finding.word, "preset": str(preset), "sentence": finding.sentence}
         for finding in findings
     }
+
+
+def _check_report(report: Path, store: Path) -> None:
+    """Refuse a report that cannot be written, or that would take the place of the store."""
+    from normkit.report import check_target
+
+    if report.resolve() == store.resolve():
+        raise OptionError(
+            explain(
+                "the report and the store are two files",
+                f"{report} for both",
+                "name another file with --report (lab run) or --out (lab report)",
+            )
+        )
+    check_target(report)
 
 
 def _write(store: Store, path: Path, preset: str, seconds: float | None) -> Path:

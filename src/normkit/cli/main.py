@@ -6,10 +6,12 @@ Each command imports what it needs when it is called, so that ``normkit --help``
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import Annotated
 
 import typer
 
+from normkit.cli.console import INTERRUPTED
 from normkit.cli.data import app as data_app
 from normkit.cli.lab import app as lab_app
 
@@ -46,7 +48,11 @@ def _common(
 
 def main() -> None:
     """Run the command line; this is the installed program ``normkit``."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        # Before a command was ready to answer it, or a second time.
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

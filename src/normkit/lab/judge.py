@@ -5,6 +5,7 @@ A store that is not complete is judged with what is there, and the finding says 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +43,12 @@ def judge(store: Store, preset: str, claims: Sequence[Claim] | None = None) -> l
 
 
 def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
-    """Judge one claim. ``data`` says in words what the images are and where they are from."""
+    """Judge one claim. ``data`` says in words what the images are and where they are from.
+
+    Until all planned runs are there the word is *undecided*, whatever the interval says: who may
+    look after every seed and stop when it pleases finds two equal arms different more often than
+    one time in twenty.
+    """
     judgement: Judgement = claim.judge(evidence)
     runs = evidence.runs
     missing = len(evidence.planned) - len(runs)
@@ -60,9 +66,13 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         statement=claim.statement,
         sources=claim.sources,
         prediction=claim.prediction,
-        word=judgement.word,
+        word="undecided" if missing else judgement.word,
         sentence=sentence,
-        comparisons=tuple(each for each in judgement.comparisons if each is not None),
+        comparisons=tuple(
+            dataclasses.replace(each, word="undecided") if missing else each
+            for each in judgement.comparisons
+            if each is not None
+        ),
         charts=tuple(judgement.charts),
         tables=tuple(judgement.tables),
         setup=_setup(claim, evidence),

@@ -10,14 +10,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from normkit.errors import DataError, explain
 from normkit.lab import data, worker
 from normkit.lab.claims.claim import Available, Claim, Preset
 from normkit.lab.executors import Executor
 from normkit.lab.store import Run, Store
 
-__all__ = ["Progress", "Summary", "plan", "work"]
+__all__ = ["Progress", "Summary", "datasets", "plan", "work"]
 
 ATTEMPTS = 2
 """How often a run is begun whose worker died under it."""
@@ -46,21 +47,52 @@ class Summary:
     seconds: float = 0.0
 
 
-def plan(
-    store: Store, claims: Sequence[Claim], preset: Preset, *, progress: bool = False
-) -> list[str]:
-    """Write down which runs the claims need with the data that are there; their keys, in order.
+def datasets(claims: Sequence[Claim], *, progress: bool = False) -> dict[str, data.Dataset]:
+    """The data that the claims need, by name.
 
     A data set that is missing is fetched; where that fails, the shipped subset takes its place
     and the findings say so.
 
     Raises:
         DataError: a data set cannot be had at all.
+    """
+    names = dict.fromkeys(claim.data for claim in claims)
+    return {name: data.load(name, progress=progress) for name in names}
+
+
+def plan(
+    store: Store,
+    claims: Sequence[Claim],
+    preset: Preset,
+    found: Mapping[str, data.Dataset] | None = None,
+) -> list[str]:
+    """Write down which runs the claims need with the data that are there; their keys, in order.
+
+    ``found`` is what :func:`datasets` returned. A study that was planned with a whole data set
+    is not planned anew with the subset: complete, it stands; otherwise it waits for its data.
+
+    Raises:
+        DataError: a data set cannot be had, or only the subset for a study begun with all of it.
         StoreError: the store cannot be written.
     """
+    found = datasets(claims) if found is None else found
     keys: dict[str, None] = {}
     for claim in claims:
-        dataset = data.load(claim.data, progress=progress)
+        dataset = found[claim.data]
+        before = store.planned(claim.key, preset) if dataset.subset else []
+        if any(planned.run.config.edition == "full" for planned in before):
+            missing = sum(not planned.run.finished_training for planned in before)
+            if missing:
+                raise DataError(
+                    explain(
+                        f"{claim.key} goes on with the data it was begun with, the whole of "
+                        f"{dataset.title}",
+                        f"only the shipped subset, with {missing} of {len(before)} runs missing",
+                        f"fetch it with normkit data fetch {claim.data}, or name another --store",
+                    )
+                )
+            keys.update(dict.fromkeys(planned.run.config.key for planned in before))
+            continue
         available = Available(
             "subset" if dataset.subset else "full",
             train=len(dataset.train.labels),
@@ -135,7 +167,9 @@ def work(
                 status = store.progress(held)
                 for _ in range(len(held)):
                     key = held.popleft()
-                    if status[key][0] not in ("done", "diverged", "failed"):
+                    if status[key][0] == "failed":
+                        summary.failed.append(key)
+                    elif status[key][0] not in ("done", "diverged"):
                         waiting.append(key)
                 if waiting:
                     time.sleep(2 * TICK_SECONDS)

@@ -1,9 +1,10 @@
 """The store: every run, as it goes, in one SQLite file.
 
 What is written when: a run's row when it is planned; its metrics at each recorded step, each in a
-transaction of its own; a checkpoint (model, optimizer, generators) at the end of each epoch and
-every few seconds between. A process that is killed loses the step in progress; the run goes on
-from its last checkpoint and writes what came after it again, to the same last bit.
+transaction of its own; a checkpoint (model, optimizer, generators) as often as a twentieth of the
+time allows, which for the small networks is at nearly every step. A process that is killed loses
+what came after its last checkpoint; the run goes on from there and writes the rest again, to the
+same last bit.
 
 A worker owns a run by a *lease*, see :mod:`normkit.lab.leases`. This file plans and reads;
 only a lease writes results.
@@ -149,12 +150,22 @@ class Store:
         return int(found["id"])
 
     def retry_failed(self, keys: Iterable[str]) -> None:
-        """Make failed runs wait again, so that they are tried once more."""
+        """Make failed runs wait again, from their beginning: what failed may be their state."""
         with guarded(self.path), transaction(self.connection):
+            failed = [
+                row["id"]
+                for key in keys
+                for row in self.connection.execute(
+                    "SELECT id FROM runs WHERE key = ? AND status = 'failed'", (key,)
+                )
+            ]
+            for table in ("checkpoints", "metrics", "vectors"):
+                self.connection.executemany(
+                    f"DELETE FROM {table} WHERE run = ?", [(identity,) for identity in failed]
+                )
             self.connection.executemany(
-                "UPDATE runs SET status = 'waiting', error = '' "
-                "WHERE key = ? AND status = 'failed'",
-                [(key,) for key in keys],
+                "UPDATE runs SET status = 'waiting', error = '', step = 0 WHERE id = ?",
+                [(identity,) for identity in failed],
             )
 
     # Facts ----------------------------------------------------------------------------------

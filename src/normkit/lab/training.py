@@ -38,7 +38,11 @@ __all__ = ["Log", "Outcome", "evaluate", "train"]
 STUCK = 0.99
 """A last epoch whose loss is above this share of ln(classes) has learned nothing."""
 
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SHARE = 0.05
+"""At most this share of the time goes into checkpoints. For small networks that is one at nearly
+every step; a network of many megabytes gets one every few seconds."""
+
+CHECKPOINT_SECONDS = 0.0
 EVALUATION_BATCH = 500
 
 
@@ -118,8 +122,8 @@ def train(
     Args:
         resume: the bytes of a checkpoint of this very run, to go on from.
         stopping: asked after each step; once true, the run writes a checkpoint and returns.
-        checkpoint_seconds: at most so long between two checkpoints; one is written at the end of
-            each epoch too, if the last is older than a tenth of this.
+        checkpoint_seconds: at least so long between two checkpoints; longer where writing them
+            takes more than ``CHECKPOINT_SHARE`` of the time.
     """
     classes = len(dataset.classes)
     train_split = dataset.train.take(config.train_images, seed=config.seed)
@@ -140,11 +144,18 @@ def train(
         at.epoch_seconds += now - clock
         clock = now
 
+    cost = 0.0
+
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, cost
         elapse()
+        begin = time.perf_counter()
         log.checkpoint(at.step, _state(model, optimizer, at))
         saved = time.perf_counter()
+        cost = saved - begin
+
+    def due() -> bool:
+        return time.perf_counter() - saved >= max(checkpoint_seconds, cost / CHECKPOINT_SHARE)
 
     last_loss = 0.0
     while at.step < config.steps:
@@ -182,7 +193,7 @@ def train(
             if stopping():
                 save()
                 return Outcome(at.step, at.seconds, stopped=True)
-            if time.perf_counter() - saved > checkpoint_seconds:
+            if due():
                 save()
         accuracy, test_loss = evaluate(model, test_split, config)
         elapse()
@@ -198,9 +209,7 @@ def train(
             },
         )
         at.epoch_loss, at.epoch_images, at.epoch_seconds = 0.0, 0, 0.0
-        if at.step < config.steps and (
-            stopping() or time.perf_counter() - saved > checkpoint_seconds / 10
-        ):
+        if at.step < config.steps and (stopping() or due()):
             save()
             if stopping():
                 return Outcome(at.step, at.seconds, stopped=True)

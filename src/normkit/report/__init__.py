@@ -10,6 +10,6 @@ True
 
 from __future__ import annotations
 
-from normkit.report.page import write
+from normkit.report.page import check_target, write
 
-__all__ = ["write"]
+__all__ = ["check_target", "write"]

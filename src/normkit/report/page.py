@@ -77,11 +77,13 @@ def write(findings: Sequence[Finding], path: Path, *, about: Mapping[str, str]) 
             under its own name. ``notice``, if there, is shown where no reader can miss it.
 
     Raises:
-        StoreError: the folder or the file cannot be written.
+        StoreError: the folder or the file cannot be written, or the file is something else than
+            a report.
 
     See the example in :mod:`normkit.report`.
     """
     path = Path(path)
+    check_target(path)
     # Lone surrogates have no bytes; everything else passes unchanged.
     content = render(findings, about=about).encode("utf-8", errors="replace")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -94,14 +96,47 @@ def write(findings: Sequence[Finding], path: Path, *, about: Mapping[str, str]) 
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(
-            explain(
-                "the report needs a file that can be written",
-                f"{str(path)!r}: {error.strerror or error}",
-                "name a file in a folder of your own, such as report.html",
-            )
-        ) from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def check_target(path: Path) -> None:
+    """Find out now whether a report can be written to ``path`` later. Missing folders are made.
+
+    Raises:
+        StoreError: it cannot, or a file stands there that is no HTML page and would be lost.
+    """
+    path = Path(path)
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open("rb") as file:
+                start = file.read(64).lstrip().lower()
+            if start and not start.startswith(b"<!doctype html"):
+                raise StoreError(
+                    explain(
+                        "a report takes the place of an older report and of nothing else",
+                        f"{str(path)!r}, which is no HTML page",
+                        "name another file, such as report.html",
+                    )
+                )
+        try:
+            probe.touch()
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        explain(
+            "the report needs a file that can be written",
+            f"{str(path)!r}: {error.strerror or error}",
+            "name a file in a folder of your own, such as report.html",
+        )
+    )
 
 
 def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:

@@ -1,0 +1,67 @@
+"""What a command would write over, or could not write, is found out before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from normkit.cli.main import app
+from normkit.errors import DataError
+from normkit.lab import data, runner
+from normkit.lab.claims import c05
+from normkit.lab.store import Store
+
+
+def _refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", [("run", "--report"), ("report", "--out")])
+def test_the_store_is_not_a_place_for_the_report(command: tuple[str, str], tmp_path: Path) -> None:
+    store = tmp_path / "lab.sqlite"
+    Store(store).close()
+    before = store.read_bytes()
+    said = _refused("lab", command[0], "--store", str(store), command[1], str(store))
+    assert "two files" in said
+    assert store.read_bytes() == before
+
+
+def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("three years of work")
+    said = _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(thesis))
+    assert "no HTML page" in said
+    assert thesis.read_text() == "three years of work"
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unwritable_report_costs_no_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    report = tmp_path / "file" / "report.html"
+    said = _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(report))
+    assert "can be written" in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_missing_data_leaves_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMKIT_DATA", str(tmp_path / "nowhere"))
+    _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(tmp_path / "r.html"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_study_of_the_whole_data_is_not_begun_anew_with_the_subset(tmp_path: Path) -> None:
+    subset = data.load("fashion-mnist", offline=True)
+    whole = dataclasses.replace(subset, subset=False)
+    subset = dataclasses.replace(subset, subset=True)
+    with Store(tmp_path / "lab.sqlite") as store:
+        keys = runner.plan(store, [c05.CLAIM], "quick", {c05.CLAIM.data: whole})
+        with pytest.raises(DataError, match="goes on with the data it was begun with"):
+            runner.plan(store, [c05.CLAIM], "quick", {c05.CLAIM.data: subset})
+        assert [p.run.config.key for p in store.planned("C5", "quick")] == keys
+        store.connection.execute("UPDATE runs SET status = 'done'")
+        assert runner.plan(store, [c05.CLAIM], "quick", {c05.CLAIM.data: subset}) == keys

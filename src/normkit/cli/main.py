@@ -1,4 +1,4 @@
-"""The command line: ``normkit data``, ``normkit lab``.
+"""The command line: ``normkit bench``, ``normkit data``, ``normkit lab``.
 
 Each command imports what it needs when it is called, so that ``normkit --help`` answers at once.
 """
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from normkit.cli.bench import bench
 from normkit.cli.console import INTERRUPTED
 from normkit.cli.data import app as data_app
 from normkit.cli.lab import app as lab_app
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(bench)
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 

@@ -1,0 +1,195 @@
+"""The figures that matter, from the records: each with its target and whether it is reached."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, Literal
+
+__all__ = ["LEAST_RATIO", "Figure", "geometric_mean", "summarize"]
+
+Record = Mapping[str, Any]
+
+LEAST_RATIO = 0.95
+"""No layer may be slower than this share of PyTorch's speed."""
+
+NAMES = {
+    "bn": "BatchNorm",
+    "gn": "GroupNorm",
+    "ln": "LayerNorm",
+    "in": "InstanceNorm",
+    "rms": "RMSNorm",
+}
+# (normalizer, measure, allocator) to times as fast as PyTorch, forward and backward.
+_RATIOS: dict[tuple[str, str, str], float] = {
+    ("bn", "act", "default"): 5.0,
+    ("bn", "act", "tuned"): 3.0,
+    ("bn", "alone", "default"): 3.0,
+    ("bn", "alone", "tuned"): 3.0,
+    **{
+        (norm, "act", allocator): 2.0
+        for norm in ("gn", "ln", "in", "rms")
+        for allocator in ("default", "tuned")
+    },
+}
+_TRAIN_COPIES = {"contiguous": 4.0, "channels-last": 5.0}
+_EVAL_COPIES = 1.3
+_STEPS = {"resnet18": 1.25, "densenet": 1.3}
+_WORDS = {"act": " + ReLU", "alone": " alone", "residual": " + residual + ReLU"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure: ``value`` is to be at least, or at most, ``target``; None has no target."""
+
+    key: str
+    text: str
+    value: float
+    unit: str
+    target: float | None = None
+    bound: Literal["at least", "at most"] = "at least"
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is reached; None without a target."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.bound == "at least" else self.value <= self.target
+
+
+def geometric_mean(values: Iterable[float], weights: Iterable[float] | None = None) -> float:
+    """The mean for ratios: twice as fast and half as fast cancel.
+
+    >>> geometric_mean([2.0, 0.5]), round(geometric_mean([4.0, 1.0], [1, 3]), 3)
+    (1.0, 1.414)
+    """
+    logs = [math.log(value) for value in values]
+    shares = [1.0] * len(logs) if weights is None else list(weights)
+    weighted = sum(log * share for log, share in zip(logs, shares, strict=True))
+    return math.exp(weighted / sum(shares))
+
+
+def summarize(
+    cases: Sequence[Record], steps: Sequence[Record] = (), *, l2_bytes: int | None
+) -> list[Figure]:
+    """All figures that the records allow, in the order of importance."""
+    return [
+        *_ratios(cases),
+        *_slow(cases),
+        *_copies([r for r in cases if r["bytes"] > (l2_bytes or 2**20)], l2_bytes or 2**20),
+        *_compiled(cases),
+        *_steps(steps),
+    ]
+
+
+def _select(records: Sequence[Record], **wanted: Any) -> list[Record]:
+    return [r for r in records if all(r[name] == value for name, value in wanted.items())]
+
+
+def _ratios(cases: Sequence[Record]) -> Iterable[Figure]:
+    for measure in ("act", "alone", "residual"):
+        for norm, name in NAMES.items():
+            for allocator in ("default", "tuned"):
+                found = _select(
+                    cases, norm=norm, measure=measure, mode="train", allocator=allocator
+                )
+                if not found:
+                    continue
+                ratios = [r["ratio"] for r in found]
+                by_times = geometric_mean(ratios, [r["times"] for r in found])
+                yield Figure(
+                    key=f"{norm}-{measure}-{allocator}",
+                    text=f"{name}{_WORDS[measure]}, forward and backward, {allocator} allocator",
+                    value=geometric_mean(ratios),
+                    unit="times as fast as torch.nn",
+                    target=_RATIOS.get((norm, measure, allocator)),
+                    note=f"geometric mean of {len(found)} cases from {min(ratios):.2f} to "
+                    f"{max(ratios):.2f}; by how often they occur {by_times:.2f}",
+                )
+
+
+def _slow(cases: Sequence[Record]) -> Iterable[Figure]:
+    for mode, words in (("train", "forward and backward"), ("eval", "evaluation")):
+        found = _select(cases, mode=mode)
+        if not found:
+            continue
+        slow = sorted((r for r in found if r["ratio"] < LEAST_RATIO), key=lambda r: r["ratio"])
+        listed = [f"{r['case']} {r['measure']} {r['allocator']} {r['ratio']:.2f}" for r in slow]
+        more = f"; and {len(listed) - 8} more" if len(listed) > 8 else ""
+        yield Figure(
+            key=f"slow-{mode}",
+            text=f"cases below {LEAST_RATIO} of torch.nn's speed, {words}, of {len(found)}",
+            value=float(len(slow)),
+            unit="cases",
+            target=0.0,
+            bound="at most",
+            note="; ".join(listed[:8]) + more,
+        )
+
+
+def _copies(cases: Sequence[Record], l2_bytes: int) -> Iterable[Figure]:
+    size = f"above {l2_bytes / 2**20:g} MiB"
+    for layout, most in _TRAIN_COPIES.items():
+        yield from _within(
+            _select(
+                cases, norm="bn", measure="act", mode="train", allocator="tuned", layout=layout
+            ),
+            most,
+            key=f"copies-{layout}",
+            text=f"BatchNorm + ReLU {size}, {layout}, tuned allocator",
+        )
+    yield from _within(
+        _select(cases, norm="bn", measure="act", mode="eval", allocator="tuned"),
+        _EVAL_COPIES,
+        key="evaluation",
+        text=f"BatchNorm + ReLU {size}, evaluation mode, tuned allocator",
+    )
+
+
+def _within(found: Sequence[Record], most: float, *, key: str, text: str) -> Iterable[Figure]:
+    if not found:
+        return
+    worst = max(found, key=lambda r: r["copies"])
+    inside = sum(r["copies"] <= most for r in found)
+    yield Figure(
+        key=key,
+        text=text,
+        value=worst["copies"],
+        unit=f"copies at worst, limit {worst['limit_copies']:g}",
+        target=most,
+        bound="at most",
+        note=f"median {median(r['copies'] for r in found):.2f}; {inside} of {len(found)} cases "
+        f"within; worst {worst['case']}",
+    )
+
+
+def _compiled(cases: Sequence[Record]) -> Iterable[Figure]:
+    for allocator in ("default", "tuned"):
+        found = [r for r in _select(cases, allocator=allocator) if "compiled_ratio" in r]
+        if found:
+            yield Figure(
+                key=f"compiled-{allocator}",
+                text=f"against torch.compile of torch.nn's layers, {allocator} allocator",
+                value=geometric_mean([r["compiled_ratio"] for r in found]),
+                unit="times as fast as torch.compile",
+                note="; ".join(f"{r['case']} {r['compiled_ratio']:.2f}" for r in found),
+            )
+
+
+def _steps(steps: Sequence[Record]) -> Iterable[Figure]:
+    for r in steps:
+        low, high = r["ratio_interval"]
+        peaks = [r["peak"][side]["live_bytes"] / 2**20 for side in ("torch", "ours")]
+        yield Figure(
+            key=f"step-{r['network']}-{r['layout']}-{r['allocator']}",
+            text=f"training step of {r['network']}, {'x'.join(map(str, r['shape']))}, "
+            f"{r['layout']}, {r['allocator']} allocator",
+            value=r["ratio"],
+            unit="times as fast as with torch.nn",
+            target=_STEPS.get(r["network"]) if r["layout"] == "contiguous" else None,
+            note=f"[{low:.2f}, {high:.2f}]; {r['ms']['torch']:.1f} and {r['ms']['ours']:.1f} ms; "
+            f"peak memory {peaks[0]:.1f} and {peaks[1]:.1f} MiB",
+        )

@@ -1,0 +1,173 @@
+"""The fused kernels: what is built, what is loaded, and that the reason is said where none is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from normkit.kernels import cpu
+
+ROOT = Path(__file__).parents[2]
+DESCRIBE = "from normkit.kernels import cpu; print(cpu.describe(), cpu.fused is None, sep='\\n')"
+OTHERS = ("NORMKIT_", "LD_PRELOAD", "ASAN_", "UBSAN_", "PYTHONPATH")
+
+
+def _python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *args],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def _describe(**env: str) -> list[str]:
+    done = _python("-c", DESCRIBE, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_they_can_be_switched_off() -> None:
+    line, none = _describe(NORMKIT_KERNELS="portable")
+    assert line == "portable: NORMKIT_KERNELS=portable switches the fused kernels off"
+    assert none == "True"
+
+
+def test_a_build_can_be_forced() -> None:
+    if cpu.fused is None:
+        pytest.skip(cpu.reason)
+    for name in cpu.fused.builds:
+        line, none = _describe(NORMKIT_KERNELS=name)
+        assert line.startswith(f"fused C++ kernels, {name} (of ")
+        assert none == "False"
+    best, _ = _describe(NORMKIT_KERNELS="")
+    assert best.startswith(f"fused C++ kernels, {cpu.fused.builds[0]} (of ")
+
+
+@pytest.mark.parametrize("value", ["avx1024", "on"])
+def test_an_unknown_value_is_refused(value: str) -> None:
+    done = _python("-c", DESCRIBE, NORMKIT_KERNELS=value)
+    assert done.returncode == 1
+    assert (
+        f"OptionError: NORMKIT_KERNELS must be portable, avx512, avx2 or plain; got '{value}'. "
+        "To fix: unset it, and the best one is taken."
+    ) in done.stderr
+
+
+def _copy_of_the_loader(folder: Path, told: dict[str, object] | None) -> Path:
+    """The package without an extension, and a report of a build."""
+    package = folder / "normkit"
+    ignore = shutil.ignore_patterns("__pycache__", "_cpu*.so", "_build.json", "lab", "report")
+    shutil.copytree(Path(cpu.__file__).parents[2], package, ignore=ignore)
+    if told is not None:
+        (package / "kernels/cpu/_build.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"built": False, "reason": "no luck"}, "the fused kernels are not built: no luck"),
+        ({"built": True, "torch": "1.0.0"}, "the fused kernels were built for torch 1.0.0"),
+        (None, "the fused kernels are not built: normkit was not installed"),
+    ],
+)
+def test_the_reason_is_said(told: dict[str, object] | None, said: str, tmp_path: Path) -> None:
+    folder = str(_copy_of_the_loader(tmp_path, told))
+    line, none = _describe(PYTHONPATH=folder, NORMKIT_KERNELS="")
+    assert line.startswith(f"portable: {said}")
+    assert none == "True"
+    forced = _python("-c", DESCRIBE, PYTHONPATH=folder, NORMKIT_KERNELS="plain")
+    assert "OptionError: NORMKIT_KERNELS=plain needs the fused kernels" in forced.stderr
+    assert said in forced.stderr
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the package is built from, somewhere else."""
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("the source tree is not here")
+    folder = tmp_path_factory.mktemp("tree")
+    ignore = shutil.ignore_patterns("__pycache__", "_cpu*.so", "_build.json", "*.egg-info")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def _clean() -> dict[str, str]:
+    """Settings that the tests themselves may run under, blank."""
+    return {k: "" for k in os.environ if k.startswith(OTHERS)}
+
+
+def _wheel(tree: Path, out: Path, **env: str) -> Path:
+    wheel = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out), "."]
+    done = _python(*wheel, cwd=tree, **{**_clean(), **env})
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = out.glob("*.whl")
+    with zipfile.ZipFile(made) as archive:
+        archive.extractall(out / "installed")
+    return out / "installed"
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        (
+            {"CC": "/nonexistent", "CXX": "/nonexistent"},
+            "no C++ compiler was found when normkit was installed (CXX names /nonexistent); "
+            "install one and reinstall",
+        ),
+        ({"CXX": "false"}, "failed when normkit was installed"),
+        ({"NORMKIT_BUILD_KERNELS": "0"}, "NORMKIT_BUILD_KERNELS=0 was set"),
+    ],
+)
+def test_without_them_it_installs_and_says_why(
+    env: dict[str, str], said: str, tree: Path, tmp_path: Path
+) -> None:
+    installed = _wheel(tree, tmp_path, **env)
+    line, none = _describe(**{**_clean(), "PYTHONPATH": str(installed)})
+    assert line.startswith("portable: the fused kernels are not built: ")
+    assert said in line
+    assert none == "True"
+
+
+def test_where_they_are_required_the_install_fails(tree: Path, tmp_path: Path) -> None:
+    env = {**_clean(), "CXX": "/nonexistent", "NORMKIT_BUILD_KERNELS": "1"}
+    done = _python("setup.py", "build", "--build-base", str(tmp_path), cwd=tree, **env)
+    assert done.returncode == 1
+    assert "no C++ compiler was found" in done.stderr
+
+
+def test_the_sdist_holds_the_sources(tree: Path, tmp_path: Path) -> None:
+    done = _python("setup.py", "sdist", "-d", str(tmp_path), cwd=tree, **_clean())
+    assert done.returncode == 0, done.stderr
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    folder = tree / "src/normkit/kernels/cpu"
+    sources = {p.name for pattern in ("*.cpp", "*.h") for p in folder.glob(pattern)}
+    assert {"kernels.cpp", "glue.cpp"} <= sources
+    assert {f"src/normkit/kernels/cpu/{name}" for name in sources} <= names
+    assert "setup.py" in names
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_extension_and_not_its_sources(tree: Path, tmp_path: Path) -> None:
+    if cpu.fused is None:
+        pytest.skip(cpu.reason)
+    installed = _wheel(tree, tmp_path)
+    folder = installed / "normkit/kernels/cpu"
+    assert not [*folder.glob("*.cpp"), *folder.glob("*.h")]
+    line, _ = _describe(**{**_clean(), "PYTHONPATH": str(installed)})
+    assert line.startswith("fused C++ kernels, ")

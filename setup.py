@@ -171,7 +171,9 @@ def build(target: Path, scratch: Path) -> dict[str, object]:
     more = shlex.split(os.environ.get("CXXFLAGS", ""))
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
     compiler_line = version.splitlines()[0] if version else shlex.join(compiler)
-    base = [*compiler, *checked, *FLAGS, *more]
+    # gcc 12 takes its own AVX-512 header for reading what was never set.
+    quiet = [] if "clang" in version else ["-Wno-maybe-uninitialized"]
+    base = [*compiler, *checked, *FLAGS, *quiet, *more]
     glue = [
         *base,
         *(f"-DNORMKIT_HAS_{b.upper()}" for b in builds if b != "plain"),
@@ -209,7 +211,7 @@ def build(target: Path, scratch: Path) -> dict[str, object]:
         "torch": torch,
         "compiler": compiler_line,
         "builds": list(builds),
-        "flags": [*checked, *FLAGS, *more],
+        "flags": base[len(compiler) :],
     }
 
 

@@ -90,7 +90,7 @@ def in_turn(
         seconds: begin no further round after this long, warming up not counted.
         least: rounds to make in any case.
         most: rounds to make at most.
-        warm: rounds made first and not counted.
+        warm: rounds made first and not counted; one where that takes long.
         narrow: stop once the interval of the ratio reaches no further than this share of it.
         pair: the two sides of that ratio; the first two if not given.
     """
@@ -99,9 +99,12 @@ def in_turn(
     taken: dict[str, list[float]] = {name: [] for name in names}
     clock = time.perf_counter
     with _no_collection():
+        begin = clock()
         for _ in range(warm):
             for name in names:
                 sides[name]()
+            if clock() - begin > seconds / 2:
+                break
         end = clock() + seconds
         for done in range(most):
             if done >= least and clock() > end:

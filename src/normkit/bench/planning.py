@@ -4,31 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normkit.bench.cases import NORMS, Case, preset_cases
 from normkit.errors import OptionError, explain
 
-__all__ = ["PRESETS", "Preset", "case_jobs", "choose"]
+__all__ = ["PRESETS", "Network", "Preset", "case_jobs", "choose", "step_jobs"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How much is measured. ``seconds`` is for a normalizer with ReLU; the others get half."""
+    """How much is measured.
+
+    Attributes:
+        seconds: for a normalizer with ReLU, forward and backward; the others get half.
+        least: rounds in any case.
+        compiled: against ``torch.compile`` too.
+        steps: allocators that whole training steps are measured with.
+        step_seconds: for the steps of one network in one layout.
+        about: how long it takes, in words.
+    """
 
     seconds: float
     least: int
     compiled: bool
-    steps: tuple[str, ...]  # allocators that whole training steps are measured with
+    steps: tuple[str, ...]
+    step_seconds: float
     about: str
 
 
 PRESETS = {
-    "quick": Preset(0.1, 3, compiled=False, steps=(), about="half a minute"),
-    "default": Preset(0.3, 3, compiled=True, steps=("default",), about="three minutes"),
-    "full": Preset(0.1, 3, compiled=True, steps=("default", "tuned"), about="a quarter of an hour"),
+    "quick": Preset(0.1, 3, False, (), 3.0, "half a minute"),
+    "default": Preset(0.15, 3, True, ("default",), 4.0, "three minutes"),
+    "full": Preset(0.08, 3, True, ("default", "tuned"), 8.0, "a quarter of an hour"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network whose training step is measured.
+
+    ``factory`` is ``package.module:attribute``, see :mod:`normkit.bench.steps`; ``layouts`` are
+    those of the default preset, the full one takes both.
+    """
+
+    name: str
+    factory: str
+    options: Mapping[str, Any]
+    shape: tuple[int, ...]
+    layouts: tuple[str, ...] = ("contiguous",)
+
 
 # Compiling takes seconds a case, so only these are measured against torch.compile.
 _COMPILED = (
@@ -71,6 +97,23 @@ def choose(preset: str, *, pattern: str | None = None, norms: Sequence[str] = ()
             )
         )
     return left
+
+
+def step_jobs(networks: Sequence[Network], preset: Preset, *, both: bool) -> list[dict[str, Any]]:
+    """The training steps to measure, for a worker; ``both`` takes both layouts of all."""
+    return [
+        {
+            "job": "step",
+            "factory": network.factory,
+            "network": network.name,
+            "options": dict(network.options),
+            "shape": list(network.shape),
+            "layout": layout,
+            "seconds": preset.step_seconds,
+        }
+        for network in networks
+        for layout in (("contiguous", "channels-last") if both else network.layouts)
+    ]
 
 
 def case_jobs(cases: Sequence[Case], preset: Preset, *, compiled: bool) -> list[dict[str, Any]]:

@@ -182,14 +182,38 @@ def _compiled(cases: Sequence[Record]) -> Iterable[Figure]:
 def _steps(steps: Sequence[Record]) -> Iterable[Figure]:
     for r in steps:
         low, high = r["ratio_interval"]
-        peaks = [r["peak"][side]["live_bytes"] / 2**20 for side in ("torch", "ours")]
+        words = [f"[{low:.2f}, {high:.2f}]"]
+        for what, times in (("step", r["ms"]), *_parts(r)):
+            words.append(f"{what} {times['torch']:.1f} and {times['ours']:.1f} ms")
+        if r.get("peak"):
+            live, rss = (
+                [r["peak"][side][name] for side in ("torch", "ours")]
+                for name in ("live_bytes", "rss_bytes")
+            )
+            words.append(f"peak memory {_mib(live[0])} and {_mib(live[1])} MiB")
+            if None not in rss:
+                words.append(f"growth of the process {_mib(rss[0])} and {_mib(rss[1])} MiB")
         yield Figure(
             key=f"step-{r['network']}-{r['layout']}-{r['allocator']}",
-            text=f"training step of {r['network']}, {'x'.join(map(str, r['shape']))}, "
+            text=f"training step of {r['network']}, {'×'.join(map(str, r['shape']))}, "
             f"{r['layout']}, {r['allocator']} allocator",
             value=r["ratio"],
             unit="times as fast as with torch.nn",
             target=_STEPS.get(r["network"]) if r["layout"] == "contiguous" else None,
-            note=f"[{low:.2f}, {high:.2f}]; {r['ms']['torch']:.1f} and {r['ms']['ours']:.1f} ms; "
-            f"peak memory {peaks[0]:.1f} and {peaks[1]:.1f} MiB",
+            note="; ".join(words),
         )
+
+
+def _parts(step: Record) -> Iterable[tuple[str, dict[str, float]]]:
+    for kind, word in (("norm", "normalization"), ("convolution", "convolution")):
+        yield (
+            word,
+            {
+                side: parts[f"{kind}_forward"] + parts[f"{kind}_backward"]
+                for side, parts in step["parts_ms"].items()
+            },
+        )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.1f}"

@@ -29,6 +29,18 @@ def _case(job: dict[str, Any]) -> dict[str, Any]:
     return compare(Case(**about), job["measure"], job["mode"], **options)
 
 
+def _step(job: dict[str, Any]) -> dict[str, Any]:
+    from normkit.bench.steps import measure_step
+
+    return measure_step(job)
+
+
+def _memory(job: dict[str, Any]) -> dict[str, Any]:
+    from normkit.bench.steps import measure_memory
+
+    return measure_memory(job)
+
+
 def _machine(job: dict[str, Any]) -> dict[str, Any]:
     from normkit.bench.limits import machine
 
@@ -54,6 +66,8 @@ def _faults(job: dict[str, Any]) -> dict[str, Any]:
 
 JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "case": _case,
+    "step": _step,
+    "memory": _memory,
     "machine": _machine,
     "faults": _faults,
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import enum
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,9 @@ from normkit.cli.console import (
     errors,
     terminated_like_interrupted,
 )
+
+if TYPE_CHECKING:
+    from normkit.bench.planning import Network
 
 __all__ = ["bench"]
 
@@ -92,7 +96,8 @@ def bench(
             jobs=planning.case_jobs(
                 chosen, scale, compiled=scale.compiled if compiled is None else compiled
             ),
-            step_allocators=[n for n in scale.steps or ("default",) if n in names] if whole else [],
+            step_jobs=planning.step_jobs(_networks(), scale, both=preset is PresetName.full),
+            step_allocators=_for_steps(scale.steps, names) if whole else [],
             out=out,
         )
         out.print(f"{len(chosen)} cases, about {scale.about} on an idle machine of two cores")
@@ -124,3 +129,22 @@ def bench(
         raise typer.Exit(INTERRUPTED)
     if measurement.failures:
         raise typer.Exit(1)
+
+
+def _networks() -> list[Network]:
+    from normkit.bench.planning import Network
+
+    def network(name: str, shape: tuple[int, ...], **more: Any) -> Network:
+        # Named and not imported: benchmarks stand below the lab.
+        return Network(name, "normkit.lab.models.forms:form", {"size": shape[-1]}, shape, **more)
+
+    return [
+        network("lenet5", (256, 1, 28, 28)),
+        network("resnet18", (64, 1, 96, 96), layouts=("contiguous", "channels-last")),
+        network("densenet", (64, 1, 96, 96)),
+    ]
+
+
+def _for_steps(usual: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """The allocators for whole steps: those of the preset, or what else was asked for."""
+    return [name for name in usual if name in chosen] or [chosen[0]]

@@ -25,6 +25,7 @@ class Measurement:
     allocators: Sequence[str]
     threads: int | None
     jobs: Sequence[Mapping[str, Any]]
+    step_jobs: Sequence[Mapping[str, Any]]
     step_allocators: Sequence[str]
     out: Console
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -32,10 +33,12 @@ class Measurement:
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
     interrupted: bool = False
+    _done: int = 0
+    _said: float = dataclasses.field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Measure everything; returns early after Ctrl-C."""
-        bar = progress.Progress(
+        """Measure everything; returns early after Ctrl-C, and after the death of a process."""
+        shown = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
@@ -45,31 +48,61 @@ class Measurement:
             disable=not self.out.is_terminal,
         )
         total = len(self.jobs) * len(self.allocators)
-        task = bar.add_task("measuring", total=total)
-        done, said = 0, time.monotonic()
-
+        total += len(self.step_jobs) * len(self.step_allocators)
+        self._bar = (shown, shown.add_task("measuring", total=total), total)
         try:
-            with bar:
+            with shown:
                 for _, answer in run_jobs([{"job": "machine"}], threads=self.threads):
                     self.machine = answer["record"]
                 for allocator in self.allocators:
-                    for index, answer in run_jobs(
-                        self.jobs, allocator=allocator, threads=self.threads
-                    ):
-                        self._take(self.jobs[index], allocator, answer)
-                        done += 1
-                        bar.update(task, completed=done, description=f"{allocator} allocator")
-                        if not self.out.is_terminal and time.monotonic() - said > LINE_SECONDS:
-                            said = time.monotonic()
-                            self.out.print(f"{done} of {total}")
+                    self._layers(allocator)
+                for allocator in self.step_allocators:
+                    self._steps(allocator)
         except KeyboardInterrupt:
             self.interrupted = True
         except NormkitError as error:
             self.failures.append(str(error))
 
-    def _take(self, job: Mapping[str, Any], allocator: str, answer: Mapping[str, Any]) -> None:
+    def _layers(self, allocator: str) -> None:
+        for index, answer in run_jobs(self.jobs, allocator=allocator, threads=self.threads):
+            job = self.jobs[index]
+            self._advance(f"layers, {allocator} allocator")
+            size = "×".join(map(str, job["case"]["shape"]))
+            self._keep(self.cases, allocator, answer, f"{job['case']['norm']} {size}")
+
+    def _steps(self, allocator: str) -> None:
+        for index, answer in run_jobs(self.step_jobs, allocator=allocator, threads=self.threads):
+            job = self.step_jobs[index]
+            self._advance(f"training steps, {allocator} allocator")
+            if "record" in answer:
+                answer["record"]["peak"] = self._peak(job, allocator)
+            self._keep(self.steps, allocator, answer, f"step of {job['network']}")
+
+    def _peak(self, job: Mapping[str, Any], allocator: str) -> dict[str, Any] | None:
+        """Peak memory of both sides, each in a process of its own."""
+        peak = {}
+        for side in ("torch", "ours"):
+            asked = [{**job, "job": "memory", "side": side}]
+            for _, answer in run_jobs(asked, allocator=allocator, threads=self.threads):
+                if not self._keep([], allocator, answer, f"memory of {job['network']}"):
+                    return None
+                peak[side] = answer["record"]
+        return peak
+
+    def _advance(self, words: str) -> None:
+        shown, task, total = self._bar
+        shown.update(task, advance=1, description=words)
+        self._done += 1
+        if not self.out.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            self.out.print(f"{self._done} of {total}")
+
+    def _keep(
+        self, records: list[dict[str, Any]], allocator: str, answer: Mapping[str, Any], what: str
+    ) -> bool:
         if "error" in answer:
             last = answer["error"].strip().splitlines()[-1]
-            self.failures.append(f"{job['case']['shape']} {job['measure']}: {last}")
-        else:
-            self.cases.append({**answer["record"], "allocator": allocator})
+            self.failures.append(f"{what}: {last}")
+            return False
+        records.append({**answer["record"], "allocator": allocator})
+        return True

@@ -130,7 +130,8 @@ def _fresh(made: Path, rules: Path) -> bool:
 
 def _compile(command: list[str], source: Path, objects: Path, stem: str) -> Path:
     # The name holds all that the object depends on besides the sources.
-    key = hashlib.sha256("\0".join(command).encode()).hexdigest()[:12]
+    matters = [word for word in command if not word.startswith("-Wno-")]
+    key = hashlib.sha256("\0".join(matters).encode()).hexdigest()[:12]
     made = objects / f"{stem}-{key}.o"
     rules = made.with_suffix(".d")
     if not _fresh(made, rules):

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normkit.bench.measuring import in_turn, median_interval
+from normkit.bench.measuring import in_turn
 from normkit.bench.memory import peak_bytes, peak_rss_bytes
 from normkit.bench.parts import step_parts
 
@@ -65,17 +66,13 @@ class Step:
         return step_parts(self.model, self.loss, self.optimizer.step)
 
 
-def _both(job: Mapping[str, Any]) -> dict[str, Step]:
-    return {side: Step.of(job, side, seed=job.get("seed", 0)) for side in SIDES}
-
-
 def measure_step(job: Mapping[str, Any]) -> dict[str, Any]:
     """Time the steps of both sides in turn, then take each apart."""
-    both = _both(job)
+    both = {side: Step.of(job, side, seed=job.get("seed", 0)) for side in SIDES}
     runs: dict[str, Callable[[], None]] = {side: step.run for side, step in both.items()}
     times = in_turn(runs, seconds=job["seconds"], least=job.get("least", 5), warm=2)
     ratio, low, high = times.ratio("torch", "ours")
-    parts = measure_parts(job, both=both, rounds=job.get("parts_rounds", 3))
+    parts = measure_parts(both, rounds=job.get("parts_rounds", 3))
     return {
         "network": job["network"],
         "shape": list(job["shape"]),
@@ -85,27 +82,18 @@ def measure_step(job: Mapping[str, Any]) -> dict[str, Any]:
         "ratio": ratio,
         "ratio_interval": [low, high],
         "parts_ms": {
-            side: {
-                name: 1e3 * median_interval([one[name] for one in found])[0] for name in found[0]
-            }
+            side: {name: 1e3 * median(one[name] for one in found) for name in found[0]}
             for side, found in parts.items()
         },
     }
 
 
-def measure_parts(
-    job: Mapping[str, Any], *, rounds: int, both: Mapping[str, Step] | None = None
-) -> dict[str, list[dict[str, float]]]:
-    """Seconds by kind of layer, of both sides in turn, once each round."""
-    steps = both or _both(job)
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in steps}
-    if both is None:
-        for _ in range(2):
-            for step in steps.values():
-                step.run()
+def measure_parts(both: Mapping[str, Step], *, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds by kind of layer: of each step, once a round, in turn."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in both}
     for turn in range(rounds):
-        for side in list(steps)[:: 1 if turn % 2 else -1]:
-            found[side].append(steps[side].parts())
+        for side in list(both)[:: 1 if turn % 2 else -1]:
+            found[side].append(both[side].parts())
     return found
 
 

@@ -65,6 +65,8 @@ def describe(run: Run) -> str:
     if run.status == "failed":
         reason = run.error.strip().splitlines()[-1] if run.error.strip() else "no reason known"
         return f"{' '.join(words)}: failed, {reason}"
+    if config.kind == "timing":
+        return f"{config.model}, time of a step, repetition {config.seed}: {run.seconds:.1f} s"
     accuracy = run.last("test_accuracy")
     ended = "" if run.diverged_step is None else f", {run.ending}"
     figure = "no test accuracy" if accuracy is None else f"test accuracy {accuracy:.4f}"

@@ -24,6 +24,7 @@ FORMAT = 1
 """Version of the meaning of the fields. Part of each key."""
 
 Edition = Literal["full", "subset"]
+Kind = Literal["training", "timing"]
 _OPTIMIZERS = ("sgd", "adam", "adadelta", "rmsprop")
 
 
@@ -35,7 +36,8 @@ class RunConfig:
     the masks of dropout; see :mod:`normkit.lab.training` for how two arms with one seed are
     paired. ``edition`` says whether the images come from the whole data set or from the small
     subset that is shipped. ``loss_every`` counts steps between two records of the training loss.
-    ``probes`` holds pairs (name, every how many steps), see :mod:`normkit.lab.probes`.
+    ``probes`` holds pairs (name, every how many steps), see :mod:`normkit.lab.probes`. ``kind``
+    "timing" is no training: the time of one step is taken, see :mod:`normkit.lab.timing`.
 
     Raises:
         OptionError: a field holds a value that no training can use.
@@ -68,6 +70,7 @@ class RunConfig:
     seed: int
     loss_every: int = 5
     probes: tuple[tuple[str, int], ...] = ()
+    kind: Kind = "training"
 
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images", "batch_size", "epochs", "loss_every", "size"):
@@ -87,6 +90,10 @@ class RunConfig:
                     repr(self.optimizer),
                     "choose one of them",
                 )
+            )
+        if self.kind not in ("training", "timing"):
+            raise OptionError(
+                explain('kind must be "training" or "timing"', repr(self.kind), "choose one")
             )
         for probe, every in self.probes:
             if every < 1:

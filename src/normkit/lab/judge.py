@@ -14,7 +14,7 @@ from normkit.lab.claims.claim import Claim, Evidence, Judgement
 from normkit.lab.claims.registry import all_claims
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Finding
-from normkit.lab.store import Planned, Store
+from normkit.lab.store import Planned, Run, Store
 
 __all__ = ["finding", "judge", "last_preset"]
 
@@ -92,6 +92,8 @@ def _images(evidence: Evidence, data: str) -> str:
     if not evidence.planned:
         return data
     config = evidence.planned[0].run.config
+    if config.kind == "timing":
+        return f"{data}: batches of training images"
     part = f"{config.train_images:,} training + {config.test_images:,} test images"
     return f"{data}: {part}" + (" (shipped subset)" if config.edition == "subset" else "")
 
@@ -135,8 +137,14 @@ def _record(claim: Claim, planned: Planned) -> dict[str, Any]:
         "seconds": round(run.seconds, 2),
         "key": config.key,
         **_described(config),
-        **{name: list(run.by_epoch(name)) for name in RECORDED},
+        **_results(run),
     }
+
+
+def _results(run: Run) -> dict[str, Any]:
+    if run.config.kind == "timing":
+        return {name: run.last(name) for name in run.metrics}
+    return {name: list(run.by_epoch(name)) for name in RECORDED}
 
 
 def _described(config: RunConfig) -> dict[str, Any]:

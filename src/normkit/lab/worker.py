@@ -16,6 +16,7 @@ from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import Lease, LeaseLostError, acquire
 from normkit.lab.store import Store
+from normkit.lab.timing import take_time
 from normkit.lab.training import train
 
 __all__ = ["argument", "fail", "key_of", "load", "run"]
@@ -71,7 +72,10 @@ def _train(config: RunConfig, lease: Lease, stopping: Callable[[], bool]) -> str
                 f"fetch it with: normkit data fetch {config.data}",
             )
         )
-    outcome = train(config, dataset, lease, resume=lease.resume(), stopping=stopping)
+    if config.kind == "timing":
+        outcome = take_time(config, dataset, lease, stopping=stopping)
+    else:
+        outcome = train(config, dataset, lease, resume=lease.resume(), stopping=stopping)
     if outcome.stopped:
         lease.release()
         return "stopped"

@@ -32,7 +32,12 @@ def noise(config: RunConfig, arm: str) -> float:
 
 
 def invented(config: RunConfig, arm: str, gain: float) -> dict[str, Sequence[float | None]]:
-    """An accuracy that rises over the epochs, higher by ``gain`` with BN."""
+    """An accuracy that rises over the epochs, higher by ``gain`` with BN.
+
+    Of a timing: PyTorch's normalization above convolution by ``gain``, and so much to save.
+    """
+    if config.kind == "timing":
+        return timing(gain + noise(config, arm))
     shift = (gain if arm == WITH else 0.0) + noise(config, arm)
     accuracy = [0.7 + 0.02 * epoch + shift for epoch in range(config.epochs)]
     return {
@@ -41,6 +46,16 @@ def invented(config: RunConfig, arm: str, gain: float) -> dict[str, Sequence[flo
         "epoch_train_loss": [1 - each for each in accuracy],
         "train_loss": [1 - each for each in accuracy],
     }
+
+
+def timing(gain: float) -> dict[str, Sequence[float | None]]:
+    parts = {"norm": 0.4 + gain, "convolution": 0.4, "rest": 0.2 - gain}
+    found: dict[str, Sequence[float | None]] = {"torch_step": [1.0], "ours_step": [0.9 - 2 * gain]}
+    for side in ("torch", "ours"):
+        for kind, part in parts.items():
+            found[f"{side}_{kind}_forward"] = [part / 3]
+            found[f"{side}_{kind}_backward"] = [2 * part / 3]
+    return found
 
 
 def learns_below(limits: Mapping[str, float]) -> Callable[[str, RunConfig], Values]:
@@ -151,6 +166,11 @@ def test_partial_evidence_is_judged_and_said(
 def test_plans_are_pairs(claim: Claim, preset: Any) -> None:
     arms = claim.plan(preset, FULL)
     assert len({config.key for _, config in arms}) == len(arms)
+    if arms[0][1].kind == "timing":
+        # Each run holds both sides; the arms are networks, and each has every repetition.
+        seeds = [{config.seed for arm, config in arms if arm == name} for name, _ in arms]
+        assert all(each == seeds[0] for each in seeds)
+        return
     for arm, config in arms:
         partner = "none" if arm == WITH else arms[0][1].norm
         assert any(
@@ -238,6 +258,23 @@ def test_c2_measures_scale_and_change(synthetic: Synthetic) -> None:
     assert c02.distance(steady) == pytest.approx(0, abs=0.02)
     assert c02.wandering(moving) == pytest.approx(math.sqrt(2 / math.pi) / 3, rel=0.05)
     assert c02.wandering(steady) == pytest.approx(0, abs=0.02)
+
+
+def test_c14_needs_both_parts(synthetic: Synthetic) -> None:
+    claim = select(["C14"])[0]
+    # Normalization far below convolution, as on CPUs, with much to save.
+    found = finding(
+        claim,
+        synthetic(claim, lambda a, c: timing(-0.1 + noise(c, a)) | {"ours_step": [0.5]}),
+        data="invented",
+    )
+    assert [each.word for each in found.comparisons] == ["not supported", "supported"]
+    assert found.word == "not supported"
+    assert found.comparisons[1].effect == pytest.approx(0.5)
+    times = next(table for table in found.tables if table.key == "times")
+    assert times.rows[0][:3] == ("lenet5", "PyTorch's layers", "normalization")
+    assert times.rows[0][5] == pytest.approx(30, abs=1)
+    assert found.records[0]["torch_step"] == 1.0
 
 
 def test_stores_are_judged(store: Store, write_run: Any) -> None:

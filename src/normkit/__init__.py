@@ -41,6 +41,7 @@ from normkit.nn import (
     Scale,
     SyncBatchNorm,
 )
+from normkit.surgery import accelerate
 
 __version__ = "0.1.0"
 
@@ -74,5 +75,6 @@ __all__ = [
     "StoreError",
     "SyncBatchNorm",
     "TypeMismatchError",
+    "accelerate",
     "errors",
 ]

@@ -1,0 +1,175 @@
+"""``torch.nn``'s normalization layers become their namesakes here, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from normkit.errors import TypeMismatchError, explain
+from normkit.nn.layer import Layer
+from normkit.surgery.handle import Changed, Handle, Left, Step, run
+from normkit.surgery.sequential import LAYERS, can_fuse, fusing, pairs, watched
+
+__all__ = ["accelerate"]
+
+# Exact type to exact type; a SyncBatchNorm is no subclass of its namesake, so it cannot turn.
+NAMESAKES: dict[type, type] = {
+    theirs: ours
+    for ours in LAYERS
+    if (theirs := getattr(nn, ours.__name__, None)) is not None and issubclass(ours, theirs)
+}
+FAMILY = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def accelerate(model: nn.Module) -> Handle:
+    """Turn every normalization layer of ``torch.nn`` in ``model`` into its namesake here.
+
+    In place and without a copy: each layer stays the same object, with its parameters, buffers,
+    hooks and name, and only its class changes. So optimizers, other references, ``state_dict``
+    and a layer that stands in several places, or is itself the model, stay right. Where an
+    ``nn.Sequential`` runs a layer and then ReLU, LeakyReLU, SiLU or GELU, both are computed in
+    one; the modules stay in their places, and one called by itself does what it did. Outputs,
+    gradients and buffers are the same but for rounding.
+
+    Left alone and named: subclasses of others (parametrized layers are such),
+    ``torch.nn.SyncBatchNorm``, scripted modules and those of ``torch.ao``.
+
+    Args:
+        model: any module, also one that is wrapped, compiled or not yet trained.
+
+    Returns:
+        A handle: ``print`` it for a table of what was changed and what was left and why;
+        ``.changed`` and ``.left`` hold the rows; ``.undo()`` puts back the classes that were and
+        keeps weights, buffers and hooks as they are by then.
+
+    Raises:
+        TypeMismatchError: ``model`` is no module, or scripted. Nothing has been changed then.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(2, 8))
+    >>> handle = accelerate(model)
+    >>> print(handle)
+    accelerate: 2 changed, 1 fused, 0 left
+      1  nn.BatchNorm2d → normkit.BatchNorm2d + 2
+      3  nn.GroupNorm → normkit.GroupNorm
+    >>> handle.undo()
+    >>> type(model[1]) is nn.BatchNorm2d
+    True
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeMismatchError(
+            explain(
+                "accelerate changes the layers of a torch.nn.Module written in Python",
+                f"a {type(model).__name__}",
+                "give it the model itself, before it is scripted; several models go into an "
+                "nn.ModuleList",
+            )
+        )
+    layers: dict[int, Changed] = {}
+    left: list[Left] = []
+    steps: list[Step] = []
+    modules = list(_walk(model))
+    for name, module in modules:
+        why = _why_left(module)
+        if why is not None:
+            left.append(Left(name, type(module), why))
+        elif (after := NAMESAKES.get(type(module))) is not None:
+            layers[id(module)] = Changed(name, type(module), after)
+            steps.append(_turning(name, module, after))
+    for name, module in modules:
+        if not isinstance(module, nn.Sequential) or not can_fuse(type(module)):
+            continue
+        found = [p for p in pairs(module) if id(p.layer) in layers or type(p.layer) in LAYERS]
+        if found:
+            steps.append(_turning(name, module, fusing(type(module))))
+        for key, layer, act_key, act in found:
+            place = f"{name}.{act_key}".lstrip(".")
+            # A lazy layer's own hook goes with its first input.
+            if watched(act) or (watched(layer) and not isinstance(layer, LazyModuleMixin)):
+                why = "runs by itself while it or the layer before has hooks"
+                left.append(Left(place, type(act), why))
+                continue
+            cls = type(layer)
+            row = layers.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
+            layers[id(layer)] = row._replace(fused=(*row.fused, place))
+    run(steps)
+    return Handle("accelerate", list(layers.values()), left, steps)
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each module once, by its first name, and nothing below one that is closed."""
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        if not _closed(module):
+            prefix = f"{name}." if name else ""
+            inside = [(prefix + k, m) for k, m in module._modules.items() if m is not None]
+            waiting += reversed(inside)
+
+
+def _closed(module: nn.Module) -> bool:
+    # Compiled to something else, or about to be: quantization looks for PyTorch's exact classes.
+    return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
+        "torch.ao."
+    )
+
+
+def _why_left(module: nn.Module) -> str | None:
+    """Why ``module`` cannot turn although it might be expected to; None where nothing is to say."""
+    cls = type(module)
+    if _closed(module):
+        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "torch.ao's own"
+    if not isinstance(module, FAMILY) or isinstance(module, Layer):
+        return None
+    if cls is nn.SyncBatchNorm:
+        return "use normkit.SyncBatchNorm.convert_sync_batchnorm"
+    after = NAMESAKES.get(cls)
+    if after is None:
+        return "a subclass, which may do otherwise"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    taken = _own(after, cls) & {
+        *vars(module), *module._modules, *module._parameters, *module._buffers
+    }  # fmt: skip
+    return f"has its own {', '.join(sorted(taken))}" if taken else None
+
+
+def _own(ours: type, theirs: type) -> frozenset[str]:
+    """Names that ``ours`` has and ``theirs`` has not, the layer's own state among them."""
+    return frozenset(dir(ours)) - frozenset(dir(theirs))
+
+
+def _turning(name: str, module: nn.Module, after: type) -> Step:
+    """Give ``module`` the class ``after``, and later the one it had."""
+    before = type(module)
+
+    def do() -> None:
+        _turn(module, after)
+
+    def undo() -> Left | None:
+        now: tuple[type | None, type | None] = (after, before)
+        if type(module) is before:
+            return None
+        if type(module) is getattr(after, "cls_to_become", None):  # lazy, and has met its input
+            now = (after.cls_to_become, before.cls_to_become)  # type: ignore[attr-defined]
+        ours, theirs = now
+        if type(module) is not ours or theirs is None:
+            return Left(name, type(module), "its class was changed again")
+        for key in _own(ours, theirs) & vars(module).keys():
+            del vars(module)[key]
+        _turn(module, theirs)
+        return None
+
+    return Step(do, undo)
+
+
+def _turn(module: nn.Module, cls: type) -> None:
+    object.__setattr__(module, "__class__", cls)

@@ -96,7 +96,7 @@ def sanitizers() -> tuple[list[str], list[str]]:
     """Flags to compile with and to link with."""
     wanted = os.environ.get("NORMKIT_SANITIZE", "")
     if not wanted:
-        return ["-O3", "-g0"], []
+        return ["-O2", "-g0"], []
     on = [f"-fsanitize={wanted}"]
     # Undefined behaviour ends the process. vptr needs type information that torch hides.
     strict = ["-fno-sanitize-recover=all", "-fno-sanitize=vptr"]

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
-from normkit.kernels import dispatch, native
+from normkit.kernels import cpu, dispatch, native
 from normkit.kernels.aten import Aten
 from normkit.kernels.autograd import normalize
 
@@ -38,13 +38,16 @@ def _inputs(shape: tuple[int, ...] = (4, 4, 2, 2), last: bool = False) -> list[T
 
 
 def _only_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "fused", None)
     monkeypatch.setattr(native, "refuses", lambda x, spec: "a test wants a backend")
 
 
-@pytest.fixture(params=["aten", "any"])
+@pytest.fixture(params=["aten", "native", "any"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "aten":
         _only_backends(monkeypatch)
+    elif request.param == "native":
+        monkeypatch.setattr(cpu, "fused", None)
     return str(request.param)
 
 

@@ -324,7 +324,7 @@ def test_empty_batches(name: str, training: bool) -> None:
 def test_modified_in_place_after_the_layer() -> None:
     """As with nn.ReLU, an output that backward needs must not be written over unnoticed."""
     x = torch.randn(4, 3, 2, 2, requires_grad=True)
-    y = nk.BatchNorm2d(3, act="relu")(x)
+    y = nk.BatchNorm2d(3, act="relu")(x, residual=torch.ones_like(x))
     y += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()

@@ -14,7 +14,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import Moments, accumulator, merge
 from normkit.core.pools import as_ncs
 from normkit.errors import ShapeError, StatisticsError, explain
-from normkit.kernels import native
+from normkit.kernels import fused, native
 from normkit.kernels.contract import Backend
 from normkit.kernels.dispatch import PORTABLE, choose
 from normkit.kernels.modes import transformed
@@ -47,6 +47,7 @@ def normalize(
     stats: tuple[Tensor, Tensor] | None = None,
     group: Any = None,
     running: Running | None = None,
+    moments: bool = True,
 ) -> Normalized:
     """Normalize ``x`` (N, C, \\*) as ``spec`` says.
 
@@ -60,9 +61,18 @@ def normalize(
             have no samples.
         running: buffers that a kernel may move on its way, and the share to move them by. Where
             one did, ``mean`` of the result is None; otherwise moving them is the caller's.
+        moments: whether the caller looks at ``mean`` and ``var`` of the result; without
+            ``running`` only.
     """
     n, c, s = as_ncs(x)
     count: int | Tensor = spec.pool.count(n, c, s)
+    wrapped = transformed(x)
+    if group is None and not wrapped:
+        x = _dense(x)
+        wants = moments and running is None and stats is None
+        done = fused.normalize(x, spec, weight, bias, residual, stats, running, wants)
+        if done is not None:
+            return Normalized(*done, count)
     if stats is not None:
         shape, acc = spec.pool.stats(n, c, s), accumulator(x.dtype)
         # Copies, where a backward may need them: the buffers may have moved by then, and the
@@ -72,7 +82,7 @@ def normalize(
             stats[0].to(acc, copy=copy).reshape(shape),
             stats[1].to(acc, copy=copy).reshape(shape),
         )
-    if transformed(x) and group is None:
+    if wrapped and group is None:
         mean, var = formula.stats_of(x, spec.pool, spec.centred) if stats is None else stats
         y = formula.normalize(x, spec, weight, bias, residual, mean, var)
         return Normalized(y, mean.detach(), var.detach(), count)

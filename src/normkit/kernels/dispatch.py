@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from normkit.core.formula import Spec
-from normkit.kernels import native
+from normkit.kernels import fused, native
 from normkit.kernels.aten import Aten
 from normkit.kernels.contract import Backend
 
@@ -17,7 +17,10 @@ _BACKENDS: tuple[Backend, ...] = (PORTABLE,)
 
 
 def choose(x: Tensor, spec: Spec) -> Backend | None:
-    """The backend for ``x``, or None where PyTorch's own kernels take it."""
+    """The backend for ``x``, or None where PyTorch's own kernels take it.
+
+    Asked where :mod:`normkit.kernels.fused` did not take ``x``.
+    """
     if native.refuses(x, spec) is None:
         return None
     for backend in _BACKENDS:
@@ -31,13 +34,15 @@ def explain_choice(x: Tensor, spec: Spec) -> list[str]:
 
     >>> import torch
     >>> from normkit.core.pools import PER_POSITION
-    >>> for line in explain_choice(torch.ones(4, 3), Spec(PER_POSITION, 1e-5)):
+    >>> for line in explain_choice(torch.ones(4, 3, device="meta"), Spec(PER_POSITION, 1e-5)):
     ...     print(line)
+    fused: not used because ...
     native: not used because PyTorch has no kernel for pools over position
     aten: used
     """
     lines: list[str] = []
-    for name, refuses in [("native", native.refuses), *((b.name, b.refuses) for b in _BACKENDS)]:
+    ways = [("fused", fused.refuses), ("native", native.refuses)]
+    for name, refuses in [*ways, *((b.name, b.refuses) for b in _BACKENDS)]:
         reason = refuses(x, spec)
         if reason is None:
             return [*lines, f"{name}: used"]

@@ -1,0 +1,53 @@
+// The activations and their derivatives, a vector at a time.
+#pragma once
+
+#include "problem.h"
+#include "simd.h"
+
+namespace normkit::NORMKIT_BUILD {
+
+template <Act act, class A> struct Activation;
+
+template <class A> struct Activation<Act::linear, A> {
+  A slope;
+  // "Not below or at zero" and not "above zero": NaN stays NaN, as in PyTorch. A slope of zero
+  // gives zero also for minus infinity.
+  NORMKIT_INLINE Vec<A> below(Vec<A> v) const { return slope == 0 ? Vec<A>{} : v * slope; }
+  NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z <= A(0) ? below(z) : z; }
+  NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
+    return z <= A(0) ? below(dy) : dy;
+  }
+};
+
+template <class A> struct Activation<Act::silu, A> {
+  A slope;
+  NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z / (A(1) + exponential(-z)); }
+  NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
+    const Vec<A> s = A(1) / (A(1) + exponential(-z));
+    return dy * (s * (A(1) + z * (A(1) - s)));
+  }
+};
+
+template <class A> struct Activation<Act::gelu, A> {
+  A slope;
+  // The normal distribution function, and its density through phi: from the tail, so that
+  // neither end cancels.
+  static NORMKIT_CALL Vec<A> cdf(Vec<A> z, Vec<A>& density) {
+    const Vec<A> a = z < A(0) ? -z : z;
+    const Vec<A> e = exponential(z * z * A(-0.5));
+    density = e * A(0.398942280401432678);
+    const Vec<A> tail = A(0.5) * e * scaled_erfc(a * A(0.707106781186547524));
+    return z < A(0) ? tail : A(1) - tail;
+  }
+  NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const {
+    Vec<A> density;
+    return z * cdf(z, density);
+  }
+  NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
+    Vec<A> density;
+    const Vec<A> p = cdf(z, density);
+    return dy * (p + z * density);
+  }
+};
+
+}  // namespace normkit::NORMKIT_BUILD

@@ -1,0 +1,101 @@
+// What the kernels that go along rows and those that go across them share: whole and partial
+// vectors under one name, and the sums for γ and β.
+#pragma once
+
+#include "work.h"
+
+namespace normkit::NORMKIT_BUILD {
+
+// How much of a vector lies inside the data.
+struct Whole {};
+struct Part { int64_t count; };
+
+template <class T> NORMKIT_INLINE Vec<Acc<T>> load(const T* p, Whole) { return load(p); }
+template <class T> NORMKIT_INLINE Vec<Acc<T>> load(const T* p, Part k) { return load(p, k.count); }
+template <class T> NORMKIT_INLINE void store(T* p, Vec<Acc<T>> v, Whole) { store(p, v); }
+template <class T> NORMKIT_INLINE void store(T* p, Vec<Acc<T>> v, Part k) { store(p, v, k.count); }
+template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Whole) { return v; }
+template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Part k) { return keep<A>(v, k.count); }
+
+// f(i, part) for the vectors that cover [0, count).
+template <class A, class F> NORMKIT_INLINE void sweep(int64_t count, const F& f) {
+  int64_t i = 0;
+  for (; i + lanes<A> <= count; i += lanes<A>) f(i, Whole{});
+  if (i < count) f(i, Part{count - i});
+}
+
+// The same for sums: f(i, part, slot), where the slot, below four, says which of several to add
+// to, so that one addition need not wait for the last.
+template <class A, class F> NORMKIT_INLINE void sweep_four(int64_t count, const F& f) {
+  constexpr int64_t w = lanes<A>;
+  int64_t i = 0;
+  for (; i + 4 * w <= count; i += 4 * w) {
+    f(i, Whole{}, 0);
+    f(i + w, Whole{}, 1);
+    f(i + 2 * w, Whole{}, 2);
+    f(i + 3 * w, Whole{}, 3);
+  }
+  for (; i + w <= count; i += w) f(i, Whole{}, 0);
+  if (i < count) f(i, Part{count - i}, 1);
+}
+
+template <class A> NORMKIT_INLINE double sum(const Vec<A> (&v)[4]) {
+  return sum<A>((v[0] + v[1]) + (v[2] + v[3]));
+}
+
+// Where act' is taken from: nowhere, the sign of the output, or z computed again.
+enum class Slope { none, output, again };
+
+// The sums for γ and β: a (2, c) table per block of the work. Blocks follow from the shape alone
+// and their tables are added in order, so the result does not depend on the number of threads.
+struct Totals {
+  int64_t c, pieces, piece, per, blocks;
+  Scratch<double> sums;
+
+  // For so many pieces of work, each on so many values. Few enough blocks that the tables take a
+  // few megabytes.
+  Totals(bool wanted, int64_t c, int64_t pieces, int64_t piece)
+      : c(c), pieces(pieces), piece(larger(piece, 1)),
+        per(larger(ceil_div(kAlone / 2, larger(piece, 1)),
+                   ceil_div(pieces, larger(4, smaller(128, (1 << 18) / larger(c, 1)))))),
+        blocks(ceil_div(pieces, per)), sums(wanted ? 2 * c * blocks : 0) {}
+
+  int64_t grain() const { return ceil_div(kAlone, per * piece); }
+  int64_t begin(int64_t block) const { return block * per; }
+  int64_t end(int64_t block) const { return smaller(pieces, (block + 1) * per); }
+  double* of(int64_t block) { return sums.data + 2 * c * block; }
+
+  template <class A> void finish(const Threads& threads, void* dweight, void* dbias) {
+    A* const out[] = {static_cast<A*>(dweight), static_cast<A*>(dbias)};
+    parallel(threads, c, larger(256, kAlone / larger(blocks, 1)),
+             [&](int64_t begin, int64_t end) {
+      constexpr int64_t width = 64;
+      for (int which = 0; which < 2; ++which) {
+        if (!out[which]) continue;
+        for (int64_t i = begin; i < end; i += width) {
+          const int64_t k = smaller(width, end - i);
+          double total[width] = {};
+          for (int64_t block = 0; block < blocks; ++block) {
+            const double* from = of(block) + which * c + i;
+            for (int64_t j = 0; j < k; ++j) total[j] += from[j];
+          }
+          for (int64_t j = 0; j < k; ++j) out[which][i + j] = static_cast<A>(total[j]);
+        }
+      }
+    });
+  }
+};
+
+// γ or β, or where there is none as many of the value that stands for it.
+template <class A> struct Parameter {
+  Scratch<A> own;
+  const A* data;
+
+  Parameter(const void* given, int64_t c, A value)
+      : own(given ? 0 : c), data(given ? static_cast<const A*>(given) : own.data) {
+    if (!given)
+      for (int64_t i = 0; i < c; ++i) own.data[i] = value;
+  }
+};
+
+}  // namespace normkit::NORMKIT_BUILD

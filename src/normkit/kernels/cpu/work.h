@@ -1,0 +1,123 @@
+// Memory for a moment, work for several threads, and moments that merge.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "activation.h"
+#include "problem.h"
+#include "simd.h"
+
+namespace normkit::NORMKIT_BUILD {
+
+NORMKIT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+NORMKIT_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+NORMKIT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Below this many values one thread is faster than waking the others.
+constexpr int64_t kAlone = 32768;
+
+template <class E> struct Scratch {
+  E* data;
+  explicit Scratch(int64_t count)
+      : data(static_cast<E*>(std::aligned_alloc(
+            64, (static_cast<size_t>(larger(count, 1)) * sizeof(E) + 63) / 64 * 64))) {
+    if (data == nullptr) std::abort();  // a few kilobytes: nothing else would work either
+  }
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  NORMKIT_INLINE E& operator[](int64_t i) const { return data[i]; }
+};
+
+template <class F>
+void parallel(const Threads& threads, int64_t count, int64_t grain, const F& f) {
+  if (count <= grain || threads.count <= 1) {
+    if (count > 0) f(int64_t{0}, count);
+    return;
+  }
+  threads.run(
+      count, grain,
+      [](int64_t begin, int64_t end, void* context) {
+        (*static_cast<const F*>(context))(begin, end);
+      },
+      const_cast<F*>(&f));
+}
+
+// Chan, Golub & LeVeque 1979, as normkit/core/moments.py.
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+  NORMKIT_INLINE void merge(double n, double mu, double m) {
+    if (n == 0) return;
+    const double total = count + n, d = mu - mean;
+    mean += d * (n / total);
+    m2 += m + d * d * (count * n / total);
+    count = total;
+  }
+};
+
+// What one pool, or one channel of it, is normalized with.
+template <class A> struct Coefficients {
+  A hi, a, b;  // z = (x - hi) * a + b
+};
+
+// The three numbers that are saved for a pool.
+template <class A> struct Saved {
+  A *hi, *lo, *rstd;
+  Saved(void* stats, int64_t pools)
+      : hi(static_cast<A*>(stats)), lo(hi + pools), rstd(hi + 2 * pools) {}
+
+  NORMKIT_INLINE void put(int64_t i, const Moments& m, const Problem& q) const {
+    const double mean = q.centred ? m.mean : 0, var = m.count > 0 ? m.m2 / m.count : 0;
+    hi[i] = static_cast<A>(mean);
+    lo[i] = static_cast<A>(mean - static_cast<double>(hi[i]));
+    rstd[i] = static_cast<A>(1.0 / __builtin_sqrt(var + q.eps));
+    if (q.var != nullptr) static_cast<A*>(q.var)[i] = static_cast<A>(var);
+  }
+  NORMKIT_INLINE Coefficients<A> of(int64_t i, int64_t channel, const Problem& q) const {
+    const A gamma = q.weight ? static_cast<const A*>(q.weight)[channel] : A(1);
+    const A beta = q.bias ? static_cast<const A*>(q.bias)[channel] : A(0);
+    const A a = rstd[i] * gamma;
+    return {hi[i], a, beta - lo[i] * a};
+  }
+};
+
+// dx = scale * dz + slope * (x - hi) + offset
+template <class A> struct Slopes {
+  A scale, slope, offset;
+  // g1, g2: the pool's means of gamma*dz and gamma*dz*(x - mean).
+  NORMKIT_INLINE Slopes(const Saved<A>& s, int64_t i, A gamma, double g1, double g2,
+                        const Problem& q) {
+    const double r = s.rstd[i];
+    scale = s.rstd[i] * gamma;
+    // r*g2 first: r cubed alone underflows for deviations of 1e13 and more.
+    const double k = q.own ? (r * g2) * r * -r : 0.0;
+    slope = static_cast<A>(k);
+    offset = static_cast<A>((q.own && q.centred ? -r * g1 : 0.0) - k * s.lo[i]);
+  }
+};
+
+// One vector's way forward and back; the pointers are already where it lies. `k` lanes of it, or
+// all where k is the constant below.
+constexpr int64_t kAll = -1;
+
+template <class T> NORMKIT_INLINE Vec<Acc<T>> get(const T* p, int64_t k) {
+  return k == kAll ? load(p) : load(p, k);
+}
+template <class T> NORMKIT_INLINE void put(T* p, Vec<Acc<T>> v, int64_t k) {
+  if (k == kAll) store(p, v); else store(p, v, k);
+}
+
+// act'(z) * dy, with z recomputed; or told by the output where that was saved.
+template <class T, Act act>
+NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Acc<T>> d,
+                                        Vec<Acc<T>> a, Vec<Acc<T>> b, const T* dy,
+                                        const T* residual, const T* saved_y, int64_t k) {
+  const Vec<Acc<T>> g = get(dy, k);
+  if (saved_y != nullptr) return f.backward(g, get(saved_y, k));
+  Vec<Acc<T>> z = d * a + b;
+  if (residual != nullptr) z += get(residual, k);
+  return f.backward(g, z);
+}
+
+}  // namespace normkit::NORMKIT_BUILD

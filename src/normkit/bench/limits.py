@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from contextlib import suppress
@@ -55,11 +54,10 @@ def parse_size(text: str) -> int:
 
 def kernels() -> str:
     """Which kernels the layers use here."""
-    try:
-        found = importlib.import_module("normkit.kernels.cpu")
-    except ImportError:
-        return "PyTorch's own"
-    return str(found.describe()) if hasattr(found, "describe") else "PyTorch's own"
+    # Imported when asked for: it loads compiled code.
+    from normkit.kernels.cpu import describe
+
+    return describe()
 
 
 def machine(threads: int | None = None) -> dict[str, object]:

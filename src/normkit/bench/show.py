@@ -11,7 +11,7 @@ from rich.text import Text
 
 from normkit.bench.summary import Figure
 
-__all__ = ["case_table", "figure_line", "print_results", "short_name"]
+__all__ = ["case_table", "figure_line", "number", "print_results", "short_name"]
 
 Record = Mapping[str, Any]
 
@@ -55,6 +55,11 @@ def case_table(cases: Sequence[Record]) -> Table:
     return table
 
 
+def number(figure: Figure) -> str:
+    """A figure's value: cases are whole."""
+    return f"{figure.value:.0f}" if figure.unit == "cases" else f"{figure.value:.2f}"
+
+
 def figure_line(figure: Figure) -> Text:
     """A figure, its target, and whether it is reached."""
     word, style = {
@@ -62,8 +67,7 @@ def figure_line(figure: Figure) -> Text:
         True: ("reached", "green"),
         False: ("not reached", "bold red"),
     }[figure.reached]
-    number = f"{figure.value:.0f}" if figure.unit == "cases" else f"{figure.value:.2f}"
-    line = Text(f"{figure.text}: {number} {figure.unit}")
+    line = Text(f"{figure.text}: {number(figure)} {figure.unit}")
     if figure.target is not None:
         line.append(f" (target {figure.bound} {figure.target:g}: ")
         line.append(word, style=style)

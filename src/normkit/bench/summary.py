@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
-__all__ = ["LEAST_RATIO", "Figure", "geometric_mean", "summarize"]
+__all__ = ["LEAST_RATIO", "NAMES", "Figure", "geometric_mean", "ratio_target", "summarize"]
 
 Record = Mapping[str, Any]
 
@@ -72,6 +72,11 @@ def geometric_mean(values: Iterable[float], weights: Iterable[float] | None = No
     return math.exp(weighted / sum(shares))
 
 
+def ratio_target(norm: str, measure: str, allocator: str) -> float | None:
+    """How many times as fast as PyTorch a kind of layer is to be; None where nothing is set."""
+    return _RATIOS.get((norm, measure, allocator))
+
+
 def summarize(
     cases: Sequence[Record], steps: Sequence[Record] = (), *, l2_bytes: int | None
 ) -> list[Figure]:
@@ -105,7 +110,7 @@ def _ratios(cases: Sequence[Record]) -> Iterable[Figure]:
                     text=f"{name}{_WORDS[measure]}, forward and backward, {allocator} allocator",
                     value=geometric_mean(ratios),
                     unit="times as fast as torch.nn",
-                    target=_RATIOS.get((norm, measure, allocator)),
+                    target=ratio_target(norm, measure, allocator),
                     note=f"geometric mean of {len(found)} cases from {min(ratios):.2f} to "
                     f"{max(ratios):.2f}; by how often they occur {by_times:.2f}",
                 )

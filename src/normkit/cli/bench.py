@@ -66,6 +66,9 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all results to this file.")
     ] = None,
+    stored: Annotated[
+        Path | None, typer.Option("--from", help="Show the results in this file; measure nothing.")
+    ] = None,
     listing: Annotated[
         bool, typer.Option("--list", help="List the cases and measure nothing.")
     ] = False,
@@ -79,6 +82,11 @@ def bench(
         from normkit.bench.show import print_results
         from normkit.cli.measure import Measurement
 
+        out = console()
+        if stored is not None:
+            results = recording.read(stored)
+            print_results(out, results, recording.figures(results))
+            return
         scale = planning.PRESETS[preset.value]
         chosen = planning.choose(preset.value, pattern=cases, norms=norm or ())
         if listing:
@@ -89,7 +97,6 @@ def bench(
             recording.check_target(json_file)
         names = ("default", "tuned") if allocator is AllocatorName.both else (allocator.value,)
         whole = (bool(scale.steps) and cases is None and not norm) if steps is None else steps
-        out = console()
         measurement = Measurement(
             allocators=names,
             threads=threads,

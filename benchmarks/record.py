@@ -1,0 +1,42 @@
+"""Measure on this machine, keep the results, and put them into the documentation.
+
+    python benchmarks/record.py NAME                 # measures everything: a quarter of an hour
+    python benchmarks/record.py NAME --preset quick
+    python benchmarks/record.py NAME --redraw        # from benchmarks/NAME.json, measures nothing
+
+NAME says what kind of machine it is, such as ``epyc-2-cores``. Needs ``pip install '.[bench]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from normkit.bench import markdown, recording
+from normkit.bench.chart import speed_chart, steps_chart, write_image
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", help="the kind of machine")
+    parser.add_argument("--preset", default="full", choices=("quick", "default", "full"))
+    parser.add_argument("--redraw", action="store_true", help="from the file that is there")
+    asked = parser.parse_args()
+    path = ROOT / "benchmarks" / f"{asked.name}.json"
+    if not asked.redraw:
+        command = ["bench", "--preset", asked.preset, "--steps", "--json", str(path)]
+        subprocess.run([sys.executable, "-m", "normkit.cli.main", *command], check=True)
+    results = recording.read(path)
+    write_image(speed_chart(results["cases"]), DOCS / "benchmarks-speed.svg")
+    write_image(steps_chart(results["steps"]), DOCS / "benchmarks-steps.svg")
+    page = DOCS / "benchmarks.md"
+    page.write_text(markdown.between(page.read_text(), markdown.tables(results)))
+
+
+if __name__ == "__main__":
+    main()

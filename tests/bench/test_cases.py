@@ -1,0 +1,77 @@
+"""The cases are those of the networks, each once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from normkit.bench import cases, planning
+from normkit.errors import OptionError
+from normkit.lab.models import build
+
+
+def test_names_are_unique_and_sizes_bounded() -> None:
+    found = cases.all_cases()
+    assert len({case.name for case in found}) == len(found)
+    assert all(0 < case.bytes <= cases.LARGEST for case in found)
+    assert not any(case.shape[0] == 1 and len(case.shape) == 2 and case.norm == "bn"
+                   for case in found)  # fmt: skip
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", "densenet121"])
+def test_shapes_are_those_of_the_network(network: str) -> None:
+    """The tables against the layers of the model itself, run once."""
+    model = build(network, norm="torch-batch", in_channels=3, classes=10, size=224)
+    seen: dict[tuple[int, ...], int] = {}
+
+    def see(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        shape = tuple(given[0].shape[1:])
+        seen[shape] = seen.get(shape, 0) + 1
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(see)
+    with torch.device("meta"):
+        model.to("meta").eval()(torch.empty(1, 3, 224, 224))
+    listed: dict[tuple[int, ...], int] = {}
+    for _, name, shape, times, _ in cases._entries():
+        if name == network and _ is not None and len(shape) == 3:
+            listed[shape] = listed.get(shape, 0) + times
+    norms = {"bn": 1, "gn": 1, "in": 1} if network == "resnet50" else {"bn": 1}
+    assert listed == {shape: len(norms) * times for shape, times in seen.items()}
+
+
+def test_what_presets_name_exists() -> None:
+    known = {(case.norm, case.shape) for case in cases.all_cases()}
+    for chosen in cases.CHOSEN.values():
+        assert set(chosen) <= known
+    assert set(planning._COMPILED) <= {
+        (case.norm, case.shape, case.layout) for case in cases.preset_cases("default")
+    }
+    assert 25 <= len(cases.preset_cases("default")) <= 50
+
+
+def test_a_pattern_chooses_from_all_cases() -> None:
+    found = planning.choose("quick", pattern="mobilenetv2")
+    assert found
+    assert all("mobilenetv2" in case.networks for case in found)
+    assert {case.norm for case in planning.choose("quick", norms=["gn", "in"])} == {"gn", "in"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"pattern": "vgg"}, "none for 'vgg'"), ({"norms": ["batch"]}, "one of bn, gn, ln, in, rms")],
+)
+def test_nothing_to_measure_is_an_error(options: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        planning.choose("quick", **options)
+
+
+def test_jobs_measure_what_the_case_has() -> None:
+    (case,) = planning.choose("quick", pattern="bn/*64x56x56*", norms=["bn"])[:1]
+    jobs = planning.case_jobs([case], planning.PRESETS["quick"], compiled=True)
+    assert [(job["measure"], job["mode"]) for job in jobs] == [
+        ("act", "train"), ("alone", "train"), ("act", "eval"),
+        *([("residual", "train")] if case.residual else []),
+    ]  # fmt: skip

@@ -1,0 +1,110 @@
+"""Measuring processes: the allocator they have, what they answer, how they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from normkit.bench import running
+from normkit.bench.cases import Case
+from normkit.errors import StatisticsError
+
+CASE = Case("bn", (4, 8, 6, 6), "contiguous", ("a",), 1)
+JOB: dict[str, Any] = {
+    "job": "case", "case": dataclasses.asdict(CASE), "measure": "act", "mode": "train",
+    "seconds": 0.0, "least": 3,
+}  # fmt: skip
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+
+
+def answers(*jobs: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+    return [answer for _, answer in running.run_jobs(jobs, **options)]
+
+
+@glibc
+def test_the_tuned_allocator_keeps_blocks_and_the_default_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What the caller's own environment says is no part of either.
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    size = 64 * 2**20  # above every threshold that glibc would come to by itself
+    job = {"job": "faults", "bytes": size}
+    (default,) = answers(job, allocator="default", threads=1)
+    (tuned,) = answers(job, allocator="tuned", threads=1)
+    assert default["record"]["faults"] > 16  # huge pages may make them few
+    assert tuned["record"]["faults"] < default["record"]["faults"] / 8
+
+
+def test_a_failing_job_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = {**JOB, "measure": "act", "mode": "train", "case": {**JOB["case"], "norm": "none"}}
+    bad["case"] = {**bad["case"], "shape": (0,)}
+    found = answers(bad, JOB, {"job": "machine"}, threads=1)
+    assert "Error" in found[0]["error"]
+    assert found[1]["record"]["case"] == CASE.name
+    assert found[2]["record"]["threads"] == 1
+
+
+def test_steps_and_memory_of_a_network() -> None:
+    job = {
+        "factory": "normkit.lab.models.forms:form", "network": "lenet5", "options": {"size": 28},
+        "shape": [4, 1, 28, 28], "layout": "channels-last", "seconds": 0.0, "least": 2,
+        "parts_rounds": 1,
+    }  # fmt: skip
+    step, ours = answers(
+        {"job": "step", **job}, {"job": "memory", "side": "ours", **job}, threads=1
+    )
+    assert "error" not in step, step
+    for side in ("torch", "ours"):
+        found = step["record"]["parts_ms"][side]
+        named = [value for name, value in found.items() if name != "step"]
+        assert sum(named) == pytest.approx(found["step"])
+        assert found["norm_backward"] > 0
+    assert ours["record"]["live_bytes"] > 4 * 28 * 28 * 6 * 4  # the first convolution's output
+
+
+def test_leaving_early_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(running.subprocess, "Popen", Noted)
+    jobs = running.run_jobs([JOB] * 10_000, threads=1)
+    next(jobs)
+    (process,) = started
+    assert process.poll() is None
+    jobs.close()  # type: ignore[attr-defined]
+    assert process.poll() is not None
+
+
+def test_a_process_ends_with_its_input() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "normkit.bench.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps({"threads": 1, "jobs": [JOB] * 1_000_000}) + "\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdin.close()
+    try:
+        assert process.wait(timeout=30) == 1
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_a_dead_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.sys, "executable", "/bin/false")
+    with pytest.raises((StatisticsError, BrokenPipeError)):
+        answers(JOB)

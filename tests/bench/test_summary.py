@@ -1,0 +1,174 @@
+"""Figures, targets and what is shown of them, on made-up records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from normkit.bench import markdown, recording, show
+from normkit.bench.chart import speed_chart, steps_chart
+from normkit.bench.summary import Figure, geometric_mean, summarize
+from normkit.errors import OptionError
+
+MIB = 2**20
+
+
+def figures(cases: list[dict], steps: list[dict] = ()) -> dict[str, Figure]:  # type: ignore[assignment]
+    return {figure.key: figure for figure in summarize(cases, steps, l2_bytes=MIB)}
+
+
+def test_geometric_means_by_kind_and_allocator(made: Any) -> None:
+    found = figures(
+        [
+            made.case(ratio=2.0, times=1),
+            made.case(ratio=8.0, times=3),
+            made.case(ratio=100.0, allocator="tuned"),
+            made.case(ratio=100.0, measure="alone"),
+            made.case(ratio=100.0, mode="eval"),
+            made.case("gn", ratio=1.9),
+        ]
+    )
+    assert found["bn-act-default"].value == pytest.approx(4.0)
+    assert found["bn-act-default"].target == 5.0
+    assert found["bn-act-default"].reached is False
+    assert "from 2.00 to 8.00" in found["bn-act-default"].note
+    by_times = geometric_mean([2.0, 8.0], [1, 3])
+    assert f"occur {by_times:.2f}" in found["bn-act-default"].note
+    assert found["bn-act-tuned"].reached is True
+    assert found["gn-act-default"].reached is False
+    assert "gn-act-tuned" not in found
+
+
+def test_targets_are_those_of_the_project(made: Any) -> None:
+    records = [
+        made.case(norm, measure, allocator=allocator)
+        for norm in ("bn", "gn", "ln", "in", "rms")
+        for measure in ("act", "alone")
+        for allocator in ("default", "tuned")
+    ]
+    found = figures(records)
+    targets = {key: figure.target for key, figure in found.items() if "-act-" in key}
+    assert targets.pop("bn-act-default") == 5
+    assert targets.pop("bn-act-tuned") == 3
+    assert set(targets.values()) == {2}
+    assert found["bn-alone-default"].target == found["bn-alone-tuned"].target == 3
+    assert found["gn-alone-default"].target is None
+
+
+def test_slow_cases_are_listed_worst_first(made: Any) -> None:
+    records = [made.case(ratio=ratio, case=f"bn/{ratio}/1/c") for ratio in (0.94, 0.95, 0.5, 2.0)]
+    found = figures(records)["slow-train"]
+    assert (found.value, found.reached) == (2.0, False)
+    assert found.note.index("bn/0.5/") < found.note.index("bn/0.94/")
+    assert figures([made.case()])["slow-train"].reached is True
+
+
+def test_copies_count_only_what_exceeds_the_cache(made: Any) -> None:
+    tuned = {"allocator": "tuned"}
+    found = figures(
+        [
+            made.case(copies=3.0, **tuned),
+            made.case(copies=5.0, **tuned),
+            made.case(copies=4.5, layout="channels-last", **tuned),
+            made.case(copies=99.0, bytes=MIB, **tuned),
+            made.case(copies=99.0),
+            made.case("gn", copies=99.0, **tuned),
+            made.case(mode="eval", copies=1.2, **tuned),
+        ]
+    )
+    worst = found["copies-contiguous"]
+    assert (worst.value, worst.target, worst.reached) == (5.0, 4.0, False)
+    assert "median 4.00; 1 of 2 cases within" in worst.note
+    assert found["copies-channels-last"].reached is True
+    assert (found["evaluation"].value, found["evaluation"].reached) == (1.2, True)
+
+
+def test_steps_have_targets_in_contiguous_layout(made: Any) -> None:
+    found = figures(
+        [],
+        [
+            made.step(ratio=1.26),
+            made.step(ratio=1.1, layout="channels-last"),
+            made.step("densenet", ratio=1.26),
+            made.step("lenet5", peak=None),
+        ],
+    )
+    assert found["step-resnet18-contiguous-default"].reached is True
+    assert found["step-resnet18-channels-last-default"].target is None
+    assert found["step-densenet-contiguous-default"].reached is False
+    assert "peak memory 1.0 and 1.0 MiB" in found["step-resnet18-contiguous-default"].note
+    assert "peak" not in found["step-lenet5-contiguous-default"].note
+
+
+@pytest.fixture
+def results(made: Any) -> dict[str, Any]:
+    cases = [made.case(), made.case(allocator="tuned"), made.case(mode="eval", allocator="tuned")]
+    cases[0]["compiled_ratio"] = 1.5
+    return recording.document(
+        made.MACHINE, {"preset": "quick"}, cases, [made.step()], date="2026-01-02", complete=True
+    )
+
+
+def test_files_are_written_whole_and_read_back(results: dict, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("before")
+    recording.write(path, results)
+    assert recording.read(path) == results
+    assert [child.name for child in tmp_path.iterdir()] == ["r.json"]
+    with pytest.raises(ValueError, match="JSON"):
+        recording.write(path, results | {"bad": float("nan")})
+    assert recording.read(path) == results
+    assert [child.name for child in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}'])
+def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(OptionError, match="results are"):
+        recording.read(path)
+
+
+def test_the_terminal_says_what_was_reached(results: dict) -> None:
+    out = Console(record=True, width=200, markup=False)
+    show.print_results(out, results, recording.figures(results))
+    said = out.export_text()
+    assert "bn resnet18… 32×64×56×56" in said
+    assert "2.00 times as fast as torch.nn (target at least 5: not reached)" in said
+    assert "training step of resnet18, 64×1×96×96" in said
+    assert "(target at least 1.25: reached)" in said
+    assert "1.50 compile" in said
+
+
+def test_documents_are_renewed_between_their_markers(results: dict) -> None:
+    page = f"before\n{markdown.BEGIN}\nold\n{markdown.END}\nafter\n"
+    new = markdown.between(page, markdown.tables(results))
+    assert "old" not in new
+    assert new.startswith("before\n") and new.endswith("\nafter\n")
+    assert "**not reached**" in new
+    assert "a processor (AVX2)" in new
+    for line in new.splitlines():
+        assert line.count("|") in (0, 6, 10), line
+    with pytest.raises(OptionError, match="markers"):
+        markdown.between("no markers", "new")
+
+
+def test_the_page_in_docs_has_its_markers() -> None:
+    page = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+    markdown.between(page.read_text(encoding="utf-8"), "")
+
+
+def test_charts_show_every_case(results: dict) -> None:
+    speed = json.loads(speed_chart(results["cases"]).to_json())
+    dots = [
+        trace for trace in speed["data"] if trace["mode"] == "markers" and not trace.get("name")
+    ]
+    assert len(dots) == 2
+    steps = steps_chart(results["steps"])
+    slower = sum(bar.x[0] for bar in steps.data)
+    assert slower == pytest.approx(100)
+    assert sum(bar.x[1] for bar in steps.data) == pytest.approx(100 / 1.3)

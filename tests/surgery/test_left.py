@@ -96,6 +96,18 @@ def test_slopes(act: nn.LeakyReLU) -> None:
     torch.testing.assert_close(model[0].weight.grad, twin[0].weight.grad)
 
 
+@pytest.mark.parametrize("act", [nn.LeakyReLU(0.1), nn.SiLU(), nn.GELU(), nn.Identity()])
+def test_the_result_may_be_written_over_where_pytorch_allows_it(act: nn.Module) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), act)
+    twin = copy.deepcopy(model)
+    nk.accelerate(model)
+    for net in (model, twin):
+        y = net(X)
+        y += 1
+        y.neg_().square().sum().backward()
+    torch.testing.assert_close(model[0].weight.grad, twin[0].weight.grad)
+
+
 HOOKS = ["forward_pre", "forward", "full_backward_pre", "full_backward"]
 
 

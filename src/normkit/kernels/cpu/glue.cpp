@@ -15,6 +15,10 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/stable/c/shim.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <array>
 #include <atomic>
 #include <mutex>
@@ -128,9 +132,28 @@ Tensor as_parameter(const Tensor& t, const Tensor& x) {
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 void* written(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
+// A tensor like x, to be written over entirely.
+//
+// glibc asks the system for a large block each time and gives it back each time; the first touch of
+// each 4 KB page then costs more than what is computed on it. Where the system has larger pages on
+// request, this requests them for what lies wholly inside the block.
+Tensor unwritten(const Tensor& x) {
+  Tensor y = at::empty_like(x);
+#ifdef __linux__
+  constexpr uintptr_t large = uintptr_t{1} << 21;
+  if (y.nbytes() >= 2 * large) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(y.mutable_data_ptr());
+    const uintptr_t from = (begin + large - 1) / large * large;
+    const uintptr_t to = (begin + y.nbytes()) / large * large;
+    if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+  }
+#endif
+  return y;
+}
+
 Problem problem(const Tensor& x, const Options& o) {
   Problem q{};
-  q.n = x.size(0), q.c = x.size(1), q.s = q.n * q.c ? x.numel() / (q.n * q.c) : 0;
+  q.n = x.size(0), q.c = x.size(1), q.s = q.n > 0 && q.c > 0 ? x.numel() / (q.n * q.c) : 0;
   q.over = o.over, q.groups = o.groups, q.last = is_last(x) && q.s > 1;
   q.centred = o.centred, q.own = o.own, q.eps = o.eps, q.act = o.act, q.slope = o.slope;
   q.type = *type_of(x.scalar_type());
@@ -203,8 +226,8 @@ struct NormalizeBackward : public torch::autograd::Node {
     Tensor dx, dresidual, dw, db;
     const bool passes = needs[3] && no_activation(options);
     if (needs[0])
-      dx = fresh && !passes && dy.strides() == x.strides() ? dy : at::empty_like(x);
-    if (needs[3]) dresidual = passes ? dy : at::empty_like(x);
+      dx = fresh && !passes && dy.strides() == x.strides() ? dy : unwritten(x);
+    if (needs[3]) dresidual = passes ? dy : unwritten(x);
     const auto small = x.options().dtype(accumulator(x.scalar_type()));
     if (needs[1] && has_weight) dw = at::empty({q.c}, small);
     if (needs[2] && has_bias) db = at::empty({q.c}, small);
@@ -349,7 +372,7 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
     const int64_t p = pools(q);
     const bool wants_var = o.own && (moments || arm.tensor.defined());
     stats = at::empty({wants_var ? 4 : 3, p}, x.options().dtype(acc));
-    y = at::empty_like(x);
+    y = unwritten(x);
     const Tensor residual =
         ar.tensor.defined() ? ar.tensor.contiguous(format(x)) : Tensor();
     const Tensor w = as_parameter(weight, x), b = as_parameter(bias, x);

@@ -14,6 +14,7 @@ from torch.func import functional_call, jvp, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
 import normkit as nk
+from normkit.kernels import cpu
 
 AVERAGES = ["exponential", "cumulative", "debiased"]
 
@@ -319,6 +320,18 @@ def test_empty_batches(name: str, training: bool) -> None:
     for key, value in layer.state_dict().items():
         if not key.endswith("num_batches_tracked"):  # PyTorch counts an empty batch too
             assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("way", ["fused", "portable"])
+def test_an_activation_behind_may_write_over_the_output(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "portable":
+        monkeypatch.setattr(cpu, "fused", None)
+    for layer in (nk.InstanceNorm2d(3), nk.RMSNorm(4), nk.BatchNorm2d(3), nk.LayerNorm2d(3)):
+        x = torch.randn(2, 3, 4, 4, requires_grad=True)
+        torch.nn.Sequential(layer, torch.nn.ReLU(inplace=True))(x).sum().backward()
+        assert x.grad is not None
 
 
 def test_modified_in_place_after_the_layer() -> None:

@@ -126,6 +126,8 @@ class _Normalize(torch.autograd.Function):
             *shared, total = _shared_stats(x, spec, group)
             stats = (shared[0], shared[1])
         result = backend.forward(x, weight, bias, residual, stats, spec)
+        # A view of what only this function saw could not be written over by an nn.ReLU behind.
+        y = result.y.data if result.y._is_view() else result.y
         ctx.spec, ctx.group, ctx.total, ctx.backend = spec, group, total, backend
         ctx.own_stats = given is None
         # Without an activation the derivative does not depend on the residual.
@@ -133,7 +135,7 @@ class _Normalize(torch.autograd.Function):
         keeps_residual = spec.act is not None and not keeps_y
         ctx.save_for_backward(
             x,
-            result.y if keeps_y else None,
+            y if keeps_y else None,
             weight,
             bias,
             residual if keeps_residual else None,
@@ -142,11 +144,11 @@ class _Normalize(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         if given is not None:
-            return result.y, None, None, None
+            return y, None, None, None
         ctx.mark_non_differentiable(result.mean, result.var)
         if total is not None:
             ctx.mark_non_differentiable(total)
-        return result.y, result.mean, result.var, total
+        return y, result.mean, result.var, total
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:

@@ -20,20 +20,26 @@ FACTOR = 2.0
 FLOOR_ULP = 4.0
 
 
-def error(got: Tensor, truth: Tensor) -> float:
-    """Largest error relative to the largest true value."""
+def error(got: Tensor, truth: Tensor, terms: float = 0.0) -> float:
+    """Largest error relative to the largest true value, or to ``terms`` where that is larger."""
     if truth.numel() == 0:
         assert got.shape == truth.shape
         return 0.0
     assert torch.isfinite(got).all(), "not finite"
-    scale = truth.abs().max().clamp_min(1e-30)
+    scale = truth.abs().max().clamp_min(max(terms, 1e-30))
     return float((got.double() - truth).abs().max() / scale)
 
 
-def assert_accurate(got: Tensor, truth: Tensor, torchs: Tensor | None, what: str = "") -> None:
-    """``got`` is as near to ``truth`` as the rule above asks; ``torchs`` is PyTorch's result."""
+def assert_accurate(
+    got: Tensor, truth: Tensor, torchs: Tensor | None, what: str = "", terms: float = 0.0
+) -> None:
+    """``got`` is as near to ``truth`` as the rule above asks; ``torchs`` is PyTorch's result.
+
+    ``terms``: for sums whose terms may cancel, such as the gradients of γ and β of a single
+    channel, the sum of the terms' magnitudes: their rounding stays when they are gone.
+    """
     limit = FLOOR_ULP * torch.finfo(got.dtype).eps
     if torchs is not None:
-        limit += FACTOR * error(torchs, truth)
-    found = error(got, truth)
+        limit += FACTOR * error(torchs, truth, terms)
+    found = error(got, truth, terms)
     assert found <= limit, f"{what}: error {found:.2e}, allowed {limit:.2e}"

@@ -63,16 +63,22 @@ template <class T, Act act> struct Columns {
   template <int N, class State, class Each, class Done>
   NORMKIT_INLINE void tile(int64_t at, int64_t count, int64_t column, int64_t k, const Each& each,
                            const Done& done) const {
-    State state[N]{};
+    // Sums of a few rows first, then sums of those: a long sum in float loses digits.
+    State state[N]{}, total[N]{};
     const int64_t whole = count / fold, rest = count % fold * C;
     for (int j = 0; j < N; ++j) each.begin(state[j], column + j * L, k);
-    for (int64_t r = 0; r < whole; ++r)
-      for (int j = 0; j < N; ++j)
-        each(state[j], at + r * width + column + j * L, k);
+    for (int64_t r = 0; r < whole;) {
+      for (const int64_t stop = smaller(r + 16, whole); r < stop; ++r)
+        for (int j = 0; j < N; ++j) each(state[j], at + r * width + column + j * L, k);
+      for (int j = 0; j < N; ++j) state[j].move_to(total[j]);
+    }
     for (int j = 0; j < N; ++j)
       if (const int64_t left = rest - (column + j * L); left > 0)
         each(state[j], at + whole * width + column + j * L, left < L ? left : k);
-    for (int j = 0; j < N; ++j) done(state[j], column + j * L, k);
+    for (int j = 0; j < N; ++j) {
+      state[j].move_to(total[j]);
+      done(total[j], column + j * L, k);
+    }
   }
   template <class State, class Each, class Done>
   void columns(int64_t at, int64_t count, const Each& each, const Done& done) const {
@@ -85,13 +91,19 @@ template <class T, Act act> struct Columns {
 
   // ---- moments ----
 
-  struct One { V s, m; };
+  struct One {
+    V s;
+    NORMKIT_INLINE void move_to(One& t) { t.s += s, s = V{}; }
+  };
   struct Sum {
     const T* x;
     NORMKIT_INLINE void begin(One&, int64_t, int64_t) const {}
     NORMKIT_INLINE void operator()(One& o, int64_t i, int64_t k) const { o.s += get(x + i, k); }
   };
-  struct Two { V m, d, dd; };
+  struct Two {
+    V m, d, dd;
+    NORMKIT_INLINE void move_to(Two& t) { t.d += d, t.dd += dd, d = dd = V{}; }
+  };
   struct Deviations {
     const T* x;
     const A* mean;
@@ -247,7 +259,10 @@ template <class T, Act act> struct Columns {
 
   // ---- backward ----
 
-  struct Grad { V hi, a, b, s, t; };
+  struct Grad {
+    V hi, a, b, s, t;
+    NORMKIT_INLINE void move_to(Grad& to) { to.s += s, to.t += t, s = t = V{}; }
+  };
   struct Sums {
     const Columns& of;
     const Table& table;

@@ -199,32 +199,44 @@ template <class T, Act act> struct Runs {
   // Over `rows` runs that share their coefficients.
   Sums sums(int64_t at, int64_t rows, int64_t length, const Coefficients<A>& c) const {
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
-    V s{}, t{}, u{}, v{};
+    // Sums of a few hundred values first, then sums of those: a long sum in float loses digits.
+    V s{}, t{}, u{}, v{}, dz{}, dzx{};
+    int64_t since = 0;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t o = at + r * stride;
       const T *px = x + o, *pg = dy + o;
       const T* pr = residual ? residual + o : nullptr;
       const T* py = saved_y ? saved_y + o : nullptr;
       if (r + 2 < rows) ahead(px + 2 * stride, length), ahead(pg + 2 * stride, length);
-      int64_t i = 0;
-      for (; i + 2 * L <= length; i += 2 * L) {
-        const V d = load(px + i) - hi, e = load(px + i + L) - hi;
-        const V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py,
-                                         kAll);
-        const V h = back_through<T, act>(f, e, a, b, pg + i + L, pr ? pr + i + L : pr,
-                                         py ? py + i + L : py, kAll);
-        s += g, t += g * d;
-        u += h, v += h * e;
-      }
-      for (; i < length; i += L) {
-        const int64_t k = length - i < L ? length - i : kAll;
-        const V d = get(px + i, k) - hi;
-        V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, k);
-        if (k != kAll) g = keep<A>(g, k);
-        s += g, t += g * d;
+      for (int64_t i = 0; i < length;) {
+        const int64_t stop = smaller(length, i + 16 * L);
+        since += stop - i;
+        for (; i + 2 * L <= stop; i += 2 * L) {
+          const V d = load(px + i) - hi, e = load(px + i + L) - hi;
+          const V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py,
+                                           kAll);
+          const V h = back_through<T, act>(f, e, a, b, pg + i + L, pr ? pr + i + L : pr,
+                                           py ? py + i + L : py, kAll);
+          s += g, t += g * d;
+          u += h, v += h * e;
+        }
+        for (; i < stop; i += L) {
+          const int64_t k = stop - i < L ? stop - i : kAll;
+          const V d = get(px + i, k) - hi;
+          V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, k);
+          if (k != kAll) g = keep<A>(g, k);
+          s += g, t += g * d;
+        }
+        i = stop;
+        if (since >= 16 * L) {
+          dz += s + u, dzx += t + v;
+          s = t = u = v = V{};
+          since = 0;
+        }
       }
     }
-    return {sum<A>(s + u), sum<A>(t + v)};
+    dz += s + u, dzx += t + v;
+    return {sum<A>(dz), sum<A>(dzx)};
   }
 
   void gradient(int64_t at, int64_t length, const Coefficients<A>& c, const Slopes<A>& w) const {

@@ -1,0 +1,189 @@
+"""The fused kernels against the formula in float64: any pool, shape, layout, type and build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from normkit.core import formula
+from normkit.core.activations import Act
+from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
+from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
+from normkit.kernels import cpu, fused
+from normkit.kernels.autograd import normalize
+from tests.tolerances import assert_accurate
+
+pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
+
+BUILDS = cpu.fused.builds if cpu.fused is not None else ()
+ACTS = [None, Act("relu"), Act("leaky_relu", 0.2), Act("silu"), Act("gelu")]
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    assert cpu.fused is not None
+    build, threads = cpu.fused.in_use(), torch.get_num_threads()
+    yield
+    cpu.fused.use(build)
+    torch.set_num_threads(threads)
+
+
+Results = dict[str, Tensor]
+
+
+def _by_formula(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> Results:
+    wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    x, w, b, r = wide
+    assert x is not None
+    y = formula.normalize(x, spec, w, b, r, *formula.stats_of(x, spec.pool, spec.centred))
+    y.backward(dy.double())
+    return _results(y, wide)
+
+
+def _by_layer(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> Results:
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    x, w, b, r = leaves
+    assert x is not None
+    y = normalize(x, spec, w, b, r).y
+    y.backward(dy)
+    return _results(y, leaves)
+
+
+def _results(y: Tensor, leaves: list[Tensor | None]) -> Results:
+    names = ("dx", "dweight", "dbias", "dresidual")
+    found = {n: t.grad for n, t in zip(names, leaves, strict=True) if t is not None}
+    assert all(g is not None for g in found.values())
+    return {"y": y.detach()} | {n: g for n, g in found.items() if g is not None}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
+    n, c = draw(st.integers(1, 9)), draw(st.integers(1, 70))
+    space = draw(st.sampled_from([(), (1, 1), (3, 3), (7, 7), (5, 13), (2, 3, 4), (33, 31)]))
+    dtype, seed = draw(st.sampled_from(TYPES)), draw(st.integers(0, 2**31))
+    kind = draw(st.sampled_from(["batch", "ghost", "group", "instance", "layer", "position"]))
+    divisors = [g for g in range(1, c + 1) if c % g == 0]
+    pool = {
+        "batch": PER_CHANNEL,
+        "ghost": Pool("ghost", draw(st.sampled_from([p for p in (1, 2, 3) if n % p == 0]))),
+        "group": Pool("group", draw(st.sampled_from(divisors))),
+        "instance": Pool("group", c),
+        "layer": Pool("group", 1),
+        "position": PER_POSITION,
+    }[kind]
+    spec = Spec(pool, 1e-5, draw(st.sampled_from(ACTS)), draw(st.booleans()))
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x = random(n, c, *space) * 2 + draw(st.sampled_from([0, 3]))
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last and draw(st.booleans()):
+        x = x.contiguous(memory_format=last)
+    if draw(st.booleans()):  # every second sample of a larger tensor
+        x = x.repeat_interleave(2, 0)[::2]
+    wide = accumulator(dtype)
+    weight = random(c).to(wide) if draw(st.booleans()) else None
+    bias = random(c).to(wide) if draw(st.booleans()) else None
+    residual = random(n, c, *space) if draw(st.booleans()) else None
+    return spec, [x, weight, bias, residual], random(n, c, *space)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(problem=problems())
+def test_any_problem(build: str, problem: tuple[Spec, list[Tensor | None], Tensor]) -> None:
+    assert cpu.fused is not None
+    spec, tensors, dy = problem
+    x = tensors[0]
+    assert x is not None
+    if spec.pool.count(x.shape[0], x.shape[1], x[0, 0].numel()) == 1:
+        return  # x̂ is rounding alone; tests/nn/test_oracle.py has it
+    cpu.fused.use(build)
+    truth, got = _by_formula(spec, tensors, dy), _by_layer(spec, tensors, dy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "fused", None)
+        portable = _by_layer(spec, tensors, dy)
+    each = float(dy.double().abs().transpose(0, 1).flatten(1).sum(1).max())
+    # dx is what is left of γ·r·dz: nothing, in a pool of two values.
+    _, var = formula.stats_of(x.double(), spec.pool, spec.centred)
+    gamma = 1.0 if tensors[1] is None else float(tensors[1].abs().max())
+    slope = float((var + spec.eps).rsqrt().max()) * gamma * float(dy.abs().max())
+    terms = {"dweight": each, "dbias": each, "dx": slope}
+    for name, value in got.items():
+        assert_accurate(value, truth[name], portable[name], name, terms.get(name, 0.0))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(6, 3, 90, 91), (32, 37, 20, 20), (2, 48, 64, 65)], ids=str)
+@pytest.mark.parametrize(
+    "pool", [PER_CHANNEL, Pool("ghost", 2), Pool("group", 1), PER_POSITION], ids=str
+)
+def test_bits_do_not_depend_on_the_number_of_threads(
+    pool: Pool, shape: tuple[int, ...], last: bool
+) -> None:
+    spec = Spec(pool, 1e-5, Act("relu"))
+    x, dy = torch.randn(2, *shape).unbind()
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    tensors: list[Tensor | None] = [x, torch.randn(shape[1]), torch.randn(shape[1]), None]
+    found = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        found.append(_by_layer(spec, tensors, dy))
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
+
+
+def test_the_gradient_is_written_over_dy_only_where_nobody_sees_it() -> None:
+    x = torch.randn(8, 4, 6, 6, requires_grad=True)
+    y = normalize(x, Spec(PER_CHANNEL, 1e-5)).y
+    dy = torch.randn_like(y)
+    kept = dy.clone()
+    y.backward(dy)
+    assert torch.equal(dy, kept)
+    # And of a tensor that others look at through a view.
+    y = normalize(x, Spec(PER_CHANNEL, 1e-5)).y
+    seen = []
+    y.register_hook(lambda g: seen.append(g.view(-1)))
+    (y * 2).sum().backward()
+    assert bool((seen[0] == 2).all())
+
+
+def test_refusals_are_told() -> None:
+    spec = Spec(PER_CHANNEL, 1e-5)
+    assert fused.refuses(torch.ones(2, 3), spec) is None
+    assert "empty" in (fused.refuses(torch.ones(0, 3), spec) or "")
+    assert "meta" in (fused.refuses(torch.ones(2, 3, device="meta"), spec) or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True])
+def test_more_than_two_to_the_31_values(last: bool) -> None:
+    """13 GB. Every index beyond 32 bits is seen by comparing the last values."""
+    shape = (1, 4, 2**29 + 64, 1)
+    x = torch.empty(shape, dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    x.copy_((torch.arange(shape[2]) % 5).to(torch.bfloat16).reshape(1, 1, -1, 1))
+    x.requires_grad_()
+    y = normalize(x, Spec(PER_CHANNEL, 1e-5, Act("relu"))).y
+    small = x.detach()[:, :, :20]
+    mean, var = small.double().mean(), small.double().var(correction=0)
+    expected = ((small.double() - mean) / var.sqrt()).clamp_min(0)
+    start = (shape[2] - 20) // 5 * 5
+    assert (y[:, :, start : start + 20].double() - expected).abs().max() < 1e-2
+    total = float(y.detach()[0, 3].double().sum()) / shape[2]
+    assert abs(total - float(expected.mean())) < 1e-3
+    del y

@@ -69,9 +69,14 @@ def test_nothing_to_measure_is_an_error(options: dict, message: str) -> None:
 
 
 def test_jobs_measure_what_the_case_has() -> None:
-    (case,) = planning.choose("quick", pattern="bn/*64x56x56*", norms=["bn"])[:1]
-    jobs = planning.case_jobs([case], planning.PRESETS["quick"], compiled=True)
-    assert [(job["measure"], job["mode"]) for job in jobs] == [
-        ("act", "train"), ("alone", "train"), ("act", "eval"),
-        *([("residual", "train")] if case.residual else []),
-    ]  # fmt: skip
+    def measured(pattern: str) -> list[tuple[str, str]]:
+        case = planning.choose("quick", pattern=pattern)[0]
+        jobs = planning.case_jobs([case], planning.PRESETS["quick"], compiled=True)
+        return [(job["measure"], job["mode"]) for job in jobs]
+
+    common = [("act", "train"), ("act", "eval"), ("alone", "train")]
+    assert measured("bn/alexnet/32x64x55x55/*") == common
+    assert measured("bn/*resnet18*/32x64x56x56/*") == [*common, ("residual", "train")]
+    assert measured("rms/llama-7b/512x4096/*") == [("act", "train"), ("alone", "train")]
+    # A large one.
+    assert measured("gn/resnet50/32x256x56x56/*") == [("act", "train")]

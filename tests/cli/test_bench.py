@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from normkit.bench import planning, running
 from normkit.cli import measure
 from normkit.cli.main import app
+from normkit.errors import StatisticsError
 
 TINY = ("--cases", "bn/dense/64x512/*", "--allocator", "default", "--threads", "1")
 
@@ -84,9 +85,8 @@ def test_interrupted_it_keeps_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(jobs: Any, **options: Any) -> Any:
-        yield from running.run_jobs(jobs[:1], **options)
-        if jobs[0]["job"] != "machine":
-            raise KeyboardInterrupt
+        yield from running.run_jobs(jobs[:2], **options)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(measure, "run_jobs", interrupted)
     path = tmp_path / "r.json"
@@ -96,3 +96,29 @@ def test_interrupted_it_keeps_what_is_there(
     results = json.loads(path.read_text())
     assert results["complete"] is False
     assert len(results["cases"]) == 1
+
+
+def test_interrupted_before_anything_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "run_jobs", interrupted)
+    done = bench(*TINY, "--json", str(tmp_path / "r.json"))
+    assert done.exit_code == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_dies_is_told_and_what_is_there_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dies(jobs: Any, **options: Any) -> Any:
+        yield from running.run_jobs(jobs[:2], **options)
+        raise StatisticsError("a measuring process died")
+
+    monkeypatch.setattr(measure, "run_jobs", dies)
+    done = bench(*TINY)
+    assert done.exit_code == 1
+    assert "a measuring process died" in done.output
+    assert "bn dense 64×512" in done.output

@@ -101,6 +101,19 @@ def test_without_parameters(pool: Pool, backend: str) -> None:
     assert gradcheck(lambda x: normalize(x, Spec(pool, 1e-2)).y, (x,), fast_mode=True)
 
 
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_with_one_of_the_parameters(pool: Pool, which: str, backend: str) -> None:
+    x, v = _inputs()[:2]
+
+    def f(x: Tensor, v: Tensor) -> Tensor:
+        both = {"weight": None, "bias": None, which: v}
+        return normalize(x, Spec(pool, 1e-2), both["weight"], both["bias"]).y
+
+    assert gradcheck(f, (x, v), fast_mode=True)
+    assert gradgradcheck(f, (x, v), fast_mode=True, atol=1e-4)
+
+
 def test_inputs_are_left_alone(backend: str) -> None:
     for pool, act, centred in itertools.product(POOLS.values(), ACTS, (True, False)):
         tensors = _inputs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -83,17 +84,19 @@ class Inputs:
 
 
 def inputs(case: Case, *, seed: int, residual: bool = False) -> Inputs:
-    """New random tensors, all in the layout of the case."""
+    """New random tensors, all in the layout of the case; kept for the next measurement of it."""
+    x, dy, room = _tensors(case, seed)
+    return Inputs(x, dy, dy.clone().requires_grad_() if residual else None, room)
+
+
+@functools.lru_cache(maxsize=1)
+def _tensors(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    channels_last = case.layout == "channels-last"
-
-    def tensor() -> Tensor:
-        made = torch.randn(case.shape, generator=generator)
-        return made.to(memory_format=torch.channels_last) if channels_last else made
-
-    x, dy = tensor(), tensor()
-    other = tensor().requires_grad_() if residual else None
-    return Inputs(x.requires_grad_(), dy, other, torch.zeros_like(x, requires_grad=False))
+    format = torch.channels_last if case.layout == "channels-last" else torch.contiguous_format
+    x, dy, room = (torch.empty(case.shape, memory_format=format) for _ in range(3))
+    x.normal_(generator=generator)
+    dy.normal_(generator=generator)
+    return x.requires_grad_(), dy, room.zero_()
 
 
 def functions(

@@ -56,6 +56,9 @@ class Network:
     layouts: tuple[str, ...] = ("contiguous",)
 
 
+LARGE = 64 * 2**20
+"""Of inputs with more bytes, only the normalizer with ReLU is measured: they take the most time."""
+
 # Compiling takes seconds a case, so only these are measured against torch.compile.
 _COMPILED = (
     ("bn", (32, 64, 56, 56), "contiguous"),
@@ -110,6 +113,7 @@ def step_jobs(networks: Sequence[Network], preset: Preset, *, both: bool) -> lis
             "shape": list(network.shape),
             "layout": layout,
             "seconds": preset.step_seconds,
+            "least": preset.least,
         }
         for network in networks
         for layout in (("contiguous", "channels-last") if both else network.layouts)
@@ -120,11 +124,13 @@ def case_jobs(cases: Sequence[Case], preset: Preset, *, compiled: bool) -> list[
     """The measurements of these cases, for a worker."""
     jobs: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
-        measures = [("act", "train", 1.0), ("alone", "train", 0.5)]
+        measures = [("act", "train", 1.0)]
         if case.norm == "bn":
             measures.append(("act", "eval", 0.5))
-        if case.residual:
-            measures.append(("residual", "train", 0.5))
+        if case.bytes <= LARGE:
+            measures.append(("alone", "train", 0.5))
+            if case.residual:
+                measures.append(("residual", "train", 0.5))
         for measure, mode, share in measures:
             job = {
                 "job": "case",

@@ -110,27 +110,22 @@ def bench(
         out.print(f"{len(chosen)} cases, about {scale.about} on an idle machine of two cores")
         with terminated_like_interrupted():
             measurement.run()
-        settings: dict[str, Any] = {
-            "preset": preset.value,
-            "cases": cases,
-            "norms": norm or [],
-            "allocators": list(names),
-        }
-        results = recording.document(
-            measurement.machine,
-            settings,
-            measurement.cases,
-            measurement.steps,
-            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            complete=not measurement.interrupted,
-        )
-        print_results(out, results, recording.figures(results))
-        if json_file is not None:
-            recording.write(json_file, results)
-            out.print(f"Written to {json_file}", soft_wrap=True)
-    if measurement.failures:
-        for failure in measurement.failures:
-            console(stderr=True).print(f"normkit: {failure}", style="bold red", soft_wrap=True)
+        if measurement.machine:
+            results = recording.document(
+                measurement.machine,
+                {"preset": preset.value, "cases": cases, "norms": norm or [],
+                 "allocators": list(names)},
+                measurement.cases,
+                measurement.steps,
+                date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+                complete=not (measurement.interrupted or measurement.failures),
+            )  # fmt: skip
+            print_results(out, results, recording.figures(results))
+            if json_file is not None:
+                recording.write(json_file, results)
+                out.print(f"Written to {json_file}", soft_wrap=True)
+    for failure in measurement.failures:
+        console(stderr=True).print(f"normkit: {failure}", style="bold red", soft_wrap=True)
     if measurement.interrupted:
         out.print("Stopped before all was measured.")
         raise typer.Exit(INTERRUPTED)

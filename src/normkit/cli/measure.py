@@ -52,8 +52,6 @@ class Measurement:
         self._bar = (shown, shown.add_task("measuring", total=total), total)
         try:
             with shown:
-                for _, answer in run_jobs([{"job": "machine"}], threads=self.threads):
-                    self.machine = answer["record"]
                 for allocator in self.allocators:
                     self._layers(allocator)
                 for allocator in self.step_allocators:
@@ -64,8 +62,12 @@ class Measurement:
             self.failures.append(str(error))
 
     def _layers(self, allocator: str) -> None:
-        for index, answer in run_jobs(self.jobs, allocator=allocator, threads=self.threads):
-            job = self.jobs[index]
+        jobs = [{"job": "machine"}, *self.jobs]
+        for index, answer in run_jobs(jobs, allocator=allocator, threads=self.threads):
+            job = jobs[index]
+            if job["job"] == "machine":
+                self.machine = answer["record"]
+                continue
             self._advance(f"layers, {allocator} allocator")
             size = "×".join(map(str, job["case"]["shape"]))
             self._keep(self.cases, allocator, answer, f"{job['case']['norm']} {size}")

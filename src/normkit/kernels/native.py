@@ -56,6 +56,10 @@ def normalize(
     n, c, s = as_ncs(x)
     cudnn = torch.backends.cudnn.enabled
     gamma, beta = _affine(weight, c, x, 1.0), _affine(bias, c, x, 0.0)
+    if gamma is None and beta is not None:
+        # Without γ the backward of PyTorch's group norm raises an error that names no cause, and
+        # the double backward of its batch norm leaves out β.
+        gamma = torch.ones_like(beta)
     mean = var = None
     if spec.pool.over == "group":
         if s == 1 and spec.pool.groups == 1:

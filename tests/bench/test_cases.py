@@ -40,7 +40,8 @@ def test_shapes_are_those_of_the_network(network: str) -> None:
         rounded: dict[tuple[int, ...], int] = {}
         for (channels, *sides), times in seen.items():
             wide = channels if sides[0] == 112 else -(-channels // 128) * 128
-            rounded[wide, *sides] = rounded.get((wide, *sides), 0) + times
+            shape = (wide, *sides)
+            rounded[shape] = rounded.get(shape, 0) + times
         seen = rounded
     listed: dict[tuple[int, ...], int] = {}
     for norm, name, shape, times, _ in cases._entries():

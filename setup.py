@@ -96,7 +96,9 @@ def sanitizers() -> tuple[list[str], list[str]]:
     """Flags to compile with and to link with."""
     wanted = os.environ.get("NORMKIT_SANITIZE", "")
     if not wanted:
-        return ["-O2", "-g0"], []
+        # The plain loops over channels too, as vectors. All of -O3 takes three times as long to
+        # compile and gains nothing: the loops that matter are unrolled where they are written.
+        return ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-g0"], []
     on = [f"-fsanitize={wanted}"]
     # Undefined behaviour ends the process. vptr needs type information that torch hides.
     strict = ["-fno-sanitize-recover=all", "-fno-sanitize=vptr"]

@@ -119,7 +119,7 @@ template <class T, Act act> struct Across {
       rstd[v] = load(saved.rstd + t.pool + s, part);
     });
 
-    const Activation<act, A> f{static_cast<A>(q.slope)};
+    const Activation<act, A> f(q.slope);
     for (int64_t c = 0; c < q.c; ++c) {
       const int64_t row = c * q.s;
       along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
@@ -152,7 +152,7 @@ template <class T, Act act> struct Across {
     T* dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + t.at : nullptr;
     const int64_t vectors = ceil_div(t.count, L), step = vectors * L;
     const Saved<A> saved(q.stats, q.n * q.s);
-    const Activation<act, A> f{static_cast<A>(q.slope)};
+    const Activation<act, A> f(q.slope);
 
     Sums sum_g, sum_gx;
     V hi[widest], lo[widest], rstd[widest];

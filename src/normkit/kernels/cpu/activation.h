@@ -9,10 +9,15 @@ namespace normkit::NORMKIT_BUILD {
 template <Act act, class A> struct Activation;
 
 template <class A> struct Activation<Act::linear, A> {
-  A slope;
+  Vec<A> slope;
+  typename Lanes<A>::integers kept;  // no bit where the slope is zero
+  explicit Activation(double s)
+      : slope(fill(static_cast<A>(s))), kept(typename Lanes<A>::integers{} - (s != 0)) {}
   // "Not below or at zero" and not "above zero": NaN stays NaN, as in PyTorch. A slope of zero
   // gives zero also for minus infinity.
-  NORMKIT_INLINE Vec<A> below(Vec<A> v) const { return slope == 0 ? Vec<A>{} : v * slope; }
+  NORMKIT_INLINE Vec<A> below(Vec<A> v) const {
+    return bit_cast<Vec<A>>(bit_cast<typename Lanes<A>::integers>(v * slope) & kept);
+  }
   NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z <= A(0) ? below(z) : z; }
   NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
     return z <= A(0) ? below(dy) : dy;
@@ -20,7 +25,7 @@ template <class A> struct Activation<Act::linear, A> {
 };
 
 template <class A> struct Activation<Act::silu, A> {
-  A slope;
+  explicit Activation(double) {}
   NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z / (A(1) + exponential(-z)); }
   NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
     const Vec<A> s = A(1) / (A(1) + exponential(-z));
@@ -29,7 +34,7 @@ template <class A> struct Activation<Act::silu, A> {
 };
 
 template <class A> struct Activation<Act::gelu, A> {
-  A slope;
+  explicit Activation(double) {}
   // The normal distribution function, and its density through phi: from the tail, so that
   // neither end cancels.
   static NORMKIT_CALL Vec<A> cdf(Vec<A> z, Vec<A>& density) {

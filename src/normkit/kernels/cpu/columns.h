@@ -1,172 +1,268 @@
-// Channels last in memory, (N, C) included: a pool is made of columns of a matrix of R rows.
+// Pools that are columns of a matrix: R rows, each column with moments of its own or sharing them
+// with its neighbours.
 //
-// Batch: one matrix of N*S rows. Ghost: one for each part. Group: one for each sample, K columns
-// to a pool. The matrix is cut into blocks of rows by its shape alone; a block is visited twice
-// for its moments while it is in cache, the blocks are merged in order, and a second walk over
-// the matrix, backwards, since what came last is still in cache, normalizes.
+// Channels last in memory, (N, C) included. Batch: one matrix of N*S rows. Ghost: one for each
+// part. Group: one for each sample, K columns to a pool. And contiguous memory with few positions,
+// where S columns are one channel: the matrix of N rows is cut into strips that stay in cache.
+//
+// The matrix is cut into blocks of rows by its shape alone; a block is visited twice for its
+// moments while it is in cache, the blocks are merged in order, and a second walk over the matrix,
+// backwards, since what came last is still in cache, normalizes. Within a block a panel of a few
+// rows is walked tile by tile, a tile being as many vectors side by side as there are registers
+// for, so that memory is read in its order and what a column needs is loaded once a panel.
 //
 // Few columns would leave vectors half empty, so `fold` rows are seen as one row of fold*C columns.
 #pragma once
 
-#include "work.h"
+#include "parts.h"
 
 namespace normkit::NORMKIT_BUILD {
+
+template <int n> struct Count { static constexpr int value = n; };
 
 template <class T, Act act> struct Columns {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int64_t L = lanes<A>;
-  static constexpr int64_t kBlock = 32768;    // values: in the second-level cache
-  static constexpr int kTile = NORMKIT_WIDTH == 64 ? 4 : 2;  // vectors side by side in registers
+  static constexpr int64_t kBlock = 65536;     // values: in the second-level cache
+  static constexpr int64_t kPanel = 16;        // rows
+  static constexpr int64_t kChunks = 64;       // partial sums kept for a part, at most
+  static constexpr int kTile = NORMKIT_WIDTH == 64 ? 4 : 2;  // vectors
 
   const Problem& q;
   const Threads& threads;
   const T *x, *residual, *dy, *saved_y;
   T *y, *dx, *dresidual;
-  int64_t C, parts, rows, members, pools, fold, width, block_rows, blocks;
+  int64_t C;        // columns of a part
+  int64_t parts, part_step;
+  int64_t rows, stride;
+  int64_t spread;   // columns of a channel
+  int64_t K;        // channels of a part
+  int64_t members;  // channels of a pool
+  int64_t per_part; // channels that a part begins after the one before; 0: all begin at the first
+  int64_t ahead;    // values between what is read now and what is wanted next
+  int64_t pools, fold, width, block_rows, blocks, per_chunk, chunks;
   Saved<A> saved;
   Activation<act, A> f;
 
-  Columns(const Problem& q, const Threads& threads)
+  // The widest strip of a contiguous (N, C, S) that pays, in channels; or 0.
+  static int64_t strip(const Problem& q) {
+    if (q.last || q.s == 1 || q.s > 256 || q.n < 8 || (q.own && q.over != Over::batch)) return 0;
+    if (!q.own) return q.c;
+    int64_t best = 0;
+    for (int64_t k = 1; k <= q.c && k * q.s <= 2048 && k * q.s * q.n <= kBlock; ++k)
+      if (q.c % k == 0) best = k;
+    return best * q.s >= 16 * L ? best : 0;
+  }
+
+  Columns(const Problem& q, const Threads& threads, int64_t channels = 0)
       : q(q), threads(threads), x((const T*)q.x), residual((const T*)q.residual),
         dy((const T*)q.dy), saved_y((const T*)q.saved_y), y((T*)q.y), dx((T*)q.dx),
-        dresidual((T*)q.dresidual), C(q.c), saved(nullptr, 0) {
-    parts = !q.own || q.over == Over::batch ? 1 : q.over == Over::ghost ? q.groups : q.n;
-    rows = q.n / parts * q.s;
-    members = q.own && q.over == Over::group ? C / q.groups : 1;
-    pools = parts * (C / members);
+        dresidual((T*)q.dresidual), saved(nullptr, 0), f(q.slope) {
+    const bool strips = channels > 0;
+    spread = strips ? q.s : 1;
+    C = strips ? channels * q.s : q.c;
+    stride = strips ? q.c * q.s : q.c;
+    parts = strips ? q.c / channels
+                   : !q.own || q.over == Over::batch ? 1 : q.over == Over::ghost ? q.groups : q.n;
+    rows = strips ? q.n : q.n / parts * q.s;
+    part_step = strips ? C : rows * C;
+    per_part = strips ? channels : 0;
+    K = C / spread;
+    members = q.own && q.over == Over::group ? K / q.groups : 1;
+    pools = parts * (K / members);
+    // Rows that lie apart cannot be folded.
     fold = 1;
-    while (fold < L && C < 8 * L && fold * C % L != 0) ++fold;
+    while (stride == C && fold <= 2 * L && (fold * C % L != 0 || fold * C < kTile * L) &&
+           C < 8 * L)
+      ++fold;
     if (fold * C % L != 0 || fold > rows) fold = 1;
     width = fold * C;
-    block_rows = larger(fold, kBlock / C / fold * fold);
+    ahead = strips && q.own ? C : kPanel * fold * stride;
+    // Blocks enough for several threads, where those pay and there are not parts enough.
+    const int64_t values = (strips && q.own) || rows * C <= kAlone
+                               ? rows * C
+                               : smaller(kBlock, larger(kBlock / 4, rows * C / 16));
+    block_rows = larger(fold, values / C / fold * fold);
     blocks = ceil_div(rows, block_rows);
-    saved = Saved<A>(q.stats, q.own ? pools : C);
-    f.slope = static_cast<A>(q.slope);
+    per_chunk = ceil_div(blocks, kChunks);
+    chunks = ceil_div(blocks, per_chunk);
+    saved = Saved<A>(q.stats, q.own ? pools : q.c);
   }
 
   NORMKIT_INLINE int64_t in_block(int64_t i) const {
     return smaller(block_rows, rows - i * block_rows);
   }
   NORMKIT_INLINE int64_t start(int64_t part, int64_t i) const {
-    return (part * rows + i * block_rows) * C;
+    return part * part_step + i * block_rows * stride;
   }
-  NORMKIT_INLINE int64_t pool(int64_t part, int64_t c) const {
-    return part * (C / members) + c / members;
+  NORMKIT_INLINE int64_t channel(int64_t part, int64_t k) const { return part * per_part + k; }
+  // Of the numbers that a channel is normalized with.
+  NORMKIT_INLINE int64_t index(int64_t part, int64_t k) const {
+    return q.own ? part * (K / members) + (members == 1 ? k : k / members) : channel(part, k);
   }
   int64_t grain(int64_t values) const { return larger(1, kAlone / larger(values, 1)); }
 
-  // ---- columns of a block: `body(tile, column, k, row0, rows)` ----
+  // ---- a walk over `count` rows: each(at, rows, column, size, vectors) for every tile ----
 
-  // Adds up `N` vectors of each row, for all tiles of the folded matrix; what is left over of
-  // the rows is one short row. `each(at, k, state)` takes one vector into the state.
-  template <int N, class State, class Each, class Done>
-  NORMKIT_INLINE void tile(int64_t at, int64_t count, int64_t column, int64_t k, const Each& each,
-                           const Done& done) const {
-    // Sums of a few rows first, then sums of those: a long sum in float loses digits.
-    State state[N]{}, total[N]{};
-    const int64_t whole = count / fold, rest = count % fold * C;
-    for (int j = 0; j < N; ++j) each.begin(state[j], column + j * L, k);
-    for (int64_t r = 0; r < whole;) {
-      for (const int64_t stop = smaller(r + 16, whole); r < stop; ++r)
-        for (int j = 0; j < N; ++j) each(state[j], at + r * width + column + j * L, k);
-      for (int j = 0; j < N; ++j) state[j].move_to(total[j]);
-    }
-    for (int j = 0; j < N; ++j)
-      if (const int64_t left = rest - (column + j * L); left > 0)
-        each(state[j], at + whole * width + column + j * L, left < L ? left : k);
-    for (int j = 0; j < N; ++j) {
-      state[j].move_to(total[j]);
-      done(total[j], column + j * L, k);
-    }
+  template <class Each>
+  NORMKIT_INLINE void panels(int64_t at, int64_t count, const Each& each) const {
+    const int64_t whole = count / fold;
+    for (int64_t r = 0; r < whole; r += kPanel)
+      tiles(at + r * fold * stride, smaller(kPanel, whole - r), width, each);
+    // What is left over of folded rows is one short row.
+    if (const int64_t rest = count % fold * C) tiles(at + whole * width, 1, rest, each);
   }
-  template <class State, class Each, class Done>
-  void columns(int64_t at, int64_t count, const Each& each, const Done& done) const {
-    int64_t column = 0;
-    for (; column + kTile * L <= width; column += kTile * L)
-      tile<kTile, State>(at, count, column, kAll, each, done);
-    for (; column + L <= width; column += L) tile<1, State>(at, count, column, kAll, each, done);
-    if (column < width) tile<1, State>(at, count, column, width - column, each, done);
+  template <class Each>
+  NORMKIT_INLINE void tiles(int64_t at, int64_t count, int64_t length, const Each& each) const {
+    int64_t c = 0;
+    for (; c + kTile * L <= length; c += kTile * L) each(at + c, count, c, Whole{}, Count<kTile>{});
+    for (; c + L <= length; c += L) each(at + c, count, c, Whole{}, Count<1>{});
+    if (c < length) each(at + c, count, c, Part{length - c}, Count<1>{});
   }
 
   // ---- moments ----
 
-  struct One {
-    V s;
-    NORMKIT_INLINE void move_to(One& t) { t.s += s, s = V{}; }
-  };
-  struct Sum {
-    const T* x;
-    NORMKIT_INLINE void begin(One&, int64_t, int64_t) const {}
-    NORMKIT_INLINE void operator()(One& o, int64_t i, int64_t k) const { o.s += get(x + i, k); }
-  };
-  struct Two {
-    V m, d, dd;
-    NORMKIT_INLINE void move_to(Two& t) { t.d += d, t.dd += dd, d = dd = V{}; }
-  };
-  struct Deviations {
-    const T* x;
-    const A* mean;
-    NORMKIT_INLINE void begin(Two& o, int64_t c, int64_t k) const { o.m = get(mean + c, k); }
-    NORMKIT_INLINE void operator()(Two& o, int64_t i, int64_t k) const {
-      V d = get(x + i, k) - o.m;
-      if (k != kAll) d = keep<A>(d, k);
-      o.d += d, o.dd += d * d;
-    }
-  };
+  // Sums of a few rows first, then sums of those: a long sum in float loses digits.
+  template <class Size> static NORMKIT_INLINE void add(A* to, V v, Size part) { store(to, load(to, part) + v, part); }
 
-  // Mean and squared deviations of each column of a block, C each.
-  void moments(int64_t at, int64_t count, double* mean, double* m2) const {
-    Scratch<A> s(3 * width);
-    A *mu = s.data, *d = mu + width, *dd = d + width;
-    const double n = static_cast<double>(count);
-    if (q.centred) {
-      columns<One>(at, count, Sum{x}, [&](const One& o, int64_t c, int64_t k) {
-        put(d + c, o.s, k);
-      });
-      folded(d, mean);
-      for (int64_t c = 0; c < C; ++c) mu[c] = static_cast<A>(mean[c] / n);
-    } else {
-      for (int64_t c = 0; c < C; ++c) mu[c] = 0;
-    }
-    for (int64_t c = C; c < width; ++c) mu[c] = mu[c - C];
-    columns<Two>(at, count, Deviations{x, mu}, [&](const Two& o, int64_t c, int64_t k) {
-      put(d + c, o.d, k);
-      put(dd + c, o.dd, k);
-    });
-    folded(d, mean);
-    folded(dd, m2);
-    for (int64_t c = 0; c < C; ++c) {
-      const double left = q.centred ? mean[c] / n : 0, rest = m2[c] - left * left * n;
-      mean[c] = static_cast<double>(mu[c]) + left;
-      m2[c] = rest < 0 ? 0 : rest;
-    }
-  }
-  void folded(const A* wide, double* to) const {
-    for (int64_t c = 0; c < C; ++c) to[c] = wide[c];
-    for (int64_t j = C; j < width; j += C)
-      for (int64_t c = 0; c < C; ++c) to[c] += wide[j + c];
-  }
-
-  // From the blocks' columns to what is saved for the pools of a part. mean, m2: (blocks, 2, C).
-  void finish(int64_t part, double* found) const {
-    double *mean = found, *m2 = found + C;
-    double n = static_cast<double>(in_block(0));
-    for (int64_t i = 1; i < blocks; ++i) {
-      const double more = static_cast<double>(in_block(i)), total = n + more;
-      const double share = more / total, both = n * share;
-      const double *mu = found + 2 * C * i, *m = mu + C;
-      for (int64_t c = 0; c < C; ++c) {
-        const double d = mu[c] - mean[c];
-        mean[c] += d * share;
-        m2[c] += m[c] + d * d * both;
+  void sum_rows(int64_t at, int64_t count, A* sums) const {
+    const T* const from = x;
+    const int64_t step = fold * stride, ahead = this->ahead;
+    panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
+                          __attribute__((always_inline)) {
+      constexpr int N = decltype(vectors)::value;
+      V s[N] = {};
+      for (int64_t r = 0; r < n; ++r) {
+        const T* const p = from + i + r * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          soon(p + ahead + j * L);
+          s[j] += load(p + j * L, part);
+        }
       }
-      n = total;
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) add(sums + c + j * L, s[j], part);
+    });
+  }
+  void deviations(int64_t at, int64_t count, const A* mean, A* sums, A* squares) const {
+    const T* const from = x;
+    const int64_t step = fold * stride;
+    panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
+                          __attribute__((always_inline)) {
+      constexpr int N = decltype(vectors)::value;
+      V m[N], d[N] = {}, dd[N] = {};
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) m[j] = load(mean + c + j * L, part);
+      for (int64_t r = 0; r < n; ++r) {
+        const T* const p = from + i + r * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          const V v = load(p + j * L, part) - m[j];
+          d[j] += v, dd[j] += v * v;
+        }
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j)
+        add(sums + c + j * L, d[j], part), add(squares + c + j * L, dd[j], part);
+    });
+  }
+
+  // Room for the sums of a block: of its columns, then of its channels.
+  struct Room {
+    Scratch<A> all;
+    Scratch<double> sums;
+    A *mean, *first, *second;
+    double *one, *two;
+    Room(int64_t width, int64_t channels)
+        : all(3 * width), sums(2 * channels), mean(all.data), first(mean + width),
+          second(first + width), one(sums.data), two(one + channels) {}
+  };
+  static void clear(A* p, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) p[i] = 0;
+  }
+  // From columns to the sums of channels.
+  void condense(A* wide, double* to) const {
+    for (int64_t j = C; j < width; j += C)
+      for (int64_t c = 0; c < C; ++c) wide[c] += wide[j + c];
+    if (spread == 1) {
+      for (int64_t c = 0; c < C; ++c) to[c] = wide[c];
+      return;
     }
-    for (int64_t c = 0; c < C; c += members) {
+    for (int64_t k = 0; k < K; ++k) {
+      V s[4] = {};
+      const A* const from = wide + k * spread;
+      sweep_four<A>(spread, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
+        s[slot] += load(from + i, part);
+      });
+      to[k] = sum<A>(s);
+    }
+  }
+  // From the first columns to all that stand for the same.
+  void fold_out(A* narrow) const {
+    for (int64_t c = C; c < width; ++c) narrow[c] = narrow[c - C];
+  }
+  NORMKIT_INLINE void spread_out(A* columns, int64_t k, A value) const {
+    A* const to = columns + k * spread;
+    for (int64_t j = 0; j < spread; ++j) to[j] = value;
+  }
+
+  // Adds a block to the moments of `before` rows: means and squared deviations, K each.
+  void moments(int64_t at, int64_t count, int64_t before, const Room& room, double* mean,
+               double* m2) const {
+    const double n = static_cast<double>(count * spread);
+    clear(room.mean, 3 * width);
+    if (q.centred) {
+      sum_rows(at, count, room.mean);
+      condense(room.mean, room.one);
+      if (spread == 1)
+        for (int64_t k = 0; k < K; ++k) room.mean[k] = static_cast<A>(room.one[k] / n);
+      else
+        for (int64_t k = 0; k < K; ++k)
+          spread_out(room.mean, k, static_cast<A>(room.one[k] / n));
+      fold_out(room.mean);
+    }
+    deviations(at, count, room.mean, room.first, room.second);
+    condense(room.first, room.one);
+    condense(room.second, room.two);
+    const double inverse = q.centred ? 1 / n : 0, so_far = static_cast<double>(before * spread);
+    const double share = n / (n + so_far), both = share * so_far;
+    const double *d = room.one, *dd = room.two;
+    for (int64_t k = 0; k < K; ++k) {
+      const double left = d[k] * inverse, rest = dd[k] - left * d[k];
+      const double middle = room.mean[k * spread] + left, within = rest < 0 ? 0 : rest;
+      const double further = before ? middle - mean[k] : 0;
+      mean[k] = before ? mean[k] + further * share : middle;
+      m2[k] = before ? m2[k] + within + further * further * both : within;
+    }
+  }
+  int64_t rows_before(int64_t chunk) const { return smaller(rows, chunk * per_chunk * block_rows); }
+  void chunk_moments(int64_t part, int64_t chunk, const Room& room, double* found) const {
+    const int64_t first = chunk * per_chunk, last = smaller(blocks, first + per_chunk);
+    for (int64_t i = first; i < last; ++i)
+      moments(start(part, i), in_block(i), (i - first) * block_rows, room, found, found + K);
+  }
+
+  // From the chunks' channels to what is saved for the pools of a part. found: (chunks, 2, K).
+  void finish(int64_t part, double* found) const {
+    double *mean = found, *m2 = found + K;
+    for (int64_t i = 1; i < chunks; ++i) {
+      const double n = static_cast<double>(rows_before(i) * spread);
+      const double more = static_cast<double>(rows_before(i + 1) * spread) - n;
+      const double share = more / (n + more), both = n * share;
+      const double *mu = found + 2 * K * i, *m = mu + K;
+      for (int64_t k = 0; k < K; ++k) {
+        const double d = mu[k] - mean[k];
+        mean[k] += d * share;
+        m2[k] += m[k] + d * d * both;
+      }
+    }
+    const double n = static_cast<double>(rows * spread);
+    for (int64_t k = 0; k < K;) {
+      const int64_t to = index(part, k);
       Moments m;
-      for (int64_t k = 0; k < members; ++k) m.merge(n, mean[c + k], m2[c + k]);
-      saved.put(pool(part, c), m, q);
+      for (const int64_t stop = k + members; k < stop; ++k) m.merge(n, mean[k], m2[k]);
+      saved.put(to, m, q);
     }
   }
 
@@ -175,47 +271,50 @@ template <class T, Act act> struct Columns {
   struct Table {
     Scratch<A> all;
     A *hi, *a, *b, *scale, *slope, *offset;
-    Table(int64_t width)
+    explicit Table(int64_t width)
         : all(6 * width), hi(all.data), a(hi + width), b(a + width), scale(b + width),
           slope(scale + width), offset(slope + width) {}
   };
   void coefficients(int64_t part, const Table& t) const {
-    for (int64_t c = 0; c < C; ++c) {
-      const Coefficients<A> k = saved.of(pool(part, c), c, q);
-      t.hi[c] = k.hi, t.a[c] = k.a, t.b[c] = k.b;
+    for (int64_t k = 0; k < K; ++k) {
+      const Coefficients<A> found = saved.of(index(part, k), channel(part, k), q);
+      spread_out(t.hi, k, found.hi), spread_out(t.a, k, found.a), spread_out(t.b, k, found.b);
     }
-    for (int64_t c = C; c < width; ++c)
-      t.hi[c] = t.hi[c - C], t.a[c] = t.a[c - C], t.b[c] = t.b[c - C];
+    fold_out(t.hi), fold_out(t.a), fold_out(t.b);
   }
-  A gamma(int64_t c) const { return q.weight ? static_cast<const A*>(q.weight)[c] : A(1); }
-
-  // Runs over `count` rows, a vector at a time: step(value, column, k).
-  template <class Step> NORMKIT_INLINE void walk(int64_t at, int64_t count, const Step& step) const {
-    const int64_t whole = width / L * L;
-    for (int64_t left = count * C; left > 0; left -= width, at += width) {
-      const int64_t here = smaller(left, width), full = smaller(whole, here / L * L);
-      int64_t c = 0;
-      for (; c < full; c += L) step(at + c, c, kAll);
-      if (c < here) step(at + c, c, here - c);
-    }
+  NORMKIT_INLINE A gamma(int64_t channel) const {
+    return q.weight ? static_cast<const A*>(q.weight)[channel] : A(1);
   }
 
   void normalize(int64_t at, int64_t count, const Table& t) const {
-    if (residual)
-      walk(at, count, [&](int64_t i, int64_t c, int64_t k) {
-        const V z = (get(x + i, k) - get(t.hi + c, k)) * get(t.a + c, k) + get(t.b + c, k);
-        put(y + i, f(z + get(residual + i, k)), k);
-      });
-    else
-      walk(at, count, [&](int64_t i, int64_t c, int64_t k) {
-        const V z = (get(x + i, k) - get(t.hi + c, k)) * get(t.a + c, k) + get(t.b + c, k);
-        put(y + i, f(z), k);
-      });
+    const T *const from = x, *const more = residual;
+    T* const to = y;
+    const auto g = f;
+    const int64_t step = fold * stride;
+    panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
+                          __attribute__((always_inline)) {
+      constexpr int N = decltype(vectors)::value;
+      V hi[N], a[N], b[N];
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        hi[j] = load(t.hi + c + j * L, part), a[j] = load(t.a + c + j * L, part);
+        b[j] = load(t.b + c + j * L, part);
+      }
+      for (int64_t r = 0; r < n; ++r) {
+        const int64_t o = i + r * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          V z = (load(from + o + j * L, part) - hi[j]) * a[j] + b[j];
+          if (more) z += load(more + o + j * L, part);
+          store(to + o + j * L, g(z), part);
+        }
+      }
+    });
   }
 
   // One part at a time in one thread, where there are parts enough or nothing to share.
   bool apart() const {
-    if (threads.count == 1 || q.n * C * q.s <= kAlone) return true;
+    if (threads.count == 1 || q.n * q.c * q.s <= kAlone) return true;
     return parts >= threads.count && (parts % threads.count == 0 || parts >= 8 * threads.count);
   }
 
@@ -223,31 +322,32 @@ template <class T, Act act> struct Columns {
     if (!q.own) {
       Table t(width);
       coefficients(0, t);
-      parallel(threads, blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
+      parallel(threads, blocks, grain(block_rows * C), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) normalize(start(0, i), in_block(i), t);
       });
     } else if (apart()) {
       parallel(threads, parts, grain(rows * C), [&](int64_t begin, int64_t end) {
-        Scratch<double> found(blocks * 2 * C);
-        Table t(width);
+        const Scratch<double> found(chunks * 2 * K);
+        const Room room(width, K);
+        const Table t(width);
         for (int64_t p = begin; p < end; ++p) {
-          for (int64_t i = 0; i < blocks; ++i)
-            moments(start(p, i), in_block(i), &found[2 * C * i], &found[2 * C * i + C]);
+          for (int64_t i = 0; i < chunks; ++i) chunk_moments(p, i, room, &found[2 * K * i]);
           finish(p, found.data);
           coefficients(p, t);
           for (int64_t i = blocks; i-- > 0;) normalize(start(p, i), in_block(i), t);
         }
       });
     } else {
-      Scratch<double> found(parts * blocks * 2 * C);
-      parallel(threads, parts * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
+      const Scratch<double> found(parts * chunks * 2 * K);
+      parallel(threads, parts * chunks, grain(per_chunk * block_rows * C),
+               [&](int64_t begin, int64_t end) {
+        const Room room(width, K);
         for (int64_t i = begin; i < end; ++i)
-          moments(start(i / blocks, i % blocks), in_block(i % blocks), &found[2 * C * i],
-                  &found[2 * C * i + C]);
+          chunk_moments(i / chunks, i % chunks, room, &found[2 * K * i]);
       });
-      for (int64_t p = 0; p < parts; ++p) finish(p, &found[p * blocks * 2 * C]);
-      parallel(threads, parts * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
-        Table t(width);
+      for (int64_t p = 0; p < parts; ++p) finish(p, &found[p * chunks * 2 * K]);
+      parallel(threads, parts * blocks, grain(block_rows * C), [&](int64_t begin, int64_t end) {
+        const Table t(width);
         int64_t of = -1;
         for (int64_t i = end; i-- > begin;) {
           if (i / blocks != of) coefficients(of = i / blocks, t);
@@ -259,128 +359,176 @@ template <class T, Act act> struct Columns {
 
   // ---- backward ----
 
-  struct Grad {
-    V hi, a, b, s, t;
-    NORMKIT_INLINE void move_to(Grad& to) { to.s += s, to.t += t, s = t = V{}; }
-  };
-  struct Sums {
-    const Columns& of;
-    const Table& table;
-    NORMKIT_INLINE void begin(Grad& g, int64_t c, int64_t k) const {
-      g.hi = get(table.hi + c, k), g.a = get(table.a + c, k), g.b = get(table.b + c, k);
-    }
-    NORMKIT_INLINE void operator()(Grad& g, int64_t i, int64_t k) const {
-      const V d = get(of.x + i, k) - g.hi;
-      V z = back_through<T, act>(of.f, d, g.a, g.b, of.dy + i,
-                                 of.residual ? of.residual + i : nullptr,
-                                 of.saved_y ? of.saved_y + i : nullptr, k);
-      if (k != kAll) z = keep<A>(z, k);
-      g.s += z, g.t += z * d;
-    }
-  };
-
-  // Sums of dz and dz*(x - hi) of each column of a block, C each.
-  void sums(int64_t at, int64_t count, const Table& t, double* dz, double* dzx) const {
-    Scratch<A> s(2 * width);
-    A* u = s.data + width;
-    columns<Grad>(at, count, Sums{*this, t}, [&](const Grad& g, int64_t c, int64_t k) {
-      put(s.data + c, g.s, k);
-      put(u + c, g.t, k);
+  // Sums of dz and dz*(x - hi) of each column of a block.
+  template <Slope way>
+  void sums(int64_t at, int64_t count, const Table& t, A* dz, A* dzx) const {
+    const T *const px = x, *const pg = dy, *const pr = residual, *const py = saved_y;
+    const auto g = f;
+    const int64_t step = fold * stride, ahead = this->ahead;
+    panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
+                          __attribute__((always_inline)) {
+      constexpr int N = decltype(vectors)::value;
+      V hi[N], a[N], b[N], s[N] = {}, u[N] = {};
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        hi[j] = load(t.hi + c + j * L, part), a[j] = load(t.a + c + j * L, part);
+        b[j] = load(t.b + c + j * L, part);
+      }
+      for (int64_t r = 0; r < n; ++r) {
+        const int64_t o = i + r * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          const int64_t k = o + j * L;
+          soon(px + k + ahead);
+          soon(pg + k + ahead);
+          const V d = load(px + k, part) - hi[j];
+          const V v = keep<A>(back_through<way>(g, d, a[j], b[j], pg + k, pr ? pr + k : pr,
+                                                py ? py + k : py, part), part);
+          s[j] += v, u[j] += v * d;
+        }
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j)
+        add(dz + c + j * L, s[j], part), add(dzx + c + j * L, u[j], part);
     });
-    folded(s.data, dz);
-    folded(u, dzx);
+  }
+  template <Slope way>
+  void chunk_sums(int64_t part, int64_t chunk, const Table& t, const Room& room,
+                  double* found) const {
+    for (int64_t k = 0; k < 2 * K; ++k) found[k] = 0;
+    const int64_t first = chunk * per_chunk, last = smaller(blocks, first + per_chunk);
+    for (int64_t i = first; i < last; ++i) {
+      clear(room.first, 2 * width);
+      sums<way>(start(part, i), in_block(i), t, room.first, room.second);
+      condense(room.first, room.one);
+      condense(room.second, room.two);
+      for (int64_t k = 0; k < 2 * K; ++k) found[k] += room.one[k];
+    }
   }
 
-  // Adds the blocks of a part into the first, takes the mean out, and fills in the slopes.
-  void slopes(int64_t part, double* found, const Table* t) const {
-    double *dz = found, *dzx = found + C;
-    for (int64_t i = 1; i < blocks; ++i)
-      for (int64_t c = 0; c < 2 * C; ++c) dz[c] += found[2 * C * i + c];
-    for (int64_t c = 0; c < C; ++c)
-      dzx[c] -= static_cast<double>(saved.lo[pool(part, c)]) * dz[c];
-    if (t) slopes_of(part, dz, dzx, *t);
+  // Adds the chunks of a part into the first, and takes the mean out.
+  void gather(int64_t part, double* found) const {
+    for (int64_t i = 1; i < chunks; ++i)
+      for (int64_t k = 0; k < 2 * K; ++k) found[k] += found[2 * K * i + k];
+    for (int64_t k = 0; k < K; ++k)
+      found[K + k] -= static_cast<double>(saved.lo[index(part, k)]) * found[k];
   }
-  void slopes_of(int64_t part, const double* dz, const double* dzx, const Table& t) const {
-    const double n = static_cast<double>(rows * members);
-    for (int64_t c = 0; c < C; c += members) {
+  void slopes(int64_t part, const double* dz, const Table& t) const {
+    const double *dzx = dz + K, n = static_cast<double>(rows * spread * members);
+    for (int64_t from = 0; from < K; from += members) {
       double g1 = 0, g2 = 0;
-      for (int64_t k = c; q.own && k < c + members; ++k)
-        g1 += dz[k] * gamma(k), g2 += dzx[k] * gamma(k);
-      for (int64_t k = c; k < c + members; ++k) {
-        const Slopes<A> w(saved, pool(part, k), gamma(k), g1 / n, g2 / n, q);
-        t.scale[k] = w.scale, t.slope[k] = w.slope, t.offset[k] = w.offset;
+      for (int64_t k = from; q.own && k < from + members; ++k) {
+        const double w = gamma(channel(part, k));
+        g1 += dz[k] * w, g2 += dzx[k] * w;
+      }
+      for (int64_t k = from; k < from + members; ++k) {
+        const Slopes<A> w(saved, index(part, k), gamma(channel(part, k)), g1 / n, g2 / n, q);
+        spread_out(t.scale, k, w.scale), spread_out(t.slope, k, w.slope);
+        spread_out(t.offset, k, w.offset);
       }
     }
-    for (int64_t c = C; c < width; ++c)
-      t.scale[c] = t.scale[c - C], t.slope[c] = t.slope[c - C], t.offset[c] = t.offset[c - C];
+    fold_out(t.scale), fold_out(t.slope), fold_out(t.offset);
   }
 
-  void gradient(int64_t at, int64_t count, const Table& t) const {
-    walk(at, count, [&](int64_t i, int64_t c, int64_t k) {
-      const V d = get(x + i, k) - get(t.hi + c, k);
-      const V g = back_through<T, act>(f, d, get(t.a + c, k), get(t.b + c, k), dy + i,
-                                       residual ? residual + i : nullptr,
-                                       saved_y ? saved_y + i : nullptr, k);
-      if (dresidual) put(dresidual + i, g, k);
-      if (dx)
-        put(dx + i,
-            g * get(t.scale + c, k) + (d * get(t.slope + c, k) + get(t.offset + c, k)), k);
+  template <Slope way> void gradient(int64_t at, int64_t count, const Table& t) const {
+    const T *const px = x, *const pg = dy, *const pr = residual, *const py = saved_y;
+    T *const to = dx, *const tr = dresidual;
+    const auto g = f;
+    const int64_t step = fold * stride;
+    panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
+                          __attribute__((always_inline)) {
+      constexpr int N = decltype(vectors)::value;
+      V hi[N], a[N], b[N], scale[N], slope[N], offset[N];
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        hi[j] = load(t.hi + c + j * L, part), a[j] = load(t.a + c + j * L, part);
+        b[j] = load(t.b + c + j * L, part), scale[j] = load(t.scale + c + j * L, part);
+        slope[j] = load(t.slope + c + j * L, part), offset[j] = load(t.offset + c + j * L, part);
+      }
+      for (int64_t r = 0; r < n; ++r) {
+        const int64_t o = i + r * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          const int64_t k = o + j * L;
+          const V d = load(px + k, part) - hi[j];
+          const V v = back_through<way>(g, d, a[j], b[j], pg + k, pr ? pr + k : pr,
+                                        py ? py + k : py, part);
+          if (tr) store(tr + k, v, part);
+          if (to) store(to + k, v * scale[j] + (d * slope[j] + offset[j]), part);
+        }
+      }
     });
   }
 
   void backward() const {
+    by_slope<act>(q, [&](auto way) { backward_by<decltype(way)::slope>(); });
+  }
+
+  template <Slope way> void backward_by() const {
     const bool wants = q.dweight || q.dbias || q.own, maps = dx || dresidual;
-    Scratch<double> found(parts * blocks * 2 * C);
-    const int64_t each = blocks * 2 * C;
-    if (!wants) for (int64_t i = 0; i < 2 * C; ++i) found[i] = 0;
+    const int64_t each = chunks * 2 * K;
+    const Scratch<double> found(parts * each);
+    if (!wants)
+      for (int64_t i = 0; i < parts * each; ++i) found[i] = 0;
     if (wants && apart()) {
       parallel(threads, parts, grain(rows * C), [&](int64_t begin, int64_t end) {
-        Table t(width);
+        const Table t(width);
+        const Room room(width, K);
         for (int64_t p = begin; p < end; ++p) {
+          double* const mine = &found[p * each];
           coefficients(p, t);
-          for (int64_t i = 0; i < blocks; ++i)
-            sums(start(p, i), in_block(i), t, &found[p * each + 2 * C * i],
-                 &found[p * each + 2 * C * i + C]);
-          slopes(p, &found[p * each], &t);
-          if (maps)
-            for (int64_t i = blocks; i-- > 0;) gradient(start(p, i), in_block(i), t);
+          for (int64_t i = 0; i < chunks; ++i) chunk_sums<way>(p, i, t, room, mine + 2 * K * i);
+          gather(p, mine);
+          if (!maps) continue;
+          slopes(p, mine, t);
+          for (int64_t i = blocks; i-- > 0;) gradient<way>(start(p, i), in_block(i), t);
         }
       });
     } else {
       if (wants) {
-        parallel(threads, parts * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
-          Table t(width);
+        parallel(threads, parts * chunks, grain(per_chunk * block_rows * C),
+                 [&](int64_t begin, int64_t end) {
+          const Table t(width);
+          const Room room(width, K);
           int64_t of = -1;
           for (int64_t i = begin; i < end; ++i) {
-            if (i / blocks != of) coefficients(of = i / blocks, t);
-            sums(start(of, i % blocks), in_block(i % blocks), t, &found[2 * C * i],
-                 &found[2 * C * i + C]);
+            if (i / chunks != of) coefficients(of = i / chunks, t);
+            chunk_sums<way>(of, i % chunks, t, room, &found[2 * K * i]);
           }
         });
-        for (int64_t p = 0; p < parts; ++p) slopes(p, &found[p * each], nullptr);
+        for (int64_t p = 0; p < parts; ++p) gather(p, &found[p * each]);
       }
       if (maps)
-        parallel(threads, parts * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
-          Table t(width);
+        parallel(threads, parts * blocks, grain(block_rows * C), [&](int64_t begin, int64_t end) {
+          const Table t(width);
           int64_t of = -1;
           for (int64_t i = end; i-- > begin;) {
             if (i / blocks != of) {
               of = i / blocks;
               coefficients(of, t);
-              slopes_of(of, &found[of * each], &found[of * each + C], t);
+              slopes(of, &found[of * each], t);
             }
-            gradient(start(of, i % blocks), in_block(i % blocks), t);
+            gradient<way>(start(of, i % blocks), in_block(i % blocks), t);
           }
         });
     }
-    for (int64_t c = 0; (q.dweight || q.dbias) && c < C; ++c) {
-      double w = 0, b = 0;
-      for (int64_t p = 0; p < parts; ++p) {
-        w += found[p * each + C + c] * saved.rstd[pool(p, c)];
-        b += found[p * each + c];
+    if (q.dweight || q.dbias) parameters(found.data, each);
+  }
+
+  // dγ and dβ from the sums of all parts.
+  void parameters(const double* found, int64_t each) const {
+    const Scratch<double> w(q.c), b(q.c);
+    for (int64_t c = 0; c < q.c; ++c) w[c] = b[c] = 0;
+    for (int64_t p = 0; p < parts; ++p) {
+      const double *dz = found + p * each, *dzx = dz + K;
+      for (int64_t k = 0; k < K; ++k) {
+        w[channel(p, k)] += dzx[k] * saved.rstd[index(p, k)];
+        b[channel(p, k)] += dz[k];
       }
-      if (q.dweight) static_cast<A*>(q.dweight)[c] = static_cast<A>(w);
-      if (q.dbias) static_cast<A*>(q.dbias)[c] = static_cast<A>(b);
+    }
+    for (int64_t c = 0; c < q.c; ++c) {
+      if (q.dweight) static_cast<A*>(q.dweight)[c] = static_cast<A>(w[c]);
+      if (q.dbias) static_cast<A*>(q.dbias)[c] = static_cast<A>(b[c]);
     }
   }
 };

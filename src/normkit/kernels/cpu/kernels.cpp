@@ -16,6 +16,8 @@ void choose(const Problem& q, const Threads& threads, const Do& run) {
   }
   if (q.own && q.over == Over::group && q.s == 1) return run(Rows<T, act>{q, threads});
   if (q.last || q.s == 1) return run(Columns<T, act>(q, threads));
+  if (const int64_t channels = Columns<T, act>::strip(q))
+    return run(Columns<T, act>(q, threads, channels));
   return run(Runs<T, act>(q, threads));
 }
 

@@ -46,6 +46,36 @@ template <class A> NORMKIT_INLINE double sum(const Vec<A> (&v)[4]) {
 // Where act' is taken from: nowhere, the sign of the output, or z computed again.
 enum class Slope { none, output, again };
 
+// act'(z) * dy of a vector; the pointers are already where it lies. z = d * a + b + residual.
+template <Slope slope, class T, Act act, class Size>
+NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Acc<T>> d,
+                                        Vec<Acc<T>> a, Vec<Acc<T>> b, const T* dy,
+                                        const T* residual, const T* saved_y, Size part) {
+  const Vec<Acc<T>> g = load(dy, part);
+  if constexpr (slope == Slope::none) {
+    return g;
+  } else if constexpr (slope == Slope::output) {
+    return f.backward(g, load(saved_y, part));
+  } else {
+    Vec<Acc<T>> z = d * a + b;
+    if (residual) z += load(residual, part);
+    return f.backward(g, z);
+  }
+}
+
+// run(Constant<slope>) with the way that fits the problem.
+template <Slope s> struct Known { static constexpr Slope slope = s; };
+template <Act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, const Do& run) {
+  if constexpr (act == Act::linear) {
+    if (q.slope == 1) return run(Known<Slope::none>{});
+    if (q.saved_y) return run(Known<Slope::output>{});
+  }
+  run(Known<Slope::again>{});
+}
+
+// Asks for memory that will be read in a moment; what lies beyond the data does no harm.
+NORMKIT_INLINE void soon(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // The sums for γ and β: a (2, c) table per block of the work. Blocks follow from the shape alone
 // and their tables are added in order, so the result does not depend on the number of threads.
 struct Totals {

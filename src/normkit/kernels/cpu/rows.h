@@ -26,7 +26,7 @@ template <class T, Act act> struct Rows {
   int64_t samples() const { return by_position() ? q.n * q.s : q.n; }
   int64_t rows() const { return samples() * groups(); }
   int64_t length() const { return q.c / groups(); }
-  Activation<act, A> activation() const { return {static_cast<A>(q.slope)}; }
+  Activation<act, A> activation() const { return Activation<act, A>(q.slope); }
 
   // ---- forward ----
 

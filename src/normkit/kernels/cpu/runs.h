@@ -6,7 +6,7 @@
 // the order in which they are merged depend on the shape alone, so the result does too.
 #pragma once
 
-#include "work.h"
+#include "parts.h"
 
 namespace normkit::NORMKIT_BUILD {
 
@@ -20,14 +20,14 @@ template <class T, Act act> struct Runs {
   const Threads& threads;
   const T *x, *residual, *dy, *saved_y;
   T *y, *dx, *dresidual;
-  int64_t groups, members, runs, stride, per_run, run_rows, blocks, pools;
+  int64_t groups, members, runs, stride, per_run, run_rows, blocks, pools, ahead;
   Saved<A> saved;
   Activation<act, A> f;
 
   Runs(const Problem& q, const Threads& threads)
       : q(q), threads(threads), x((const T*)q.x), residual((const T*)q.residual),
         dy((const T*)q.dy), saved_y((const T*)q.saved_y), y((T*)q.y), dx((T*)q.dx),
-        dresidual((T*)q.dresidual), saved(nullptr, 0) {
+        dresidual((T*)q.dresidual), saved(nullptr, 0), f(q.slope) {
     const bool grouped = q.over == Over::group;
     groups = grouped ? q.groups : q.c;             // pools side by side
     members = grouped ? q.c / q.groups : 1;        // channels of a pool
@@ -39,7 +39,9 @@ template <class T, Act act> struct Runs {
     run_rows = per_run > 1 ? 1 : larger(1, kBlock / q.s);  // runs of a block
     blocks = per_run > 1 ? runs * per_run : ceil_div(runs, run_rows);
     saved = Saved<A>(q.stats, q.own ? pools : q.c);
-    f.slope = static_cast<A>(q.slope);
+    // What is wanted next, from what is read now: the same place in the next pool, where that
+    // will still be in cache when its turn comes, else in the next run.
+    ahead = runs * q.s * static_cast<int64_t>(sizeof(T)) <= (1 << 17) ? members * q.s : stride;
   }
 
   struct Block { int64_t run, rows, at, length; };  // rows runs from `run`, values [at, at+length)
@@ -73,93 +75,70 @@ template <class T, Act act> struct Runs {
 
   Moments moments(const T* from, const Block& b) const {
     const T* p = from + b.run * stride + b.at;
-    int64_t rows = b.rows, length = b.length, step = stride;
+    int64_t rows = b.rows, length = b.length;
+    const int64_t step = stride, next = ahead;
     if (step == length) length *= rows, rows = 1;
     const double n = static_cast<double>(rows * length);
-    const int64_t whole = length / L * L, rest = length - whole;
     A mean = 0;
     if (q.centred) {
-      V s0{}, s1{}, s2{}, s3{};
+      V s[4] = {};
       for (int64_t r = 0; r < rows; ++r) {
         const T* row = p + r * step;
-        if (r + 2 < rows) ahead(row + 2 * step, length);
-        int64_t i = 0;
-        for (; i + 4 * L <= whole; i += 4 * L) {
-          s0 += load(row + i);
-          s1 += load(row + i + L);
-          s2 += load(row + i + 2 * L);
-          s3 += load(row + i + 3 * L);
-        }
-        for (; i < whole; i += L) s0 += load(row + i);
-        if (rest) s1 += load(row + i, rest);
+        sweep_four<A>(length, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
+          soon(row + i + next);
+          s[slot] += load(row + i, part);
+        });
       }
-      mean = static_cast<A>(sum<A>((s0 + s1) + (s2 + s3)) / n);
+      mean = static_cast<A>(sum<A>(s) / n);
     }
     const V m = fill(mean);
-    V d1{}, d2{}, e1{}, e2{};
+    V d[4] = {}, dd[4] = {};
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = p + r * step;
-      int64_t i = 0;
-      for (; i + 2 * L <= whole; i += 2 * L) {
-        const V u = load(row + i) - m, v = load(row + i + L) - m;
-        d1 += u, d2 += u * u;
-        e1 += v, e2 += v * v;
-      }
-      for (; i < whole; i += L) {
-        const V u = load(row + i) - m;
-        d1 += u, d2 += u * u;
-      }
-      if (rest) {
-        const V u = keep<A>(load(row + i, rest) - m, rest);
-        e1 += u, e2 += u * u;
-      }
+      sweep_four<A>(length, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
+        const V v = keep<A>(load(row + i, part) - m, part);
+        d[slot] += v;
+        dd[slot] += v * v;
+      });
     }
     // The rounded mean leaves a rest; without centring there is none to take away.
-    const double left = q.centred ? sum<A>(d1 + e1) / n : 0, squares = sum<A>(d2 + e2);
+    const double left = q.centred ? sum<A>(d) / n : 0, squares = sum<A>(dd);
     const double m2 = squares - left * left * n;
-    return {n, static_cast<double>(mean) + left, m2 > 0 ? m2 : (m2 == m2 ? 0 : m2)};
-  }
-
-  static NORMKIT_INLINE void ahead(const T* p, int64_t length) {
-    for (int64_t i = 0; i < length && i < 256; i += 64 / sizeof(T)) __builtin_prefetch(p + i);
+    return {n, static_cast<double>(mean) + left, m2 < 0 ? 0 : m2};
   }
 
   // ---- forward ----
 
   NORMKIT_INLINE void normalize(int64_t at, int64_t length, const Coefficients<A>& c) const {
-    const T* from = x + at;
-    const T* add = residual ? residual + at : nullptr;
-    T* to = y + at;
+    const T* const from = x + at;
+    const T* const add = residual ? residual + at : nullptr;
+    T* const to = y + at;
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
-    int64_t i = 0;
-    if (add == nullptr) {
-      for (; i + 2 * L <= length; i += 2 * L) {
-        const V u = f((load(from + i) - hi) * a + b), v = f((load(from + i + L) - hi) * a + b);
-        store(to + i, u);
-        store(to + i + L, v);
-      }
-      for (; i + L <= length; i += L) store(to + i, f((load(from + i) - hi) * a + b));
-      if (const int64_t k = length - i; k) store(to + i, f((load(from + i, k) - hi) * a + b), k);
-    } else {
-      for (; i + L <= length; i += L)
-        store(to + i, f((load(from + i) - hi) * a + b + load(add + i)));
-      if (const int64_t k = length - i; k)
-        store(to + i, f((load(from + i, k) - hi) * a + b + load(add + i, k)), k);
-    }
+    const auto g = f;
+    if (add == nullptr)
+      sweep<A>(length, [&](int64_t i, auto part) __attribute__((always_inline)) {
+        store(to + i, g((load(from + i, part) - hi) * a + b), part);
+      });
+    else
+      sweep<A>(length, [&](int64_t i, auto part) __attribute__((always_inline)) {
+        store(to + i, g((load(from + i, part) - hi) * a + b + load(add + i, part)), part);
+      });
   }
 
   void normalize(int64_t pool, const Block& b) const {
-    for (int64_t r = b.run; r < b.run + b.rows; ++r)
-      normalize(start(pool) + r * stride + b.at, b.length,
-                saved.of(index(pool, r), channel(pool, r), q));
+    Coefficients<A> c{};
+    for (int64_t r = b.run; r < b.run + b.rows; ++r) {
+      if (r == b.run || members > 1) c = saved.of(index(pool, r), channel(pool, r), q);
+      normalize(start(pool) + r * stride + b.at, b.length, c);
+    }
   }
 
   void forward() const {
     const int64_t values = runs * q.s;
     if (!q.own) {  // in the order of memory: nothing has to stay in cache
       parallel(threads, q.n * q.c, grain(q.s), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          normalize(i * q.s, q.s, saved.of(i % q.c, i % q.c, q));
+        for (int64_t i = begin, c = begin % q.c; i < end; ++i, c = c + 1 < q.c ? c + 1 : 0)
+          normalize(i * q.s, q.s, saved.of(c, c, q));
       });
     } else if (!split()) {
       parallel(threads, pools, grain(values), [&](int64_t begin, int64_t end) {
@@ -197,61 +176,58 @@ template <class T, Act act> struct Runs {
   struct Sums { double dz = 0, dzx = 0; };  // of dz and dz*(x - hi)
 
   // Over `rows` runs that share their coefficients.
+  template <Slope way>
   Sums sums(int64_t at, int64_t rows, int64_t length, const Coefficients<A>& c) const {
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
+    const auto g = f;
+    const int64_t step = stride, next = ahead;
     // Sums of a few hundred values first, then sums of those: a long sum in float loses digits.
-    V s{}, t{}, u{}, v{}, dz{}, dzx{};
+    constexpr int64_t few = 64 * L;
+    V s[2] = {}, t[2] = {}, dz{}, dzx{};
     int64_t since = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t o = at + r * stride;
-      const T *px = x + o, *pg = dy + o;
-      const T* pr = residual ? residual + o : nullptr;
-      const T* py = saved_y ? saved_y + o : nullptr;
-      if (r + 2 < rows) ahead(px + 2 * stride, length), ahead(pg + 2 * stride, length);
-      for (int64_t i = 0; i < length;) {
-        const int64_t stop = smaller(length, i + 16 * L);
-        since += stop - i;
-        for (; i + 2 * L <= stop; i += 2 * L) {
-          const V d = load(px + i) - hi, e = load(px + i + L) - hi;
-          const V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py,
-                                           kAll);
-          const V h = back_through<T, act>(f, e, a, b, pg + i + L, pr ? pr + i + L : pr,
-                                           py ? py + i + L : py, kAll);
-          s += g, t += g * d;
-          u += h, v += h * e;
-        }
-        for (; i < stop; i += L) {
-          const int64_t k = stop - i < L ? stop - i : kAll;
-          const V d = get(px + i, k) - hi;
-          V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, k);
-          if (k != kAll) g = keep<A>(g, k);
-          s += g, t += g * d;
-        }
-        i = stop;
-        if (since >= 16 * L) {
-          dz += s + u, dzx += t + v;
-          s = t = u = v = V{};
+      for (int64_t from = 0; from < length; from += few) {
+        const int64_t o = at + r * step + from, here = smaller(few, length - from);
+        const T *px = x + o, *pg = dy + o;
+        const T* pr = residual ? residual + o : nullptr;
+        const T* py = saved_y ? saved_y + o : nullptr;
+        sweep_four<A>(here, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
+          soon(px + i + next);
+          soon(pg + i + next);
+          const V d = load(px + i, part) - hi;
+          const V v = keep<A>(
+              back_through<way>(g, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, part),
+              part);
+          s[slot & 1] += v;
+          t[slot & 1] += v * d;
+        });
+        since += here;
+        if (since >= few) {
+          dz += s[0] + s[1], dzx += t[0] + t[1];
+          s[0] = s[1] = t[0] = t[1] = V{};
           since = 0;
         }
       }
     }
-    dz += s + u, dzx += t + v;
+    dz += s[0] + s[1], dzx += t[0] + t[1];
     return {sum<A>(dz), sum<A>(dzx)};
   }
 
+  template <Slope way>
   void gradient(int64_t at, int64_t length, const Coefficients<A>& c, const Slopes<A>& w) const {
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
     const V scale = fill(w.scale), slope = fill(w.slope), offset = fill(w.offset);
+    const auto g = f;
     const T *px = x + at, *pg = dy + at;
     const T* pr = residual ? residual + at : nullptr;
     const T* py = saved_y ? saved_y + at : nullptr;
-    for (int64_t i = 0; i < length; i += L) {
-      const int64_t k = length - i < L ? length - i : kAll;
-      const V d = get(px + i, k) - hi;
-      const V g = back_through<T, act>(f, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, k);
-      if (dresidual) put(dresidual + at + i, g, k);
-      if (dx) put(dx + at + i, g * scale + (d * slope + offset), k);
-    }
+    T *to = dx ? dx + at : nullptr, *tr = dresidual ? dresidual + at : nullptr;
+    sweep<A>(length, [&](int64_t i, auto part) __attribute__((always_inline)) {
+      const V d = load(px + i, part) - hi;
+      const V v = back_through<way>(g, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, part);
+      if (tr) store(tr + i, v, part);
+      if (to) store(to + i, v * scale + (d * slope + offset), part);
+    });
   }
 
   A gamma(int64_t c) const { return q.weight ? static_cast<const A*>(q.weight)[c] : A(1); }
@@ -261,21 +237,24 @@ template <class T, Act act> struct Runs {
   }
 
   // Sums of a block; of each run's own where the runs of a pool are of several channels.
-  NORMKIT_INLINE void add(int64_t pool, int64_t i, Sums* into) const {
+  template <Slope way> void add(int64_t pool, int64_t i, Sums* into) const {
     const Block b = block(i);
     const int64_t step = members > 1 ? 1 : b.rows;
     for (int64_t r = b.run; r < b.run + b.rows; r += step) {
       const Coefficients<A> c = saved.of(index(pool, r), channel(pool, r), q);
-      const Sums part = sums(start(pool) + r * stride + b.at, step, b.length, c);
+      const Sums part = sums<way>(start(pool) + r * stride + b.at, step, b.length, c);
       Sums& to = into[members > 1 ? r : 0];
       to.dz += part.dz, to.dzx += part.dzx;
     }
   }
-  void gradient(int64_t pool, int64_t i, double g1, double g2) const {
+  template <Slope way> void gradient(int64_t pool, int64_t i, double g1, double g2) const {
     const Block b = block(i);
-    for (int64_t r = b.run; r < b.run + b.rows; ++r)
-      gradient(start(pool) + r * stride + b.at, b.length,
-               saved.of(index(pool, r), channel(pool, r), q), slopes(pool, r, g1, g2));
+    for (int64_t r = b.run; r < b.run + b.rows;) {
+      const Coefficients<A> c = saved.of(index(pool, r), channel(pool, r), q);
+      const Slopes<A> w = slopes(pool, r, g1, g2);
+      for (const int64_t stop = members > 1 ? r + 1 : b.run + b.rows; r < stop; ++r)
+        gradient<way>(start(pool) + r * stride + b.at, b.length, c, w);
+    }
   }
   // From the sums of a pool's channels to the pool's means.
   NORMKIT_INLINE void means(int64_t pool, Sums* of, double& g1, double& g2) const {
@@ -290,15 +269,18 @@ template <class T, Act act> struct Runs {
   }
 
   void backward() const {
+    by_slope<act>(q, [&](auto way) { backward_by<decltype(way)::slope>(); });
+  }
+
+  template <Slope way> void backward_by() const {
     const bool wants = q.dweight || q.dbias || q.own;
     const bool maps = dx || dresidual;
     Scratch<Sums> all(pools * members);
     for (int64_t i = 0; i < pools * members; ++i) all[i] = Sums{};
     if (!wants) {
       parallel(threads, q.n * q.c, grain(q.s), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          gradient(i * q.s, q.s, saved.of(i % q.c, i % q.c, q),
-                   Slopes<A>(saved, i % q.c, gamma(i % q.c), 0, 0, q));
+        for (int64_t i = begin, c = begin % q.c; i < end; ++i, c = c + 1 < q.c ? c + 1 : 0)
+          gradient<way>(i * q.s, q.s, saved.of(c, c, q), Slopes<A>(saved, c, gamma(c), 0, 0, q));
       });
       return;
     }
@@ -306,10 +288,10 @@ template <class T, Act act> struct Runs {
       parallel(threads, pools, grain(runs * q.s), [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) {
           double g1, g2;
-          for (int64_t i = 0; i < blocks; ++i) add(p, i, &all[p * members]);
+          for (int64_t i = 0; i < blocks; ++i) add<way>(p, i, &all[p * members]);
           means(p, &all[p * members], g1, g2);
           if (maps)
-            for (int64_t i = blocks; i-- > 0;) gradient(p, i, g1, g2);
+            for (int64_t i = blocks; i-- > 0;) gradient<way>(p, i, g1, g2);
         }
       });
     } else {
@@ -318,7 +300,7 @@ template <class T, Act act> struct Runs {
       Scratch<Sums> parts(pools * blocks * each);
       for (int64_t i = 0; i < pools * blocks * each; ++i) parts[i] = Sums{};
       parallel(threads, pools * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) add(i / blocks, i % blocks, &parts[i * each]);
+        for (int64_t i = begin; i < end; ++i) add<way>(i / blocks, i % blocks, &parts[i * each]);
       });
       Scratch<double> g(2 * pools);
       for (int64_t p = 0; p < pools; ++p) {
@@ -332,7 +314,7 @@ template <class T, Act act> struct Runs {
       if (maps)
         parallel(threads, pools * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
           for (int64_t i = end; i-- > begin;)
-            gradient(i / blocks, i % blocks, g[i / blocks * 2], g[i / blocks * 2 + 1]);
+            gradient<way>(i / blocks, i % blocks, g[i / blocks * 2], g[i / blocks * 2 + 1]);
         });
     }
     for (int64_t c = 0; (q.dweight || q.dbias) && c < q.c; ++c) {

@@ -202,13 +202,25 @@ template <class T> NORMKIT_CALL void store(T* p, Vec<Acc<T>> v, int64_t k) {
 }
 #endif
 
+// v with its lanes exchanged: lane i and lane i ^ half.
+template <class A> NORMKIT_INLINE Vec<A> exchanged(Vec<A> v, int half) {
+  const typename Lanes<A>::integers from = iota<A>() ^ half;
+#if defined(__clang__)
+  Vec<A> out;
+  for (int k = 0; k < lanes<A>; ++k) out[k] = v[from[k]];
+  return out;
+#else
+  return __builtin_shuffle(v, from);
+#endif
+}
+
 // The sum of all lanes, always added in the same order: halves onto halves.
 template <class A> NORMKIT_INLINE double sum(Vec<A> v) {
-  A all[lanes<A>];
-  std::memcpy(all, &v, sizeof v);
-  for (int half = lanes<A> / 2; half > 0; half /= 2)
-    for (int k = 0; k < half; ++k) all[k] += all[k + half];
-  return static_cast<double>(all[0]);
+  if constexpr (lanes<A> >= 16) v += exchanged<A>(v, 8);
+  if constexpr (lanes<A> >= 8) v += exchanged<A>(v, 4);
+  if constexpr (lanes<A> >= 4) v += exchanged<A>(v, 2);
+  v += exchanged<A>(v, 1);
+  return static_cast<double>(v[0]);
 }
 
 // ---- the exponential and what is built from it ----

@@ -49,6 +49,10 @@ struct Moments {
   double count = 0, mean = 0, m2 = 0;
   NORMKIT_INLINE void merge(double n, double mu, double m) {
     if (n == 0) return;
+    if (count == 0) {
+      count = n, mean = mu, m2 = m;
+      return;
+    }
     const double total = count + n, d = mu - mean;
     mean += d * (n / total);
     m2 += m + d * d * (count * n / total);
@@ -96,28 +100,5 @@ template <class A> struct Slopes {
     offset = static_cast<A>((q.own && q.centred ? -r * g1 : 0.0) - k * s.lo[i]);
   }
 };
-
-// One vector's way forward and back; the pointers are already where it lies. `k` lanes of it, or
-// all where k is the constant below.
-constexpr int64_t kAll = -1;
-
-template <class T> NORMKIT_INLINE Vec<Acc<T>> get(const T* p, int64_t k) {
-  return k == kAll ? load(p) : load(p, k);
-}
-template <class T> NORMKIT_INLINE void put(T* p, Vec<Acc<T>> v, int64_t k) {
-  if (k == kAll) store(p, v); else store(p, v, k);
-}
-
-// act'(z) * dy, with z recomputed; or told by the output where that was saved.
-template <class T, Act act>
-NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Acc<T>> d,
-                                        Vec<Acc<T>> a, Vec<Acc<T>> b, const T* dy,
-                                        const T* residual, const T* saved_y, int64_t k) {
-  const Vec<Acc<T>> g = get(dy, k);
-  if (saved_y != nullptr) return f.backward(g, get(saved_y, k));
-  Vec<Acc<T>> z = d * a + b;
-  if (residual != nullptr) z += get(residual, k);
-  return f.backward(g, z);
-}
 
 }  // namespace normkit::NORMKIT_BUILD

@@ -1,8 +1,8 @@
 // LayerNorm2d in contiguous memory: every position has moments over its channels, which lie S
 // apart.
 //
-// A tile is all channels of a few vectors of neighbouring positions, so that memory is read in
-// lines and each lane is a pool of its own. It stays in cache for every later look at it.
+// A block is all channels of a few vectors of neighbouring positions: each lane is a pool of its
+// own, the sums of a block stay in registers, and its values in cache for the next look at them.
 #pragma once
 
 #include "parts.h"
@@ -13,221 +13,228 @@ template <class T, Act act> struct Across {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int64_t L = lanes<A>;
-  static constexpr int64_t widest = 16;  // vectors
-  static constexpr int64_t cached = 1 << 17;  // bytes of a tile, in A
+  static constexpr int kWide = NORMKIT_WIDTH == 64 ? 4 : 2;  // vectors of a block
   // float sums run over at most this many channels and are then added in double.
-  static constexpr int64_t piece = 512;
+  static constexpr int64_t kPiece = 512;
   // Vectors whose gradients of γ and β are added in A before they are added in double.
-  static constexpr int64_t short_sum = 128;
+  static constexpr int64_t kShort = 128;
 
   const Problem& q;
   const Threads& threads;
 
-  int64_t width() const {  // vectors of a tile
-    const int64_t fit = cached / (larger(q.c, 1) * NORMKIT_WIDTH);
-    return larger(1, smaller(smaller(fit, widest), ceil_div(q.s, L)));
-  }
-  int64_t per_sample() const { return ceil_div(q.s, width() * L); }
-  int64_t tiles() const { return q.n * per_sample(); }
-  int64_t tile_size() const { return q.c * smaller(q.s, width() * L); }
+  int64_t per_sample() const { return ceil_div(q.s, kWide * L); }
+  int64_t items() const { return q.n * per_sample(); }
+  int64_t values() const { return q.c * smaller(q.s, kWide * L); }  // of an item
 
-  struct Tile {
-    int64_t at, pool, count;  // first element, first pool, positions
-  };
-  Tile tile(int64_t i) const {
-    const int64_t n = i / per_sample(), s = i % per_sample() * width() * L;
-    return {n * q.c * q.s + s, n * q.s + s, smaller(width() * L, q.s - s)};
-  }
-
-  // f(s, part, v) for the vectors v of `count` positions s.
-  template <class F> static NORMKIT_INLINE void along(int64_t count, const F& f) {
-    int64_t s = 0, v = 0;
-    for (; s + L <= count; s += L, ++v) f(s, Whole{}, v);
-    if (s < count) f(s, Part{count - s}, v);
+  // block(first element, first pool, size, vectors) for the blocks of an item.
+  template <class Block> NORMKIT_INLINE void item(int64_t i, const Block& block) const {
+    const int64_t n = i / per_sample(), from = i % per_sample() * kWide * L;
+    const int64_t stop = smaller(q.s, from + kWide * L), at = n * q.c * q.s, pool = n * q.s;
+    if (stop - from == kWide * L)
+      return block(at + from, pool + from, Whole{}, Count<kWide>{});
+    int64_t s = from;
+    for (; s + L <= stop; s += L) block(at + s, pool + s, Whole{}, Count<1>{});
+    if (s < stop) block(at + s, pool + s, Part{stop - s}, Count<1>{});
   }
 
-  // Sums of many values a lane, in pieces.
-  struct Sums {
-    V part[widest];
-    double total[widest * L];
-    NORMKIT_INLINE void clear(int64_t vectors) {
-      for (int64_t v = 0; v < vectors; ++v) part[v] = V{};
-      for (int64_t i = 0; i < vectors * L; ++i) total[i] = 0;
+  // A double for every position of a block.
+  template <int N> struct Doubles {
+    double of[N * L];
+    NORMKIT_INLINE void clear() {
+      for (int64_t i = 0; i < N * L; ++i) of[i] = 0;
     }
-    NORMKIT_INLINE void flush(int64_t vectors) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        A all[L];
-        store(all, part[v]);
-        for (int64_t i = 0; i < L; ++i) total[v * L + i] += all[i];
-        part[v] = V{};
+    NORMKIT_INLINE void add(V (&sums)[N]) {
+      A all[N * L];
+      for (int j = 0; j < N; ++j) store(all + j * L, sums[j]), sums[j] = V{};
+      for (int64_t i = 0; i < N * L; ++i) of[i] += all[i];
+    }
+  };
+  // What is saved for the positions of a block; u = lo * rstd.
+  template <int N> struct Position {
+    V hi[N], rstd[N], u[N];
+    template <class Size> NORMKIT_INLINE Position(const Saved<A>& saved, int64_t pool, Size part) {
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        hi[j] = load(saved.hi + pool + j * L, part);
+        rstd[j] = load(saved.rstd + pool + j * L, part);
+        u[j] = load(saved.lo + pool + j * L, part) * rstd[j];
       }
     }
   };
-  // each(channel) for all channels, with a flush of the sums after every piece.
-  template <class Flush, class Each>
-  NORMKIT_INLINE void pieces(const Flush& flush, const Each& each) const {
-    for (int64_t c = 0; c < q.c;) {
-      for (const int64_t stop = smaller(q.c, c + piece); c < stop; ++c) each(c);
-      flush();
-    }
-  }
 
   // ---- forward ----
 
-  void forward_tile(const Tile& t, const A* gamma, const A* beta) const {
-    const T* x = static_cast<const T*>(q.x) + t.at;
-    const T* residual = q.residual ? static_cast<const T*>(q.residual) + t.at : nullptr;
-    T* y = static_cast<T*>(q.y) + t.at;
-    const int64_t vectors = ceil_div(t.count, L);
-    const double k = static_cast<double>(larger(q.c, 1));
-    Sums first, second;
-    V middle[widest];
+  template <int N, class Size>
+  void forward_block(int64_t at, int64_t pool, Size part, const A* gamma, const A* beta) const {
+    const T* const x = static_cast<const T*>(q.x) + at;
+    const T* const residual = q.residual ? static_cast<const T*>(q.residual) + at : nullptr;
+    T* const y = static_cast<T*>(q.y) + at;
+    const int64_t channels = q.c, step = q.s;
 
-    for (int64_t v = 0; v < vectors; ++v) middle[v] = V{};
-    first.clear(vectors);
-    second.clear(vectors);
+    // Deviations from the mean of some channels, which need only be near.
+    V middle[N] = {};
     if (q.centred) {
-      pieces([&] { first.flush(vectors); }, [&](int64_t c) __attribute__((always_inline)) {
-        along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
-          first.part[v] += load(x + c * q.s + s, part);
-        });
-      });
-      for (int64_t v = 0; v < vectors; ++v)
-        for (int64_t i = 0; i < L; ++i) middle[v][i] = static_cast<A>(first.total[v * L + i] / k);
-      first.clear(vectors);
+      const int64_t apart = larger(1, channels / 32);
+      A count = 0;
+      for (int64_t c = 0; c < channels; c += apart, ++count)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) middle[j] += load(x + c * step + j * L, part);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) middle[j] /= count;
     }
-    pieces([&] { first.flush(vectors), second.flush(vectors); },
-           [&](int64_t c) __attribute__((always_inline)) {
-      along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
-        const V d = load(x + c * q.s + s, part) - middle[v];
-        first.part[v] += d;
-        second.part[v] += d * d;
-      });
-    });
+    Doubles<N> first, second;
+    first.clear(), second.clear();
+    for (int64_t c = 0; c < channels;) {
+      V d[N] = {}, dd[N] = {};
+      for (const int64_t stop = smaller(channels, c + kPiece); c < stop; ++c) {
+        const T* const row = x + c * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          soon(row + (N + j) * L);
+          const V v = load(row + j * L, part) - middle[j];
+          d[j] += v, dd[j] += v * v;
+        }
+      }
+      first.add(d), second.add(dd);
+    }
 
     const Saved<A> saved(q.stats, q.n * q.s);
-    for (int64_t s = 0; s < t.count; ++s) {
-      const double rest = q.centred ? first.total[s] / k : 0;
-      const double m2 = second.total[s] - rest * rest * k;
-      const double mean = static_cast<double>(middle[s / L][s % L]) + rest;
-      saved.put(t.pool + s, Moments{k, mean, m2 < 0 ? 0 : m2}, q);
+    {
+      A near[N * L], hi[N * L], lo[N * L], rstd[N * L], var[N * L];
+      for (int j = 0; j < N; ++j) store(near + j * L, middle[j]);
+      const double inverse = 1 / static_cast<double>(channels), eps = q.eps;
+      const double centred = q.centred ? 1 : 0;
+      for (int64_t i = 0; i < N * L; ++i) {
+        const double rest = first.of[i] * inverse * centred;
+        const double v = (second.of[i] - rest * first.of[i]) * inverse, w = v < 0 ? 0 : v;
+        const double mean = near[i] + rest;
+        hi[i] = static_cast<A>(mean);
+        lo[i] = static_cast<A>(mean - static_cast<double>(hi[i]));
+        var[i] = static_cast<A>(w);
+        rstd[i] = static_cast<A>(1.0 / __builtin_sqrt(w + eps));
+      }
+      for (int j = 0; j < N; ++j) {
+        store(saved.hi + pool + j * L, load(hi + j * L), part);
+        store(saved.lo + pool + j * L, load(lo + j * L), part);
+        store(saved.rstd + pool + j * L, load(rstd + j * L), part);
+        if (q.var) store(static_cast<A*>(q.var) + pool + j * L, load(var + j * L), part);
+      }
     }
-    V lo[widest], rstd[widest];
-    along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
-      middle[v] = load(saved.hi + t.pool + s, part);
-      lo[v] = load(saved.lo + t.pool + s, part);
-      rstd[v] = load(saved.rstd + t.pool + s, part);
-    });
 
     const Activation<act, A> f(q.slope);
-    for (int64_t c = 0; c < q.c; ++c) {
-      const int64_t row = c * q.s;
-      along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
-        const V a = gamma[c] * rstd[v];
-        V z = (load(x + row + s, part) - middle[v]) * a + (beta[c] - a * lo[v]);
-        if (residual) z += load(residual + row + s, part);
-        store(y + row + s, f(z), part);
-      });
+    const Position<N> p(saved, pool, part);
+    const bool past = q.past && on_line(y, step);
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t row = c * step;
+      const V w = fill(gamma[c]), b = fill(beta[c]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        V z = ((load(x + row + j * L, part) - p.hi[j]) * p.rstd[j] - p.u[j]) * w + b;
+        if (residual) z += load(residual + row + j * L, part);
+        result(y + row + j * L, f(z), part, past);
+      }
     }
   }
 
-  void forward() {
+  void forward() const {
     const Parameter<A> gamma(q.weight, q.c, 1), beta(q.bias, q.c, 0);
-    if (q.s == 0) return;
-    parallel(threads, tiles(), ceil_div(kAlone, larger(tile_size(), 1)),
+    parallel(threads, items(), ceil_div(kAlone, larger(values(), 1)),
              [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) forward_tile(tile(i), gamma.data, beta.data);
+      for (int64_t i = begin; i < end; ++i)
+        item(i, [&](int64_t at, int64_t pool, auto part, auto vectors) {
+          forward_block<decltype(vectors)::value>(at, pool, part, gamma.data, beta.data);
+        });
     });
   }
 
   // ---- backward ----
 
-  // dw and db: sums for γ and β, a vector per channel, or null. room: for the tile.
-  template <Slope slope>
-  void backward_tile(const Tile& t, const A* gamma, const A* beta, A* dw, A* db, A* room) const {
-    const T* x = static_cast<const T*>(q.x) + t.at;
-    const T* dy = static_cast<const T*>(q.dy) + t.at;
-    const T* residual = q.residual ? static_cast<const T*>(q.residual) + t.at : nullptr;
-    const T* y = slope == Slope::output ? static_cast<const T*>(q.saved_y) + t.at : nullptr;
-    T* dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + t.at : nullptr;
-    const int64_t vectors = ceil_div(t.count, L), step = vectors * L;
-    const Saved<A> saved(q.stats, q.n * q.s);
+  // dw and db: sums for γ and β, a vector per channel, or null. room: for the block.
+  template <Slope way, int N, class Size>
+  void backward_block(int64_t at, int64_t pool, Size part, const A* gamma, const A* beta, A* dw,
+                      A* db, A* room) const {
+    const T* const x = static_cast<const T*>(q.x) + at;
+    const T* const dy = static_cast<const T*>(q.dy) + at;
+    const T* const residual = q.residual ? static_cast<const T*>(q.residual) + at : nullptr;
+    const T* const y = way == Slope::output ? static_cast<const T*>(q.saved_y) + at : nullptr;
+    T* const dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + at : nullptr;
+    const int64_t channels = q.c, step = q.s;
     const Activation<act, A> f(q.slope);
-
-    Sums sum_g, sum_gx;
-    V hi[widest], lo[widest], rstd[widest];
-    sum_g.clear(vectors);
-    sum_gx.clear(vectors);
-    along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
-      hi[v] = load(saved.hi + t.pool + s, part);
-      lo[v] = load(saved.lo + t.pool + s, part);
-      rstd[v] = load(saved.rstd + t.pool + s, part);
-    });
+    const Saved<A> saved(q.stats, q.n * q.s);
+    const Position<N> p(saved, pool, part);
 
     // dz is kept for the second look, unless it lies in memory as it is.
-    constexpr bool as_is = slope == Slope::none && sizeof(T) == sizeof(A);
-    pieces([&] { sum_g.flush(vectors), sum_gx.flush(vectors); },
-           [&](int64_t c) __attribute__((always_inline)) {
-      const int64_t row = c * q.s;
-      V w{}, b{};
-      along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
-        const V d = load(x + row + s, part) - hi[v];
-        V dz = load(dy + row + s, part);
-        if constexpr (slope == Slope::output) {
-          dz = f.backward(dz, load(y + row + s, part));
-        } else if constexpr (slope == Slope::again) {
-          const V a = gamma[c] * rstd[v];
-          V z = d * a + (beta[c] - a * lo[v]);
-          if (residual) z += load(residual + row + s, part);
-          dz = f.backward(dz, z);
+    constexpr bool as_is = way == Slope::none && sizeof(T) == sizeof(A);
+    Doubles<N> sum_g, sum_gx;  // of gamma * dz, and of that times (x - mean) / deviation
+    sum_g.clear(), sum_gx.clear();
+    for (int64_t c = 0; c < channels;) {
+      V gs[N] = {}, gxs[N] = {};
+      for (const int64_t stop = smaller(channels, c + kPiece); c < stop; ++c) {
+        const int64_t row = c * step;
+        const V ga = fill(gamma[c]), be = fill(beta[c]);
+        V w{}, b{};
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          const int64_t i = row + j * L;
+          soon(x + i + N * L);
+          soon(dy + i + N * L);
+          const V n = (load(x + i, part) - p.hi[j]) * p.rstd[j] - p.u[j];
+          const V dz = keep<A>(
+              back_through<way>(f, n, ga, be, dy + i, residual ? residual + i : nullptr,
+                                y ? y + i : nullptr, part), part);
+          if constexpr (!as_is) store(room + (c * N + j) * L, dz);
+          if (dresidual) store(dresidual + i, dz, part);
+          w += dz * n;
+          b += dz;
+          const V g = ga * dz;
+          gs[j] += g;
+          gxs[j] += g * n;
         }
-        dz = keep<A>(dz, part);
-        if constexpr (!as_is) store(room + c * step + v * L, dz);
-        if (dresidual) store(dresidual + row + s, dz, part);
-        w += dz * ((d - lo[v]) * rstd[v]);
-        b += dz;
-        const V g = gamma[c] * dz;
-        sum_g.part[v] += g;
-        sum_gx.part[v] += g * d;
-      });
-      if (dw) store(dw + c * L, load(dw + c * L) + w);
-      if (db) store(db + c * L, load(db + c * L) + b);
-    });
+        if (dw) store(dw + c * L, load(dw + c * L) + w);
+        if (db) store(db + c * L, load(db + c * L) + b);
+      }
+      sum_g.add(gs), sum_gx.add(gxs);
+    }
     if (!q.dx) return;
 
+    // dx = rstd * (gamma * dz) - rstd * mean(g) - rstd * n * mean(g n)
     // A value alone is its own mean: nothing of it is left to pass a gradient on.
-    const bool alone = q.centred && q.c == 1;
-    V scale[widest], slope_x[widest], constant[widest];
-    for (int64_t v = 0; v < vectors; ++v) {
-      scale[v] = alone ? V{} : rstd[v];
-      for (int64_t i = 0; i < L; ++i) {
-        const double g = sum_g.total[v * L + i], n = static_cast<double>(q.c);
-        const double gx = sum_gx.total[v * L + i], r = rstd[v][i], rest = lo[v][i];
-        const double k1 = r * ((gx - rest * g) / n) * r * -r;
-        slope_x[v][i] = alone ? 0 : static_cast<A>(k1);
-        constant[v][i] = alone ? 0 : static_cast<A>((q.centred ? -r * (g / n) : 0) - rest * k1);
-      }
+    A scale[N * L], slope[N * L], constant[N * L];
+    for (int j = 0; j < N; ++j) store(scale + j * L, p.rstd[j]);
+    const double alone = q.centred && channels == 1 ? 0 : 1;
+    const double inverse = alone / static_cast<double>(channels), centred = q.centred ? 1 : 0;
+    for (int64_t i = 0; i < N * L; ++i) {
+      const double r = scale[i];
+      slope[i] = static_cast<A>(-r * (sum_gx.of[i] * inverse));
+      constant[i] = static_cast<A>(-r * (sum_g.of[i] * inverse) * centred);
+      scale[i] = static_cast<A>(r * alone);
     }
-    T* dx = static_cast<T*>(q.dx) + t.at;
-    for (int64_t c = 0; c < q.c; ++c) {
-      const int64_t row = c * q.s;
-      along(t.count, [&](int64_t s, auto part, int64_t v) __attribute__((always_inline)) {
+    V k0[N], k1[N], k2[N];
+    for (int j = 0; j < N; ++j)
+      k0[j] = load(scale + j * L), k1[j] = load(slope + j * L), k2[j] = load(constant + j * L);
+    T* const dx = static_cast<T*>(q.dx) + at;
+    const bool past = q.past && dx != dy && on_line(dx, step);
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t row = c * step;
+      const V ga = fill(gamma[c]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
         V dz;
-        if constexpr (as_is) dz = load(dy + row + s, part);
-        else dz = load(room + c * step + v * L);
-        const V d = load(x + row + s, part) - hi[v];
-        store(dx + row + s, gamma[c] * dz * scale[v] + (d * slope_x[v] + constant[v]), part);
-      });
+        if constexpr (as_is) dz = load(dy + row + j * L, part);
+        else dz = load(room + (c * N + j) * L);
+        const V n = (load(x + row + j * L, part) - p.hi[j]) * p.rstd[j] - p.u[j];
+        result(dx + row + j * L, (ga * dz) * k0[j] + (n * k1[j] + k2[j]), part, past);
+      }
     }
   }
 
-  template <Slope slope> void backward_as() {
+  template <Slope way> void backward_by() const {
     const Parameter<A> gamma(q.weight, q.c, 1), beta(q.bias, q.c, 0);
-    const int64_t c = q.c, vectors = width();
+    const int64_t c = q.c;
     const bool wanted = q.dweight || q.dbias;
-    Totals totals(wanted, c, q.s ? tiles() : 0, tile_size());
+    Totals totals(wanted, c, items(), values());
     parallel(threads, totals.blocks, totals.grain(), [&](int64_t begin, int64_t end) {
-      const Scratch<A> room(c * vectors * L), short_sums(wanted ? 2 * c * L : 0);
+      const Scratch<A> room(c * kWide * L), short_sums(wanted ? 2 * c * L : 0);
       A* const dw = q.dweight ? short_sums.data : nullptr;
       A* const db = q.dbias ? short_sums.data + c * L : nullptr;
       const int64_t sums = wanted ? 2 * c : 0;
@@ -237,8 +244,11 @@ template <class T, Act act> struct Across {
         const int64_t last = totals.end(block);
         for (int64_t i = totals.begin(block); i < last;) {
           for (int64_t j = 0; j < sums * L; ++j) short_sums.data[j] = 0;
-          for (const int64_t stop = smaller(last, i + short_sum / vectors); i < stop; ++i)
-            backward_tile<slope>(tile(i), gamma.data, beta.data, dw, db, room.data);
+          for (const int64_t stop = smaller(last, i + kShort / kWide); i < stop; ++i)
+            item(i, [&](int64_t at, int64_t pool, auto part, auto vectors) {
+              backward_block<way, decltype(vectors)::value>(at, pool, part, gamma.data, beta.data,
+                                                            dw, db, room.data);
+            });
           for (int64_t j = 0; j < sums; ++j) table[j] += sum<A>(load(short_sums.data + j * L));
         }
       }
@@ -246,12 +256,8 @@ template <class T, Act act> struct Across {
     if (wanted) totals.template finish<A>(threads, q.dweight, q.dbias);
   }
 
-  void backward() {
-    if constexpr (act == Act::linear) {
-      if (q.slope == 1) return backward_as<Slope::none>();
-      if (q.saved_y) return backward_as<Slope::output>();
-    }
-    backward_as<Slope::again>();
+  void backward() const {
+    by_slope<act>(q, [&](auto way) { backward_by<decltype(way)::slope>(); });
   }
 };
 

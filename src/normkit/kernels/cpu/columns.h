@@ -18,8 +18,6 @@
 
 namespace normkit::NORMKIT_BUILD {
 
-template <int n> struct Count { static constexpr int value = n; };
-
 template <class T, Act act> struct Columns {
   using A = Acc<T>;
   using V = Vec<A>;
@@ -47,12 +45,15 @@ template <class T, Act act> struct Columns {
 
   // The widest strip of a contiguous (N, C, S) that pays, in channels; or 0.
   static int64_t strip(const Problem& q) {
-    if (q.last || q.s == 1 || q.s > 256 || q.n < 8 || (q.own && q.over != Over::batch)) return 0;
+    if (q.last || q.s == 1 || q.s > 128 || q.n < 8 || (q.own && q.over != Over::batch)) return 0;
     if (!q.own) return q.c;
-    int64_t best = 0;
-    for (int64_t k = 1; k <= q.c && k * q.s <= 2048 && k * q.s * q.n <= kBlock; ++k)
-      if (q.c % k == 0) best = k;
-    return best * q.s >= 16 * L ? best : 0;
+    // As wide as stays in cache with all that is read and written; but not below a few lines.
+    for (int64_t k = smaller(q.c, 2048 / q.s); k > 0; --k) {
+      if (q.c % k != 0) continue;
+      if (k * q.s < 16 * L) break;
+      if (k * q.s * q.n <= kBlock / 2 || k * q.s < 32 * L) return k;
+    }
+    return 0;
   }
 
   Columns(const Problem& q, const Threads& threads, int64_t channels = 0)
@@ -291,6 +292,7 @@ template <class T, Act act> struct Columns {
     T* const to = y;
     const auto g = f;
     const int64_t step = fold * stride;
+    const bool past = q.past && on_line(to + at, step);
     panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
                           __attribute__((always_inline)) {
       constexpr int N = decltype(vectors)::value;
@@ -306,7 +308,7 @@ template <class T, Act act> struct Columns {
         for (int j = 0; j < N; ++j) {
           V z = (load(from + o + j * L, part) - hi[j]) * a[j] + b[j];
           if (more) z += load(more + o + j * L, part);
-          store(to + o + j * L, g(z), part);
+          result(to + o + j * L, g(z), part, past);
         }
       }
     });
@@ -435,6 +437,7 @@ template <class T, Act act> struct Columns {
     T *const to = dx, *const tr = dresidual;
     const auto g = f;
     const int64_t step = fold * stride;
+    const bool past = q.past && to != pg && on_line(to + at, step);
     panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
                           __attribute__((always_inline)) {
       constexpr int N = decltype(vectors)::value;
@@ -454,7 +457,7 @@ template <class T, Act act> struct Columns {
           const V v = back_through<way>(g, d, a[j], b[j], pg + k, pr ? pr + k : pr,
                                         py ? py + k : py, part);
           if (tr) store(tr + k, v, part);
-          if (to) store(to + k, v * scale[j] + (d * slope[j] + offset[j]), part);
+          if (to) result(to + k, v * scale[j] + (d * slope[j] + offset[j]), part, past);
         }
       }
     });

@@ -17,6 +17,7 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <array>
@@ -151,6 +152,25 @@ Tensor unwritten(const Tensor& x) {
   return y;
 }
 
+// Bytes of the last cache before memory.
+int64_t last_cache() {
+  static const int64_t bytes = [] {
+    int64_t found = 0;
+#if defined(__linux__) && defined(_SC_LEVEL3_CACHE_SIZE)
+    found = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (found <= 0) found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return found > 0 ? found : int64_t{32} << 20;
+  }();
+  return bytes;
+}
+
+// Whether to write so many tensors like x past the caches: the next operation reads what this one
+// wrote, and of tensors that take more than half of the last cache little would be left.
+bool past_caches(const Tensor& x, int64_t tensors) {
+  return static_cast<int64_t>(x.nbytes()) * tensors > last_cache() / 2;
+}
+
 Problem problem(const Tensor& x, const Options& o) {
   Problem q{};
   q.n = x.size(0), q.c = x.size(1), q.s = q.n > 0 && q.c > 0 ? x.numel() / (q.n * q.c) : 0;
@@ -233,6 +253,8 @@ struct NormalizeBackward : public torch::autograd::Node {
     if (needs[2] && has_bias) db = at::empty({q.c}, small);
     q.dx = written(dx), q.dweight = written(dw), q.dbias = written(db);
     q.dresidual = passes ? nullptr : written(dresidual);
+    q.past = past_caches(x, 2 + (dx.defined() && !dx.is_same(dy)) + other.defined() +
+                                (dresidual.defined() && !passes));
     build().backward(q, threads());
     found[0] = dx;
     if (dw.defined()) found[1] = like(dw, weight);
@@ -389,6 +411,7 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     q.weight = pointer(w), q.bias = pointer(b), q.residual = pointer(residual);
     q.stats = written(stats), q.y = written(y);
+    q.past = past_caches(x, residual.defined() ? 3 : 2);
     if (wants_var)
       q.var = static_cast<char*>(q.stats) + 3 * p * static_cast<int64_t>(stats.element_size());
     const Threads pool = threads();

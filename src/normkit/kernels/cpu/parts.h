@@ -9,6 +9,8 @@ namespace normkit::NORMKIT_BUILD {
 // How much of a vector lies inside the data.
 struct Whole {};
 struct Part { int64_t count; };
+// A number of vectors that is known when this is compiled.
+template <int n> struct Count { static constexpr int value = n; };
 
 template <class T> NORMKIT_INLINE Vec<Acc<T>> load(const T* p, Whole) { return load(p); }
 template <class T> NORMKIT_INLINE Vec<Acc<T>> load(const T* p, Part k) { return load(p, k.count); }
@@ -17,9 +19,36 @@ template <class T> NORMKIT_INLINE void store(T* p, Vec<Acc<T>> v, Part k) { stor
 template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Whole) { return v; }
 template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Part k) { return keep<A>(v, k.count); }
 
+// Results: past the caches or not.
+template <class T>
+NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Whole, bool past) {
+  if (past) store_past(p, v);
+  else store(p, v);
+}
+template <class T> NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Part k, bool) { store(p, v, k); }
+
+// Values before the first that lies where a vector can be stored past the caches.
+template <class T> NORMKIT_INLINE int64_t before_line(const T* p) {
+  const uintptr_t over = reinterpret_cast<uintptr_t>(p) % NORMKIT_WIDTH;
+  return over ? static_cast<int64_t>((NORMKIT_WIDTH - over) / sizeof(T)) : 0;
+}
+template <class T> NORMKIT_INLINE bool on_line(const T* p, int64_t step) {
+  return reinterpret_cast<uintptr_t>(p) % NORMKIT_WIDTH == 0 &&
+         step * static_cast<int64_t>(sizeof(T)) % NORMKIT_WIDTH == 0;
+}
+
 // f(i, part) for the vectors that cover [0, count).
 template <class A, class F> NORMKIT_INLINE void sweep(int64_t count, const F& f) {
   int64_t i = 0;
+  for (; i + lanes<A> <= count; i += lanes<A>) f(i, Whole{});
+  if (i < count) f(i, Part{count - i});
+}
+
+// The same after the first `head` values, which come by themselves.
+template <class A, class F>
+NORMKIT_INLINE void sweep_after(int64_t head, int64_t count, const F& f) {
+  if (head) f(0, Part{head < count ? head : count});
+  int64_t i = head;
   for (; i + lanes<A> <= count; i += lanes<A>) f(i, Whole{});
   if (i < count) f(i, Part{count - i});
 }

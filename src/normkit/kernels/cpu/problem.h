@@ -21,6 +21,7 @@ struct Problem {
   double eps;
   Act act;
   double slope;
+  bool past;           // the tensors are too large to be in a cache when they are needed next
   Type type;           // of x, residual, y, dy, dx, dresidual
 
   // Of the accumulator's type: double for f64, else float.

@@ -2,7 +2,8 @@
 // LayerNorm2d where channels lie last.
 //
 // A row comes from memory once and stays in the nearest cache for every later look at it: the
-// mean, the deviations, the result.
+// mean, the deviations, the result. Several rows are taken together, forward because the square
+// roots of all are found at once, backward because each adds to the same gradients of γ and β.
 #pragma once
 
 #include "parts.h"
@@ -14,9 +15,11 @@ template <class T, Act act> struct Rows {
   using V = Vec<A>;
 
   // float sums run over at most this many values and are then added in double.
-  static constexpr int64_t piece = 4096;
+  static constexpr int64_t kPiece = 4096;
   // Rows whose gradients of γ and β are added in A before they are added in double.
-  static constexpr int64_t short_sum = 128;
+  static constexpr int64_t kShort = 128;
+  static constexpr int kForward = 16;                               // rows taken together
+  static constexpr int kBackward = NORMKIT_WIDTH == 64 ? 4 : 2;
 
   const Problem& q;
   const Threads& threads;
@@ -26,19 +29,19 @@ template <class T, Act act> struct Rows {
   int64_t samples() const { return by_position() ? q.n * q.s : q.n; }
   int64_t rows() const { return samples() * groups(); }
   int64_t length() const { return q.c / groups(); }
-  Activation<act, A> activation() const { return Activation<act, A>(q.slope); }
 
   // ---- forward ----
 
   // Of one piece. What the rounded mean leaves is seen in the deviations and mended.
-  static NORMKIT_INLINE void add_moments(Moments& moments, const T* x, int64_t k, bool centred) {
+  static NORMKIT_INLINE Moments moments(const T* x, int64_t k, bool centred) {
+    const double count = static_cast<double>(k), inverse = 1 / count;
     V first[4] = {}, second[4] = {};
     A middle = 0;
     if (centred) {
       sweep_four<A>(k, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
         first[slot] += load(x + i, part);
       });
-      middle = static_cast<A>(sum<A>(first) / static_cast<double>(k));
+      middle = static_cast<A>(sum<A>(first) * inverse);
       for (V& v : first) v = V{};
     }
     sweep_four<A>(k, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
@@ -46,117 +49,156 @@ template <class T, Act act> struct Rows {
       first[slot] += d;
       second[slot] += d * d;
     });
-    const double count = static_cast<double>(k), squares = sum<A>(second);
-    const double rest = centred ? sum<A>(first) / count : 0;
-    const double m2 = squares - rest * rest * count;
-    moments.merge(count, middle + rest, m2 < 0 ? 0 : m2);
+    const double left = centred ? sum<A>(first) : 0, rest = left * inverse;
+    const double m2 = sum<A>(second) - rest * left;
+    return {count, middle + rest, m2 < 0 ? 0 : m2};
   }
 
-  NORMKIT_INLINE void forward_row(int64_t r, const A* gamma, const A* beta) const {
-    const int64_t k = length();
-    const T* x = static_cast<const T*>(q.x) + r * k;
-    const T* residual = q.residual ? static_cast<const T*>(q.residual) + r * k : nullptr;
-    T* y = static_cast<T*>(q.y) + r * k;
-
-    Moments moments{};
-    for (int64_t i = 0; i < k; i += piece)
-      add_moments(moments, x + i, smaller(piece, k - i), q.centred);
-    const Saved<A> saved(q.stats, rows());
-    saved.put(r, moments, q);
-    const A hi = saved.hi[r], lo = saved.lo[r], rstd = saved.rstd[r];
-
-    const auto f = activation();
-    sweep<A>(k, [&](int64_t i, auto part) __attribute__((always_inline)) {
-      const V a = load(gamma + i, part) * rstd;
-      V z = (load(x + i, part) - hi) * a + (load(beta + i, part) - a * lo);
-      if (residual) z += load(residual + i, part);
-      store(y + i, f(z), part);
-    });
-  }
-
-  void forward() {
-    const Parameter<A> gamma(q.weight, q.c, 1), beta(q.bias, q.c, 0);
+  void forward_rows(int64_t from, int64_t count, const A* gamma, const A* beta) const {
     const int64_t k = length(), g = groups();
-    parallel(threads, rows(), ceil_div(kAlone, larger(k, 1)),
-             [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t at = r % g * k;
-        forward_row(r, gamma.data + at, beta.data + at);
+    const T* const x = static_cast<const T*>(q.x);
+    double mean[kForward] = {}, m2[kForward] = {};
+    for (int64_t r = 0; r < count; ++r) {
+      const T* const row = x + (from + r) * k;
+      Moments all = moments(row, smaller(kPiece, k), q.centred);
+      for (int64_t i = kPiece; i < k; i += kPiece) {
+        const Moments more = moments(row + i, smaller(kPiece, k - i), q.centred);
+        all.merge(more.count, more.mean, more.m2);
       }
+      mean[r] = all.mean, m2[r] = all.m2;
+    }
+    A hi[kForward], u[kForward], rstd[kForward];
+    {
+      A lo[kForward], var[kForward];
+      const double inverse = 1 / static_cast<double>(k), eps = q.eps;
+      for (int r = 0; r < kForward; ++r) {
+        const double v = m2[r] * inverse;
+        hi[r] = static_cast<A>(mean[r]);
+        lo[r] = static_cast<A>(mean[r] - static_cast<double>(hi[r]));
+        var[r] = static_cast<A>(v);
+        rstd[r] = static_cast<A>(1.0 / __builtin_sqrt(v + eps));
+        u[r] = lo[r] * rstd[r];
+      }
+      const Saved<A> saved(q.stats, rows());
+      for (int64_t r = 0; r < count; ++r) {
+        saved.hi[from + r] = hi[r], saved.lo[from + r] = lo[r], saved.rstd[from + r] = rstd[r];
+        if (q.var) static_cast<A*>(q.var)[from + r] = var[r];
+      }
+    }
+    const Activation<act, A> f(q.slope);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t at = (from + r) * k, c = g == 1 ? 0 : (from + r) % g * k;
+      const T *const px = x + at, *const pr = q.residual ? (const T*)q.residual + at : nullptr;
+      T* const y = static_cast<T*>(q.y) + at;
+      const A *const w = gamma + c, *const b = beta + c;
+      const V h = fill(hi[r]), s = fill(rstd[r]), o = fill(u[r]);
+      const bool past = q.past && on_line(y, k);
+      sweep<A>(k, [&](int64_t i, auto part) __attribute__((always_inline)) {
+        V z = ((load(px + i, part) - h) * s - o) * load(w + i, part) + load(b + i, part);
+        if (pr) z += load(pr + i, part);
+        result(y + i, f(z), part, past);
+      });
+    }
+  }
+
+  void forward() const {
+    const Parameter<A> gamma(q.weight, q.c, 1), beta(q.bias, q.c, 0);
+    // Rows that do not fit the nearest cache together are taken one by one.
+    const int64_t together = length() <= 512 ? kForward : length() <= 2048 ? kForward / 4 : 1;
+    parallel(threads, rows(), ceil_div(kAlone, larger(length(), 1)),
+             [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r += together)
+        forward_rows(r, smaller(together, end - r), gamma.data, beta.data);
     });
   }
 
   // ---- backward ----
 
-  // dw and db: sums for γ and β of this row's channels, or null. room: for k values.
-  template <Slope slope>
-  NORMKIT_INLINE void backward_row(int64_t r, const A* gamma, const A* beta, A* dw, A* db,
-                                   A* room) const {
-    const int64_t k = length(), at = r * k;
-    const T* x = static_cast<const T*>(q.x) + at;
-    const T* dy = static_cast<const T*>(q.dy) + at;
-    const T* residual = q.residual ? static_cast<const T*>(q.residual) + at : nullptr;
-    const T* y = slope == Slope::output ? static_cast<const T*>(q.saved_y) + at : nullptr;
-    T* dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + at : nullptr;
+  // Of R rows, `apart` one after the other. dw and db: sums for γ and β of their channels, or
+  // null. room: for R*k values.
+  template <Slope way, int R>
+  void backward_rows(int64_t from, int64_t apart, const A* gamma, const A* beta, A* dw, A* db,
+                     A* room) const {
+    const int64_t k = length(), at = from * k, step = apart * k;
+    const T *const x = (const T*)q.x + at, *const dy = (const T*)q.dy + at;
+    const T* const residual = q.residual ? (const T*)q.residual + at : nullptr;
+    const T* const y = way == Slope::output ? (const T*)q.saved_y + at : nullptr;
+    T* const dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + at : nullptr;
     const Saved<A> saved(q.stats, rows());
-    const A hi = saved.hi[r], lo = saved.lo[r], rstd = saved.rstd[r];
-    const auto f = activation();
+    const Activation<act, A> f(q.slope);
+    V hi[R], rstd[R], u[R];
+    for (int j = 0; j < R; ++j) {
+      const int64_t r = from + j * apart;
+      hi[j] = fill(saved.hi[r]), rstd[j] = fill(saved.rstd[r]);
+      u[j] = fill(saved.lo[r] * saved.rstd[r]);
+    }
 
     // dz is kept for the second look, unless it lies in memory as it is.
-    constexpr bool as_is = slope == Slope::none && sizeof(T) == sizeof(A);
-    double sum_g = 0, sum_gx = 0;
-    for (int64_t from = 0; from < k; from += piece) {
-      V gs{}, gxs{};
-      sweep<A>(smaller(piece, k - from), [&](int64_t j, auto part)
+    constexpr bool as_is = way == Slope::none && sizeof(T) == sizeof(A);
+    double sum_g[R] = {}, sum_gx[R] = {};  // of gamma * dz, and of that times (x - mean) * rstd
+    for (int64_t begin = 0; begin < k; begin += kPiece) {
+      V gs[R] = {}, gxs[R] = {};
+      sweep<A>(smaller(kPiece, k - begin), [&](int64_t i, auto part)
                __attribute__((always_inline)) {
-        const int64_t i = from + j;
-        const V t = load(x + i, part) - hi, ga = load(gamma + i, part);
-        V dz = load(dy + i, part);
-        if constexpr (slope == Slope::output) {
-          dz = f.backward(dz, load(y + i, part));
-        } else if constexpr (slope == Slope::again) {
-          const V a = ga * rstd;
-          V z = t * a + (load(beta + i, part) - a * lo);
-          if (residual) z += load(residual + i, part);
-          dz = f.backward(dz, z);
+        const int64_t c = begin + i;
+        const V ga = load(gamma + c, part);
+        const V be = way == Slope::again ? load(beta + c, part) : V{};
+        V w{}, b{};
+#pragma GCC unroll 4
+        for (int j = 0; j < R; ++j) {
+          const int64_t o = j * step + c;
+          const V n = (load(x + o, part) - hi[j]) * rstd[j] - u[j];
+          const V dz = keep<A>(
+              back_through<way>(f, n, ga, be, dy + o, residual ? residual + o : nullptr,
+                                y ? y + o : nullptr, part), part);
+          if constexpr (!as_is) store(room + j * k + c, dz, part);
+          if (dresidual) store(dresidual + o, dz, part);
+          w += dz * n;
+          b += dz;
+          const V g = ga * dz;
+          gs[j] += g;
+          gxs[j] += g * n;
         }
-        if constexpr (!as_is) store(room + i, dz, part);
-        if (dresidual) store(dresidual + i, dz, part);
-        if (dw) store(dw + i, load(dw + i, part) + dz * ((t - lo) * rstd), part);
-        if (db) store(db + i, load(db + i, part) + dz, part);
-        const V g = keep<A>(ga * dz, part);
-        gs += g;
-        gxs += g * t;
+        if (dw) store(dw + c, load(dw + c, part) + w, part);
+        if (db) store(db + c, load(db + c, part) + b, part);
       });
-      sum_g += sum<A>(gs);
-      sum_gx += sum<A>(gxs);
+      for (int j = 0; j < R; ++j) sum_g[j] += sum<A>(gs[j]), sum_gx[j] += sum<A>(gxs[j]);
     }
     if (!q.dx) return;
 
-    const double n = static_cast<double>(k), r64 = rstd;
-    const double g2 = (sum_gx - lo * sum_g) / n, k1 = r64 * g2 * r64 * -r64;
+    // dx = rstd * (gamma * dz) - rstd * mean(g) - rstd * n * mean(g n)
     // A value alone is its own mean: nothing of it is left to pass a gradient on.
     const bool alone = q.centred && k == 1;
-    const A scale = alone ? 0 : rstd, slope_x = alone ? 0 : static_cast<A>(k1);
-    const A constant =
-        alone ? 0 : static_cast<A>((q.centred ? -r64 * (sum_g / n) : 0) - lo * k1);
-    T* dx = static_cast<T*>(q.dx) + at;
-    sweep<A>(k, [&](int64_t i, auto part) __attribute__((always_inline)) {
-      V dz;
-      if constexpr (as_is) dz = load(dy + i, part);
-      else dz = load(room + i, part);
-      const V t = load(x + i, part) - hi;
-      store(dx + i, load(gamma + i, part) * dz * scale + (t * slope_x + constant), part);
+    V scale[R], slope[R], constant[R];
+    for (int j = 0; j < R; ++j) {
+      const double inverse = 1 / static_cast<double>(k), r = alone ? 0 : rstd[j][0];
+      scale[j] = fill(static_cast<A>(r));
+      slope[j] = fill(static_cast<A>(-r * (sum_gx[j] * inverse)));
+      constant[j] = fill(static_cast<A>(q.centred ? -r * (sum_g[j] * inverse) : 0));
+    }
+    T* const dx = static_cast<T*>(q.dx) + at;
+    const bool past = q.past && dx != dy && on_line(dx, k);
+    sweep<A>(k, [&](int64_t c, auto part) __attribute__((always_inline)) {
+      const V ga = load(gamma + c, part);
+#pragma GCC unroll 4
+      for (int j = 0; j < R; ++j) {
+        const int64_t o = j * step + c;
+        V dz;
+        if constexpr (as_is) dz = load(dy + o, part);
+        else dz = load(room + j * k + c, part);
+        const V n = (load(x + o, part) - hi[j]) * rstd[j] - u[j];
+        result(dx + o, (ga * dz) * scale[j] + (n * slope[j] + constant[j]), part, past);
+      }
     });
   }
 
-  template <Slope slope> void backward_as() {
+  template <Slope way> void backward_by() const {
     const Parameter<A> gamma(q.weight, q.c, 1), beta(q.bias, q.c, 0);
     const int64_t k = length(), g = groups(), c = q.c;
     const bool wanted = q.dweight || q.dbias;
     Totals totals(wanted, c, samples(), c);
     parallel(threads, totals.blocks, totals.grain(), [&](int64_t begin, int64_t end) {
-      const Scratch<A> room(k), short_sums(wanted ? 2 * c : 0);
+      const Scratch<A> room(kBackward * k), short_sums(wanted ? 2 * c : 0);
       A* const dw = q.dweight ? short_sums.data : nullptr;
       A* const db = q.dbias ? short_sums.data + c : nullptr;
       const int64_t sums = wanted ? 2 * c : 0;
@@ -166,23 +208,26 @@ template <class T, Act act> struct Rows {
         const int64_t last = totals.end(block);
         for (int64_t n = totals.begin(block); n < last;) {
           for (int64_t i = 0; i < sums; ++i) short_sums.data[i] = 0;
-          for (const int64_t stop = smaller(last, n + short_sum); n < stop; ++n)
-            for (int64_t j = 0; j < g; ++j)
-              backward_row<slope>(n * g + j, gamma.data + j * k, beta.data + j * k,
-                                  dw ? dw + j * k : nullptr, db ? db + j * k : nullptr, room.data);
+          const int64_t stop = smaller(last, n + kShort);
+          const auto rows = [&](auto together) {
+            constexpr int R = decltype(together)::value;
+            for (; n + R <= stop; n += R)
+              for (int64_t j = 0; j < g; ++j)
+                backward_rows<way, R>(n * g + j, g, gamma.data + j * k, beta.data + j * k,
+                                      dw ? dw + j * k : nullptr, db ? db + j * k : nullptr,
+                                      room.data);
+          };
+          rows(Count<kBackward>{});
+          rows(Count<1>{});
           for (int64_t i = 0; i < sums; ++i) table[i] += short_sums.data[i];
         }
       }
     });
-    if (wanted) totals.finish<A>(threads, q.dweight, q.dbias);
+    if (wanted) totals.template finish<A>(threads, q.dweight, q.dbias);
   }
 
-  void backward() {
-    if constexpr (act == Act::linear) {
-      if (q.slope == 1) return backward_as<Slope::none>();
-      if (q.saved_y) return backward_as<Slope::output>();
-    }
-    backward_as<Slope::again>();
+  void backward() const {
+    by_slope<act>(q, [&](auto way) { backward_by<decltype(way)::slope>(); });
   }
 };
 

@@ -21,6 +21,7 @@ template <class T, Act act> struct Runs {
   const T *x, *residual, *dy, *saved_y;
   T *y, *dx, *dresidual;
   int64_t groups, members, runs, stride, per_run, run_rows, blocks, pools, ahead;
+  bool past;
   Saved<A> saved;
   Activation<act, A> f;
 
@@ -39,6 +40,8 @@ template <class T, Act act> struct Runs {
     run_rows = per_run > 1 ? 1 : larger(1, kBlock / q.s);  // runs of a block
     blocks = per_run > 1 ? runs * per_run : ceil_div(runs, run_rows);
     saved = Saved<A>(q.stats, q.own ? pools : q.c);
+    // Short runs that begin anywhere have too many lines that they share with their neighbours.
+    past = q.past && (q.s >= 2048 || q.s * static_cast<int64_t>(sizeof(T)) % 64 == 0);
     // What is wanted next, from what is read now: the same place in the next pool, where that
     // will still be in cache when its turn comes, else in the next run.
     ahead = runs * q.s * static_cast<int64_t>(sizeof(T)) <= (1 << 17) ? members * q.s : stride;
@@ -115,13 +118,16 @@ template <class T, Act act> struct Runs {
     T* const to = y + at;
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
     const auto g = f;
+    const bool past = this->past;
+    const int64_t head = past ? before_line(to) : 0;
     if (add == nullptr)
-      sweep<A>(length, [&](int64_t i, auto part) __attribute__((always_inline)) {
-        store(to + i, g((load(from + i, part) - hi) * a + b), part);
+      sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
+        result(to + i, g((load(from + i, part) - hi) * a + b), part, past);
       });
     else
-      sweep<A>(length, [&](int64_t i, auto part) __attribute__((always_inline)) {
-        store(to + i, g((load(from + i, part) - hi) * a + b + load(add + i, part)), part);
+      sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
+        const V z = (load(from + i, part) - hi) * a + b + load(add + i, part);
+        result(to + i, g(z), part, past);
       });
   }
 
@@ -222,11 +228,13 @@ template <class T, Act act> struct Runs {
     const T* pr = residual ? residual + at : nullptr;
     const T* py = saved_y ? saved_y + at : nullptr;
     T *to = dx ? dx + at : nullptr, *tr = dresidual ? dresidual + at : nullptr;
-    sweep<A>(length, [&](int64_t i, auto part) __attribute__((always_inline)) {
+    const bool past = this->past && to != pg;
+    const int64_t head = past && to ? before_line(to) : 0;
+    sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
       const V d = load(px + i, part) - hi;
       const V v = back_through<way>(g, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, part);
       if (tr) store(tr + i, v, part);
-      if (to) store(to + i, v * scale + (d * slope + offset), part);
+      if (to) result(to + i, v * scale + (d * slope + offset), part, past);
     });
   }
 

@@ -202,6 +202,25 @@ template <class T> NORMKIT_CALL void store(T* p, Vec<Acc<T>> v, int64_t k) {
 }
 #endif
 
+// Past the caches, to an address that is a multiple of a vector's size: for what is so large that
+// nothing of it would still be there when it is read. A plain store reads the line it writes to.
+template <class T> NORMKIT_INLINE void store_past(T* p, Vec<Acc<T>> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(Acc<T>))
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == sizeof(Acc<T>))
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(v));
+#endif
+  store(p, v);
+}
+// Such stores are seen in no particular order; this ends the disorder.
+NORMKIT_INLINE void settle() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // v with its lanes exchanged: lane i and lane i ^ half.
 template <class A> NORMKIT_INLINE Vec<A> exchanged(Vec<A> v, int half) {
   const typename Lanes<A>::integers from = iota<A>() ^ half;

@@ -33,13 +33,14 @@ template <class E> struct Scratch {
 template <class F>
 void parallel(const Threads& threads, int64_t count, int64_t grain, const F& f) {
   if (count <= grain || threads.count <= 1) {
-    if (count > 0) f(int64_t{0}, count);
+    if (count > 0) f(int64_t{0}, count), settle();
     return;
   }
   threads.run(
       count, grain,
       [](int64_t begin, int64_t end, void* context) {
         (*static_cast<const F*>(context))(begin, end);
+        settle();
       },
       const_cast<F*>(&f));
 }

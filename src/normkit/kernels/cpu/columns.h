@@ -45,8 +45,7 @@ template <class T, Act act> struct Columns {
 
   // The widest strip of a contiguous (N, C, S) that pays, in channels; or 0.
   static int64_t strip(const Problem& q) {
-    if (q.last || q.s == 1 || q.s > 128 || q.n < 8 || (q.own && q.over != Over::batch)) return 0;
-    if (!q.own) return q.c;
+    if (q.last || q.s == 1 || q.s > 256 || q.n < 8 || (q.own && q.over != Over::batch)) return 0;
     // As wide as stays in cache with all that is read and written; but not below a few lines.
     for (int64_t k = smaller(q.c, 2048 / q.s); k > 0; --k) {
       if (q.c % k != 0) continue;
@@ -79,9 +78,9 @@ template <class T, Act act> struct Columns {
       ++fold;
     if (fold * C % L != 0 || fold > rows) fold = 1;
     width = fold * C;
-    ahead = strips && q.own ? C : kPanel * fold * stride;
+    ahead = strips ? C : kPanel * fold * stride;
     // Blocks enough for several threads, where those pay and there are not parts enough.
-    const int64_t values = (strips && q.own) || rows * C <= kAlone
+    const int64_t values = strips || rows * C <= kAlone
                                ? rows * C
                                : smaller(kBlock, larger(kBlock / 4, rows * C / 16));
     block_rows = larger(fold, values / C / fold * fold);
@@ -322,11 +321,7 @@ template <class T, Act act> struct Columns {
 
   void forward() const {
     if (!q.own) {
-      Table t(width);
-      coefficients(0, t);
-      parallel(threads, blocks, grain(block_rows * C), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) normalize(start(0, i), in_block(i), t);
-      });
+      normalize_all();
     } else if (apart()) {
       parallel(threads, parts, grain(rows * C), [&](int64_t begin, int64_t end) {
         const Scratch<double> found(chunks * 2 * K);
@@ -348,15 +343,18 @@ template <class T, Act act> struct Columns {
           chunk_moments(i / chunks, i % chunks, room, &found[2 * K * i]);
       });
       for (int64_t p = 0; p < parts; ++p) finish(p, &found[p * chunks * 2 * K]);
-      parallel(threads, parts * blocks, grain(block_rows * C), [&](int64_t begin, int64_t end) {
-        const Table t(width);
-        int64_t of = -1;
-        for (int64_t i = end; i-- > begin;) {
-          if (i / blocks != of) coefficients(of = i / blocks, t);
-          normalize(start(of, i % blocks), in_block(i % blocks), t);
-        }
-      });
+      normalize_all();
     }
+  }
+  void normalize_all() const {
+    parallel(threads, parts * blocks, grain(block_rows * C), [&](int64_t begin, int64_t end) {
+      const Table t(width);
+      int64_t of = -1;
+      for (int64_t i = end; i-- > begin;) {
+        if (i / blocks != of) coefficients(of = i / blocks, t);
+        normalize(start(of, i % blocks), in_block(i % blocks), t);
+      }
+    });
   }
 
   // ---- backward ----

@@ -168,7 +168,7 @@ int64_t last_cache() {
 // Whether to write so many tensors like x past the caches: the next operation reads what this one
 // wrote, and of tensors that take more than half of the last cache little would be left.
 bool past_caches(const Tensor& x, int64_t tensors) {
-  return static_cast<int64_t>(x.nbytes()) * tensors > last_cache() / 2;
+  return static_cast<int64_t>(x.nbytes()) * tensors > last_cache() / 8;
 }
 
 Problem problem(const Tensor& x, const Options& o) {

@@ -67,31 +67,16 @@ template <class T, Act act> struct Rows {
       }
       mean[r] = all.mean, m2[r] = all.m2;
     }
-    A hi[kForward], u[kForward], rstd[kForward];
-    {
-      A lo[kForward], var[kForward];
-      const double inverse = 1 / static_cast<double>(k), eps = q.eps;
-      for (int r = 0; r < kForward; ++r) {
-        const double v = m2[r] * inverse;
-        hi[r] = static_cast<A>(mean[r]);
-        lo[r] = static_cast<A>(mean[r] - static_cast<double>(hi[r]));
-        var[r] = static_cast<A>(v);
-        rstd[r] = static_cast<A>(1.0 / __builtin_sqrt(v + eps));
-        u[r] = lo[r] * rstd[r];
-      }
-      const Saved<A> saved(q.stats, rows());
-      for (int64_t r = 0; r < count; ++r) {
-        saved.hi[from + r] = hi[r], saved.lo[from + r] = lo[r], saved.rstd[from + r] = rstd[r];
-        if (q.var) static_cast<A*>(q.var)[from + r] = var[r];
-      }
-    }
+    const Saved<A> saved(q.stats, rows());
+    saved.put_all(from, count, mean, m2, static_cast<double>(k), q);
     const Activation<act, A> f(q.slope);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t at = (from + r) * k, c = g == 1 ? 0 : (from + r) % g * k;
       const T *const px = x + at, *const pr = q.residual ? (const T*)q.residual + at : nullptr;
       T* const y = static_cast<T*>(q.y) + at;
       const A *const w = gamma + c, *const b = beta + c;
-      const V h = fill(hi[r]), s = fill(rstd[r]), o = fill(u[r]);
+      const A rstd = saved.rstd[from + r];
+      const V h = fill(saved.hi[from + r]), s = fill(rstd), o = fill(saved.lo[from + r] * rstd);
       const bool past = q.past && on_line(y, k);
       sweep<A>(k, [&](int64_t i, auto part) __attribute__((always_inline)) {
         V z = ((load(px + i, part) - h) * s - o) * load(w + i, part) + load(b + i, part);

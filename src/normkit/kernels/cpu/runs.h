@@ -15,6 +15,8 @@ template <class T, Act act> struct Runs {
   using V = Vec<A>;
   static constexpr int64_t L = lanes<A>;
   static constexpr int64_t kBlock = 4096;  // values: in the first-level cache
+  static constexpr int64_t kFew = 512;     // values of a pool that is small
+  static constexpr int kTogether = 16;     // such pools
 
   const Problem& q;
   const Threads& threads;
@@ -81,7 +83,7 @@ template <class T, Act act> struct Runs {
     int64_t rows = b.rows, length = b.length;
     const int64_t step = stride, next = ahead;
     if (step == length) length *= rows, rows = 1;
-    const double n = static_cast<double>(rows * length);
+    const double n = static_cast<double>(rows * length), inverse = 1 / n;
     A mean = 0;
     if (q.centred) {
       V s[4] = {};
@@ -92,7 +94,7 @@ template <class T, Act act> struct Runs {
           s[slot] += load(row + i, part);
         });
       }
-      mean = static_cast<A>(sum<A>(s) / n);
+      mean = static_cast<A>(sum<A>(s) * inverse);
     }
     const V m = fill(mean);
     V d[4] = {}, dd[4] = {};
@@ -105,20 +107,43 @@ template <class T, Act act> struct Runs {
       });
     }
     // The rounded mean leaves a rest; without centring there is none to take away.
-    const double left = q.centred ? sum<A>(d) / n : 0, squares = sum<A>(dd);
-    const double m2 = squares - left * left * n;
+    const double sum_d = q.centred ? sum<A>(d) : 0, left = sum_d * inverse;
+    const double m2 = sum<A>(dd) - left * sum_d;
     return {n, static_cast<double>(mean) + left, m2 < 0 ? 0 : m2};
+  }
+
+  // ---- results ----
+
+  // Where a block of many short runs goes first, so that it can go past the caches as whole lines.
+  struct Staged {
+    alignas(64) T room[kBlock + 64];
+    T *to, *last;
+    int64_t count;
+    Staged(T* last, bool staged, int64_t count) : last(last), count(staged ? count : 0) {
+      // As far from the beginning of a line as its place in memory is.
+      to = staged ? room + reinterpret_cast<uintptr_t>(last) % 64 / sizeof(T) : last;
+    }
+    ~Staged() {
+      if (count)
+        sweep_after<A>(before_line(last), count, [&](int64_t i, auto part)
+                       __attribute__((always_inline)) {
+          result(last + i, load(to + i, part), part, true);
+        });
+    }
+  };
+  // Whether the runs of a block lie one behind the other and are too short to go one by one.
+  bool staging(const Block& b) const {
+    return q.past && !past && stride == q.s && b.rows > 1 && sizeof(T) == sizeof(A);
   }
 
   // ---- forward ----
 
-  NORMKIT_INLINE void normalize(int64_t at, int64_t length, const Coefficients<A>& c) const {
+  NORMKIT_INLINE void normalize(int64_t at, int64_t length, const Coefficients<A>& c, T* to,
+                                bool past) const {
     const T* const from = x + at;
     const T* const add = residual ? residual + at : nullptr;
-    T* const to = y + at;
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
     const auto g = f;
-    const bool past = this->past;
     const int64_t head = past ? before_line(to) : 0;
     if (add == nullptr)
       sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
@@ -132,10 +157,26 @@ template <class T, Act act> struct Runs {
   }
 
   void normalize(int64_t pool, const Block& b) const {
+    const int64_t at = start(pool) + b.run * stride + b.at;
+    Staged staged(y + at, staging(b), b.rows * b.length);
     Coefficients<A> c{};
-    for (int64_t r = b.run; r < b.run + b.rows; ++r) {
-      if (r == b.run || members > 1) c = saved.of(index(pool, r), channel(pool, r), q);
-      normalize(start(pool) + r * stride + b.at, b.length, c);
+    for (int64_t r = 0; r < b.rows; ++r) {
+      if (r == 0 || members > 1) c = saved.of(index(pool, b.run + r), channel(pool, b.run + r), q);
+      normalize(at + r * stride, b.length, c, staged.to + r * stride, past);
+    }
+  }
+
+  // Small pools: their sums depend on nothing but themselves, so that many are under way at once.
+  void forward_together(int64_t begin, int64_t end) const {
+    for (int64_t p = begin; p < end; p += kTogether) {
+      const int64_t count = smaller(kTogether, end - p);
+      double mean[kTogether] = {}, m2[kTogether] = {};
+      for (int64_t j = 0; j < count; ++j) {
+        const Moments m = moments(x + start(p + j), block(0));
+        mean[j] = m.mean, m2[j] = m.m2;
+      }
+      saved.put_all(p, count, mean, m2, static_cast<double>(runs * q.s), q);
+      for (int64_t j = 0; j < count; ++j) normalize(p + j, block(0));
     }
   }
 
@@ -144,10 +185,11 @@ template <class T, Act act> struct Runs {
     if (!q.own) {  // in the order of memory: nothing has to stay in cache
       parallel(threads, q.n * q.c, grain(q.s), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin, c = begin % q.c; i < end; ++i, c = c + 1 < q.c ? c + 1 : 0)
-          normalize(i * q.s, q.s, saved.of(c, c, q));
+          normalize(i * q.s, q.s, saved.of(c, c, q), y + i * q.s, past);
       });
     } else if (!split()) {
       parallel(threads, pools, grain(values), [&](int64_t begin, int64_t end) {
+        if (blocks == 1 && values <= kFew) return forward_together(begin, end);
         for (int64_t p = begin; p < end; ++p) {
           Moments m;
           for (int64_t i = 0; i < blocks; ++i) {
@@ -220,15 +262,15 @@ template <class T, Act act> struct Runs {
   }
 
   template <Slope way>
-  void gradient(int64_t at, int64_t length, const Coefficients<A>& c, const Slopes<A>& w) const {
+  void gradient(int64_t at, int64_t length, const Coefficients<A>& c, const Slopes<A>& w, T* to,
+                bool past) const {
     const V hi = fill(c.hi), a = fill(c.a), b = fill(c.b);
     const V scale = fill(w.scale), slope = fill(w.slope), offset = fill(w.offset);
     const auto g = f;
     const T *px = x + at, *pg = dy + at;
     const T* pr = residual ? residual + at : nullptr;
     const T* py = saved_y ? saved_y + at : nullptr;
-    T *to = dx ? dx + at : nullptr, *tr = dresidual ? dresidual + at : nullptr;
-    const bool past = this->past && to != pg;
+    T* const tr = dresidual ? dresidual + at : nullptr;
     const int64_t head = past && to ? before_line(to) : 0;
     sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
       const V d = load(px + i, part) - hi;
@@ -257,11 +299,16 @@ template <class T, Act act> struct Runs {
   }
   template <Slope way> void gradient(int64_t pool, int64_t i, double g1, double g2) const {
     const Block b = block(i);
-    for (int64_t r = b.run; r < b.run + b.rows;) {
-      const Coefficients<A> c = saved.of(index(pool, r), channel(pool, r), q);
-      const Slopes<A> w = slopes(pool, r, g1, g2);
-      for (const int64_t stop = members > 1 ? r + 1 : b.run + b.rows; r < stop; ++r)
-        gradient<way>(start(pool) + r * stride + b.at, b.length, c, w);
+    const int64_t at = start(pool) + b.run * stride + b.at;
+    // Where it takes the place of dy it is in cache already.
+    const bool fresh = dx && dx != dy;
+    Staged staged(dx ? dx + at : nullptr, fresh && staging(b), b.rows * b.length);
+    for (int64_t r = 0; r < b.rows;) {
+      const Coefficients<A> c = saved.of(index(pool, b.run + r), channel(pool, b.run + r), q);
+      const Slopes<A> w = slopes(pool, b.run + r, g1, g2);
+      for (const int64_t stop = members > 1 ? r + 1 : b.rows; r < stop; ++r)
+        gradient<way>(at + r * stride, b.length, c, w, dx ? staged.to + r * stride : nullptr,
+                      fresh && past);
     }
   }
   // From the sums of a pool's channels to the pool's means.
@@ -272,8 +319,8 @@ template <class T, Act act> struct Runs {
       g1 += of[k].dz * gamma(channel(pool, k));
       g2 += of[k].dzx * gamma(channel(pool, k));
     }
-    const double n = static_cast<double>(runs * q.s);
-    g1 /= n, g2 /= n;
+    const double inverse = 1 / static_cast<double>(runs * q.s);
+    g1 *= inverse, g2 *= inverse;
   }
 
   void backward() const {
@@ -288,18 +335,23 @@ template <class T, Act act> struct Runs {
     if (!wants) {
       parallel(threads, q.n * q.c, grain(q.s), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin, c = begin % q.c; i < end; ++i, c = c + 1 < q.c ? c + 1 : 0)
-          gradient<way>(i * q.s, q.s, saved.of(c, c, q), Slopes<A>(saved, c, gamma(c), 0, 0, q));
+          gradient<way>(i * q.s, q.s, saved.of(c, c, q), Slopes<A>(saved, c, gamma(c), 0, 0, q),
+                        dx ? dx + i * q.s : nullptr, past && dx != dy);
       });
       return;
     }
     if (!split()) {
       parallel(threads, pools, grain(runs * q.s), [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p) {
-          double g1, g2;
-          for (int64_t i = 0; i < blocks; ++i) add<way>(p, i, &all[p * members]);
-          means(p, &all[p * members], g1, g2);
-          if (maps)
-            for (int64_t i = blocks; i-- > 0;) gradient<way>(p, i, g1, g2);
+        const int64_t step = blocks == 1 && runs * q.s <= kFew ? kTogether : 1;
+        for (int64_t from = begin; from < end; from += step) {
+          const int64_t to = smaller(end, from + step);
+          double g1[kTogether], g2[kTogether];
+          for (int64_t p = from; p < to; ++p)
+            for (int64_t i = 0; i < blocks; ++i) add<way>(p, i, &all[p * members]);
+          for (int64_t p = from; p < to; ++p)
+            means(p, &all[p * members], g1[p - from], g2[p - from]);
+          for (int64_t p = from; maps && p < to; ++p)
+            for (int64_t i = blocks; i-- > 0;) gradient<way>(p, i, g1[p - from], g2[p - from]);
         }
       });
     } else {

@@ -79,6 +79,26 @@ template <class A> struct Saved {
     rstd[i] = static_cast<A>(1.0 / __builtin_sqrt(var + q.eps));
     if (q.var != nullptr) static_cast<A*>(q.var)[i] = static_cast<A>(var);
   }
+  // The same for `count` pools of as many values each, at most N: the square roots of all at once,
+  // which takes little longer than one.
+  template <int N>
+  NORMKIT_INLINE void put_all(int64_t from, int64_t count, const double (&mean)[N],
+                              const double (&m2)[N], double values, const Problem& q) const {
+    A h[N], l[N], r[N], v[N];
+    const double inverse = values > 0 ? 1 / values : 0, eps = q.eps;
+    for (int i = 0; i < N; ++i) {
+      const double biased = m2[i] * inverse;
+      h[i] = static_cast<A>(mean[i]);
+      l[i] = static_cast<A>(mean[i] - static_cast<double>(h[i]));
+      v[i] = static_cast<A>(biased);
+      r[i] = static_cast<A>(1.0 / __builtin_sqrt(biased + eps));
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      hi[from + i] = q.centred ? h[i] : A(0), lo[from + i] = q.centred ? l[i] : A(0);
+      rstd[from + i] = r[i];
+      if (q.var != nullptr) static_cast<A*>(q.var)[from + i] = v[i];
+    }
+  }
   NORMKIT_INLINE Coefficients<A> of(int64_t i, int64_t channel, const Problem& q) const {
     const A gamma = q.weight ? static_cast<const A*>(q.weight)[channel] : A(1);
     const A beta = q.bias ? static_cast<const A*>(q.bias)[channel] : A(0);

@@ -9,7 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 
+import normkit as nk
 from normkit.core import formula
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
@@ -187,3 +189,32 @@ def test_more_than_two_to_the_31_values(last: bool) -> None:
     total = float(y.detach()[0, 3].double().sum()) / shape[2]
     assert abs(total - float(expected.mean())) < 1e-3
     del y
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("act", [None, "relu", "silu"])
+def test_compiled_autograd_calls_the_kernels(act: str | None) -> None:
+    """The node is one call in its graph; without words for it, it would be refused."""
+    bn, frozen = nk.BatchNorm2d(3, bias=False, act=act), nk.FrozenBatchNorm2d(3, act=act)
+    layer = nk.LayerNorm((3, 5, 6), act=act)
+
+    def leaves(n: int) -> list[Tensor]:
+        x, residual = (t.requires_grad_() for t in torch.randn(2, n, 3, 5, 6).unbind())
+        return [x, residual, *bn.parameters(), *layer.parameters()]
+
+    def loss(x: Tensor, residual: Tensor) -> Tensor:
+        found: Tensor = layer(frozen(bn(x, residual), x), residual).square().sum()
+        return found
+
+    for n in (4, 2):  # the second time with another size
+        inputs = leaves(n)
+        expected = torch.autograd.grad(loss(*inputs[:2]), inputs)
+        for t in inputs:
+            t.grad = None
+        total = loss(*inputs[:2])
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            total.backward()
+        for t, grad in zip(inputs, expected, strict=True):
+            torch.testing.assert_close(t.grad, grad)
+        with pytest.raises(RuntimeError, match="second time"):
+            total.backward()

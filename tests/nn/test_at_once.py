@@ -126,7 +126,7 @@ def test_the_one_call_gives_the_same_bits(
 ) -> None:
     make, shape = USUAL[name]
     layer = _randomized(make())
-    if dtype == torch.float64:  # buffers of another type than sums are kept in are moved in steps
+    if dtype == torch.float64:  # else its averages would be of another type than the sums
         layer = layer.double()
     layer.act = act
     x, dy = torch.randn(2, *shape).to(dtype).unbind()
@@ -377,7 +377,9 @@ def test_a_row_must_lie_in_one_piece() -> None:
         layer(x)
 
 
-@pytest.mark.parametrize("shape", [[8], (8.0,), (torch.tensor(8),), (3, 8), ()], ids=str)
+@pytest.mark.parametrize(
+    "shape", [[8], (8.0,), (2**70,), (torch.tensor(8),), (3, 8), (), 8, None], ids=str
+)
 def test_another_normalized_shape_ends_as_step_by_step(shape: Any) -> None:
     layer = nk.LayerNorm(8)
     layer.normalized_shape = shape
@@ -427,6 +429,32 @@ def test_transforms_see_the_operations(name: str) -> None:
         dual = layer(torch.autograd.forward_ad.make_dual(x, t))
         tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
     torch.testing.assert_close(tangent, expected[1])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["BatchNorm2d in evaluation", "LayerNorm of rank 3"])
+def test_a_traced_layer_computes_from_its_input(name: str) -> None:
+    make, shape = USUAL[name]
+    layer = make()
+    x, other = torch.randn(2, *shape).unbind()
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    torch.testing.assert_close(traced(other), layer(other))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_nested_tensors_of_the_strided_layout() -> None:
+    parts = [torch.randn(n, 4) for n in (2, 3)]
+    x = torch.nested.nested_tensor(parts)
+    layer = nk.LayerNorm(4)
+    for a, b in zip(layer(x).unbind(), parts, strict=True):
+        torch.testing.assert_close(a, layer(b))
+    # Asked for its sizes it raises, which the one call must not do.
+    for other in (nk.LayerNorm((3, 4)), nk.BatchNorm1d(3)):
+        with step_by_step(), pytest.raises(RuntimeError) as expected:
+            other(x)
+        with pytest.raises(RuntimeError) as found:
+            other(x)
+        assert str(found.value) == str(expected.value)
 
 
 @pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm of rank 3", "RMSNorm"])
@@ -485,6 +513,6 @@ def test_the_kernels_refuse_what_is_no_dictionary() -> None:
         def __getitem__(self, key: str) -> Tensor:
             raise AssertionError
 
-    call = (fused.kind("group"), 1, None, 1e-5, None)
+    call = (fused.kind("group", (4,)), 1, None, 1e-5, None)
     assert fused.layer(x, None, layer._parameters, None, *call) is not None
     assert fused.layer(x, None, Reading(layer._parameters), None, *call) is None

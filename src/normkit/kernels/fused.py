@@ -44,15 +44,20 @@ Result = tuple[Tensor, Tensor | None, Tensor | None]
 
 def kind(
     over: Literal["batch", "group", "position"],
-    ranks: Iterable[int] = range(33),
+    ranks: Iterable[int],
     centred: bool = True,
+    rows: bool = False,
 ) -> int:
     """What all layers of a class have in common, as :func:`layer` wants it.
 
+    Args:
+        ranks: how many axes an input may have, up to 32.
+        rows: an input is rows of values, whatever its axes are, and not (N, C, \\*).
+
     >>> bin(kind("group", ranks=(2, 4)))
-    '0b10100110'
+    '0b101000110'
     """
-    return _OVER[over] + 4 * centred + 8 * sum(1 << rank for rank in ranks)
+    return _OVER[over] + 4 * centred + 8 * rows + 16 * sum(1 << rank for rank in ranks)
 
 
 def layer(
@@ -78,8 +83,8 @@ def layer(
         parameters, buffers: where a layer keeps ``weight`` and ``bias``, and ``running_mean``,
             ``running_var`` and ``num_batches_tracked``.
         groups: None for one for each channel.
-        shape: how many channels the input must have, or its last axes where these are what is
-            normalized; None if the parameters alone decide.
+        shape: the last axes, which make a row; without rows how many channels the input must
+            have, or None if the parameters alone decide.
         eps: None for the machine epsilon (RMS normalization only).
         memory: :data:`NONE`, :data:`MOVED` or :data:`GIVEN`.
         counted: with :data:`MOVED`, whether the layer has moved its buffers before. Then it does

@@ -25,7 +25,7 @@ from normkit.nn.layer import (
 
 __all__ = ["GroupNorm"]
 
-_KIND = fused.kind("group")
+_KIND = fused.kind("group", range(2, 33))
 
 
 class GroupNorm(Layer, nn.GroupNorm):

@@ -31,8 +31,8 @@ from normkit.nn.layer import (
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 
-_CENTRED = fused.kind("group")
-_UNCENTRED = fused.kind("group", centred=False)
+_CENTRED = fused.kind("group", range(1, 33), rows=True)
+_UNCENTRED = fused.kind("group", range(1, 33), centred=False, rows=True)
 _AT_PIXELS = fused.kind("position", (4,))
 
 

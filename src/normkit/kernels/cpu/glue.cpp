@@ -15,12 +15,14 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -36,7 +38,9 @@ namespace normkit {
 namespace {
 
 using at::Tensor;
+using torch::autograd::CompiledNodeArgs;
 using torch::autograd::SavedVariable;
+using torch::autograd::SwapSavedVariables;
 using torch::autograd::variable_list;
 
 // ---- which build ----
@@ -193,104 +197,178 @@ int64_t pools(const Problem& q) {
 
 PyObject* differentiable = nullptr;  // the gradients as a function that can be differentiated
 
+// What a backward pass computes from, besides dy. Tensors that it does without are undefined.
+struct Kept {
+  Options o{};
+  Tensor x, weight, bias, other, stats;  // other: the output where that tells act', or the residual
+  bool output = false;                   // which of the two
+  std::array<bool, 4> needs{};           // gradients of x, weight, bias, residual
+};
+
+Tensor of_type(const Tensor& gradient, const Tensor& parameter) {
+  const at::ScalarType type = parameter.scalar_type();
+  return gradient.scalar_type() == type ? gradient : gradient.to(type);
+}
+
+variable_list gradients(const Kept& kept, Tensor dy) {
+  const auto& [o, x, weight, bias, other, stats, output, needs] = kept;
+  // Written over dy where nobody else can see it: one tensor less to allocate and to pass over.
+  const bool own_dy = dy.use_count() == 1 && dy.storage().use_count() == 1;
+  if (dy.scalar_type() != x.scalar_type()) dy = dy.to(x.scalar_type());
+  const Tensor before = dy;
+  dy = dy.contiguous(format(x));
+  const bool fresh = own_dy || !dy.is_same(before);
+
+  Problem q = problem(x, o);
+  const at::ScalarType acc = accumulator(x.scalar_type());
+  Tensor w, b;
+  q.weight = parameter(weight, acc, w), q.bias = parameter(bias, acc, b);
+  q.stats = written(stats), q.dy = pointer(dy);
+  const Tensor residual = output || !other.defined() ? Tensor() : other.contiguous(format(x));
+  q.residual = pointer(residual);
+  if (output) q.saved_y = pointer(other);
+  Tensor dx, dresidual, dw, db;
+  const bool passes = needs[3] && no_activation(o);
+  if (needs[0]) dx = fresh && !passes && dy.strides() == x.strides() ? dy : unwritten(x);
+  if (needs[3]) dresidual = passes ? dy : unwritten(x);
+  if (needs[1] && weight.defined()) dw = unwritten(weight.sizes(), acc);
+  if (needs[2] && bias.defined()) db = unwritten(bias.sizes(), acc);
+  q.dx = written(dx), q.dweight = written(dw), q.dbias = written(db);
+  q.dresidual = passes ? nullptr : written(dresidual);
+  build().backward(q, threads());
+  variable_list found(4);
+  found[0] = dx;
+  if (dw.defined()) found[1] = of_type(dw, weight);
+  if (db.defined()) found[2] = of_type(db, bias);
+  found[3] = dresidual;
+  return found;
+}
+
+variable_list differentiable_gradients(const Kept& kept, const Tensor& dy) {
+  const Options& o = kept.o;
+  const auto truth = [](bool value) { return value ? Py_True : Py_False; };
+  const auto& needs = kept.needs;
+  PyGILState_STATE state = PyGILState_Ensure();
+  variable_list found(4);
+  PyObject* result = PyObject_CallFunction(
+      differentiable, "NNNNNNNO(OOOO)(iLdidOL)", THPVariable_Wrap(dy), THPVariable_Wrap(kept.x),
+      THPVariable_Wrap(kept.output ? kept.other : Tensor()), THPVariable_Wrap(kept.weight),
+      THPVariable_Wrap(kept.bias), THPVariable_Wrap(kept.output ? Tensor() : kept.other),
+      THPVariable_Wrap(kept.stats), truth(o.own), truth(needs[0]), truth(needs[1]),
+      truth(needs[2]), truth(needs[3]), static_cast<int>(o.over),
+      static_cast<long long>(o.groups), o.eps, static_cast<int>(o.act), o.slope, truth(o.centred),
+      static_cast<long long>(o.row));
+  if (result == nullptr) {
+    python_error error;
+    error.persist();
+    PyGILState_Release(state);
+    throw std::move(error);
+  }
+  for (Py_ssize_t i = 0; i < 4; ++i) {
+    PyObject* item = PySequence_GetItem(result, i);
+    if (item != nullptr && item != Py_None) found[i] = THPVariable_Unpack(item);
+    Py_XDECREF(item);
+  }
+  Py_DECREF(result);
+  PyGILState_Release(state);
+  return found;
+}
+
 struct NormalizeBackward : public torch::autograd::Node {
-  SavedVariable x_, weight_, bias_, other_;  // other: the residual, or the output in its place
-  bool has_weight = false, has_bias = false, has_residual = false;
-  bool keeps_residual = false, keeps_output = false;
-  Tensor stats;
-  Options options{};
+  SavedVariable x_, weight_, bias_, other_;
+  bool output_ = false;  // what other_ is; struct Kept
+  Tensor stats_;
+  Options options_{};
+  bool released_ = false;
 
   std::string name() const override { return "NormalizeBackward"; }
 
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
     x_.reset_data(), weight_.reset_data(), bias_.reset_data(), other_.reset_data();
-    stats.reset();
-    released = true;
+    stats_.reset();
+    released_ = true;
   }
-  bool released = false;
 
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    variable_list found(4);
-    if (!grads[0].defined()) return found;
-    TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
+    if (!grads[0].defined()) return variable_list(4);
+    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
     Tensor dy = std::move(grads[0]);
-    const Tensor x = x_.unpack();
-    const Tensor weight = has_weight ? weight_.unpack() : Tensor();
-    const Tensor bias = has_bias ? bias_.unpack() : Tensor();
-    const Tensor other = keeps_output     ? other_.unpack(getptr())
-                         : keeps_residual ? other_.unpack()
-                                          : Tensor();
-    std::array<bool, 4> needs{};
-    for (size_t i = 0; i < 4; ++i) needs[i] = task_should_compute_output(i);
-    if (at::GradMode::is_enabled()) return twice(dy, x, weight, bias, other, needs);
+    const Kept kept = unpack();
+    return at::GradMode::is_enabled() ? differentiable_gradients(kept, dy)
+                                      : gradients(kept, std::move(dy));
+  }
 
-    // Written over dy where nobody else can see it: one tensor less to allocate and to pass over.
-    const bool own_dy = dy.use_count() == 1 && dy.storage().use_count() == 1;
-    if (dy.scalar_type() != x.scalar_type()) dy = dy.to(x.scalar_type());
-    const Tensor kept = dy;
-    dy = dy.contiguous(format(x));
-    const bool fresh = own_dy || !dy.is_same(kept);
+  // Compiled autograd: the node stays one call, of kernels that nobody looks into.
+  void compiled_args(CompiledNodeArgs& args) const override {
+    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    for (const SavedVariable* saved : {&x_, &weight_, &bias_}) args.collect(*saved, false);
+    args.collect(other_, output_);
+    args.collect(stats_);
+    args.collect(output_), args.collect(options_.centred), args.collect(options_.own);
+    for (int64_t number : numbers(options_)) args.collect(number);
+    args.collect(options_.eps), args.collect(options_.slope);
+  }
 
-    Problem q = problem(x, options);
-    const at::ScalarType acc = accumulator(x.scalar_type());
-    Tensor w, b;
-    q.weight = parameter(weight, acc, w), q.bias = parameter(bias, acc, b);
-    q.stats = written(stats), q.dy = pointer(dy);
-    if (keeps_output) q.saved_y = pointer(other);
-    const Tensor residual = keeps_residual ? other.contiguous(format(x)) : Tensor();
-    q.residual = pointer(residual);
-    Tensor dx, dresidual, dw, db;
-    const bool passes = needs[3] && no_activation(options);
-    if (needs[0])
-      dx = fresh && !passes && dy.strides() == x.strides() ? dy : unwritten(x);
-    if (needs[3]) dresidual = passes ? dy : unwritten(x);
-    if (needs[1] && has_weight) dw = unwritten(weight.sizes(), acc);
-    if (needs[2] && has_bias) db = unwritten(bias.sizes(), acc);
-    q.dx = written(dx), q.dweight = written(dw), q.dbias = written(db);
-    q.dresidual = passes ? nullptr : written(dresidual);
-    build().backward(q, threads());
-    found[0] = dx;
-    if (dw.defined()) found[1] = of_type(dw, weight);
-    if (db.defined()) found[2] = of_type(db, bias);
-    found[3] = dresidual;
+  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
+    namespace compiled = torch::dynamo::autograd;
+    for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.before(*v);
+    saved.before(stats_);
+    const Kept kept = unpack();
+    compiled::PackedArgs args;
+    for (const Tensor* t : {&kept.x, &kept.weight, &kept.bias, &kept.other, &kept.stats})
+      args.pack(*t);
+    args.pack(std::vector<bool>(kept.needs.begin(), kept.needs.end()));
+    args.pack(kept.output), args.pack(kept.o.centred), args.pack(kept.o.own);
+    for (int64_t number : numbers(kept.o)) args.pack(number);
+    args.pack(kept.o.eps), args.pack(kept.o.slope);
+    std::vector<at::TypePtr> schema;
+    for (const c10::IValue& v : args.vec())
+      schema.push_back(v.isTensor() ? at::TypePtr(at::TensorType::get()) : v.type());
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const std::string bound = compiler->bind_function(
+        saved.get_py_compiler(), name(), from_packed, schema, /*is_custom_function*/ true,
+        /*is_traceable*/ false);
+    variable_list found = compiler->call_function(
+        saved.get_py_compiler(), "apply_functional", bound, grads, args.vec(),
+        compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+            compiled::get_input_metadata(next_edges())));
+    for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.after(*v);
+    saved.after(stats_);
     return found;
   }
 
  private:
-  static Tensor of_type(const Tensor& gradient, const Tensor& parameter) {
-    const at::ScalarType type = parameter.scalar_type();
-    return gradient.scalar_type() == type ? gradient : gradient.to(type);
+  Kept unpack() {
+    Kept kept{options_, x_.unpack(), weight_.unpack(), bias_.unpack(),
+              output_ ? other_.unpack(getptr()) : other_.unpack(), stats_, output_, {}};
+    for (size_t i = 0; i < 4; ++i) kept.needs[i] = task_should_compute_output(i);
+    return kept;
   }
 
-  variable_list twice(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                      const Tensor& other, const std::array<bool, 4>& needs) const {
-    PyGILState_STATE state = PyGILState_Ensure();
-    variable_list found(4);
-    PyObject* result = PyObject_CallFunction(
-        differentiable, "NNNNNNNO(OOOO)(iLdidOL)", THPVariable_Wrap(dy), THPVariable_Wrap(x),
-        THPVariable_Wrap(keeps_output ? other : Tensor()), THPVariable_Wrap(weight),
-        THPVariable_Wrap(bias), THPVariable_Wrap(keeps_residual ? other : Tensor()),
-        THPVariable_Wrap(stats), options.own ? Py_True : Py_False, needs[0] ? Py_True : Py_False,
-        needs[1] ? Py_True : Py_False, needs[2] ? Py_True : Py_False, needs[3] ? Py_True : Py_False,
-        static_cast<int>(options.over), static_cast<long long>(options.groups), options.eps,
-        static_cast<int>(options.act), options.slope, options.centred ? Py_True : Py_False,
-        static_cast<long long>(options.row));
-    if (result == nullptr) {
-      python_error error;
-      error.persist();
-      PyGILState_Release(state);
-      throw std::move(error);
-    }
-    for (Py_ssize_t i = 0; i < 4; ++i) {
-      PyObject* item = PySequence_GetItem(result, i);
-      if (item != nullptr && item != Py_None) found[i] = THPVariable_Unpack(item);
-      Py_XDECREF(item);
-    }
-    Py_DECREF(result);
-    PyGILState_Release(state);
-    return found;
+  static std::array<int64_t, 4> numbers(const Options& o) {
+    return {static_cast<int64_t>(o.over), o.groups, static_cast<int64_t>(o.act), o.row};
+  }
+
+  static variable_list from_packed(const variable_list& grads,
+                                   const std::vector<c10::IValue>& values) {
+    if (!grads[0].defined()) return variable_list(4);
+    torch::dynamo::autograd::PackedArgs args(values);
+    Kept kept;
+    for (Tensor* t : {&kept.x, &kept.weight, &kept.bias, &kept.other, &kept.stats})
+      *t = args.unpack<Tensor>();
+    const std::vector<bool> needs = args.unpack<std::vector<bool>>();
+    std::copy(needs.begin(), needs.end(), kept.needs.begin());
+    kept.output = args.unpack<bool>(), kept.o.centred = args.unpack<bool>();
+    kept.o.own = args.unpack<bool>();
+    kept.o.over = static_cast<Over>(args.unpack<int64_t>());
+    kept.o.groups = args.unpack<int64_t>();
+    kept.o.act = static_cast<Act>(args.unpack<int64_t>());
+    kept.o.row = args.unpack<int64_t>();
+    kept.o.eps = args.unpack<double>(), kept.o.slope = args.unpack<double>();
+    at::NoGradGuard none;
+    return gradients(kept, grads[0]);
   }
 };
 
@@ -438,18 +516,15 @@ std::pair<Tensor, Tensor> compute(const Call& call) {
   if (graph) {
     auto node = c10::make_intrusive<NormalizeBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias, residual));
-    node->options = o;
-    node->stats = stats;
-    node->has_weight = weight.defined(), node->has_bias = bias.defined();
-    node->has_residual = residual.defined();
+    node->options_ = o;
+    node->stats_ = stats;
     node->x_ = SavedVariable(x, false);
-    if (weight.defined()) node->weight_ = SavedVariable(weight, false);
-    if (bias.defined()) node->bias_ = SavedVariable(bias, false);
+    node->weight_ = SavedVariable(weight, false), node->bias_ = SavedVariable(bias, false);
     torch::autograd::set_history(y, node);
-    if (node->has_residual && !no_activation(o)) {
+    if (residual.defined() && !no_activation(o)) {
       // The output is kept by the next layer anyway; the residual perhaps by nobody.
-      node->keeps_output = tells(o), node->keeps_residual = !tells(o);
-      node->other_ = tells(o) ? SavedVariable(y, true) : SavedVariable(residual, false);
+      node->output_ = tells(o);
+      node->other_ = node->output_ ? SavedVariable(y, true) : SavedVariable(residual, false);
     }
   }
   return {std::move(y), std::move(stats)};
@@ -515,20 +590,27 @@ bool find_memory(PyObject* buffers, Memory memory, bool counted, Call& call) {
     // in normkit/nn/layer.py.
     const bool again = counted && torch::autograd::get_current_graph_task_id() != -1;
     if (!find(buffers, tracked, call.tracked)) return false;
-    if (!again) call.running_mean = std::move(m), call.running_var = std::move(v);
-    else call.tracked.reset();
+    if (again)
+      call.tracked.reset();
+    else
+      call.running_mean = std::move(m), call.running_var = std::move(v);
   }
   return true;
 }
 
-// The rows of (*, shape) in x, or 0 where it has another shape.
+bool is_size(PyObject* o, int64_t size) {
+  int overflow = 0;  // then the number is -1
+  return PyLong_CheckExact(o) && PyLong_AsLongLongAndOverflow(o, &overflow) == size;
+}
+
+// How many values are in a row where x is (*, shape), or 0 where it is not.
 int64_t row_of(const Tensor& x, PyObject* shape) {
+  if (!PyTuple_CheckExact(shape)) return 0;
   const int64_t axes = PyTuple_GET_SIZE(shape), before = x.dim() - axes;
   int64_t row = 1;
   if (axes == 0 || before < 0) return 0;
   for (int64_t i = 0; i < axes; ++i) {
-    PyObject* size = PyTuple_GET_ITEM(shape, i);
-    if (!PyLong_CheckExact(size) || PyLong_AsLongLong(size) != x.size(before + i)) return 0;
+    if (!is_size(PyTuple_GET_ITEM(shape, i), x.size(before + i))) return 0;
     row *= x.size(before + i);
   }
   return row;
@@ -538,19 +620,19 @@ int64_t row_of(const Tensor& x, PyObject* shape) {
 //       counted) -> y, or None where anything is not as usual: then nothing was written, and the
 // layer takes its input step by step, with all checks and their messages.
 //
-// kind: over + 4 * centred + 8 * (1 << rank, for each rank that the layer takes).
-// groups: None for one for each channel. shape: None, the number of channels, or the last axes.
+// kind: over + 4 * centred + 8 * rows + 16 * (1 << rank, for each rank that the layer takes).
+// groups: None for one for each channel. shape: of rows; otherwise the number of channels or None.
 PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 13, "layer takes 13 arguments, ", count, " given");
   Call call;
   Options& o = call.o;
-  if (watched() || !read(args[0], call.x) || !call.x.defined()) Py_RETURN_NONE;
   const Tensor& x = call.x;
+  if (watched() || !read(args[0], call.x) || !x.defined() || !plain_cpu(x)) Py_RETURN_NONE;
 
   const int64_t kind = PyLong_AsLongLong(args[4]);
   const int64_t rank = x.dim();
-  if (rank > 32 || !((kind >> 3) >> rank & 1)) Py_RETURN_NONE;
+  if (rank > 32 || !((kind >> 4) >> rank & 1)) Py_RETURN_NONE;
   o.act = static_cast<Act>(PyLong_AsLong(args[8])), o.slope = PyFloat_AsDouble(args[9]);
   const Memory memory = static_cast<Memory>(PyLong_AsLong(args[10]));
   o.own = memory != Memory::given, o.centred = (kind & 4) != 0;
@@ -562,14 +644,12 @@ PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
 
   PyObject *const shape = args[6], *const eps = args[7], *const momentum = args[11];
-  if (PyTuple_CheckExact(shape)) {
+  if (kind & 8) {
     if ((o.row = row_of(x, shape)) == 0) Py_RETURN_NONE;
-  } else if (rank < 2) {
+  } else if (rank < 2 || (shape != Py_None && !is_size(shape, x.size(1)))) {
     Py_RETURN_NONE;
-  } else if (shape != Py_None) {
-    if (!PyLong_CheckExact(shape) || PyLong_AsLongLong(shape) != x.size(1)) Py_RETURN_NONE;
   }
-  if (args[5] == Py_None) o.groups = x.size(1);
+  if (args[5] == Py_None) o.groups = o.row > 0 ? o.row : x.size(1);
 
   if (PyFloat_CheckExact(eps)) {
     o.eps = PyFloat_AS_DOUBLE(eps);

@@ -98,8 +98,13 @@ def sanitizers() -> tuple[list[str], list[str]]:
     if not wanted:
         # The plain loops over channels too, as vectors. All of -O3 takes three times as long to
         # compile and gains nothing: the loops that matter are unrolled where they are written.
-        return ["-O2", "-ftree-loop-vectorize", "-fvect-cost-model=dynamic",
-                "-fno-tree-slp-vectorize", "-g0"], []
+        return [
+            "-O2",
+            "-ftree-loop-vectorize",
+            "-fvect-cost-model=dynamic",
+            "-fno-tree-slp-vectorize",
+            "-g0",
+        ], []
     on = [f"-fsanitize={wanted}"]
     # Undefined behaviour ends the process. vptr needs type information that torch hides.
     strict = ["-fno-sanitize-recover=all", "-fno-sanitize=vptr"]

@@ -1,5 +1,9 @@
 """The fused C++ kernels: a layer's tensors in, its output and graph out.
 
+:func:`layer` is all of a usual forward pass in one call, since on a small input each step that
+Python takes costs as much as the kernel. :func:`normalize` is one of the ways that
+:mod:`normkit.kernels.autograd` tries for everything else.
+
 They are no :class:`normkit.kernels.contract.Backend`: like PyTorch's own kernels they bring their
 node of the autograd graph with them, since one written in Python costs more than a small layer
 takes in all. Derivatives of the backward come from :mod:`normkit.core.formula`, as for every other
@@ -8,7 +12,8 @@ way.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -21,14 +26,78 @@ from normkit.core.pools import Pool
 from normkit.kernels import cpu
 from normkit.kernels.native import Running
 
-__all__ = ["normalize", "refuses"]
+__all__ = ["GIVEN", "MOVED", "NONE", "kind", "layer", "normalize", "refuses"]
 
 # In the order of problem.h.
 _OVER = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
 _ACTS = {"silu": 1, "gelu": 2}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+# What of a layer's buffers takes part: nothing, since it has none; moments that this call moves;
+# moments to normalize with. In the order of glue.cpp.
+NONE: Final = 0
+MOVED: Final = 1
+GIVEN: Final = 2
+
 Result = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def kind(
+    over: Literal["batch", "group", "position"],
+    ranks: Iterable[int],
+    centred: bool = True,
+    rows: bool = False,
+) -> int:
+    """What all layers of a class have in common, as :func:`layer` wants it.
+
+    Args:
+        ranks: how many axes an input may have, up to 32.
+        rows: an input is rows of values, whatever its axes are, and not (N, C, \\*).
+
+    >>> bin(kind("group", ranks=(2, 4)))
+    '0b101000110'
+    """
+    return _OVER[over] + 4 * centred + 8 * rows + 16 * sum(1 << rank for rank in ranks)
+
+
+def layer(
+    x: Tensor,
+    residual: Tensor | None,
+    parameters: dict[str, Any],
+    buffers: dict[str, Any] | None,
+    kind: int,
+    groups: int | None,
+    shape: int | tuple[int, ...] | None,
+    eps: float | None,
+    act: Act | None,
+    memory: int = NONE,
+    momentum: float | None = None,
+    counted: bool = False,
+) -> Tensor | None:
+    """The whole forward pass of a layer, or None where anything at all is not as usual.
+
+    Then nothing has been written, and the layer goes step by step and tells what is wrong. Not to
+    be called while compiling.
+
+    Args:
+        parameters, buffers: where a layer keeps ``weight`` and ``bias``, and ``running_mean``,
+            ``running_var`` and ``num_batches_tracked``.
+        groups: None for one for each channel.
+        shape: the last axes, which make a row; without rows how many channels the input must
+            have, or None if the parameters alone decide.
+        eps: None for the machine epsilon (RMS normalization only).
+        memory: :data:`NONE`, :data:`MOVED` or :data:`GIVEN`.
+        counted: with :data:`MOVED`, whether the layer has moved its buffers before. Then it does
+            not within a backward pass.
+    """
+    if cpu.fused is None:
+        return None
+    y: Tensor | None = cpu.fused.layer(
+        x, residual, parameters, buffers, kind, groups, shape, eps,
+        0 if act is None else _ACTS.get(act.name, 0), 1.0 if act is None else act.slope,
+        memory, momentum, counted,
+    )  # fmt: skip
+    return y
 
 
 def refuses(x: Tensor, spec: Spec) -> str | None:
@@ -84,10 +153,10 @@ def _differentiable(
     stats: Tensor,
     own: bool,
     needs: tuple[bool, bool, bool, bool],
-    options: tuple[int, int, float, int, float, bool],
+    options: tuple[int, int, float, int, float, bool, int],
 ) -> list[Tensor | None]:
     """The gradients once more, as a function that autograd can differentiate again."""
-    over, groups, eps, act, slope, centred = options
+    over, groups, eps, act, slope, centred, row = options
     names: dict[int, Any] = {number: name for name, number in _OVER.items()}
     pool = Pool(names[over], groups)
     activation = {1: Act("silu"), 2: Act("gelu")}.get(act, Act("leaky_relu", slope))
@@ -96,15 +165,16 @@ def _differentiable(
         # The activation is piecewise linear, and y says which piece.
         dy = spec.act.backward_from_output(dy, y.detach())
         spec = Spec(pool, eps, None, centred)
+    flat = x.reshape(-1, row) if row else x
     if own:
-        mean, var = formula.stats_of(x, pool, centred)
+        mean, var = formula.stats_of(flat, pool, centred)
     else:
         c = x.shape[1]
         shape = pool.stats(x.shape[0], c, x[0, 0].numel())
         mean = stats[0].reshape(shape)
         var = (stats[2].to(accumulator(stats.dtype)).pow(-2) - eps).reshape(shape)
     inputs = [x, weight, bias, residual]
-    again = formula.normalize(x, spec, weight, bias, residual, mean, var)
+    again = formula.normalize(flat, spec, weight, bias, residual, mean, var).reshape(x.shape)
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(again, wanted, dy, create_graph=True) if wanted else ())
     grads: list[Tensor | None] = [

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
+from normkit.kernels import fused
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.kernels.native import Running
 from normkit.nn import averages
@@ -40,6 +42,9 @@ class BatchStatistics(Layer, _BatchNorm):
     """What every layer does that pools across the batch; its subclasses say which rank."""
 
     _average: averages.Average = "exponential"
+    _kind: ClassVar[int] = fused.kind("batch", ())
+    # Whether moments are taken over all samples of the batch, and no others.
+    _whole: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -73,6 +78,10 @@ class BatchStatistics(Layer, _BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = self._at_once(input, residual)
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         self._check_input_dim(input)
@@ -87,6 +96,23 @@ class BatchStatistics(Layer, _BatchNorm):
         if moves:
             self._remember(result)
         return result.y
+
+    def _at_once(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """All of the above in one call, or None where something is not as usual."""
+        buffers, memory, momentum, counted = self._buffers, fused.NONE, None, False
+        if not self.training and buffers.get("running_mean") is not None:
+            memory = fused.GIVEN
+        elif not self._whole:
+            return None
+        elif self.training and self.track_running_stats:
+            if self._average != "exponential":
+                return None
+            memory, momentum, counted = fused.MOVED, self.momentum, self._has_moved
+        y = fused.layer(input, residual, self._parameters, buffers, self._kind, 1, None,
+                        self.eps, self._act, memory, momentum, counted)  # fmt: skip
+        if y is not None and memory == fused.MOVED and not counted:
+            self.counts()
+        return y
 
     def _by_memory(self, input: Tensor, residual: Tensor | None) -> Tensor:
         spec = Spec(PER_CHANNEL, self.eps, self._act)
@@ -182,8 +208,11 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
     tensor([0.2000, 0.2000, 0.2000])
     """
 
+    _ranks = (2, 3)
+    _kind = fused.kind("batch", _ranks)
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input, (2, 3), "(N, C) or (N, C, L)", "use BatchNorm2d for images")
+        check_rank(self, input, self._ranks, "(N, C) or (N, C, L)", "use BatchNorm2d for images")
 
 
 class BatchNorm2d(BatchStatistics, nn.BatchNorm2d):
@@ -200,8 +229,13 @@ class BatchNorm2d(BatchStatistics, nn.BatchNorm2d):
     torch.Size([4, 8, 5, 5])
     """
 
+    _ranks = (4,)
+    _kind = fused.kind("batch", _ranks)
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis, or use BatchNorm1d")
+        check_rank(
+            self, input, self._ranks, "(N, C, H, W)", "add the missing axis, or use BatchNorm1d"
+        )
 
 
 class BatchNorm3d(BatchStatistics, nn.BatchNorm3d):
@@ -216,8 +250,13 @@ class BatchNorm3d(BatchStatistics, nn.BatchNorm3d):
     torch.Size([2, 2, 3, 4, 4])
     """
 
+    _ranks = (5,)
+    _kind = fused.kind("batch", _ranks)
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input, (5,), "(N, C, D, H, W)", "add the missing axis, or use BatchNorm2d")
+        check_rank(
+            self, input, self._ranks, "(N, C, D, H, W)", "add the missing axis, or use BatchNorm2d"
+        )
 
 
 class _Lazy:

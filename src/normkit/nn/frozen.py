@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.core.activations import ActLike
@@ -13,6 +14,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL
 from normkit.errors import TypeMismatchError, explain
+from normkit.kernels import fused
 from normkit.kernels.autograd import normalize
 from normkit.nn.layer import (
     Layer,
@@ -26,6 +28,8 @@ from normkit.nn.layer import (
 )
 
 __all__ = ["FrozenBatchNorm2d", "Scale"]
+
+_KIND = fused.kind("batch", (4,))
 
 
 class FrozenBatchNorm2d(Layer):
@@ -117,6 +121,11 @@ class FrozenBatchNorm2d(Layer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = fused.layer(input, residual, self._buffers, self._buffers, _KIND, 1, None, self.eps,
+                            self._act, fused.GIVEN)  # fmt: skip
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")

@@ -22,6 +22,8 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 
 
 class _Ghost(BatchStatistics):
+    _whole = False
+
     def __init__(
         self,
         num_features: int,

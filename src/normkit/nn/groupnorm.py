@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.compiler import is_compiling
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
 from normkit.errors import ShapeError, explain
+from normkit.kernels import fused
 from normkit.kernels.autograd import normalize
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.layer import (
@@ -22,6 +24,8 @@ from normkit.nn.layer import (
 )
 
 __all__ = ["GroupNorm"]
+
+_KIND = fused.kind("group", range(2, 33))
 
 
 class GroupNorm(Layer, nn.GroupNorm):
@@ -77,6 +81,11 @@ class GroupNorm(Layer, nn.GroupNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = fused.layer(input, residual, self._parameters, None, _KIND, self.num_groups, None,
+                            self.eps, self._act)  # fmt: skip
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         if input.dim() < 2:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
+from normkit.kernels import fused
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.nn import averages
 from normkit.nn.layer import (
@@ -35,6 +37,9 @@ __all__ = [
 
 
 class _Instance(Layer, _InstanceNorm):
+    _ranks: ClassVar[tuple[int, int]]  # without and with a batch axis
+    _kind: ClassVar[int]  # for the kernels: with one
+
     def __init__(
         self,
         num_features: int,
@@ -55,6 +60,10 @@ class _Instance(Layer, _InstanceNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = self._at_once(input, residual)
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         self._check_input_dim(input)
@@ -74,6 +83,13 @@ class _Instance(Layer, _InstanceNorm):
             return self._batched(input, residual)
         rest = None if residual is None else residual.unsqueeze(0)
         return self._batched(input.unsqueeze(0), rest).squeeze(0)
+
+    def _at_once(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """All of the above in one call, or None where something is not as usual."""
+        given = not self.training and self.track_running_stats
+        return fused.layer(input, residual, self._parameters, self._buffers,
+                           self._kind, None, None if self.affine else self.num_features,
+                           self.eps, self._act, fused.GIVEN if given else fused.NONE)  # fmt: skip
 
     def _batched(self, input: Tensor, residual: Tensor | None) -> Tensor:
         n, c, s = as_ncs(input)
@@ -134,8 +150,11 @@ class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
              [ 0.0000,  0.0000]]])
     """
 
+    _ranks = (2, 3)
+    _kind = fused.kind("group", _ranks[1:])
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input, (2, 3), "(C, L) or (N, C, L)", "use InstanceNorm2d for images")
+        check_rank(self, input, self._ranks, "(C, L) or (N, C, L)", "use InstanceNorm2d for images")
 
 
 class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
@@ -149,8 +168,11 @@ class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
     torch.Size([2, 3, 4, 4])
     """
 
+    _ranks = (3, 4)
+    _kind = fused.kind("group", _ranks[1:])
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input, (3, 4), "(C, H, W) or (N, C, H, W)", "add the missing axis")
+        check_rank(self, input, self._ranks, "(C, H, W) or (N, C, H, W)", "add the missing axis")
 
 
 class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
@@ -164,8 +186,13 @@ class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
     torch.Size([2, 3, 2, 4, 4])
     """
 
+    _ranks = (4, 5)
+    _kind = fused.kind("group", _ranks[1:])
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_rank(self, input, (4, 5), "(C, D, H, W) or (N, C, D, H, W)", "add the missing axis")
+        check_rank(
+            self, input, self._ranks, "(C, D, H, W) or (N, C, D, H, W)", "add the missing axis"
+        )
 
 
 class _Lazy:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.compiler import is_compiling
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_POSITION, Pool
 from normkit.errors import ShapeError, explain
+from normkit.kernels import fused
 from normkit.kernels.autograd import normalize
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.layer import (
@@ -28,6 +30,10 @@ from normkit.nn.layer import (
 )
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
+
+_CENTRED = fused.kind("group", range(1, 33), rows=True)
+_UNCENTRED = fused.kind("group", range(1, 33), centred=False, rows=True)
+_AT_PIXELS = fused.kind("position", (4,))
 
 
 class LayerNorm(Layer, nn.LayerNorm):
@@ -77,6 +83,11 @@ class LayerNorm(Layer, nn.LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = fused.layer(input, residual, self._parameters, None, _CENTRED, 1,
+                            self.normalized_shape, self.eps, self._act)  # fmt: skip
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         if isinstance(input, Tensor) and input.is_nested:
@@ -129,6 +140,11 @@ class LayerNorm2d(LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = fused.layer(input, residual, self._parameters, None, _AT_PIXELS, 1,
+                            self.normalized_shape[0], self.eps, self._act)  # fmt: skip
+            if y is not None:
+                return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "use LayerNorm where channels are last")
@@ -184,6 +200,11 @@ class RMSNorm(Layer, nn.RMSNorm):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``x``, add ``residual`` (same shape) if given, apply the activation."""
+        if not is_compiling():
+            y = fused.layer(x, residual, self._parameters, None, _UNCENTRED, 1,
+                            self.normalized_shape, self.eps, self._act)  # fmt: skip
+            if y is not None:
+                return y
         if isinstance(x, fx.Proxy):
             return as_leaf(self, x, residual)
         if isinstance(x, Tensor) and x.is_nested:

@@ -12,6 +12,7 @@ from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL
 from normkit.errors import ShapeError, explain
+from normkit.kernels import fused
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.kernels.native import Running
 from normkit.nn import averages
@@ -50,6 +51,9 @@ class SyncBatchNorm(BatchStatistics):
     >>> SyncBatchNorm(4)(torch.randn(6, 4, 3)).shape    # one process: plain batch normalization
     torch.Size([6, 4, 3])
     """
+
+    _kind = fused.kind("batch", range(2, 33))
+    _whole = False
 
     def __init__(
         self,

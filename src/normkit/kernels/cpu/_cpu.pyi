@@ -9,5 +9,9 @@ builds: tuple[str, ...]
 def use(name: str) -> None:
     """Compute with the named build from now on."""
 
+def assume_cache(bytes: int) -> int:
+    """Compute as if the last cache had so many bytes; how many it was taken to have. For tests."""
+
 def in_use() -> str: ...
 def normalize(*args: object) -> object: ...
+def layer(*args: object) -> object: ...

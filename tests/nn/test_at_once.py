@@ -1,0 +1,518 @@
+"""A usual forward pass is one call into the fused kernels; anything else goes step by step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parametrize, prune
+
+import normkit as nk
+from normkit.kernels import cpu, fused
+
+pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
+
+Make = Callable[[], nn.Module]
+
+
+def _remembering(make: Make) -> Make:
+    """The layer in evaluation mode, with moments of its own."""
+
+    def made() -> nn.Module:
+        layer = make()
+        layer.running_mean = torch.randn(layer.running_mean.shape)
+        layer.running_var = torch.rand(layer.running_var.shape) + 0.5
+        return layer.eval()
+
+    return made
+
+
+# A layer and the shape of its input.
+USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
+    "BatchNorm1d of rank 2": (lambda: nk.BatchNorm1d(5), (7, 5)),
+    "BatchNorm1d of rank 3": (lambda: nk.BatchNorm1d(5), (7, 5, 3)),
+    "BatchNorm2d": (lambda: nk.BatchNorm2d(3), (4, 3, 5, 6)),
+    "BatchNorm2d without a bias": (lambda: nk.BatchNorm2d(3, bias=False), (4, 3, 5, 6)),
+    "BatchNorm2d without affine": (lambda: nk.BatchNorm2d(3, affine=False), (4, 3, 5, 6)),
+    "BatchNorm2d without memory": (
+        lambda: nk.BatchNorm2d(3, track_running_stats=False),
+        (4, 3, 5, 6),
+    ),
+    "BatchNorm2d in evaluation": (_remembering(lambda: nk.BatchNorm2d(3)), (4, 3, 5, 6)),
+    "BatchNorm2d in evaluation without memory": (
+        lambda: nk.BatchNorm2d(3, track_running_stats=False).eval(),
+        (4, 3, 5, 6),
+    ),
+    "BatchNorm3d": (lambda: nk.BatchNorm3d(3), (2, 3, 4, 5, 6)),
+    "cumulative BatchNorm2d in evaluation": (
+        _remembering(lambda: nk.BatchNorm2d(3, average="cumulative")),
+        (4, 3, 5, 6),
+    ),
+    "GhostBatchNorm2d in evaluation": (
+        _remembering(lambda: nk.GhostBatchNorm2d(3, ghost_size=2)),
+        (4, 3, 5, 6),
+    ),
+    "SyncBatchNorm in evaluation": (_remembering(lambda: nk.SyncBatchNorm(3)), (4, 3, 5, 6)),
+    "FrozenBatchNorm2d": (_remembering(lambda: nk.FrozenBatchNorm2d(3)), (4, 3, 5, 6)),
+    "GroupNorm": (lambda: nk.GroupNorm(2, 6), (4, 6, 5, 3)),
+    "GroupNorm of rank 2": (lambda: nk.GroupNorm(2, 6), (4, 6)),
+    "InstanceNorm1d": (lambda: nk.InstanceNorm1d(3), (4, 3, 5)),
+    "InstanceNorm2d": (lambda: nk.InstanceNorm2d(3, affine=True), (4, 3, 5, 6)),
+    "InstanceNorm3d": (lambda: nk.InstanceNorm3d(3), (2, 3, 4, 5, 6)),
+    "InstanceNorm2d in evaluation": (
+        _remembering(lambda: nk.InstanceNorm2d(3, track_running_stats=True)),
+        (4, 3, 5, 6),
+    ),
+    "LayerNorm of rank 1": (lambda: nk.LayerNorm(8), (8,)),
+    "LayerNorm of rank 2": (lambda: nk.LayerNorm(8), (4, 8)),
+    "LayerNorm of rank 3": (lambda: nk.LayerNorm(8), (4, 3, 8)),
+    "LayerNorm of rank 4": (lambda: nk.LayerNorm((3, 8)), (2, 5, 3, 8)),
+    "LayerNorm of every axis": (lambda: nk.LayerNorm((4, 3, 8)), (4, 3, 8)),
+    "LayerNorm without a bias": (lambda: nk.LayerNorm(8, bias=False), (4, 3, 8)),
+    "LayerNorm without affine": (lambda: nk.LayerNorm(8, elementwise_affine=False), (4, 3, 8)),
+    "LayerNorm2d": (lambda: nk.LayerNorm2d(6), (2, 6, 4, 4)),
+    "RMSNorm": (lambda: nk.RMSNorm(8), (4, 3, 8)),
+    "RMSNorm with an eps": (lambda: nk.RMSNorm((3, 8), eps=1e-3), (2, 4, 3, 8)),
+}
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "layer", lambda *_: None)
+        yield
+
+
+@contextmanager
+def at_once_only() -> Iterator[None]:
+    def steps(*_: Any, **__: Any) -> None:
+        raise AssertionError("went step by step")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("batchnorm", "frozen", "groupnorm", "instancenorm", "layernorm"):
+            patch.setattr(f"normkit.nn.{name}.normalize", steps)
+        yield
+
+
+def _randomized(layer: nn.Module) -> nn.Module:
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    return layer
+
+
+def _run(layer: nn.Module, x: Tensor, residual: Tensor | None, dy: Tensor) -> list[Tensor]:
+    """Output, gradients and what the layer remembers."""
+    x = x.detach().requires_grad_()
+    leaves = [x, *layer.parameters()]
+    if residual is not None:
+        residual = residual.detach().requires_grad_()
+        leaves.append(residual)
+    y = layer(x) if residual is None else layer(x, residual)
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy), *layer.buffers()]
+
+
+@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("act", [None, "relu", ("leaky_relu", -0.5), "silu", "gelu"], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_one_call_gives_the_same_bits(
+    name: str, act: Any, with_residual: bool, dtype: torch.dtype
+) -> None:
+    make, shape = USUAL[name]
+    layer = _randomized(make())
+    if dtype == torch.float64:  # else its averages would be of another type than the sums
+        layer = layer.double()
+    layer.act = act
+    x, dy = torch.randn(2, *shape).to(dtype).unbind()
+    residual = torch.randn(shape).to(dtype) if with_residual else None
+    other = copy.deepcopy(layer)
+    for _ in range(2):
+        with at_once_only():
+            found = _run(layer, x, residual, dy)
+        with step_by_step():
+            expected = _run(other, x, residual, dy)
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_channels_last_stays_so(name: str) -> None:
+    make, shape = USUAL[name]
+    if len(shape) != 4 or name.startswith(("LayerNorm of", "RMSNorm")):
+        return
+    layer = make()
+    x, dy = (
+        t.contiguous(memory_format=torch.channels_last) for t in torch.randn(2, *shape).unbind()
+    )
+    other = copy.deepcopy(layer)
+    with at_once_only():
+        found = _run(layer, x, None, dy)
+    with step_by_step():
+        expected = _run(other, x, None, dy)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class _Double(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return 2 * w
+
+
+class _Other(Tensor):
+    pass
+
+
+X = (4, 3, 5, 6)
+
+
+def _with(change: Callable[[Any], object]) -> Make:
+    def made() -> nn.Module:
+        layer = nk.BatchNorm2d(3)
+        change(layer)
+        return layer
+
+    return made
+
+
+def _set(name: str, value: Any) -> Make:
+    return _with(lambda layer: setattr(layer, name, value))
+
+
+# A layer, its input and residual: none of them for the one call.
+UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
+    **{
+        f"rank {len(shape)}": (
+            lambda: nk.BatchNorm2d(3),
+            lambda shape=shape: (torch.randn(shape), None),  # type: ignore[misc]
+        )
+        for shape in [(), (3,), (4, 3), (4, 3, 5), (4, 3, 5, 6, 7)]
+    },
+    "no tensor": (lambda: nk.BatchNorm2d(3), lambda: (None, None)),
+    "a list": (lambda: nk.BatchNorm2d(3), lambda: ([1.0], None)),
+    "a subclass": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(X).as_subclass(_Other), None)),
+    "other channels": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(4, 2, 5, 6), None)),
+    "other channels, no affine": (
+        lambda: nk.BatchNorm2d(3, affine=False),
+        lambda: (torch.randn(4, 2, 5, 6), None),
+    ),
+    "integers": (lambda: nk.BatchNorm2d(3), lambda: (torch.ones(X, dtype=torch.int64), None)),
+    "an empty batch": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(0, 3, 5, 6), None)),
+    "a single value": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(1, 3, 1, 1), None)),
+    "a strided input": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(8, 3, 5, 6)[::2], None)),
+    "another device": (lambda: nk.BatchNorm2d(3), lambda: (torch.empty(X, device="meta"), None)),
+    "a residual of another shape": (
+        lambda: nk.BatchNorm2d(3),
+        lambda: (torch.randn(X), torch.randn(1, 3, 5, 6)),
+    ),
+    "a residual of another type": (
+        lambda: nk.BatchNorm2d(3),
+        lambda: (torch.randn(X), torch.randn(X).double()),
+    ),
+    "a residual that is none": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(X), 1.0)),
+    "eps of 0": (_set("eps", 0.0), lambda: (torch.randn(X), None)),
+    "eps below 0": (_set("eps", -1e-5), lambda: (torch.randn(X), None)),
+    "eps of None": (_set("eps", None), lambda: (torch.randn(X), None)),
+    "eps of NaN": (_set("eps", float("nan")), lambda: (torch.randn(X), None)),
+    "no momentum": (_set("momentum", None), lambda: (torch.randn(X), None)),
+    "a tensor as momentum": (_set("momentum", torch.tensor(0.1)), lambda: (torch.randn(X), None)),
+    "another average": (_set("average", "cumulative"), lambda: (torch.randn(X), None)),
+    "no mean": (_set("running_mean", None), lambda: (torch.randn(X), None)),
+    "no variance": (_set("running_var", None), lambda: (torch.randn(X), None)),
+    "a mean of another type": (
+        _set("running_mean", torch.zeros(3).double()),
+        lambda: (torch.randn(X), None),
+    ),
+    "a variance of another size": (
+        _set("running_var", torch.ones(4)),
+        lambda: (torch.randn(X), None),
+    ),
+    "a counter of floats": (
+        _set("num_batches_tracked", torch.tensor(0.0)),
+        lambda: (torch.randn(X), None),
+    ),
+    "a parametrized weight": (
+        _with(lambda layer: parametrize.register_parametrization(layer, "weight", _Double())),
+        lambda: (torch.randn(X), None),
+    ),
+    "a pruned weight": (
+        _with(lambda layer: prune.random_unstructured(layer, "weight", 1)),
+        lambda: (torch.randn(X), None),
+    ),
+    "a weight of another size": (
+        _with(lambda layer: layer.register_parameter("weight", nn.Parameter(torch.ones(4)))),
+        lambda: (torch.randn(X), None),
+    ),
+    "a bias of integers": (
+        _with(
+            lambda layer: layer.register_parameter(
+                "bias", nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False)
+            )
+        ),
+        lambda: (torch.randn(X), None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_is_unusual_is_refused_before_anything_moves(name: str) -> None:
+    make, given = UNUSUAL[name]
+    layer: Any = make()
+    buffers = list(layer.buffers())
+    kept, versions = [b.clone() for b in buffers], [b._version for b in buffers]
+    assert layer._at_once(*given()) is None
+    assert all(torch.equal(a, b) for a, b in zip(buffers, kept, strict=True))
+    assert [b._version for b in buffers] == versions
+    assert not layer._has_moved
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_is_unusual_ends_as_step_by_step(name: str) -> None:
+    make, given = UNUSUAL[name]
+
+    def ended() -> tuple[nn.Module, Any]:
+        torch.manual_seed(1)
+        layer = make()
+        try:
+            x, residual = given()
+            return layer, layer(x) if residual is None else layer(x, residual)
+        except Exception as error:
+            return layer, (type(error), str(error))
+
+    layer, found = ended()
+    with step_by_step():
+        other, expected = ended()
+    if isinstance(expected, Tensor):
+        assert found.device == expected.device and type(found) is type(expected)
+        if found.device.type == "cpu":
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    else:
+        assert found == expected
+    for a, b in zip(layer.buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("rank", range(7))
+def test_a_layer_takes_the_same_ranks_in_one_call_as_in_steps(name: str, rank: int) -> None:
+    make, shape = USUAL[name]
+    # Its own sizes as far as they go, else more axes at the end, or before the normalized ones.
+    if "LayerNorm of" in name or "RMSNorm" in name or "LayerNorm with" in name:
+        sizes = (2,) * max(rank - len(shape), 0) + shape[max(len(shape) - rank, 0) :]
+    else:
+        sizes = (*shape, 2, 2, 2, 2, 2)[:rank]
+    x = torch.randn(sizes)
+
+    def ended() -> type:
+        try:
+            return type(make()(x))
+        except Exception as error:
+            return type(error)
+
+    found = ended()
+    with step_by_step():
+        assert found is ended()
+
+
+def test_the_counter_counts_in_place() -> None:
+    layer, x = nk.BatchNorm2d(3), torch.randn(X)
+    counter = layer.num_batches_tracked
+    version = counter._version
+    layer(x), layer(x)
+    assert layer.num_batches_tracked is counter and int(counter) == 2
+    assert counter._version > version
+    # Without a counter the moments move all the same.
+    layer.num_batches_tracked = None
+    before = layer.running_mean.clone()
+    with at_once_only():
+        layer(x + 1)
+    assert not torch.equal(layer.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nk.LayerNorm(6), (6,)),
+        (nk.LayerNorm(6), (2, 3, 6)),
+        (nk.LayerNorm((3, 6)), (2, 2, 3, 6)),
+        (nk.RMSNorm((3, 6)), (2, 2, 3, 6)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("act", [None, ("leaky_relu", 0.3), "silu"], ids=str)
+def test_rows_of_any_rank_have_no_views_and_two_derivatives(
+    layer: Any, shape: tuple[int, ...], act: Any
+) -> None:
+    layer = copy.deepcopy(layer).double()
+    layer.act = act
+    x, residual = (t.requires_grad_() for t in torch.randn(2, *shape).double().unbind())
+    with at_once_only():
+        y = layer(x, residual)
+    assert y.grad_fn.name() == "NormalizeBackward"
+    leaves = {type(node).__name__ for node, _ in y.grad_fn.next_functions if node is not None}
+    assert leaves == {"AccumulateGrad"}
+
+    parameters = list(layer.parameters())
+    names = [n for n, _ in layer.named_parameters()]
+
+    def f(x: Tensor, residual: Tensor, *values: Tensor) -> Tensor:
+        found = functional_call(layer, dict(zip(names, values, strict=True)), (x, residual))
+        assert isinstance(found, Tensor)
+        return found
+
+    torch.autograd.gradcheck(f, (x, residual, *parameters))
+    torch.autograd.gradgradcheck(f, (x, residual, *parameters))
+
+
+def test_a_row_must_lie_in_one_piece() -> None:
+    x = torch.randn(4, 8, 3).transpose(1, 2)
+    layer, theirs = nk.LayerNorm(8), nn.LayerNorm(8)
+    torch.testing.assert_close(layer(x), theirs(x))
+    with pytest.raises(AssertionError, match="step by step"), at_once_only():
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    "shape", [[8], (8.0,), (2**70,), (torch.tensor(8),), (3, 8), (), 8, None], ids=str
+)
+def test_another_normalized_shape_ends_as_step_by_step(shape: Any) -> None:
+    layer = nk.LayerNorm(8)
+    layer.normalized_shape = shape
+
+    def ended() -> Any:
+        try:
+            return layer(torch.ones(2, 8)).shape
+        except Exception as error:
+            return type(error), str(error)
+
+    found = ended()
+    with step_by_step():
+        assert found == ended()
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm of rank 3", "InstanceNorm2d"])
+def test_parameters_that_are_swapped_in_are_used(name: str) -> None:
+    make, shape = USUAL[name]
+    layer, x = make(), torch.randn(shape)
+    values = {n: torch.randn_like(p) for n, p in layer.named_parameters()}
+    with at_once_only():
+        y = functional_call(layer, values, (x,))
+    other = make()
+    other.load_state_dict(values, strict=False)
+    assert torch.equal(y, other(x))
+
+
+def test_a_parametrized_weight_is_used() -> None:
+    layer, x = nk.LayerNorm(8), torch.randn(4, 8)
+    parametrize.register_parametrization(layer, "weight", _Double())
+    torch.testing.assert_close(layer(x), 2 * nk.LayerNorm(8)(x))
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d in evaluation", "LayerNorm of rank 3", "GroupNorm"])
+def test_transforms_see_the_operations(name: str) -> None:
+    make, shape = USUAL[name]
+    layer = make()
+    x, t = torch.randn(2, *shape).unbind()
+    with step_by_step():
+        expected = jvp(layer, (x,), (t,))
+        slope = grad(lambda x: layer(x).square().sum())(x)
+    torch.testing.assert_close(jvp(layer, (x,), (t,)), expected)
+    torch.testing.assert_close(grad(lambda x: layer(x).square().sum())(x), slope)
+    both = vmap(layer)(torch.stack([x, t]))
+    torch.testing.assert_close(both, torch.stack([layer(x), layer(t)]))
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, t))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, expected[1])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["BatchNorm2d in evaluation", "LayerNorm of rank 3"])
+def test_a_traced_layer_computes_from_its_input(name: str) -> None:
+    make, shape = USUAL[name]
+    layer = make()
+    x, other = torch.randn(2, *shape).unbind()
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    torch.testing.assert_close(traced(other), layer(other))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_nested_tensors_of_the_strided_layout() -> None:
+    parts = [torch.randn(n, 4) for n in (2, 3)]
+    x = torch.nested.nested_tensor(parts)
+    layer = nk.LayerNorm(4)
+    for a, b in zip(layer(x).unbind(), parts, strict=True):
+        torch.testing.assert_close(a, layer(b))
+    # Asked for its sizes it raises, which the one call must not do.
+    for other in (nk.LayerNorm((3, 4)), nk.BatchNorm1d(3)):
+        with step_by_step(), pytest.raises(RuntimeError) as expected:
+            other(x)
+        with pytest.raises(RuntimeError) as found:
+            other(x)
+        assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm of rank 3", "RMSNorm"])
+def test_autocast_on_a_cpu_changes_nothing(name: str) -> None:
+    make, shape = USUAL[name]
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(shape).to(dtype)
+        with torch.autocast("cpu"), at_once_only():
+            y = make()(x)
+        assert y.dtype == dtype and torch.equal(y, make()(x))
+
+
+@pytest.mark.parametrize("what", ["input", "weight"])
+def test_what_is_saved_is_watched(what: str) -> None:
+    layer, x = nk.LayerNorm(8), torch.randn(4, 3, 8, requires_grad=True) * 1
+    y = layer(x)
+    with torch.no_grad():
+        (x if what == "input" else layer.weight).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_saved_tensors_go_through_hooks() -> None:
+    layer, x = nk.LayerNorm((3, 8)), torch.randn(4, 3, 8, requires_grad=True)
+    seen: list[tuple[int, ...]] = []
+
+    def pack(t: Tensor) -> Tensor:
+        seen.append(tuple(t.shape))
+        return t.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = layer(x)
+    assert seen == [(4, 3, 8), (3, 8), (3, 8)]
+    found = torch.autograd.grad(y.square().sum(), [x, layer.weight])
+    expected = torch.autograd.grad(layer(x).square().sum(), [x, layer.weight])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_without_the_kernels_there_is_no_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "fused", None)
+    layer, x = nk.BatchNorm2d(3), torch.randn(X)
+    assert layer._at_once(x, None) is None
+    torch.testing.assert_close(layer(x), nn.BatchNorm2d(3)(x))
+
+
+def test_a_wrong_number_of_arguments_is_an_error() -> None:
+    assert cpu.fused is not None
+    with pytest.raises(RuntimeError, match="13 arguments"):
+        cpu.fused.layer(torch.ones(2))
+
+
+def test_the_kernels_refuse_what_is_no_dictionary() -> None:
+    layer, x = nk.GroupNorm(1, 3), torch.randn(X)
+
+    class Reading(dict):  # type: ignore[type-arg]
+        def __getitem__(self, key: str) -> Tensor:
+            raise AssertionError
+
+    call = (fused.kind("group", (4,)), 1, None, 1e-5, None)
+    assert fused.layer(x, None, layer._parameters, None, *call) is not None
+    assert fused.layer(x, None, Reading(layer._parameters), None, *call) is None

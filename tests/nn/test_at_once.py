@@ -516,3 +516,12 @@ def test_the_kernels_refuse_what_is_no_dictionary() -> None:
     call = (fused.kind("group", (4,)), 1, None, 1e-5, None)
     assert fused.layer(x, None, layer._parameters, None, *call) is not None
     assert fused.layer(x, None, Reading(layer._parameters), None, *call) is None
+
+
+def test_without_parameters_the_layer_knows_its_channels() -> None:
+    x = torch.randn(X)
+    with pytest.raises(nk.errors.ShapeError, match="made for 5 channels"):
+        nk.LayerNorm2d(5, elementwise_affine=False)(x)
+    with pytest.warns(UserWarning, match="does not match num_features"):
+        y = nk.InstanceNorm2d(5)(x)
+    torch.testing.assert_close(y, nn.InstanceNorm2d(3)(x))

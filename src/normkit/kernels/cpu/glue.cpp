@@ -20,13 +20,13 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -168,14 +168,16 @@ Tensor unwritten(const Tensor& x) {
   return y;
 }
 
-// Bytes of the last cache before memory.
+// Bytes of the last cache before memory, as Linux tells them. (sysconf adds up caches that are
+// other processors'.) Elsewhere a usual size.
 int64_t found_cache() {
-  int64_t found = 0;
-#if defined(__linux__) && defined(_SC_LEVEL3_CACHE_SIZE)
-  found = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (found <= 0) found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-  return found > 0 ? found : int64_t{32} << 20;
+  for (const char* index : {"3", "2"}) {
+    std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + index + "/size");
+    int64_t size = 0;
+    char unit = ' ';
+    if (file >> size >> unit && size > 0) return size << (unit == 'M' ? 20 : unit == 'K' ? 10 : 0);
+  }
+  return int64_t{32} << 20;
 }
 std::atomic<int64_t>& last_cache() {
   static std::atomic<int64_t> bytes{found_cache()};

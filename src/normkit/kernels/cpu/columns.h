@@ -436,6 +436,7 @@ template <class T, Act act> struct Columns {
     const auto g = f;
     const int64_t step = fold * stride;
     const bool past = q.past && to != pg && on_line(to + at, step);
+    const bool both = past && tr && on_line(tr + at, step);
     panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
                           __attribute__((always_inline)) {
       constexpr int N = decltype(vectors)::value;
@@ -454,7 +455,7 @@ template <class T, Act act> struct Columns {
           const V d = load(px + k, part) - hi[j];
           const V v = back_through<way>(g, d, a[j], b[j], pg + k, pr ? pr + k : pr,
                                         py ? py + k : py, part);
-          if (tr) store(tr + k, v, part);
+          if (tr) result(tr + k, v, part, both);
           if (to) result(to + k, v * scale[j] + (d * slope[j] + offset[j]), part, past);
         }
       }

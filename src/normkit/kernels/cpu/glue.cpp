@@ -188,7 +188,7 @@ std::atomic<int64_t>& last_cache() {
 // the line it writes to, and pushes out what the next operations want. The share of the cache is
 // measured, docs/kernels.md: other programs use it too.
 bool past_caches(const Tensor& x, int64_t tensors) {
-  return static_cast<int64_t>(x.nbytes()) * tensors > last_cache().load() / 8;
+  return static_cast<int64_t>(x.nbytes()) * tensors > last_cache().load() / 4;
 }
 
 Problem problem(const Tensor& x, const Options& o) {

@@ -46,7 +46,7 @@ template <class T, Act act> struct Runs {
     past = q.past && (q.s >= 2048 || q.s * static_cast<int64_t>(sizeof(T)) % 64 == 0);
     // What is wanted next, from what is read now: the same place in the next pool, where that
     // will still be in cache when its turn comes, else in the next run.
-    ahead = runs * q.s * static_cast<int64_t>(sizeof(T)) <= (1 << 17) ? members * q.s : stride;
+    ahead = runs * q.s * static_cast<int64_t>(sizeof(T)) <= (1 << 18) ? members * q.s : stride;
   }
 
   struct Block { int64_t run, rows, at, length; };  // rows runs from `run`, values [at, at+length)
@@ -272,10 +272,11 @@ template <class T, Act act> struct Runs {
     const T* py = saved_y ? saved_y + at : nullptr;
     T* const tr = dresidual ? dresidual + at : nullptr;
     const int64_t head = past && to ? before_line(to) : 0;
+    const bool both = past && to && tr && before_line(tr) == head;
     sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
       const V d = load(px + i, part) - hi;
       const V v = back_through<way>(g, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, part);
-      if (tr) store(tr + i, v, part);
+      if (tr) result(tr + i, v, part, both);
       if (to) result(to + i, v * scale + (d * slope + offset), part, past);
     });
   }

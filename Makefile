@@ -41,7 +41,7 @@ sanitize: $(VENV)/dev.stamp  ## tests of the kernels, memory and undefined behav
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=build/sanitize \
-		$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels tests/nn/test_oracle.py
+		$(BIN)/python -m pytest -n auto --dist worksteal tests/kernels tests/nn/test_oracle.py tests/nn/test_at_once.py
 
 $(VENV)/torch.stamp:
 	@echo "Setting up $(VENV): $(TORCH) first, then the rest (a minute or two)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -188,23 +189,34 @@ def test_refusals_are_told() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 20 * 2**30, reason="takes 18 GB"
+)
 @pytest.mark.parametrize("last", [False, True])
 def test_more_than_two_to_the_31_values(last: bool) -> None:
-    """13 GB. Every index beyond 32 bits is seen by comparing the last values."""
-    shape = (1, 4, 2**29 + 64, 1)
-    x = torch.empty(shape, dtype=torch.bfloat16)
-    x = x.contiguous(memory_format=torch.channels_last) if last else x
-    x.copy_((torch.arange(shape[2]) % 5).to(torch.bfloat16).reshape(1, 1, -1, 1))
-    x.requires_grad_()
+    """18 GB. Every index beyond 32 bits is seen by comparing the last values."""
+    shape = (1, 4, 2**29 + 60, 1)
+    laid = torch.channels_last if last else torch.contiguous_format
+
+    def repeated(pattern: list[int]) -> Tensor:
+        assert shape[2] % len(pattern) == 2  # so that the last do not lie as the first
+        made = torch.empty(shape, dtype=torch.bfloat16, memory_format=laid)
+        one = torch.tensor(pattern, dtype=torch.bfloat16).repeat(shape[2] // len(pattern) + 1)
+        return made.copy_(one[: shape[2]].reshape(1, 1, -1, 1))
+
+    x, dy = repeated([0, 1, 2, 3, 4]).requires_grad_(), repeated([3, 1, 2, 0, 2])
+    # Five values stand for all, up to 2 of 2²⁹.
+    few = torch.tensor([[0.0, 1, 2, 3, 4]], dtype=torch.float64, requires_grad=True)
+    z = ((few - few.mean()) / (few.var(correction=0) + 1e-5).sqrt()).clamp_min(0)
+    (expected,) = torch.autograd.grad(z, few, torch.tensor([[3.0, 1, 2, 0, 2]]).double())
     y = normalize(x, Spec(PER_CHANNEL, 1e-5, Act("relu"))).y
-    small = x.detach()[:, :, :20]
-    mean, var = small.double().mean(), small.double().var(correction=0)
-    expected = ((small.double() - mean) / var.sqrt()).clamp_min(0)
-    start = (shape[2] - 20) // 5 * 5
-    assert (y[:, :, start : start + 20].double() - expected).abs().max() < 1e-2
-    total = float(y.detach()[0, 3].double().sum()) / shape[2]
-    assert abs(total - float(expected.mean())) < 1e-3
-    del y
+    (dx,) = torch.autograd.grad(y, x, dy)
+    for got, truth in ((y.detach(), z.detach()), (dx, expected)):
+        for channel in range(4):
+            end = got[0, channel, -7:, 0].double()
+            assert (end - truth[0, [0, 1, 2, 3, 4, 0, 1]]).abs().max() < 1e-2
+        total = float(got[0, 3].sum(dtype=torch.float64)) / shape[2]
+        assert abs(total - float(truth.mean())) < 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

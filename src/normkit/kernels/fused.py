@@ -155,7 +155,29 @@ def _differentiable(
     needs: tuple[bool, bool, bool, bool],
     options: tuple[int, int, float, int, float, bool, int],
 ) -> list[Tensor | None]:
-    """The gradients once more, as a function that autograd can differentiate again."""
+    """The gradients once more, as a function that autograd can differentiate again.
+
+    Also for incoming gradients that the kernels cannot read, such as batched ones: it is made of
+    PyTorch's operations.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        return _by_formula(dy, x, y, weight, bias, residual, stats, own, needs, options, again)
+
+
+def _by_formula(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stats: Tensor,
+    own: bool,
+    needs: tuple[bool, bool, bool, bool],
+    options: tuple[int, int, float, int, float, bool, int],
+    again: bool,
+) -> list[Tensor | None]:
     over, groups, eps, act, slope, centred, row = options
     names: dict[int, Any] = {number: name for name, number in _OVER.items()}
     pool = Pool(names[over], groups)
@@ -173,10 +195,12 @@ def _differentiable(
         shape = pool.stats(x.shape[0], c, x[0, 0].numel())
         mean = stats[0].reshape(shape)
         var = (stats[2].to(accumulator(stats.dtype)).pow(-2) - eps).reshape(shape)
+    if needs[2] and bias is not None and not bias.requires_grad:
+        bias = bias.detach().requires_grad_()  # kept for its shape: the gradients do not read it
     inputs = [x, weight, bias, residual]
-    again = formula.normalize(flat, spec, weight, bias, residual, mean, var).reshape(x.shape)
+    z = formula.normalize(flat, spec, weight, bias, residual, mean, var).reshape(x.shape)
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(again, wanted, dy, create_graph=True) if wanted else ())
+    found = iter(torch.autograd.grad(z, wanted, dy, create_graph=again) if wanted else ())
     grads: list[Tensor | None] = [
         next(found) if need and t is not None else None
         for t, need in zip(inputs, needs, strict=True)

@@ -78,7 +78,7 @@ class BatchStatistics(Layer, _BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
-        if not is_compiling():
+        if self._usual and not is_compiling():
             y = self._at_once(input, residual)
             if y is not None:
                 return y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +12,11 @@ from normkit.errors import OptionError, ShapeError, TypeMismatchError, explain
 from normkit.kernels.modes import recomputing
 
 __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare"]
+
+
+# Methods that forward is made of.
+_STEPS = {"_batched", "_by_batch", "_by_memory", "_check_input_dim", "_plain_average", "_remember",
+          "counts"}  # fmt: skip
 
 
 class Layer(nn.Module):
@@ -25,6 +30,13 @@ class Layer(nn.Module):
     _act: Act | None = None
     _act_given: ActLike = None
     _has_moved: bool = False
+    # Whether forward may be one call: not where somebody's subclass has changed one of its steps.
+    _usual: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__module__.startswith("normkit."):
+            cls._usual = cls._usual and _STEPS.isdisjoint(vars(cls))
 
     @property
     def act(self) -> ActLike:

@@ -15,7 +15,7 @@ template <class T, Act act> struct Across {
   static constexpr int64_t L = lanes<A>;
   static constexpr int kWide = NORMKIT_WIDTH == 64 ? 4 : 2;  // vectors of a block
   // float sums run over at most this many channels and are then added in double.
-  static constexpr int64_t kPiece = 512;
+  static constexpr int64_t kPiece = 64;
   // Vectors whose gradients of γ and β are added in A before they are added in double.
   static constexpr int64_t kShort = 128;
 
@@ -64,6 +64,34 @@ template <class T, Act act> struct Across {
 
   // ---- forward ----
 
+  // Sums of x - middle and of its square.
+  template <int N, class Size>
+  void deviations(const T* x, Size part, const V (&middle)[N], Doubles<N>& first,
+                  Doubles<N>& second) const {
+    const int64_t channels = q.c, step = q.s;
+    first.clear(), second.clear();
+    for (int64_t c = 0; c < channels;) {
+      V d[N] = {}, dd[N] = {};
+      for (const int64_t stop = smaller(channels, c + kPiece); c < stop; ++c) {
+        const T* const row = x + c * step;
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) {
+          soon(row + (N + j) * L);
+          const V v = load(row + j * L, part) - middle[j];
+          d[j] += v, dd[j] += v * v;
+        }
+      }
+      first.add(d), second.add(dd);
+    }
+  }
+  // Whether the sum of squares is to a good part the square of a sum, which cancels.
+  template <int N> bool apart_from_mean(const Doubles<N>& first, const Doubles<N>& second) const {
+    int far = 0;
+    for (int64_t i = 0; i < N * L; ++i)
+      far |= 4 * first.of[i] * first.of[i] > second.of[i] * static_cast<double>(q.c);
+    return far != 0;
+  }
+
   template <int N, class Size>
   void forward_block(int64_t at, int64_t pool, Size part, const A* gamma, const A* beta) const {
     const T* const x = static_cast<const T*>(q.x) + at;
@@ -83,19 +111,14 @@ template <class T, Act act> struct Across {
       for (int j = 0; j < N; ++j) middle[j] /= count;
     }
     Doubles<N> first, second;
-    first.clear(), second.clear();
-    for (int64_t c = 0; c < channels;) {
-      V d[N] = {}, dd[N] = {};
-      for (const int64_t stop = smaller(channels, c + kPiece); c < stop; ++c) {
-        const T* const row = x + c * step;
-#pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) {
-          soon(row + (N + j) * L);
-          const V v = load(row + j * L, part) - middle[j];
-          d[j] += v, dd[j] += v * v;
-        }
-      }
-      first.add(d), second.add(dd);
+    deviations<N>(x, part, middle, first, second);
+    if (q.centred && apart_from_mean(first, second)) {
+      // Channels that lie far apart made a poor start; once more from the mean.
+      const double inverse = 1 / static_cast<double>(channels);
+      A rest[N * L];
+      for (int64_t i = 0; i < N * L; ++i) rest[i] = static_cast<A>(first.of[i] * inverse);
+      for (int j = 0; j < N; ++j) middle[j] += load(rest + j * L);
+      deviations<N>(x, part, middle, first, second);
     }
 
     const Saved<A> saved(q.stats, q.n * q.s);

@@ -73,16 +73,17 @@ template <class T, Act act> struct Columns {
     pools = parts * (K / members);
     // Rows that lie apart cannot be folded.
     fold = 1;
-    while (stride == C && fold <= 2 * L && (fold * C % L != 0 || fold * C < kTile * L) &&
+    while (stride == C && fold < kTile * L && (fold * C % L != 0 || fold * C < kTile * L) &&
            C < 8 * L)
       ++fold;
     if (fold * C % L != 0 || fold > rows) fold = 1;
     width = fold * C;
     ahead = strips ? C : kPanel * fold * stride;
     // Blocks enough for several threads, where those pay and there are not parts enough.
-    const int64_t values = strips || rows * C <= kAlone
-                               ? rows * C
-                               : smaller(kBlock, larger(kBlock / 4, rows * C / 16));
+    const int64_t all = rows * C;
+    const int64_t values = strips || all <= kAlone
+                               ? smaller(kBlock, all)
+                               : smaller(kBlock, larger(kBlock / 4, all / 16));
     block_rows = larger(fold, values / C / fold * fold);
     blocks = ceil_div(rows, block_rows);
     per_chunk = ceil_div(blocks, kChunks);
@@ -435,7 +436,7 @@ template <class T, Act act> struct Columns {
     T *const to = dx, *const tr = dresidual;
     const auto g = f;
     const int64_t step = fold * stride;
-    const bool past = q.past && to != pg && on_line(to + at, step);
+    const bool own = q.own, past = q.past && to && to != pg && on_line(to + at, step);
     const bool both = past && tr && on_line(tr + at, step);
     panels(at, count, [&](int64_t i, int64_t n, int64_t c, auto part, auto vectors)
                           __attribute__((always_inline)) {
@@ -456,7 +457,12 @@ template <class T, Act act> struct Columns {
           const V v = back_through<way>(g, d, a[j], b[j], pg + k, pr ? pr + k : pr,
                                         py ? py + k : py, part);
           if (tr) result(tr + k, v, part, both);
-          if (to) result(to + k, v * scale[j] + (d * slope[j] + offset[j]), part, past);
+          if (to) {
+            V g1 = v * scale[j];
+            // Given moments pass nothing on; not even a zero, which times infinity is no number.
+            if (own) g1 += d * slope[j] + offset[j];
+            result(to + k, g1, part, past);
+          }
         }
       }
     });

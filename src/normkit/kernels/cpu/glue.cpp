@@ -36,6 +36,11 @@
 #include "kernels.h"
 
 namespace normkit {
+
+void no_memory(int64_t bytes) {
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "normkit: no memory for ", bytes, " bytes of sums");
+}
+
 namespace {
 
 using at::Tensor;
@@ -217,6 +222,23 @@ int64_t pools(const Problem& q) {
   return 0;
 }
 
+// Whether something around the call has to see the operations: a transform, a mode, a tracer.
+bool watched() {
+  constexpr c10::DispatchKeySet keys({
+      c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+      c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::Python,
+      c10::DispatchKey::PythonDispatcher, c10::DispatchKey::Tracer});
+  return c10::impl::tls_local_dispatch_key_set().included_.has_any(keys);
+}
+
+// Dense values on the CPU and nothing else: not nested, negated, functional, a tangent beside it.
+bool plain_cpu(const Tensor& t) {
+  constexpr c10::DispatchKeySet keys(
+      {c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+       c10::DispatchKey::ADInplaceOrView});
+  return (t.key_set() | keys) == keys && !t._fw_grad(0).defined();
+}
+
 // ---- backward ----
 
 PyObject* differentiable = nullptr;  // the gradients as a function that can be differentiated
@@ -235,7 +257,17 @@ Tensor of_type(const Tensor& gradient, const Tensor& parameter) {
 }
 
 variable_list gradients(const Kept& kept, Tensor dy) {
-  const auto& [o, x, weight, bias, other, stats, output, needs] = kept;
+  const auto& [o, unpacked, weight, bias, other, stats, output, needs] = kept;
+  // A hook on saved tensors may hand back another layout; it must not hand back another tensor.
+  const Tensor x = unpacked.is_contiguous() || (o.row == 0 && is_last(unpacked))
+                       ? unpacked
+                       : unpacked.contiguous();
+  TORCH_CHECK(plain_cpu(x) && x.sizes() == dy.sizes() &&
+                  accumulator(x.scalar_type()) == stats.scalar_type() &&
+                  (!other.defined() || (plain_cpu(other) && other.sizes() == x.sizes() &&
+                                        other.scalar_type() == x.scalar_type())),
+              "normkit: a hook on saved tensors handed back a tensor of another shape or type (x is ",
+              x.scalar_type(), x.sizes(), ", its gradient ", dy.scalar_type(), dy.sizes(), ")");
   // Written over dy where nobody else can see it: one tensor less to allocate and to pass over.
   const bool own_dy = dy.use_count() == 1 && dy.storage().use_count() == 1;
   if (dy.scalar_type() != x.scalar_type()) dy = dy.to(x.scalar_type());
@@ -248,9 +280,8 @@ variable_list gradients(const Kept& kept, Tensor dy) {
   Tensor w, b;
   q.weight = parameter(weight, acc, w), q.bias = parameter(bias, acc, b);
   q.stats = written(stats), q.dy = pointer(dy);
-  const Tensor residual = output || !other.defined() ? Tensor() : other.contiguous(format(x));
-  q.residual = pointer(residual);
-  if (output) q.saved_y = pointer(other);
+  const Tensor laid = other.defined() ? other.contiguous(format(x)) : Tensor();
+  (output ? q.saved_y : q.residual) = pointer(laid);
   Tensor dx, dresidual, dw, db;
   const bool passes = needs[3] && no_activation(o);
   if (needs[0]) dx = fresh && !passes && dy.strides() == x.strides() ? dy : unwritten(x);
@@ -302,6 +333,7 @@ variable_list differentiable_gradients(const Kept& kept, const Tensor& dy) {
 
 struct NormalizeBackward : public torch::autograd::Node {
   SavedVariable x_, weight_, bias_, other_;
+  Tensor unread_;        // the bias where only its shape matters, so that it may change meanwhile
   bool output_ = false;  // what other_ is; struct Kept
   Tensor stats_;
   Options options_{};
@@ -312,7 +344,7 @@ struct NormalizeBackward : public torch::autograd::Node {
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
     x_.reset_data(), weight_.reset_data(), bias_.reset_data(), other_.reset_data();
-    stats_.reset();
+    unread_.reset(), stats_.reset();
     released_ = true;
   }
 
@@ -322,8 +354,9 @@ struct NormalizeBackward : public torch::autograd::Node {
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
     Tensor dy = std::move(grads[0]);
     const Kept kept = unpack();
-    return at::GradMode::is_enabled() ? differentiable_gradients(kept, dy)
-                                      : gradients(kept, std::move(dy));
+    // Batched, negated, of a subclass, with a tangent: what the operations of PyTorch know to do.
+    const bool plain = !at::GradMode::is_enabled() && !watched() && plain_cpu(dy);
+    return plain ? gradients(kept, std::move(dy)) : differentiable_gradients(kept, dy);
   }
 
   // Compiled autograd: the node stays one call, of kernels that nobody looks into.
@@ -331,7 +364,7 @@ struct NormalizeBackward : public torch::autograd::Node {
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
     for (const SavedVariable* saved : {&x_, &weight_, &bias_}) args.collect(*saved, false);
     args.collect(other_, output_);
-    args.collect(stats_);
+    args.collect(unread_), args.collect(stats_);
     args.collect(output_), args.collect(options_.centred), args.collect(options_.own);
     for (int64_t number : numbers(options_)) args.collect(number);
     args.collect(options_.eps), args.collect(options_.slope);
@@ -340,7 +373,7 @@ struct NormalizeBackward : public torch::autograd::Node {
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
     namespace compiled = torch::dynamo::autograd;
     for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.before(*v);
-    saved.before(stats_);
+    saved.before(unread_), saved.before(stats_);
     const Kept kept = unpack();
     compiled::PackedArgs args;
     for (const Tensor* t : {&kept.x, &kept.weight, &kept.bias, &kept.other, &kept.stats})
@@ -361,13 +394,14 @@ struct NormalizeBackward : public torch::autograd::Node {
         compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
             compiled::get_input_metadata(next_edges())));
     for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.after(*v);
-    saved.after(stats_);
+    saved.after(unread_), saved.after(stats_);
     return found;
   }
 
  private:
   Kept unpack() {
-    Kept kept{options_, x_.unpack(), weight_.unpack(), bias_.unpack(),
+    Kept kept{options_, x_.unpack(), weight_.unpack(),
+              unread_.defined() ? unread_ : bias_.unpack(),
               output_ ? other_.unpack(getptr()) : other_.unpack(), stats_, output_, {}};
     for (size_t i = 0; i < 4; ++i) kept.needs[i] = task_should_compute_output(i);
     return kept;
@@ -417,23 +451,6 @@ bool read(PyObject* o, Tensor& tensor) {
   if (!THPVariable_CheckExact(o)) return false;
   tensor = THPVariable_Unpack(o);
   return true;
-}
-
-// Whether something around the call has to see the operations: a transform, a mode, a tracer.
-bool watched() {
-  constexpr c10::DispatchKeySet keys({
-      c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-      c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::Python,
-      c10::DispatchKey::PythonDispatcher, c10::DispatchKey::Tracer});
-  return c10::impl::tls_local_dispatch_key_set().included_.has_any(keys);
-}
-
-// Dense values on the CPU and nothing else: not nested, negated, functional, a tangent beside it.
-bool plain_cpu(const Tensor& t) {
-  constexpr c10::DispatchKeySet keys(
-      {c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
-       c10::DispatchKey::ADInplaceOrView});
-  return (t.key_set() | keys) == keys && !t._fw_grad(0).defined();
 }
 
 bool takes_parameter(const Tensor& t, int64_t channels) {
@@ -502,13 +519,13 @@ std::pair<Tensor, Tensor> compute(const Call& call) {
   const Options& o = call.o;
   const bool graph = at::GradMode::is_enabled() &&
                      torch::autograd::compute_requires_grad(x, weight, bias, residual);
+  const bool moves = call.running_mean.defined();
   Problem q = problem(x, o);
   Tensor y, stats;
   {
     at::AutoDispatchBelowADInplaceOrView below;
     const at::ScalarType acc = accumulator(x.scalar_type());
     const int64_t p = pools(q);
-    const bool moves = call.running_mean.defined();
     const bool wants_var = o.own && (call.moments || moves);
     stats = unwritten({wants_var ? 4 : 3, p}, acc);
     y = unwritten(x);
@@ -530,15 +547,6 @@ std::pair<Tensor, Tensor> compute(const Call& call) {
       throw;
     }
     PyEval_RestoreThread(state);
-    if (moves) {
-      const double n = static_cast<double>(x.numel() / q.c);
-      step_towards(call.running_mean, q.stats, call.momentum, 1.0);
-      step_towards(call.running_var, q.var, call.momentum, n / (n - 1));
-    }
-    if (call.tracked.defined()) {
-      ++*call.tracked.mutable_data_ptr<int64_t>();
-      call.tracked.unsafeGetTensorImpl()->bump_version();
-    }
   }
   if (graph) {
     auto node = c10::make_intrusive<NormalizeBackward>();
@@ -546,13 +554,27 @@ std::pair<Tensor, Tensor> compute(const Call& call) {
     node->options_ = o;
     node->stats_ = stats;
     node->x_ = SavedVariable(x, false);
-    node->weight_ = SavedVariable(weight, false), node->bias_ = SavedVariable(bias, false);
-    torch::autograd::set_history(y, node);
-    if (residual.defined() && !no_activation(o)) {
-      // The output is kept by the next layer anyway; the residual perhaps by nobody.
-      node->output_ = tells(o);
-      node->other_ = node->output_ ? SavedVariable(y, true) : SavedVariable(residual, false);
+    node->weight_ = SavedVariable(weight, false);
+    // The output is kept by the next layer anyway; the residual perhaps by nobody.
+    const bool keeps = residual.defined() && !no_activation(o);
+    node->output_ = keeps && tells(o);
+    if (node->output_ || no_activation(o)) {
+      if (bias.defined()) node->unread_ = bias.detach();
+    } else {
+      node->bias_ = SavedVariable(bias, false);
     }
+    torch::autograd::set_history(y, node);
+    if (keeps) node->other_ = SavedVariable(node->output_ ? y : residual, node->output_);
+  }
+  // Last, where nothing can fail any more.
+  if (moves) {
+    const double n = static_cast<double>(x.numel() / q.c);
+    step_towards(call.running_mean, q.stats, call.momentum, 1.0);
+    step_towards(call.running_var, q.var, call.momentum, n / (n - 1));
+  }
+  if (call.tracked.defined()) {
+    ++*call.tracked.mutable_data_ptr<int64_t>();
+    call.tracked.unsafeGetTensorImpl()->bump_version();
   }
   return {std::move(y), std::move(stats)};
 }

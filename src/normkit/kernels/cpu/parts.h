@@ -29,6 +29,7 @@ template <class T> NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Part k, bool)
 
 // Values before the first that lies where a vector can be stored past the caches.
 template <class T> NORMKIT_INLINE int64_t before_line(const T* p) {
+  if constexpr (sizeof(T) != sizeof(Acc<T>)) return 0;  // store_past is a plain store
   const uintptr_t over = reinterpret_cast<uintptr_t>(p) % NORMKIT_WIDTH;
   return over ? static_cast<int64_t>((NORMKIT_WIDTH - over) / sizeof(T)) : 0;
 }

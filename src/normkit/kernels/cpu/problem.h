@@ -39,6 +39,9 @@ struct Problem {
   void *dweight, *dbias;          // c each, or null
 };
 
+// Throws: there is no memory for so many bytes. A parallel loop that it ends fails as a whole.
+[[noreturn]] void no_memory(int64_t bytes);
+
 // Runs body(begin, end, context) over parts of [0, count), in any order, on any threads.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 struct Threads {

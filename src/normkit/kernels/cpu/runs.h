@@ -43,7 +43,8 @@ template <class T, Act act> struct Runs {
     blocks = per_run > 1 ? runs * per_run : ceil_div(runs, run_rows);
     saved = Saved<A>(q.stats, q.own ? pools : q.c);
     // Short runs that begin anywhere have too many lines that they share with their neighbours.
-    past = q.past && (q.s >= 2048 || q.s * static_cast<int64_t>(sizeof(T)) % 64 == 0);
+    past = q.past && sizeof(T) == sizeof(A) &&
+           (q.s >= 2048 || q.s * static_cast<int64_t>(sizeof(T)) % 64 == 0);
     // What is wanted next, from what is read now: the same place in the next pool, where that
     // will still be in cache when its turn comes, else in the next run.
     ahead = runs * q.s * static_cast<int64_t>(sizeof(T)) <= (1 << 18) ? members * q.s : stride;
@@ -272,12 +273,18 @@ template <class T, Act act> struct Runs {
     const T* py = saved_y ? saved_y + at : nullptr;
     T* const tr = dresidual ? dresidual + at : nullptr;
     const int64_t head = past && to ? before_line(to) : 0;
+    const bool own = q.own;
     const bool both = past && to && tr && before_line(tr) == head;
     sweep_after<A>(head, length, [&](int64_t i, auto part) __attribute__((always_inline)) {
       const V d = load(px + i, part) - hi;
       const V v = back_through<way>(g, d, a, b, pg + i, pr ? pr + i : pr, py ? py + i : py, part);
       if (tr) result(tr + i, v, part, both);
-      if (to) result(to + i, v * scale + (d * slope + offset), part, past);
+      if (to) {
+        V g1 = v * scale;
+        // Given moments pass nothing on; not even a zero, which times infinity is no number.
+        if (own) g1 += d * slope + offset;
+        result(to + i, g1, part, past);
+      }
     });
   }
 

@@ -244,13 +244,15 @@ template <class A> NORMKIT_INLINE double sum(Vec<A> v) {
 
 // ---- the exponential and what is built from it ----
 
-// To a few units in the last place; below about -87 zero, above 88 the largest power.
+// To a few units in the last place; below about -87 zero, above 88 infinity.
 NORMKIT_CALL Vec<float> exponential(Vec<float> x) {
-  using Integers = Lanes<float>::integers;
+  using Bits = Lanes<float>::bits;
+  const Vec<float> beyond = x;
   x = x < -87.3f ? fill(-87.3f) : x;
   x = x > 88.3f ? fill(88.3f) : x;
-  const Vec<float> rounder = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec<float> n = (x * 1.44269504f + rounder) - rounder;
+  // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the lowest bits.
+  const Vec<float> rounder = fill(12582912.0f), shifted = x * 1.44269504f + rounder;
+  const Vec<float> n = shifted - rounder;
   Vec<float> r = x - n * 0.693145752f;           // ln 2 in two parts, the first exact times n
   r = r - n * 1.42860677e-6f;
   // Taylor's series: |r| is at most ln(2)/2, so the next term is below 6e-9.
@@ -261,8 +263,9 @@ NORMKIT_CALL Vec<float> exponential(Vec<float> x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  return p * bit_cast<Vec<float>>(power);
+  const Bits power = (bit_cast<Bits>(shifted) - bit_cast<Bits>(rounder) + 127u) << 23;
+  p = p * bit_cast<Vec<float>>(power);
+  return beyond > 88.3f ? fill(__builtin_inff()) : p;
 }
 
 // erfc(x) * exp(x*x) for x >= 0: t * P(t) with t = 1 / (1 + 0.4 x), P fitted by iteratively

@@ -22,7 +22,7 @@ template <class E> struct Scratch {
   explicit Scratch(int64_t count)
       : data(static_cast<E*>(std::aligned_alloc(
             64, (static_cast<size_t>(larger(count, 1)) * sizeof(E) + 63) / 64 * 64))) {
-    if (data == nullptr) std::abort();  // a few kilobytes: nothing else would work either
+    if (data == nullptr) no_memory(count * static_cast<int64_t>(sizeof(E)));
   }
   ~Scratch() { std::free(data); }
   Scratch(const Scratch&) = delete;
@@ -73,7 +73,7 @@ template <class A> struct Saved {
       : hi(static_cast<A*>(stats)), lo(hi + pools), rstd(hi + 2 * pools) {}
 
   NORMKIT_INLINE void put(int64_t i, const Moments& m, const Problem& q) const {
-    const double mean = q.centred ? m.mean : 0, var = m.count > 0 ? m.m2 / m.count : 0;
+    const double mean = q.centred ? m.mean : 0, var = m.count > 0 ? m.m2 * (1 / m.count) : 0;
     hi[i] = static_cast<A>(mean);
     lo[i] = static_cast<A>(mean - static_cast<double>(hi[i]));
     rstd[i] = static_cast<A>(1.0 / __builtin_sqrt(var + q.eps));

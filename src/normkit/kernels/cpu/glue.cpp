@@ -527,8 +527,8 @@ std::pair<Tensor, Tensor> compute(const Call& call) {
     const at::ScalarType acc = accumulator(x.scalar_type());
     const int64_t p = pools(q);
     const bool wants_var = o.own && (call.moments || moves);
-    stats = unwritten({wants_var ? 4 : 3, p}, acc);
     y = unwritten(x);
+    stats = unwritten({wants_var ? 4 : 3, p}, acc);
     Tensor w, b;
     q.weight = parameter(weight, acc, w), q.bias = parameter(bias, acc, b);
     const Tensor r = residual.defined() ? residual.contiguous(format(x)) : Tensor();

@@ -1,6 +1,6 @@
 """Measure on this machine, keep the results, and put them into the documentation.
 
-    python benchmarks/record.py NAME                 # measures everything: a quarter of an hour
+    python benchmarks/record.py NAME                 # measures everything: half an hour
     python benchmarks/record.py NAME --preset quick
     python benchmarks/record.py NAME --redraw        # from benchmarks/NAME.json, measures nothing
 

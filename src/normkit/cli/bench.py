@@ -41,7 +41,7 @@ class AllocatorName(str, enum.Enum):
 
 def bench(
     preset: Annotated[
-        PresetName, typer.Option(help="Half a minute, three minutes, a quarter of an hour.")
+        PresetName, typer.Option(help="Half a minute, four minutes, half an hour.")
     ] = PresetName.default,
     cases: Annotated[
         str | None,

@@ -99,7 +99,7 @@ def _targets(figure: go.Figure, rows: Sequence[tuple[str, str]]) -> None:
 def steps_chart(steps: Sequence[Record]) -> go.Figure:
     """Where the time of each training step goes, with torch.nn's layers and with ours.
 
-    Parts of a step of the whole time; the longer step of each pair is 100.
+    torch.nn's step is 100, ours 100 over the ratio of the two; each is divided as its parts are.
     """
     names, sums = [], []
     for r in steps:
@@ -109,7 +109,8 @@ def steps_chart(steps: Sequence[Record]) -> go.Figure:
             names.append(f"<b>{r['network']}</b>{layout}{allocator}<br>{word}")
             parts = r["parts_ms"][side]
             # The parts are taken apart by hooks, which cost a little; the whole is timed without.
-            scale = 100 * r["ms"][side] / (parts["step"] * max(r["ms"].values()))
+            whole = 100 / (1 if side == "torch" else r["ratio"])
+            scale = whole / sum(v for name, v in parts.items() if name.startswith(tuple(PARTS)))
             sums.append(
                 {
                     kind: scale * sum(v for name, v in parts.items() if name.startswith(kind))
@@ -122,7 +123,7 @@ def steps_chart(steps: Sequence[Record]) -> go.Figure:
             x=[each[kind] for each in sums], y=names, orientation="h", name=PART_NAMES[kind],
             marker={"color": colour, "line": {"width": 0}},
         )  # fmt: skip
-    _style(figure, "Time of a training step (the slower one is 100)", height=130 + 46 * len(names))
+    _style(figure, "Time of a training step (torch.nn's is 100)", height=130 + 46 * len(names))
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(autorange="reversed")
     return figure

@@ -36,7 +36,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(0.1, 3, False, (), 3.0, "half a minute"),
-    "default": Preset(0.15, 3, True, ("default",), 4.0, "four minutes"),
+    "default": Preset(0.15, 3, True, ("default",), 10.0, "four minutes"),
     "full": Preset(0.08, 3, True, ("default", "tuned"), 8.0, "half an hour"),
 }
 

@@ -127,7 +127,7 @@ def _run(command: list[str], doing: str) -> None:
 
 
 def _fresh(made: Path, rules: Path) -> bool:
-    """Whether an object is newer than all that its dependency file (gcc's -MMD) names."""
+    """Whether an object is newer than all that its dependency file (gcc's -MD) names."""
     try:
         when = made.stat().st_mtime_ns
         words = rules.read_text().replace("\\\n", " ").split(":", 1)[1].split()
@@ -144,7 +144,7 @@ def _compile(command: list[str], source: Path, objects: Path, stem: str) -> Path
     rules = made.with_suffix(".d")
     if not _fresh(made, rules):
         fresh = made.with_suffix(f".{os.getpid()}.o")  # two installs at once do not mix
-        made_with = ["-MMD", "-MF", str(rules), "-c", str(source), "-o", str(fresh)]
+        made_with = ["-MD", "-MF", str(rules), "-c", str(source), "-o", str(fresh)]
         _run([*command, *made_with], f"compiling {source.name} ({stem})")
         fresh.replace(made)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -71,11 +72,10 @@ def _results(y: Tensor, leaves: list[Tensor | None]) -> Results:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
-    n = draw(st.one_of(st.integers(1, 9), st.sampled_from([16, 37])))
-    c = draw(st.one_of(st.integers(1, 70), st.sampled_from([96, 128, 260])))
-    space = draw(
-        st.sampled_from([(), (1, 1), (3, 3), (7, 7), (5, 13), (2, 3, 4), (4, 4, 4), (33, 31)])
-    )
+    n, c = draw(st.integers(1, 9)), draw(st.integers(1, 70))
+    space = draw(st.sampled_from([(), (1, 1), (3, 3), (7, 7), (5, 13), (2, 3, 4), (33, 31)]))
+    if space != (33, 31) and draw(st.booleans()):  # more samples and channels
+        n, c = draw(st.sampled_from([16, 37])), draw(st.sampled_from([96, 128, 260]))
     dtype, seed = draw(st.sampled_from(TYPES)), draw(st.integers(0, 2**31))
     kind = draw(st.sampled_from(["batch", "ghost", "group", "instance", "layer", "position"]))
     divisors = [g for g in range(1, c + 1) if c % g == 0]
@@ -122,6 +122,10 @@ def test_any_problem(
     assert x is not None
     if spec.pool.count(x.shape[0], x.shape[1], x[0, 0].numel()) == 1:
         return  # x̂ is rounding alone; tests/nn/test_oracle.py has it
+    if spec.act is not None and spec.act.told_by_output:
+        # No gradient where rounding decides on which side of the kink a value lies.
+        z = _by_formula(dataclasses.replace(spec, act=None), tensors, dy)["y"]
+        dy = dy.masked_fill(z.abs() < 1e-4, 0)
     cpu.fused.use(build)
     cpu.fused.assume_cache(0 if past else 2**60)  # results written past it, or not
     truth, got = _by_formula(spec, tensors, dy), _by_layer(spec, tensors, dy)

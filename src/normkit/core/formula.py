@@ -12,6 +12,7 @@ forward-mode differentiation, and derivatives of derivatives.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from normkit.core.activations import Act
 from normkit.core.moments import accumulator
 from normkit.core.pools import Pool, as_ncs
 
-__all__ = ["Spec", "normalize", "stats_of"]
+__all__ = ["Spec", "gradients", "normalize", "stats_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +95,26 @@ def normalize(
     if spec.act is not None:
         z = spec.act(z)
     return z.to(x.dtype).reshape(x.shape)
+
+
+def gradients(
+    z: Tensor,
+    dy: Tensor,
+    inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    needs: Sequence[bool],
+    again: bool,
+) -> list[Tensor | None]:
+    """Those of ``z``, made by :func:`normalize`, for x, weight, bias and residual.
+
+    ``needs`` says which are wanted; with ``again`` they can be differentiated in turn. A residual
+    that is wanted and None was not kept, because ``z`` is linear in it.
+    """
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(z, wanted, dy, create_graph=again) if wanted else ())
+    grads: list[Tensor | None] = [
+        next(found) if need and t is not None else None
+        for t, need in zip(inputs, needs, strict=True)
+    ]
+    if needs[3] and inputs[3] is None:
+        grads[3] = dy
+    return grads

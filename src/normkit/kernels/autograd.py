@@ -198,17 +198,8 @@ def _differentiable(
         mean, var = formula.stats_of(x, spec.pool, spec.centred)
     else:
         var = rstd.pow(-2) - spec.eps
-    inputs = [x, weight, bias, residual]
-    again = formula.normalize(x, spec, weight, bias, residual, mean, var)
-    wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(again, wanted, dy, create_graph=True) if wanted else ())
-    grads = [
-        next(found) if need and t is not None else None
-        for t, need in zip(inputs, needs, strict=True)
-    ]
-    if needs[3] and residual is None:  # it was not kept, since z is linear in it
-        grads[3] = dy
-    return grads
+    z = formula.normalize(x, spec, weight, bias, residual, mean, var)
+    return formula.gradients(z, dy, (x, weight, bias, residual), needs, again=True)
 
 
 def _dense(x: Tensor) -> Tensor:

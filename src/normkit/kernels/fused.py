@@ -160,24 +160,6 @@ def _differentiable(
     Also for incoming gradients that the kernels cannot read, such as batched ones: it is made of
     PyTorch's operations.
     """
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        return _by_formula(dy, x, y, weight, bias, residual, stats, own, needs, options, again)
-
-
-def _by_formula(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stats: Tensor,
-    own: bool,
-    needs: tuple[bool, bool, bool, bool],
-    options: tuple[int, int, float, int, float, bool, int],
-    again: bool,
-) -> list[Tensor | None]:
     over, groups, eps, act, slope, centred, row = options
     names: dict[int, Any] = {number: name for name, number in _OVER.items()}
     pool = Pool(names[over], groups)
@@ -187,27 +169,20 @@ def _by_formula(
         # The activation is piecewise linear, and y says which piece.
         dy = spec.act.backward_from_output(dy, y.detach())
         spec = Spec(pool, eps, None, centred)
-    flat = x.reshape(-1, row) if row else x
-    if own:
-        mean, var = formula.stats_of(flat, pool, centred)
-    else:
-        c = x.shape[1]
-        shape = pool.stats(x.shape[0], c, x[0, 0].numel())
-        mean = stats[0].reshape(shape)
-        var = (stats[2].to(accumulator(stats.dtype)).pow(-2) - eps).reshape(shape)
-    if needs[2] and bias is not None and not bias.requires_grad:
-        bias = bias.detach().requires_grad_()  # kept for its shape: the gradients do not read it
-    inputs = [x, weight, bias, residual]
-    z = formula.normalize(flat, spec, weight, bias, residual, mean, var).reshape(x.shape)
-    wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(z, wanted, dy, create_graph=again) if wanted else ())
-    grads: list[Tensor | None] = [
-        next(found) if need and t is not None else None
-        for t, need in zip(inputs, needs, strict=True)
-    ]
-    if needs[3] and residual is None:  # it was not kept, since z is linear in it
-        grads[3] = dy
-    return grads
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        flat = x.reshape(-1, row) if row else x
+        if own:
+            mean, var = formula.stats_of(flat, pool, centred)
+        else:
+            c = x.shape[1]
+            shape = pool.stats(x.shape[0], c, x[0, 0].numel())
+            mean = stats[0].reshape(shape)
+            var = (stats[2].to(accumulator(stats.dtype)).pow(-2) - eps).reshape(shape)
+        if needs[2] and bias is not None and not bias.requires_grad:
+            bias = bias.detach().requires_grad_()  # kept for its shape: no gradient reads it
+        z = formula.normalize(flat, spec, weight, bias, residual, mean, var).reshape(x.shape)
+        return formula.gradients(z, dy, (x, weight, bias, residual), needs, again)
 
 
 if cpu.fused is not None:

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import TypeMismatchError, explain
+from normkit.handle import Changed, Handle, Left, Step, run
 from normkit.nn.layer import Layer
-from normkit.surgery.handle import Changed, Handle, Left, Step, run
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing, pairs, watched
 
 __all__ = ["accelerate"]

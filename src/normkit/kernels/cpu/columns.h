@@ -331,6 +331,7 @@ template <class T, Act act> struct Columns {
         for (int64_t p = begin; p < end; ++p) {
           for (int64_t i = 0; i < chunks; ++i) chunk_moments(p, i, room, &found[2 * K * i]);
           finish(p, found.data);
+          if (y == nullptr) continue;
           coefficients(p, t);
           for (int64_t i = blocks; i-- > 0;) normalize(start(p, i), in_block(i), t);
         }
@@ -344,7 +345,7 @@ template <class T, Act act> struct Columns {
           chunk_moments(i / chunks, i % chunks, room, &found[2 * K * i]);
       });
       for (int64_t p = 0; p < parts; ++p) finish(p, &found[p * chunks * 2 * K]);
-      normalize_all();
+      if (y != nullptr) normalize_all();
     }
   }
   void normalize_all() const {

@@ -512,6 +512,19 @@ void take_given(const Call& call, const Tensor& stats) {
   });
 }
 
+// The kernel, with other Python threads let in meanwhile.
+void forward(const Problem& q) {
+  const Threads pool = threads();
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    build().forward(q, pool);
+  } catch (...) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  PyEval_RestoreThread(state);
+}
+
 // The output with its graph, and (3 or 4, pools) statistics; the fourth row is the variance.
 std::pair<Tensor, Tensor> compute(const Call& call) {
   RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{});
@@ -538,15 +551,7 @@ std::pair<Tensor, Tensor> compute(const Call& call) {
     q.past = past_caches(x, residual.defined() ? 3 : 2);
     if (wants_var)
       q.var = static_cast<char*>(q.stats) + 3 * p * static_cast<int64_t>(stats.element_size());
-    const Threads pool = threads();
-    PyThreadState* state = PyEval_SaveThread();
-    try {
-      build().forward(q, pool);
-    } catch (...) {
-      PyEval_RestoreThread(state);
-      throw;
-    }
-    PyEval_RestoreThread(state);
+    forward(q);
   }
   if (graph) {
     auto node = c10::make_intrusive<NormalizeBackward>();
@@ -608,6 +613,32 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!call.moments) return THPVariable_Wrap(std::move(y));
   return Py_BuildValue("NNN", THPVariable_Wrap(y), THPVariable_Wrap(o.own ? stats[0] : Tensor()),
                        THPVariable_Wrap(o.own ? stats[3] : Tensor()));
+  END_HANDLE_TH_ERRORS
+}
+
+// moments(x, over, groups) -> (4, pools): mean, what rounding took from it, 1/deviation, biased
+// variance; or None where this is not for us. Reads x and writes nothing else.
+PyObject* moments(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 3, "moments takes 3 arguments, ", count, " given");
+  Call call;
+  call.o = {static_cast<Over>(PyLong_AsLong(args[1])), PyLong_AsLongLong(args[2]), 0.0,
+            Act::linear, 1.0, true, true, 0};
+  if (PyErr_Occurred()) throw python_error();
+  if (watched() || !read(args[0], call.x) || !takes(call)) Py_RETURN_NONE;
+  Problem q = problem(call.x, call.o);
+  // The walks that stop after the moments.
+  if (q.over != Over::batch && (q.over != Over::group || q.s == 1)) Py_RETURN_NONE;
+  Tensor stats;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const int64_t p = pools(q);
+    stats = unwritten({4, p}, accumulator(call.x.scalar_type()));
+    q.stats = written(stats);
+    q.var = static_cast<char*>(q.stats) + 3 * p * static_cast<int64_t>(stats.element_size());
+    forward(q);
+  }
+  return THPVariable_Wrap(std::move(stats));
   END_HANDLE_TH_ERRORS
 }
 
@@ -755,6 +786,8 @@ PyObject* set_differentiable(PyObject*, PyObject* function) {
 PyMethodDef methods[] = {
     {"normalize", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(normalize)),
      METH_FASTCALL, "Normalize by the fused kernels, or return None."},
+    {"moments", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(moments)),
+     METH_FASTCALL, "Mean and variance alone, or None."},
     {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer)), METH_FASTCALL,
      "All of a layer's forward pass, or None."},
     {"use", use, METH_O, "Choose a build by name."},

@@ -31,7 +31,7 @@ struct Problem {
   void* var;                      // pools, or null: biased variance, written where own
 
   const void *x, *residual;       // residual may be null
-  void* y;
+  void* y;                        // null (batch, and group of s > 1): the moments are all
 
   // Backward only. dx may be the memory of dy.
   const void *dy, *saved_y;       // saved_y: in place of the residual, where it tells act'

@@ -177,7 +177,7 @@ template <class T, Act act> struct Runs {
         mean[j] = m.mean, m2[j] = m.m2;
       }
       saved.put_all(p, count, mean, m2, static_cast<double>(runs * q.s), q);
-      for (int64_t j = 0; j < count; ++j) normalize(p + j, block(0));
+      for (int64_t j = 0; y != nullptr && j < count; ++j) normalize(p + j, block(0));
     }
   }
 
@@ -199,7 +199,7 @@ template <class T, Act act> struct Runs {
           }
           saved.put(p, m, q);
           // Backwards: what came last is surest to be in cache.
-          for (int64_t i = blocks; i-- > 0;) normalize(p, block(i));
+          for (int64_t i = blocks; y != nullptr && i-- > 0;) normalize(p, block(i));
         }
       });
     } else {
@@ -214,6 +214,7 @@ template <class T, Act act> struct Runs {
           m.merge(parts[i].count, parts[i].mean, parts[i].m2);
         saved.put(p, m, q);
       }
+      if (y == nullptr) return;
       parallel(threads, pools * blocks, grain(kBlock), [&](int64_t begin, int64_t end) {
         for (int64_t i = end; i-- > begin;) normalize(i / blocks, block(i % blocks));
       });

@@ -16,13 +16,15 @@ class Changed(NamedTuple):
     """One layer that was changed.
 
     ``name`` is its first place in the model (empty for the model itself), ``before`` and
-    ``after`` are its classes, and ``fused`` names the activation modules computed with it.
+    ``after`` are its classes, ``fused`` names the activation modules computed with it, and
+    ``note`` says what else was done.
     """
 
     name: str
     before: type
     after: type
     fused: tuple[str, ...] = ()
+    note: str = ""
 
 
 class Left(NamedTuple):
@@ -71,14 +73,10 @@ class Handle:
 
     def __repr__(self) -> str:
         fused = sum(len(row.fused) for row in self.changed)
-        head = f"{self._verb}: {len(self.changed)} changed, {fused} fused, {len(self.left)} left"
-        done = [
-            (_place(c.name), f"{kind(c.before)} → {kind(c.after)}"
-             + "".join(f" + {name}" for name in c.fused))
-            for c in self.changed
-        ]  # fmt: skip
+        head = f"{self._verb}: {len(self.changed)} changed" + (f", {fused} fused" if fused else "")
+        done = [(_place(row.name), _told(row)) for row in self.changed]
         left = [(_place(k.name), f"{kind(k.type)} left: {k.why}") for k in self.left]
-        return "\n".join([head, *_table(done), *_table(left)])
+        return "\n".join([f"{head}, {len(self.left)} left", *_table(done), *_table(left)])
 
 
 def run(steps: Sequence[Step]) -> None:
@@ -105,6 +103,11 @@ def kind(cls: type) -> str:
 
 def _place(name: str) -> str:
     return name or "(the model)"
+
+
+def _told(row: Changed) -> str:
+    told = " → ".join(dict.fromkeys((kind(row.before), kind(row.after))))
+    return told + "".join(f" + {name}" for name in row.fused) + (row.note and f": {row.note}")
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

@@ -180,7 +180,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("midway")
         object.__setattr__(module, "__class__", cls)
 
-    monkeypatch.setitem(surgery_accelerate.__globals__, "_turn", failing)
+    monkeypatch.setitem(surgery_accelerate.__globals__, "turn", failing)
     with pytest.raises(RuntimeError, match="midway"):
         nk.accelerate(model)
     assert [type(m) for m in model.modules()] == before

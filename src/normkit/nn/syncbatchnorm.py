@@ -17,6 +17,7 @@ from normkit.kernels.autograd import Normalized, normalize
 from normkit.kernels.native import Running
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchStatistics
+from normkit.nn.held import Held, hold
 
 __all__ = ["SyncBatchNorm"]
 
@@ -106,8 +107,8 @@ class SyncBatchNorm(BatchStatistics):
         """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
 
         Parameters and buffers are shared, ``state_dict`` keys stay, a layer that stands in
-        several places stays one layer. Returns ``module``, or the new layer where ``module``
-        itself is one.
+        several places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
+        layer where ``module`` itself is one.
 
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
         >>> SyncBatchNorm.convert_sync_batchnorm(model)[1].num_features
@@ -133,6 +134,8 @@ class SyncBatchNorm(BatchStatistics):
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 result.register_buffer(name, getattr(module, name))
             result.training = module.training
+            if isinstance(module, Held):
+                hold(result, module._mode_asked)
             if hasattr(module, "qconfig"):
                 result.qconfig = cast(Any, module).qconfig
         done[id(module)] = result

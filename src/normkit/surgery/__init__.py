@@ -2,5 +2,6 @@
 
 from normkit.handle import Changed, Handle, Left
 from normkit.surgery.accelerate import accelerate
+from normkit.surgery.freeze import freeze, unfreeze
 
-__all__ = ["Changed", "Handle", "Left", "accelerate"]
+__all__ = ["Changed", "Handle", "Left", "accelerate", "freeze", "unfreeze"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normkit.errors import TypeMismatchError, explain
 from normkit.handle import Changed, Handle, Left, Step, run
+from normkit.nn.held import holding, is_held, plain
 from normkit.nn.layer import Layer
+from normkit.surgery.places import check_model, closed, turn, walk
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing, pairs, watched
 
 __all__ = ["accelerate"]
@@ -59,30 +58,24 @@ def accelerate(model: nn.Module) -> Handle:
     >>> type(model[1]) is nn.BatchNorm2d
     True
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeMismatchError(
-            explain(
-                "accelerate changes the layers of a torch.nn.Module written in Python",
-                f"a {type(model).__name__}",
-                "give it the model itself, before it is scripted; several models go into an "
-                "nn.ModuleList",
-            )
-        )
+    check_model(model, "accelerate changes the layers")
     layers: dict[int, Changed] = {}
     left: list[Left] = []
     steps: list[Step] = []
-    modules = list(_walk(model))
+    modules = list(walk(model))
     for name, module in modules:
         why = _why_left(module)
         if why is not None:
             left.append(Left(name, type(module), why))
-        elif (after := NAMESAKES.get(type(module))) is not None:
-            layers[id(module)] = Changed(name, type(module), after)
+        elif (after := NAMESAKES.get(plain(type(module)))) is not None:
+            layers[id(module)] = Changed(name, plain(type(module)), after)
             steps.append(_turning(name, module, after))
     for name, module in modules:
         if not isinstance(module, nn.Sequential) or not can_fuse(type(module)):
             continue
-        found = [p for p in pairs(module) if id(p.layer) in layers or type(p.layer) in LAYERS]
+        found = [
+            p for p in pairs(module) if id(p.layer) in layers or plain(type(p.layer)) in LAYERS
+        ]
         if found:
             steps.append(_turning(name, module, fusing(type(module))))
         for key, layer, act_key, act in found:
@@ -92,40 +85,17 @@ def accelerate(model: nn.Module) -> Handle:
                 why = "runs by itself while it or the layer before has hooks"
                 left.append(Left(place, type(act), why))
                 continue
-            cls = type(layer)
+            cls = plain(type(layer))
             row = layers.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
             layers[id(layer)] = row._replace(fused=(*row.fused, place))
     run(steps)
     return Handle("accelerate", list(layers.values()), left, steps)
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once, by its first name, and nothing below one that is closed."""
-    seen: set[int] = set()
-    waiting = [("", model)]
-    while waiting:
-        name, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield name, module
-        if not _closed(module):
-            prefix = f"{name}." if name else ""
-            inside = [(prefix + k, m) for k, m in module._modules.items() if m is not None]
-            waiting += reversed(inside)
-
-
-def _closed(module: nn.Module) -> bool:
-    # Compiled to something else, or about to be: quantization looks for PyTorch's exact classes.
-    return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
-        "torch.ao."
-    )
-
-
 def _why_left(module: nn.Module) -> str | None:
     """Why ``module`` cannot turn although it might be expected to; None where nothing is to say."""
-    cls = type(module)
-    if _closed(module):
+    cls = plain(type(module))
+    if closed(module):
         return "scripted" if isinstance(module, torch.jit.ScriptModule) else "torch.ao's own"
     if not isinstance(module, FAMILY) or isinstance(module, Layer):
         return None
@@ -148,28 +118,25 @@ def _own(ours: type, theirs: type) -> frozenset[str]:
 
 
 def _turning(name: str, module: nn.Module, after: type) -> Step:
-    """Give ``module`` the class ``after``, and later the one it had."""
-    before = type(module)
+    """Give ``module`` the class ``after``, and later the one it had; held or not, it stays so."""
+    before = plain(type(module))
 
     def do() -> None:
-        _turn(module, after)
+        turn(module, holding(after) if is_held(module) else after)
 
     def undo() -> Left | None:
         now: tuple[type | None, type | None] = (after, before)
-        if type(module) is before:
+        cls = plain(type(module))
+        if cls is before:
             return None
-        if type(module) is getattr(after, "cls_to_become", None):  # lazy, and has met its input
+        if cls is getattr(after, "cls_to_become", None):  # lazy, and has met its input
             now = (after.cls_to_become, before.cls_to_become)  # type: ignore[attr-defined]
         ours, theirs = now
-        if type(module) is not ours or theirs is None:
-            return Left(name, type(module), "its class was changed again")
+        if cls is not ours or theirs is None:
+            return Left(name, cls, "its class was changed again")
         for key in _own(ours, theirs) & vars(module).keys():
             del vars(module)[key]
-        _turn(module, theirs)
+        turn(module, holding(theirs) if is_held(module) else theirs)
         return None
 
     return Step(do, undo)
-
-
-def _turn(module: nn.Module, cls: type) -> None:
-    object.__setattr__(module, "__class__", cls)

@@ -18,6 +18,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 import normkit.nn
 from normkit.core.activations import Act
+from normkit.nn.held import plain
 from normkit.nn.layer import Layer
 
 __all__ = ["LAYERS", "can_fuse", "fusing", "pairs", "watched"]
@@ -128,7 +129,7 @@ def watched(module: nn.Module) -> bool:
 
 def _together(layer: Any, after: nn.Module) -> Act | None:
     """The activation to compute with ``layer``, or None where the two run one after the other."""
-    if type(layer) not in LAYERS or layer._act is not None:
+    if plain(type(layer)) not in LAYERS or layer._act is not None:
         return None
     act = _act_of(after)
     return None if act is None or watched(layer) or watched(after) else act

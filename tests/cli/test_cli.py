@@ -103,6 +103,7 @@ def test_lists(tiny: Claim, tmp_path: Path) -> None:
     (row,) = json.loads(done.stdout)
     assert row["claim"] == "C5"
     assert row["cost"]["quick"] == {"runs": 4, "images": 1024}
+    assert row["demo"] is True
     assert row["last"] is None
     assert not (tmp_path / "x.sqlite").exists()
     done = CliRunner().invoke(app, ["lab", "list", "--store", str(tmp_path / "x.sqlite")])

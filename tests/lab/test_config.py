@@ -42,6 +42,10 @@ def test_key_of_a_known_run_never_changes() -> None:
         {"momentum": 0.9},
         {"probes": (("activations", 5),)},
         {"model_options": (("dropout", 0.5),)},
+        {"norm_options": (("momentum", 0.05),)},
+        {"schedule": "cosine"},
+        {"evaluations": (("batch", 100),)},
+        {"final_evaluations": (("population", 1000, 100),)},
     ],
 )
 def test_whatever_changes_the_numbers_changes_the_key(change: dict[str, object]) -> None:
@@ -49,10 +53,25 @@ def test_whatever_changes_the_numbers_changes_the_key(change: dict[str, object])
 
 
 def test_json_comes_back_the_same(make_config: Make) -> None:
-    run = make_config(probes=(("activations", 3),), model_options=(("pool", "avg"),), momentum=0.9)
+    run = make_config(
+        probes=(("activations", 3),),
+        model_options=(("pool", "avg"),),
+        norm_options=(("momentum", 0.05), ("average", "debiased")),
+        evaluations=(("batch", 50),),
+        final_evaluations=(("population", 100, 20), ("batch", 50)),
+        momentum=0.9,
+    )
     again = RunConfig.from_json(run.to_json())
     assert again == run
     assert again.key == run.key
+
+
+def test_conditions_by_epoch(make_config: Make) -> None:
+    run = make_config(
+        evaluations=(("batch", 50),), final_evaluations=(("population", 100, 20), ("batch", 50))
+    )
+    assert run.conditions(0) == (("batch", 50),)
+    assert run.conditions(1) == (("batch", 50), ("population", 100, 20))
 
 
 def test_fields_of_a_newer_version_are_refused() -> None:
@@ -70,6 +89,17 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"batch_size": 0},
         {"optimizer": "magic"},
         {"probes": (("activations", 0),)},
+        {"schedule": "magic"},
+        {"evaluations": ((),)},
+        {"evaluations": (("telepathy", 5),)},
+        {"evaluations": (("batch",),)},
+        {"evaluations": (("batch", 0),)},
+        {"evaluations": (("batch", 1),)},
+        {"evaluations": (("batch", 2.5),)},
+        {"evaluations": (("batch", 99),)},  # of 100 test images one would be left
+        {"evaluations": (("population", 100),)},
+        {"evaluations": (("population", 257, 64),)},  # the run has 256 training images
+        {"final_evaluations": (("population", 101, 50),)},
     ],
 )
 def test_values_no_training_can_use_are_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from normkit.errors import OptionError
 from normkit.lab import data, training
-from normkit.lab.building import build_model
+from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
 from normkit.lab.probes import LEVELS, PROBES, Reading, describe, normal_quantiles, probe
 from normkit.lab.training import train
@@ -81,6 +82,44 @@ def test_what_is_measured(make_config: Make, dataset: data.Dataset, make_log: An
     # 256 images in four equal batches: the epoch's loss is the mean of its steps' losses.
     assert log.metrics["epoch_train_loss", 8] == pytest.approx(sum(losses) / 4)
     assert log.metrics["epoch_train_loss", 8] < log.metrics["epoch_train_loss", 4]
+
+
+def test_training_accuracy_counts_each_batch_as_it_was_learned_from(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    config = make_config(epochs=1)
+    log = make_log()
+    train(config, dataset, log)
+    # The same by hand: the right answers before each of four steps.
+    split = dataset.train.take(256, seed=0)
+    model = build_model(config, in_channels=1, classes=10).train()
+    optimizer = build_optimizer(config, model)
+    right = 0
+    for images, labels in data.batches(split, 64, seed=0, size=28, channels_last=True):
+        optimizer.zero_grad()
+        scores = model(images)
+        right += int((scores.argmax(1) == labels).sum())
+        nn.functional.cross_entropy(scores, labels).backward()
+        optimizer.step()
+    assert log.metrics["epoch_train_accuracy", 4] == right / 256
+
+
+def test_checkpoints_of_an_older_version_are_read(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    whole, parts = make_log(), make_log()
+    train(make_config(), dataset, whole)
+    train(make_config(), dataset, parts, stopping=stop_after(2))
+    saved = torch.load(io.BytesIO(parts.checkpoints[-1][1]), weights_only=True)
+    for name in ("epoch_correct", "epoch_judged"):  # they came later
+        del saved["progress"][name]
+    old = io.BytesIO()
+    torch.save(saved, old)
+    train(make_config(), dataset, parts, resume=old.getvalue())
+    # Of the epoch in which it stopped, nobody counted what was right in the first two steps.
+    assert parts.metrics["epoch_train_accuracy", 4] is None
+    parts.metrics["epoch_train_accuracy", 4] = whole.metrics["epoch_train_accuracy", 4]
+    assert parts.metrics == whole.metrics
 
 
 def test_the_recorded_loss_is_a_mean_over_steps(

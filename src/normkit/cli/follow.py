@@ -61,7 +61,8 @@ def follow(store: Store, keys: Sequence[str], executor: Executor, out: Console) 
 def describe(run: Run) -> str:
     """A run in one line: what it was and how it ended."""
     config = run.config
-    words = [config.model, config.norm, config.act, f"lr {config.lr:g}", f"seed {config.seed}"]
+    words = [config.model, config.norm, *(f"{name} {value}" for name, value in config.norm_options)]
+    words += [config.act, f"lr {config.lr:g}", f"seed {config.seed}"]
     if run.status == "failed":
         reason = run.error.strip().splitlines()[-1] if run.error.strip() else "no reason known"
         return f"{' '.join(words)}: failed, {reason}"

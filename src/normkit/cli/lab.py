@@ -46,7 +46,8 @@ class PresetName(str, enum.Enum):
 StoreOption = Annotated[Path, typer.Option("--store", help="The file that keeps all runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ClaimsArgument = Annotated[
-    list[str] | None, typer.Argument(help="Claims by their key, such as C1; all if none.")
+    list[str] | None,
+    typer.Argument(help="Claims by their key, such as C1, or 'all'; those of the demo if none."),
 ]
 
 
@@ -55,14 +56,14 @@ def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None
     """List the claims: source, data, cost, and the last verdict in the store."""
     needs_lab()
     with errors():
-        from normkit.lab.claims.registry import select
+        from normkit.lab.claims.registry import all_claims
 
         verdicts = _verdicts(store)
-        rows = [_about_claim(claim, verdicts.get(claim.key)) for claim in select()]
+        rows = [_about_claim(claim, verdicts.get(claim.key)) for claim in all_claims().values()]
     if as_json:
         print_json(rows)
         return
-    table = Table("claim", "what it says", "source", "data", "cost", "last verdict")
+    table = Table("claim", "what it says", "source", "data", "demo", "cost", "last verdict")
     for row in rows:
         last = row["last"]
         costs = [
@@ -74,11 +75,15 @@ def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None
             row["title"],
             row["sources"][0],
             row["data"],
+            "yes" if row["demo"] else "no",
             "\n".join(costs),
             f"{last['word']} ({last['preset']})" if last else "not run",
         )
     console().print(table)
-    console().print("An image that goes through a training step counts once each time.")
+    console().print(
+        "An image that goes through a training step counts once each time. "
+        "Without a claim named, normkit lab run does those of the demo."
+    )
 
 
 @app.command()
@@ -197,6 +202,7 @@ def _about_claim(claim: Claim, last: dict[str, str] | None) -> dict[str, Any]:
         "statement": claim.statement,
         "sources": [reference.source for reference in claim.sources],
         "data": claim.data,
+        "demo": claim.demo,
         "cost": cost,
         "last": last,
     }

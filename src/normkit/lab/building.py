@@ -29,6 +29,7 @@ def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Modu
     model = models.build(
         config.model,
         norm=config.norm,
+        norm_options=dict(config.norm_options),
         act=config.act,
         in_channels=in_channels,
         classes=classes,

@@ -17,6 +17,7 @@ import math
 from typing import Any, Literal
 
 from normkit.errors import OptionError, StoreError, explain
+from normkit.lab.conditions import Condition, check_condition
 
 __all__ = ["FORMAT", "Edition", "RunConfig"]
 
@@ -25,7 +26,10 @@ FORMAT = 1
 
 Edition = Literal["full", "subset"]
 Kind = Literal["training", "timing"]
+Schedule = Literal["constant", "cosine", "step"]
 _OPTIMIZERS = ("sgd", "adam", "adadelta", "rmsprop")
+_PAIRS = ("model_options", "norm_options", "probes", "evaluations", "final_evaluations")
+_SCHEDULES = ("constant", "cosine", "step")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,12 @@ class RunConfig:
     subset that is shipped. ``loss_every`` counts steps between two records of the training loss.
     ``probes`` holds pairs (name, every how many steps), see :mod:`normkit.lab.probes`. ``kind``
     "timing" is no training: the time of one step is taken, see :mod:`normkit.lab.timing`.
+
+    ``norm_options`` holds pairs (name, value) for the normalizers of the model, such as
+    ("momentum", 0.05). ``schedule`` says how the learning rate goes along training
+    (:mod:`normkit.lab.schedules`). ``evaluations`` are the conditions under which the model is
+    evaluated besides (:mod:`normkit.lab.conditions`) after each epoch, ``final_evaluations`` those
+    after the last one only.
 
     Raises:
         OptionError: a field holds a value that no training can use.
@@ -56,6 +66,7 @@ class RunConfig:
     norm: str
     act: str = "relu"
     model_options: tuple[tuple[str, str | int | float | bool | None], ...] = ()
+    norm_options: tuple[tuple[str, str | int | float | bool | None], ...] = ()
     data: str = "fashion-mnist"
     edition: Edition = "full"
     train_images: int
@@ -66,10 +77,13 @@ class RunConfig:
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    schedule: Schedule = "constant"
     epochs: int
     seed: int
     loss_every: int = 5
     probes: tuple[tuple[str, int], ...] = ()
+    evaluations: tuple[Condition, ...] = ()
+    final_evaluations: tuple[Condition, ...] = ()
     kind: Kind = "training"
 
     def __post_init__(self) -> None:
@@ -91,6 +105,16 @@ class RunConfig:
                     "choose one of them",
                 )
             )
+        if self.schedule not in _SCHEDULES:
+            raise OptionError(
+                explain(
+                    f"schedule must be one of {', '.join(_SCHEDULES)}",
+                    repr(self.schedule),
+                    "choose one of them",
+                )
+            )
+        for condition in (*self.evaluations, *self.final_evaluations):
+            check_condition(condition, train_images=self.train_images, test_images=self.test_images)
         if self.kind not in ("training", "timing"):
             raise OptionError(
                 explain('kind must be "training" or "timing"', repr(self.kind), "choose one")
@@ -115,6 +139,11 @@ class RunConfig:
     def images(self) -> int:
         """Images that go through a training step, all epochs together: a measure of cost."""
         return self.epochs * self.train_images
+
+    def conditions(self, epoch: int) -> tuple[Condition, ...]:
+        """What the model is evaluated under after this epoch (from 0), each once."""
+        last = self.final_evaluations if epoch == self.epochs - 1 else ()
+        return tuple(dict.fromkeys((*self.evaluations, *last)))
 
     @property
     def key(self) -> str:
@@ -147,6 +176,6 @@ class RunConfig:
                     "upgrade normkit, or name another store with --store",
                 )
             )
-        for name in ("model_options", "probes"):
+        for name in _PAIRS:
             values[name] = tuple(tuple(pair) for pair in values.get(name, ()))
         return cls(**values)

@@ -18,8 +18,8 @@ from normkit.lab.store import Planned, Run, Store
 
 __all__ = ["finding", "judge", "last_preset"]
 
-RECORDED = ("epoch_train_loss", "test_accuracy", "test_loss")
-"""What each run's record lists, beside what it was."""
+RECORDED = ("epoch_train_loss", "epoch_train_accuracy", "test_accuracy", "test_loss")
+"""What each run's record lists, beside what it was and what was measured under conditions."""
 
 
 def last_preset(store: Store) -> str | None:
@@ -105,12 +105,18 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
     def values(name: str) -> str:
         return ", ".join(dict.fromkeys(f"{getattr(config, name)}" for config in configs))
 
+    options = dict.fromkeys(
+        f"{name} {value}" for config in configs for name, value in config.model_options
+    )
+    schedules = values("schedule")
     rows = [
         ("model", values("model")),
+        *([("model options", ", ".join(options))] if options else []),
         ("activation", values("act")),
         ("normalizer by arm", _norms(evidence)),
         ("optimizer", values("optimizer")),
         ("learning rate", values("lr")),
+        *([] if schedules == "constant" else [("schedule", schedules)]),
         ("momentum", values("momentum")),
         ("weight decay", values("weight_decay")),
         ("batch size", values("batch_size")),
@@ -123,7 +129,11 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
 
 
 def _norms(evidence: Evidence) -> str:
-    pairs = dict.fromkeys((planned.arm, planned.run.config.norm) for planned in evidence.planned)
+    def norm(config: RunConfig) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in config.norm_options)
+        return f"{config.norm} ({options})" if options else config.norm
+
+    pairs = dict.fromkeys((planned.arm, norm(planned.run.config)) for planned in evidence.planned)
     return "; ".join(f"{arm}: {norm}" for arm, norm in pairs)
 
 
@@ -144,10 +154,12 @@ def _record(claim: Claim, planned: Planned) -> dict[str, Any]:
 def _results(run: Run) -> dict[str, Any]:
     if run.config.kind == "timing":
         return {name: run.last(name) for name in run.metrics}
-    return {name: list(run.by_epoch(name)) for name in RECORDED}
+    under = [name for name in run.metrics if "@" in name]
+    return {name: list(run.by_epoch(name)) for name in (*RECORDED, *under)}
 
 
 def _described(config: RunConfig) -> dict[str, Any]:
     described: dict[str, Any] = json.loads(config.to_json())
-    described.pop("probes", None)
+    for name in ("probes", "evaluations", "final_evaluations"):  # told by the metrics' names
+        described.pop(name, None)
     return described

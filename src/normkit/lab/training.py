@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import math
 import time
@@ -30,10 +29,14 @@ from torch import Tensor, nn
 
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer
+from normkit.lab.checkpoints import Progress, restore, state
+from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
+from normkit.lab.evaluations import evaluate, evaluate_under
 from normkit.lab.probes import Reading, probe
+from normkit.lab.schedules import set_rate
 
-__all__ = ["Log", "Outcome", "evaluate", "train"]
+__all__ = ["Log", "Outcome", "train"]
 
 STUCK = 0.99
 """A last epoch whose loss is above this share of ln(classes) has learned nothing."""
@@ -43,7 +46,6 @@ CHECKPOINT_SHARE = 0.05
 every step; a network of many megabytes gets one every few seconds."""
 
 CHECKPOINT_SECONDS = 0.0
-EVALUATION_BATCH = 500
 
 
 class Log(Protocol):
@@ -70,41 +72,6 @@ class Outcome:
     stopped: bool = False
 
 
-@dataclasses.dataclass
-class _Progress:
-    """All of a run's state that is not in the model, the optimizer or the generators."""
-
-    step: int = 0
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    epoch_loss: float = 0.0  # summed over the images of this epoch
-    epoch_images: int = 0
-    recent_loss: float = 0.0  # summed over the steps since the last record
-    recent_steps: int = 0
-    learning_step: int = 0  # the last step recorded with a loss better than guessing
-
-
-def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> tuple[float, float | None]:
-    """Accuracy and mean loss in evaluation mode; the loss is None where it is not finite."""
-    model.eval()
-    correct, loss, count = 0, 0.0, 0
-    with torch.no_grad():
-        for images, labels in data.batches(
-            split,
-            EVALUATION_BATCH,
-            seed=0,
-            shuffle=False,
-            size=config.size,
-            channels_last=True,
-        ):
-            scores = model(images)
-            correct += int((scores.argmax(dim=1) == labels).sum())
-            loss += F.cross_entropy(scores, labels, reduction="sum").item()
-            count += len(labels)
-    model.train()
-    return correct / count, loss / count if math.isfinite(loss) else None
-
-
 def train(
     config: RunConfig,
     dataset: data.Dataset,
@@ -117,7 +84,9 @@ def train(
     """Train one run and write what it measures to ``log``.
 
     By step: ``train_loss``, the mean over the last ``loss_every`` steps, and what the probes read.
-    By epoch: ``epoch_train_loss``, ``test_accuracy``, ``test_loss`` and ``epoch_seconds``.
+    By epoch: ``epoch_train_loss`` and ``epoch_train_accuracy``, both as the model saw its batches
+    while it learned from them, ``test_accuracy``, ``test_loss``, the same under each of the run's
+    conditions, and ``epoch_seconds``, training and first evaluation.
 
     Args:
         resume: the bytes of a checkpoint of this very run, to go on from.
@@ -128,11 +97,12 @@ def train(
     classes = len(dataset.classes)
     train_split = dataset.train.take(config.train_images, seed=config.seed)
     test_split = dataset.test.take(config.test_images, seed=0)
+    dataset = dataclasses.replace(dataset, train=train_split, test=test_split)
     model = build_model(config, in_channels=train_split.images.shape[1], classes=classes)
     optimizer = build_optimizer(config, model)
-    at = _Progress()
+    at = Progress()
     if resume is not None:
-        at = _restore(resume, model, optimizer)
+        at = restore(resume, model, optimizer)
     model.train()
     chance = math.log(classes)
     saved = clock = time.perf_counter()
@@ -150,7 +120,7 @@ def train(
         nonlocal saved, cost
         elapse()
         begin = time.perf_counter()
-        log.checkpoint(at.step, _state(model, optimizer, at))
+        log.checkpoint(at.step, state(model, optimizer, at))
         saved = time.perf_counter()
         cost = saved - begin
 
@@ -169,7 +139,8 @@ def train(
             channels_last=True,
         )
         for images, labels in itertools.islice(batches, first, None):
-            loss, reading = _step(config, model, optimizer, images, labels, at.step + 1)
+            set_rate(optimizer, config, at.step)
+            loss, correct, reading = _step(config, model, optimizer, images, labels, at.step + 1)
             at.step += 1
             if not math.isfinite(loss):
                 elapse()
@@ -177,6 +148,8 @@ def train(
                 return Outcome(at.step, at.seconds, diverged_step=at.step)
             at.epoch_loss += loss * len(labels)
             at.epoch_images += len(labels)
+            at.epoch_correct += correct
+            at.epoch_judged += len(labels)
             at.recent_loss += loss
             at.recent_steps += 1
             metrics, vectors = reading.scalars, reading.vectors
@@ -203,12 +176,15 @@ def train(
             epoch,
             {
                 "epoch_train_loss": last_loss,
+                "epoch_train_accuracy": at.epoch_accuracy,
                 "test_accuracy": accuracy,
                 "test_loss": test_loss,
                 "epoch_seconds": at.epoch_seconds,
+                **evaluate_under(config.conditions(epoch), model, dataset, config, epoch),
             },
         )
-        at.epoch_loss, at.epoch_images, at.epoch_seconds = 0.0, 0, 0.0
+        elapse()
+        at.end_epoch()
         if at.step < config.steps and (stopping() or due()):
             save()
             if stopping():
@@ -224,8 +200,8 @@ def _step(
     images: Tensor,
     labels: Tensor,
     number: int,
-) -> tuple[float, Reading]:
-    """One optimizer step, watched by the probes whose turn it is."""
+) -> tuple[float, int, Reading]:
+    """One optimizer step, watched by the probes whose turn it is: loss, how many were right."""
     total = Reading()
     optimizer.zero_grad(set_to_none=True)
     with contextlib.ExitStack() as stack:
@@ -234,7 +210,8 @@ def _step(
             for name, every in config.probes
             if number % every == 0 or number == 1
         ]
-        loss = F.cross_entropy(model(images), labels)
+        scores = model(images)
+        loss = F.cross_entropy(scores, labels)
         loss.backward()
     for reading in readings:
         total.scalars.update(reading.scalars)
@@ -242,36 +219,14 @@ def _step(
     value = loss.item()
     if math.isfinite(value):
         optimizer.step()
-    return value, total
+    return value, int((scores.detach().argmax(dim=1) == labels).sum()), total
 
 
-def _give_up(config: RunConfig, log: Log, at: _Progress, classes: int) -> None:
+def _give_up(config: RunConfig, log: Log, at: Progress, classes: int) -> None:
     """Write the epochs that a broken run did not finish: no loss, the accuracy of guessing."""
     for epoch in range((at.step - 1) // config.steps_per_epoch, config.epochs):
-        log.measured(
-            (epoch + 1) * config.steps_per_epoch,
-            epoch,
-            {"epoch_train_loss": None, "test_accuracy": 1 / classes, "test_loss": None},
-        )
-
-
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, at: _Progress) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": torch.get_rng_state(),
-            "progress": dataclasses.asdict(at),
-        },
-        buffer,
-    )
-    return buffer.getvalue()
-
-
-def _restore(state: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Progress:
-    saved = torch.load(io.BytesIO(state), weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["generator"])
-    return _Progress(**saved["progress"])
+        found: dict[str, float | None] = {"epoch_train_loss": None, "epoch_train_accuracy": None}
+        for name in ("{}", *(named("{}", condition) for condition in config.conditions(epoch))):
+            found[name.format("test_accuracy")] = 1 / classes
+            found[name.format("test_loss")] = None
+        log.measured((epoch + 1) * config.steps_per_epoch, epoch, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ torch.set_num_threads(1)
 
 # Batch normalization by PyTorch: these tests are of the networks, not of normkit's layers.
 NORM = "torch-batch"
+# What a normalizer cannot do without.
+NEEDED: dict[str, dict[str, object]] = {"ghost": {"ghost_size": 4}}
 # The big ones with less width, so that the whole matrix runs in seconds.
 CHEAP: dict[str, dict[str, object]] = {
     "lenet5": {},
@@ -151,7 +154,7 @@ def test_place_fc_is_refused_where_there_is_none(name: str) -> None:
 @pytest.mark.parametrize("norm", models.NORMS)
 @pytest.mark.parametrize("name", ["lenet5", "alexnet", "resnet18", "densenet"])
 def test_every_norm_runs(name: str, norm: str) -> None:
-    model = models.build(name, norm=norm, **CHEAP[name])
+    model = models.build(name, norm=norm, norm_options=NEEDED.get(norm), **CHEAP[name])
     logits = model(torch.randn(3, 1, 28, 28))
     logits.sum().backward()
     assert torch.isfinite(logits).all()
@@ -168,6 +171,42 @@ def test_norm_kinds_by_rank() -> None:
     assert isinstance(group, nn.GroupNorm) and group.num_groups == 8
     assert isinstance(at("instance", "norm1"), nn.InstanceNorm2d)
     assert isinstance(at("instance", "norm3"), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [
+        ("batch", {"momentum": 0.05, "average": "debiased", "eps": 1e-3}),
+        ("batch", {"momentum": None, "average": "cumulative"}),
+        ("ghost", {"ghost_size": 8, "momentum": 0.2}),
+        ("torch-batch", {"momentum": None}),
+        ("layer", {"eps": 1e-3}),
+        ("group", {"eps": 1e-3}),
+        ("instance", {"eps": 1e-3}),
+    ],
+)
+def test_normalizers_get_their_options(norm: str, options: dict[str, object]) -> None:
+    model = models.build("lenet5", norm=norm, norm_options=options)
+    names = norms_in(model)
+    assert len(names) == (2 if norm == "instance" else 4)
+    for name in names:
+        layer = model.get_submodule(name)
+        assert {option: getattr(layer, option) for option in options} == options
+
+
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [
+        ("none", {"eps": 1e-3}),
+        ("group", {"momentum": 0.1}),
+        ("torch-batch", {"average": "debiased"}),
+        ("ghost", {"momentum": 0.1}),
+        (lambda channels, rank: nn.Identity(), {"eps": 1e-3}),
+    ],
+)
+def test_options_that_a_normalizer_lacks_are_refused(norm: Any, options: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match="To fix"):
+        models.build("lenet5", norm=norm, norm_options=options)
 
 
 def test_normkits_own_batchnorm_is_the_default() -> None:
@@ -202,7 +241,9 @@ def test_arms_start_from_the_same_weights() -> None:
         return [p for m in kept for p in m.parameters()]
 
     reference = weights(norm="none")
-    arms: list[dict[str, object]] = [{"norm": n} for n in models.NORMS if n != "none"]
+    arms: list[dict[str, object]] = [
+        {"norm": n, "norm_options": NEEDED.get(n)} for n in models.NORMS if n != "none"
+    ]
     arms += [{"norm": NORM, "affine": False}, {"norm": NORM, "norm_at": "fc"}]
     for arm in arms:
         for a, b in zip(reference, weights(**arm), strict=True):

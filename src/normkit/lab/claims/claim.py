@@ -125,7 +125,8 @@ class Claim:
 
     ``plan(preset, available)`` gives its runs by arm; ``judge(evidence)`` looks at what there is
     of them, which may be nothing yet, and trains nothing. ``decision`` says which endpoint
-    decides, fixed before the runs. ``setup`` adds rows to those read from the runs.
+    decides, fixed before the runs. ``setup`` adds rows to those read from the runs. ``demo`` says
+    whether a study that names no claim, such as the main job, has this one in it.
     """
 
     key: str
@@ -138,3 +139,4 @@ class Claim:
     judge: Callable[[Evidence], Judgement]
     data: str = "fashion-mnist"
     setup: tuple[tuple[str, str], ...] = ()
+    demo: bool = True

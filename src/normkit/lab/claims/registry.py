@@ -12,7 +12,10 @@ import normkit.lab.claims
 from normkit.errors import OptionError, explain
 from normkit.lab.claims.claim import Claim
 
-__all__ = ["all_claims", "select"]
+__all__ = ["ALL", "all_claims", "select"]
+
+ALL = "ALL"
+"""Asks for every claim, in place of a key."""
 
 
 @functools.cache
@@ -34,7 +37,9 @@ def all_claims() -> dict[str, Claim]:
 
 
 def select(keys: Sequence[str] = ()) -> list[Claim]:
-    """The claims with these keys, in the order asked for; all of them if none is named.
+    """The claims with these keys, in the order asked for; those of the demo if none is named.
+
+    "all" stands for all of them.
 
     Raises:
         OptionError: there is no claim with such a key.
@@ -43,7 +48,11 @@ def select(keys: Sequence[str] = ()) -> list[Claim]:
     ['C5', 'C1']
     """
     claims = all_claims()
-    wanted = list(dict.fromkeys(key.upper() for key in keys)) or list(claims)
+    wanted = list(dict.fromkeys(key.upper() for key in keys))
+    if ALL in wanted:
+        return list(claims.values())
+    if not wanted:
+        return [claim for claim in claims.values() if claim.demo]
     unknown = [key for key in wanted if key not in claims]
     if unknown:
         raise OptionError(

@@ -11,8 +11,9 @@ weights, and their difference is the normalizer's alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, cast
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -22,6 +23,7 @@ from normkit.lab.models.parts import choice
 __all__ = [
     "ACTIVATIONS",
     "NORMS",
+    "NORM_OPTIONS",
     "PLACES",
     "Layers",
     "NormFactory",
@@ -79,44 +81,63 @@ def _none(channels: int, rank: int, affine: bool) -> nn.Module:
     return nn.Identity()
 
 
-def _batch(channels: int, rank: int, affine: bool) -> nn.Module:
+def _batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     # Imported when asked for: a network with other normalizers needs none of the kernels.
     from normkit.nn import BatchNorm1d, BatchNorm2d
 
     kind = BatchNorm2d if rank else BatchNorm1d
-    return kind(channels, affine=affine)
+    return kind(channels, affine=affine, **options)
 
 
-def _torch_batch(channels: int, rank: int, affine: bool) -> nn.Module:
+def _ghost(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+    from normkit.nn import GhostBatchNorm1d, GhostBatchNorm2d
+
+    kind = GhostBatchNorm2d if rank else GhostBatchNorm1d
+    return kind(channels, affine=affine, **options)
+
+
+def _torch_batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     kind = nn.BatchNorm2d if rank else nn.BatchNorm1d
-    return kind(channels, affine=affine)
+    return kind(channels, affine=affine, **options)
 
 
-def _layer(channels: int, rank: int, affine: bool) -> nn.Module:
+def _layer(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     # On images one group is layer normalization over (C, H, W) with γ and β per channel, which
     # needs no image size. On dense input the two are the same, and LayerNorm is its own name.
     if rank:
-        return nn.GroupNorm(1, channels, affine=affine)
-    return nn.LayerNorm(channels, elementwise_affine=affine)
+        return nn.GroupNorm(1, channels, affine=affine, **options)
+    return nn.LayerNorm(channels, elementwise_affine=affine, **options)
 
 
-def _group(channels: int, rank: int, affine: bool) -> nn.Module:
-    return nn.GroupNorm(groups_for(channels, rank), channels, affine=affine)
+def _group(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+    return nn.GroupNorm(groups_for(channels, rank), channels, affine=affine, **options)
 
 
-def _instance(channels: int, rank: int, affine: bool) -> nn.Module:
+def _instance(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     # A dense feature has one value per sample and channel: less its own mean it is always 0.
-    return nn.InstanceNorm2d(channels, affine=affine) if rank else nn.Identity()
+    return nn.InstanceNorm2d(channels, affine=affine, **options) if rank else nn.Identity()
 
 
-_NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+_NORMS: dict[str, Callable[..., nn.Module]] = {
     "none": _none,
     "batch": _batch,
     "torch-batch": _torch_batch,
+    "ghost": _ghost,
     "layer": _layer,
     "group": _group,
     "instance": _instance,
 }
+NORM_OPTIONS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "batch": ("momentum", "average", "eps"),
+    "torch-batch": ("momentum", "eps"),
+    "ghost": ("ghost_size", "momentum", "average", "eps"),
+    "layer": ("eps",),
+    "group": ("eps",),
+    "instance": ("eps",),
+}
+"""The further arguments that a normalizer may be given; ``ghost_size`` must be."""
+
 NORMS: tuple[str, ...] = tuple(_NORMS)
 
 
@@ -161,11 +182,18 @@ class Layers:
             )
 
 
-def layers_for(norm: str | NormFactory, act: str, norm_at: str, affine: bool) -> Layers:
+def layers_for(
+    norm: str | NormFactory,
+    act: str,
+    norm_at: str,
+    affine: bool,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Layers:
     """Check the choices that every network shares and put them together.
 
     Raises:
-        OptionError: an unknown name, or ``affine=False`` with a factory, which decides itself.
+        OptionError: an unknown name; an option that the normalizer does not have, or lacks;
+            ``affine=False`` or options with a factory, which decides itself.
         TypeMismatchError: ``affine`` is not a bool.
     """
     if not isinstance(affine, bool):
@@ -173,14 +201,31 @@ def layers_for(norm: str | NormFactory, act: str, norm_at: str, affine: bool) ->
     choice("act", act, ACTIVATIONS)
     place = cast("Place", choice("norm_at", norm_at, PLACES))
     if callable(norm):
-        if not affine:
+        if not affine or options:
             raise OptionError(
                 explain(
-                    "affine belongs to the normalizers named here",
-                    "affine=False with a factory",
-                    "let the factory build its layers without γ and β",
+                    "affine and options belong to the normalizers named here",
+                    f"affine={affine}, {dict(options)} with a factory",
+                    "let the factory build its layers as they should be",
                 )
             )
         return Layers(norm, act, place, plain=False)
     make = _NORMS[choice("norm", norm, NORMS)]
-    return Layers(lambda c, rank: make(c, rank, affine), act, place, plain=norm == "none")
+    _check_options(norm, options)
+    return Layers(
+        lambda c, rank: make(c, rank, affine, **options), act, place, plain=norm == "none"
+    )
+
+
+def _check_options(norm: str, options: Mapping[str, Any]) -> None:
+    allowed = NORM_OPTIONS[norm]
+    unknown = [name for name in options if name not in allowed]
+    if unknown or (norm == "ghost" and "ghost_size" not in options):
+        raise OptionError(
+            explain(
+                f"the normalizer {norm!r} has the options {', '.join(allowed) or '(none)'}"
+                + (", and ghost_size must be given" if norm == "ghost" else ""),
+                ", ".join(unknown) or "no ghost_size",
+                "give those that it has, such as ghost_size=32",
+            )
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -51,6 +52,7 @@ def build(
     size: int = 28,
     norm_at: str = "all",
     affine: bool = True,
+    norm_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a network: images (N, in_channels, size, size) to logits (N, classes).
@@ -64,7 +66,8 @@ def build(
         norm: "none", "batch" (normkit's BatchNorm), "torch-batch" (PyTorch's), "layer" (over
             channels and space), "group" (:func:`~normkit.lab.models.norms.groups_for` says how
             many groups), "instance" (after convolutions only: a dense feature is alone in its
-            channel), or a factory called as ``norm(channels, rank)``, rank 0 for dense input and 2
+            channel), "ghost" (normkit's GhostBatchNorm, with ``ghost_size`` among its options), or
+            a factory called as ``norm(channels, rank)``, rank 0 for dense input and 2
             for images.
         act: "relu", "sigmoid", "tanh", "silu", "gelu" or "leaky_relu".
         in_channels: channels of the images.
@@ -73,6 +76,8 @@ def build(
         norm_at: normalise after convolutions ("conv"), after hidden dense layers ("fc") or after
             both ("all").
         affine: False leaves out the normalizers' γ and β.
+        norm_options: further arguments of the normalizers named above:
+            :data:`~normkit.lab.models.norms.NORM_OPTIONS` lists those that each takes.
         options: the network's own, listed in its docstring: ``padding`` and ``pool`` for lenet5,
             ``dropout`` and ``hidden`` for alexnet, ``residual``, ``width`` and ``zero_init`` for
             the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for densenet, and
@@ -94,7 +99,7 @@ def build(
     ('BatchNorm2d', 'BatchNorm1d')
     """
     maker = _MAKERS[choice("the network's name", name, MODELS)]
-    layers = layers_for(norm, act, norm_at, affine)
+    layers = layers_for(norm, act, norm_at, affine, norm_options or {})
     image = Image(whole("in_channels", in_channels), whole("size", size), whole("classes", classes))
     allowed = _options(maker)
     unknown = [option for option in options if option not in allowed]

@@ -1,0 +1,65 @@
+"""A training's state as bytes, and back: all that a run needs to go on to the same last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import torch
+from torch import nn
+
+__all__ = ["Progress", "restore", "state"]
+
+
+@dataclasses.dataclass
+class Progress:
+    """All of a run's state that is not in the model, the optimizer or the generators.
+
+    A checkpoint of an older version lacks the fields that came later, and they get their defaults.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    epoch_loss: float = 0.0  # summed over the images of this epoch
+    epoch_images: int = 0
+    recent_loss: float = 0.0  # summed over the steps since the last record
+    recent_steps: int = 0
+    learning_step: int = 0  # the last step recorded with a loss better than guessing
+    epoch_correct: int = 0
+    epoch_judged: int = 0  # images of this epoch that epoch_correct counts
+
+    def end_epoch(self) -> None:
+        """Count the next epoch from zero."""
+        self.epoch_loss, self.epoch_images, self.epoch_seconds = 0.0, 0, 0.0
+        self.epoch_correct, self.epoch_judged = 0, 0
+
+    @property
+    def epoch_accuracy(self) -> float | None:
+        """The share of this epoch's images that were right; None if not all were looked at."""
+        whole = self.epoch_judged == self.epoch_images > 0
+        return self.epoch_correct / self.epoch_judged if whole else None
+
+
+def state(model: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> bytes:
+    """Model, optimizer, generator and progress."""
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": torch.get_rng_state(),
+            "progress": dataclasses.asdict(at),
+        },
+        buffer,
+    )
+    return buffer.getvalue()
+
+
+def restore(state: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put into ``model`` and ``optimizer`` what :func:`state` saved of them."""
+    saved = torch.load(io.BytesIO(state), weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["generator"])
+    return Progress(**saved["progress"])

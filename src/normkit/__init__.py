@@ -41,7 +41,8 @@ from normkit.nn import (
     Scale,
     SyncBatchNorm,
 )
-from normkit.surgery import accelerate
+from normkit.statistics import recalibrate
+from normkit.surgery import accelerate, freeze, unfreeze
 
 __version__ = "0.1.0"
 
@@ -77,4 +78,7 @@ __all__ = [
     "TypeMismatchError",
     "accelerate",
     "errors",
+    "freeze",
+    "recalibrate",
+    "unfreeze",
 ]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Changed", "Handle", "Left", "Step", "kind", "run"]
+__all__ = ["SHOWN", "Changed", "Handle", "Left", "Step", "kind", "place_name", "run"]
 
 # Rows of each part of the printed table; all of them stand in the attributes.
 SHOWN = 20
@@ -67,15 +67,15 @@ class Handle:
         steps, self._steps = self._steps, ()
         kept = [found for step in reversed(steps) if (found := step.undo()) is not None]
         if kept:
-            names = "; ".join(f"{_place(k.name)} ({kind(k.type)}): {k.why}" for k in kept)
+            names = "; ".join(f"{place_name(k.name)} ({kind(k.type)}): {k.why}" for k in kept)
             warnings.warn(f"undo left what is no longer as {self._verb} made it: {names}",
                           stacklevel=2)  # fmt: skip
 
     def __repr__(self) -> str:
         fused = sum(len(row.fused) for row in self.changed)
         head = f"{self._verb}: {len(self.changed)} changed" + (f", {fused} fused" if fused else "")
-        done = [(_place(row.name), _told(row)) for row in self.changed]
-        left = [(_place(k.name), f"{kind(k.type)} left: {k.why}") for k in self.left]
+        done = [(place_name(row.name), _told(row)) for row in self.changed]
+        left = [(place_name(k.name), f"{kind(k.type)} left: {k.why}") for k in self.left]
         return "\n".join([f"{head}, {len(self.left)} left", *_table(done), *_table(left)])
 
 
@@ -101,7 +101,8 @@ def kind(cls: type) -> str:
     return f"{module}.{cls.__qualname__}"
 
 
-def _place(name: str) -> str:
+def place_name(name: str) -> str:
+    """A place in a model as people read it."""
     return name or "(the model)"
 
 

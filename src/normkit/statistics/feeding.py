@@ -1,0 +1,130 @@
+"""From whatever a loader yields to a call of the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.errors import DataError, OptionError, TypeMismatchError, explain
+
+__all__ = ["Forward", "check_batches", "feed", "samples_in"]
+
+Forward = Callable[[nn.Module, Any], Any]
+"""``forward(model, batch)`` runs the model on a batch."""
+
+_HOW = "pass forward=lambda model, batch: model(...)"
+
+
+def check_batches(batches: object) -> None:
+    """Refuse what cannot be a stream of batches, before anything is done.
+
+    Raises:
+        TypeMismatchError: a single tensor, a mapping, or nothing one can iterate over.
+    """
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        came = f"a {type(batches).__name__}"
+        raise TypeMismatchError(
+            explain(
+                "batches are an iterable of batches, such as a DataLoader or a list",
+                came + (f" of shape {tuple(batches.shape)}" if isinstance(batches, Tensor) else ""),
+                "put a single batch into a list: [batch]",
+            )
+        )
+
+
+def leaves(batch: object) -> list[Tensor]:
+    """The tensors of a batch, however it nests them."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        return [tensor for part in batch for tensor in leaves(part)]
+    return []
+
+
+def samples_in(batch: object) -> int | None:
+    """Length of the first axis of the first tensor that has one; None without such a tensor.
+
+    >>> samples_in({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
+    8
+    """
+    return next((len(tensor) for tensor in leaves(batch) if tensor.dim()), None)
+
+
+def feed(model: nn.Module, batch: Any, forward: Forward | None) -> None:
+    """Run ``model`` on ``batch``.
+
+    A tensor is the input; of a tuple or list the first element is; of a mapping, those entries
+    that the model's ``forward`` names.
+
+    Raises:
+        DataError: there is no tensor in the batch, or it lies on a device where the model has
+            nothing.
+        OptionError: a mapping of which the model's ``forward`` names nothing.
+    """
+    if forward is not None:
+        forward(model, batch)
+        return
+    if isinstance(batch, Mapping):
+        given = _named(model, batch)
+        _check(model, batch, list(given.values()))
+        model(**given)
+        return
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    _check(model, batch, [first])
+    model(first)
+
+
+def _named(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
+    wanted = inspect.signature(model.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in wanted.values()):
+        return {str(key): value for key, value in batch.items()}
+    given = {key: value for key, value in batch.items() if key in wanted}
+    if not given:
+        raise OptionError(
+            explain(
+                f"of a mapping the entries are passed that {type(model).__name__}.forward names: "
+                + ", ".join(wanted),
+                f"a batch with {', '.join(map(str, batch)) or 'nothing'}",
+                _HOW,
+            )
+        )
+    return given
+
+
+def _check(model: nn.Module, batch: object, given: list[Any]) -> None:
+    inputs = leaves(given)
+    if not inputs:
+        raise DataError(
+            explain(
+                "the first element of a batch is a tensor, the model's input",
+                _shown(batch),
+                _HOW,
+            )
+        )
+    here = {t.device for t in (*model.parameters(), *model.buffers())}
+    away = {t.device for t in inputs} - here
+    if away and here:
+        raise DataError(
+            explain(
+                "batches lie on a device of the model's",
+                f"one on {_listed(away)} for a model on {_listed(here)}",
+                "move the model, or the batches: (images.to(device) for images, _ in loader)",
+            )
+        )
+
+
+def _listed(devices: set[torch.device]) -> str:
+    return ", ".join(sorted(map(str, devices)))
+
+
+def _shown(batch: object) -> str:
+    if isinstance(batch, (list, tuple)):
+        inside = ", ".join(type(part).__name__ for part in batch[:3])
+        return f"a {type(batch).__name__} of {inside or 'nothing'}"
+    return f"a {type(batch).__name__}"

@@ -1,0 +1,328 @@
+"""Population statistics for a model that is there: :func:`recalibrate`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from normkit.errors import OptionError, StatisticsError, explain
+from normkit.handle import Left
+from normkit.statistics.bar import Bar, bar
+from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
+from normkit.statistics.feeding import Forward, check_batches
+from normkit.statistics.processes import Peers, peers, refuse_failure
+from normkit.statistics.recalibration import Recalibration, Told
+from normkit.statistics.remembering import Place, banks, find, unwrapped
+from normkit.statistics.surroundings import random_state_kept
+from normkit.statistics.watching import Watch, watched
+
+__all__ = ["recalibrate"]
+
+FEWEST = 8
+"""Batches before the spread between them is asked whether it is small enough."""
+
+LONGER = 1.2
+"""It is asked again after this many times as many: often enough, and asking costs little."""
+
+SETTLED = 0.1
+"""Layer by layer is over when a pass moves no layer by more than this share of its error."""
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    samples: int | None = 10_000,
+    tolerance: float | None = None,
+    forward: Forward | None = None,
+    layerwise: bool = False,
+    process_group: Any = None,
+    progress: bool = True,
+) -> Recalibration:
+    r"""Replace remembered means and variances by those of the data under the weights as they are.
+
+    An average along training remembers what former weights gave, and weighs the last few batches
+    most. This takes the moments of up to ``samples`` samples under the final weights and merges
+    them exactly, the variance between batches included,
+
+    .. math::
+        \mu = \sum_b \frac{n_b}{N}\,\mu_b, \qquad
+        \sigma^2 = \frac{1}{N - 1} \sum_b \left(M_b + n_b\,(\mu_b - \mu)^2\right),
+
+    with :math:`M_b = \sum (x - \mu_b)^2`, in float64, :math:`\mathrm{E}[x^2] - \mathrm{E}[x]^2`
+    nowhere. Weights are not touched, no gradient is computed and dropout is off.
+
+    Every layer of ``torch.nn`` and of this package that remembers moments takes part, instance
+    normalization that tracks too, and others that :func:`normkit.statistics.memory_of` knows. A
+    layer used several times in one pass gets the moments of all its inputs together. Frozen
+    layers are left alone: by :func:`normkit.freeze`, with momentum 0, or in evaluation mode
+    within a model in training mode.
+
+    By default each layer is measured with the layers before it normalizing by each batch's own
+    moments, as in training. The result then does not depend on the order of the batches nor on
+    which process sees which; but with batches of a few samples the layers behind inherit their
+    noise. ``layerwise=True`` measures them as evaluation will run, with the layers before on
+    population statistics: right with any batch size, in a few passes over the same data.
+
+    Args:
+        model: any module in any mode; a parallel or compiled wrapper is looked through.
+        batches: an iterable of batches, such as a DataLoader. Of a tuple or list the first
+            element is the input; of a mapping, those entries that ``model.forward`` names.
+        samples: stop at the first batch that reaches so many, all processes together; None for
+            all there are. Fewer than a batch means one batch.
+        tolerance: stop earlier, as soon as the worst layer's relative standard error is below
+            it: 0.01 for means known to 1 % of a deviation and variances to 1 %.
+        forward: called as ``forward(model, batch)`` in place of the rule for batches.
+        layerwise: as said; ``batches`` must allow to be gone over several times.
+        process_group: processes whose shares are merged, however unequal or empty; None for all
+            of an initialized ``torch.distributed``, which all must call this; False for this
+            process alone. All end with the same bits.
+        progress: show a bar, on a terminal.
+
+    Returns:
+        A :class:`normkit.statistics.Recalibration`: ``print`` it for what moved most;
+        ``.layers`` maps each layer's name to its statistics with their standard errors; and
+        ``.undo()`` puts back the very bits that were. As a context manager it undoes at the end.
+
+    Raises:
+        TypeMismatchError: ``model`` is no module or scripted; ``batches`` are no batches.
+        OptionError: an argument outside its range; ``layerwise`` with what can be gone over
+            only once.
+        StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite.
+        DataError: a batch without tensors, or on a device where the model has nothing.
+
+        The model is as it was after any exception, an interruption among them.
+
+    Source: Wu & Johnson 2021, arXiv 2105.07576, section 3 (PreciseBN); merging: Chan, Golub &
+    LeVeque 1979.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    >>> data = [torch.tensor([[0.0, 1.0], [2.0, 5.0]]), torch.tensor([[4.0, 0.0], [6.0, 2.0]])]
+    >>> found = recalibrate(model, data, samples=None)
+    >>> model[0].running_mean, model[0].running_var
+    (tensor([3., 2.]), tensor([6.6667, 4.6667]))
+    >>> found.layers["0"].count, found.samples
+    (4, 4)
+    >>> found.undo()
+    >>> model[0].running_mean
+    tensor([0., 0.])
+    """
+    _check_options(samples, tolerance)
+    check_batches(batches)
+    if layerwise and iter(batches) is batches:
+        raise OptionError(
+            explain(
+                "layerwise=True goes over the batches several times",
+                f"a {type(batches).__name__}, which can be gone over once",
+                "pass a list or a DataLoader",
+            )
+        )
+    inner = unwrapped(model)
+    places, left = find(inner)
+    group = peers(process_group)
+    begin = time.perf_counter()
+    with watched(inner, places) as watch, bar(progress and group.rank == 0) as shown:
+        study = _Study(watch, batches, forward, group, shown)
+        units = study.go_over({}, samples, tolerance)
+        found = _found(places, units)
+        while layerwise and study.passes <= len(places):
+            before, moved = found, study.moved
+            units = study.go_over(found, None, None)
+            found = _found(places, units)
+            study.moved = _moved(places, before, found)
+            # Settled; or it moves by what the batches of another order differ by.
+            if study.moved < SETTLED or (study.passes > 2 and study.moved > moved / 2):
+                break
+    left += [
+        Left(name, type(place.layer), "its forward was never called")
+        for place in places
+        for name, _ in banks(place)
+        if name not in found
+    ]
+    told = Told(study.samples, study.number, study.passes, time.perf_counter() - begin)
+    numbers = {name: len(one.count) for name, one in units.items()}
+    return Recalibration(places, found, left, numbers, told)
+
+
+class _Study:
+    """Goes over the batches, in step with the other processes."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        batches: Iterable[Any],
+        forward: Forward | None,
+        group: Peers,
+        shown: Bar,
+    ) -> None:
+        self._watch = watch
+        self._batches = batches
+        self._forward = forward
+        self._group = group
+        self._shown = shown
+        self._mine = 0  # batches that this process went over in the first pass
+        self.samples = self.number = self.passes = 0
+        self.moved = math.inf
+
+    def go_over(
+        self, given: Mapping[str, LayerStatistics], samples: int | None, tolerance: float | None
+    ) -> dict[str, Units]:
+        """One pass: the units of all processes, by layer.
+
+        The first pass finds out how far to go; those after it go as far.
+        """
+        self._watch.start(given)
+        self._shown.begin(samples if self.passes == 0 else self.samples)
+        total = mine = number = 0
+        asks = FEWEST
+        # The same order in every pass, for loaders that draw theirs from the global generator.
+        with random_state_kept():
+            stream: Iterator[Any] | None = None
+            while True:
+                run, more = 0, True
+                try:
+                    stream = iter(self._batches) if stream is None else stream
+                    batch = _END
+                    if self.passes == 0 or mine < self._mine:
+                        batch = next(stream, _END)
+                    if batch is _END:
+                        more = False
+                    else:
+                        run = self._watch.run(batch, self._forward)
+                        mine += 1
+                except BaseException as error:
+                    self._group.gather((0, False, f"{type(error).__name__}: {error}"))
+                    raise
+                told = self._group.gather((run, more, None))
+                refuse_failure([note for _, _, note in told], self._group.rank)
+                total += sum(count for count, _, _ in told)
+                number += sum(goes_on for _, goes_on, _ in told)
+                self._shown.at(total)
+                if not any(goes_on for _, goes_on, _ in told):
+                    break
+                if self.passes == 0 and samples is not None and total >= samples:
+                    break
+                if tolerance is not None and number >= asks:
+                    asks = math.ceil(LONGER * number)
+                    if _worst(self._watch.places, self._gathered()) < tolerance:
+                        break
+        if self.passes == 0:
+            self._mine, self.samples, self.number = mine, total, number
+        self.passes += 1
+        return self._gathered()
+
+    def _gathered(self) -> dict[str, Units]:
+        """The units of all processes, in the order of their ranks, so that all get one result."""
+        parts = self._group.gather(
+            {name: estimate.units() for name, estimate in self._watch.estimates.items()}
+        )
+        names = [name for place in self._watch.places for name, _ in banks(place)]
+        return {
+            name: Units.join(found)
+            for name in names
+            if (found := [part[name] for part in parts if name in part])
+        }
+
+
+_END: Any = object()
+
+
+def _check_options(samples: int | None, tolerance: float | None) -> None:
+    if samples is not None and (
+        not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
+    ):
+        raise OptionError(
+            explain(
+                "samples is a number of at least 1, or None for all there are",
+                f"samples={samples!r}",
+                "leave it out: 10,000 are enough for most",
+            )
+        )
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise OptionError(
+            explain(
+                "tolerance is a relative standard error above 0",
+                f"tolerance={tolerance!r}",
+                "use 0.01, for one percent",
+            )
+        )
+
+
+def _within(places: Sequence[Place]) -> dict[str, tuple[Place, bool]]:
+    return {
+        name: (place, place.memory.per == "sample") for place in places for name, _ in banks(place)
+    }
+
+
+def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, LayerStatistics]:
+    """Merge, and refuse what is no statistics.
+
+    Raises:
+        StatisticsError: nothing was seen, a single value, or values that are not finite.
+    """
+    if not units:
+        raise StatisticsError(
+            explain(
+                "statistics need at least one batch that reaches a layer which remembers them",
+                "none",
+                "pass batches that are not empty; an iterator that was used up before is",
+            )
+        )
+    of = _within(places)
+    found = {name: statistics(units[name], of[name][1]) for name in units}
+    for name, one in found.items():
+        if one.count < 2 and not of[name][1]:
+            raise StatisticsError(
+                explain(
+                    "a variance needs at least two values per channel",
+                    f"one, at {name or 'the model'}",
+                    "pass more samples",
+                )
+            )
+        if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
+            raise StatisticsError(
+                explain(
+                    "statistics are taken of finite values",
+                    f"others in the input of {name or 'the model'}",
+                    "look for NaN or infinity in the batches and in the weights before that layer",
+                )
+            )
+    return found
+
+
+def _eps(place: Place) -> float:
+    return float(getattr(place.layer, "eps", None) or 0.0)
+
+
+def _worst(places: Sequence[Place], units: Mapping[str, Units]) -> float:
+    of = _within(places)
+    errors = [
+        relative_error(statistics(units[name], of[name][1]), _eps(of[name][0])) for name in units
+    ]
+    # NaN (a layer seen in one batch only) is not below anything.
+    return max((math.inf if math.isnan(e) else e for e in errors), default=math.inf)
+
+
+def _moved(
+    places: Sequence[Place],
+    before: Mapping[str, LayerStatistics],
+    after: Mapping[str, LayerStatistics],
+) -> float:
+    """How far a pass moved the worst layer, in shares of what it is unsure of anyway."""
+    worst = 0.0
+    for name, (place, _) in _within(places).items():
+        if name not in after or name not in before:
+            continue
+        a, b, eps = after[name], before[name], _eps(place)
+        step = LayerStatistics(
+            a.mean, a.variance, (a.mean - b.mean).abs(), (a.variance - b.variance).abs(), a.count
+        )
+        unsure = relative_error(a, eps)
+        far = relative_error(step, eps)
+        worst = max(worst, far / unsure if unsure > 0 else (math.inf if far > 0 else 0.0))
+    return worst

@@ -1,0 +1,230 @@
+"""What :func:`normkit.recalibrate` did: statistics, how far they moved, and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normkit.errors import StatisticsError, explain
+from normkit.handle import SHOWN, Left, kind, place_name
+from normkit.statistics.estimate import LayerStatistics, relative_error
+from normkit.statistics.remembering import Place, banks, tensors
+
+__all__ = ["Moved", "Recalibration", "Told"]
+
+
+class Told(NamedTuple):
+    """What it took."""
+
+    samples: int
+    batches: int
+    passes: int
+    seconds: float
+
+
+class Moved(NamedTuple):
+    """How far a layer's remembered moments were from what they are now.
+
+    Attributes:
+        mean: root mean square over channels of the step of the mean, in deviations.
+        variance: typical factor (at least 1) by which the variance changed, up or down: the
+            exponential of the root mean square over channels of the logarithm of the ratio.
+        error: relative standard error of what is there now, see ``relative_error``.
+
+        ``mean`` and ``variance`` are NaN where the old ones were not finite.
+    """
+
+    mean: float
+    variance: float
+    error: float
+
+
+class Recalibration:
+    """A model whose statistics were replaced. Made by :func:`normkit.recalibrate`.
+
+    Attributes:
+        layers: each layer's :class:`LayerStatistics`, by name; those of a layer with several
+            domains as ``name[k]``.
+        moved: how far each of them moved, likewise.
+        left: layers that were not touched, and why.
+        samples, batches, passes, seconds: what it took; of all processes together.
+
+    As a context manager it undoes at the end::
+
+        with nk.recalibrate(model, batches):
+            evaluate(model)
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        found: Mapping[str, LayerStatistics],
+        left: Sequence[Left],
+        units: Mapping[str, int],
+        told: Told,
+    ) -> None:
+        self.layers = dict(found)
+        self.left = tuple(left)
+        self.samples, self.batches, self.passes, self.seconds = told
+        self._units = dict(units)
+        self._kinds = {name: type(p.layer) for p in places for name, _ in banks(p)}
+        self.moved = {
+            name: _moved(place, row, found[name])
+            for place in places
+            for name, row in banks(place)
+            if name in found
+        }
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._write(places)
+
+    def _write(self, places: Sequence[Place]) -> None:
+        try:
+            for place in places:
+                rows = [(name, row) for name, row in banks(place) if name in self.layers]
+                if not rows:
+                    continue
+                pair = tensors(place)
+                for own in pair:
+                    self._before.append((own, own.detach().clone()))
+                for name, row in rows:
+                    one = self.layers[name]
+                    with torch.no_grad():
+                        for own, value in zip(pair, (one.mean, one.variance), strict=True):
+                            (own if row is None else own[row]).copy_(value)
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Put back the very bits that were remembered before. A second call does nothing."""
+        before, self._before = self._before, []
+        with torch.no_grad():
+            for own, value in before:
+                own.copy_(value)
+
+    def __enter__(self) -> Recalibration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    @property
+    def error(self) -> float:
+        """The worst layer's relative standard error; 0.01 is 1 %. NaN from a single batch."""
+        errors = [moved.error for moved in self.moved.values()]
+        return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+    def interval(self, name: str, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Intervals for a layer's mean and variance, each (2, C): lower and upper bounds.
+
+        Student's t on as many degrees of freedom as there were units, less one. Needs scipy,
+        which ``normkit[lab]`` brings.
+
+        Raises:
+            StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
+        """
+        if name not in self.layers or self._units[name] < 2:
+            raise StatisticsError(
+                explain(
+                    "an interval needs a layer that was seen in at least two batches",
+                    repr(name),
+                    f"choose one of {', '.join(self.layers)}, or pass smaller batches",
+                )
+            )
+        from scipy import stats
+
+        one = self.layers[name]
+        t = float(stats.t.ppf(0.5 + confidence / 2, self._units[name] - 1))
+        mean, variance = (
+            torch.stack((value - t * error, value + t * error))
+            for value, error in (
+                (one.mean, one.mean_standard_error),
+                (one.variance, one.variance_standard_error),
+            )
+        )
+        return mean, variance
+
+    def summary(self) -> dict[str, Any]:
+        """What is printed, as plain values for another program."""
+        return {
+            "samples": self.samples,
+            "batches": self.batches,
+            "passes": self.passes,
+            "seconds": round(self.seconds, 3),
+            "error": _finite(self.error),
+            "layers": [
+                {
+                    "layer": name,
+                    "values": self.layers[name].count,
+                    **{key: _finite(value) for key, value in moved._asdict().items()},
+                }
+                for name, moved in self.moved.items()
+            ],
+            "left": [{"layer": row.name, "why": row.why} for row in self.left],
+        }
+
+    def __repr__(self) -> str:
+        passes = "" if self.passes == 1 else f" in {self.passes} passes"
+        head = (
+            f"recalibrate: {len(self.layers)} layers from {self.samples:,} samples, "
+            f"{self.batches:,} batches{passes}, {self.seconds:.1f} s; "
+            f"known to {_percent(self.error)}"
+        )
+        ranked = sorted(self.moved.items(), key=lambda item: -_distance(item[1]))
+        rows = [("layer", "mean moved", "variance moved", "standard error")]
+        rows += [
+            (
+                f"{place_name(name)} ({kind(self._kinds[name])})",
+                "from NaN" if math.isnan(moved.mean) else f"{moved.mean:.2f} σ",
+                "from NaN" if math.isnan(moved.variance) else f"×÷ {moved.variance:.2f}",
+                _percent(moved.error),
+            )
+            for name, moved in ranked[:SHOWN]
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            "  "
+            + row[0].ljust(widths[0])
+            + "".join(f"  {cell.rjust(w)}" for cell, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ]
+        if len(ranked) > SHOWN:
+            lines.append(f"  … and {len(ranked) - SHOWN} more, which moved less")
+        lines += [f"  {place_name(r.name)} ({kind(r.type)}) left: {r.why}" for r in self.left]
+        return "\n".join([head, *lines])
+
+
+def _moved(place: Place, row: int | None, now: LayerStatistics) -> Moved:
+    eps = float(getattr(place.layer, "eps", None) or 0.0)
+    mean, variance = (
+        (own if row is None else own[row]).detach().double().cpu() for own in tensors(place)
+    )
+    error = relative_error(now, eps)
+    scale = now.variance + eps
+    step = ((mean - now.mean).square() / scale).mean().sqrt()
+    factor = ((variance + eps).log() - scale.log()).square().mean().sqrt().exp()
+    return Moved(float(step), float(factor), error)
+
+
+def _distance(moved: Moved) -> float:
+    """For the order of the table: how far, both moments together."""
+    far = moved.mean + math.log(moved.variance) if moved.variance > 0 else math.nan
+    return math.inf if math.isnan(far) else far
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.2g} %"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,150 @@
+"""A model whose layers are watched while it runs, and run on statistics of our choice.
+
+Each layer runs in evaluation mode and normalizes with what stands in its buffers. In their place
+lie buffers of ours for the time, and what a call normalizes with is written into them right
+before it: the moments of its own input (as in training), or given ones. So nothing that a layer
+does in training can move anything: no average, no count of batches, whatever its momentum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.core.moments import Moments
+from normkit.core.pools import PER_CHANNEL, Pool
+from normkit.kernels.moments import moments
+from normkit.statistics.estimate import Estimate, LayerStatistics
+from normkit.statistics.feeding import Forward, feed, samples_in
+from normkit.statistics.remembering import Place, banks, tensors
+from normkit.statistics.surroundings import in_evaluation, random_state_kept, uncompiled
+
+__all__ = ["Watch", "watched"]
+
+
+class _Enough(BaseException):
+    """Every layer has been seen; not an Exception, so that no model takes it for one."""
+
+
+class Watch:
+    """What the layers of a model are given, batch after batch. Made by :func:`watched`."""
+
+    def __init__(self, model: nn.Module, places: Sequence[Place]) -> None:
+        self.model = model
+        self.places = places
+        self.given: Mapping[str, LayerStatistics] = {}
+        self.estimates: dict[str, Estimate] = {}
+        self._batch: dict[str, list[Moments]] = {}
+        self._names = [{row: name for name, row in banks(place)} for place in places]
+        self._calls: list[int] = []
+        self._sequences: list[list[int]] = []
+        self._may_stop = False
+        self._first = 0  # samples that the first layer saw
+
+    def start(self, given: Mapping[str, LayerStatistics]) -> None:
+        """Forget what was seen; normalize from now on with ``given``, and what it lacks by its own
+        input's moments."""
+        self.given = given
+        self.estimates = {}
+        for place, names in zip(self.places, self._names, strict=True):
+            # Instance normalization takes its own moments sample by sample, which only it can do;
+            # in training mode it does, and remembers them in the buffers that are not its own.
+            place.layer.training = place.memory.per == "sample" and not any(
+                name in given for name in names.values()
+            )
+
+    def run(self, batch: Any, forward: Forward | None) -> int:
+        """Run the model on a batch; the number of samples in it."""
+        self._batch, self._calls, self._first = {}, [], 0
+        # Who passes a function of their own may want its end to be reached.
+        self._may_stop = forward is None and self._repeats()
+        samples = samples_in(batch)
+        if samples == 0:
+            return 0
+        with contextlib.suppress(_Enough):
+            feed(self.model, batch, forward)
+        self._sequences = [*self._sequences[-1:], self._calls]
+        for name, calls in self._batch.items():
+            self.estimates[name].add(*calls)
+        return self._first if samples is None else samples
+
+    def _repeats(self) -> bool:
+        """Whether the last two batches called the same layers in the same order."""
+        return len(self._sequences) == 2 and self._sequences[0] == self._sequences[1]
+
+    def see(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A layer is about to be called."""
+        place = self.places[index]
+        layer, memory = place.layer, place.memory
+        x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+        if not isinstance(x, Tensor):
+            return
+        values = memory.values(layer, x.detach())
+        bank = memory.bank(layer)
+        name = self._names[index][bank]
+        own = _per_sample(values) if memory.per == "sample" else moments(values, PER_CHANNEL)
+        self._first = self._first or len(values)
+        if values.numel():
+            if name not in self.estimates:
+                self.estimates[name] = Estimate(len(own.mean), memory.per == "sample")
+            self._batch.setdefault(name, []).append(own)
+        self._put(place, bank, own, self.given.get(name))
+        self._calls.append(index)
+        if self._may_stop and self._calls == self._sequences[-1]:
+            raise _Enough
+
+    def _put(
+        self, place: Place, bank: int | None, own: Moments, given: LayerStatistics | None
+    ) -> None:
+        """Write what this call is to be normalized with."""
+        if given is None and place.layer.training:
+            return
+        # Biased to normalize the batch it comes from, as in training.
+        variance = own.variance.nan_to_num(1.0) if given is None else given.variance
+        for buffer, value in zip(
+            tensors(place), (own.mean if given is None else given.mean, variance), strict=True
+        ):
+            (buffer if bank is None else buffer[bank]).copy_(value)
+
+
+def _per_sample(values: Tensor) -> Moments:
+    """Averages over samples of each sample's mean and unbiased variance, a sample a value."""
+    n, c = values.shape[:2]
+    found = moments(values, Pool("group", max(c, 1)))
+    each = float(values.numel() // max(n * c, 1))
+    variance = found.m2.reshape(n, c) / (each - 1)
+    count = torch.full((), float(n), dtype=torch.float64, device=found.mean.device)
+    return Moments(count, found.mean.reshape(n, c).mean(0), variance.sum(0))
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, places: Sequence[Place]) -> Iterator[Watch]:
+    """Watch these layers of ``model`` until the end, then leave everything as it was.
+
+    Modes, buffers (the very tensors), hooks, the random state; gradients are off meanwhile and
+    dropout with them. Also after an exception, or an interruption.
+    """
+    watch = Watch(model, places)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(random_state_kept())
+        stack.enter_context(uncompiled())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(in_evaluation(model))
+        for index, place in enumerate(places):
+            for name in (place.memory.mean, place.memory.var):
+                own = getattr(place.layer, name)
+                stack.callback(setattr, place.layer, name, own)
+                # Zeros, not a copy: what stands there may be NaN, and a step away from NaN is NaN.
+                setattr(place.layer, name, torch.zeros_like(own))
+
+            def see(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
+                watch.see(index, args, kwargs)
+
+            # Last, so that what other hooks make of the input is seen.
+            hook = place.layer.register_forward_pre_hook(see, with_kwargs=True)
+            stack.callback(hook.remove)
+        yield watch

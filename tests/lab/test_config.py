@@ -44,6 +44,7 @@ def test_key_of_a_known_run_never_changes() -> None:
         {"model_options": (("dropout", 0.5),)},
         {"norm_options": (("momentum", 0.05),)},
         {"schedule": "cosine"},
+        {"frozen_epochs": 1},
         {"evaluations": (("batch", 100),)},
         {"final_evaluations": (("population", 1000, 100),)},
     ],
@@ -90,6 +91,9 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"optimizer": "magic"},
         {"probes": (("activations", 0),)},
         {"schedule": "magic"},
+        {"frozen_epochs": -1},
+        {"frozen_epochs": 2},  # of two epochs
+        {"frozen_epochs": 1, "evaluations": (("population", 100, 50),)},
         {"evaluations": ((),)},
         {"evaluations": (("telepathy", 5),)},
         {"evaluations": (("batch",),)},

@@ -21,7 +21,7 @@ from normkit.lab.training import train
 
 Make = Callable[..., RunConfig]
 BATCH = ("batch", 50)
-CONDITIONS = (BATCH, ("batch", 20))
+CONDITIONS = (BATCH, ("population", 120, 50), ("population", 100, 2))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_under_batch_the_layers_use_their_batch(
     assert found["test_loss@batch-50"] != evaluate(model, small.test, config)[1]
 
 
-@pytest.mark.parametrize("condition", [BATCH])
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_model_and_generators_stay_as_they_were(
     make_config: Make, small: data.Dataset, condition: tuple[str | int, ...]
 ) -> None:
@@ -138,6 +138,27 @@ def test_an_evaluation_that_fails_leaves_the_model_too(
     assert all(m.training for m in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("norm", ["torch-batch", "batch"])
+def test_under_population_the_layers_use_the_training_images(
+    make_config: Make, small: data.Dataset, norm: str
+) -> None:
+    config = make_config(norm=norm)
+    model = trained(config, small)
+    found = evaluate_under([("population", 256, 256)], model, small, config, 0)
+    # All images in one batch: its mean and variance are what a layer that forgets all but the
+    # last batch remembers of it.
+    other = copy.deepcopy(model).train()
+    for layer in other.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        other(next(data.batches(small.train, 256, seed=0, channels_last=True))[0])
+    accuracy, loss = evaluate(other, small.test, config)
+    assert found["test_accuracy@population-256-256"] == accuracy
+    assert found["test_loss@population-256-256"] == pytest.approx(loss, rel=1e-4)
+    assert loss != pytest.approx(evaluate(model, small.test, config)[1], rel=0.01)
 
 
 def test_a_broken_model_counts_as_guessing(make_config: Make, small: data.Dataset) -> None:

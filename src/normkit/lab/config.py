@@ -47,7 +47,8 @@ class RunConfig:
     ("momentum", 0.05). ``schedule`` says how the learning rate goes along training
     (:mod:`normkit.lab.schedules`). ``evaluations`` are the conditions under which the model is
     evaluated besides (:mod:`normkit.lab.conditions`) after each epoch, ``final_evaluations`` those
-    after the last one only.
+    after the last one only. In the last ``frozen_epochs`` the layers normalize with population
+    statistics in training too (:mod:`normkit.lab.freezing`).
 
     Raises:
         OptionError: a field holds a value that no training can use.
@@ -78,6 +79,7 @@ class RunConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
+    frozen_epochs: int = 0
     epochs: int
     seed: int
     loss_every: int = 5
@@ -113,8 +115,24 @@ class RunConfig:
                     "choose one of them",
                 )
             )
+        if not 0 <= self.frozen_epochs < self.epochs:
+            raise OptionError(
+                explain(
+                    f"frozen_epochs are some of {self.epochs} epochs, not all",
+                    repr(self.frozen_epochs),
+                    "leave at least one epoch to the batch's own statistics",
+                )
+            )
         for condition in (*self.evaluations, *self.final_evaluations):
             check_condition(condition, train_images=self.train_images, test_images=self.test_images)
+            if self.frozen_epochs and condition[0] == "population":
+                raise OptionError(
+                    explain(
+                        "layers that are held have population statistics and get no others",
+                        f"frozen_epochs={self.frozen_epochs} and {condition}",
+                        "leave the condition out, or train without frozen epochs",
+                    )
+                )
         if self.kind not in ("training", "timing"):
             raise OptionError(
                 explain('kind must be "training" or "timing"', repr(self.kind), "choose one")

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from normkit.lab import data
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
+from normkit.statistics.recalibrate import recalibrate
 
 __all__ = ["evaluate", "evaluate_under", "population"]
 
@@ -97,10 +98,6 @@ def _under_population(
     samples: int,
     batch_size: int,
 ) -> Score:
-    from normkit.statistics.recalibrate import (  # type: ignore[import-not-found,unused-ignore]
-        recalibrate,
-    )
-
     images = population(dataset.train, samples, batch_size, config, epoch)
     handle = recalibrate(model, images, samples=None, progress=False)
     try:

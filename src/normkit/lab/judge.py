@@ -108,7 +108,7 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
     options = dict.fromkeys(
         f"{name} {value}" for config in configs for name, value in config.model_options
     )
-    schedules = values("schedule")
+    schedules, frozen = values("schedule"), values("frozen_epochs")
     rows = [
         ("model", values("model")),
         *([("model options", ", ".join(options))] if options else []),
@@ -121,6 +121,7 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
         ("weight decay", values("weight_decay")),
         ("batch size", values("batch_size")),
         ("epochs", values("epochs")),
+        *([] if frozen == "0" else [("frozen epochs", frozen)]),
         ("seeds", str(len(evidence.seeds))),
         ("preset", evidence.preset),
         ("decided by", claim.decision),

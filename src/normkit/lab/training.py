@@ -33,6 +33,7 @@ from normkit.lab.checkpoints import Progress, restore, state
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.evaluations import evaluate, evaluate_under
+from normkit.lab.freezing import hold_statistics, is_frozen
 from normkit.lab.probes import Reading, probe
 from normkit.lab.schedules import set_rate
 
@@ -127,9 +128,12 @@ def train(
     def due() -> bool:
         return time.perf_counter() - saved >= max(checkpoint_seconds, cost / CHECKPOINT_SHARE)
 
-    last_loss = 0.0
+    last_loss, held = 0.0, False
     while at.step < config.steps:
         epoch, first = divmod(at.step, config.steps_per_epoch)
+        if is_frozen(config, epoch) and not held:
+            hold_statistics(model, train_split, config, at.step)
+            held = True
         batches = data.batches(
             train_split,
             config.batch_size,

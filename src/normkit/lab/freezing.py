@@ -1,0 +1,44 @@
+"""The last epochs of a training, with population statistics in place of the batch's.
+
+When that phase begins, the statistics of the weights as they are then are estimated from training
+images, and the layers are held to them: they normalize with them in training too, while all
+weights, γ and β among them, go on learning.
+
+Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.3 (FrozenBN for the last epochs).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from normkit.lab import data
+from normkit.lab.config import RunConfig
+from normkit.lab.evaluations import population
+from normkit.statistics.recalibrate import recalibrate
+from normkit.surgery.freeze import freeze
+
+__all__ = ["SAMPLES", "hold_statistics", "is_frozen"]
+
+SAMPLES = 10_000
+"""At most so many training images are taken for the estimate, in batches of the training's size."""
+
+
+def is_frozen(config: RunConfig, epoch: int) -> bool:
+    """Whether this epoch, from 0, is one of the last, with statistics held."""
+    return epoch >= config.epochs - config.frozen_epochs
+
+
+def hold_statistics(model: nn.Module, train: data.Split, config: RunConfig, done: int) -> None:
+    """Put the model into the phase; it has made ``done`` steps.
+
+    At the first step of the phase the statistics are estimated; a model that comes back from a
+    checkpoint within it has them.
+    """
+    begin = config.epochs - config.frozen_epochs
+    if done == begin * config.steps_per_epoch:
+        samples = min(SAMPLES, config.train_images)
+        # No rest: a last batch of a single image has no statistics in a dense layer.
+        samples -= samples % min(config.batch_size, samples)
+        images = population(train, samples, config.batch_size, config, begin)
+        recalibrate(model, images, samples=None, progress=False)
+    freeze(model, affine=False)

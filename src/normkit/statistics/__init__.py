@@ -4,12 +4,14 @@ from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.recalibration import Moved, Recalibration
 from normkit.statistics.remembering import Memory, memory_of
+from normkit.statistics.switches import batch_statistics
 
 __all__ = [
     "LayerStatistics",
     "Memory",
     "Moved",
     "Recalibration",
+    "batch_statistics",
     "memory_of",
     "recalibrate",
 ]

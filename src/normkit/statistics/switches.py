@@ -1,0 +1,130 @@
+"""Which statistics a model's layers use, for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from normkit.errors import StatisticsError, TypeMismatchError, explain
+from normkit.nn.held import Held, remembers
+
+__all__ = ["batch_statistics"]
+
+
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Evaluate ``model`` with the statistics of each batch, and nothing else changed.
+
+    Within the block the model is in evaluation mode: dropout is off, and no statistic and no
+    counter moves. Only its batch and instance normalization layers, ``torch.nn``'s, ours and
+    their subclasses, normalize as they do in training: by the batch, by ghost batches, across
+    processes. Frozen layers go on as they are. Afterwards everything is as it was, after an
+    exception too.
+
+    Args:
+        model: any module with a layer that remembers statistics and is not frozen.
+
+    Raises:
+        TypeMismatchError: ``model`` is no module, or scripted.
+        StatisticsError: it has no such layer, or a lazy one that has met no input.
+
+    Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.2 (mini-batch statistics at inference).
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout())
+    >>> with batch_statistics(model):
+    ...     model(torch.tensor([[1.0], [3.0]])).detach().round(decimals=3)
+    tensor([[-1.],
+            [ 1.]])
+    >>> model.training, model[0].running_mean
+    (True, tensor([0.]))
+    """
+    _check_module(model)
+    layers = [m for m in model.modules() if isinstance(m, _NormBase) and remembers(m)]
+    if any(isinstance(m, LazyModuleMixin) for m in layers):
+        raise StatisticsError(
+            explain(
+                "a lazy layer normalizes from its first input on",
+                "one that has met none",
+                "run the model once on any batch",
+            )
+        )
+    moving = [layer for layer in layers if not isinstance(layer, Held)]
+    if not moving:
+        raise StatisticsError(
+            explain(
+                "batch_statistics needs a batch or instance normalization that remembers "
+                "statistics and is not frozen",
+                f"a {type(model).__name__} with {len(layers)} frozen and no other",
+                "evaluate it as it is, or normkit.unfreeze(model) first",
+            )
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_set_modes, modes)
+        for layer in moving:
+            stack.enter_context(_as_in_training(layer))
+        _set_modes([(module, False) for module, _ in modes])
+        _set_modes([(layer, True) for layer in moving])
+        yield
+
+
+@contextlib.contextmanager
+def _as_in_training(layer: _NormBase) -> Iterator[None]:
+    """``layer``, once in training mode, normalizes by its input and remembers nothing of it."""
+    own: dict[str, Any] = vars(layer)
+    changes: dict[str, Any] = {"track_running_stats": False}
+    if isinstance(layer, _InstanceNorm):
+        # PyTorch's moves whatever it is given. An attribute hides the buffer from it, which
+        # stays where state_dict and all others look.
+        changes |= {"running_mean": None, "running_var": None}
+    before = {name: own[name] for name in changes if name in own}
+    # Layers of third parties may move their buffers all the same.
+    kept = {
+        name: (buffer, buffer.clone(), _version(buffer))
+        for name, buffer in layer._buffers.items()
+        if buffer is not None
+    }
+    try:
+        own.update(changes)
+        yield
+    finally:
+        for name in changes:
+            own.pop(name, None)
+        own.update(before)
+        with torch.no_grad():
+            for name, (buffer, copy, version) in kept.items():
+                now = layer._buffers.get(name)
+                if now is not None and now.device != buffer.device:  # moved with its model
+                    now.copy_(copy)
+                    continue
+                layer._buffers[name] = buffer
+                if version is None or buffer._version != version:
+                    buffer.copy_(copy)
+
+
+def _version(buffer: Tensor) -> int | None:
+    return None if buffer.is_inference() else buffer._version
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    # The flags themselves: train() of a module may do more, and would not be undone by it.
+    for module, training in modes:
+        module.training = training
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeMismatchError(
+            explain(
+                "switching statistics is for a torch.nn.Module written in Python",
+                f"a {type(model).__name__}",
+                "give it the model itself, before it is scripted",
+            )
+        )

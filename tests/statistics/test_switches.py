@@ -1,0 +1,207 @@
+"""batch_statistics: evaluation by the batch's own statistics, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normkit as nk
+from normkit.statistics import batch_statistics
+from normkit.surgery import accelerate, freeze
+from tests.surgery.models import WILD, made
+
+
+class Stubborn(nn.BatchNorm2d):
+    """As inplace_abn and others: moves its statistics in training, asked or not; makes new ones."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = nn.functional.batch_norm(input, None, None, self.weight, self.bias, True)
+        if self.training:
+            self.running_mean.add_(input.mean((0, 2, 3)))
+            self.running_var = self.running_var + 1
+        return y
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "nn.BatchNorm2d": lambda: nn.BatchNorm2d(3),
+    "nn.InstanceNorm2d": lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+    "BatchNorm2d": lambda: nk.BatchNorm2d(3, act="silu", average="cumulative"),
+    "InstanceNorm2d": lambda: nk.InstanceNorm2d(3, affine=True, track_running_stats=True),
+    "GhostBatchNorm2d": lambda: nk.GhostBatchNorm2d(3, 2),
+    "SyncBatchNorm": lambda: nk.SyncBatchNorm(3),
+    "Stubborn": lambda: Stubborn(3),
+}
+
+
+def everything(model: nn.Module) -> list[Any]:
+    """State, modes and own attributes of all modules; buffers by identity and by value."""
+    found: list[Any] = []
+    for module in model.modules():
+        found.append({k: v for k, v in vars(module).items() if not k.startswith("_")})
+        found += [(k, id(b)) for k, b in module._buffers.items()]
+    return found
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(dict(model.state_dict()))
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_as_in_training_and_nothing_moves(name: str, training: bool) -> None:
+    layer = LAYERS[name]()
+    x = torch.randn(6, 3, 4, 4) * 3 + 1
+    layer(x + 1)
+    model = nn.Sequential(nn.Dropout(0.9), layer, nn.Dropout(0.9)).train(training)
+    expected = copy.deepcopy(layer).train()(x)
+    assert name == "Stubborn" or not torch.equal(copy.deepcopy(layer).eval()(x), expected)
+    before, kept = everything(model), values(model)
+    with batch_statistics(model):
+        assert torch.equal(model(x), expected)
+        assert name == "Stubborn" or list(model.state_dict()) == list(kept)
+        if name != "Stubborn":
+            assert_equal(values(model), kept)
+    assert_equal(values(model), kept)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("name", [n for n in WILD if n in {"vgg", "mobile", "residual", "twice"}])
+def test_networks(name: str, accelerated: bool) -> None:
+    model, x = made(name)
+    if accelerated:
+        accelerate(model)
+    expected = copy.deepcopy(model).train()(x)  # none of them has dropout
+    before, kept = everything(model), values(model)
+    with batch_statistics(model):
+        torch.testing.assert_close(model(x), expected)
+        model(2 * x)
+    assert everything(model) == before
+    assert_equal(values(model), kept)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_after_an_exception(kind: type[BaseException]) -> None:
+    model, x = made("vgg")
+    model[0].eval()
+    model[0][1].train()
+    before, kept = everything(model), values(model)
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise kind("midway")
+
+    failing = nn.Sequential(model, Failing())
+    with pytest.raises(kind, match="midway"), batch_statistics(failing):
+        failing(x)
+    assert everything(model) == before
+    assert_equal(values(model), kept)
+
+
+def test_nested() -> None:
+    model, x = made("vgg")
+    model.eval()
+    before, outside = everything(model), model(x)
+    with batch_statistics(model):
+        y = model(x)
+        middle = everything(model)
+        with batch_statistics(model[0]):
+            assert torch.equal(model(x), y)
+        assert everything(model) == middle
+        with batch_statistics(model), pytest.raises(ZeroDivisionError), batch_statistics(model):
+            raise ZeroDivisionError
+        assert torch.equal(model(x), y)
+    assert everything(model) == before and torch.equal(model(x), outside)
+    assert not torch.equal(y, outside)
+
+
+def test_frozen_layers_are_left_alone() -> None:
+    x = torch.randn(6, 3, 4, 4) + 1
+    still = nn.Sequential(nk.FrozenBatchNorm2d(3), nn.BatchNorm2d(3))
+    still[1](x)
+    freeze(still[1])
+    expected = still(x)
+    model = nn.Sequential(still, nn.BatchNorm2d(3))
+    assert torch.equal(still.train()(x), expected)
+    with batch_statistics(model):
+        assert torch.equal(still(x), expected)
+        torch.testing.assert_close(model(x).mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-6)
+    with pytest.raises(nk.StatisticsError, match=r"1 frozen and no other\. To fix: .*unfreeze"):
+        batch_statistics(still).__enter__()
+
+
+def test_statistics_that_are_no_numbers_do_not_matter() -> None:
+    """What it is for: seeing what a model can do whose averages are broken."""
+    for layer in (nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True)):
+        layer.running_mean.fill_(float("nan"))
+        with batch_statistics(layer):
+            assert layer(torch.randn(2, 3, 4, 4)).isfinite().all()
+        assert layer.running_mean.isnan().all() and (layer.running_var == 1).all()
+
+
+def test_gradients_are_those_of_training() -> None:
+    model, x = made("residual")
+    twin = copy.deepcopy(model)
+    with batch_statistics(model):
+        model(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    torch.testing.assert_close(
+        [p.grad for p in model.parameters()], [p.grad for p in twin.parameters()]
+    )
+
+
+@pytest.mark.parametrize("instance", [False, True])
+def test_compiled(instance: bool) -> None:
+    model, x = made("vgg")
+    if instance:
+        model.insert(0, nn.InstanceNorm2d(3, track_running_stats=True).double())
+    model.eval()
+    outside, expected = model(x), copy.deepcopy(model).train()(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    kept = values(model)
+    torch.testing.assert_close(compiled(x), outside)
+    with batch_statistics(compiled):
+        torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(compiled(x), outside)
+    assert_equal(values(model), kept)
+
+
+def test_without_gradients() -> None:
+    model, x = made("vgg")
+    kept = values(model)
+    with torch.inference_mode(), batch_statistics(model):
+        model(x)
+    assert_equal(values(model), kept)
+    model(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        ([nn.BatchNorm1d(2)], nk.TypeMismatchError, "a list"),
+        (None, nk.TypeMismatchError, "a NoneType"),
+        (nn.Linear(2, 2), nk.StatisticsError, "a Linear with 0 frozen and no other"),
+        (nn.GroupNorm(1, 2), nk.StatisticsError, "To fix: "),
+        (nn.BatchNorm2d(2, track_running_stats=False), nk.StatisticsError, "To fix: "),
+        (nn.LazyBatchNorm2d(), nk.StatisticsError, "has met none"),
+    ],
+    ids=str,
+)
+def test_what_it_is_not_for(model: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        batch_statistics(model).__enter__()
+
+
+def test_scripted() -> None:
+    with pytest.raises(nk.TypeMismatchError, match="before it is scripted"):
+        batch_statistics(torch.jit.script(nn.BatchNorm2d(3))).__enter__()

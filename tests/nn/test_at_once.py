@@ -33,6 +33,12 @@ def _remembering(make: Make) -> Make:
     return made
 
 
+def _of_domain(domain: int, **options: Any) -> nn.Module:
+    layer = nk.nn.DomainBatchNorm2d(3, 2, **options)
+    layer.domain = domain
+    return layer
+
+
 # A layer and the shape of its input.
 USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
     "BatchNorm1d of rank 2": (lambda: nk.BatchNorm1d(5), (7, 5)),
@@ -59,6 +65,12 @@ USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
         (4, 3, 5, 6),
     ),
     "SyncBatchNorm in evaluation": (_remembering(lambda: nk.SyncBatchNorm(3)), (4, 3, 5, 6)),
+    "DomainBatchNorm2d": (lambda: _of_domain(1), (4, 3, 5, 6)),
+    "DomainBatchNorm2d with its own affine": (
+        lambda: _of_domain(1, share_affine=False),
+        (4, 3, 5, 6),
+    ),
+    "DomainBatchNorm2d in evaluation": (_remembering(lambda: _of_domain(0)), (4, 3, 5, 6)),
     "FrozenBatchNorm2d": (_remembering(lambda: nk.FrozenBatchNorm2d(3)), (4, 3, 5, 6)),
     "GroupNorm": (lambda: nk.GroupNorm(2, 6), (4, 6, 5, 3)),
     "GroupNorm of rank 2": (lambda: nk.GroupNorm(2, 6), (4, 6)),

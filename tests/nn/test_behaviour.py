@@ -94,7 +94,7 @@ def test_compile_what_torch_lacks(act: object, average: str) -> None:
     "layer",
     [
         nk.GhostBatchNorm2d(4, 2), nk.LayerNorm2d(4), nk.HalfInstanceNorm2d(4), nk.Scale(4),
-        nk.FrozenBatchNorm2d(4), nk.SyncBatchNorm(4),
+        nk.FrozenBatchNorm2d(4), nk.SyncBatchNorm(4), nk.nn.DomainBatchNorm2d(4, 1),
     ],
     ids=lambda m: type(m).__name__,
 )  # fmt: skip
@@ -304,11 +304,12 @@ def test_views_slices_and_expansions() -> None:
     "name",
     [
         "BatchNorm2d", "GhostBatchNorm2d", "LayerNorm2d", "Scale", "FrozenBatchNorm2d",
-        "HalfInstanceNorm2d", "SyncBatchNorm",
+        "HalfInstanceNorm2d", "SyncBatchNorm", "DomainBatchNorm2d",
     ],
 )  # fmt: skip
 def test_empty_batches(name: str, training: bool) -> None:
-    layer = nk.GhostBatchNorm2d(3, 2) if name == "GhostBatchNorm2d" else getattr(nk, name)(3)
+    more = {"GhostBatchNorm2d": (2,), "DomainBatchNorm2d": (1,)}.get(name, ())
+    layer = getattr(nk.nn, name)(3, *more)
     layer.train(training)
     before = copy.deepcopy(layer.state_dict())
     x = torch.empty(0, 3, 4, 4, requires_grad=True)

@@ -8,6 +8,7 @@ from normkit.nn.batchnorm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d
 from normkit.nn.frozen import FrozenBatchNorm2d, Scale
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.nn.groupnorm import GroupNorm
@@ -27,6 +28,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "DomainBatchNorm1d",
+    "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +20,7 @@ from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
     as_leaf,
-    check_channels,
+    check_count,
     check_eps,
     check_more_than_one,
     check_rank,
@@ -35,7 +35,18 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "Own",
 ]
+
+
+class Own(NamedTuple):
+    """A layer's tensors: γ, β, the mean, the variance and the number of batches behind them."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    tracked: Tensor | None
 
 
 class BatchStatistics(Layer, _BatchNorm):
@@ -86,20 +97,37 @@ class BatchStatistics(Layer, _BatchNorm):
             return as_leaf(self, input, residual)
         self._check_input_dim(input)
         input, residual = prepare(self, input, residual)
-        check_channels(self, input)
-        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
+        own = self._tensors()
+        known = own.mean if own.weight is None else own.weight
+        if known is not None:
+            check_count(self, input, known.numel())
+        batch_statistics = self.training or (own.mean is None and own.var is None)
         check_eps(self, self.eps, batch_statistics)
         if not batch_statistics:
-            return self._by_memory(input, residual)
+            return self._by_memory(input, residual, own)
         moves = self.training and self.track_running_stats and self.counts()
-        result = self._by_batch(input, residual, self._plain_average(input) if moves else None)
+        running = self._plain_average(input, own) if moves else None
+        result = self._by_batch(input, residual, own, running)
         if moves:
-            self._remember(result)
+            self._remember(result, own)
         return result.y
 
-    def _at_once(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+    def _tensors(self) -> Own:
+        """Those that this call uses."""
+        return Own(self.weight, self.bias, self.running_mean, self.running_var,
+                   self.num_batches_tracked)  # fmt: skip
+
+    def _at_once(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        parameters: dict[str, Any] | None = None,
+        buffers: dict[str, Any] | None = None,
+    ) -> Tensor | None:
         """All of the above in one call, or None where something is not as usual."""
-        buffers, memory, momentum, counted = self._buffers, fused.NONE, None, False
+        memory, momentum, counted = fused.NONE, None, False
+        if parameters is None or buffers is None:
+            parameters, buffers = self._parameters, self._buffers
         if not self.training and buffers.get("running_mean") is not None:
             memory = fused.GIVEN
         elif not self._whole:
@@ -108,54 +136,54 @@ class BatchStatistics(Layer, _BatchNorm):
             if self._average != "exponential":
                 return None
             memory, momentum, counted = fused.MOVED, self.momentum, self._has_moved
-        y = fused.layer(input, residual, self._parameters, buffers, self._kind, 1, None,
+        y = fused.layer(input, residual, parameters, buffers, self._kind, 1, None,
                         self.eps, self._act, memory, momentum, counted)  # fmt: skip
         if y is not None and memory == fused.MOVED and not counted:
             self.counts()
         return y
 
-    def _by_memory(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def _by_memory(self, input: Tensor, residual: Tensor | None, own: Own) -> Tensor:
         spec = Spec(PER_CHANNEL, self.eps, self._act)
-        stats = (self.running_mean, self.running_var)
-        return normalize(input, spec, self.weight, self.bias, residual, stats).y  # type: ignore[arg-type]
+        stats = (own.mean, own.var)
+        return normalize(input, spec, own.weight, own.bias, residual, stats).y  # type: ignore[arg-type]
 
-    def _plain_average(self, input: Tensor) -> Running | None:
+    def _plain_average(self, input: Tensor, own: Own) -> Running | None:
         """The buffers and the share to move them by, where a kernel can do that on its way."""
-        mean, var, momentum = self.running_mean, self.running_var, self.momentum
+        mean, var, momentum = own.mean, own.var, self.momentum
         if self.average != "exponential" or momentum is None or mean is None or var is None:
             return None
         return (mean, var, momentum) if mean.dtype == accumulator(input.dtype) else None
 
     def _by_batch(
-        self, input: Tensor, residual: Tensor | None, running: Running | None
+        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
     ) -> Normalized:
         n, _, s = as_ncs(input)
         check_more_than_one(self, input, n * s, "channel")
         spec = Spec(PER_CHANNEL, self.eps, self._act)
-        return normalize(input, spec, self.weight, self.bias, residual, running=running)
+        return normalize(input, spec, own.weight, own.bias, residual, running=running)
 
     @torch.no_grad()
-    def _remember(self, result: Normalized) -> None:
+    def _remember(self, result: Normalized, own: Own) -> None:
         """Take the moments of this batch into the average; an empty batch has none."""
         mean, var, count = result.mean, result.var, result.values
         empty = isinstance(count, int) and count == 0
         taken: float | Tensor = self.momentum or 0.0
         # PyTorch counts empty batches, and so does what stands in for it. The averages it
         # does not have divide by the count, so there an empty batch must not.
-        if self.num_batches_tracked is not None and not (empty and self.average != "exponential"):
-            self.num_batches_tracked.add_(1)
+        if own.tracked is not None and not (empty and self.average != "exponential"):
+            own.tracked.add_(1)
         if mean is None or var is None or empty:
             return
-        if self.num_batches_tracked is not None:
-            taken = averages.share(self.average, self.momentum, self.num_batches_tracked)
+        if own.tracked is not None:
+            taken = averages.share(self.average, self.momentum, own.tracked)
         if isinstance(count, Tensor):
             # Counted across processes. Whether all were empty is not worth waiting for a
             # device; a step of length zero says the same.
             taken, count = taken * (count > 0).to(count.dtype), count.clamp_min(2)
-        if self.running_mean is not None and self.running_var is not None:
-            averages.step_towards(self.running_mean, mean, taken)
+        if own.mean is not None and own.var is not None:
+            averages.step_towards(own.mean, mean, taken)
             # Biased to normalize with, unbiased to remember, as PyTorch does.
-            averages.step_towards(self.running_var, var * (count / (count - 1)), taken)
+            averages.step_towards(own.var, var * (count / (count - 1)), taken)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()

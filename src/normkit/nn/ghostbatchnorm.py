@@ -15,7 +15,7 @@ from normkit.errors import OptionError, explain
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.kernels.native import Running
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, Own
 from normkit.nn.layer import check_more_than_one, join
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
@@ -68,7 +68,7 @@ class _Ghost(BatchStatistics):
         return [size + 1] * larger + [size] * (parts - larger)
 
     def _by_batch(
-        self, input: Tensor, residual: Tensor | None, running: Running | None
+        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
     ) -> Normalized:
         n, c, s = as_ncs(input)
         sizes = self.part_sizes(n)
@@ -81,8 +81,8 @@ class _Ghost(BatchStatistics):
             result = normalize(
                 input if whole else input[start:stop],
                 Spec(Pool("ghost", parts), self.eps, self._act),
-                self.weight,
-                self.bias,
+                own.weight,
+                own.bias,
                 residual if residual is None or whole else residual[start:stop],
             )
             start = stop

@@ -16,7 +16,7 @@ __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join",
 
 # Methods that forward is made of.
 _STEPS = {"_batched", "_by_batch", "_by_memory", "_check_input_dim", "_plain_average", "_remember",
-          "counts"}  # fmt: skip
+          "_tensors", "counts"}  # fmt: skip
 
 
 class Layer(nn.Module):

@@ -16,7 +16,8 @@ from normkit.kernels import fused
 from normkit.kernels.autograd import Normalized, normalize
 from normkit.kernels.native import Running
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchStatistics
+from normkit.nn.batchnorm import BatchStatistics, Own
+from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, hold
 
 __all__ = ["SyncBatchNorm"]
@@ -94,17 +95,19 @@ class SyncBatchNorm(BatchStatistics):
         return group if dist.get_world_size(group) > 1 else None
 
     def _by_batch(
-        self, input: Tensor, residual: Tensor | None, running: Running | None
+        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
     ) -> Normalized:
         group = self._group()
         if group is None:
-            return super()._by_batch(input, residual, running)
+            return super()._by_batch(input, residual, own, running)
         spec = Spec(PER_CHANNEL, self.eps, self._act)
-        return normalize(input, spec, self.weight, self.bias, residual, group=group)
+        return normalize(input, spec, own.weight, own.bias, residual, group=group)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
+
+        All but those with a bank for each domain, which it has not.
 
         Parameters and buffers are shared, ``state_dict`` keys stay, a layer that stands in
         several places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
@@ -121,7 +124,7 @@ class SyncBatchNorm(BatchStatistics):
         if id(module) in done:
             return done[id(module)]
         result = module
-        if isinstance(module, _BatchNorm) and not isinstance(module, cls):
+        if isinstance(module, _BatchNorm) and not isinstance(module, (cls, Domains)):
             result = cls(
                 module.num_features, module.eps, module.momentum, module.affine,
                 module.track_running_stats, group, "meta",

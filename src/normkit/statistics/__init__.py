@@ -4,7 +4,7 @@ from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.recalibration import Moved, Recalibration
 from normkit.statistics.remembering import Memory, memory_of
-from normkit.statistics.switches import batch_statistics
+from normkit.statistics.switches import batch_statistics, use_domain
 
 __all__ = [
     "LayerStatistics",
@@ -14,4 +14,5 @@ __all__ = [
     "batch_statistics",
     "memory_of",
     "recalibrate",
+    "use_domain",
 ]

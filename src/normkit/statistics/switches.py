@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normkit.errors import StatisticsError, TypeMismatchError, explain
+from normkit.errors import OptionError, StatisticsError, TypeMismatchError, explain
+from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, remembers
 
-__all__ = ["batch_statistics"]
+__all__ = ["batch_statistics", "use_domain"]
 
 
 @contextlib.contextmanager
@@ -73,6 +75,64 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         _set_modes([(module, False) for module, _ in modes])
         _set_modes([(layer, True) for layer in moving])
         yield
+
+
+@contextlib.contextmanager
+def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
+    """Tell all layers of ``model`` that keep statistics by domain which one the batches are of.
+
+    For as long as the block lasts; afterwards they are told what they were told before, after an
+    exception too. Blocks may be nested.
+
+    Args:
+        model: a module with layers such as :class:`normkit.DomainBatchNorm2d`.
+        domain: from 0 to one less than the layers' ``domains``.
+
+    Raises:
+        TypeMismatchError: ``model`` is no module, or scripted.
+        StatisticsError: it has no such layer.
+        OptionError: a layer has no such domain. No layer has been told anything then.
+
+    Source: Wu & Johnson 2021, arXiv 2105.07576, section 5.
+
+    >>> from normkit.nn import DomainBatchNorm1d
+    >>> model = nn.Sequential(nn.Linear(2, 3), DomainBatchNorm1d(3, domains=2))
+    >>> with use_domain(model, 1):
+    ...     y = model(torch.randn(8, 2))
+    >>> model[1].num_batches_tracked
+    tensor([0, 1])
+    """
+    _check_module(model)
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Domains)]
+    if not layers:
+        raise StatisticsError(
+            explain(
+                "use_domain needs a layer that keeps statistics by domain",
+                f"a {type(model).__name__} without one",
+                "build it with normkit.DomainBatchNorm2d(channels, domains)",
+            )
+        )
+    for name, layer in layers:
+        if (
+            isinstance(domain, bool)
+            or not hasattr(domain, "__index__")
+            or not (0 <= operator.index(domain) < layer.domains)
+        ):
+            raise OptionError(
+                explain(
+                    f"a domain is an integer, here from 0 to {layer.domains - 1}",
+                    f"{domain!r} for {name or type(layer).__name__}",
+                    "choose one of them, or make the layers with more domains",
+                )
+            )
+    before = [(layer, layer.domain) for _, layer in layers]
+    try:
+        for _, layer in layers:
+            layer.domain = operator.index(domain)
+        yield
+    finally:
+        for layer, was in before:
+            layer.domain = was
 
 
 @contextlib.contextmanager

@@ -1,0 +1,185 @@
+"""Batch normalization that remembers each domain for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+
+from normkit.core.activations import ActLike
+from normkit.errors import OptionError, StatisticsError, explain
+from normkit.nn import averages
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, Own
+
+__all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains"]
+
+
+class Domains(BatchStatistics):
+    """What the layers with a bank of statistics for each domain do."""
+
+    _domain: int | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        domains: int,
+        share_affine: bool = True,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        act: ActLike = None,
+        average: averages.Average = "exponential",
+    ) -> None:
+        if not isinstance(domains, int) or isinstance(domains, bool) or domains < 1:
+            raise OptionError(
+                explain(
+                    "domains is how many there are, an integer of at least 1",
+                    f"domains={domains!r}",
+                    "use for example 2",
+                )
+            )
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            bias=bias, act=act, average=average,
+        )  # fmt: skip
+        self.domains = domains
+        self.share_affine = share_affine
+        self._domain = 0 if domains == 1 else None
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else _rows(buffer, domains)
+        for name, parameter in self._parameters.items():
+            if parameter is not None and not share_affine:
+                self._parameters[name] = Parameter(_rows(parameter.detach(), domains))
+
+    @property
+    def domain(self) -> int | None:
+        """The domain that the next batch is of; ``normkit.use_domain`` sets it in all layers."""
+        return self._domain
+
+    @domain.setter
+    def domain(self, domain: int | None) -> None:
+        if domain is not None and not (type(domain) is int and 0 <= domain < self.domains):
+            raise OptionError(
+                explain(
+                    f"domains of {type(self).__name__} are the integers from 0 to "
+                    f"{self.domains - 1}",
+                    repr(domain),
+                    "choose one of them, or make the layer with more domains",
+                )
+            )
+        self._domain = domain
+
+    def _tensors(self) -> Own:
+        if (k := self._domain) is None:
+            raise StatisticsError(
+                explain(
+                    f"{type(self).__name__} keeps statistics for each of {self.domains} domains "
+                    "and must know which one a batch is of",
+                    "a batch and no domain",
+                    "with normkit.use_domain(model, k): model(batch)",
+                )
+            )
+        own = super()._tensors()
+        memory = [None if t is None else t[k] for t in own[2:]]
+        affine = own[:2] if self.share_affine else [None if t is None else t[k] for t in own[:2]]
+        return Own(*affine, *memory)
+
+    def _at_once(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        parameters: dict[str, Any] | None = None,
+        buffers: dict[str, Any] | None = None,
+    ) -> Tensor | None:
+        if (k := self._domain) is None:
+            return None
+        buffers, parameters = _row(self._buffers, k), self._parameters
+        if not self.share_affine:
+            parameters = _row(parameters, k)
+        return super()._at_once(input, residual, parameters, buffers)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Of a layer without domains: the same start for each.
+        for name, own in {**self._parameters, **self._buffers}.items():
+            value = state_dict.get(prefix + name)
+            if own is not None and isinstance(value, Tensor) and value.dim() == own.dim() - 1:
+                state_dict[prefix + name] = value.expand(self.domains, *value.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        shown = f"{super().extra_repr()}, domains={self.domains}"
+        return shown if self.share_affine else f"{shown}, share_affine=False"
+
+
+class DomainBatchNorm1d(Domains, BatchNorm1d, nn.BatchNorm1d):
+    """:class:`DomainBatchNorm2d` for (N, C) and (N, C, L).
+
+    >>> import torch
+    >>> layer = DomainBatchNorm1d(3, domains=2)
+    >>> layer.domain = 1
+    >>> layer(torch.randn(10, 3)).shape, layer.num_batches_tracked
+    (torch.Size([10, 3]), tensor([0, 1]))
+    """
+
+
+class DomainBatchNorm2d(Domains, BatchNorm2d, nn.BatchNorm2d):
+    r"""Batch normalization with a bank of remembered moments for each domain.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma_{(k)}\,\frac{x - \mu_k}{\sqrt{\sigma_k^2 + \epsilon}}
+            + \beta_{(k)} + \mathrm{residual}\right)
+
+    for a batch of domain :math:`k`, chosen with ``normkit.use_domain(model, k)`` for all such
+    layers of a model at once. Training normalizes with the moments of the batch and remembers
+    them for its domain; evaluation normalizes with what was remembered of it. No other bank
+    moves. A layer with a single domain needs no choice.
+
+    A checkpoint of :class:`torch.nn.BatchNorm2d` loads: every domain starts with its statistics,
+    and with its γ and β.
+
+    Args:
+        num_features: number of channels C.
+        domains: number of domains D.
+        share_affine: one γ and one β for all domains, or one for each. Those of another domain
+            then get gradients of zero; weight decay and an optimizer's momentum still move them.
+        The others as :class:`normkit.BatchNorm2d`.
+
+    Shape:
+        input, residual and output: (N, C, H, W), all samples of one domain.
+        ``running_mean`` and ``running_var``: (D, C); ``num_batches_tracked``: (D,);
+        ``weight`` and ``bias``: (C,) if shared, else (D, C).
+
+    Raises:
+        StatisticsError: no domain is chosen.
+        OptionError: ``domains`` is not a positive integer, or a domain that there is not.
+        ShapeError: as BatchNorm2d.
+
+    Note:
+        ``torch.compile`` makes a graph for each domain, up to its own limit of graphs
+        (``torch._dynamo.config.recompile_limit``).
+
+    Source: Wu & Johnson 2021, arXiv 2105.07576, section 5; Chang et al. 2019, arXiv 1906.03950.
+
+    >>> import torch
+    >>> layer = DomainBatchNorm2d(8, domains=2)
+    >>> layer.domain = 0
+    >>> _ = layer(torch.randn(4, 8, 5, 5) + 3)
+    >>> layer.running_mean.mean(1).round(decimals=1)
+    tensor([0.3000, 0.0000])
+    """
+
+
+def _rows(t: Tensor, rows: int) -> Tensor:
+    return t.expand(rows, *t.shape).clone()
+
+
+def _row(tensors: dict[str, Any], k: int) -> dict[str, Any]:
+    return {name: None if t is None else t[k] for name, t in tensors.items()}

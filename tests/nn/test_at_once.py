@@ -65,6 +65,10 @@ USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
         (4, 3, 5, 6),
     ),
     "SyncBatchNorm in evaluation": (_remembering(lambda: nk.SyncBatchNorm(3)), (4, 3, 5, 6)),
+    "BatchRenorm2d in evaluation": (
+        _remembering(lambda: nk.nn.BatchRenorm2d(3)),
+        (4, 3, 5, 6),
+    ),
     "DomainBatchNorm2d": (lambda: _of_domain(1), (4, 3, 5, 6)),
     "DomainBatchNorm2d with its own affine": (
         lambda: _of_domain(1, share_affine=False),

@@ -304,7 +304,7 @@ def test_views_slices_and_expansions() -> None:
     "name",
     [
         "BatchNorm2d", "GhostBatchNorm2d", "LayerNorm2d", "Scale", "FrozenBatchNorm2d",
-        "HalfInstanceNorm2d", "SyncBatchNorm", "DomainBatchNorm2d",
+        "HalfInstanceNorm2d", "SyncBatchNorm", "DomainBatchNorm2d", "BatchRenorm2d",
     ],
 )  # fmt: skip
 def test_empty_batches(name: str, training: bool) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "batch_norm",
+    "batch_renorm",
     "ema",
     "frozen_batch_norm",
     "ghost_batch_norm",
@@ -88,6 +89,35 @@ def ghost_batch_norm(
     """
     parts = torch.split(x.double(), list(sizes))
     return torch.cat([batch_norm(part, weight, bias, eps) for part in parts])
+
+
+def batch_renorm(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    r_max: float,
+    d_max: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Batch renormalization in training, (N, C, \*), with the moments remembered before.
+
+    :math:`\hat x_i = \frac{x_i-\mu_B}{\sigma_B}\cdot r+d,\
+    r=\mathrm{stop\_gradient}(\mathrm{clip}_{[1/r_{max},r_{max}]}(\frac{\sigma_B}{\sigma})),\
+    d=\mathrm{stop\_gradient}(\mathrm{clip}_{[-d_{max},d_{max}]}(\frac{\mu_B-\mu}{\sigma}))`
+
+    Source: Ioffe 2017, arXiv 1702.03275, Algorithm 1.
+    """
+    x = x.double()
+    axes = [d for d in range(x.dim()) if d != 1]
+    batch_mean = x.mean(axes, keepdim=True)
+    batch_sigma = torch.sqrt(((x - batch_mean) ** 2).mean(axes, keepdim=True) + eps)
+    sigma = torch.sqrt(_per_channel(var, x, 1) + eps)
+    r = torch.clip(batch_sigma / sigma, 1 / r_max, r_max).detach()
+    d = torch.clip((batch_mean - _per_channel(mean, x, 0)) / sigma, -d_max, d_max).detach()
+    xhat = (x - batch_mean) / batch_sigma * r + d
+    return _per_channel(weight, x, 1) * xhat + _per_channel(bias, x, 0)
 
 
 def group_norm(

@@ -8,6 +8,7 @@ from normkit.nn.batchnorm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, Ramp
 from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d
 from normkit.nn.frozen import FrozenBatchNorm2d, Scale
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
@@ -28,6 +29,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
     "DomainBatchNorm1d",
     "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
@@ -47,6 +50,7 @@ __all__ = [
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
     "RMSNorm",
+    "Ramp",
     "Scale",
     "SyncBatchNorm",
 ]

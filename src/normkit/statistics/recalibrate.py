@@ -129,15 +129,15 @@ def recalibrate(
     with watched(inner, places) as watch, bar(progress and group.rank == 0) as shown:
         study = _Study(watch, batches, forward, group, shown)
         units = study.go_over({}, samples, tolerance)
-        found = _found(places, units)
+        found = first = _found(places, units)
         while layerwise and study.passes <= len(places):
             before, moved = found, study.moved
-            units = study.go_over(found, None, None)
-            found = _found(places, units)
+            found = _found(places, study.go_over(found, None, None))
             study.moved = _moved(places, before, found)
             # Settled; or it moves by what the batches of another order differ by.
             if study.moved < SETTLED or (study.passes > 2 and study.moved > moved / 2):
                 break
+    found = {name: _as_sure_as(found[name], first.get(name, found[name])) for name in found}
     left += [
         Left(name, type(place.layer), "its forward was never called")
         for place in places
@@ -251,6 +251,20 @@ def _check_options(samples: int | None, tolerance: float | None) -> None:
                 "use 0.01, for one percent",
             )
         )
+
+
+def _as_sure_as(found: LayerStatistics, first: LayerStatistics) -> LayerStatistics:
+    """With the standard errors of the first pass, where each batch was normalized by itself.
+
+    What a batch shows of itself then goes into the layers before, too, as it does when all
+    batches together are normalized by their own population: to first order the two estimates have
+    the same influence function. Spread under one common population leaves that out, and says too
+    much for the layers behind.
+    """
+    return found._replace(
+        mean_standard_error=first.mean_standard_error,
+        variance_standard_error=first.variance_standard_error,
+    )
 
 
 def _within(places: Sequence[Place]) -> dict[str, tuple[Place, bool]]:

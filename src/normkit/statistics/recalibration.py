@@ -127,8 +127,8 @@ class Recalibration:
     def interval(self, name: str, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """Intervals for a layer's mean and variance, each (2, C): lower and upper bounds.
 
-        Student's t on as many degrees of freedom as there were units, less one. Needs scipy,
-        which ``normkit[lab]`` brings.
+        Student's t on as many degrees of freedom as there were units, less one; for the variance
+        on a logarithmic scale. Needs scipy, which ``normkit[lab]`` brings.
 
         Raises:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
@@ -145,13 +145,11 @@ class Recalibration:
 
         one = self.layers[name]
         t = float(stats.t.ppf(0.5 + confidence / 2, self._units[name] - 1))
-        mean, variance = (
-            torch.stack((value - t * error, value + t * error))
-            for value, error in (
-                (one.mean, one.mean_standard_error),
-                (one.variance, one.variance_standard_error),
-            )
-        )
+        sides = torch.tensor([[-t], [t]], dtype=torch.float64)
+        mean = one.mean + sides * one.mean_standard_error
+        # A variance is above zero and errs further upwards: the interval is that of its logarithm.
+        share = one.variance_standard_error / one.variance
+        variance = one.variance * (sides * share.nan_to_num(0.0)).exp()
         return mean, variance
 
     def summary(self) -> dict[str, Any]:

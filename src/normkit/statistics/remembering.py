@@ -68,8 +68,8 @@ def memory_of(layer: nn.Module) -> Memory | None:
     ...         self.register_buffer("v", torch.ones(channels))
     ...     def forward(self, x):     # (N, H, W, C)
     ...         return (x - self.mu) / self.v.sqrt()
-    >>> @memory_of.register
-    ... def _(layer: ChannelsLastNorm):
+    >>> @memory_of.register(ChannelsLastNorm)
+    ... def _(layer):
     ...     return Memory("mu", "v", values=lambda layer, x: x.movedim(-1, 1))
     >>> memory_of(ChannelsLastNorm(3)).mean
     'mu'
@@ -109,10 +109,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     The wrapper's own forward would broadcast buffers between processes that see different
     numbers of batches, or run a graph that was compiled without looking.
 
+    Raises:
+        TypeMismatchError: ``model`` is no module, or scripted.
+
     >>> layer = nn.BatchNorm1d(2)
     >>> unwrapped(nn.DataParallel(layer)) is layer
     True
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeMismatchError(
+            explain(
+                "statistics are taken in a model's layers, so it is an nn.Module, and not scripted",
+                f"a {type(model).__name__}",
+                "pass the model itself, before torch.jit.script",
+            )
+        )
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -126,17 +137,8 @@ def find(model: nn.Module) -> tuple[list[Place], list[Left]]:
     """The layers of ``model`` whose moments may be written, and those that are left, and why.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted.
         StatisticsError: a layer is still waiting for its first input, or there is none to write.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeMismatchError(
-            explain(
-                "statistics are taken in a model's layers, so it is an nn.Module, and not scripted",
-                f"a {type(model).__name__}",
-                "pass the model itself, before torch.jit.script",
-            )
-        )
     places: list[Place] = []
     left: list[Left] = []
     for name, layer in model.named_modules():

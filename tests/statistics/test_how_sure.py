@@ -1,0 +1,68 @@
+"""The standard errors are as large as the errors are, and the intervals cover as they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import normkit as nk
+from tests.statistics.truth import population
+
+
+def _population() -> torch.Tensor:
+    """Skewed, of unequal scale and correlated.
+
+    Its tails are those of exp(N(0, ½²)), kurtosis 9. With exp(N(0, 1)), kurtosis 114, a variance
+    from 3,000 samples is covered in 91 to 92 % of trials and not in 95 %: no method that knows
+    the sample alone can know of values that come once in ten thousand.
+    """
+    g = torch.Generator().manual_seed(0)
+    raw = torch.randn(4000, 6, generator=g)
+    raw = raw @ torch.randn(6, 6, generator=g) + 2 * (raw[:, :1] / 2).exp()
+    return raw * torch.tensor([1.0, 10.0, 0.1, 1.0, 1.0, 3.0]) + 5.0
+
+
+def _model() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nk.BatchNorm1d(6), nn.Linear(6, 8), nn.ReLU(), nk.BatchNorm1d(8),
+        nn.Linear(8, 8), nn.ReLU(), nk.BatchNorm1d(8),
+    )  # fmt: skip
+
+
+def test_intervals_cover() -> None:
+    """95 % of intervals hold the truth, within 3 points, over 300 trials of 22 channels each."""
+    everything, model = _population(), _model()
+    truth = population(model, everything)
+    generator = torch.Generator().manual_seed(2)
+    hits = {name: torch.zeros(2, len(mean)) for name, (mean, _) in truth.items()}
+    trials = 300
+    for _ in range(trials):
+        drawn = torch.randint(len(everything), (30, 100), generator=generator)
+        batches = [everything[rows] for rows in drawn]
+        found = nk.recalibrate(model, batches, samples=None, layerwise=True)
+        for name, pair in truth.items():
+            for which, (bounds, value) in enumerate(zip(found.interval(name), pair, strict=True)):
+                hits[name][which] += (bounds[0] <= value) & (value <= bounds[1])
+        found.undo()
+    covered = {name: (count / trials).mean(1) for name, count in hits.items()}
+    for name, share in covered.items():
+        assert ((share > 0.92) & (share < 0.98)).all(), (name, share)
+
+
+def test_the_first_layer_in_closed_form() -> None:
+    """Normal data: SE(mean) = σ/√N and SE(variance) = σ²√(2/N)."""
+    torch.manual_seed(3)
+    batches = [3 * torch.randn(50, 200) for _ in range(100)]
+    found = nk.recalibrate(nn.BatchNorm1d(200), batches, samples=None).layers[""]
+    assert found.mean_standard_error.mean() == pytest.approx(3 / 5000**0.5, rel=0.02)
+    assert found.variance_standard_error.mean() == pytest.approx(9 * (2 / 5000) ** 0.5, rel=0.02)
+
+
+def test_batches_that_are_alike_inside_are_seen_through() -> None:
+    """Samples of one batch that share an offset: as sure as there are batches, not samples."""
+    torch.manual_seed(4)
+    batches = [torch.randn(50, 100) + torch.randn(1, 100) for _ in range(400)]
+    found = nk.recalibrate(nn.BatchNorm1d(100), batches, samples=None).layers[""]
+    assert found.mean_standard_error.mean() == pytest.approx((1.02 / 400) ** 0.5, rel=0.05)

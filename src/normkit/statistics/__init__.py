@@ -1,5 +1,6 @@
 """Where a layer's moments come from: measured, with how sure they are, and repaired."""
 
+from normkit.statistics.averaging import average_buffers
 from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.recalibration import Moved, Recalibration
@@ -11,6 +12,7 @@ __all__ = [
     "Memory",
     "Moved",
     "Recalibration",
+    "average_buffers",
     "batch_statistics",
     "memory_of",
     "recalibrate",

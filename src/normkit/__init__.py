@@ -21,6 +21,10 @@ from normkit.nn import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    DomainBatchNorm1d,
+    DomainBatchNorm2d,
     FrozenBatchNorm2d,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -41,8 +45,14 @@ from normkit.nn import (
     Scale,
     SyncBatchNorm,
 )
-from normkit.statistics import recalibrate
-from normkit.surgery import accelerate, freeze, unfreeze
+from normkit.statistics import (
+    average_buffers,
+    batch_statistics,
+    consistency,
+    recalibrate,
+    use_domain,
+)
+from normkit.surgery import accelerate, freeze, scale_momentum, unfreeze
 
 __version__ = "0.1.0"
 
@@ -50,7 +60,11 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
     "DataError",
+    "DomainBatchNorm1d",
+    "DomainBatchNorm2d",
     "FrozenBatchNorm2d",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
@@ -77,8 +91,13 @@ __all__ = [
     "SyncBatchNorm",
     "TypeMismatchError",
     "accelerate",
+    "average_buffers",
+    "batch_statistics",
+    "consistency",
     "errors",
     "freeze",
     "recalibrate",
+    "scale_momentum",
     "unfreeze",
+    "use_domain",
 ]

@@ -13,7 +13,7 @@ from normkit.core.moments import merge_rows
 from normkit.errors import NormkitError, StatisticsError, explain
 from normkit.handle import Changed, Handle, Left, Step, run
 from normkit.statistics.processes import peers, refuse_failure
-from normkit.statistics.remembering import Place, find, tensors, unwrapped
+from normkit.statistics.remembering import Place, find, unwrapped
 
 __all__ = ["average_buffers"]
 
@@ -92,7 +92,7 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
     for i, place in enumerate(places):
         parts = [share[i] for share in shares]
         mean, var = _merged(parts, place.memory.per)
-        for buffer, value in zip(tensors(place), (mean, var), strict=True):
+        for buffer, value in zip(place.tensors, (mean, var), strict=True):
             steps.append(_writing(buffer, value))
         counter = getattr(place.layer, "num_batches_tracked", None)
         counters = [part.tracked for part in parts]
@@ -108,7 +108,7 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
 
 
 def _remembered(place: Place) -> _Remembered:
-    mean, var = (t.detach().double().cpu() for t in tensors(place))
+    mean, var = (t.detach().double().cpu() for t in place.tensors)
     tracked = getattr(place.layer, "num_batches_tracked", None)
     if not isinstance(tracked, Tensor) or isinstance(place.layer, _InstanceNorm):
         return _Remembered(place.name, mean, var, None, None)

@@ -28,7 +28,15 @@ from torch import Tensor
 
 from normkit.core.moments import Moments, merge_rows
 
-__all__ = ["Estimate", "LayerStatistics", "Units", "relative_error", "statistics"]
+__all__ = [
+    "Estimate",
+    "LayerStatistics",
+    "Units",
+    "distance",
+    "relative_error",
+    "rms",
+    "statistics",
+]
 
 KEPT = 64
 """Units are merged two by two when there are twice as many, so memory does not grow."""
@@ -155,6 +163,25 @@ def relative_error(found: LayerStatistics, eps: float) -> float:
     divides by, so a channel that is always zero counts as known.
     """
     scale = found.variance + eps
-    mean = (found.mean_standard_error.square() / scale).mean().sqrt()
-    variance = (found.variance_standard_error / scale).square().mean().sqrt()
-    return float(torch.maximum(mean, variance))
+    mean = rms(found.mean_standard_error / scale.sqrt())
+    variance = rms(found.variance_standard_error / scale)
+    return math.nan if math.isnan(mean + variance) else max(mean, variance)
+
+
+def distance(
+    mean: Tensor, variance: Tensor, found: LayerStatistics, eps: float
+) -> tuple[float, float]:
+    r"""How far a mean and a variance are from those found: in deviations, and as a factor.
+
+    Root mean square over channels of :math:`(\mu' - \mu) / \sigma`; and the exponential of that
+    of :math:`\log (\sigma'^2 / \sigma^2)`, at least 1, with :math:`\sigma^2 = v + \epsilon`.
+    NaN where one of them is not finite.
+    """
+    scale = found.variance + eps
+    step = rms((mean - found.mean) / scale.sqrt())
+    return step, math.exp(rms((variance + eps).log() - scale.log()))
+
+
+def rms(values: Tensor) -> float:
+    """Root mean square of all values."""
+    return float(values.square().mean().sqrt())

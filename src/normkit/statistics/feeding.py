@@ -56,8 +56,8 @@ def samples_in(batch: object) -> int | None:
     return next((len(tensor) for tensor in leaves(batch) if tensor.dim()), None)
 
 
-def feed(model: nn.Module, batch: Any, forward: Forward | None) -> None:
-    """Run ``model`` on ``batch``.
+def feed(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+    """Run ``model`` on ``batch``; what it gives back.
 
     A tensor is the input; of a tuple or list the first element is; of a mapping, those entries
     that the model's ``forward`` names.
@@ -68,16 +68,14 @@ def feed(model: nn.Module, batch: Any, forward: Forward | None) -> None:
         OptionError: a mapping of which the model's ``forward`` names nothing.
     """
     if forward is not None:
-        forward(model, batch)
-        return
+        return forward(model, batch)
     if isinstance(batch, Mapping):
         given = _named(model, batch)
         _check(model, batch, list(given.values()))
-        model(**given)
-        return
+        return model(**given)
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     _check(model, batch, [first])
-    model(first)
+    return model(first)
 
 
 def _named(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, explain
 from normkit.handle import Left
-from normkit.statistics.bar import Bar, bar
+from normkit.statistics.bar import bar
 from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
 from normkit.statistics.feeding import Forward, check_batches
-from normkit.statistics.processes import Peers, peers, refuse_failure
+from normkit.statistics.options import check_samples
+from normkit.statistics.processes import peers
 from normkit.statistics.recalibration import Recalibration, Told
-from normkit.statistics.remembering import Place, banks, find, unwrapped
-from normkit.statistics.surroundings import random_state_kept
-from normkit.statistics.watching import Watch, watched
+from normkit.statistics.remembering import Place, find, unwrapped
+from normkit.statistics.study import Study, within
+from normkit.statistics.watching import watched
 
 __all__ = ["recalibrate"]
-
-FEWEST = 8
-"""Batches before the spread between them is asked whether it is small enough."""
-
-LONGER = 1.2
-"""It is asked again after this many times as many: often enough, and asking costs little."""
 
 SETTLED = 0.1
 """Layer by layer is over when a pass moves no layer by more than this share of its error."""
@@ -112,7 +107,8 @@ def recalibrate(
     >>> model[0].running_mean
     tensor([0., 0.])
     """
-    _check_options(samples, tolerance)
+    check_samples(samples)
+    _check_tolerance(tolerance)
     check_batches(batches)
     if layerwise and iter(batches) is batches:
         raise OptionError(
@@ -127,7 +123,7 @@ def recalibrate(
     group = peers(process_group)
     begin = time.perf_counter()
     with watched(inner, places) as watch, bar(progress and group.rank == 0) as shown:
-        study = _Study(watch, batches, forward, group, shown)
+        study = Study(watch, batches, forward, group, shown)
         units = study.go_over({}, samples, tolerance)
         found = first = _found(places, units)
         while layerwise and study.passes <= len(places):
@@ -139,110 +135,18 @@ def recalibrate(
                 break
     found = {name: _as_sure_as(found[name], first.get(name, found[name])) for name in found}
     left += [
-        Left(name, type(place.layer), "its forward was never called")
+        Left(name, type(place.layer), "its forward was never called" if row is None
+             else "no batch of this domain came")
         for place in places
-        for name, _ in banks(place)
+        for name, row in place.banks
         if name not in found
-    ]
+    ]  # fmt: skip
     told = Told(study.samples, study.number, study.passes, time.perf_counter() - begin)
     numbers = {name: len(one.count) for name, one in units.items()}
     return Recalibration(places, found, left, numbers, told)
 
 
-class _Study:
-    """Goes over the batches, in step with the other processes."""
-
-    def __init__(
-        self,
-        watch: Watch,
-        batches: Iterable[Any],
-        forward: Forward | None,
-        group: Peers,
-        shown: Bar,
-    ) -> None:
-        self._watch = watch
-        self._batches = batches
-        self._forward = forward
-        self._group = group
-        self._shown = shown
-        self._mine = 0  # batches that this process went over in the first pass
-        self.samples = self.number = self.passes = 0
-        self.moved = math.inf
-
-    def go_over(
-        self, given: Mapping[str, LayerStatistics], samples: int | None, tolerance: float | None
-    ) -> dict[str, Units]:
-        """One pass: the units of all processes, by layer.
-
-        The first pass finds out how far to go; those after it go as far.
-        """
-        self._watch.start(given)
-        self._shown.begin(samples if self.passes == 0 else self.samples)
-        total = mine = number = 0
-        asks = FEWEST
-        # The same order in every pass, for loaders that draw theirs from the global generator.
-        with random_state_kept():
-            stream: Iterator[Any] | None = None
-            while True:
-                run, more = 0, True
-                try:
-                    stream = iter(self._batches) if stream is None else stream
-                    batch = _END
-                    if self.passes == 0 or mine < self._mine:
-                        batch = next(stream, _END)
-                    if batch is _END:
-                        more = False
-                    else:
-                        run = self._watch.run(batch, self._forward)
-                        mine += 1
-                except BaseException as error:
-                    self._group.gather((0, False, f"{type(error).__name__}: {error}"))
-                    raise
-                told = self._group.gather((run, more, None))
-                refuse_failure([note for _, _, note in told], self._group.rank)
-                total += sum(count for count, _, _ in told)
-                number += sum(goes_on for _, goes_on, _ in told)
-                self._shown.at(total)
-                if not any(goes_on for _, goes_on, _ in told):
-                    break
-                if self.passes == 0 and samples is not None and total >= samples:
-                    break
-                if tolerance is not None and number >= asks:
-                    asks = math.ceil(LONGER * number)
-                    if _worst(self._watch.places, self._gathered()) < tolerance:
-                        break
-        if self.passes == 0:
-            self._mine, self.samples, self.number = mine, total, number
-        self.passes += 1
-        return self._gathered()
-
-    def _gathered(self) -> dict[str, Units]:
-        """The units of all processes, in the order of their ranks, so that all get one result."""
-        parts = self._group.gather(
-            {name: estimate.units() for name, estimate in self._watch.estimates.items()}
-        )
-        names = [name for place in self._watch.places for name, _ in banks(place)]
-        return {
-            name: Units.join(found)
-            for name in names
-            if (found := [part[name] for part in parts if name in part])
-        }
-
-
-_END: Any = object()
-
-
-def _check_options(samples: int | None, tolerance: float | None) -> None:
-    if samples is not None and (
-        not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
-    ):
-        raise OptionError(
-            explain(
-                "samples is a number of at least 1, or None for all there are",
-                f"samples={samples!r}",
-                "leave it out: 10,000 are enough for most",
-            )
-        )
+def _check_tolerance(tolerance: float | None) -> None:
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise OptionError(
             explain(
@@ -267,12 +171,6 @@ def _as_sure_as(found: LayerStatistics, first: LayerStatistics) -> LayerStatisti
     )
 
 
-def _within(places: Sequence[Place]) -> dict[str, tuple[Place, bool]]:
-    return {
-        name: (place, place.memory.per == "sample") for place in places for name, _ in banks(place)
-    }
-
-
 def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, LayerStatistics]:
     """Merge, and refuse what is no statistics.
 
@@ -287,7 +185,7 @@ def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, Lay
                 "pass batches that are not empty; an iterator that was used up before is",
             )
         )
-    of = _within(places)
+    of = within(places)
     found = {name: statistics(units[name], of[name][1]) for name in units}
     for name, one in found.items():
         if one.count < 2 and not of[name][1]:
@@ -309,19 +207,6 @@ def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, Lay
     return found
 
 
-def _eps(place: Place) -> float:
-    return float(getattr(place.layer, "eps", None) or 0.0)
-
-
-def _worst(places: Sequence[Place], units: Mapping[str, Units]) -> float:
-    of = _within(places)
-    errors = [
-        relative_error(statistics(units[name], of[name][1]), _eps(of[name][0])) for name in units
-    ]
-    # NaN (a layer seen in one batch only) is not below anything.
-    return max((math.inf if math.isnan(e) else e for e in errors), default=math.inf)
-
-
 def _moved(
     places: Sequence[Place],
     before: Mapping[str, LayerStatistics],
@@ -329,10 +214,10 @@ def _moved(
 ) -> float:
     """How far a pass moved the worst layer, in shares of what it is unsure of anyway."""
     worst = 0.0
-    for name, (place, _) in _within(places).items():
+    for name, (place, _) in within(places).items():
         if name not in after or name not in before:
             continue
-        a, b, eps = after[name], before[name], _eps(place)
+        a, b, eps = after[name], before[name], place.eps
         step = LayerStatistics(
             a.mean, a.variance, (a.mean - b.mean).abs(), (a.variance - b.variance).abs(), a.count
         )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from normkit.errors import StatisticsError, explain
-from normkit.handle import SHOWN, Left, kind, place_name
-from normkit.statistics.estimate import LayerStatistics, relative_error
-from normkit.statistics.remembering import Place, banks, tensors
+from normkit.handle import Left
+from normkit.statistics.estimate import LayerStatistics, distance, relative_error
+from normkit.statistics.remembering import Place
+from normkit.statistics.tables import deviations, factor, lines, named, percent
 
 __all__ = ["Moved", "Recalibration", "Told"]
 
@@ -72,11 +73,14 @@ class Recalibration:
         self.left = tuple(left)
         self.samples, self.batches, self.passes, self.seconds = told
         self._units = dict(units)
-        self._kinds = {name: type(p.layer) for p in places for name, _ in banks(p)}
+        self._kinds = {name: type(place.layer) for place in places for name, _ in place.banks}
         self.moved = {
-            name: _moved(place, row, found[name])
+            name: Moved(
+                *distance(*place.remembered(row), found[name], place.eps),
+                relative_error(found[name], place.eps),
+            )
             for place in places
-            for name, row in banks(place)
+            for name, row in place.banks
             if name in found
         }
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -85,10 +89,10 @@ class Recalibration:
     def _write(self, places: Sequence[Place]) -> None:
         try:
             for place in places:
-                rows = [(name, row) for name, row in banks(place) if name in self.layers]
+                rows = [(name, row) for name, row in place.banks if name in self.layers]
                 if not rows:
                     continue
-                pair = tensors(place)
+                pair = place.tensors
                 for own in pair:
                     self._before.append((own, own.detach().clone()))
                 for name, row in rows:
@@ -173,55 +177,29 @@ class Recalibration:
 
     def __repr__(self) -> str:
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
-        head = (
+        said = (
             f"recalibrate: {len(self.layers)} layers from {self.samples:,} samples, "
             f"{self.batches:,} batches{passes}, {self.seconds:.1f} s; "
-            f"known to {_percent(self.error)}"
+            f"known to {percent(self.error)}"
         )
-        ranked = sorted(self.moved.items(), key=lambda item: -_distance(item[1]))
-        rows = [("layer", "mean moved", "variance moved", "standard error")]
-        rows += [
+        ranked = sorted(self.moved.items(), key=lambda item: -_far(item[1]))
+        rows = [
             (
-                f"{place_name(name)} ({kind(self._kinds[name])})",
-                "from NaN" if math.isnan(moved.mean) else f"{moved.mean:.2f} σ",
-                "from NaN" if math.isnan(moved.variance) else f"×÷ {moved.variance:.2f}",
-                _percent(moved.error),
+                named(name, self._kinds[name]),
+                deviations(moved.mean),
+                factor(moved.variance),
+                percent(moved.error),
             )
-            for name, moved in ranked[:SHOWN]
+            for name, moved in ranked
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  "
-            + row[0].ljust(widths[0])
-            + "".join(f"  {cell.rjust(w)}" for cell, w in zip(row[1:], widths[1:], strict=True))
-            for row in rows
-        ]
-        if len(ranked) > SHOWN:
-            lines.append(f"  … and {len(ranked) - SHOWN} more, which moved less")
-        lines += [f"  {place_name(r.name)} ({kind(r.type)}) left: {r.why}" for r in self.left]
-        return "\n".join([head, *lines])
+        head = ("layer", "mean moved", "variance moved", "standard error")
+        return "\n".join([said, *lines(head, rows, self.left, ", which moved less")])
 
 
-def _moved(place: Place, row: int | None, now: LayerStatistics) -> Moved:
-    eps = float(getattr(place.layer, "eps", None) or 0.0)
-    mean, variance = (
-        (own if row is None else own[row]).detach().double().cpu() for own in tensors(place)
-    )
-    error = relative_error(now, eps)
-    scale = now.variance + eps
-    step = ((mean - now.mean).square() / scale).mean().sqrt()
-    factor = ((variance + eps).log() - scale.log()).square().mean().sqrt().exp()
-    return Moved(float(step), float(factor), error)
-
-
-def _distance(moved: Moved) -> float:
+def _far(moved: Moved) -> float:
     """For the order of the table: how far, both moments together."""
     far = moved.mean + math.log(moved.variance) if moved.variance > 0 else math.nan
     return math.inf if math.isnan(far) else far
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.2g} %"
 
 
 def _finite(value: float) -> float | None:

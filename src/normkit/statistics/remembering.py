@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import StatisticsError, TypeMismatchError, explain
 from normkit.handle import Left
+from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, is_constant, remembers
 
 __all__ = ["Memory", "Place", "find", "memory_of", "unwrapped"]
@@ -43,8 +44,8 @@ class Memory:
             normalization does.
         values: from the layer and what it is given to the values it takes moments of,
             (N, C, \\*). For layers that keep channels elsewhere.
-        bank: from the layer to the row of its tensors that this call uses; None where they have
-            no rows.
+        bank: from the layer to the row of its tensors that this call uses, None where none has
+            been chosen; tensors without rows need none.
     """
 
     mean: str = "running_mean"
@@ -84,6 +85,15 @@ def _(layer: _BatchNorm) -> Memory | None:
     return Memory()
 
 
+@memory_of.register
+def _(layer: Domains) -> Memory | None:
+    return None if layer.running_mean is None else Memory(bank=_domain)
+
+
+def _domain(layer: Domains) -> int | None:
+    return layer.domain
+
+
 def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == layer._get_no_batch_dim() else x
 
@@ -101,6 +111,29 @@ class Place(NamedTuple):
     name: str
     layer: nn.Module
     memory: Memory
+
+    @property
+    def eps(self) -> float:
+        """What the layer adds to a variance before it divides."""
+        return float(getattr(self.layer, "eps", None) or 0.0)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The layer's own mean and variance."""
+        return getattr(self.layer, self.memory.mean), getattr(self.layer, self.memory.var)
+
+    @property
+    def banks(self) -> list[tuple[str, int | None]]:
+        """Each set of moments that the layer keeps: its name, and its row."""
+        mean, _ = self.tensors
+        if mean.dim() < 2:
+            return [(self.name, None)]
+        return [(f"{self.name}[{row}]", row) for row in range(len(mean))]
+
+    def remembered(self, row: int | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of a row, in float64 on the CPU."""
+        mean, variance = (t.detach() if row is None else t.detach()[row] for t in self.tensors)
+        return mean.double().cpu(), variance.double().cpu()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -185,18 +218,3 @@ def _held(layer: nn.Module, model: nn.Module) -> str | None:
     if model.training and not layer.training:
         return "in evaluation mode within a model that trains: frozen"
     return None
-
-
-def tensors(place: Place) -> tuple[Tensor, Tensor]:
-    """The layer's own mean and variance."""
-    return getattr(place.layer, place.memory.mean), getattr(place.layer, place.memory.var)
-
-
-def banks(place: Place) -> Iterator[tuple[str, int | None]]:
-    """Each set of moments that the layer keeps: its name, and its row."""
-    mean, _ = tensors(place)
-    if mean.dim() < 2:
-        yield place.name, None
-        return
-    for row in range(len(mean)):
-        yield f"{place.name}[{row}]", row

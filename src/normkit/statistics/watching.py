@@ -20,7 +20,7 @@ from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.kernels.moments import moments
 from normkit.statistics.estimate import Estimate, LayerStatistics
 from normkit.statistics.feeding import Forward, feed, samples_in
-from normkit.statistics.remembering import Place, banks, tensors
+from normkit.statistics.remembering import Place
 from normkit.statistics.surroundings import in_evaluation, random_state_kept, uncompiled
 
 __all__ = ["Watch", "watched"]
@@ -39,17 +39,22 @@ class Watch:
         self.given: Mapping[str, LayerStatistics] = {}
         self.estimates: dict[str, Estimate] = {}
         self._batch: dict[str, list[Moments]] = {}
-        self._names = [{row: name for name, row in banks(place)} for place in places]
+        self._names = [{row: name for name, row in place.banks} for place in places]
         self._calls: list[int] = []
         self._sequences: list[list[int]] = []
         self._may_stop = False
+        self.output: Any = None  # of the last batch that was run to the end
         self._first = 0  # samples that the first layer saw
 
-    def start(self, given: Mapping[str, LayerStatistics]) -> None:
-        """Forget what was seen; normalize from now on with ``given``, and what it lacks by its own
-        input's moments."""
+    def start(
+        self, given: Mapping[str, LayerStatistics], estimates: dict[str, Estimate] | None = None
+    ) -> None:
+        """Normalize from now on with ``given``, and what it lacks by its own input's moments.
+
+        What is seen goes into ``estimates``, or into new ones.
+        """
         self.given = given
-        self.estimates = {}
+        self.estimates = {} if estimates is None else estimates
         for place, names in zip(self.places, self._names, strict=True):
             # Instance normalization takes its own moments sample by sample, which only it can do;
             # in training mode it does, and remembers them in the buffers that are not its own.
@@ -57,16 +62,20 @@ class Watch:
                 name in given for name in names.values()
             )
 
-    def run(self, batch: Any, forward: Forward | None) -> int:
-        """Run the model on a batch; the number of samples in it."""
+    def run(self, batch: Any, forward: Forward | None, whole: bool = False) -> int:
+        """Run the model on a batch; the number of samples in it.
+
+        ``whole``: to its end, for the sake of ``output``; else to the last layer that is watched,
+        once it is known which that is.
+        """
         self._batch, self._calls, self._first = {}, [], 0
         # Who passes a function of their own may want its end to be reached.
-        self._may_stop = forward is None and self._repeats()
+        self._may_stop = forward is None and not whole and self._repeats()
         samples = samples_in(batch)
         if samples == 0:
             return 0
         with contextlib.suppress(_Enough):
-            feed(self.model, batch, forward)
+            self.output = feed(self.model, batch, forward)
         self._sequences = [*self._sequences[-1:], self._calls]
         for name, calls in self._batch.items():
             self.estimates[name].add(*calls)
@@ -85,7 +94,9 @@ class Watch:
             return
         values = memory.values(layer, x.detach())
         bank = memory.bank(layer)
-        name = self._names[index][bank]
+        name = self._names[index].get(bank)
+        if name is None:  # no bank is chosen, which the layer itself will say
+            return
         own = _per_sample(values) if memory.per == "sample" else moments(values, PER_CHANNEL)
         self._first = self._first or len(values)
         if values.numel():
@@ -106,7 +117,7 @@ class Watch:
         # Biased to normalize the batch it comes from, as in training.
         variance = own.variance.nan_to_num(1.0) if given is None else given.variance
         for buffer, value in zip(
-            tensors(place), (own.mean if given is None else given.mean, variance), strict=True
+            place.tensors, (own.mean if given is None else given.mean, variance), strict=True
         ):
             (buffer if bank is None else buffer[bank]).copy_(value)
 

@@ -1,0 +1,25 @@
+"""Checks of options that several functions here take."""
+
+from __future__ import annotations
+
+from normkit.errors import OptionError, explain
+
+__all__ = ["check_samples"]
+
+
+def check_samples(samples: int | None) -> None:
+    """Refuse a number of samples that is none.
+
+    Raises:
+        OptionError: not an integer of at least 1, nor None.
+    """
+    if samples is not None and (
+        not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
+    ):
+        raise OptionError(
+            explain(
+                "samples is a number of at least 1, or None for all there are",
+                f"samples={samples!r}",
+                "leave it out: the default is enough for most",
+            )
+        )

@@ -1,0 +1,121 @@
+"""Going over batches in step with other processes, until enough has been seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from normkit.statistics.bar import Bar
+from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
+from normkit.statistics.feeding import Forward
+from normkit.statistics.processes import Peers, refuse_failure
+from normkit.statistics.remembering import Place
+from normkit.statistics.surroundings import random_state_kept
+from normkit.statistics.watching import Watch
+
+__all__ = ["Study", "within"]
+
+FEWEST = 8
+"""Batches before the spread between them is asked whether it is small enough."""
+
+LONGER = 1.2
+"""It is asked again after this many times as many: often enough, and asking costs little."""
+
+_END: Any = object()
+
+
+class Study:
+    """Goes over the batches, in step with the other processes."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        batches: Iterable[Any],
+        forward: Forward | None,
+        group: Peers,
+        shown: Bar,
+    ) -> None:
+        self._watch = watch
+        self._batches = batches
+        self._forward = forward
+        self._group = group
+        self._shown = shown
+        self._mine = 0  # batches that this process went over in the first pass
+        self.samples = self.number = self.passes = 0
+        self.moved = math.inf
+
+    def go_over(
+        self, given: Mapping[str, LayerStatistics], samples: int | None, tolerance: float | None
+    ) -> dict[str, Units]:
+        """One pass: the units of all processes, by layer.
+
+        The first pass finds out how far to go; those after it go as far.
+        """
+        self._watch.start(given)
+        self._shown.begin(samples if self.passes == 0 else self.samples)
+        total = mine = number = 0
+        asks = FEWEST
+        # The same order in every pass, for loaders that draw theirs from the global generator.
+        with random_state_kept():
+            stream: Iterator[Any] | None = None
+            while True:
+                run, more = 0, True
+                try:
+                    stream = iter(self._batches) if stream is None else stream
+                    batch = _END
+                    if self.passes == 0 or mine < self._mine:
+                        batch = next(stream, _END)
+                    if batch is _END:
+                        more = False
+                    else:
+                        run = self._watch.run(batch, self._forward)
+                        mine += 1
+                except BaseException as error:
+                    self._group.gather((0, False, f"{type(error).__name__}: {error}"))
+                    raise
+                told = self._group.gather((run, more, None))
+                refuse_failure([note for _, _, note in told], self._group.rank)
+                total += sum(count for count, _, _ in told)
+                number += sum(goes_on for _, goes_on, _ in told)
+                self._shown.at(total)
+                if not any(goes_on for _, goes_on, _ in told):
+                    break
+                if self.passes == 0 and samples is not None and total >= samples:
+                    break
+                if tolerance is not None and number >= asks:
+                    asks = math.ceil(LONGER * number)
+                    if _worst(self._watch.places, self._gathered()) < tolerance:
+                        break
+        if self.passes == 0:
+            self._mine, self.samples, self.number = mine, total, number
+        self.passes += 1
+        return self._gathered()
+
+    def _gathered(self) -> dict[str, Units]:
+        """The units of all processes, in the order of their ranks, so that all get one result."""
+        parts = self._group.gather(
+            {name: estimate.units() for name, estimate in self._watch.estimates.items()}
+        )
+        names = [name for place in self._watch.places for name, _ in place.banks]
+        return {
+            name: Units.join(found)
+            for name in names
+            if (found := [part[name] for part in parts if name in part])
+        }
+
+
+def _worst(places: Sequence[Place], units: Mapping[str, Units]) -> float:
+    of = within(places)
+    errors = [
+        relative_error(statistics(units[name], of[name][1]), of[name][0].eps) for name in units
+    ]
+    # NaN (a layer seen in one batch only) is not below anything.
+    return max((math.inf if math.isnan(e) else e for e in errors), default=math.inf)
+
+
+def within(places: Sequence[Place]) -> dict[str, tuple[Place, bool]]:
+    """By name the place, and whether it averages over samples: variance within units only."""
+    return {
+        name: (place, place.memory.per == "sample") for place in places for name, _ in place.banks
+    }

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import normkit as nk
-from normkit.statistics import batch_statistics
+from normkit.nn import DomainBatchNorm1d
+from normkit.statistics import batch_statistics, recalibrate, use_domain
 from normkit.surgery import accelerate, freeze
 from tests.surgery.models import WILD, made
 
@@ -205,3 +206,30 @@ def test_what_it_is_not_for(model: Any, error: type[Exception], words: str) -> N
 def test_scripted() -> None:
     with pytest.raises(nk.TypeMismatchError, match="before it is scripted"):
         batch_statistics(torch.jit.script(nn.BatchNorm2d(3))).__enter__()
+
+
+def test_population_statistics_by_domain() -> None:
+    """Each bank gets those of its own domain; one whose domain does not come stays."""
+    model = nn.Sequential(nn.Linear(4, 4), DomainBatchNorm1d(4, 3)).double()
+    data = [
+        (torch.randn(n, 4, dtype=torch.float64) + 10 * k, k) for n, k in ((5, 0), (9, 2), (6, 0))
+    ]
+    kept = values(model)
+
+    def forward(net: nn.Module, batch: Any) -> Any:
+        with use_domain(net, batch[1]):
+            return net(batch[0])
+
+    found = recalibrate(model, data, samples=None, forward=forward, progress=False)
+    assert {name: row.count for name, row in found.layers.items()} == {"1[0]": 11, "1[2]": 9}
+    for k in (0, 2):
+        z = model[0](torch.cat([x for x, domain in data if domain == k]))
+        torch.testing.assert_close(model[1].running_mean[k], z.mean(0))
+        torch.testing.assert_close(model[1].running_var[k], z.var(0))
+    assert torch.equal(model[1].running_mean[1], kept["1.running_mean"][1])
+    assert model[1].domain is None
+    found.undo()
+    assert_equal(values(model), kept)
+    with pytest.raises(nk.StatisticsError, match="use_domain"):
+        recalibrate(model, [x for x, _ in data], progress=False)
+    assert_equal(values(model), kept)

@@ -75,8 +75,13 @@ class Domains(BatchStatistics):
             )
         self._domain = domain
 
-    def _tensors(self) -> Own:
-        if (k := self._domain) is None:
+    def chosen(self) -> int:
+        """The domain, which must be known by now.
+
+        Raises:
+            StatisticsError: none has been chosen.
+        """
+        if self._domain is None:
             raise StatisticsError(
                 explain(
                     f"{type(self).__name__} keeps statistics for each of {self.domains} domains "
@@ -85,6 +90,10 @@ class Domains(BatchStatistics):
                     "with normkit.use_domain(model, k): model(batch)",
                 )
             )
+        return self._domain
+
+    def _tensors(self) -> Own:
+        k = self.chosen()
         own = super()._tensors()
         memory = [None if t is None else t[k] for t in own[2:]]
         affine = own[:2] if self.share_affine else [None if t is None else t[k] for t in own[:2]]

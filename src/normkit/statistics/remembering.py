@@ -105,6 +105,11 @@ def _(layer: _InstanceNorm) -> Memory | None:
     return Memory(per="sample", values=_with_batch_axis)
 
 
+@memory_of.register
+def _(layer: Domains) -> Memory | None:
+    return None if layer.running_mean is None else Memory(bank=Domains.chosen)
+
+
 class Place(NamedTuple):
     """A layer that remembers, by its first name in the model."""
 

@@ -2,7 +2,17 @@
 
 from normkit.handle import Changed, Handle, Left
 from normkit.surgery.accelerate import accelerate
+from normkit.surgery.convert import convert
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.momentum import scale_momentum
 
-__all__ = ["Changed", "Handle", "Left", "accelerate", "freeze", "scale_momentum", "unfreeze"]
+__all__ = [
+    "Changed",
+    "Handle",
+    "Left",
+    "accelerate",
+    "convert",
+    "freeze",
+    "scale_momentum",
+    "unfreeze",
+]

@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from normkit.handle import Changed, Handle, Left, Step, run
 from normkit.nn.held import holding, is_held, plain
 from normkit.nn.layer import Layer
-from normkit.surgery.places import check_model, closed, turn, walk
+from normkit.surgery.places import added, check_model, closed, turn, walk, why_not_turn
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing, pairs, watched
 
 __all__ = ["accelerate"]
@@ -104,17 +104,7 @@ def _why_left(module: nn.Module) -> str | None:
     after = NAMESAKES.get(cls)
     if after is None:
         return "a subclass, which may do otherwise"
-    if "forward" in vars(module):
-        return "its forward was replaced"
-    taken = _own(after, cls) & {
-        *vars(module), *module._modules, *module._parameters, *module._buffers
-    }  # fmt: skip
-    return f"has its own {', '.join(sorted(taken))}" if taken else None
-
-
-def _own(ours: type, theirs: type) -> frozenset[str]:
-    """Names that ``ours`` has and ``theirs`` has not, the layer's own state among them."""
-    return frozenset(dir(ours)) - frozenset(dir(theirs))
+    return why_not_turn(module, after)
 
 
 def _turning(name: str, module: nn.Module, after: type) -> Step:
@@ -134,7 +124,7 @@ def _turning(name: str, module: nn.Module, after: type) -> Step:
         ours, theirs = now
         if cls is not ours or theirs is None:
             return Left(name, cls, "its class was changed again")
-        for key in _own(ours, theirs) & vars(module).keys():
+        for key in added(ours, theirs) & vars(module).keys():
             del vars(module)[key]
         turn(module, holding(theirs) if is_held(module) else theirs)
         return None

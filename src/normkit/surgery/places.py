@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from normkit.errors import TypeMismatchError, explain
+from normkit.nn.held import plain
 
-__all__ = ["check_model", "closed", "turn", "walk"]
+__all__ = ["added", "check_model", "closed", "turn", "walk", "why_not_turn"]
 
 
 def check_model(model: object, what: str) -> None:
@@ -56,3 +57,17 @@ def closed(module: nn.Module) -> bool:
 def turn(module: nn.Module, cls: type) -> None:
     """Give ``module`` another class, in place, with all its state."""
     object.__setattr__(module, "__class__", cls)
+
+
+def why_not_turn(module: nn.Module, after: type) -> str | None:
+    """What of a module's own would get in the way of the class ``after``; None if nothing does."""
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    names = {*vars(module), *module._modules, *module._parameters, *module._buffers}
+    taken = added(after, plain(type(module))) & names
+    return f"has its own {', '.join(sorted(taken))}" if taken else None
+
+
+def added(ours: type, theirs: type) -> frozenset[str]:
+    """Names that ``ours`` has and ``theirs`` has not, a layer's own state among them."""
+    return frozenset(dir(ours)) - frozenset(dir(theirs))

@@ -1,0 +1,212 @@
+"""convert: another kind of batch normalization with the same weights and averages, and back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normkit as nk
+from normkit.nn import BatchRenorm2d, DomainBatchNorm1d, DomainBatchNorm2d
+from normkit.nn.held import is_held, plain
+from normkit.statistics import use_domain
+from normkit.surgery import accelerate, convert, freeze
+from tests.surgery.models import Twice, made
+from tests.surgery.test_accelerate import anatomy, saved, step
+
+KINDS: list[Any] = ["batch", "sync", ("ghost", 2), "renorm", ("domain", 3), "frozen"]
+# Exactly what a layer of the kind is, made by hand.
+MAKE: dict[Any, Any] = {
+    "batch": nk.BatchNorm2d, "sync": nk.SyncBatchNorm,
+    ("ghost", 2): lambda c: nk.GhostBatchNorm2d(c, 2), "renorm": BatchRenorm2d,
+    ("domain", 3): lambda c: DomainBatchNorm2d(c, 3), "frozen": nk.FrozenBatchNorm2d,
+}  # fmt: skip
+
+
+def used(model: nn.Module, to: Any) -> Any:
+    return use_domain(model, 1) if to == ("domain", 3) else torch.enable_grad()
+
+
+def trained(layer: Any, x: Tensor) -> Any:
+    layer(x)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize("source", ["nn", "batch", "ghost", "renorm", "sync"])
+@pytest.mark.parametrize("to", KINDS, ids=str)
+def test_a_layer_is_what_one_made_by_hand_is(source: str, to: Any) -> None:
+    x = torch.randn(6, 3, 4, 4) + 2
+    make = {"nn": nn.BatchNorm2d, "ghost": MAKE[("ghost", 2)], **MAKE}[source]
+    layer = trained(make(3), x)
+    layer.momentum = 0.3
+    twin = MAKE[to](3)
+    twin.load_state_dict(copy.deepcopy(layer.state_dict()))
+    twin.momentum = 0.3
+    before, state = anatomy(layer), copy.deepcopy(layer.state_dict())
+    handle = convert(layer, to)
+    if source == "sync" and to != "sync":
+        assert not handle.changed and "inputs of any number of axes" in handle.left[0].why
+        return
+    assert type(layer) is type(twin) and repr(layer) == repr(twin)
+    assert list(layer.state_dict()) == list(twin.state_dict())
+    for training in (True, True, False):
+        layer.train(training), twin.train(training)
+        with used(layer, to), used(twin, to):
+            for a, b in zip(step(layer, x), step(twin, x), strict=True):
+                assert torch.equal(a, b)
+    for key, value in twin.state_dict().items():
+        assert torch.equal(layer.state_dict()[key], value)
+    layer.train()
+    handle.undo()
+    own = [(name, i, cls, keys - {"_has_moved", "_last"}) for name, i, cls, keys in anatomy(layer)]
+    assert own == [(n, i, c, k - {"_has_moved", "_last"}) for n, i, c, k in before]
+    if to in (("domain", 3), "frozen"):
+        torch.testing.assert_close(layer.state_dict(), state, rtol=0, atol=0)
+    layer(x)
+
+
+@pytest.mark.parametrize("to", KINDS, ids=str)
+@pytest.mark.parametrize("name", ["vgg", "residual", "twice", "mobile"])
+def test_networks(name: str, to: Any) -> None:
+    model, x = made(name)
+    expected = copy.deepcopy(model).eval()(x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    parameters, before = list(model.parameters()), anatomy(model)
+    handle = convert(model, to)
+    ones = [n for n, m in model.named_modules() if isinstance(m, (nn.BatchNorm1d))]
+    assert len(handle.left) == (len(ones) if to == "frozen" else 0)
+    assert [(n, i) for n, i, *_ in anatomy(model)] == [(n, i) for n, i, *_ in before]
+    with used(model, to):
+        torch.testing.assert_close(model.eval()(x), expected)
+        copied = saved(model)
+        torch.testing.assert_close(copied(x), expected)
+        model.train()(x).square().sum().backward()
+    if to != "frozen":
+        assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    optimizer.step()
+    handle.undo()
+    assert [row[:3] for row in anatomy(model)] == [row[:3] for row in before]
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    model(x)
+
+
+def test_from_one_to_the_next() -> None:
+    """What a kind has of its own does not stay behind."""
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    x, handles = torch.randn(6, 3, 4, 4), []
+    plain_keys = set(vars(model[0]))
+    for to in [*KINDS[:4], ("ghost", 4), ("ghost", 6), "batch"]:
+        handles.append(convert(model, to))
+        if isinstance(model[0], nk.SyncBatchNorm):
+            handles.pop().undo()  # nothing leads from there
+            continue
+        model(x)
+    assert "ghost_size 6" in repr(handles[-2]) and not hasattr(model[0], "ghost_size")
+    for handle in reversed(handles):
+        handle.undo()
+    assert type(model[0]) is nn.BatchNorm2d and set(vars(model[0])) == plain_keys
+
+
+def test_domains_start_alike_and_share_gamma_and_beta() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model(torch.randn(8, 4))
+    weight, mean = model[1].weight, model[1].running_mean.clone()
+    handle = convert(model, ("domain", 2))
+    assert type(model[1]) is DomainBatchNorm1d and model[1].weight is weight
+    assert torch.equal(model[1].running_mean, torch.stack([mean, mean]))
+    with use_domain(model, 1):
+        model(torch.randn(8, 4))
+    assert torch.equal(model[1].running_mean[0], mean)
+    assert convert(model, "batch").left[0].why.startswith("has statistics for each domain")
+    handle.undo()
+    assert torch.equal(model[1].running_mean, mean) and not hasattr(model[1], "domains")
+
+
+def test_activations_hooks_and_frozen_layers_stay() -> None:
+    model = nn.Sequential(nk.BatchNorm2d(3, act="relu", average="debiased"), nn.BatchNorm2d(3))
+    x, seen = torch.randn(6, 3, 4, 4), []
+    model(x)
+    model[1].register_forward_hook(lambda *_: seen.append(1))
+    freeze(model[1])
+    kept = model[1].running_mean.clone()
+    convert(model, ("ghost", 3))
+    model.train()(x)
+    assert (model[0].act, model[0].average, model[0].ghost_size) == ("relu", "debiased", 3)
+    assert seen and is_held(model[1]) and plain(type(model[1])) is nk.GhostBatchNorm2d
+    assert torch.equal(model[1].running_mean, kept)
+    handle = accelerate(model)
+    assert not handle.left
+    model(x)
+
+
+def test_left_and_named() -> None:
+    class Theirs(nn.BatchNorm2d):
+        pass
+
+    patched = nn.BatchNorm2d(3)
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    model = nn.ModuleDict({
+        "deep": nn.BatchNorm3d(3), "theirs": Theirs(3), "lazy": nn.LazyBatchNorm2d(),
+        "patched": patched, "group": nn.GroupNorm(1, 3), "instance": nn.InstanceNorm2d(3),
+        "forgetful": nn.BatchNorm2d(3, track_running_stats=False),
+    })  # fmt: skip
+    before = [type(m) for m in model.modules()]
+    expected = {
+        "deep": "there is no frozen form for inputs of 3 axes of space",
+        "theirs": "a subclass, which may do otherwise", "lazy": "lazy, and has met no input",
+        "patched": "its forward was replaced", "forgetful": "remembers no statistics",
+    }  # fmt: skip
+    handle = convert(model, "frozen")
+    assert {row.name: row.why for row in handle.left} == expected and not handle.changed
+    assert [type(m) for m in model.modules()] == before
+    model["theirs"], model["deep"] = nn.BatchNorm2d(3), nn.BatchNorm3d(3)
+    handle = convert(model, "batch")
+    assert [row.name for row in handle.changed] == ["deep", "theirs", "forgetful"]
+    model["forgetful"].act = "relu"
+    convert(model["theirs"], "renorm")
+    with pytest.warns(
+        UserWarning, match=r"theirs \(normkit.BatchRenorm2d\): its class was changed"
+    ):
+        handle.undo()
+    assert "_act" not in vars(model["forgetful"]) and type(model["deep"]) is nn.BatchNorm3d
+
+
+def test_a_layer_in_several_places_is_one() -> None:
+    model = Twice()
+    assert len(convert(model, "renorm").changed) == 1
+    assert model.a[0] is model.b[0] is model.c[0][1] and isinstance(model.a[0], BatchRenorm2d)
+
+
+def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = made("vgg")
+    before, turned = anatomy(model), []
+    turn = convert.__globals__["turn"]
+
+    def failing(module: nn.Module, cls: type) -> None:
+        turned.append(cls)
+        if len(turned) == 3:
+            raise KeyboardInterrupt
+        turn(module, cls)
+
+    monkeypatch.setitem(convert.__globals__, "turn", failing)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, ("ghost", 4))
+    assert anatomy(model) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", ["group", "ghost", ("ghost", 0), ("ghost", 2.0), ("ghost", True), ("batch", 2),
+              "domain", ("domain",), None, 3, ["ghost", 2], ("ghost", None)], ids=str
+)  # fmt: skip
+def test_kinds_that_there_are_not(wrong: Any) -> None:
+    layer = nn.BatchNorm2d(3)
+    with pytest.raises(nk.OptionError, match="To fix: "):
+        convert(layer, wrong)
+    assert type(layer) is nn.BatchNorm2d
+    with pytest.raises(nk.TypeMismatchError, match="a list"):
+        convert([layer], "batch")  # type: ignore[arg-type]

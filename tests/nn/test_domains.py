@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
 import normkit as nk
@@ -177,6 +178,32 @@ def test_compiled(shared: bool) -> None:
         torch.testing.assert_close(*found)
     torch.testing.assert_close(layer.state_dict(), twin.state_dict())
     torch.testing.assert_close(layer.weight.grad, twin.weight.grad)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_vmap_over_an_ensemble(shared: bool) -> None:
+    models = [DomainBatchNorm2d(4, D, shared) for _ in range(3)]
+    for model in models:
+        model.domain = 2
+        nn.init.normal_(model.weight)
+    params, buffers = stack_module_state(models)
+    base, x = copy.deepcopy(models[0]).to("meta"), torch.randn(4, 4, 5, 5)
+    found = vmap(lambda p, b: functional_call(base, (p, b), (x,)))(params, buffers)
+    for y, model in zip(found, models, strict=True):
+        torch.testing.assert_close(y, model(x))
+    for key in buffers:
+        for row, model in zip(buffers[key], models, strict=True):
+            torch.testing.assert_close(row, model.state_dict()[key])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_exported(training: bool) -> None:
+    layer = DomainBatchNorm2d(4, D, share_affine=False).train(training)
+    layer.domain = 1
+    x, twin = torch.randn(4, 4, 5, 5), copy.deepcopy(layer)
+    program = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(program(x), twin(x))
+    torch.testing.assert_close(program.state_dict()["running_mean"], twin.running_mean)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -340,6 +340,19 @@ def test_wrapped_for_many_processes(early: bool, tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_traced_and_scripted(strict: bool) -> None:
+    model, x = made("vgg")
+    freeze(model)
+    expected = model(x)
+    graph = torch.fx.symbolic_trace(model).train()
+    torch.testing.assert_close(graph(x), expected)
+    program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), expected)
+    torch.testing.assert_close(torch.jit.trace(model, (x,))(x), expected)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+
+
 def test_conversion_to_synchronised_layers_keeps_them_frozen() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model(torch.randn(4, 3, 2, 2))

@@ -4,9 +4,6 @@ from normkit.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
-    LazyBatchNorm1d,
-    LazyBatchNorm2d,
-    LazyBatchNorm3d,
 )
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, Ramp
 from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d
@@ -23,6 +20,7 @@ from normkit.nn.instancenorm import (
     LazyInstanceNorm3d,
 )
 from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
+from normkit.nn.lazybatchnorm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normkit.nn.syncbatchnorm import SyncBatchNorm
 
 __all__ = [

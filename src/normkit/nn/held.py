@@ -29,8 +29,8 @@ class Held(nn.Module):
     on every layer. Loading a checkpoint still sets the statistics.
     """
 
-    # The mode that the layer would be in, were it not held.
-    _mode_asked: bool = True
+    # The mode that the layer would be in, were it not held. (Not annotated: torch.jit reads those.)
+    _mode_asked = True
 
     def train(self, mode: bool = True) -> Any:
         """Evaluation mode whatever ``mode`` says; modules inside the layer follow ``mode``."""

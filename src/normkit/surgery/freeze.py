@@ -52,7 +52,8 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
     Note:
         ``DistributedDataParallel`` takes note of ``requires_grad`` when it is made: freeze γ and
         β before, or make it with ``find_unused_parameters=True``, or it raises in the second
-        step. Statistics may be frozen at any time.
+        step. Statistics may be frozen at any time. A scripted model knows no classes of ours:
+        its own ``train()`` sets all its layers training.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.3 (FrozenBN late in training).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -66,7 +66,8 @@ def recalibrate(
     Args:
         model: any module in any mode; a parallel or compiled wrapper is looked through.
         batches: an iterable of batches, such as a DataLoader. Of a tuple or list the first
-            element is the input; of a mapping, those entries that ``model.forward`` names.
+            element is the input; of a mapping, those entries that ``model.forward`` names. A
+            DataLoader itself is left alone: one in the middle of an epoch goes on as it would.
         samples: stop at the first batch that reaches so many, all processes together; None for
             all there are. Fewer than a batch means one batch.
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
@@ -110,7 +111,7 @@ def recalibrate(
     check_samples(samples)
     _check_tolerance(tolerance)
     check_batches(batches)
-    if layerwise and iter(batches) is batches:
+    if layerwise and isinstance(batches, Iterator):
         raise OptionError(
             explain(
                 "layerwise=True goes over the batches several times",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.optim.swa_utils import AveragedModel
 
 from normkit.errors import StatisticsError, TypeMismatchError, explain
 from normkit.handle import Left
@@ -141,11 +142,15 @@ class Place(NamedTuple):
         return mean.double().cpu(), variance.double().cpu()
 
 
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that a parallel or compiled wrapper holds.
+    """The module that a parallel, compiled or averaging wrapper holds.
 
     The wrapper's own forward would broadcast buffers between processes that see different
-    numbers of batches, or run a graph that was compiled without looking.
+    numbers of batches, or run a graph that was compiled without looking, or hide which entries
+    of a mapping the model wants.
 
     Raises:
         TypeMismatchError: ``model`` is no module, or scripted.
@@ -163,7 +168,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             )
         )
     while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(model, _WRAPPERS):
             model = model.module
         elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
             model = inner

@@ -11,7 +11,7 @@ from normkit.statistics.estimate import LayerStatistics, Units, relative_error, 
 from normkit.statistics.feeding import Forward
 from normkit.statistics.processes import Peers, refuse_failure
 from normkit.statistics.remembering import Place
-from normkit.statistics.surroundings import random_state_kept
+from normkit.statistics.surroundings import apart, random_state_kept
 from normkit.statistics.watching import Watch
 
 __all__ = ["Study", "within"]
@@ -56,13 +56,13 @@ class Study:
         self._shown.begin(samples if self.passes == 0 else self.samples)
         total = mine = number = 0
         asks = FEWEST
-        # The same order in every pass, for loaders that draw theirs from the global generator.
+        # The same order in every pass, whichever generator the loader draws it from.
         with random_state_kept():
             stream: Iterator[Any] | None = None
             while True:
                 run, more = 0, True
                 try:
-                    stream = iter(self._batches) if stream is None else stream
+                    stream = iter(apart(self._batches)) if stream is None else stream
                     batch = _END
                     if self.passes == 0 or mine < self._mine:
                         batch = next(stream, _END)

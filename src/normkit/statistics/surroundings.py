@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-__all__ = ["in_evaluation", "modes_kept", "random_state_kept", "uncompiled"]
+__all__ = ["apart", "in_evaluation", "modes_kept", "random_state_kept", "uncompiled"]
+
+
+def apart(batches: Iterable[Any]) -> Iterable[Any]:
+    """Of a DataLoader, one that gives what it would give next, and leaves it alone.
+
+    A loader may be in the middle of an epoch: to iterate over it once more draws from its own
+    generator, and where its workers persist, starts the epoch over. Other iterables as they are.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> loader = DataLoader(range(100), batch_size=50, shuffle=True, generator=generator)
+    >>> looked = [next(iter(apart(loader))) for _ in range(2)]
+    >>> torch.equal(looked[0], looked[1]), torch.equal(looked[0], next(iter(loader)))
+    (True, True)
+    """
+    if not isinstance(batches, DataLoader):
+        return batches
+    loader = copy.copy(batches)
+    # Past the loader's own guard, which forbids to exchange its parts.
+    state = loader.__dict__
+    state.update(_iterator=None, persistent_workers=False)
+    parts = {name: state[name] for name in ("generator", "sampler", "batch_sampler")}
+    # A sampler that cannot be copied is shared, as it would be without us.
+    with contextlib.suppress(TypeError, RuntimeError, NotImplementedError):
+        # All at once, so that what shares a generator goes on sharing its copy; and not the data,
+        # to which samplers refer.
+        state.update(copy.deepcopy(parts, {id(loader.dataset): loader.dataset}))
+    return loader
 
 
 @contextlib.contextmanager

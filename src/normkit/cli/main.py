@@ -1,4 +1,4 @@
-"""The command line: ``normkit bench``, ``normkit data``, ``normkit lab``.
+"""The command line: ``normkit bench``, ``data``, ``lab``, ``recalibrate``.
 
 Each command imports what it needs when it is called, so that ``normkit --help`` answers at once.
 """
@@ -15,6 +15,7 @@ from normkit.cli.bench import bench
 from normkit.cli.console import INTERRUPTED
 from normkit.cli.data import app as data_app
 from normkit.cli.lab import app as lab_app
+from normkit.cli.recalibrate import recalibrate
 
 __all__ = ["app", "main"]
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(bench)
+app.command()(recalibrate)
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 

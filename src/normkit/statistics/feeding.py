@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normkit.errors import DataError, OptionError, TypeMismatchError, explain
+from normkit.statistics.surroundings import apart
 
-__all__ = ["Forward", "check_batches", "feed", "samples_in"]
+__all__ = ["Forward", "check_batches", "feed", "on_device", "samples_in"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
@@ -54,6 +55,35 @@ def samples_in(batch: object) -> int | None:
     8
     """
     return next((len(tensor) for tensor in leaves(batch) if tensor.dim()), None)
+
+
+def on_device(batches: Iterable[Any], device: torch.device) -> Iterable[Any]:
+    """The same batches on a device, to be gone over as often as they are themselves.
+
+    >>> list(on_device([(torch.ones(1), "a")], torch.device("meta")))
+    [(tensor(..., device='meta', size=(1,)), 'a')]
+    """
+    moved = _Moved(batches, device)
+    return iter(moved) if isinstance(batches, Iterator) else moved
+
+
+class _Moved(Iterable[Any]):
+    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._move(batch) for batch in apart(self._batches))
+
+    def _move(self, batch: Any) -> Any:
+        # Of libraries, whose batches are classes of their own that know how to move.
+        if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
+            return batch.to(self._device)
+        if isinstance(batch, Mapping):
+            return {key: self._move(value) for key, value in batch.items()}
+        if isinstance(batch, tuple):
+            parts = [self._move(part) for part in batch]
+            return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+        return [self._move(part) for part in batch] if isinstance(batch, list) else batch
 
 
 def feed(model: nn.Module, batch: Any, forward: Forward | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,7 @@ def _run(
     from normkit.statistics import checkpoint as parts
     from normkit.statistics import files
     from normkit.statistics import recalibrate as recalibrated
-    from normkit.statistics.feeding import check_batches, on_device
+    from normkit.statistics.feeding import check_batches, moved, prepared
 
     files.check_target(target, checkpoint, force=force)
     device = _device(device_name)
@@ -117,7 +118,9 @@ def _run(
         "--batches",
     )
     check_batches(batches)
-    found = recalibrated(model.to(device), on_device(batches, device), **options)
+    found = recalibrated(
+        model.to(device), prepared(batches, partial(moved, device=device)), **options
+    )
     content = parts.exchanged(content, place, model)
     files.check_target(target, checkpoint, force=force)  # it took a while
     files.write(target, content)

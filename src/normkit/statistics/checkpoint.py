@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import DataError, OptionError, StatisticsError, explain
-from normkit.statistics.remembering import remembered
+from normkit.statistics.remembering import named_moments
 
 __all__ = ["States", "exchanged", "fill", "locate"]
 
@@ -188,7 +188,7 @@ def exchanged(content: Any, place: States, model: nn.Module) -> Any:
     """
     state = copy.copy(place.of(content))
     made: dict[Any, Tensor] = {}
-    for name, value in remembered(model).items():
+    for name, value in named_moments(model).items():
         old = state.get(place.prefix + name)
         if not isinstance(old, Tensor):
             raise StatisticsError(

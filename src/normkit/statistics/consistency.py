@@ -16,6 +16,7 @@ from normkit.statistics.gaps import Consistency, Gap, gap
 from normkit.statistics.options import check_samples
 from normkit.statistics.outputs import Loss, Outputs
 from normkit.statistics.remembering import Place, find, unwrapped
+from normkit.statistics.surroundings import apart
 from normkit.statistics.watching import watched
 
 __all__ = ["consistency"]
@@ -80,7 +81,7 @@ def consistency(
         outputs = Outputs(loss)
         seen = 0
         shown.begin(samples)
-        for batch in batches:
+        for batch in apart(batches):
             watch.start({}, own)
             count = watch.run(batch, forward, whole=True)
             if not count:

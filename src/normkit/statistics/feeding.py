@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normkit.errors import DataError, OptionError, TypeMismatchError, explain
 from normkit.statistics.surroundings import apart
 
-__all__ = ["Forward", "check_batches", "feed", "on_device", "samples_in"]
+__all__ = ["Forward", "check_batches", "feed", "moved", "prepared", "samples_in"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
@@ -57,33 +57,41 @@ def samples_in(batch: object) -> int | None:
     return next((len(tensor) for tensor in leaves(batch) if tensor.dim()), None)
 
 
-def on_device(batches: Iterable[Any], device: torch.device) -> Iterable[Any]:
-    """The same batches on a device, to be gone over as often as they are themselves.
+def prepared(batches: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterable[Any]:
+    """Each batch as ``prepare`` makes it, to be gone over as often as ``batches`` themselves.
 
-    >>> list(on_device([(torch.ones(1), "a")], torch.device("meta")))
-    [(tensor(..., device='meta', size=(1,)), 'a')]
+    >>> list(prepared([1, 2], str))
+    ['1', '2']
     """
-    moved = _Moved(batches, device)
-    return iter(moved) if isinstance(batches, Iterator) else moved
+    found = _Prepared(batches, prepare)
+    return iter(found) if isinstance(batches, Iterator) else found
 
 
-class _Moved(Iterable[Any]):
-    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
-        self._batches, self._device = batches, device
+class _Prepared(Iterable[Any]):
+    def __init__(self, batches: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
+        self._batches, self._prepare = batches, prepare
 
     def __iter__(self) -> Iterator[Any]:
-        return (self._move(batch) for batch in apart(self._batches))
+        return map(self._prepare, apart(self._batches))
 
-    def _move(self, batch: Any) -> Any:
-        # Of libraries, whose batches are classes of their own that know how to move.
-        if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
-            return batch.to(self._device)
-        if isinstance(batch, Mapping):
-            return {key: self._move(value) for key, value in batch.items()}
-        if isinstance(batch, tuple):
-            parts = [self._move(part) for part in batch]
-            return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-        return [self._move(part) for part in batch] if isinstance(batch, list) else batch
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device.
+
+    >>> moved((torch.ones(1), "a"), torch.device("meta"))
+    (tensor(..., device='meta', size=(1,)), 'a')
+    """
+    # Libraries have classes of their own for batches, which know how to move.
+    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        parts = [moved(part, device) for part in batch]
+        if isinstance(batch, list):
+            return parts
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch
 
 
 def feed(model: nn.Module, batch: Any, forward: Forward | None) -> Any:

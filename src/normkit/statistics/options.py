@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from normkit.errors import OptionError, explain
 
-__all__ = ["check_samples"]
+__all__ = ["check_samples", "check_tolerance"]
 
 
 def check_samples(samples: int | None) -> None:
@@ -21,5 +23,21 @@ def check_samples(samples: int | None) -> None:
                 "samples is a number of at least 1, or None for all there are",
                 f"samples={samples!r}",
                 "leave it out: the default is enough for most",
+            )
+        )
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse a relative standard error that is none.
+
+    Raises:
+        OptionError: not above 0, or not finite.
+    """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise OptionError(
+            explain(
+                "tolerance is a relative standard error above 0",
+                f"tolerance={tolerance!r}",
+                "use 0.01, for one percent",
             )
         )

@@ -14,7 +14,7 @@ from normkit.handle import Left
 from normkit.statistics.bar import bar
 from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
 from normkit.statistics.feeding import Forward, check_batches
-from normkit.statistics.options import check_samples
+from normkit.statistics.options import check_samples, check_tolerance
 from normkit.statistics.processes import peers
 from normkit.statistics.recalibration import Recalibration, Told
 from normkit.statistics.remembering import Place, find, unwrapped
@@ -109,7 +109,7 @@ def recalibrate(
     tensor([0., 0.])
     """
     check_samples(samples)
-    _check_tolerance(tolerance)
+    check_tolerance(tolerance)
     check_batches(batches)
     if layerwise and isinstance(batches, Iterator):
         raise OptionError(
@@ -145,17 +145,6 @@ def recalibrate(
     told = Told(study.samples, study.number, study.passes, time.perf_counter() - begin)
     numbers = {name: len(one.count) for name, one in units.items()}
     return Recalibration(places, found, left, numbers, told)
-
-
-def _check_tolerance(tolerance: float | None) -> None:
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise OptionError(
-            explain(
-                "tolerance is a relative standard error above 0",
-                f"tolerance={tolerance!r}",
-                "use 0.01, for one percent",
-            )
-        )
 
 
 def _as_sure_as(found: LayerStatistics, first: LayerStatistics) -> LayerStatistics:

@@ -19,7 +19,7 @@ from normkit.handle import Left
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, is_constant, remembers
 
-__all__ = ["Memory", "Place", "find", "memory_of", "remembered", "unwrapped"]
+__all__ = ["Memory", "Place", "find", "memory_of", "named_moments", "unwrapped"]
 
 
 def _as_it_is(layer: Any, x: Tensor) -> Tensor:
@@ -230,12 +230,12 @@ def _held(layer: nn.Module, model: nn.Module) -> str | None:
     return None
 
 
-def remembered(model: nn.Module) -> dict[str, Tensor]:
+def named_moments(model: nn.Module) -> dict[str, Tensor]:
     """All moments that ``model`` remembers, by the names that its state dict gives them.
 
     A layer that stands in several places is there several times, as it is there.
 
-    >>> list(remembered(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
+    >>> list(named_moments(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
     ['1.running_mean', '1.running_var']
     """
     return {

@@ -1,0 +1,461 @@
+"""The callback for PyTorch Lightning, in real trainings."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import normkit as nk
+from normkit.errors import OptionError, StatisticsError
+from normkit.lab import data
+from normkit.statistics.lightning import Recalibrate
+
+pytestmark = [
+    # Advice on speed, which a test does not need.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*Consider setting `persistent_workers=True`"),
+    pytest.mark.filterwarnings("ignore:.*The number of training batches"),
+    # Of Lightning's own code, which is behind torch's.
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.* is deprecated"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start"),
+]
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[TensorDataset, TensorDataset]:
+    """600 and 200 images of Fashion-MNIST."""
+    fashion = data.load("fashion-mnist", offline=True)
+    train, test = (
+        next(data.batches(split, count, seed=0))
+        for split, count in ((fashion.train, 600), (fashion.test, 200))
+    )
+    return TensorDataset(*train), TensorDataset(*test)
+
+
+class LeNet(pl.LightningModule):
+    """With dropout, so that the random state counts."""
+
+    def __init__(self, drop: float = 0.5) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 5, stride=2),
+            nn.BatchNorm2d(4),
+            nn.Sigmoid(),
+            nn.Flatten(),
+            nn.Linear(576, 32),
+            nn.BatchNorm1d(32),
+            nn.Sigmoid(),
+            nn.Dropout(drop),
+            nn.Linear(32, 10),
+        )
+        self.losses: list[float] = []
+        self.seen: list[dict[str, Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        if index == 0:
+            self.seen.append({k: v.clone() for k, v in self.state_dict().items()})
+        self.log("loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def trainer(folder: Path, *callbacks: Any, epochs: int = 2, **options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": epochs,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
+
+
+def loader(images: TensorDataset, **options: Any) -> DataLoader[Any]:
+    return DataLoader(images, batch_size=50, **{"shuffle": True, **options})
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def is_moment(name: str) -> bool:
+    return "running" in name
+
+
+def holds(state: dict[str, Tensor], found: Any) -> bool:
+    """Whether a state dict has the statistics that were found."""
+    return all(
+        torch.equal(state[f"{name}.running_mean"], one.mean.float())
+        and torch.equal(state[f"{name}.running_var"], one.variance.float())
+        for name, one in found.layers.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 1, "persistent_workers": True},
+        {"generator": torch.Generator()},
+    ],
+    ids=["plain", "workers that stay", "a generator of its own"],
+)
+def test_training_is_bitwise_the_same(options: dict[str, Any], images: Any, tmp_path: Path) -> None:
+    def fit(*callbacks: Any) -> tuple[LeNet, Tensor]:
+        pl.seed_everything(3, verbose=False)
+        if "generator" in options:
+            options["generator"].manual_seed(4)
+        model = LeNet()
+        # In the middle of an epoch, too.
+        one = trainer(tmp_path, *callbacks, val_check_interval=0.5, num_sanity_val_steps=1)
+        one.fit(model, loader(images[0], **options), DataLoader(images[1], 100))
+        return model, torch.get_rng_state()
+
+    (plain, plain_state), (looked, looked_state) = fit(), fit(Recalibrate())
+    assert plain.losses == looked.losses
+    assert same(plain.state_dict(), looked.state_dict())
+    assert torch.equal(plain_state, looked_state)
+    # And yet validation saw other statistics: in all but the sanity check.
+    assert len(plain.seen) == len(looked.seen) == 5
+    for number, (a, b) in enumerate(zip(plain.seen, looked.seen, strict=True)):
+        differ = {k for k in a if not torch.equal(a[k], b[k])}
+        assert differ == ({k for k in a if is_moment(k)} if number else set())
+
+
+def test_validation_sees_what_recalibrate_finds(images: Any, tmp_path: Path) -> None:
+    class Looks(LeNet):
+        def on_validation_start(self) -> None:
+            self.net_then = copy.deepcopy(self.net)
+
+    torch.manual_seed(0)
+    model, callback = Looks(), Recalibrate(samples=None)
+    train = loader(images[0], shuffle=False)
+    trainer(tmp_path, callback, epochs=1).fit(model, train, DataLoader(images[1], 100))
+    assert callback.found is not None
+    assert callback.found.samples == 600
+    inputs = [x for x, _ in DataLoader(images[0], 50)]
+    expected = nk.recalibrate(model.net_then.train(), inputs, samples=None)
+    (seen,) = model.seen
+    assert holds(seen, callback.found)
+    assert holds({k.removeprefix("net."): v for k, v in seen.items()}, expected)
+    assert not holds(model.state_dict(), callback.found)
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        {},
+        {"save_on_train_epoch_end": False},
+        {"save_weights_only": True},
+        {"save_last": True, "monitor": "loss"},
+    ],
+)
+def test_a_checkpoint_holds_the_statistics_it_was_judged_by(
+    when: dict[str, Any], images: Any, tmp_path: Path
+) -> None:
+    model, callback = LeNet(), Recalibrate()
+    saves = ModelCheckpoint(tmp_path, save_top_k=-1, **when)
+    trainer(tmp_path, saves, callback).fit(model, loader(images[0]), DataLoader(images[1], 100))
+    paths = sorted(p for p in tmp_path.glob("*.ckpt") if "last" not in p.name)
+    assert len(paths) == 2
+    assert callback.found is not None
+    for path, seen in zip(paths, model.seen, strict=True):
+        saved = torch.load(path, weights_only=True)
+        assert same(saved["state_dict"], seen)
+    assert holds(saved["state_dict"], callback.found)
+    if "save_last" in when:
+        last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        assert holds(last["state_dict"], callback.found)
+    # A checkpoint that no validation came before has training's own.
+    assert not holds(model.state_dict(), callback.found)
+
+
+def test_a_checkpoint_between_validations_is_trainings_own(images: Any, tmp_path: Path) -> None:
+    states: dict[bool, dict[str, Tensor]] = {}
+    for look in (False, True):
+        pl.seed_everything(0, verbose=False)
+        folder = tmp_path / str(look)
+        saves = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=15)
+        callbacks = [saves, Recalibrate()] if look else [saves]
+        trainer(tmp_path, *callbacks).fit(LeNet(), loader(images[0]), DataLoader(images[1], 100))
+        (path,) = folder.glob("*.ckpt")
+        states[look] = torch.load(path, weights_only=True)["state_dict"]
+    assert same(states[False], states[True])
+
+
+def test_training_resumed_goes_on_with_its_own_averages(images: Any, tmp_path: Path) -> None:
+    def fit(epochs: int, path: Path | None = None) -> LeNet:
+        torch.manual_seed(0)
+        model = LeNet(drop=0.0)
+        saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        one = trainer(tmp_path, saves, Recalibrate(), epochs=epochs)
+        batches = loader(images[0], shuffle=False)
+        one.fit(model, batches, DataLoader(images[1], 100), ckpt_path=path)
+        return model
+
+    fit(1)
+    resumed = fit(2, tmp_path / "epoch=0.ckpt")
+    assert len(resumed.losses) == 12
+    assert same(resumed.state_dict(), fit(2).state_dict())
+
+
+def test_kept_they_stay_and_training_goes_on_from_them(images: Any, tmp_path: Path) -> None:
+    model, callback = LeNet(), Recalibrate(keep=True)
+    trainer(tmp_path, callback).fit(model, loader(images[0]), DataLoader(images[1], 100))
+    assert callback.found is not None
+    assert holds(model.state_dict(), callback.found)
+    assert callback.state_dict() == {}
+
+
+def test_test_and_validate_by_themselves(images: Any, tmp_path: Path) -> None:
+    model, test = LeNet(), DataLoader(images[1], 100)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    callback = Recalibrate()
+    for name in ("validate", "test"):
+        with pytest.raises(OptionError, match="it has not trained"):
+            getattr(trainer(tmp_path, callback), name)(model, test, verbose=False)
+        given = Recalibrate(loader(images[0]))
+        getattr(trainer(tmp_path, given), name)(model, test, verbose=False)
+        assert given.found is not None
+        assert holds(model.seen[-1], given.found)
+        assert same(model.state_dict(), before)
+    trainer(tmp_path, Recalibrate(on_test=False)).test(model, test, verbose=False)
+    assert same(model.seen[-1], before)
+    # After training the trainer has its data. What was refused above left evaluation mode.
+    model.train()
+    one = trainer(tmp_path, callback, epochs=1, limit_val_batches=0)
+    one.fit(model, loader(images[0]), DataLoader(images[1], 100))
+    assert callback.found is None
+    one.test(model, test, verbose=False)
+    assert callback.found is not None
+    assert holds(model.seen[-1], callback.found)
+
+
+class FromTheStart(LeNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[1].eval()
+
+
+class FromTheFirstEpoch(LeNet):
+    def on_train_epoch_start(self) -> None:
+        self.net[1].eval()
+
+
+class ByOurs(LeNet):
+    def on_train_start(self) -> None:
+        nk.freeze(self.net[1])
+
+
+@pytest.mark.parametrize("kind", [FromTheStart, FromTheFirstEpoch, ByOurs])
+def test_layers_held_still_in_training_are_left(
+    kind: type[LeNet], images: Any, tmp_path: Path
+) -> None:
+    model, callback = kind(), Recalibrate()
+    trainer(tmp_path, callback, epochs=1).fit(model, loader(images[0]), DataLoader(images[1], 100))
+    assert callback.found is not None
+    assert list(callback.found.layers) == ["net.5"]
+    assert [row.name for row in callback.found.left] == ["net.1"]
+    assert (model.seen[-1]["net.1.running_mean"] == 0).all()
+    assert (model.seen[-1]["net.5.running_mean"] != 0).any()
+    assert not model.net[1].training
+
+
+class Transferred(LeNet):
+    """Does on the device what others do in the loader."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] + 1, batch[1]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return 3 * batch[0], batch[1]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_batches_come_as_the_model_gets_them(precision: Any, images: Any, tmp_path: Path) -> None:
+    inputs: list[Tensor] = []
+    model, callback = Transferred(), Recalibrate(samples=None)
+    model.net.insert(0, nn.BatchNorm2d(1))
+    one = trainer(tmp_path, callback, epochs=1, precision=precision)
+    one.fit(model, loader(images[0]), DataLoader(images[1], 100))
+    inputs = [x for x, _ in DataLoader(images[0], 50)]
+    assert callback.found is not None
+    x = 3 * (torch.cat(inputs).double() + 1)
+    found = callback.found.layers["net.0"]
+    torch.testing.assert_close(found.mean, x.mean()[None])
+    torch.testing.assert_close(found.variance, x.var()[None])
+    assert model.seen[-1]["net.0.running_mean"].dtype == (
+        torch.float64 if precision == "64-true" else torch.float32
+    )
+
+
+class Stops(LeNet):
+    """Fails in the middle of the second epoch's validation."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        if self.current_epoch == 1:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
+def test_what_breaks_off_leaves_trainings_own(
+    error: BaseException, images: Any, tmp_path: Path
+) -> None:
+    batches = loader(images[0], shuffle=False), DataLoader(images[1], 100)
+    states = []
+    for callbacks in ([], [Recalibrate()]):
+        torch.manual_seed(0)
+        model = Stops(error)
+        with pytest.raises((ValueError, KeyboardInterrupt, SystemExit)):
+            trainer(tmp_path, *callbacks).fit(model, *batches)
+        states.append(model.state_dict())
+    assert same(*states)
+
+
+def test_statistics_that_somebody_loads_meanwhile_stay(images: Any, tmp_path: Path) -> None:
+    class Best(pl.Callback):
+        """Goes back to the best weights, as some do when a validation was worse."""
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.load_state_dict({**pl_module.state_dict(), "net.1.running_mean": ONES})
+
+    ONES = torch.ones(4)
+    model = LeNet()
+    one = trainer(tmp_path, Best(), Recalibrate(), epochs=1)
+    one.fit(model, loader(images[0]), DataLoader(images[1], 100))
+    assert torch.equal(model.net[1].running_mean, ONES)
+
+
+class Silent(LeNet):
+    forward = pl.LightningModule.forward
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.seen.append({k: v.clone() for k, v in self.state_dict().items()})
+
+
+def test_a_module_without_forward_says_how(images: Any, tmp_path: Path) -> None:
+    batches = loader(images[0]), DataLoader(images[1], 200)
+    with pytest.raises(OptionError, match="pass forward=lambda module, batch"):
+        trainer(tmp_path, Recalibrate(), epochs=1).fit(Silent(), *batches)
+    model = Silent()
+    callback = Recalibrate(forward=lambda module, batch: module.net(batch[0]))
+    trainer(tmp_path, callback, epochs=1).fit(model, *batches)
+    assert callback.found is not None
+    assert holds(model.seen[-1], callback.found)
+
+
+def test_what_cannot_go_well_is_found_before_training(images: Any, tmp_path: Path) -> None:
+    val = DataLoader(images[1], 100)
+
+    def refused(model: LeNet, train: Any, *callbacks: Any) -> str:
+        with pytest.raises((OptionError, StatisticsError)) as caught:
+            trainer(tmp_path, *callbacks).fit(model, train, val)
+        assert model.losses == []
+        return str(caught.value)
+
+    plain = LeNet()
+    plain.net[1] = plain.net[5] = nn.Identity()
+    assert "remembers moments" in refused(plain, loader(images[0]), Recalibrate())
+    several = {"a": loader(images[0]), "b": loader(images[0])}
+    assert "if it has one loader; got a dict" in refused(LeNet(), several, Recalibrate())
+    ema = EMAWeightAveraging()
+    assert "exchanges them" in refused(LeNet(), loader(images[0]), ema, Recalibrate())
+    with pytest.raises(OptionError, match="gone over once"):
+        Recalibrate(iter([torch.ones(2, 1)]))
+    with pytest.raises(OptionError, match="samples is a number"):
+        Recalibrate(samples=0)
+    with pytest.raises(nk.TypeMismatchError, match="iterable of batches"):
+        Recalibrate(torch.ones(2, 1))
+
+
+WHICH = """
+import sys, warnings
+{before}
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from normkit.statistics.lightning import Recalibrate
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+    def forward(self, x):
+        return self.norm(x)
+    def training_step(self, batch, _):
+        return self(batch[0]).square().sum()
+    def validation_step(self, batch, _):
+        pass
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+batches = DataLoader(TensorDataset(torch.randn(20, 2)), 5)
+callback = Recalibrate()
+pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False,
+           enable_checkpointing=False, enable_progress_bar=False).fit(Model(), batches, batches)
+assert callback.found.samples == 20
+print([m for m in ("lightning", "pytorch_lightning") if m in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "which"),
+    [
+        ("import lightning.pytorch as pl", "['lightning']"),
+        ("import pytorch_lightning as pl", "['pytorch_lightning']"),
+        ("sys.modules['lightning'] = None; import pytorch_lightning as pl",
+         "['lightning', 'pytorch_lightning']"),
+    ],
+)  # fmt: skip
+def test_under_either_name(before: str, which: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WHICH.format(before=before)],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == which
+
+
+def test_without_either_it_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "import normkit\n"
+        "assert not {'lightning', 'pytorch_lightning'} & set(sys.modules)\n"
+        "sys.modules.update(lightning=None, pytorch_lightning=None)\n"
+        "import normkit.statistics.lightning\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'normkit[lightning]'" in done.stderr.splitlines()[-1]

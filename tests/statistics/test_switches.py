@@ -125,6 +125,28 @@ def test_nested() -> None:
     assert not torch.equal(y, outside)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_that_evaluate_set_modes(training: bool) -> None:
+    """Most of them call eval() first, and train() in the end."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.9)).train(training)
+    x = torch.randn(8, 3) + 5
+    before, kept = everything(model), values(model)
+
+    def evaluate(net: nn.Module) -> Tensor:
+        y: Tensor = net.eval()(x)
+        net.train()
+        return y
+
+    with batch_statistics(model):
+        y = evaluate(model)
+        assert model[1].training and torch.equal(evaluate(copy.deepcopy(model)), y)
+        assert model[0].eval() is model[0] and torch.equal(model[0](x), y)
+    torch.testing.assert_close(y.mean(0), torch.zeros(3), rtol=0, atol=1e-6)
+    assert everything(model) == before
+    assert_equal(values(model), kept)
+    assert model.eval()(x).mean() > 1
+
+
 def test_frozen_layers_are_left_alone() -> None:
     x = torch.randn(6, 3, 4, 4) + 1
     still = nn.Sequential(nk.FrozenBatchNorm2d(3), nn.BatchNorm2d(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     Within the block the model is in evaluation mode: dropout is off, and no statistic and no
     counter moves. Only its batch and instance normalization layers, ``torch.nn``'s, ours and
     their subclasses, normalize as they do in training: by the batch, by ghost batches, across
-    processes. Frozen layers go on as they are. Afterwards everything is as it was, after an
-    exception too.
+    processes; also after ``model.eval()``, with which many functions that evaluate begin. Frozen
+    layers go on as they are. Afterwards everything is as it was, after an exception too.
 
     Args:
         model: any module with a layer that remembers statistics and is not frozen.
@@ -139,7 +140,8 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
 def _as_in_training(layer: _NormBase) -> Iterator[None]:
     """``layer``, once in training mode, normalizes by its input and remembers nothing of it."""
     own: dict[str, Any] = vars(layer)
-    changes: dict[str, Any] = {"track_running_stats": False}
+    # Functions that evaluate begin with model.eval(); the layer keeps its mode through that.
+    changes: dict[str, Any] = {"track_running_stats": False, "train": partial(_stay, layer)}
     if isinstance(layer, _InstanceNorm):
         # PyTorch's moves whatever it is given. An attribute hides the buffer from it, which
         # stays where state_dict and all others look.
@@ -167,6 +169,12 @@ def _as_in_training(layer: _NormBase) -> Iterator[None]:
                 layer._buffers[name] = buffer
                 if version is None or buffer._version != version:
                     buffer.copy_(copy)
+
+
+def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
+    for inside in layer.children():
+        inside.train(mode)
+    return layer
 
 
 def _version(buffer: Tensor) -> int | None:

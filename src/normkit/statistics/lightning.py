@@ -58,7 +58,8 @@ class Recalibrate(_base()):  # type: ignore[misc]
 
     Args:
         batches: take the statistics from these, an iterable that can be gone over several times;
-            None for the training data of the trainer. With several processes: each its own share.
+            None for the training data that the trainer has, or last had. With several processes:
+            each its own share.
         samples, tolerance, layerwise, forward: as in :func:`normkit.recalibrate`. ``forward`` is
             called with the LightningModule and a batch on its device; without it the module's own
             ``forward`` is called.
@@ -115,6 +116,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
         self._own: dict[str, Tensor] = {}
         self._new: dict[str, Tensor] = {}
         self._loaded: dict[str, Tensor] = {}
+        self._loader: Any = None
         self._layers: list[nn.Module] = []
         self._still: list[nn.Module] = []
 
@@ -222,7 +224,10 @@ class Recalibrate(_base()):  # type: ignore[misc]
     def _batches(self, trainer: Any) -> Iterable[Any]:
         if self.batches is not None:
             return self.batches
-        loader = trainer.train_dataloader
+        # A trainer lets go of its training data when it is asked to test.
+        if trainer.train_dataloader is not None:
+            self._loader = trainer.train_dataloader
+        loader = self._loader
         if loader is None or isinstance(loader, (list, tuple, Mapping)):
             raise OptionError(
                 explain(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import normkit as nk
+from normkit.nn import BatchRenorm2d, DomainBatchNorm2d
 from tests.nn.test_behaviour import network
 from tests.nn.test_oracle import CASES, TYPES, _prepare, _with_gradients
 from tests.tolerances import assert_accurate
@@ -70,7 +71,9 @@ def test_compiled(backend: str) -> None:
 def test_no_wait_for_the_device() -> None:
     """A training step reads nothing back from the GPU, whatever the average."""
     layers = [nk.BatchNorm2d(4, average=a) for a in ("exponential", "cumulative", "debiased")]
-    model = nn.Sequential(*layers, nk.GroupNorm(2, 4), nk.GhostBatchNorm2d(4, 3)).cuda()
+    others = [nk.GroupNorm(2, 4), nk.GhostBatchNorm2d(4, 3), DomainBatchNorm2d(4, 1),
+              BatchRenorm2d(4)]  # fmt: skip
+    model = nn.Sequential(*layers, *others).cuda()
     x = torch.randn(8, 4, 5, 5, device="cuda")
     model(x).sum().backward()
     torch.cuda.set_sync_debug_mode("error")

@@ -140,13 +140,14 @@ def test_what_use_domain_is_not_for() -> None:
         use_domain([], 0).__enter__()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("assign", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_checkpoints(shared: bool) -> None:
+def test_checkpoints(shared: bool, assign: bool) -> None:
     plain = nn.BatchNorm2d(3)
     nn.init.normal_(plain.weight)
     plain(torch.randn(4, 3, 5, 5) + 2)
     layer = DomainBatchNorm2d(3, 2, shared)
-    layer.load_state_dict(plain.state_dict())
+    layer.load_state_dict(plain.state_dict(), assign=assign)
     x = torch.randn(4, 3, 5, 5)
     for k in range(2):
         with use_domain(layer, k):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit as nk
+import normkit.nn as nn_ours
 from normkit.core import reference
 from tests.tolerances import assert_accurate
 
@@ -58,6 +59,13 @@ def _groups(c: int) -> int:
 CASES = {
     "BatchNorm2d": Case(
         nk.BatchNorm2d, lambda x, w, b: reference.batch_norm(x, w, b), nn.BatchNorm2d
+    ),
+    "BatchRenorm2d": Case(
+        lambda c: nn_ours.BatchRenorm2d(c, momentum=0.1),
+        lambda x, w, b: reference.batch_renorm(
+            x, torch.zeros(x.shape[1]), torch.ones(x.shape[1]), 1, 0, w, b
+        ),
+        nn.BatchNorm2d,
     ),
     "GroupNorm": Case(
         lambda c: nk.GroupNorm(_groups(c), c),

@@ -17,7 +17,9 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import normkit as nk
+from normkit.nn import DomainBatchNorm2d
 from normkit.nn.held import Held, is_held, plain
+from normkit.statistics import use_domain
 from normkit.surgery import accelerate, freeze, unfreeze
 from tests.surgery.models import Positive, Twice, made
 from tests.surgery.test_accelerate import anatomy, saved
@@ -176,6 +178,14 @@ def test_the_handle_says_what_and_why() -> None:
     assert Registered.subclasses == 0
     assert "  bn      nn.BatchNorm2d: statistics held, γ and β fixed\n" in repr(handle)
     assert not freeze(model).changed
+
+
+def test_banks_that_no_batch_has_come_to_are_named() -> None:
+    layer = DomainBatchNorm2d(3, 3)
+    with use_domain(layer, 1):
+        layer(torch.randn(4, 3, 2, 2))
+    note = freeze(layer, affine=False).changed[0].note
+    assert note == "statistics held (bank 0, 2 still mean 0 and variance 1, as made)"
 
 
 def test_statistics_and_affine_apart() -> None:

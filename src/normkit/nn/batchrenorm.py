@@ -174,7 +174,8 @@ class BatchRenorm2d(_Renorm, BatchNorm2d, nn.BatchNorm2d):
 
     Note:
         The paper averages the deviation; this layer averages the variance, as PyTorch's buffers
-        have it.
+        have it. Under activation checkpointing r and d are those of the layer's last forward
+        pass: call it once before each backward pass.
 
     Source: Ioffe 2017, arXiv 1702.03275, algorithms 1 and 2, section 4.
 

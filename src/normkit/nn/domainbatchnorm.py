@@ -120,7 +120,7 @@ class Domains(BatchStatistics):
         for name, own in {**self._parameters, **self._buffers}.items():
             value = state_dict.get(prefix + name)
             if own is not None and isinstance(value, Tensor) and value.dim() == own.dim() - 1:
-                state_dict[prefix + name] = value.expand(self.domains, *value.shape)
+                state_dict[prefix + name] = _rows(value, self.domains)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

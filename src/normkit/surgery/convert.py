@@ -77,7 +77,8 @@ def convert(model: nn.Module, to: To) -> Handle:
     activation and hooks, and only its class and what is the new kind's own change. So optimizers,
     other references and a layer that stands in several places, or is itself the model, stay
     right, and a layer that was frozen (:func:`normkit.freeze`) stays frozen. To ``"frozen"`` γ and
-    β become buffers, which no optimizer moves; to ``("domain", D)`` they are shared.
+    β become buffers, which no optimizer moves; to ``("domain", D)`` they are shared. The momentum
+    stays too: for ``"renorm"`` the paper has 0.01.
 
     Args:
         model: any module. Wrap it in ``DistributedDataParallel`` afterwards.

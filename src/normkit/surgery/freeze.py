@@ -172,8 +172,11 @@ def _doubt(module: nn.Module) -> str:
     mean, var = module._buffers["running_mean"], module._buffers["running_var"]
     if mean is None or var is None or mean.is_meta:
         return ""
-    if bool((mean == 0).all() & (var == 1).all()):
-        return " (still mean 0 and variance 1, as made)"
+    new = torch.atleast_2d((mean == 0) & (var == 1)).all(-1)  # bank by bank
+    if bool(new.any()):
+        banks = ", ".join(str(k) for k, one in enumerate(new.tolist()) if one)
+        which = "" if bool(new.all()) else f"bank {banks} "
+        return f" ({which}still mean 0 and variance 1, as made)"
     if getattr(module, "momentum", None) == 0:
         return " (momentum 0: they did not move in training)"
     return ""

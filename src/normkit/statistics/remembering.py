@@ -45,8 +45,8 @@ class Memory:
             normalization does.
         values: from the layer and what it is given to the values it takes moments of,
             (N, C, \\*). For layers that keep channels elsewhere.
-        bank: from the layer to the row of its tensors that this call uses, None where none has
-            been chosen; tensors without rows need none.
+        bank: from the layer to the row of its tensors that this call uses; None where they have
+            no rows.
     """
 
     mean: str = "running_mean"
@@ -84,15 +84,6 @@ def _(layer: _BatchNorm) -> Memory | None:
     if layer.running_mean is None or layer.running_var is None:
         return None
     return Memory()
-
-
-@memory_of.register
-def _(layer: Domains) -> Memory | None:
-    return None if layer.running_mean is None else Memory(bank=_domain)
-
-
-def _domain(layer: Domains) -> int | None:
-    return layer.domain
 
 
 def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:

@@ -94,9 +94,7 @@ class Watch:
             return
         values = memory.values(layer, x.detach())
         bank = memory.bank(layer)
-        name = self._names[index].get(bank)
-        if name is None:  # no bank is chosen, which the layer itself will say
-            return
+        name = self._names[index][bank]
         own = _per_sample(values) if memory.per == "sample" else moments(values, PER_CHANNEL)
         self._first = self._first or len(values)
         if values.numel():

@@ -286,6 +286,14 @@ def test_tolerance_says_how_many_samples_it_took() -> None:
     assert f"{fine.samples:,} samples" in repr(fine)
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_a_channel_that_is_always_the_same_counts_as_known(eps: float) -> None:
+    batches = [x * torch.tensor([1.0, 0.0, 1.0]) for x in drifting(200)]
+    found = nk.recalibrate(nn.BatchNorm1d(3, eps=eps), batches, samples=None, tolerance=0.2)
+    assert found.error < 0.2
+    assert found.layers[""].variance[1] == 0
+
+
 def test_samples_end_it_first() -> None:
     found = nk.recalibrate(nn.BatchNorm1d(3), drifting(), samples=100, tolerance=1e-6)
     assert found.samples == 112  # 7 batches of 16: the batch that reaches it counts whole

@@ -42,6 +42,10 @@ KEPT = 64
 """Units are merged two by two when there are twice as many, so memory does not grow."""
 
 
+TINY = torch.finfo(torch.float64).tiny
+"""In place of a variance of zero where a layer adds no ε."""
+
+
 class LayerStatistics(NamedTuple):
     """Population statistics of one layer, per channel, with their standard errors.
 
@@ -162,7 +166,7 @@ def relative_error(found: LayerStatistics, eps: float) -> float:
     of :math:`\mathrm{SE}(v) / \sigma^2`, where :math:`\sigma^2 = v + \epsilon` is what the layer
     divides by, so a channel that is always zero counts as known.
     """
-    scale = found.variance + eps
+    scale = (found.variance + eps).clamp_min(TINY)
     mean = rms(found.mean_standard_error / scale.sqrt())
     variance = rms(found.variance_standard_error / scale)
     return math.nan if math.isnan(mean + variance) else max(mean, variance)
@@ -177,9 +181,9 @@ def distance(
     of :math:`\log (\sigma'^2 / \sigma^2)`, at least 1, with :math:`\sigma^2 = v + \epsilon`.
     NaN where one of them is not finite.
     """
-    scale = found.variance + eps
+    scale = (found.variance + eps).clamp_min(TINY)
     step = rms((mean - found.mean) / scale.sqrt())
-    return step, math.exp(rms((variance + eps).log() - scale.log()))
+    return step, math.exp(rms((variance + eps).clamp_min(TINY).log() - scale.log()))
 
 
 def rms(values: Tensor) -> float:

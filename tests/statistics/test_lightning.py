@@ -459,3 +459,32 @@ def test_without_either_it_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'normkit[lightning]'" in done.stderr.splitlines()[-1]
+
+
+def test_two_processes_merge_their_shares(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("lightning_worker.py")
+    for look in "01":
+        done = subprocess.run(
+            [sys.executable, str(worker), str(tmp_path), look],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+    ranks = [torch.load(tmp_path / f"1-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    (x, seen, _, samples), (_, others, _, _) = ranks
+    assert samples == 40
+    # Every validation, at both, on the statistics of all.
+    assert len(seen) == len(others) == 2
+    for mine, theirs in zip(seen, others, strict=True):
+        assert same(mine, theirs)
+        torch.testing.assert_close(mine["net.0.running_mean"], x.double().mean(0).float())
+        torch.testing.assert_close(mine["net.0.running_var"], x.double().var(0).float())
+    # And training as without: the weights at both, and the averages of the first, which
+    # DistributedDataParallel gives to the others before each forward. (In validation too, so that
+    # without the callback those at the end are the first's everywhere.)
+    for rank in (0, 1):
+        plain = torch.load(tmp_path / f"0-{rank}.pt", weights_only=True)[2]
+        differ = {k for k in plain if not torch.equal(plain[k], ranks[rank][2][k])}
+        assert not any(rank == 0 or not is_moment(k) for k in differ)

@@ -41,6 +41,7 @@ from normkit.nn import (
     LazyInstanceNorm1d,
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
+    Ramp,
     RMSNorm,
     Scale,
     SyncBatchNorm,
@@ -52,7 +53,7 @@ from normkit.statistics import (
     recalibrate,
     use_domain,
 )
-from normkit.surgery import accelerate, freeze, scale_momentum, unfreeze
+from normkit.surgery import accelerate, convert, freeze, scale_momentum, unfreeze
 
 __version__ = "0.1.0"
 
@@ -84,6 +85,7 @@ __all__ = [
     "NormkitError",
     "OptionError",
     "RMSNorm",
+    "Ramp",
     "Scale",
     "ShapeError",
     "StatisticsError",
@@ -94,6 +96,7 @@ __all__ = [
     "average_buffers",
     "batch_statistics",
     "consistency",
+    "convert",
     "errors",
     "freeze",
     "recalibrate",

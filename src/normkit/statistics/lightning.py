@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import OptionError, explain
+from normkit.statistics.exchange import Exchange, write
 from normkit.statistics.feeding import Forward, check_batches, prepared
 from normkit.statistics.options import check_samples, check_tolerance
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.recalibration import Recalibration
-from normkit.statistics.remembering import find, memory_of, named_moments, unwrapped
+from normkit.statistics.remembering import find, memory_of, unwrapped
 from normkit.statistics.surroundings import modes_kept
 
 __all__ = ["Recalibrate"]
@@ -112,9 +113,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
         self.keep = keep
         self.on_test = on_test
         self.found: Recalibration | None = None
-        # Training's own moments while others are in their place, and those others.
-        self._own: dict[str, Tensor] = {}
-        self._new: dict[str, Tensor] = {}
+        self._exchange = Exchange()
         self._loaded: dict[str, Tensor] = {}
         self._loader: Any = None
         self._layers: list[nn.Module] = []
@@ -149,14 +148,14 @@ class Recalibrate(_base()):  # type: ignore[misc]
         self._meet(pl_module)
         find(unwrapped(pl_module))
         self._batches(trainer)
-        _write(pl_module, self._loaded)
+        write(pl_module, self._loaded)
         self._loaded = {}
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Training goes on: with its own averages."""
-        self._put_back(pl_module)
+        self._exchange.end(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """See which layers are held still in training; in validation none looks different."""
@@ -170,7 +169,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Put back, unless training goes on from here."""
         if trainer.state.fn != "fit":
-            self._put_back(pl_module)
+            self._exchange.end(pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Recalibrate, if wanted."""
@@ -179,19 +178,19 @@ class Recalibrate(_base()):  # type: ignore[misc]
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Put back."""
-        self._put_back(pl_module)
+        self._exchange.end(pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Put back, when the last checkpoint has been saved."""
-        self._put_back(pl_module)
+        self._exchange.end(pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Put back."""
-        self._put_back(pl_module)
+        self._exchange.end(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: training's own moments, while others are in their place."""
-        return {"own": dict(self._own)} if self._own else {}
+        return {"own": dict(self._exchange.own)} if self._exchange.own else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
@@ -199,7 +198,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
 
     def _recalibrate(self, trainer: Any, pl_module: Any) -> None:
         batches = self._batches(trainer)
-        self._put_back(pl_module)
+        self._exchange.end(pl_module)
 
         def prepare(batch: Any) -> Any:
             # As Lightning's own loops do it.
@@ -209,7 +208,8 @@ class Recalibrate(_base()):  # type: ignore[misc]
 
         # Tensors made in inference mode could not be trained on later.
         with torch.inference_mode(False), torch.no_grad(), modes_kept(pl_module):
-            before = _copied(pl_module)
+            if not self.keep:
+                self._exchange.begin(pl_module)
             for module in pl_module.modules():
                 module.training = True
             for module in self._still:
@@ -219,7 +219,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
                     pl_module, prepared(batches, prepare), progress=False, **self.options
                 )
             if not self.keep:
-                self._own, self._new = before, _copied(pl_module)
+                self._exchange.made(pl_module)
 
     def _batches(self, trainer: Any) -> Iterable[Any]:
         if self.batches is not None:
@@ -241,12 +241,6 @@ class Recalibrate(_base()):  # type: ignore[misc]
         found: Iterable[Any] = loader
         return found
 
-    def _put_back(self, pl_module: nn.Module) -> None:
-        """Training's own moments, except where somebody has written others since."""
-        now = named_moments(pl_module)
-        own, new, self._own, self._new = self._own, self._new, {}, {}
-        _write(pl_module, {k: v for k, v in own.items() if k in now and _same(now[k], new[k])})
-
     def _meet(self, pl_module: nn.Module) -> None:
         self._layers = [layer for layer in pl_module.modules() if memory_of(layer) is not None]
         self._note(pl_module)
@@ -260,19 +254,3 @@ def _no_forward(pl_module: Any) -> Any:
     """``forward`` as Lightning's own class has it, which leads nowhere."""
     bases: list[Any] = [c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule"]
     return bases[0].forward if bases else None
-
-
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in named_moments(model).items()}
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.detach().to(b.device, b.dtype), b)
-
-
-def _write(model: nn.Module, moments: Mapping[str, Tensor]) -> None:
-    now = named_moments(model)
-    with torch.no_grad():
-        for name, value in moments.items():
-            if name in now:
-                now[name].copy_(value)

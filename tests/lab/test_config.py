@@ -93,7 +93,7 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"schedule": "magic"},
         {"frozen_epochs": -1},
         {"frozen_epochs": 2},  # of two epochs
-        {"frozen_epochs": 1, "evaluations": (("population", 100, 50),)},
+        {"frozen_epochs": 1, "evaluations": (("batch", 50),)},
         {"evaluations": ((),)},
         {"evaluations": (("telepathy", 5),)},
         {"evaluations": (("batch",),)},

@@ -73,7 +73,7 @@ def test_statistics_stay_while_weights_learn(
 def test_a_stopped_run_goes_on_to_the_same_last_bit(
     make_config: Make, dataset: data.Dataset, make_log: Any, norm: str, stop: int
 ) -> None:
-    config = make_config(norm=norm, epochs=3, frozen_epochs=2, evaluations=(("batch", 50),))
+    config = make_config(norm=norm, lr=0.01, epochs=3, frozen_epochs=2)
     whole, parts = make_log(), make_log()
     train(config, dataset, whole)
     asked = iter([False] * (stop - 1))
@@ -87,8 +87,8 @@ def test_until_the_phase_the_run_is_as_without(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     plain, frozen = make_log(), make_log()
-    train(make_config(epochs=3), dataset, plain)
-    train(make_config(epochs=3, frozen_epochs=1), dataset, frozen)
+    train(make_config(lr=0.01, epochs=3), dataset, plain)
+    train(make_config(lr=0.01, epochs=3, frozen_epochs=1), dataset, frozen)
     before = {key for key in plain.metrics if key[1] <= 8}
     assert {key: frozen.metrics[key] for key in before} == {k: plain.metrics[k] for k in before}
     # In its first step the phase normalizes with other statistics, and so has another loss.

@@ -14,7 +14,7 @@ from normkit.lab.claims.c01 import CLAIM as C1
 from normkit.lab.claims.c05 import CLAIM as C5
 from normkit.lab.claims.claim import Claim, Evidence
 from normkit.lab.config import RunConfig
-from normkit.lab.verdicts import all_of, compare, interval
+from normkit.lab.verdicts import all_of, compare, interval, spread_ratios
 
 SIMULATIONS = 4000
 
@@ -159,3 +159,55 @@ def test_values_that_are_no_numbers_are_refused() -> None:
         interval([0.1, float("nan")])
     with pytest.raises(OptionError, match="negative"):
         compare("?", [1.0, 2.0], unit="", smallest=-1)
+
+
+def accuracies(rng: np.random.Generator, tail: float, alike: float, ratio: float) -> np.ndarray:
+    """Ten pairs: one with a tail to the left (shape of a gamma; 0 for none), one normal.
+
+    Both have standard deviation 1, times ``ratio`` for the first; ``alike`` is how much they go
+    together.
+    """
+    normal = rng.multivariate_normal([0, 0], [[1, alike], [alike, 1]], size=10).T
+    if tail:
+        shape = stats.norm.cdf(-normal[0])
+        normal[0] = -(stats.gamma.ppf(shape, tail) - tail) / math.sqrt(tail)
+    normal[0] *= ratio
+    return normal
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5])
+@pytest.mark.parametrize("tail", [0.0, 2.0, 0.7])
+def test_equal_spreads_are_supported_at_most_one_time_in_twenty(tail: float, alike: float) -> None:
+    share = share_supported(lambda rng: spread_ratios(*accuracies(rng, tail, alike, 1.0)))
+    assert 0.01 <= share <= 0.05  # 0.025 by design
+
+
+def test_a_real_difference_of_spreads_is_found_and_measured() -> None:
+    share = share_supported(lambda rng: spread_ratios(*accuracies(rng, 2.0, 0.3, 8.0)), smallest=1)
+    assert share >= 0.9
+    rng = np.random.default_rng(3)
+    estimates = [np.mean(spread_ratios(*accuracies(rng, 0.0, 0.3, 8.0))) for _ in range(2000)]
+    assert np.mean(estimates) == pytest.approx(3.0, abs=0.03)  # 8 is three halvings
+
+
+def test_spread_does_not_depend_on_level_or_scale() -> None:
+    rng = np.random.default_rng(4)
+    first, second = accuracies(rng, 0.0, 0.3, 2.0)
+    once = spread_ratios(first, second)
+    assert spread_ratios(5 + 3 * first, 3 * second - 7) == pytest.approx(once)
+    assert spread_ratios(second, first) == pytest.approx([-value for value in once])
+
+
+def test_equal_readings_spread_as_much_as_their_resolution() -> None:
+    # Of four readings that are all the same, rounding alone says how far they may be apart.
+    values = spread_ratios([0.0, 1.0, 2.0, 3.0], [0.5] * 4, resolution=0.1)
+    assert all(math.isfinite(value) for value in values)
+    assert np.mean(values) == pytest.approx(
+        math.log2(math.sqrt(5 / 3) / (0.1 / math.sqrt(12))), abs=0.3
+    )
+    assert spread_ratios([0.5] * 4, [0.5] * 4, resolution=0.1) == [0.0] * 4
+
+
+def test_two_pairs_have_no_ratio_of_spreads() -> None:
+    assert spread_ratios([1.0, 2.0], [1.0, 3.0]) == []
+    assert compare("?", spread_ratios([1.0, 2.0], [1.0, 3.0]), unit="") is None

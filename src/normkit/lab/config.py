@@ -123,16 +123,16 @@ class RunConfig:
                     "leave at least one epoch to the batch's own statistics",
                 )
             )
+        if self.frozen_epochs and (self.evaluations or self.final_evaluations):
+            raise OptionError(
+                explain(
+                    "layers whose statistics are held cannot be evaluated with others",
+                    f"frozen_epochs={self.frozen_epochs} with evaluations",
+                    "leave the conditions out; test_accuracy is with the statistics held",
+                )
+            )
         for condition in (*self.evaluations, *self.final_evaluations):
             check_condition(condition, train_images=self.train_images, test_images=self.test_images)
-            if self.frozen_epochs and condition[0] == "population":
-                raise OptionError(
-                    explain(
-                        "layers that are held have population statistics and get no others",
-                        f"frozen_epochs={self.frozen_epochs} and {condition}",
-                        "leave the condition out, or train without frozen epochs",
-                    )
-                )
         if self.kind not in ("training", "timing"):
             raise OptionError(
                 explain('kind must be "training" or "timing"', repr(self.kind), "choose one")

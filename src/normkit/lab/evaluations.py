@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.lab import data
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.statistics.recalibrate import recalibrate
+from normkit.statistics.switches import batch_statistics
 
 __all__ = ["evaluate", "evaluate_under", "population"]
 
@@ -114,7 +114,7 @@ def _under_batch(
     mixed = data.batches(
         dataset.test, batch_size, seed=config.seed, size=config.size, channels_last=True
     )
-    with _batch_statistics(model):
+    with batch_statistics(model):
         return _score(model, mixed)
 
 
@@ -122,24 +122,6 @@ _UNDER: dict[str, Callable[..., Score]] = {
     "population": _under_population,
     "batch": _under_batch,
 }
-
-
-@contextlib.contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but layers that remember statistics use those of their batch.
-
-    They remember nothing of it: a layer in training mode that does not track moves no buffer.
-    """
-    model.eval()
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    try:
-        for layer in layers:
-            layer.train()
-            layer.track_running_stats = False
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
 
 
 @contextlib.contextmanager

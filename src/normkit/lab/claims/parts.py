@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from normkit.lab.claims.claim import Arms, Evidence
+from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Table
 from normkit.lab.store import Run
@@ -18,11 +20,14 @@ __all__ = [
     "WITHOUT",
     "band",
     "differences",
+    "extremes",
     "figures",
     "final_loss",
     "metric_chart",
     "on_and_off",
+    "samples_of",
     "seed_table",
+    "under",
 ]
 
 WITH = "with BN"
@@ -53,11 +58,17 @@ def on_and_off(make: Callable[[str, int], RunConfig], seeds: int) -> Arms:
     ]
 
 
-def differences(pairs: Sequence[tuple[Run, Run]], value: Value) -> list[float]:
-    """First minus second, pair by pair; pairs in which one has no value are left out."""
+def differences(
+    pairs: Sequence[tuple[Run, Run]], value: Value, of_second: Value | None = None
+) -> list[float]:
+    """First minus second, pair by pair; pairs in which one has no value are left out.
+
+    ``of_second`` is another value for the second of each pair: two measurements of one run are
+    compared as a pair of the run with itself.
+    """
     found = []
     for first, second in pairs:
-        a, b = value(first), value(second)
+        a, b = value(first), (of_second or value)(second)
         if a is not None and b is not None:
             found.append(a - b)
     return found
@@ -169,3 +180,32 @@ def seed_table(
             )
         )
     return Table(key, title, ("arm", "seed", "run", *(name for name, _ in columns)), tuple(rows))
+
+
+def under(metric: str, condition: Condition) -> Value:
+    """The last value of a metric measured under a condition."""
+    return lambda run: run.last(named(metric, condition))
+
+
+def samples_of(condition: Condition) -> int:
+    """How many training images a condition's statistics are from."""
+    return int(condition[1])
+
+
+def extremes(
+    label: str, arm: str, x: Sequence[float], rows: Sequence[Sequence[float | None]]
+) -> Line | None:
+    """The median of several runs at each x, with a band from the least to the greatest.
+
+    For spread itself: an interval of the mean would not show it. None without a run.
+    """
+    columns = [
+        [value for row in rows if index < len(row) for value in [row[index]] if value is not None]
+        for index in range(len(x))
+    ]
+    if not any(columns):
+        return None
+    low, middle, high = (
+        tuple(pick(column) if column else None for column in columns) for pick in (min, median, max)
+    )
+    return Line(label, tuple(x), middle, low, high, arm=arm)

@@ -127,6 +127,15 @@ def test_as_a_context_manager_it_undoes() -> None:
     assert_same(before, snapshot(model))
 
 
+def test_undo_finds_the_layers_of_a_model_that_was_moved() -> None:
+    model = trained(nk)
+    before = model.norm1.running_var.clone()
+    found = nk.recalibrate(model, IMAGES.split(20))
+    model.double()  # new tensors in the place of the old
+    found.undo()
+    assert torch.equal(model.norm1.running_var, before.double())
+
+
 def test_training_goes_on_as_if_nobody_had_looked() -> None:
     """Bit for bit, with dropout and a shuffled loader, though statistics were taken in between."""
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normkit.errors import StatisticsError, explain
 from normkit.handle import Left
@@ -83,7 +83,7 @@ class Recalibration:
             for name, row in place.banks
             if name in found
         }
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._before: list[tuple[nn.Module, str, Tensor]] = []
         self._write(places)
 
     def _write(self, places: Sequence[Place]) -> None:
@@ -93,8 +93,8 @@ class Recalibration:
                 if not rows:
                     continue
                 pair = place.tensors
-                for own in pair:
-                    self._before.append((own, own.detach().clone()))
+                for key, own in zip((place.memory.mean, place.memory.var), pair, strict=True):
+                    self._before.append((place.layer, key, own.detach().clone()))
                 for name, row in rows:
                     one = self.layers[name]
                     with torch.no_grad():
@@ -108,8 +108,9 @@ class Recalibration:
         """Put back the very bits that were remembered before. A second call does nothing."""
         before, self._before = self._before, []
         with torch.no_grad():
-            for own, value in before:
-                own.copy_(value)
+            # By name: the model may have been moved to another device meanwhile.
+            for layer, key, value in before:
+                getattr(layer, key).copy_(value)
 
     def __enter__(self) -> Recalibration:
         return self
@@ -178,7 +179,7 @@ class Recalibration:
     def __repr__(self) -> str:
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
         said = (
-            f"recalibrate: {len(self.layers)} layers from {self.samples:,} samples, "
+            f"recalibrate: {len(self.layers)} layer{'s' if len(self.layers) > 1 else ''} from {self.samples:,} samples, "
             f"{self.batches:,} batches{passes}, {self.seconds:.1f} s; "
             f"known to {percent(self.error)}"
         )

@@ -177,11 +177,11 @@ class Recalibration:
         }
 
     def __repr__(self) -> str:
+        layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
         said = (
-            f"recalibrate: {len(self.layers)} layer{'s' if len(self.layers) > 1 else ''} from {self.samples:,} samples, "
-            f"{self.batches:,} batches{passes}, {self.seconds:.1f} s; "
-            f"known to {percent(self.error)}"
+            f"recalibrate: {layers} from {self.samples:,} samples, {self.batches:,} batches"
+            f"{passes}, {self.seconds:.1f} s; known to {percent(self.error)}"
         )
         ranked = sorted(self.moved.items(), key=lambda item: -_far(item[1]))
         rows = [

@@ -278,10 +278,11 @@ def test_a_layer_that_is_never_called_is_left_and_named() -> None:
     assert torch.equal(model.unused.running_mean, torch.zeros(3))
 
 
+@pytest.mark.parametrize("source", [nn, nk])
 @pytest.mark.parametrize("short", [1, 2])
-def test_short_loaders(short: int) -> None:
+def test_short_loaders(short: int, source: Any) -> None:
     """Fewer batches than asked for: fvcore's stops with an error, and momenta at 1."""
-    model = trained(nn)
+    model = trained(source)
     before = snapshot(model)
     found = nk.recalibrate(model, list(IMAGES.split(20))[:short], samples=10_000)
     assert found.samples == 20 * short
@@ -292,9 +293,10 @@ def test_short_loaders(short: int) -> None:
     )
 
 
-def test_fewer_samples_than_a_batch() -> None:
+@pytest.mark.parametrize("source", [nn, nk])
+def test_fewer_samples_than_a_batch(source: Any) -> None:
     """One batch; mmpretrain's sets everything to zero."""
-    model = trained(nn)
+    model = trained(source)
     found = nk.recalibrate(model, IMAGES.split(20), samples=5)
     assert (found.samples, found.batches) == (20, 1)
     assert model.norm1.running_var.min() > 0

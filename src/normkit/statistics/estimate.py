@@ -46,6 +46,10 @@ TINY = torch.finfo(torch.float64).tiny
 """In place of a variance of zero where a layer adds no ε."""
 
 
+LARGEST = math.log(torch.finfo(torch.float64).max)
+"""Of a larger logarithm there is no number in float64."""
+
+
 class LayerStatistics(NamedTuple):
     """Population statistics of one layer, per channel, with their standard errors.
 
@@ -183,7 +187,8 @@ def distance(
     """
     scale = (found.variance + eps).clamp_min(TINY)
     step = rms((mean - found.mean) / scale.sqrt())
-    return step, math.exp(rms((variance + eps).clamp_min(TINY).log() - scale.log()))
+    ratio = rms((variance + eps).clamp_min(TINY).log() - scale.log())
+    return step, math.exp(ratio) if ratio < LARGEST else ratio * math.inf
 
 
 def rms(values: Tensor) -> float:

@@ -52,10 +52,13 @@ def leaves(batch: object) -> list[Tensor]:
 def samples_in(batch: object) -> int | None:
     """Length of the first axis of the first tensor that has one; None without such a tensor.
 
+    Tensors that are empty count only if all are: a batch without boxes has images all the same.
+
     >>> samples_in({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
     8
     """
-    return next((len(tensor) for tensor in leaves(batch) if tensor.dim()), None)
+    lengths = [len(tensor) for tensor in leaves(batch) if tensor.dim()]
+    return next((length for length in lengths if length), 0 if lengths else None)
 
 
 def prepared(batches: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterable[Any]:

@@ -22,6 +22,10 @@ Loss = Callable[[Any, Any], Tensor]
 """``loss(output, batch)``: the mean loss over a batch."""
 
 
+IGNORED = -100
+"""The label that PyTorch's cross-entropy leaves out."""
+
+
 class Outputs:
     """Gathers how the two outputs of each batch differ."""
 
@@ -90,5 +94,8 @@ def _loss_of(loss: Loss | None, output: Any, batch: Any) -> float | None:
         and output.dim() >= 2
         and labels.shape == (output.shape[0], *output.shape[2:])
     ):
+        return None
+    # Labels of other classes: the output is something else than scores, such as an embedding.
+    if bool(((labels >= output.shape[1]) | ((labels < 0) & (labels != IGNORED))).any()):
         return None
     return float(F.cross_entropy(output.float(), labels.to(output.device)))

@@ -108,8 +108,9 @@ class Recalibration:
         """Put back the very bits that were remembered before. A second call does nothing."""
         before, self._before = self._before, []
         with torch.no_grad():
-            # By name: the model may have been moved to another device meanwhile.
-            for layer, key, value in before:
+            # By name: the model may have been moved to another device meanwhile. And backwards:
+            # layers may share a tensor.
+            for layer, key, value in reversed(before):
                 getattr(layer, key).copy_(value)
 
     def __enter__(self) -> Recalibration:

@@ -89,7 +89,10 @@ class Watch:
         """A layer is about to be called."""
         place = self.places[index]
         layer, memory = place.layer, place.memory
-        x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+        # By keyword a residual may come first; a third party's layer may call its input otherwise.
+        first = args[0] if args else kwargs.get("input")
+        others = (v for v in kwargs.values() if isinstance(v, Tensor))
+        x = next(others, None) if first is None else first
         if not isinstance(x, Tensor):
             return
         values = memory.values(layer, x.detach())
@@ -112,12 +115,22 @@ class Watch:
         """Write what this call is to be normalized with."""
         if given is None and place.layer.training:
             return
+        memory = place.memory
         # Biased to normalize the batch it comes from, as in training.
         variance = own.variance.nan_to_num(1.0) if given is None else given.variance
-        for buffer, value in zip(
-            place.tensors, (own.mean if given is None else given.mean, variance), strict=True
-        ):
-            (buffer if bank is None else buffer[bank]).copy_(value)
+        names = (memory.mean, memory.var)
+        values = (own.mean if given is None else given.mean, variance)
+        for name, buffer, value in zip(names, place.tensors, values, strict=True):
+            # A new one for each call: a gradient taken within the model may need the former.
+            new = buffer.clone()
+            (new if bank is None else new[bank]).copy_(value)
+            _put_in(place.layer, name, new)
+
+
+def _put_in(layer: nn.Module, name: str, value: Tensor) -> None:
+    """Set a tensor of a layer, a buffer or a parameter."""
+    kept = name in layer._parameters and not isinstance(value, nn.Parameter)
+    setattr(layer, name, nn.Parameter(value, requires_grad=False) if kept else value)
 
 
 def _per_sample(values: Tensor) -> Moments:
@@ -144,11 +157,13 @@ def watched(model: nn.Module, places: Sequence[Place]) -> Iterator[Watch]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(in_evaluation(model))
         for index, place in enumerate(places):
-            for name in (place.memory.mean, place.memory.var):
+            for name, usual in ((place.memory.mean, 0.0), (place.memory.var, 1.0)):
                 own = getattr(place.layer, name)
-                stack.callback(setattr, place.layer, name, own)
-                # Zeros, not a copy: what stands there may be NaN, and a step away from NaN is NaN.
-                setattr(place.layer, name, torch.zeros_like(own))
+                stack.callback(_put_in, place.layer, name, own)
+                # What stands there, for a model that reads it and does not call the layer; but
+                # finite, as a step away from NaN is NaN.
+                stand_in = torch.where(own.isfinite(), own, torch.full_like(own, usual))
+                _put_in(place.layer, name, stand_in.detach())
 
             def see(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
                 watch.see(index, args, kwargs)

@@ -1,0 +1,123 @@
+"""Models that do unusual things, each of which once gave wrong statistics or an obscure error."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normkit as nk
+from normkit.statistics import Memory, memory_of
+from tests.statistics.test_left_alone import IMAGES, assert_same, snapshot
+
+BATCHES = IMAGES.split(10)
+
+
+class Calls(nn.Module):
+    """Two layers and a forward that is given."""
+
+    def __init__(self, forward: Any, source: Any = nn) -> None:
+        super().__init__()
+        self.a, self.b = source.BatchNorm2d(3), source.BatchNorm2d(3)
+        self.does = forward
+
+    def forward(self, x: Tensor, **more: Any) -> Tensor:
+        out: Tensor = self.does(self, x, **more)
+        return out
+
+
+def expect(layer: Any, *given: Tensor) -> None:
+    x = torch.cat(given).double()
+    torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, x.var((0, 2, 3)).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_input_by_keyword_behind_a_residual() -> None:
+    model = Calls(lambda m, x: m.a(residual=100 * x, input=x), nk)
+    nk.recalibrate(model, BATCHES)
+    expect(model.a, IMAGES)
+
+
+@pytest.mark.parametrize("source", [nn, nk])
+def test_a_layer_whose_forward_is_called_past_its_hooks(source: Any) -> None:
+    """It goes on by what it remembers, and the layer behind sees just that."""
+    model = Calls(lambda m, x: m.b(m.a.forward(x)), source)
+    model.a.running_var.fill_(4.0)
+    found = nk.recalibrate(model, BATCHES)
+    assert [row.name for row in found.left] == ["a"]
+    assert torch.equal(model.a.running_var, torch.full((3,), 4.0))
+    expect(model.b, copy.deepcopy(model.a).eval()(IMAGES).detach())
+
+
+@pytest.mark.parametrize("source", [nn, nk])
+def test_a_gradient_taken_in_forward_through_a_layer_used_twice(source: Any) -> None:
+    def force(m: Any, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(m.a(2 * m.a(x)).pow(3).sum(), x)
+        return m.b(slope)  # type: ignore[no-any-return]
+
+    model = Calls(force, source)
+    found = nk.recalibrate(model, BATCHES)
+    assert found.layers["a"].count == 2 * 60 * 36
+    assert found.layers["b"].count == 60 * 36
+
+
+def test_layers_that_share_their_buffers_get_them_back() -> None:
+    model = Calls(lambda m, x: m.b(m.a(x)))
+    model.b.running_mean, model.b.running_var = model.a.running_mean, model.a.running_var
+    before = snapshot(model)
+    nk.recalibrate(model, BATCHES).undo()
+    assert_same(before, snapshot(model))
+
+
+def test_a_batch_that_begins_with_something_empty() -> None:
+    model = Calls(lambda m, x, boxes: m.b(m.a(x)))
+    found = nk.recalibrate(model, [{"boxes": torch.zeros(0, 4), "x": x} for x in BATCHES])
+    assert found.samples == 60
+
+
+class Own(nn.Module):
+    """A third party's layer, without ε, whose moments are parameters."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mu = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.v = nn.Parameter(torch.full((channels,), 100.0), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mu) / self.v.sqrt()
+
+
+@memory_of.register(Own)
+def _(layer: Own) -> Memory:
+    return Memory("mu", "v")
+
+
+def test_moments_that_are_parameters() -> None:
+    model = Own(3)
+    x = IMAGES.mean((2, 3))
+    before = model.mu
+    nk.recalibrate(model, x.split(10))
+    assert model.mu is before and isinstance(model.mu, nn.Parameter)
+    torch.testing.assert_close(model.mu.data, x.mean(0))
+
+
+def test_a_factor_that_is_no_number() -> None:
+    model = Own(1)
+    found = nk.recalibrate(model, [torch.ones(4, 1)] * 3)
+    assert found.moved[""].variance == float("inf")
+    assert "not finite" in repr(found)
+
+
+def test_labels_of_other_classes_than_the_output_has() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8))
+    batches = [(torch.randn(16, 4), torch.arange(16)) for _ in range(3)]
+    assert nk.consistency(model, batches).output.loss is None
+    within = [(x, labels % 8 - 100 * (labels == 3)) for x, labels in batches]
+    for _, labels in within:
+        labels[labels < 0] = -100
+    assert nk.consistency(model, within).output.loss is not None

@@ -11,7 +11,6 @@ import pytest
 
 from normkit.lab.claims import c24
 from normkit.lab.claims.claim import Available, Evidence
-from normkit.lab.claims.parts import WITHOUT
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding
@@ -94,7 +93,7 @@ def test_every_seed_lies_in_the_band_and_the_book_stands_beside(synthetic: Synth
         f"{c24.LENET}, moving average",
         f"{c24.LENET}, population statistics",
         f"{c24.LENET}, published",
-        f"{WITHOUT}, published",
+        f"{c24.PLAIN}, published",
         f"{c24.DENSENET}, published",
     ]
     assert table.rows[2] == (f"{c24.LENET}, published", None, 0.571, 0.846, 0.892, 0.067, ".90–.91")
@@ -109,7 +108,7 @@ def test_full_shows_all_networks(synthetic: Synthetic) -> None:
     assert [each.seeds for each in found.comparisons] == [20, 20, 20, 10, 10]
     assert [chart.key for chart in found.charts] == ["epochs-lenet", "epochs-densenet"]
     rows = {row[0]: row for row in found.tables[0].rows}
-    assert rows[f"{WITHOUT}, no statistics"][1] == 20
+    assert rows[f"{c24.PLAIN}, no statistics"][1] == 20
     assert rows[f"{c24.DENSENET}, {c24.POPULATION}"][1] == 10
     assert rows[f"{c24.DENSENET}, published"][2:] == (0.406, 0.882, 0.918, 0.068, None)
 
@@ -122,6 +121,6 @@ def test_the_plan_is_the_books(synthetic: Synthetic) -> None:
     assert config.train_images == 60_000
     assert config.evaluations == (("population", 10_000, 256),)
     assert [arm for arm, _ in arms] == [c24.LENET] * 10
-    assert {arm for arm, _ in c24.plan("full", FULL)} == {c24.LENET, WITHOUT, c24.DENSENET}
+    assert {arm for arm, _ in c24.plan("full", FULL)} == {c24.LENET, c24.PLAIN, c24.DENSENET}
     subset = c24.plan("quick", Available("subset", 5000, 1000))
     assert subset[0][1].evaluations == (("population", 5000, 256),)

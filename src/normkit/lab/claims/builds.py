@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median, stdev
 
 from normkit.lab.claims.claim import Evidence
-from normkit.lab.claims.parts import WITHOUT, extremes, under
+from normkit.lab.claims.parts import extremes, under
 from normkit.lab.conditions import Condition, named
 from normkit.lab.findings import Chart, Line, Table
 from normkit.lab.store import Run
@@ -15,6 +15,7 @@ __all__ = [
     "DENSENET",
     "LENET",
     "MOVING",
+    "PLAIN",
     "POPULATION",
     "condition",
     "epochs_chart",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 LENET = "LeNet with BN"
+PLAIN = "LeNet without BN"
 DENSENET = "DenseNet"
 MOVING = "moving average"
 POPULATION = "population statistics"
@@ -31,7 +33,7 @@ POPULATION = "population statistics"
 # Test accuracy after the last epoch over the published builds of the book.
 PUBLISHED: dict[str, tuple[float | str | None, ...]] = {
     LENET: (0.571, 0.846, 0.892, 0.067, ".90–.91"),
-    WITHOUT: (None, None, None, 0.015, None),
+    PLAIN: (None, None, None, 0.015, None),
     DENSENET: (0.406, 0.882, 0.918, 0.068, None),
 }
 
@@ -64,10 +66,10 @@ def epochs_chart(evidence: Evidence, arm: str) -> Chart | None:
         extremes(f"{POPULATION}, the same weights", POPULATION, x,
                  [run.by_epoch(name) for run in runs]),
     ]  # fmt: skip
-    plain = evidence.of(WITHOUT) if arm == LENET else []
+    plain = evidence.of(PLAIN) if arm == LENET else []
     if plain:
         rows = [run.by_epoch("test_accuracy") for run in plain]
-        lines.append(extremes(f"{WITHOUT} (median of {len(plain)})", WITHOUT, x, rows))
+        lines.append(extremes(f"{PLAIN} (median of {len(plain)})", PLAIN, x, rows))
     least, middle, most = (value for value in PUBLISHED[arm][:3] if isinstance(value, float))
     # From the least to the greatest and back to the median: a stroke with three marks.
     builds = Line(
@@ -106,7 +108,7 @@ def published_table(evidence: Evidence) -> Table:
     for arm, published in PUBLISHED.items():
         runs = evidence.of(arm)
         ways = [(MOVING, moving), (POPULATION, population)]
-        if arm == WITHOUT:
+        if arm == PLAIN:
             ways = [("no statistics", moving)]
         for label, score in ways if arm in evidence.arms else []:
             values = [value for run in runs for value in [score(run)] if value is not None]

@@ -41,6 +41,7 @@ from normkit.lab.claims.builds import (
     DENSENET,
     LENET,
     MOVING,
+    PLAIN,
     POPULATION,
     condition,
     epochs_chart,
@@ -49,7 +50,7 @@ from normkit.lab.claims.builds import (
     published_table,
 )
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import BN, WITHOUT, differences, figures, seed_table
+from normkit.lab.claims.parts import BN, differences, figures, seed_table
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
@@ -85,7 +86,7 @@ def plan(preset: Preset, available: Available) -> Arms:
     }
     cases = (
         (LENET, scale.seeds, book | {"norm": BN, "lr": 1.0}),
-        (WITHOUT, PLAIN_SEEDS[preset], book | {"norm": "none", "lr": 0.9}),
+        (PLAIN, PLAIN_SEEDS[preset], book | {"norm": "none", "lr": 0.9}),
         (DENSENET, DENSENET_SEEDS[preset], densenet | {"norm": BN, "lr": 0.1}),
     )
     arms: Arms = []

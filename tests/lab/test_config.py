@@ -46,6 +46,8 @@ def test_key_of_a_known_run_never_changes() -> None:
         {"schedule": "cosine"},
         {"frozen_epochs": 1},
         {"evaluations": (("batch", 100),)},
+        {"composition": (("group", 32), ("labels", 2))},
+        {"domains": "negatives"},
         {"final_evaluations": (("population", 1000, 100),)},
     ],
 )
@@ -57,6 +59,7 @@ def test_json_comes_back_the_same(make_config: Make) -> None:
     run = make_config(
         probes=(("activations", 3),),
         model_options=(("pool", "avg"),),
+        composition=(("group", 32), ("labels", 2), ("mixed", True)),
         norm_options=(("momentum", 0.05), ("average", "debiased")),
         evaluations=(("batch", 50),),
         final_evaluations=(("population", 100, 20), ("batch", 50)),
@@ -94,6 +97,13 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"frozen_epochs": -1},
         {"frozen_epochs": 2},  # of two epochs
         {"frozen_epochs": 1, "evaluations": (("batch", 50),)},
+        {"composition": (("group", 32),)},
+        {"composition": (("group", 32), ("labels", 2), ("colour", 1))},
+        {"composition": (("group", 32), ("labels", 3))},
+        {"domains": "moon"},
+        {"evaluations": (("domains-shared", 100, 50),)},  # of a run without domains
+        {"domains": "negatives", "evaluations": (("batch", 50),)},
+        {"evaluations": (("composed", 32, 3),)},
         {"evaluations": ((),)},
         {"evaluations": (("telepathy", 5),)},
         {"evaluations": (("batch",),)},

@@ -4,15 +4,23 @@ A *condition* is a tuple of a name and whole numbers:
 
 * ``("population", samples, batch_size)``: with the statistics of so many training images,
   estimated from batches of that size;
-* ``("batch", batch_size)``: with the statistics of each batch of test images itself.
+* ``("batch", batch_size)``: with the statistics of each batch of test images itself;
+* ``("composed", group, labels)``: the same, in batches of ``group`` test images that share
+  ``labels`` labels (:mod:`normkit.lab.data.composition`). No such batches can be had without
+  knowing the labels: it shows what a network made of its training batches.
+
+* ``("domains-shared", samples, batch_size)``: of a run on several domains, with one set of
+  population statistics for all of them (:mod:`normkit.lab.domains`);
+* ``("domains-specific", samples, batch_size)``: the same, with each domain's own.
 
 The results are metrics named after it, ``test_accuracy@population-10000-256``. What a condition
-does is in :mod:`normkit.lab.evaluations`; this file needs no torch.
+does is in :mod:`normkit.lab.evaluations`.
 """
 
 from __future__ import annotations
 
 from normkit.errors import OptionError, explain
+from normkit.lab.data.composition import Composition
 
 __all__ = ["CONDITIONS", "Condition", "check_condition", "named"]
 
@@ -21,6 +29,9 @@ Condition = tuple[str | int, ...]
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "population": ("samples", "batch_size"),
     "batch": ("batch_size",),
+    "composed": ("group", "labels"),
+    "domains-shared": ("samples", "batch_size"),
+    "domains-specific": ("samples", "batch_size"),
 }
 """The conditions by name, with what their numbers mean."""
 
@@ -34,8 +45,10 @@ def named(metric: str, condition: Condition) -> str:
     return f"{metric}@{'-'.join(str(part) for part in condition)}"
 
 
-def check_condition(condition: Condition, *, train_images: int, test_images: int) -> None:
-    """Refuse a condition that no run with so many images can be evaluated under.
+def check_condition(
+    condition: Condition, *, train_images: int, test_images: int, domains: str = ""
+) -> None:
+    """Refuse a condition that no run with so many images, or domains, can be evaluated under.
 
     Raises:
         OptionError: as said.
@@ -46,6 +59,15 @@ def check_condition(condition: Condition, *, train_images: int, test_images: int
         raise OptionError(
             explain(f"a condition is one of {', '.join(CONDITIONS)}", repr(name), "choose one")
         )
+    if str(name).startswith("domains-") != bool(domains):
+        raise OptionError(
+            explain(
+                "a run on several domains is evaluated under those conditions that know them, and "
+                "no other run is",
+                f"{name!r} and domains={domains!r}",
+                "leave out one of the two",
+            )
+        )
     if len(numbers) != len(meanings) or not all(type(n) is int and n >= 1 for n in numbers):
         raise OptionError(
             explain(
@@ -54,6 +76,9 @@ def check_condition(condition: Condition, *, train_images: int, test_images: int
                 f"write ({', '.join([repr(name), *meanings])})",
             )
         )
+    if name == "composed":
+        group, labels = (int(number) for number in numbers)
+        Composition(group, labels)
     given = dict(zip(meanings, (int(number) for number in numbers), strict=True))
     images = given.get("samples", test_images)
     if images > train_images and "samples" in given:
@@ -64,11 +89,12 @@ def check_condition(condition: Condition, *, train_images: int, test_images: int
                 f"ask for {train_images} or fewer",
             )
         )
-    if images % given["batch_size"] == 1 or given["batch_size"] == 1:
+    size = given.get("batch_size", given.get("group", 0))
+    if images % size == 1 or size == 1:
         raise OptionError(
             explain(
                 "a batch needs two images to have statistics in a dense layer",
-                f"{images} images in batches of {given['batch_size']}, the last of them of one",
-                "choose another batch_size",
+                f"{images} images in batches of {size}, the last of them of one",
+                "choose another size",
             )
         )

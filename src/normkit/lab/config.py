@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from normkit.errors import OptionError, StoreError, explain
 from normkit.lab.conditions import Condition, check_condition
+from normkit.lab.data.composition import Composition
+from normkit.lab.data.domains import check_domains
 
 __all__ = ["FORMAT", "Edition", "RunConfig"]
 
@@ -28,7 +30,14 @@ Edition = Literal["full", "subset"]
 Kind = Literal["training", "timing"]
 Schedule = Literal["constant", "cosine", "step"]
 _OPTIMIZERS = ("sgd", "adam", "adadelta", "rmsprop")
-_PAIRS = ("model_options", "norm_options", "probes", "evaluations", "final_evaluations")
+_PAIRS = (
+    "model_options",
+    "norm_options",
+    "composition",
+    "probes",
+    "evaluations",
+    "final_evaluations",
+)
 _SCHEDULES = ("constant", "cosine", "step")
 
 
@@ -44,11 +53,15 @@ class RunConfig:
     "timing" is no training: the time of one step is taken, see :mod:`normkit.lab.timing`.
 
     ``norm_options`` holds pairs (name, value) for the normalizers of the model, such as
-    ("momentum", 0.05). ``schedule`` says how the learning rate goes along training
-    (:mod:`normkit.lab.schedules`). ``evaluations`` are the conditions under which the model is
-    evaluated besides (:mod:`normkit.lab.conditions`) after each epoch, ``final_evaluations`` those
-    after the last one only. In the last ``frozen_epochs`` the layers normalize with population
-    statistics in training too (:mod:`normkit.lab.freezing`).
+    ("momentum", 0.05). ``composition`` says of which labels a batch is made, in pairs (name,
+    value), see :class:`normkit.lab.data.composition.Composition`; without it, chance makes them.
+    ``domains`` names a pair of domains in each of which every image is seen
+    (:mod:`normkit.lab.domains`); ``batch_size`` counts an image once.
+    ``schedule`` says how the learning rate goes along training (:mod:`normkit.lab.schedules`).
+    ``evaluations`` are the conditions under which the model is evaluated besides
+    (:mod:`normkit.lab.conditions`) after each epoch, ``final_evaluations`` those after the last
+    one only. In the last ``frozen_epochs`` the layers normalize with population statistics in
+    training too (:mod:`normkit.lab.freezing`).
 
     Raises:
         OptionError: a field holds a value that no training can use.
@@ -74,6 +87,8 @@ class RunConfig:
     test_images: int
     size: int = 28
     batch_size: int
+    composition: tuple[tuple[str, int | bool], ...] = ()
+    domains: str = ""
     optimizer: str = "sgd"
     lr: float
     momentum: float = 0.0
@@ -131,8 +146,17 @@ class RunConfig:
                     "leave the conditions out; test_accuracy is with the statistics held",
                 )
             )
+        if self.composition:
+            Composition.of(self.composition)
+        if self.domains:
+            check_domains(self.domains)
         for condition in (*self.evaluations, *self.final_evaluations):
-            check_condition(condition, train_images=self.train_images, test_images=self.test_images)
+            check_condition(
+                condition,
+                train_images=self.train_images,
+                test_images=self.test_images,
+                domains=self.domains,
+            )
         if self.kind not in ("training", "timing"):
             raise OptionError(
                 explain('kind must be "training" or "timing"', repr(self.kind), "choose one")

@@ -8,33 +8,30 @@ write its function here.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from normkit.lab import data
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
+from normkit.lab.data.composition import Composition, compose
+from normkit.lab.domains import evaluate_domains, under_shared, under_specific
+from normkit.lab.scoring import Score, in_order, modes_kept, population, score
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.switches import batch_statistics
 
 __all__ = ["evaluate", "evaluate_under", "population"]
 
-EVALUATION_BATCH = 500
-
-Batches = Iterator[tuple[Tensor, Tensor]]
-Score = tuple[float, float | None]
-
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
     """Accuracy and mean loss in evaluation mode; the loss is None where it is not finite."""
-    with _modes_kept(model):
+    with modes_kept(model):
+        if config.domains:
+            return evaluate_domains(model, split, config)
         model.eval()
-        return _score(model, _in_order(split, config))
+        return score(model, in_order(split, config))
 
 
 def evaluate_under(
@@ -58,36 +55,12 @@ def evaluate_under(
     for condition in conditions:
         name, *numbers = condition
         sizes = [int(number) for number in numbers]
-        score: Score = (1 / len(dataset.classes), None)
+        result: Score = (1 / len(dataset.classes), None)
         if not broken:
-            with _modes_kept(model):
-                score = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
-        found[named("test_accuracy", condition)], found[named("test_loss", condition)] = score
+            with modes_kept(model):
+                result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
+        found[named("test_accuracy", condition)], found[named("test_loss", condition)] = result
     return found
-
-
-def population(
-    split: data.Split, samples: int, batch_size: int, config: RunConfig, epoch: int
-) -> Batches:
-    """Training images to estimate statistics from: drawn anew, without replacement, by the seed.
-
-    A split of its own order would not do: it has the classes in turn, and small batches of it
-    would be better mixed than those of chance.
-    """
-    # Beyond the last epoch of the training, so that no order is one that the model has seen.
-    drawn = data.batches(
-        split,
-        batch_size,
-        seed=config.seed,
-        epoch=config.epochs + epoch,
-        size=config.size,
-        channels_last=True,
-    )
-    for images, labels in drawn:
-        if samples < 1:
-            return
-        yield images[:samples], labels[:samples]
-        samples -= len(labels)
 
 
 def _under_population(
@@ -102,7 +75,7 @@ def _under_population(
     handle = recalibrate(model, images, samples=None, progress=False)
     try:
         model.eval()
-        return _score(model, _in_order(dataset.test, config))
+        return score(model, in_order(dataset.test, config))
     finally:
         handle.undo()
 
@@ -115,37 +88,27 @@ def _under_batch(
         dataset.test, batch_size, seed=config.seed, size=config.size, channels_last=True
     )
     with batch_statistics(model):
-        return _score(model, mixed)
+        return score(model, mixed)
+
+
+def _under_composed(
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: RunConfig,
+    epoch: int,
+    group: int,
+    labels: int,
+) -> Score:
+    kind = Composition(group, labels)
+    composed = compose(dataset.test, kind, group, seed=config.seed, epoch=0)
+    with batch_statistics(model):
+        return score(model, in_order(composed, config, group))
 
 
 _UNDER: dict[str, Callable[..., Score]] = {
     "population": _under_population,
     "batch": _under_batch,
+    "composed": _under_composed,
+    "domains-shared": under_shared,
+    "domains-specific": under_specific,
 }
-
-
-@contextlib.contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _in_order(split: data.Split, config: RunConfig) -> Batches:
-    return data.batches(
-        split, EVALUATION_BATCH, seed=0, shuffle=False, size=config.size, channels_last=True
-    )
-
-
-@torch.no_grad()
-def _score(model: nn.Module, batches: Batches) -> Score:
-    correct, loss, count = 0, 0.0, 0
-    for images, labels in batches:
-        scores = model(images)
-        correct += int((scores.argmax(dim=1) == labels).sum())
-        loss += F.cross_entropy(scores, labels, reduction="sum").item()
-        count += len(labels)
-    return correct / count, loss / count if math.isfinite(loss) else None

@@ -32,6 +32,8 @@ from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.checkpoints import Progress, restore, state
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
+from normkit.lab.domains import forward
+from normkit.lab.epochs import epoch_batches
 from normkit.lab.evaluations import evaluate, evaluate_under
 from normkit.lab.freezing import hold_statistics, is_frozen
 from normkit.lab.probes import Reading, probe
@@ -134,14 +136,7 @@ def train(
         if is_frozen(config, epoch) and not held:
             hold_statistics(model, train_split, config, at.step)
             held = True
-        batches = data.batches(
-            train_split,
-            config.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            size=config.size,
-            channels_last=True,
-        )
+        batches = epoch_batches(config, train_split, epoch)
         for images, labels in itertools.islice(batches, first, None):
             set_rate(optimizer, config, at.step)
             loss, correct, reading = _step(config, model, optimizer, images, labels, at.step + 1)
@@ -214,7 +209,7 @@ def _step(
             for name, every in config.probes
             if number % every == 0 or number == 1
         ]
-        scores = model(images)
+        scores = forward(config, model, images)
         loss = F.cross_entropy(scores, labels)
         loss.backward()
     for reading in readings:

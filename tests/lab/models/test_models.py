@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 # Batch normalization by PyTorch: these tests are of the networks, not of normkit's layers.
 NORM = "torch-batch"
 # What a normalizer cannot do without.
-NEEDED: dict[str, dict[str, object]] = {"ghost": {"ghost_size": 4}}
+NEEDED: dict[str, dict[str, object]] = {"ghost": {"ghost_size": 4}, "domain": {"domains": 1}}
 # The big ones with less width, so that the whole matrix runs in seconds.
 CHEAP: dict[str, dict[str, object]] = {
     "lenet5": {},

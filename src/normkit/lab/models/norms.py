@@ -96,6 +96,13 @@ def _ghost(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     return kind(channels, affine=affine, **options)
 
 
+def _domain(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+    from normkit.nn import DomainBatchNorm1d, DomainBatchNorm2d
+
+    kind = DomainBatchNorm2d if rank else DomainBatchNorm1d
+    return kind(channels, affine=affine, **options)
+
+
 def _torch_batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     kind = nn.BatchNorm2d if rank else nn.BatchNorm1d
     return kind(channels, affine=affine, **options)
@@ -123,6 +130,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": _batch,
     "torch-batch": _torch_batch,
     "ghost": _ghost,
+    "domain": _domain,
     "layer": _layer,
     "group": _group,
     "instance": _instance,
@@ -132,11 +140,14 @@ NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "batch": ("momentum", "average", "eps"),
     "torch-batch": ("momentum", "eps"),
     "ghost": ("ghost_size", "momentum", "average", "eps"),
+    "domain": ("domains", "share_affine", "momentum", "average", "eps"),
     "layer": ("eps",),
     "group": ("eps",),
     "instance": ("eps",),
 }
-"""The further arguments that a normalizer may be given; ``ghost_size`` must be."""
+"""The further arguments that a normalizer may be given; the first of ghost and domain must be."""
+
+_NEEDED = {"ghost": ("ghost_size", 32), "domain": ("domains", 2)}
 
 NORMS: tuple[str, ...] = tuple(_NORMS)
 
@@ -220,12 +231,13 @@ def layers_for(
 def _check_options(norm: str, options: Mapping[str, Any]) -> None:
     allowed = NORM_OPTIONS[norm]
     unknown = [name for name in options if name not in allowed]
-    if unknown or (norm == "ghost" and "ghost_size" not in options):
+    needed, example = _NEEDED.get(norm, ("", 0))
+    if unknown or (needed and needed not in options):
         raise OptionError(
             explain(
                 f"the normalizer {norm!r} has the options {', '.join(allowed) or '(none)'}"
-                + (", and ghost_size must be given" if norm == "ghost" else ""),
-                ", ".join(unknown) or "no ghost_size",
-                "give those that it has, such as ghost_size=32",
+                + (f", and {needed} must be given" if needed else ""),
+                ", ".join(unknown) or f"no {needed}",
+                f"give those that it has, such as {needed or 'ghost_size'}={example or 32}",
             )
         )

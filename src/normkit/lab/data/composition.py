@@ -1,0 +1,142 @@
+"""Batches whose images are chosen by their labels.
+
+In a batch drawn by chance the label of one image says nothing about that of another. Many real
+batches are otherwise: the regions of one picture, the frames of one film, the positives and
+negatives of a contrastive loss. Here such batches are made of any labelled images: groups that
+each hold a few labels in equal shares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from normkit.errors import OptionError, explain
+from normkit.lab.data.split import Split
+
+__all__ = ["Composition", "compose"]
+
+Pairs = tuple[tuple[str, int | bool], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Composition:
+    """How batches are composed.
+
+    Attributes:
+        group: images in a row that belong together.
+        labels: how many labels a group has, each with ``group / labels`` of its images.
+        mixed: afterwards the images of each batch change places at random, so that whoever looks
+            at parts of a batch no longer finds the groups.
+
+    Raises:
+        OptionError: no whole share for each label, or less than one image in it.
+
+    >>> Composition.of((("group", 32), ("labels", 2))).share
+    16
+    """
+
+    group: int
+    labels: int
+    mixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels < 1 or self.group < 1 or self.group % self.labels:
+            raise OptionError(
+                explain(
+                    "a group has an equal share of images for each of its labels",
+                    f"group={self.group}, labels={self.labels}",
+                    "choose for example group=32, labels=2",
+                )
+            )
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> Composition:
+        """From the pairs (name, value) of a run's description.
+
+        Raises:
+            OptionError: a name that is not known, or one that is missing.
+        """
+        values = dict(pairs)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not {"group", "labels"} <= set(values) <= names:
+            raise OptionError(
+                explain(
+                    "a composition has group and labels, and may have mixed",
+                    ", ".join(values) or "nothing",
+                    "give (('group', 32), ('labels', 2))",
+                )
+            )
+        return cls(int(values["group"]), int(values["labels"]), bool(values.get("mixed", False)))
+
+    @property
+    def share(self) -> int:
+        """Images of one label in a group."""
+        return self.group // self.labels
+
+
+def compose(
+    split: Split, composition: Composition, batch_size: int, *, seed: int, epoch: int
+) -> Split:
+    """As many images as a split has, in an order whose groups have few labels.
+
+    Which labels meet in a group is drawn by chance, in proportion to the images that are left of
+    each. No group is an exception: where a label has no share left, it begins anew, so that near
+    the end a few images come twice and others not at all. The order depends on the arguments
+    only; the global generators are left alone.
+
+    Args:
+        batch_size: images that ``composition.mixed`` mixes, those of one batch.
+        seed: of the run.
+        epoch: counts from 0; each has an order of its own.
+
+    Raises:
+        OptionError: the images have fewer labels than a group, or a label less than a share.
+
+    >>> labels = torch.arange(40) % 4
+    >>> split = Split(torch.zeros(40, 1, 1, 1, dtype=torch.uint8), labels)
+    >>> mixed = compose(split, Composition(group=8, labels=2), 8, seed=0, epoch=0)
+    >>> [len(set(group.tolist())) for group in mixed.labels.split(8)]
+    [2, 2, 2, 2, 2]
+    """
+    # Three numbers, so that no order here is one of data.batches, which takes two.
+    rng = np.random.default_rng([seed, epoch, composition.group])
+    labels = split.labels.numpy()
+    images = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    _check(images, composition)
+    share = composition.share
+    left = np.array([len(own) / share for own in images])
+    stacks: list[list[int]] = [[] for _ in images]
+    order: list[int] = []
+    while len(order) < len(labels):
+        # A label that is used up may still be drawn where all others are in the group already.
+        chance = np.maximum(left, 1e-9)
+        group: list[int] = []
+        for label in rng.choice(
+            len(images), composition.labels, replace=False, p=chance / chance.sum()
+        ):
+            if len(stacks[label]) < share:
+                stacks[label] = rng.permutation(images[label]).tolist()
+            group += (stacks[label].pop() for _ in range(share))
+            left[label] -= 1
+        # In no order: the last batch may have part of a group.
+        order += rng.permutation(group).tolist()
+    chosen = torch.tensor(order[: len(labels)])
+    if composition.mixed:
+        parts = chosen.split(batch_size)
+        chosen = torch.cat([part[torch.from_numpy(rng.permutation(len(part)))] for part in parts])
+    return Split(split.images[chosen], split.labels[chosen], split.mean, split.std)
+
+
+def _check(images: list[np.ndarray], composition: Composition) -> None:
+    fewest = min((len(own) for own in images), default=0)
+    if len(images) < composition.labels or fewest < composition.share:
+        raise OptionError(
+            explain(
+                f"groups need {composition.labels} labels with {composition.share} images each",
+                f"{len(images)} labels, one of them with {fewest} images",
+                "take more images, or smaller groups",
+            )
+        )

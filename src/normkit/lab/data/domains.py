@@ -1,0 +1,56 @@
+"""The same images as they would be in another domain: pairs of deterministic changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from normkit.errors import OptionError, explain
+from normkit.lab.data.split import Split
+
+__all__ = ["DOMAINS", "check_domains", "in_domain"]
+
+
+def _same(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def _negative(pixels: Tensor) -> Tensor:
+    return 255 - pixels
+
+
+def _faded(pixels: Tensor) -> Tensor:
+    # A third of the contrast, on a light ground: 160 to 245.
+    return 160 + pixels // 3
+
+
+DOMAINS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "negatives": (_same, _negative),
+    "faded": (_same, _faded),
+}
+"""What happens to the uint8 pixels in each domain, by the name that a run's description uses."""
+
+
+def check_domains(name: str) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        OptionError: as said.
+    """
+    if name not in DOMAINS:
+        raise OptionError(
+            explain(f"domains are one of {', '.join(DOMAINS)}", repr(name), "choose one")
+        )
+
+
+def in_domain(split: Split, name: str, domain: int) -> Split:
+    """The images of a split in one domain; labels, order and standardising stay the same.
+
+    >>> import torch
+    >>> split = Split(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), torch.tensor([3]))
+    >>> in_domain(split, "negatives", 1).images.flatten().tolist()
+    [255, 0]
+    """
+    change = DOMAINS[name][domain]
+    return Split(change(split.images), split.labels, split.mean, split.std)

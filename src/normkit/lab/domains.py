@@ -1,0 +1,154 @@
+"""Training and evaluating on several domains at once, in three phases.
+
+A run with ``domains`` sees every image in each of them. In each phase the statistics of a
+normalizer are either *shared* by the domains or *specific* to each (Wu & Johnson 2021, arXiv
+2105.07576, section 5):
+
+* SGD: a model of :class:`normkit.DomainBatchNorm2d` is given each domain's part of the batch by
+  itself; any other model the whole batch, so that batch normalization has one mean for both;
+* population: the statistics of the final weights are estimated from batches as SGD has them, and
+  then kept by domain or merged into one set; or, for a model that knows no domains, from batches
+  of all domains or from those of one;
+* test: each domain's images, with the statistics that the phase before left for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.lab import data
+from normkit.lab.config import RunConfig
+from normkit.lab.data.domains import DOMAINS, in_domain
+from normkit.lab.scoring import Batches, Score, in_order, population, score
+from normkit.nn.domainbatchnorm import Domains
+from normkit.statistics.recalibrate import recalibrate
+from normkit.statistics.switches import use_domain
+
+__all__ = ["all_domains", "evaluate_domains", "forward", "under_shared", "under_specific"]
+
+
+def all_domains(parts: list[Batches]) -> Batches:
+    """Batches of the images of all domains, one domain after another, from the batches of each."""
+    for each in zip(*parts, strict=True):
+        yield torch.cat([images for images, _ in each]), torch.cat([labels for _, labels in each])
+
+
+def forward(config: RunConfig, model: nn.Module, images: Tensor) -> Tensor:
+    """The scores of a training batch, in the SGD phase of the run."""
+    if not (config.domains and _knows(model)):
+        scores: Tensor = model(images)
+        return scores
+    parts = images.chunk(len(DOMAINS[config.domains]))
+    return torch.cat([_in(model, domain, part) for domain, part in enumerate(parts)])
+
+
+def evaluate_domains(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
+    """Mean over the domains, in evaluation mode, with the statistics that are remembered."""
+    model.eval()
+    return _mean([_test(model, split, config, domain) for domain in _all(config)])
+
+
+def under_shared(
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: RunConfig,
+    epoch: int,
+    samples: int,
+    batch_size: int,
+) -> Score:
+    """With one set of population statistics for all domains, of ``samples`` images in each."""
+    images = _population(dataset, config, epoch, samples, batch_size)
+    with _recalibrated(model, config, all_domains(images)):
+        for layer in _layers(model):
+            _merge(layer)
+        return evaluate_domains(model, dataset.test, config)
+
+
+def under_specific(
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: RunConfig,
+    epoch: int,
+    samples: int,
+    batch_size: int,
+) -> Score:
+    """With the population statistics of each domain's own images."""
+    images = _population(dataset, config, epoch, samples, batch_size)
+    if _knows(model):
+        with _recalibrated(model, config, all_domains(images)):
+            return evaluate_domains(model, dataset.test, config)
+    found = []
+    for domain in _all(config):
+        with _recalibrated(model, config, images[domain]):
+            model.eval()
+            found.append(_test(model, dataset.test, config, domain))
+    return _mean(found)
+
+
+def _all(config: RunConfig) -> range:
+    return range(len(DOMAINS[config.domains]))
+
+
+def _layers(model: nn.Module) -> list[Domains]:
+    return [module for module in model.modules() if isinstance(module, Domains)]
+
+
+def _knows(model: nn.Module) -> bool:
+    return bool(_layers(model))
+
+
+def _in(model: nn.Module, domain: int, images: Tensor) -> Tensor:
+    with use_domain(model, domain):
+        scores: Tensor = model(images)
+    return scores
+
+
+def _test(model: nn.Module, split: data.Split, config: RunConfig, domain: int) -> Score:
+    images = in_order(in_domain(split, config.domains, domain), config)
+    with use_domain(model, domain) if _knows(model) else contextlib.nullcontext():
+        return score(model, images)
+
+
+def _mean(scores: list[Score]) -> Score:
+    losses = [loss for _, loss in scores if loss is not None]
+    whole = len(losses) == len(scores)
+    return fmean(accuracy for accuracy, _ in scores), fmean(losses) if whole else None
+
+
+def _population(
+    dataset: data.Dataset, config: RunConfig, epoch: int, samples: int, batch_size: int
+) -> list[Batches]:
+    return [
+        population(
+            in_domain(dataset.train, config.domains, domain), samples, batch_size, config, epoch
+        )
+        for domain in _all(config)
+    ]
+
+
+@contextlib.contextmanager
+def _recalibrated(model: nn.Module, config: RunConfig, batches: Batches) -> Iterator[None]:
+    def run(model: nn.Module, batch: Any) -> None:
+        forward(config, model, batch[0])
+
+    handle = recalibrate(model, batches, samples=None, forward=run, progress=False)
+    try:
+        yield
+    finally:
+        handle.undo()
+
+
+def _merge(layer: Domains) -> None:
+    """One set of statistics for all domains, each of which has as many images."""
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None and var is not None
+    # Total variance: that within the domains, and that between them.
+    between = mean.var(0, correction=0)
+    var.copy_((var.mean(0) + between).expand_as(var))
+    mean.copy_(mean.mean(0).expand_as(mean))

@@ -39,7 +39,7 @@ def phased(arm: str, config: RunConfig, good: float) -> Errors:
     found = {"test_accuracy": 0.3}
     for condition in config.evaluations:
         population = str(condition[0]).removeprefix("domains-")
-        agrees = population == c18.AGREES[arm][0]
+        agrees = population == c18.populations(arm)[0]
         found[named("test_accuracy", condition)] = 0.2 if agrees else 0.2 + 0.2 * good
     return found
 
@@ -91,6 +91,18 @@ def judged(claim: Claim, synthetic: Synthetic, good: float) -> Finding:
 
 def table(found: Finding, key: str) -> Table:
     return next(each for each in found.tables if each.key == key)
+
+
+def beside(found: Finding) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """The table of sizes: (name, size) to (ours, published)."""
+    sizes = table(found, "sizes")
+    by_row = {row[:2]: dict(zip(sizes.columns, row, strict=True)) for row in sizes.rows}
+    return {
+        (str(name), size): (by_row[name, "ours"][size], by_row[name, "published"][size])
+        for name, whose in by_row
+        if whose == "published"
+        for size in sizes.columns[2:]
+    }
 
 
 @by_key
@@ -169,12 +181,10 @@ def test_c16_needs_all_three(synthetic: Synthetic) -> None:
 
 def test_sweeps_show_the_published_figures_in_their_places(synthetic: Synthetic) -> None:
     found = judged(CLAIMS[1], synthetic, 1.0)
-    columns = table(found, "sizes").columns
-    rows = {row[0]: dict(zip(columns, row, strict=True)) for row in table(found, "sizes").rows}
-    assert rows[2]["test, population statistics, published"] == 32.5
-    assert rows[2]["test, frozen at the end, published"] == 25.2
-    assert rows[256]["test, batch statistics, published"] == 24.7
-    assert rows[2]["test, population statistics, ours"] == pytest.approx(30, abs=0.2)
+    rows = beside(found)
+    assert rows["test, population statistics", "2"] == (pytest.approx(30, abs=0.2), 32.5)
+    assert rows["test, frozen at the end", "2"] == (pytest.approx(26, abs=0.2), 25.2)
+    assert rows["test, batch statistics", "256"] == (pytest.approx(25, abs=0.2), 24.7)
     (chart,) = found.charts
     published = {line.arm: line for line in chart.lines if line.role == "published"}
     ours = {line.arm: line for line in chart.lines if line.role == "data"}
@@ -204,13 +214,16 @@ def test_c18_has_every_row_of_the_published_table(synthetic: Synthetic) -> None:
     assert rows["shared", "specific", "shared"][0] == pytest.approx(60, abs=0.3)
     assert rows["specific", "specific", "shared"][0] == pytest.approx(80, abs=0.3)
     assert rows["none", "none", "none"][0] == pytest.approx(70, abs=0.3)
-    assert len(found.charts[0].lines) == 8
+    labels = [line.label for line in found.charts[0].lines]
+    assert labels[:2] == ["shared / shared / shared", "shared / specific / shared"]
+    assert labels[2] == "specific / specific / shared"  # the first of an arm is drawn solid
+    assert len(labels) == 8
 
 
 def test_c19_shows_what_the_leak_looks_like(synthetic: Synthetic) -> None:
     found = judged(CLAIMS[3], synthetic, 1.0)
     rows = table(found, "published").rows
-    assert [row[5] for row in rows] == [40.1, 41.3, None, 41.6, 41.7, 41.4, 41.1]
+    assert [row[4] for row in rows] == [40.1, 41.3, None, 41.6, 41.7, 41.4, 41.1]
     assert rows[0][3] == pytest.approx(70, abs=0.2)
     assert rows[1][3] == pytest.approx(60, abs=0.2)
     assert rows[0][2] == pytest.approx(90, abs=0.2)
@@ -247,6 +260,18 @@ def test_c20_compares_rises_and_not_errors(synthetic: Synthetic) -> None:
         "supported",
     ]
     assert found.word == "not supported"
+
+
+def test_c20_prints_the_published_figures_beside_ours(synthetic: Synthetic) -> None:
+    found = judged(CLAIMS[4], synthetic, 1.0)
+    rows = beside(found)
+    assert rows["BN", "2"] == (pytest.approx(40, abs=0.2), 34.7)
+    assert rows["GN", "2"] == (pytest.approx(30, abs=0.2), 24.1)
+    assert rows["LN", "32"][1] == 25.3
+    assert rows["LN", "2"][1] is None
+    last = table(found, "sizes").rows[-1]
+    assert last[:2] == ("BN, population statistics", "ours")
+    assert last[-1] == pytest.approx(35, abs=0.2)
 
 
 def test_c20_scales_the_rate_with_the_batch() -> None:

@@ -21,9 +21,11 @@ less: two images have more pixels there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
 from normkit.lab.claims.parts import figures, seed_table
-from normkit.lab.claims.sweeps import line_over, mean_of, percent
+from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
@@ -201,20 +203,21 @@ def _chart(evidence: Evidence) -> Chart | None:
 
 
 def _table(evidence: Evidence) -> Table:
+    def ours(arm: str, value: Callable[[Run], float | None]) -> list[float | None]:
+        return [mean_of(evidence.of(arm, batch_size=size), value) for size in BATCH_SIZES]
+
     rows = []
-    for size in BATCH_SIZES:
-        row: list[float | int | None] = [size]
-        for arm in NORMS:
-            runs = evidence.of(arm, batch_size=size)
-            row += [percent(mean_of(runs, error)), PUBLISHED[arm].get(size)]
-        row.append(percent(mean_of(evidence.of(BN, batch_size=size), repaired)))
-        rows.append(tuple(row))
-    columns = (name for arm in NORMS for name in (f"{arm}, ours", f"{arm}, published"))
+    for arm in NORMS:
+        rows += rows_beside(
+            arm, ours(arm, error), [PUBLISHED[arm].get(size) for size in BATCH_SIZES]
+        )
+    again = rows_beside(f"{BN}, population statistics", ours(BN, repaired), ())
     return Table(
         "sizes",
-        "Test error, %, ours (mean over seeds) and published (ResNet-50 on ImageNet)",
-        ("batch size", *columns, "BN, ours, population statistics"),
-        tuple(rows),
+        "Test error, %, by batch size: ours (mean over seeds), and published (ResNet-50 on "
+        "ImageNet)",
+        ("normalizer", "whose", *map(str, BATCH_SIZES)),
+        (*rows, again[0]),
     )
 
 

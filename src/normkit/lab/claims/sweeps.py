@@ -11,9 +11,10 @@ from normkit.lab.findings import Line
 from normkit.lab.store import Run
 from normkit.lab.verdicts import interval
 
-__all__ = ["epoch_line", "line_over", "mean_of", "percent"]
+__all__ = ["epoch_line", "line_over", "mean_of", "percent", "rows_beside"]
 
 Value = Callable[[Run], float | None]
+Row = tuple[str | float | int | None, ...]
 
 
 def mean_of(runs: Sequence[Run], value: Value) -> float | None:
@@ -29,6 +30,17 @@ def percent(value: float | None, digits: int = 1) -> float | None:
     (87.7, None)
     """
     return None if value is None else round(100 * value, digits)
+
+
+def rows_beside(
+    name: str, ours: Sequence[float | None], published: Sequence[float | None]
+) -> list[Row]:
+    """Two rows of a table that has a column for each setting: ours, in percent, and the source's.
+
+    >>> rows_beside("BN", [0.2764], [34.7])
+    [('BN', 'ours', 27.6), ('BN', 'published', 34.7)]
+    """
+    return [(name, "ours", *map(percent, ours)), (name, "published", *published)]
 
 
 def line_over(

@@ -329,8 +329,39 @@ class Tail(nn.Module):
 def test_what_comes_after_the_last_layer_is_skipped() -> None:
     model = Tail()
     found = nk.recalibrate(model, IMAGES.split(10), samples=None)
-    assert model.ran == 2  # two batches to learn what is called
+    assert model.ran == 3  # batches 1 and 2 to learn what is called, and 4 whether it still is
     assert found.layers["norm"].count == 60 * 36
+
+
+def test_what_waits_for_the_end_of_a_forward_is_not_skipped() -> None:
+    model, loaded = Tail(), []
+    model.register_forward_pre_hook(lambda *_: loaded.append(1))
+    model.register_forward_hook(lambda *_: loaded.pop() and None)
+    nk.recalibrate(model, IMAGES.split(10), samples=None)
+    assert model.ran == 6
+    assert not loaded
+
+
+def test_layers_that_are_called_from_some_batch_on() -> None:
+    """They are seen, though what came before them had been called alike in every batch."""
+
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.then = nk.BatchNorm2d(3), nk.BatchNorm2d(3)
+
+        def forward(self, x: Tensor, more: bool) -> Tensor:
+            out: Tensor = self.then(self.first(x)) if more else self.first(x)
+            return out
+
+    model = Later()
+    batches = [{"x": x, "more": i >= 3} for i, x in enumerate(IMAGES.split(10))]
+    found = nk.recalibrate(model, batches, samples=None)
+    assert found.layers["then"].count == 3 * 10 * 36
+    again = Tail()
+    batches = [{"x": x, "again": i >= 3} for i, x in enumerate(IMAGES.split(10))]
+    found = nk.recalibrate(again, batches, samples=None)
+    assert found.layers["norm"].count == 9 * 10 * 36
 
 
 def test_a_forward_of_the_users_is_run_to_its_end() -> None:

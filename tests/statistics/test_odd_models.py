@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit as nk
+from normkit.errors import StatisticsError
 from normkit.statistics import Memory, memory_of
 from tests.statistics.test_left_alone import IMAGES, assert_same, snapshot
 
@@ -121,3 +122,96 @@ def test_labels_of_other_classes_than_the_output_has() -> None:
     for _, labels in within:
         labels[labels < 0] = -100
     assert nk.consistency(model, within).output.loss is not None
+
+
+def test_buffers_that_a_forward_writes_into() -> None:
+    """Observers of quantization watch in evaluation mode too."""
+
+    class Observed(nn.Module):
+        seen: Tensor
+        shaped: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("shaped", torch.zeros(0))
+            self.register_buffer("exchanged", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            self.shaped.resize_(3).fill_(len(x))
+            self.exchanged = self.seen * 2
+            out: Tensor = self.norm(x)
+            return out
+
+    model = Observed()
+    before = snapshot(model)
+    assert nk.recalibrate(model, BATCHES).samples == 60
+    assert_same(before, snapshot(model), but={"norm.running_mean", "norm.running_var"})
+    before = snapshot(model)
+    nk.consistency(model, BATCHES)
+    assert_same(before, snapshot(model))
+
+
+def test_a_scripted_part() -> None:
+    part = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3)))
+    found = nk.recalibrate(nn.Sequential(part, nn.BatchNorm2d(3)), BATCHES)
+    assert [(row.name, row.why) for row in found.left] == [("0.0", "scripted")]
+    assert list(found.layers) == ["1"]
+
+
+@pytest.mark.parametrize("where", ["batches", "forward"])
+@pytest.mark.parametrize("inner", [nk.recalibrate, nk.consistency])
+def test_a_measurement_within_another(where: str, inner: Any) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if where == "forward":
+            inner(m, BATCHES)
+        return m.b(m.a(x))  # type: ignore[no-any-return]
+
+    model = Calls(forward)
+
+    def batches() -> Any:
+        for i, x in enumerate(BATCHES):
+            if where == "batches" and i == 3:
+                inner(model, BATCHES)
+            yield x
+
+    before = snapshot(model)
+    with pytest.raises(StatisticsError, match="one at a time"):
+        nk.recalibrate(model, batches())
+    assert_same(before, snapshot(model))
+    model.does = lambda m, x: m.b(m.a(x))
+    assert nk.recalibrate(model, BATCHES).samples == 60
+
+
+def test_moments_too_large_for_their_type() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).half()
+    before = snapshot(model)
+    with pytest.raises(StatisticsError, match=r"torch\.float16, at 0"):
+        nk.recalibrate(model, [(1000 * x).half() for x in BATCHES])
+    assert_same(before, snapshot(model))
+
+
+def evaluating(model: nn.Module, batch: Tensor) -> None:
+    model.eval()(batch)
+
+
+def test_a_frozen_layer_goes_back_into_the_mode_it_would_be_in() -> None:
+    """Also where a function that evaluates has asked for another meanwhile."""
+    model = Calls(lambda m, x: m.b(m.a(x)))
+    nk.freeze(model.a)
+    nk.recalibrate(model, BATCHES, forward=evaluating)
+    with nk.batch_statistics(model):
+        evaluating(model, IMAGES)
+    nk.unfreeze(model)
+    assert all(layer.training for layer in model.modules())
+
+
+def test_a_layer_that_is_frozen_meanwhile_stays_so() -> None:
+    model = Calls(lambda m, x: m.b(m.a(x)))
+    with nk.batch_statistics(model):
+        nk.freeze(model.a)
+    assert [model.training, model.a.training, model.b.training] == [True, False, True]
+    nk.unfreeze(model)
+    assert model.a.training

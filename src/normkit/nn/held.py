@@ -94,8 +94,9 @@ def remembers(module: nn.Module) -> bool:
     >>> remembers(nn.BatchNorm2d(3)), remembers(nn.InstanceNorm2d(3)), remembers(nn.ReLU())
     (True, False, False)
     """
-    found = (module._buffers.get(name) for name in ("running_mean", "running_var"))
-    return all(isinstance(buffer, Tensor) for buffer in found)
+    own = module._buffers  # of a scripted module no dict
+    names = ("running_mean", "running_var")
+    return all(name in own and isinstance(own[name], Tensor) for name in names)
 
 
 def is_constant(module: nn.Module) -> bool:

@@ -88,7 +88,8 @@ def recalibrate(
         TypeMismatchError: ``model`` is no module or scripted; ``batches`` are no batches.
         OptionError: an argument outside its range; ``layerwise`` with what can be gone over
             only once.
-        StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite.
+        StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite,
+            or has moments too large for the type it keeps them in; from within another.
         DataError: a batch without tensors, or on a device where the model has nothing.
 
         The model is as it was after any exception, an interruption among them.
@@ -194,6 +195,15 @@ def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, Lay
                     "look for NaN or infinity in the batches and in the weights before that layer",
                 )
             )
+        for value, own in zip((one.mean, one.variance), of[name][0].tensors, strict=True):
+            if not bool(value.to(own.dtype).isfinite().all()):
+                raise StatisticsError(
+                    explain(
+                        "moments fit the type in which a layer remembers them",
+                        f"{float(value.abs().max()):.3g} for {own.dtype}, at {name or 'the model'}",
+                        "keep the normalization layers in float32: layer.float()",
+                    )
+                )
     return found
 
 

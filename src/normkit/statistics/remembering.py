@@ -182,7 +182,9 @@ def find(model: nn.Module) -> tuple[list[Place], list[Left]]:
             if is_constant(layer):
                 left.append(Left(name, type(layer), "constant by its make"))
             elif remembers(layer):
-                left.append(Left(name, type(layer), "unknown; memory_of.register makes it known"))
+                scripted = isinstance(layer, torch.jit.ScriptModule)
+                why = "scripted" if scripted else "unknown; memory_of.register makes it known"
+                left.append(Left(name, type(layer), why))
             continue
         if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
             raise StatisticsError(
@@ -192,11 +194,11 @@ def find(model: nn.Module) -> tuple[list[Place], list[Left]]:
                     "run the model once on any batch",
                 )
             )
-        why = _held(layer, model)
-        if why is None:
+        held = _held(layer, model)
+        if held is None:
             places.append(Place(name, layer, memory))
         else:
-            left.append(Left(name, type(layer), why))
+            left.append(Left(name, type(layer), held))
     if not places:
         shown = "; ".join(f"{row.name or 'the model'}: {row.why}" for row in left[:5])
         raise StatisticsError(

@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-__all__ = ["apart", "in_evaluation", "modes_kept", "random_state_kept", "uncompiled"]
+from normkit.nn.held import Held
+
+__all__ = [
+    "apart", "buffers_kept", "in_evaluation", "modes_kept", "random_state_kept", "uncompiled",
+    "version_of",
+]  # fmt: skip
 
 
 def apart(batches: Iterable[Any]) -> Iterable[Any]:
@@ -48,14 +53,52 @@ def apart(batches: Iterable[Any]) -> Iterable[Any]:
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Put back every module's training or evaluation mode, whatever happens in between.
 
-    The flags themselves, not by ``train()``, which a module may have overridden to do more.
+    The flags themselves, not by ``train()``, which a module may have overridden to do more. Of a
+    frozen layer that is the mode it would be in.
     """
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, _asked(module)) for module in model.modules()]
     try:
         yield
     finally:
         for module, training in before:
-            module.training = training
+            if isinstance(module, Held):
+                module._mode_asked = training
+            module.training = training and not isinstance(module, Held)
+
+
+def _asked(module: nn.Module) -> bool:
+    return module._mode_asked if isinstance(module, Held) else module.training
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back every buffer, the tensor and its values, whatever happens in between.
+
+    Some modules write into theirs in evaluation mode too, such as the observers of quantization.
+    """
+    before = [
+        (module, name, buffer, buffer.detach().clone(), version_of(buffer))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, copied, was in before:
+                module._buffers[name] = buffer
+                if was is None or buffer._version != was:
+                    # Observers give theirs another shape.
+                    if buffer.shape != copied.shape:
+                        buffer.resize_(copied.shape)
+                    buffer.copy_(copied)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """What changes when ``tensor`` does; None where nobody counts."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @contextlib.contextmanager

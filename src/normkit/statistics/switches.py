@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -17,6 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from normkit.errors import OptionError, StatisticsError, TypeMismatchError, explain
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, remembers
+from normkit.statistics.surroundings import in_evaluation, version_of
 
 __all__ = ["batch_statistics", "use_domain"]
 
@@ -68,13 +69,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 "evaluate it as it is, or normkit.unfreeze(model) first",
             )
         )
-    modes = [(module, module.training) for module in model.modules()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_set_modes, modes)
+        stack.enter_context(in_evaluation(model))
         for layer in moving:
             stack.enter_context(_as_in_training(layer))
-        _set_modes([(module, False) for module, _ in modes])
-        _set_modes([(layer, True) for layer in moving])
+            # The flag itself: train() of a layer may do more, and would not be undone by it.
+            layer.training = True
         yield
 
 
@@ -149,7 +149,7 @@ def _as_in_training(layer: _NormBase) -> Iterator[None]:
     before = {name: own[name] for name in changes if name in own}
     # Layers of third parties may move their buffers all the same.
     kept = {
-        name: (buffer, buffer.clone(), _version(buffer))
+        name: (buffer, buffer.clone(), version_of(buffer))
         for name, buffer in layer._buffers.items()
         if buffer is not None
     }
@@ -175,16 +175,6 @@ def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
     for inside in layer.children():
         inside.train(mode)
     return layer
-
-
-def _version(buffer: Tensor) -> int | None:
-    return None if buffer.is_inference() else buffer._version
-
-
-def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    # The flags themselves: train() of a module may do more, and would not be undone by it.
-    for module, training in modes:
-        module.training = training
 
 
 def _check_module(model: object) -> None:

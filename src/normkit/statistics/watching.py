@@ -17,13 +17,23 @@ from torch import Tensor, nn
 
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
+from normkit.errors import StatisticsError, explain
 from normkit.kernels.moments import moments
 from normkit.statistics.estimate import Estimate, LayerStatistics
 from normkit.statistics.feeding import Forward, feed, samples_in
 from normkit.statistics.remembering import Place
-from normkit.statistics.surroundings import in_evaluation, random_state_kept, uncompiled
+from normkit.statistics.surroundings import (
+    buffers_kept,
+    in_evaluation,
+    random_state_kept,
+    uncompiled,
+)
 
 __all__ = ["Watch", "watched"]
+
+
+_WATCHED: set[int] = set()
+"""Layers, by identity, that are watched just now."""
 
 
 class _Enough(BaseException):
@@ -41,8 +51,14 @@ class Watch:
         self._batch: dict[str, list[Moments]] = {}
         self._names = [{row: name for name, row in place.banks} for place in places]
         self._calls: list[int] = []
-        self._sequences: list[list[int]] = []
-        self._may_stop = False
+        self._sequences: list[list[int]] = []  # of the last two batches that went to their end
+        self._number = 0
+        self._may_stop = self._stopped = False
+        # Not where something waits for the end, as what loads weights before a call and lets them
+        # go after it.
+        self._to_the_end = any(
+            module._forward_hooks or "forward" in vars(module) for module in model.modules()
+        )
         self.output: Any = None  # of the last batch that was run to the end
         self._first = 0  # samples that the first layer saw
 
@@ -69,21 +85,29 @@ class Watch:
         once it is known which that is.
         """
         self._batch, self._calls, self._first = {}, [], 0
-        # Who passes a function of their own may want its end to be reached.
-        self._may_stop = forward is None and not whole and self._repeats()
         samples = samples_in(batch)
         if samples == 0:
             return 0
-        with contextlib.suppress(_Enough):
+        self._number += 1
+        # Who passes a function of their own may want its end to be reached. And batches 1, 2, 4,
+        # 8, … tell whether there is more to be seen by now.
+        look = forward is not None or whole or self._number & (self._number - 1) == 0
+        self._may_stop = not (look or self._to_the_end) and self._repeats()
+        try:
             self.output = feed(self.model, batch, forward)
-        self._sequences = [*self._sequences[-1:], self._calls]
+        except _Enough:
+            self._stopped = True
+        else:
+            self._to_the_end |= self._stopped and self._calls != self._sequences[-1]
+            self._sequences = [*self._sequences[-1:], self._calls]
         for name, calls in self._batch.items():
             self.estimates[name].add(*calls)
         return self._first if samples is None else samples
 
     def _repeats(self) -> bool:
-        """Whether the last two batches called the same layers in the same order."""
-        return len(self._sequences) == 2 and self._sequences[0] == self._sequences[1]
+        """Whether the last two batches called the same layers in the same order, and all."""
+        same = len(self._sequences) == 2 and self._sequences[0] == self._sequences[1]
+        return same and len(set(self._sequences[0])) == len(self.places)
 
     def see(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A layer is about to be called."""
@@ -149,13 +173,29 @@ def watched(model: nn.Module, places: Sequence[Place]) -> Iterator[Watch]:
 
     Modes, buffers (the very tensors), hooks, the random state; gradients are off meanwhile and
     dropout with them. Also after an exception, or an interruption.
+
+    Raises:
+        StatisticsError: one of the layers is watched already.
     """
     watch = Watch(model, places)
+    layers = {id(place.layer) for place in places}
+    if layers & _WATCHED:
+        raise StatisticsError(
+            explain(
+                "a model is measured by one at a time",
+                f"another measurement of this {type(model).__name__}, from its batches or its "
+                "forward",
+                "finish the one before the other begins",
+            )
+        )
     with contextlib.ExitStack() as stack:
+        stack.callback(_WATCHED.difference_update, layers)
+        _WATCHED.update(layers)
         stack.enter_context(random_state_kept())
         stack.enter_context(uncompiled())
         stack.enter_context(torch.no_grad())
         stack.enter_context(in_evaluation(model))
+        stack.enter_context(buffers_kept(model))
         for index, place in enumerate(places):
             for name, usual in ((place.memory.mean, 0.0), (place.memory.var, 1.0)):
                 own = getattr(place.layer, name)

@@ -138,7 +138,7 @@ CLAIM = Claim(
     ),
     sources=(
         Reference(
-            "Rethinking “Batch” in BatchNorm (article)",
+            'Rethinking "Batch" in BatchNorm (article)',
             "the normalization batch size sets training noise and the inconsistency of train and "
             "test",
         ),
@@ -156,6 +156,9 @@ CLAIM = Claim(
     ),
     plan=plan,
     judge=judge,
-    setup=(("normalization", "ghost batches; their size is the normalization batch size"),),
+    setup=(
+        ("image size", "16 pixels"),
+        ("normalization", "ghost batches; their size is the normalization batch size"),
+    ),
     demo=False,
 )

@@ -113,7 +113,7 @@ CLAIM = Claim(
     ),
     sources=(
         Reference(
-            "Rethinking “Batch” in BatchNorm (article)",
+            'Rethinking "Batch" in BatchNorm (article)',
             "batch statistics in the test, or population statistics in training, take the "
             "inconsistency away",
         ),
@@ -131,6 +131,7 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
+        ("image size", "16 pixels"),
         ("normalization", "ghost batches; their size is the normalization batch size"),
         ("frozen", "statistics held for the last fifth of the epochs, γ and β learning"),
     ),

@@ -247,11 +247,11 @@ CLAIM = Claim(
     ),
     sources=(
         Reference(
-            "Rethinking “Batch” in BatchNorm (article)",
+            'Rethinking "Batch" in BatchNorm (article)',
             "information leaks where training examples in a batch are not drawn independently",
         ),
         Reference(
-            "Wu & Johnson 2021, Rethinking “Batch” in BatchNorm, §6, Mask R-CNN with BN in its "
+            'Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, §6, Mask R-CNN with BN in its '
             "head, COCO",
             "box/mask AP: BN per GPU (2 images) 40.1/36.2, with batch statistics at test "
             "41.3/37.0, shuffled 41.6/37.6, synchronised 41.7/37.7, GN 41.4/37.7, none 41.1/36.9",
@@ -271,6 +271,7 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
+        ("image size", "16 pixels"),
         ("a batch", f"8 groups of {GROUP} images, {GROUP // LABELS} of each of {LABELS} labels"),
     ),
     demo=False,

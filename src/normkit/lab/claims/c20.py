@@ -251,6 +251,7 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
+        ("image size", "16 pixels"),
         ("normalizers stand", "after the convolutions"),
         ("learning rate and batch size", "in proportion"),
     ),

@@ -61,7 +61,7 @@ SIZES: dict[Preset, tuple[int, ...]] = {
 }
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_120, test=4_096, epochs=10),
-    "full": Scale(seeds=5, train=60_000, test=10_000, epochs=20),
+    "full": Scale(seeds=5, train=20_000, test=10_000, epochs=20),
 }
 
 Curve = tuple[str, str]
@@ -82,7 +82,7 @@ PUBLISHED: dict[Curve, tuple[float, ...]] = {
     (FROZEN, POPULATION): (24.5, 24.4, 24.4, 24.4, 24.2, 24.3, 23.9, 24.2, 24.3, 25.2),
 }
 WU = Reference(
-    "Wu & Johnson 2021, Rethinking “Batch” in BatchNorm, §4, ResNet-50 on ImageNet, 100 epochs "
+    'Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, §4, ResNet-50 on ImageNet, 100 epochs '
     "(read off figures, ±0.1)",
     "error, % at normalization batch sizes 1024 to 2: training 8.5 8.4 8.8 9.1 9.7 10.7 12.0 13.6 "
     "15.1 16.5; validation with batch statistics 24.8 24.8 24.7 24.7 24.7 24.5 24.7 25.1 25.5 "

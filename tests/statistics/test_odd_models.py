@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import normkit as nk
-from normkit.errors import StatisticsError
+from normkit.errors import OptionError, StatisticsError
 from normkit.statistics import Memory, memory_of
 from tests.statistics.test_left_alone import IMAGES, assert_same, snapshot
 
@@ -215,3 +216,53 @@ def test_a_layer_that_is_frozen_meanwhile_stays_so() -> None:
     assert [model.training, model.a.training, model.b.training] == [True, False, True]
     nk.unfreeze(model)
     assert model.a.training
+
+
+def test_evaluation_that_goes_another_way() -> None:
+    """A layer that only one of the modes reaches."""
+    model = Calls(lambda m, x: m.b(m.a(x)) if m.a(x).abs().mean() < 1 else m.a(x))
+    found = nk.consistency(model, [2 * x for x in BATCHES])
+    assert "b" in found.layers and "b" not in found.inherited
+    assert "b (nn.BatchNorm2d)" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("batches", "says"),
+    [([IMAGES / 0], "finite values"), ([IMAGES[:1, :, :1, :1]], "at least two values")],
+)
+def test_consistency_of_what_has_no_statistics(batches: list[Tensor], says: str) -> None:
+    with pytest.raises(StatisticsError, match=says):
+        nk.consistency(Calls(lambda m, x: m.a(x)), batches)
+
+
+def test_a_sampler_that_cannot_be_copied() -> None:
+    class Sampler(torch.utils.data.Sampler[int]):
+        def __iter__(self) -> Any:
+            return iter(range(60))
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise ValueError("there is only one of it")
+
+    loader = torch.utils.data.DataLoader(IMAGES, 10, sampler=Sampler())  # type: ignore[arg-type]
+    assert nk.recalibrate(Calls(lambda m, x: m.a(x)), loader).samples == 60
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_an_interval_of_no_confidence(confidence: float) -> None:
+    found = nk.recalibrate(Calls(lambda m, x: m.a(x)), BATCHES)
+    with pytest.raises(OptionError, match="share above 0"):
+        found.interval("a", confidence)
+
+
+class Positive(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def test_freezing_of_a_parametrized_scale_alone() -> None:
+    """It learns on, so it is named."""
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    parametrize.register_parametrization(model[0], "weight", Positive())
+    handle = nk.freeze(model, statistics=False)
+    assert [row.why for row in handle.left] == ["parametrized"]
+    assert not handle.changed

@@ -16,6 +16,7 @@ from normkit.statistics.gaps import Consistency, Gap, gap
 from normkit.statistics.options import check_samples
 from normkit.statistics.outputs import Loss, Outputs
 from normkit.statistics.remembering import Place, find, unwrapped
+from normkit.statistics.study import check_found, within
 from normkit.statistics.surroundings import apart
 from normkit.statistics.watching import watched
 
@@ -102,6 +103,8 @@ def consistency(
                 "pass at least one batch that is not empty",
             )
         )
+    of = within(places)
+    check_found({name: statistics(one.units(), of[name][1]) for name, one in own.items()}, places)
     kinds = {name: type(place.layer) for place in places for name, _ in place.banks}
     layers, later = (_gaps(places, remembered, part) for part in (own, arriving))
     return Consistency(layers, later, outputs.told(), kinds, left, seen, outputs.batches)

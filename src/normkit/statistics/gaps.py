@@ -101,14 +101,15 @@ class Consistency:
     def __repr__(self) -> str:
         rows = []
         for name, gap in self.layers.items():
-            later = self.inherited[name]
+            later = self.inherited.get(name)
             rows.append(
                 (
                     named(name, self._kinds[name]),
                     deviations(gap.mean),
                     factor(gap.variance),
                     f"{plain(gap.mean_errors)}, {plain(gap.variance_errors)}",
-                    f"{deviations(later.mean)}, {factor(later.variance)}",
+                    # Evaluation may go another way.
+                    f"{deviations(later.mean)}, {factor(later.variance)}" if later else "–",
                 )
             )
         head = ("layer", "mean off", "variance off", "in standard errors", "in evaluation")

@@ -18,7 +18,7 @@ from normkit.statistics.options import check_samples, check_tolerance
 from normkit.statistics.processes import peers
 from normkit.statistics.recalibration import Recalibration, Told
 from normkit.statistics.remembering import Place, find, unwrapped
-from normkit.statistics.study import Study, within
+from normkit.statistics.study import Study, check_found, within
 from normkit.statistics.watching import watched
 
 __all__ = ["recalibrate"]
@@ -178,32 +178,7 @@ def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, Lay
         )
     of = within(places)
     found = {name: statistics(units[name], of[name][1]) for name in units}
-    for name, one in found.items():
-        if one.count < 2 and not of[name][1]:
-            raise StatisticsError(
-                explain(
-                    "a variance needs at least two values per channel",
-                    f"one, at {name or 'the model'}",
-                    "pass more samples",
-                )
-            )
-        if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
-            raise StatisticsError(
-                explain(
-                    "statistics are taken of finite values",
-                    f"others in the input of {name or 'the model'}",
-                    "look for NaN or infinity in the batches and in the weights before that layer",
-                )
-            )
-        for value, own in zip((one.mean, one.variance), of[name][0].tensors, strict=True):
-            if not bool(value.to(own.dtype).isfinite().all()):
-                raise StatisticsError(
-                    explain(
-                        "moments fit the type in which a layer remembers them",
-                        f"{float(value.abs().max()):.3g} for {own.dtype}, at {name or 'the model'}",
-                        "keep the normalization layers in float32: layer.float()",
-                    )
-                )
+    check_found(found, places)
     return found
 
 

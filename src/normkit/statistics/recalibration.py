@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import StatisticsError, explain
+from normkit.errors import OptionError, StatisticsError, explain
 from normkit.handle import Left
 from normkit.statistics.estimate import LayerStatistics, distance, relative_error
 from normkit.statistics.remembering import Place
@@ -138,7 +138,16 @@ class Recalibration:
 
         Raises:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
+            OptionError: ``confidence`` is no share between 0 and 1.
         """
+        if not 0 < confidence < 1:
+            raise OptionError(
+                explain(
+                    "confidence is a share above 0 and below 1",
+                    f"confidence={confidence!r}",
+                    "use 0.95, for 95 %",
+                )
+            )
         if name not in self.layers or self._units[name] < 2:
             raise StatisticsError(
                 explain(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from normkit.errors import StatisticsError, explain
 from normkit.statistics.bar import Bar
 from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
 from normkit.statistics.feeding import Forward
@@ -14,7 +15,7 @@ from normkit.statistics.remembering import Place
 from normkit.statistics.surroundings import apart, random_state_kept
 from normkit.statistics.watching import Watch
 
-__all__ = ["Study", "within"]
+__all__ = ["Study", "check_found", "within"]
 
 FEWEST = 8
 """Batches before the spread between them is asked whether it is small enough."""
@@ -119,3 +120,38 @@ def within(places: Sequence[Place]) -> dict[str, tuple[Place, bool]]:
     return {
         name: (place, place.memory.per == "sample") for place in places for name, _ in place.banks
     }
+
+
+def check_found(found: Mapping[str, LayerStatistics], places: Sequence[Place]) -> None:
+    """Refuse what is no statistics.
+
+    Raises:
+        StatisticsError: of a single value, not finite, or too large for where it is remembered.
+    """
+    of = within(places)
+    for name, one in found.items():
+        if one.count < 2 and not of[name][1]:
+            raise StatisticsError(
+                explain(
+                    "a variance needs at least two values per channel",
+                    f"one, at {name or 'the model'}",
+                    "pass more samples",
+                )
+            )
+        if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
+            raise StatisticsError(
+                explain(
+                    "statistics are taken of finite values",
+                    f"others in the input of {name or 'the model'}",
+                    "look for NaN or infinity in the batches and in the weights before that layer",
+                )
+            )
+        for value, own in zip((one.mean, one.variance), of[name][0].tensors, strict=True):
+            if not bool(value.to(own.dtype).isfinite().all()):
+                raise StatisticsError(
+                    explain(
+                        "moments fit the type in which a layer remembers them",
+                        f"{float(value.abs().max()):.3g} for {own.dtype}, at {name or 'the model'}",
+                        "keep the normalization layers in float32: layer.float()",
+                    )
+                )

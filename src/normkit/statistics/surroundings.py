@@ -42,7 +42,7 @@ def apart(batches: Iterable[Any]) -> Iterable[Any]:
     state.update(_iterator=None, persistent_workers=False)
     parts = {name: state[name] for name in ("generator", "sampler", "batch_sampler")}
     # A sampler that cannot be copied is shared, as it would be without us.
-    with contextlib.suppress(TypeError, RuntimeError, NotImplementedError):
+    with contextlib.suppress(Exception):
         # All at once, so that what shares a generator goes on sharing its copy; and not the data,
         # to which samplers refer.
         state.update(copy.deepcopy(parts, {id(loader.dataset): loader.dataset}))

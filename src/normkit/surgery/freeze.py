@@ -139,7 +139,11 @@ def _why_left(module: nn.Module, statistics: bool) -> str | None:
         return "remembers no statistics"
     if is_constant(module):
         return "constant as it is"
-    if not statistics or not remembers(module) or is_held(module):
+    if not remembers(module):
+        return None
+    if not statistics and any(is_parametrized(module, name) for name in ("weight", "bias")):
+        return "parametrized"
+    if not statistics or is_held(module):
         return None
     if is_parametrized(module):
         return "parametrized"

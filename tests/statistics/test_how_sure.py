@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import normkit as nk
+from normkit.core.moments import Moments
+from normkit.statistics.estimate import Estimate, statistics
 from tests.statistics.truth import population
 
 
@@ -66,3 +68,17 @@ def test_batches_that_are_alike_inside_are_seen_through() -> None:
     batches = [torch.randn(50, 100) + torch.randn(1, 100) for _ in range(400)]
     found = nk.recalibrate(nn.BatchNorm1d(100), batches, samples=None).layers[""]
     assert found.mean_standard_error.mean() == pytest.approx((1.02 / 400) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("batches", [127, 128, 1000])
+def test_units_stay_few_and_of_one_size(batches: int) -> None:
+    """Units of unlike sizes would say less of how unlike batches are."""
+    estimate = Estimate(2)
+    values = torch.randn(batches, 5, 2, generator=torch.Generator().manual_seed(2)).double()
+    for one in values:
+        estimate.add(Moments.of(one, dim=0))
+    counts = estimate.units().count
+    assert len(counts) <= 128
+    assert len(counts[:-1].unique()) == 1 and counts[-1] <= counts[0]
+    found = statistics(estimate.units())
+    torch.testing.assert_close(found.variance, values.flatten(0, 1).var(0))

@@ -266,3 +266,11 @@ def test_freezing_of_a_parametrized_scale_alone() -> None:
     handle = nk.freeze(model, statistics=False)
     assert [row.why for row in handle.left] == ["parametrized"]
     assert not handle.changed
+
+
+def test_consistency_keeps_the_random_state() -> None:
+    """Batches that are drawn while it goes over them."""
+    model = Calls(lambda m, x: m.b(m.a(x)))
+    before = snapshot(model)
+    nk.consistency(model, (x + torch.rand(()) for x in BATCHES))
+    assert_same(before, snapshot(model))

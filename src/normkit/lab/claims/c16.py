@@ -106,10 +106,10 @@ def judge(evidence: Evidence) -> Judgement:
     return Judgement(
         word=all_of([noisy, inconsistent, regularises]),
         sentence=(
-            f"From a normalization batch size of {LARGE} to one of {SMALL}, training error rises "
-            f"by {figures(noisy, scale=100)} points, and what population statistics cost against "
-            f"batch statistics by {figures(inconsistent, scale=100)}; from {MIDDLE} to {LARGE} the "
-            f"gap between training and test widens by {figures(regularises, scale=100)} "
+            f"Points of error, at a normalization batch size of {SMALL} against {LARGE}: training "
+            f"{figures(noisy, scale=100)}; what population statistics cost against batch "
+            f"statistics in the test {figures(inconsistent, scale=100)}. The gap between training "
+            f"and test, at {LARGE} against {MIDDLE}: {figures(regularises, scale=100)} "
             f"({evidence.coverage(len(noise))}, 95 % intervals)."
         ),
         comparisons=(noisy, inconsistent, regularises, worse),

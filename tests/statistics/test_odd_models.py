@@ -274,3 +274,13 @@ def test_consistency_keeps_the_random_state() -> None:
     before = snapshot(model)
     nk.consistency(model, (x + torch.rand(()) for x in BATCHES))
     assert_same(before, snapshot(model))
+
+
+def test_observers_of_quantization_stay_as_they_were() -> None:
+    """They write into their buffers past PyTorch's count of writes."""
+    observer = torch.ao.quantization.default_fused_act_fake_quant()
+    model = nn.Sequential(observer, nn.BatchNorm2d(3))
+    model(IMAGES)
+    before = snapshot(model)
+    nk.recalibrate(model, [3 * x for x in BATCHES]).undo()
+    assert_same(before, snapshot(model))

@@ -89,7 +89,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, copied, was in before:
                 module._buffers[name] = buffer
-                if was is None or buffer._version != was:
+                # Those of quantization are written without being counted.
+                if version_of(buffer) != was or not torch.equal(buffer, copied):
                     # Observers give theirs another shape.
                     if buffer.shape != copied.shape:
                         buffer.resize_(copied.shape)

@@ -53,10 +53,16 @@ def samples_in(batch: object) -> int | None:
     """Length of the first axis of the first tensor that has one; None without such a tensor.
 
     Tensors that are empty count only if all are: a batch without boxes has images all the same.
+    Of a list of images, as detectors take them, its length.
 
     >>> samples_in({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
     8
+    >>> samples_in(([torch.zeros(3, 4, 4), torch.zeros(3, 5, 6)], "targets"))
+    2
     """
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
+    if isinstance(first, (list, tuple)) and first and all(isinstance(t, Tensor) for t in first):
+        return len(first)
     lengths = [len(tensor) for tensor in leaves(batch) if tensor.dim()]
     return next((length for length in lengths if length), 0 if lengths else None)
 

@@ -58,9 +58,10 @@ def recalibrate(
     within a model in training mode.
 
     By default each layer is measured with the layers before it normalizing by each batch's own
-    moments, as in training. The result then does not depend on the order of the batches nor on
-    which process sees which; but with batches of a few samples the layers behind inherit their
-    noise. ``layerwise=True`` measures them as evaluation will run, with the layers before on
+    moments, as in training (of the whole batch in this process, also where training normalizes by
+    ghost batches or across processes). The result then does not depend on the order of the batches
+    nor on which process sees which; but with batches of a few samples the layers behind inherit
+    their noise. ``layerwise=True`` measures them as evaluation will run, with the layers before on
     population statistics: right with any batch size, in a few passes over the same data.
 
     Args:

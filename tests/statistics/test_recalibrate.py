@@ -175,7 +175,7 @@ def test_layer_by_layer_is_exact_with_batches_of_any_size(source: Any, size: int
 
 
 def test_layer_by_layer_is_exact_in_a_deep_network() -> None:
-    """What is off in the first layer grows on its way through twenty: passes move more, then less."""
+    """What is off in the first layer grows on its way: passes move more before they move less."""
     torch.manual_seed(0)
     model = models.build("resnet18", norm="torch-batch", width=4, size=16)
     images = torch.randn(240, 1, 16, 16) * torch.rand(240, 1, 1, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,7 @@ from torch import nn
 
 import normkit as nk
 from tests.nn import sync_worker
-
-ROOT = Path(__file__).parents[2]
-
-
-def _together(sizes: list[int], scenario: str, tmp_path: Path) -> list[dict[str, Any]]:
-    """Run a process per share and collect what each wrote."""
-    joined = ",".join(map(str, sizes))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning:normkit", "-m", "tests.nn.sync_worker",
-             str(rank), joined, str(tmp_path / "rendezvous"), str(tmp_path), scenario],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(len(sizes))
-    ]  # fmt: skip
-    try:
-        outputs = [p.communicate(timeout=120)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for p, output in zip(processes, outputs, strict=True):
-        assert p.returncode == 0, output
-    return [torch.load(tmp_path / f"{r}.pt", weights_only=False) for r in range(len(sizes))]
+from tests.together import together
 
 
 def _alone(total: int) -> tuple[nn.Module, torch.Tensor]:
@@ -53,7 +29,7 @@ def _alone(total: int) -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.parametrize("sizes", [[6, 6], [11, 1], [12, 0], [0, 12], [5, 0, 7]], ids=str)
 def test_training_equals_one_process(sizes: list[int], tmp_path: Path) -> None:
-    results = _together(sizes, "train", tmp_path)
+    results = together(sync_worker, sizes, "train", tmp_path)
     alone, y = _alone(sum(sizes))
     for result in results:
         torch.testing.assert_close(result["state"], dict(alone.state_dict()), rtol=1e-9, atol=1e-9)
@@ -63,25 +39,25 @@ def test_training_equals_one_process(sizes: list[int], tmp_path: Path) -> None:
 
 
 def test_one_value_over_all_processes(tmp_path: Path) -> None:
-    for result in _together([1, 0], "single value", tmp_path):
+    for result in together(sync_worker, [1, 0], "single value", tmp_path):
         assert "over all processes" in result["error"]
 
 
 def test_two_values_over_two_processes_are_enough(tmp_path: Path) -> None:
-    assert all("error" not in r for r in _together([1, 1], "single value", tmp_path))
+    assert all("error" not in r for r in together(sync_worker, [1, 1], "single value", tmp_path))
 
 
 def test_derivatives_of_the_backward_are_refused(tmp_path: Path) -> None:
-    for result in _together([6, 6], "create graph", tmp_path):
+    for result in together(sync_worker, [6, 6], "create graph", tmp_path):
         assert "create_graph=True" in result["error"]
 
 
 def test_a_group_of_its_own_is_plain(tmp_path: Path) -> None:
-    assert all(r["equal"] for r in _together([5, 7], "groups", tmp_path))
+    assert all(r["equal"] for r in together(sync_worker, [5, 7], "groups", tmp_path))
 
 
 def test_all_processes_empty(tmp_path: Path) -> None:
     """Nothing to learn from, and nothing to fail on, as with plain batch normalization."""
-    for result in _together([0, 0], "single value", tmp_path):
+    for result in together(sync_worker, [0, 0], "single value", tmp_path):
         assert "error" not in result
         assert torch.equal(result["mean"], torch.zeros(3))

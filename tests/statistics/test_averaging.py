@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,29 +11,7 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit.statistics import average_buffers
 from tests.statistics import averaging_worker
-
-ROOT = Path(__file__).parents[2]
-
-
-def together(counts: list[int], scenario: str, tmp_path: Path) -> list[dict[str, Any]]:
-    """Run a process per count of batches and collect what each wrote."""
-    joined = ",".join(map(str, counts))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.statistics.averaging_worker", str(rank), joined,
-             str(tmp_path / "rendezvous"), str(tmp_path), scenario],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(len(counts))
-    ]  # fmt: skip
-    try:
-        outputs = [p.communicate(timeout=120)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for p, output in zip(processes, outputs, strict=True):
-        assert p.returncode == 0, output
-    return [torch.load(tmp_path / f"{r}.pt", weights_only=False) for r in range(len(counts))]
+from tests.together import together
 
 
 def merged(states: list[dict[str, Tensor]], layer: str, weights: list[float]) -> list[Tensor]:
@@ -53,7 +28,7 @@ def merged(states: list[dict[str, Tensor]], layer: str, weights: list[float]) ->
 
 @pytest.mark.parametrize("counts", [[7, 7], [9, 2], [5, 0], [4, 1, 30]], ids=str)
 def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path) -> None:
-    results = together(counts, "average", tmp_path)
+    results = together(averaging_worker, counts, "average", tmp_path)
     before = [r["before"] for r in results]
     after = results[0]["after"]
     for result in results:
@@ -89,7 +64,7 @@ def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path)
 
 
 def test_only_those_of_the_group(tmp_path: Path) -> None:
-    *pair, third = together([3, 4, 5], "pair", tmp_path)
+    *pair, third = together(averaging_worker, [3, 4, 5], "pair", tmp_path)
     for key, value in pair[0]["after"].items():
         assert key.startswith("frozen.") or torch.equal(value, pair[1]["after"][key])
     for key, value in third["before"].items():
@@ -98,7 +73,7 @@ def test_only_those_of_the_group(tmp_path: Path) -> None:
 
 def test_what_distributed_data_parallel_does_instead(tmp_path: Path) -> None:
     """By default the first process's share is remembered, and of the others nothing."""
-    results = together([30, 30], "broadcast", tmp_path)
+    results = together(averaging_worker, [30, 30], "broadcast", tmp_path)
     shares = [torch.cat(averaging_worker.batches(rank, 30)).double() for rank in (0, 1)]
     whole = torch.cat(shares).transpose(0, 1).flatten(1)
     for result in results:
@@ -115,7 +90,7 @@ def test_what_distributed_data_parallel_does_instead(tmp_path: Path) -> None:
 
 
 def test_all_fail_together_and_nothing_changes(tmp_path: Path) -> None:
-    first, second = together([1, 1], "failures", tmp_path)
+    first, second = together(averaging_worker, [1, 1], "failures", tmp_path)
     for result in (first, second):
         nan, sizes, _ = result["errors"]
         assert "NaN or infinity in cumulative of process 1" in nan and "normkit.recalibrate" in nan
@@ -128,7 +103,7 @@ def test_all_fail_together_and_nothing_changes(tmp_path: Path) -> None:
 
 
 def test_batch_statistics_of_synchronised_layers_span_the_processes(tmp_path: Path) -> None:
-    for result in together([1, 1], "scope", tmp_path):
+    for result in together(averaging_worker, [1, 1], "scope", tmp_path):
         assert result["equal"] and not result["alone"] and not result["moved"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +11,7 @@ import torch
 import normkit as nk
 from normkit.statistics import LayerStatistics
 from tests.statistics import share
-
-ROOT = Path(__file__).parents[2]
-
-
-def _together(sizes: list[int], scenario: str, tmp_path: Path) -> list[dict[str, Any]]:
-    joined = ",".join(map(str, sizes))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.statistics.share", str(rank), joined,
-             str(tmp_path / "rendezvous"), str(tmp_path), scenario],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(len(sizes))
-    ]  # fmt: skip
-    try:
-        outputs = [p.communicate(timeout=120)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for p, output in zip(processes, outputs, strict=True):
-        assert p.returncode == 0, output
-    return [torch.load(tmp_path / f"{r}.pt", weights_only=False) for r in range(len(sizes))]
+from tests.together import together
 
 
 def _alone(count: int, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -59,7 +36,7 @@ def _compare(results: list[dict[str, Any]], alone: Any, state: dict[str, torch.T
 @pytest.mark.parametrize("scenario", ["plain", "layerwise"])
 def test_shares_equal_one_process(sizes: list[int], scenario: str, tmp_path: Path) -> None:
     alone, state = _alone(12, layerwise=scenario == "layerwise")
-    results = _together(sizes, scenario, tmp_path)
+    results = together(share, sizes, scenario, tmp_path)
     _compare(results, alone, state)
     assert all(r["told"] == (108, 12, alone.passes) for r in results)
 
@@ -67,18 +44,18 @@ def test_shares_equal_one_process(sizes: list[int], scenario: str, tmp_path: Pat
 def test_wrapped_for_data_parallel_training(tmp_path: Path) -> None:
     """Its own forward would wait for the others, who have more batches or fewer."""
     alone, state = _alone(12)
-    _compare(_together([10, 2], "ddp", tmp_path), alone, state)
+    _compare(together(share, [10, 2], "ddp", tmp_path), alone, state)
 
 
 def test_samples_count_over_all_processes(tmp_path: Path) -> None:
-    results = _together([6, 6], "samples", tmp_path)
+    results = together(share, [6, 6], "samples", tmp_path)
     assert all(r["told"][:2] == (54, 6) for r in results)
     assert all(torch.equal(r["state"]["1.running_mean"], results[0]["state"]["1.running_mean"])
                for r in results)  # fmt: skip
 
 
 def test_all_stop_together_at_a_tolerance(tmp_path: Path) -> None:
-    results = _together([30, 5, 0], "tolerance", tmp_path)
+    results = together(share, [30, 5, 0], "tolerance", tmp_path)
     assert len({r["told"] for r in results}) == 1
     assert results[0]["told"][1] < 35
     assert results[0]["error"] < 0.4
@@ -88,7 +65,7 @@ def test_all_stop_together_at_a_tolerance(tmp_path: Path) -> None:
 
 def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     """Nobody waits for ever, nothing is changed anywhere, and each says what happened."""
-    results = _together([4, 4], "broken", tmp_path)
+    results = together(share, [4, 4], "broken", tmp_path)
     assert results[1]["raised"] == "OSError: the disk is gone"
     assert "a failure in process 1: OSError: the disk is gone" in results[0]["raised"]
     untouched = share.model().state_dict()
@@ -98,10 +75,10 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
 
 
 def test_all_shares_empty(tmp_path: Path) -> None:
-    for result in _together([0, 0], "plain", tmp_path):
+    for result in together(share, [0, 0], "plain", tmp_path):
         assert "at least one batch" in result["raised"]
 
 
 def test_each_for_itself(tmp_path: Path) -> None:
-    results = _together([3, 5], "alone", tmp_path)
+    results = together(share, [3, 5], "alone", tmp_path)
     assert [r["told"] for r in results] == [(27, 3, 1), (45, 5, 1)]

@@ -1,9 +1,8 @@
-"""``normkit lab``: list the claims, run what they need, report what was found."""
+"""``normkit lab``: run what the claims need, report what was found; and its other commands."""
 
 from __future__ import annotations
 
 import datetime
-import enum
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from normkit.cli.claims import list_claims
 from normkit.cli.console import (
     INTERRUPTED,
     console,
@@ -20,10 +20,18 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
+from normkit.cli.lab_options import (
+    REPORT,
+    STORE,
+    ClaimsArgument,
+    JsonOption,
+    PresetName,
+    StoreOption,
+)
 from normkit.errors import OptionError, explain
 
 if TYPE_CHECKING:
-    from normkit.lab.claims.claim import Claim, Preset
+    from normkit.lab.claims.claim import Preset
     from normkit.lab.findings import Finding
     from normkit.lab.store import Store
 
@@ -31,59 +39,10 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Put the claims about normalization to the test.", no_args_is_help=True)
 
-STORE = Path("runs") / "lab.sqlite"
-REPORT = Path("runs") / "report.html"
 WORD_STYLE = {"supported": "green", "not supported": "red", "undecided": "yellow"}
 
 
-class PresetName(str, enum.Enum):
-    """How much is trained."""
-
-    quick = "quick"
-    full = "full"
-
-
-StoreOption = Annotated[Path, typer.Option("--store", help="The file that keeps all runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-ClaimsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(help="Claims by their key, such as C1, or 'all'; those of the demo if none."),
-]
-
-
-@app.command("list")
-def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """List the claims: source, data, cost, and the last verdict in the store."""
-    needs_lab()
-    with errors():
-        from normkit.lab.claims.registry import all_claims
-
-        verdicts = _verdicts(store)
-        rows = [_about_claim(claim, verdicts.get(claim.key)) for claim in all_claims().values()]
-    if as_json:
-        print_json(rows)
-        return
-    table = Table("claim", "what it says", "source", "data", "demo", "cost", "last verdict")
-    for row in rows:
-        last = row["last"]
-        costs = [
-            f"{name}: {cost['runs']} runs, {cost['images'] / 1e6:.1f} M images"
-            for name, cost in row["cost"].items()
-        ]
-        table.add_row(
-            row["claim"],
-            row["title"],
-            row["sources"][0],
-            row["data"],
-            "yes" if row["demo"] else "no",
-            "\n".join(costs),
-            f"{last['word']} ({last['preset']})" if last else "not run",
-        )
-    console().print(table)
-    console().print(
-        "An image that goes through a training step counts once each time. "
-        "Without a claim named, normkit lab run does those of the demo."
-    )
+app.command("list")(list_claims)
 
 
 @app.command()
@@ -183,45 +142,6 @@ def report(
         print_json(_as_data(findings, path))
     else:
         _print(findings, path)
-
-
-def _about_claim(claim: Claim, last: dict[str, str] | None) -> dict[str, Any]:
-    """A claim as plain values; its cost is that on the whole data set."""
-    from normkit.lab.claims.claim import PRESETS, Available
-
-    cost = {}
-    for preset in PRESETS:
-        arms = claim.plan(preset, Available("full", train=60_000, test=10_000))
-        cost[preset] = {
-            "runs": len(arms),
-            "images": sum(config.images for _, config in arms),
-        }
-    return {
-        "claim": claim.key,
-        "title": claim.title,
-        "statement": claim.statement,
-        "sources": [reference.source for reference in claim.sources],
-        "data": claim.data,
-        "demo": claim.demo,
-        "cost": cost,
-        "last": last,
-    }
-
-
-def _verdicts(store: Path) -> dict[str, dict[str, str]]:
-    """The last verdict on each claim in a store, if there is a store."""
-    if not store.is_file():
-        return {}
-    from normkit.lab.judge import judge, last_preset
-    from normkit.lab.store import Store as OpenStore
-
-    with OpenStore(store, create=False) as opened:
-        preset = last_preset(opened)
-        findings = judge(opened, preset) if preset else []
-    return {
-        finding.key: {"word": finding.word, "preset": str(preset), "sentence": finding.sentence}
-        for finding in findings
-    }
 
 
 def _check_report(report: Path, store: Path) -> None:

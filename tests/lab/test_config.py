@@ -49,10 +49,17 @@ def test_key_of_a_known_run_never_changes() -> None:
         {"composition": (("group", 32), ("labels", 2))},
         {"domains": "negatives"},
         {"final_evaluations": (("population", 1000, 100),)},
+        {"task": "denoising", "noise": 0.1},
     ],
 )
 def test_whatever_changes_the_numbers_changes_the_key(change: dict[str, object]) -> None:
     assert dataclasses.replace(FIXED, **change).key != FIXED.key  # type: ignore[arg-type]
+
+
+def test_noise_changes_the_key() -> None:
+    run = dataclasses.replace(FIXED, task="denoising", noise=0.1)
+    assert dataclasses.replace(run, noise=0.2).key != run.key
+    assert RunConfig.from_json(run.to_json()) == run
 
 
 def test_json_comes_back_the_same(make_config: Make) -> None:
@@ -114,6 +121,14 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"evaluations": (("population", 100),)},
         {"evaluations": (("population", 257, 64),)},  # the run has 256 training images
         {"final_evaluations": (("population", 101, 50),)},
+        {"task": "magic"},
+        {"task": "denoising"},
+        {"noise": 0.1},
+        {"task": "denoising", "noise": -0.1},
+        {"task": "denoising", "noise": float("inf")},
+        {"task": "denoising", "noise": 0.1, "domains": "negatives"},
+        {"task": "denoising", "noise": 0.1, "composition": (("group", 32), ("labels", 2))},
+        {"task": "denoising", "noise": 0.1, "final_evaluations": (("batch", 50),)},
     ],
 )
 def test_values_no_training_can_use_are_refused(

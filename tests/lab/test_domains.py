@@ -88,7 +88,7 @@ def test_the_test_is_the_mean_of_both_domains(
     for domain in (0, 1):
         with use_domain(model, domain):
             part = in_domain(small.test, "negatives", domain)
-            found.append(score(model, in_order(part, config)))
+            found.append(score(model, in_order(part, config), config))
     assert accuracy == pytest.approx((found[0][0] + found[1][0]) / 2)
     assert loss == pytest.approx((found[0][1] + found[1][1]) / 2)  # type: ignore[operator]
 
@@ -114,7 +114,7 @@ def test_of_a_model_that_knows_no_domains_specific_statistics_are_of_one_domain(
         recalibrate(other, batches, samples=None, progress=False)
         other.eval()
         test = in_domain(small.test, "negatives", domain)
-        losses.append(score(other, in_order(test, config))[1])
+        losses.append(score(other, in_order(test, config), config)[1])
     assert under(NAMES[1], model, small, config) == pytest.approx(sum(losses) / 2)  # type: ignore[arg-type]
 
 

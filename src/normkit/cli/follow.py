@@ -11,6 +11,7 @@ from rich.console import Console
 from normkit.lab.executors import Executor
 from normkit.lab.runner import Progress, Summary, work
 from normkit.lab.store import Run, Store
+from normkit.lab.tasks import task_of
 
 __all__ = ["follow"]
 
@@ -68,7 +69,8 @@ def describe(run: Run) -> str:
         return f"{' '.join(words)}: failed, {reason}"
     if config.kind == "timing":
         return f"{config.model}, time of a step, repetition {config.seed}: {run.seconds:.1f} s"
-    accuracy = run.last("test_accuracy")
+    task = task_of(config)
+    found = run.last(f"test_{task.figure}")
     ended = "" if run.diverged_step is None else f", {run.ending}"
-    figure = "no test accuracy" if accuracy is None else f"test accuracy {accuracy:.4f}"
+    figure = f"no test {task.figure}" if found is None else task.shown.format(found)
     return f"{' '.join(words)}: {figure}{ended}, {run.seconds:.1f} s"

@@ -26,7 +26,7 @@ class Progress:
     recent_loss: float = 0.0  # summed over the steps since the last record
     recent_steps: int = 0
     learning_step: int = 0  # the last step recorded with a loss better than guessing
-    epoch_correct: int = 0
+    epoch_correct: float = 0  # the task's figure, such as right answers, summed over those images
     epoch_judged: int = 0  # images of this epoch that epoch_correct counts
 
     def end_epoch(self) -> None:
@@ -35,8 +35,8 @@ class Progress:
         self.epoch_correct, self.epoch_judged = 0, 0
 
     @property
-    def epoch_accuracy(self) -> float | None:
-        """The share of this epoch's images that were right; None if not all were looked at."""
+    def epoch_figure(self) -> float | None:
+        """The task's figure over this epoch's images; None if not all were looked at."""
         whole = self.epoch_judged == self.epoch_images > 0
         return self.epoch_correct / self.epoch_judged if whole else None
 

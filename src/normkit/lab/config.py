@@ -28,6 +28,7 @@ FORMAT = 1
 
 Edition = Literal["full", "subset"]
 Kind = Literal["training", "timing"]
+TaskName = Literal["classification", "denoising"]
 Schedule = Literal["constant", "cosine", "step"]
 _OPTIMIZERS = ("sgd", "adam", "adadelta", "rmsprop")
 _PAIRS = (
@@ -57,6 +58,8 @@ class RunConfig:
     value), see :class:`normkit.lab.data.composition.Composition`; without it, chance makes them.
     ``domains`` names a pair of domains in each of which every image is seen
     (:mod:`normkit.lab.domains`); ``batch_size`` counts an image once.
+    ``task`` is what is learned (:mod:`normkit.lab.tasks`); for denoising, ``noise`` is the standard
+    deviation of the noise, on the scale where black is 0 and white is 1.
     ``schedule`` says how the learning rate goes along training (:mod:`normkit.lab.schedules`).
     ``evaluations`` are the conditions under which the model is evaluated besides
     (:mod:`normkit.lab.conditions`) after each epoch, ``final_evaluations`` those after the last
@@ -102,6 +105,8 @@ class RunConfig:
     evaluations: tuple[Condition, ...] = ()
     final_evaluations: tuple[Condition, ...] = ()
     kind: Kind = "training"
+    task: TaskName = "classification"
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images", "batch_size", "epochs", "loss_every", "size"):
@@ -157,6 +162,7 @@ class RunConfig:
                 test_images=self.test_images,
                 domains=self.domains,
             )
+        self._check_task()
         if self.kind not in ("training", "timing"):
             raise OptionError(
                 explain('kind must be "training" or "timing"', repr(self.kind), "choose one")
@@ -166,6 +172,33 @@ class RunConfig:
                 raise OptionError(
                     explain("a probe reads every 1 step or more", f"{probe}: {every}", "raise it")
                 )
+
+    def _check_task(self) -> None:
+        if self.task not in ("classification", "denoising"):
+            raise OptionError(
+                explain('task must be "classification" or "denoising"', repr(self.task), "choose")
+            )
+        denoising = self.task == "denoising"
+        if denoising != (math.isfinite(self.noise) and self.noise > 0):
+            raise OptionError(
+                explain(
+                    "denoising needs noise above 0, and no other task has any",
+                    f"task={self.task!r} with noise={self.noise!r}",
+                    "give for example task='denoising', noise=0.1",
+                )
+            )
+        conditions = (*self.evaluations, *self.final_evaluations)
+        labelled = any(condition[0] != "population" for condition in conditions)
+        if denoising and (labelled or self.composition or self.domains):
+            # Each test image has its one noise, which goes by the place in the split's order.
+            raise OptionError(
+                explain(
+                    "denoising is evaluated as it is and with population statistics, on batches "
+                    "made by chance in one domain",
+                    f"{conditions or ''} {self.composition or ''} {self.domains}".strip(),
+                    "leave it out",
+                )
+            )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.data.domains import DOMAINS, in_domain
-from normkit.lab.scoring import Batches, Score, in_order, population, score
+from normkit.lab.scoring import Score, in_order, population, score
+from normkit.lab.tasks import Batches
 from normkit.nn.domainbatchnorm import Domains
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.switches import use_domain
@@ -112,7 +113,7 @@ def _in(model: nn.Module, domain: int, images: Tensor) -> Tensor:
 def _test(model: nn.Module, split: data.Split, config: RunConfig, domain: int) -> Score:
     images = in_order(in_domain(split, config.domains, domain), config)
     with use_domain(model, domain) if _knows(model) else contextlib.nullcontext():
-        return score(model, images)
+        return score(model, images, config)
 
 
 def _mean(scores: list[Score]) -> Score:

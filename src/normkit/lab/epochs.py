@@ -7,7 +7,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.data.composition import Composition, compose
 from normkit.lab.data.domains import DOMAINS, in_domain
 from normkit.lab.domains import all_domains
-from normkit.lab.scoring import Batches
+from normkit.lab.tasks import Batches, task_of
 
 __all__ = ["epoch_batches"]
 
@@ -27,14 +27,13 @@ def epoch_batches(config: RunConfig, split: data.Split, epoch: int) -> Batches:
         split = compose(split, kind, config.batch_size, seed=config.seed, epoch=epoch)
 
     def batches(of: data.Split) -> Batches:
-        return data.batches(
+        return task_of(config).batches(
+            config,
             of,
             config.batch_size,
             seed=config.seed,
             epoch=epoch,
             shuffle=not config.composition,
-            size=config.size,
-            channels_last=True,
         )
 
     if not config.domains:

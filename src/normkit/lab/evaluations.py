@@ -19,19 +19,25 @@ from normkit.lab.config import RunConfig
 from normkit.lab.data.composition import Composition, compose
 from normkit.lab.domains import evaluate_domains, under_shared, under_specific
 from normkit.lab.scoring import Score, in_order, modes_kept, population, score
+from normkit.lab.tasks import task_of
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.switches import batch_statistics
 
-__all__ = ["evaluate", "evaluate_under", "population"]
+__all__ = ["evaluate", "evaluate_under", "guess", "population"]
 
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
-    """Accuracy and mean loss in evaluation mode; the loss is None where it is not finite."""
+    """The task's figure and the mean loss, None where it is not finite, in evaluation mode."""
     with modes_kept(model):
         if config.domains:
             return evaluate_domains(model, split, config)
         model.eval()
-        return score(model, in_order(split, config))
+        return score(model, in_order(split, config), config)
+
+
+def guess(dataset: data.Dataset, config: RunConfig) -> float:
+    """The figure on the test images of who has learned nothing."""
+    return task_of(config).guess(len(dataset.classes), in_order(dataset.test, config))
 
 
 def evaluate_under(
@@ -41,7 +47,7 @@ def evaluate_under(
     config: RunConfig,
     epoch: int,
 ) -> dict[str, float | None]:
-    """``test_accuracy@…`` and ``test_loss@…`` for each condition.
+    """``test_accuracy@…`` (or what the task's figure is) and ``test_loss@…`` for each condition.
 
     A model with a weight that is not finite has no statistics; it counts as guessing, without a
     loss.
@@ -50,16 +56,18 @@ def evaluate_under(
         dataset: whose halves are those of the run: its training and its test images.
         epoch: that has just ended, from 0.
     """
+    figure = f"test_{task_of(config).figure}"
     found: dict[str, float | None] = {}
     broken = not all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
     for condition in conditions:
         name, *numbers = condition
         sizes = [int(number) for number in numbers]
-        result: Score = (1 / len(dataset.classes), None)
-        if not broken:
+        if broken:
+            result: Score = guess(dataset, config), None
+        else:
             with modes_kept(model):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
-        found[named("test_accuracy", condition)], found[named("test_loss", condition)] = result
+        found[named(figure, condition)], found[named("test_loss", condition)] = result
     return found
 
 
@@ -75,7 +83,7 @@ def _under_population(
     handle = recalibrate(model, images, samples=None, progress=False)
     try:
         model.eval()
-        return score(model, in_order(dataset.test, config))
+        return score(model, in_order(dataset.test, config), config)
     finally:
         handle.undo()
 
@@ -84,11 +92,9 @@ def _under_batch(
     model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int, batch_size: int
 ) -> Score:
     # Mixed: the test images come with the classes in turn, as `population` tells of the others.
-    mixed = data.batches(
-        dataset.test, batch_size, seed=config.seed, size=config.size, channels_last=True
-    )
+    mixed = task_of(config).batches(config, dataset.test, batch_size, seed=config.seed)
     with batch_statistics(model):
-        return score(model, mixed)
+        return score(model, mixed, config)
 
 
 def _under_composed(
@@ -102,7 +108,7 @@ def _under_composed(
     kind = Composition(group, labels)
     composed = compose(dataset.test, kind, group, seed=config.seed, epoch=0)
     with batch_statistics(model):
-        return score(model, in_order(composed, config, group))
+        return score(model, in_order(composed, config, group), config)
 
 
 _UNDER: dict[str, Callable[..., Score]] = {

@@ -15,11 +15,15 @@ from normkit.lab.claims.registry import all_claims
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Finding
 from normkit.lab.store import Planned, Run, Store
+from normkit.lab.tasks import task_of
 
 __all__ = ["finding", "judge", "last_preset"]
 
-RECORDED = ("epoch_train_loss", "epoch_train_accuracy", "test_accuracy", "test_loss")
-"""What each run's record lists, beside what it was and what was measured under conditions."""
+
+def recorded(config: RunConfig) -> tuple[str, ...]:
+    """What a run's record lists, beside what it was and what was measured under conditions."""
+    figure = task_of(config).figure
+    return ("epoch_train_loss", f"epoch_train_{figure}", f"test_{figure}", "test_loss")
 
 
 def last_preset(store: Store) -> str | None:
@@ -109,7 +113,9 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
         f"{name} {value}" for config in configs for name, value in config.model_options
     )
     schedules, frozen = values("schedule"), values("frozen_epochs")
+    noisy = [config for config in configs if config.noise]
     rows = [
+        *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
         ("model", values("model")),
         *([("model options", ", ".join(options))] if options else []),
         ("activation", values("act")),
@@ -156,7 +162,7 @@ def _results(run: Run) -> dict[str, Any]:
     if run.config.kind == "timing":
         return {name: run.last(name) for name in run.metrics}
     under = [name for name in run.metrics if "@" in name]
-    return {name: list(run.by_epoch(name)) for name in (*RECORDED, *under)}
+    return {name: list(run.by_epoch(name)) for name in (*recorded(run.config), *under)}
 
 
 def _described(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Running a model on images and counting what it gets right."""
+"""Running a model on images and measuring what comes out, whatever its task."""
 
 from __future__ import annotations
 
@@ -7,38 +7,36 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from normkit.lab import data
 from normkit.lab.config import RunConfig
+from normkit.lab.tasks import Batches, task_of
 
 __all__ = ["Batches", "Score", "in_order", "modes_kept", "population", "score"]
 
 EVALUATION_BATCH = 500
 
-Batches = Iterator[tuple[Tensor, Tensor]]
 Score = tuple[float, float | None]
-"""Accuracy and mean loss; the loss is None where it is not finite."""
+"""The figure of the task, such as accuracy, and the mean loss, None where it is not finite."""
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Batches) -> Score:
-    """Accuracy and mean loss of the model, in whatever mode it is."""
-    correct, loss, count = 0, 0.0, 0
-    for images, labels in batches:
-        scores = model(images)
-        correct += int((scores.argmax(dim=1) == labels).sum())
-        loss += F.cross_entropy(scores, labels, reduction="sum").item()
-        count += len(labels)
-    return correct / count, loss / count if math.isfinite(loss) else None
+def score(model: nn.Module, batches: Batches, config: RunConfig) -> Score:
+    """The figure of the run's task and the mean loss of the model, in whatever mode it is."""
+    task = task_of(config)
+    figure, loss, count = 0.0, 0.0, 0
+    for images, targets in batches:
+        outputs = model(images)
+        figure += task.count(outputs, targets)
+        loss += task.loss(outputs, targets, reduction="sum").item()
+        count += len(targets)
+    return figure / count, loss / count if math.isfinite(loss) else None
 
 
 def in_order(split: data.Split, config: RunConfig, batch_size: int = EVALUATION_BATCH) -> Batches:
     """The images as they come."""
-    return data.batches(
-        split, batch_size, seed=0, shuffle=False, size=config.size, channels_last=True
-    )
+    return task_of(config).batches(config, split, batch_size, seed=0, shuffle=False)
 
 
 def population(
@@ -50,19 +48,14 @@ def population(
     would be better mixed than those of chance.
     """
     # Beyond the last epoch of the training, so that no order is one that the model has seen.
-    drawn = data.batches(
-        split,
-        batch_size,
-        seed=config.seed,
-        epoch=config.epochs + epoch,
-        size=config.size,
-        channels_last=True,
+    drawn = task_of(config).batches(
+        config, split, batch_size, seed=config.seed, epoch=config.epochs + epoch
     )
-    for images, labels in drawn:
+    for images, targets in drawn:
         if samples < 1:
             return
-        yield images[:samples], labels[:samples]
-        samples -= len(labels)
+        yield images[:samples], targets[:samples]
+        samples -= len(targets)
 
 
 @contextlib.contextmanager

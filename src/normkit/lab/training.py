@@ -3,11 +3,14 @@
 How the arms of a comparison are paired is told in :mod:`normkit.lab.building`: two runs with one
 seed see the same images in the same order and start from the same weights.
 
+What is learned, and which *figure* is measured (accuracy, for classification), is the run's task:
+see :mod:`normkit.lab.tasks`.
+
 A run that breaks is a result, not an error. It *diverged* if a training loss is not finite (the
-run ends there, and its remaining epochs count with the accuracy of guessing, 1 / classes) or if
-the mean training loss of its last epoch is no better than 99 % of that of guessing, ln(classes)
-(the run is trained to the end and its accuracies are those measured; the step noted is the last
-one recorded with a loss better than that).
+run ends there, and its remaining epochs count with the figure of guessing, 1 / classes for
+accuracy) or if the mean training loss of its last epoch is no better than 99 % of that of
+guessing, ln(classes) for classification (the run is trained to the end and its figures are those
+measured; the step noted is the last one recorded with a loss better than that).
 
 A run can stop after any step and go on from the bytes of its last checkpoint to the same last
 bit, on the same machine with the same number of threads.
@@ -24,7 +27,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normkit.lab import data
@@ -34,15 +36,13 @@ from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.domains import forward
 from normkit.lab.epochs import epoch_batches
-from normkit.lab.evaluations import evaluate, evaluate_under
+from normkit.lab.evaluations import evaluate, evaluate_under, guess
 from normkit.lab.freezing import hold_statistics, is_frozen
 from normkit.lab.probes import Reading, probe
 from normkit.lab.schedules import set_rate
+from normkit.lab.tasks import Task, task_of
 
 __all__ = ["Log", "Outcome", "train"]
-
-STUCK = 0.99
-"""A last epoch whose loss is above this share of ln(classes) has learned nothing."""
 
 CHECKPOINT_SHARE = 0.05
 """At most this share of the time goes into checkpoints. For small networks that is one at nearly
@@ -87,9 +87,10 @@ def train(
     """Train one run and write what it measures to ``log``.
 
     By step: ``train_loss``, the mean over the last ``loss_every`` steps, and what the probes read.
-    By epoch: ``epoch_train_loss`` and ``epoch_train_accuracy``, both as the model saw its batches
-    while it learned from them, ``test_accuracy``, ``test_loss``, the same under each of the run's
-    conditions, and ``epoch_seconds``, training and first evaluation.
+    By epoch: ``epoch_train_loss`` and ``epoch_train_accuracy`` (or what else the task's figure is),
+    both as the model saw its batches while it learned from them, ``test_accuracy``, ``test_loss``,
+    the same under each of the run's conditions, and ``epoch_seconds``, training and first
+    evaluation.
 
     Args:
         resume: the bytes of a checkpoint of this very run, to go on from.
@@ -107,7 +108,8 @@ def train(
     if resume is not None:
         at = restore(resume, model, optimizer)
     model.train()
-    chance = math.log(classes)
+    task = task_of(config)
+    nothing_learned = task.learned(config, classes)
     saved = clock = time.perf_counter()
 
     def elapse() -> None:
@@ -137,18 +139,20 @@ def train(
             hold_statistics(model, train_split, config, at.step)
             held = True
         batches = epoch_batches(config, train_split, epoch)
-        for images, labels in itertools.islice(batches, first, None):
+        for images, targets in itertools.islice(batches, first, None):
             set_rate(optimizer, config, at.step)
-            loss, correct, reading = _step(config, model, optimizer, images, labels, at.step + 1)
+            loss, counted, reading = _step(
+                config, task, model, optimizer, images, targets, at.step + 1
+            )
             at.step += 1
             if not math.isfinite(loss):
                 elapse()
-                _give_up(config, log, at, classes)
+                _give_up(config, log, at, dataset)
                 return Outcome(at.step, at.seconds, diverged_step=at.step)
-            at.epoch_loss += loss * len(labels)
-            at.epoch_images += len(labels)
-            at.epoch_correct += correct
-            at.epoch_judged += len(labels)
+            at.epoch_loss += loss * len(targets)
+            at.epoch_images += len(targets)
+            at.epoch_correct += counted
+            at.epoch_judged += len(targets)
             at.recent_loss += loss
             at.recent_steps += 1
             metrics, vectors = reading.scalars, reading.vectors
@@ -156,7 +160,7 @@ def train(
                 mean = at.recent_loss / at.recent_steps
                 metrics["train_loss"] = mean
                 at.recent_loss, at.recent_steps = 0.0, 0
-                if mean <= STUCK * chance:
+                if mean <= nothing_learned:
                     at.learning_step = at.step
             if metrics:
                 log.measured(at.step, epoch, metrics, vectors)
@@ -167,7 +171,7 @@ def train(
                 return Outcome(at.step, at.seconds, stopped=True)
             if due():
                 save()
-        accuracy, test_loss = evaluate(model, test_split, config)
+        figure, test_loss = evaluate(model, test_split, config)
         elapse()
         last_loss = at.epoch_loss / at.epoch_images
         log.measured(
@@ -175,8 +179,8 @@ def train(
             epoch,
             {
                 "epoch_train_loss": last_loss,
-                "epoch_train_accuracy": at.epoch_accuracy,
-                "test_accuracy": accuracy,
+                f"epoch_train_{task.figure}": at.epoch_figure,
+                f"test_{task.figure}": figure,
                 "test_loss": test_loss,
                 "epoch_seconds": at.epoch_seconds,
                 **evaluate_under(config.conditions(epoch), model, dataset, config, epoch),
@@ -188,19 +192,20 @@ def train(
             save()
             if stopping():
                 return Outcome(at.step, at.seconds, stopped=True)
-    stuck = last_loss > STUCK * chance
+    stuck = last_loss > nothing_learned
     return Outcome(at.step, at.seconds, diverged_step=at.learning_step if stuck else None)
 
 
 def _step(
     config: RunConfig,
+    task: Task,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     number: int,
-) -> tuple[float, int, Reading]:
-    """One optimizer step, watched by the probes whose turn it is: loss, how many were right."""
+) -> tuple[float, float, Reading]:
+    """One optimizer step, watched by the probes whose turn it is: loss, and the figure, summed."""
     total = Reading()
     optimizer.zero_grad(set_to_none=True)
     with contextlib.ExitStack() as stack:
@@ -209,8 +214,8 @@ def _step(
             for name, every in config.probes
             if number % every == 0 or number == 1
         ]
-        scores = forward(config, model, images)
-        loss = F.cross_entropy(scores, labels)
+        outputs = forward(config, model, images)
+        loss = task.loss(outputs, targets, reduction="mean")
         loss.backward()
     for reading in readings:
         total.scalars.update(reading.scalars)
@@ -218,14 +223,15 @@ def _step(
     value = loss.item()
     if math.isfinite(value):
         optimizer.step()
-    return value, int((scores.detach().argmax(dim=1) == labels).sum()), total
+    return value, task.count(outputs.detach(), targets), total
 
 
-def _give_up(config: RunConfig, log: Log, at: Progress, classes: int) -> None:
-    """Write the epochs that a broken run did not finish: no loss, the accuracy of guessing."""
+def _give_up(config: RunConfig, log: Log, at: Progress, dataset: data.Dataset) -> None:
+    """Write the epochs that a broken run did not finish: no loss, the figure of guessing."""
+    figure, guessed = task_of(config).figure, guess(dataset, config)
     for epoch in range((at.step - 1) // config.steps_per_epoch, config.epochs):
-        found: dict[str, float | None] = {"epoch_train_loss": None, "epoch_train_accuracy": None}
+        found: dict[str, float | None] = {"epoch_train_loss": None, f"epoch_train_{figure}": None}
         for name in ("{}", *(named("{}", condition) for condition in config.conditions(epoch))):
-            found[name.format("test_accuracy")] = 1 / classes
+            found[name.format(f"test_{figure}")] = guessed
             found[name.format("test_loss")] = None
         log.measured((epoch + 1) * config.steps_per_epoch, epoch, found)

@@ -1,0 +1,89 @@
+"""Taking noise off images: the noise, the loss, and the figure that says how well it is done.
+
+Gaussian noise is added to images whose pixels lie between 0 (black) and 1 (white), and the noisy
+image is not clipped: what the network sees is the image and noise that is independent of it.
+PSNR, the peak signal-to-noise ratio, is 10 log10(1 / error) dB, with the mean squared error of one
+image's pixels; of several images it is the mean of theirs.
+
+Source: Chen et al. 2021 (HINet), arXiv 2105.06086, whose loss and figure these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["handed_back", "noisy", "psnr", "psnr_loss"]
+
+_FLOOR = 1e-8
+"""Squared error below which an image counts as restored: 80 dB, far beyond any network here. It
+keeps the logarithm finite; the source adds the same number in its loss."""
+
+
+def noisy(
+    batches: Iterator[tuple[Tensor, Tensor]],
+    deviation: float,
+    *,
+    seed: int,
+    epoch: int = 0,
+    shuffle: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (noisy, clean) from pairs (clean, labels).
+
+    The noise depends on ``seed``, ``epoch`` and the place of the batch in the epoch only, not on
+    the global generator, and not on the device that the network is on. Images in order
+    (``shuffle=False``), as test images come, have noise of their own.
+
+    >>> clean = iter([(torch.zeros(1, 1, 2, 2), torch.tensor([7]))])
+    >>> images, targets = next(noisy(clean, 0.1, seed=0))
+    >>> bool(images.any()), bool(targets.any())
+    (True, False)
+    """
+    for place, (images, _) in enumerate(batches):
+        # Four numbers, so that this is no order of data.batches, which takes two.
+        state = np.random.SeedSequence([seed, epoch, place, int(shuffle)]).generate_state(
+            1, np.uint64
+        )
+        generator = torch.Generator().manual_seed(int(state[0]) >> 1)
+        noise = torch.randn(images.shape, generator=generator)
+        yield torch.add(images, noise, alpha=deviation), images
+
+
+def psnr_loss(restored: Tensor, clean: Tensor, /, *, reduction: str) -> Tensor:
+    """Less PSNR, in dB: negative, and the lower the better.
+
+    The restored image is not clipped here, so that a pixel outside [0, 1] is pulled back.
+
+    >>> clean = torch.zeros(2, 1, 4, 4)
+    >>> round(psnr_loss(clean + 0.1, clean, reduction="mean").item(), 2)
+    -20.0
+    """
+    errors = (restored - clean).square().mean(dim=(1, 2, 3)) + _FLOOR
+    losses = 10 * errors.log10()
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def psnr(restored: Tensor, clean: Tensor) -> float:
+    """PSNR of each image, in dB, summed. Restored images are clipped to [0, 1] first.
+
+    What is not a number counts as black.
+
+    >>> clean = torch.zeros(2, 1, 4, 4)
+    >>> round(psnr(clean - 3, clean), 2), round(psnr(clean + 0.1, clean), 2)
+    (160.0, 40.0)
+    """
+    shown = restored.nan_to_num(nan=0.0).clamp(0, 1)
+    errors = (shown.double() - clean.double()).square().mean(dim=(1, 2, 3)) + _FLOOR
+    return -10 * errors.log10().sum().item()
+
+
+def handed_back(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """Mean PSNR of the noisy images themselves, in dB: what doing nothing is worth."""
+    total, count = 0.0, 0
+    for images, clean in batches:
+        total += psnr(images, clean)
+        count += len(clean)
+    return total / count

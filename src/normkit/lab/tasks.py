@@ -1,0 +1,110 @@
+"""What a network learns: to classify images, or to take the noise off them.
+
+A *task* makes the batches, from what the data hold to pairs of what goes in and what should come
+out; it says what the loss of a step is, which *figure* is counted along an epoch and measured on
+the test images, and what guessing is worth. Training and evaluation ask it, and know no task by
+name. To add one, write its functions and put it in ``TASKS``.
+
+Every number that a task draws depends on the seed, the epoch and the place in the epoch only: a
+run that goes on in the middle of an epoch finds the same ones again, on any device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normkit.lab import data
+from normkit.lab.config import RunConfig
+from normkit.lab.denoising import handed_back, noisy, psnr, psnr_loss
+
+__all__ = ["STUCK", "TASKS", "Batches", "Task", "task_of"]
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Pairs of what goes into the network and what should come out."""
+
+STUCK = 0.99
+"""A last epoch whose error is above this share of that of guessing has learned nothing."""
+
+
+class Loss(Protocol):
+    def __call__(self, outputs: Tensor, targets: Tensor, /, *, reduction: str) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One kind of learning.
+
+    Attributes:
+        gives: what the networks for it give, see :data:`normkit.lab.models.GIVES`.
+        figure: what is measured besides the loss: metrics are called ``test_{figure}`` and
+            ``epoch_train_{figure}``. More is better.
+        shown: a format for that figure, in words.
+        batches: one epoch of them, called as
+            ``batches(config, split, batch_size, seed=, epoch=, shuffle=)``.
+        loss: with ``reduction`` "mean" or "sum", over the images of a batch.
+        count: the figure of each image of a batch, summed.
+        learned: called as ``learned(config, classes)``: a mean training loss above this has
+            learned nothing.
+        guess: called as ``guess(classes, batches)``: the figure of guessing, on these batches.
+    """
+
+    gives: Literal["logits", "images"]
+    figure: str
+    shown: str
+    batches: Callable[..., Batches]
+    loss: Loss
+    count: Callable[[Tensor, Tensor], float]
+    learned: Callable[[RunConfig, int], float]
+    guess: Callable[[int, Batches], float]
+
+
+def _labelled(config: RunConfig, split: data.Split, batch_size: int, **order: Any) -> Batches:
+    return data.batches(split, batch_size, size=config.size, channels_last=True, **order)
+
+
+def _right(scores: Tensor, labels: Tensor) -> int:
+    return int((scores.argmax(dim=1) == labels).sum())
+
+
+def _noisy(config: RunConfig, split: data.Split, batch_size: int, **order: Any) -> Batches:
+    # On the scale where black is 0 and white is 1, on which the noise and PSNR are told.
+    channels = split.images.shape[1]
+    moments = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return noisy(_labelled(config, split, batch_size, **moments, **order), config.noise, **order)
+
+
+TASKS: dict[str, Task] = {
+    "classification": Task(
+        gives="logits",
+        figure="accuracy",
+        shown="test accuracy {:.4f}",
+        batches=_labelled,
+        loss=F.cross_entropy,
+        count=_right,
+        learned=lambda _, classes: STUCK * math.log(classes),
+        guess=lambda classes, _: 1 / classes,
+    ),
+    "denoising": Task(
+        gives="images",
+        figure="psnr",
+        shown="test PSNR {:.2f} dB",
+        batches=_noisy,
+        loss=psnr_loss,
+        count=psnr,
+        # The error of the noisy image is the variance of the noise.
+        learned=lambda config, _: 10 * math.log10(STUCK * config.noise**2),
+        guess=lambda _, batches: handed_back(batches),
+    ),
+}
+"""The tasks by the name that a run's description uses."""
+
+
+def task_of(config: RunConfig) -> Task:
+    """The task of a run."""
+    return TASKS[config.task]

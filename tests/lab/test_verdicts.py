@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,9 +15,15 @@ from normkit.lab.claims.c01 import CLAIM as C1
 from normkit.lab.claims.c05 import CLAIM as C5
 from normkit.lab.claims.claim import Claim, Evidence
 from normkit.lab.config import RunConfig
-from normkit.lab.verdicts import all_of, compare, interval, spread_ratios
+from normkit.lab.findings import Comparison
+from normkit.lab.verdicts import compare, decide, interval, seeds_needed, spread_ratios
 
 SIMULATIONS = 4000
+
+
+def word(found: Comparison | None) -> str:
+    """The word by the interval alone, which is that of a claim of one part."""
+    return found.word if found else "undecided"
 
 
 def share_supported(
@@ -27,7 +34,7 @@ def share_supported(
 ) -> float:
     rng = np.random.default_rng(20_150_211)
     words = [
-        all_of([compare("?", draw(rng), unit="", smallest=smallest, resolution=resolution)])
+        word(compare("?", draw(rng), unit="", smallest=smallest, resolution=resolution))
         for _ in range(SIMULATIONS)
     ]
     return words.count("supported") / SIMULATIONS
@@ -90,7 +97,7 @@ def simulate(
                 "epoch_train_loss": [float(1 - each) for each in accuracy],
             }
 
-        words.append(claim.judge(synthetic(claim, values)).word)
+        words.append(decide(claim.judge(synthetic(claim, values)).decides)[0])
     return words
 
 
@@ -141,17 +148,82 @@ def test_words(differences: list[float], smallest: float, word: str) -> None:
 
 def test_one_seed_decides_nothing() -> None:
     assert compare("?", [5.0], unit="") is None
-    assert all_of([None]) == "undecided"
-    assert all_of([]) == "undecided"
+    assert decide([None]) == ("undecided", [])
+    assert decide([]) == ("undecided", [])
 
 
 def test_every_part_must_hold() -> None:
     yes = compare("?", [1.0, 1.1, 0.9], unit="")
     no = compare("?", [-1.0, -1.1, -0.9], unit="")
     open_ = compare("?", [1.0, -1.1, 0.9], unit="")
-    assert all_of([yes, yes]) == "supported"
-    assert all_of([yes, open_]) == "undecided"
-    assert all_of([open_, no]) == "not supported"
+    assert decide([yes, yes])[0] == "supported"
+    assert decide([yes, open_])[0] == "undecided"
+    assert decide([yes, None])[0] == "undecided"
+    assert decide([open_, no])[0] == "not supported"
+    assert decide([None, no])[0] == "not supported"
+
+
+def test_one_part_is_judged_by_its_interval() -> None:
+    rng = np.random.default_rng(5)
+    for smallest in (0.0, 0.5):
+        for _ in range(300):
+            one = compare("?", rng.normal(0.4, 1.0, size=6), unit="", smallest=smallest)
+            assert one is not None
+            whole, (part,) = decide([one])
+            by_interval = "supported" if one.low > 0 else "undecided"
+            if one.high < smallest:
+                by_interval = "not supported"
+            assert one.word == part.word == whole == by_interval
+            assert part.p == one.p
+            assert part.decides
+            assert not one.decides
+
+
+def test_words_of_several_parts_are_corrected_for_their_number() -> None:
+    rng = np.random.default_rng(6)
+    wrong = {"any part": 0, "any part, by its interval": 0, "not supported": 0}
+    simulations = 1500
+    for _ in range(simulations):
+        # Four questions, the answer to each of which is no: the effect is zero.
+        parts = [compare("?", rng.normal(size=5), unit="") for _ in range(4)]
+        never = [dataclasses.replace(part, smallest=-1e9) for part in parts if part]
+        wrong["any part"] += "supported" in [part.word for part in decide(never)[1]]
+        wrong["any part, by its interval"] += any(part.low > 0 for part in parts if part)
+        # Four effects that are just as large as matters.
+        parts = [compare("?", 1 + rng.normal(size=5), unit="", smallest=1.0) for _ in range(4)]
+        wrong["not supported"] += decide(parts)[0] == "not supported"
+    assert 0.012 <= wrong["any part"] / simulations <= 0.035  # 0.025 by design
+    assert 0.012 <= wrong["not supported"] / simulations <= 0.035
+    assert wrong["any part, by its interval"] / simulations > 0.07  # what the correction is for
+
+
+def test_told_number_of_seeds_decides_four_times_in_five() -> None:
+    rng = np.random.default_rng(8)
+    sample = [0.9, -0.7, 1.4, 0.2, 0.4]
+    undecided = compare("?", sample, unit="")
+    assert undecided is not None
+    needed = seeds_needed(undecided)
+    assert needed is not None
+
+    def share(seeds: int) -> float:
+        draws = (rng.normal(np.mean(sample), np.std(sample, ddof=1), seeds) for _ in range(2000))
+        return [word(compare("?", draw, unit="")) for draw in draws].count("supported") / 2000
+
+    assert share(needed) == pytest.approx(0.8, abs=0.04)
+    assert share(needed // 2) < 0.7
+
+
+def test_number_of_seeds_that_would_show_an_effect_too_small() -> None:
+    far = compare("?", [2.0, -2.0, 1.8, -1.8], unit="", smallest=1.0)
+    assert far is not None
+    needed, in_company = seeds_needed(far), seeds_needed(far, parts=4)
+    assert needed is not None
+    assert in_company is not None
+    assert in_company > needed > 4
+    for differences in ([1.0, -1.0], [0.0, 0.0, 0.0]):  # between the bounds; without spread
+        nowhere = compare("?", differences, unit="")
+        assert nowhere is not None
+        assert seeds_needed(nowhere) is None
 
 
 def test_values_that_are_no_numbers_are_refused() -> None:

@@ -67,13 +67,14 @@ def run(
         from normkit.cli.follow import follow
         from normkit.lab import machine, runner
         from normkit.lab.claims.registry import select
+        from normkit.lab.data import is_here
         from normkit.lab.executors import LocalPool
         from normkit.lab.judge import judge
         from normkit.lab.store import Store as OpenStore
         from normkit.lab.worker import run as job
 
-        chosen = select(claims or ())
-        name: Preset = "quick" if preset is PresetName.quick else "full"
+        chosen = select(claims or (), present=is_here)
+        name: Preset = preset.value
         # All that can be wrong with what was asked for is found out before anything is trained.
         _check_report(report, store)
         found = runner.datasets(chosen, progress=True)

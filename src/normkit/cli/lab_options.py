@@ -26,6 +26,7 @@ class PresetName(str, enum.Enum):
 
     quick = "quick"
     full = "full"
+    paper = "paper"
 
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The file that keeps all runs.")]

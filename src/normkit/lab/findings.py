@@ -59,10 +59,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The paired effect that decides a claim: arm A minus arm B, seed by seed, with its interval.
+    """A paired effect: arm A minus arm B, seed by seed, with its interval.
 
-    ``low`` and ``high`` bound the 95 % interval of the mean difference; positive favours the
-    claim.
+    ``low`` and ``high`` bound the 95 % interval of the mean difference, by itself; positive favours
+    the claim. ``smallest`` is the smallest effect that would matter. ``decides`` tells the effects
+    that the verdict rests on from those shown for information. ``p`` is the one-sided probability
+    of such an effect, or a larger one, where there is none; that of an effect that decides is
+    corrected for the number of them (Holm), and so is its word. ``needed`` is how many seeds would
+    probably decide what is undecided, None where nothing can be said.
     """
 
     question: str
@@ -72,6 +76,10 @@ class Comparison:
     high: float
     seeds: int
     word: Word
+    smallest: float = 0.0
+    p: float | None = None
+    decides: bool = False
+    needed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,5 +110,7 @@ class Finding:
     runs: int
     diverged: int
     seconds: float  # summed over its runs
+    # Why our result may differ from the source's; empty where it does not, or nobody knows.
+    differs: str = ""
     # The rows behind the charts, offered for download: one dict per run and measurement.
     records: tuple[dict[str, Any], ...] = ()

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from normkit.lab.claims.claim import Claim, Evidence, Judgement
-from normkit.lab.claims.registry import all_claims
+from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Finding
 from normkit.lab.store import Planned, Run, Store
 from normkit.lab.tasks import task_of
+from normkit.lab.verdicts import decide
 
 __all__ = ["finding", "judge", "last_preset"]
 
@@ -34,7 +35,7 @@ def last_preset(store: Store) -> str | None:
 def judge(store: Store, preset: str, claims: Sequence[Claim] | None = None) -> list[Finding]:
     """The findings of these claims, or of all that were planned at this preset, in order."""
     planned = {claim for claim, at in store.plans() if at == preset}
-    chosen = all_claims().values() if claims is None else claims
+    chosen = forms(all_claims().values()) if claims is None else claims
     return [
         finding(
             claim,
@@ -54,6 +55,8 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
     one time in twenty.
     """
     judgement: Judgement = claim.judge(evidence)
+    word, deciding = decide(judgement.decides)
+    others = [each for each in judgement.information if each is not None]
     runs = evidence.runs
     missing = len(evidence.planned) - len(runs)
     sentence = judgement.sentence
@@ -70,12 +73,11 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         statement=claim.statement,
         sources=claim.sources,
         prediction=claim.prediction,
-        word="undecided" if missing else judgement.word,
+        word="undecided" if missing else word,
         sentence=sentence,
         comparisons=tuple(
-            dataclasses.replace(each, word="undecided") if missing else each
-            for each in judgement.comparisons
-            if each is not None
+            dataclasses.replace(each, word="undecided", needed=None) if missing else each
+            for each in (*deciding, *others)
         ),
         charts=tuple(judgement.charts),
         tables=tuple(judgement.tables),
@@ -84,6 +86,7 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         runs=len(runs),
         diverged=sum(run.status == "diverged" for run in runs),
         seconds=sum(run.seconds for run in runs),
+        differs=claim.differs if word != "supported" and not missing else "",
         records=tuple(_record(claim, planned) for planned in evidence.planned),
     )
 
@@ -118,6 +121,7 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
         *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
         ("model", values("model")),
         *([("model options", ", ".join(options))] if options else []),
+        ("image size", f"{values('size')} pixels"),
         ("activation", values("act")),
         ("normalizer by arm", _norms(evidence)),
         ("optimizer", values("optimizer")),

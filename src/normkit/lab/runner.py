@@ -97,6 +97,9 @@ def plan(
             "subset" if dataset.subset else "full",
             train=len(dataset.train.labels),
             test=len(dataset.test.labels),
+            data=claim.data,
+            side=dataset.train.images.shape[-1],
+            classes=len(dataset.classes),
         )
         arms = claim.plan(preset, available)
         store.plan(claim.key, preset, arms)

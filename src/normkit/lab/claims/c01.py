@@ -29,7 +29,7 @@ from normkit.lab.claims.parts import (
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Line, Reference
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 PUBLISHED = {
     WITH: (0.8859, 0.8976, 0.9013, 0.9040, 0.9023),
@@ -42,6 +42,7 @@ LOWER = 0.01
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=20_000, test=10_000, epochs=5),
     "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
+    "paper": Scale(seeds=20, train=60_000, test=10_000, epochs=5),
 }
 
 
@@ -121,13 +122,13 @@ def judge(evidence: Evidence) -> Judgement:
         ),
     )
     return Judgement(
-        word=all_of([faster, lower]),
         sentence=(
             f"With BN, test accuracy averaged over the epochs differs by "
             f"{figures(faster, scale=100)} points and the last epoch's training loss is lower by "
             f"{figures(lower, digits=3)} ({evidence.coverage(len(pairs))}, 95 % intervals)."
         ),
-        comparisons=(faster, lower, final),
+        decides=[faster, lower],
+        information=[final],
         charts=[chart for chart in charts if chart],
         tables=(table,),
     )

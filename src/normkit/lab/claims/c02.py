@@ -42,7 +42,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference
 from normkit.lab.probes import HISTOGRAM_EDGES, normal_quantiles
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 LAYERS = (1, 2, 3, 4)
 CLOSE = 0.05
@@ -53,11 +53,12 @@ CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(HISTOGRAM_E
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_000, test=2_000, epochs=3),
-    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
+    "full": Scale(seeds=10, train=20_000, test=5_000, epochs=5),
+    "paper": Scale(seeds=20, train=60_000, test=10_000, epochs=5),
 }
 
 
-EVERY: dict[Preset, int] = {"quick": 12, "full": 50}
+EVERY: dict[Preset, int] = {"quick": 12, "full": 40, "paper": 50}
 """Every how many steps the inputs are looked at."""
 
 
@@ -156,13 +157,12 @@ def judge(evidence: Evidence) -> Judgement:
         ),
     ]
     return Judgement(
-        word=all_of([close, steady]),
         sentence=(
             f"With BN the inputs of the four nonlinearities are nearer to N(0, 1) by "
             f"{figures(close)} and wander less by {figures(steady)} of their standard deviation "
             f"({evidence.coverage(len(pairs))}, 95 % intervals)."
         ),
-        comparisons=(close, steady),
+        decides=[close, steady],
         charts=[chart for chart in charts if chart],
         tables=(
             seed_table(

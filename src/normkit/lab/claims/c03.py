@@ -32,7 +32,7 @@ from normkit.lab.claims.parts import (
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare, interval
+from normkit.lab.verdicts import compare, interval
 
 TRAINS = 0.9
 GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -43,7 +43,8 @@ SOURCE_RATE = 0.5
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_000, test=1_000, epochs=2),
-    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=3),
+    "full": Scale(seeds=5, train=20_000, test=2_000, epochs=2),
+    "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
 }
 
 
@@ -103,14 +104,14 @@ def judge(evidence: Evidence) -> Judgement:
         smallest=0.01,
     )
     return Judgement(
-        word=all_of([rate]),
         sentence=(
             f"The largest learning rate at which the network trains is higher with BN by "
             f"{figures(rate)} decades ({evidence.coverage(len(gains))}, 95 % interval); at "
             f"{SOURCE_RATE} its last epoch's training loss is lower by "
             f"{figures(at_source, digits=3)}."
         ),
-        comparisons=(rate, at_source),
+        decides=[rate],
+        information=[at_source],
         charts=[chart for chart in [_chart(evidence)] if chart],
         tables=(_grid_table(evidence), _limit_table(evidence)),
     )

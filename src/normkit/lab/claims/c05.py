@@ -23,14 +23,15 @@ from normkit.lab.claims.parts import (
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Reference
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 SMALLEST = 0.01
 
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=20_000, test=10_000, epochs=5),
-    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
+    "full": Scale(seeds=5, train=60_000, test=10_000, epochs=5),
+    "paper": Scale(seeds=20, train=60_000, test=10_000, epochs=5),
 }
 
 
@@ -93,13 +94,12 @@ def judge(evidence: Evidence) -> Judgement:
                 f"{arm} {fmean(values):.3f} ({stuck} of {len(values)} runs no better than guessing)"
             )
     return Judgement(
-        word=all_of([accuracy]),
         sentence=(
             f"Test accuracy after the last epoch: {', '.join(means) or 'not yet measured'}; "
             f"difference {figures(accuracy, scale=100)} points "
             f"({evidence.coverage(len(pairs))}, 95 % interval)."
         ),
-        comparisons=(accuracy,),
+        decides=[accuracy],
         charts=[chart for chart in charts if chart],
         tables=(
             seed_table(

@@ -35,7 +35,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 CUMULATIVE = "cumulative"
 EXPONENTIAL = "exponential, decay 0.95"
@@ -52,7 +52,8 @@ REPAIRS = 0.02
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_000, test=2_000, epochs=5),
-    "full": Scale(seeds=5, train=60_000, test=10_000, epochs=15),
+    "full": Scale(seeds=5, train=10_000, test=5_000, epochs=10),
+    "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=60),
 }
 
 
@@ -73,6 +74,7 @@ def plan(preset: Preset, available: Available) -> Arms:
                 epochs=scale.epochs,
                 seed=seed,
                 evaluations=(BATCH,),
+                size=available.side,
                 **available.at_most(scale.train, scale.test),
             ),
         )
@@ -123,7 +125,6 @@ def judge(evidence: Evidence) -> Judgement:
     )
     chart = _chart(evidence)
     return Judgement(
-        word=all_of([fails, repairs]),
         sentence=(
             f"After the last epoch batch statistics score {figures(fails, scale=100, digits=1)} "
             f"points more than the cumulative average of the same weights, and an average with "
@@ -132,7 +133,8 @@ def judge(evidence: Evidence) -> Judgement:
             f"{figures(grows, scale=100, digits=1)} points "
             f"({evidence.coverage(len(pairs))}, 95 % intervals)."
         ),
-        comparisons=(fails, repairs, grows),
+        decides=[fails, repairs],
+        information=[grows],
         charts=[chart] if chart else [],
         tables=(
             _published_table(evidence),
@@ -226,6 +228,7 @@ CLAIM = Claim(
         "The cumulative average falls behind batch statistics by some points within a few epochs "
         "and further as they go on; the two averages with a decay stay with batch statistics."
     ),
+    also=("cifar-10",),
     decision=(
         "Both, of test accuracy after the last epoch: batch statistics less the cumulative "
         "average, same weights (matters from 0.02), and decay 0.95 less cumulative, seed by seed "
@@ -233,6 +236,5 @@ CLAIM = Claim(
     ),
     plan=plan,
     judge=judge,
-    setup=(("form", "Fashion-MNIST at 28×28 pixels; the source's is CIFAR-10"),),
     demo=False,
 )

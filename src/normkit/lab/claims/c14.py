@@ -24,7 +24,7 @@ from normkit.lab.claims.parts import band, figures
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 MORE = 0.01
 TOO_MUCH = 0.05
@@ -33,11 +33,11 @@ KINDS = {"norm": "normalization", "convolution": "convolution", "rest": "the res
 
 # (model, side of the images, batch size by preset).
 NETWORKS: tuple[tuple[str, int, dict[Preset, int]], ...] = (
-    ("lenet5", 28, {"quick": 256, "full": 256}),
-    ("resnet18", 96, {"quick": 16, "full": 64}),
-    ("densenet", 96, {"quick": 16, "full": 64}),
+    ("lenet5", 28, {"quick": 256, "full": 256, "paper": 256}),
+    ("resnet18", 96, {"quick": 16, "full": 16, "paper": 128}),
+    ("densenet", 96, {"quick": 16, "full": 16, "paper": 128}),
 )
-REPETITIONS: dict[Preset, int] = {"quick": 5, "full": 10}
+REPETITIONS: dict[Preset, int] = {"quick": 5, "full": 10, "paper": 20}
 
 
 def plan(preset: Preset, available: Available) -> Arms:
@@ -111,14 +111,13 @@ def judge(evidence: Evidence) -> Judgement:
         smallest=TOO_MUCH,
     )
     return Judgement(
-        word=all_of([against, spared]),
         sentence=(
             f"With PyTorch's layers, the share of a training step in batch normalization less "
             f"that in convolution is {figures(against, scale=100, digits=1)} points; with "
             f"normkit's layers a step is shorter by {figures(spared, scale=100, digits=1)} % "
             f"({evidence.coverage(len(shares))}, 95 % intervals)."
         ),
-        comparisons=(against, spared),
+        decides=[against, spared],
         charts=charts(evidence),
         tables=(times(evidence), parts(evidence)),
     )

@@ -45,11 +45,11 @@ from normkit.lab.claims.estimators import (
     most,
     published_table,
 )
-from normkit.lab.claims.parts import BN, differences, figures, seed_table
+from normkit.lab.claims.parts import BN, differences, figures, narrow_resnet, seed_table
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Reference
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 SMALL = "SGD batch 64"
 LARGE = "SGD batch 256"
@@ -59,9 +59,10 @@ ENOUGH = 0.01
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_000, test=3_000, epochs=4),
-    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=6),
+    "full": Scale(seeds=10, train=20_000, test=3_000, epochs=4),
+    "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
 }
-ALONG: dict[Preset, int] = {"quick": 3000, "full": 10_000}
+ALONG: dict[Preset, int] = {"quick": 3000, "full": 3000, "paper": 10_000}
 """Images for the statistics after each epoch."""
 
 
@@ -74,10 +75,8 @@ def plan(preset: Preset, available: Available) -> Arms:
         (
             arm,
             RunConfig(
-                model="resnet18",
-                model_options=(("width", 4),),
+                **narrow_resnet(preset),
                 norm=BN,
-                size=16,
                 lr=lr,
                 momentum=0.9,
                 batch_size=batch,
@@ -130,12 +129,11 @@ def judge(evidence: Evidence) -> Judgement:
         f"{figures(enough, scale=100, digits=1)}",
     )
     return Judgement(
-        word=all_of(comparisons),
         sentence=(
             f"With population statistics the test error {words[0]}; {words[1]}; {words[2]}; "
             f"{words[3]} ({evidence.coverage(len(pairs))}, 95 % intervals)."
         ),
-        comparisons=comparisons,
+        decides=comparisons,
         charts=charts(evidence),
         tables=(
             published_table(evidence),
@@ -202,5 +200,4 @@ CLAIM = Claim(
     ),
     plan=plan,
     judge=judge,
-    setup=(("images", "Fashion-MNIST resized to 16×16 pixels"),),
 )

@@ -34,7 +34,7 @@ from normkit.lab.claims.normsizes import (
 from normkit.lab.claims.normsizes import plan as plan_sizes
 from normkit.lab.claims.parts import figures, seed_table
 from normkit.lab.findings import Reference
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 LARGE = 256
 MIDDLE = 16
@@ -104,7 +104,6 @@ def judge(evidence: Evidence) -> Judgement:
         evidence, CURVES, key="sizes", title="Error after training by normalization batch size"
     )
     return Judgement(
-        word=all_of([noisy, inconsistent, regularises]),
         sentence=(
             f"Points of error, at a normalization batch size of {SMALL} against {LARGE}: training "
             f"{figures(noisy, scale=100)}; what population statistics cost against batch "
@@ -112,7 +111,8 @@ def judge(evidence: Evidence) -> Judgement:
             f"and test, at {LARGE} against {MIDDLE}: {figures(regularises, scale=100)} "
             f"({evidence.coverage(len(noise))}, 95 % intervals)."
         ),
-        comparisons=(noisy, inconsistent, regularises, worse),
+        decides=[noisy, inconsistent, regularises],
+        information=[worse],
         charts=[drawn] if drawn else [],
         tables=(
             table(evidence, CURVES),
@@ -156,9 +156,6 @@ CLAIM = Claim(
     ),
     plan=plan,
     judge=judge,
-    setup=(
-        ("image size", "16 pixels"),
-        ("normalization", "ghost batches; their size is the normalization batch size"),
-    ),
+    setup=(("normalization", "ghost batches; their size is the normalization batch size"),),
     demo=False,
 )

@@ -35,7 +35,7 @@ from normkit.lab.claims.normsizes import plan as plan_sizes
 from normkit.lab.claims.parts import figures, seed_table
 from normkit.lab.findings import Comparison, Reference
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 SMALLEST = 0.005
 PLAIN: Curve = (BN, POPULATION)
@@ -76,14 +76,14 @@ def judge(evidence: Evidence) -> Judgement:
     )
     pairs = less(by_seed(evidence, PLAIN, SMALL), by_seed(evidence, CURES["frozen"], SMALL))
     return Judgement(
-        word=all_of([batch, frozen]),
         sentence=(
             f"At a normalization batch size of {SMALL}, test error falls by "
             f"{figures(batch, scale=100)} points with batch statistics in the test and by "
             f"{figures(frozen, scale=100)} with population statistics in the last fifth of "
             f"training ({evidence.coverage(len(pairs))}, 95 % intervals)."
         ),
-        comparisons=(batch, frozen, *others),
+        decides=[batch, frozen],
+        information=others,
         charts=[drawn] if drawn else [],
         tables=(
             table(evidence, curves),
@@ -131,7 +131,6 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
-        ("image size", "16 pixels"),
         ("normalization", "ghost batches; their size is the normalization batch size"),
         ("frozen", "statistics held for the last fifth of the epochs, γ and β learning"),
     ),

@@ -27,13 +27,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import band, figures, seed_table
+from normkit.lab.claims.parts import band, figures, narrow_resnet, seed_table
 from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 TOGETHER = "SGD shared"
 APART = "SGD specific"
@@ -83,7 +83,8 @@ PHASED = ARMS[:3]
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_120, test=2_000, epochs=5),
-    "full": Scale(seeds=10, train=20_000, test=10_000, epochs=10),
+    "full": Scale(seeds=5, train=10_240, test=5_000, epochs=6),
+    "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=50),
 }
 
 
@@ -94,11 +95,9 @@ def plan(preset: Preset, available: Available) -> Arms:
     def make(seed: int, norm: str, **options: bool | int) -> RunConfig:
         phased = norm in ("batch", "domain")
         return RunConfig(
-            model="resnet18",
-            model_options=(("width", 4),),
+            **narrow_resnet(preset),
             norm=norm,
             norm_options=tuple(options.items()),
-            size=16,
             domains="negatives",
             lr=0.05,
             momentum=0.9,
@@ -171,12 +170,11 @@ def judge(evidence: Evidence) -> Judgement:
     )
     drawn = _chart(evidence)
     return Judgement(
-        word=all_of(list(found.values())),
         sentence=(
             f"Points of test accuracy lost where the population statistics do not agree with SGD: "
             f"{costs} ({evidence.coverage(len(agreeing(evidence, TOGETHER)))}, 95 % intervals)."
         ),
-        comparisons=tuple(found.values()),
+        decides=list(found.values()),
         charts=[drawn] if drawn else [],
         tables=(
             _table(evidence),
@@ -271,7 +269,6 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
-        ("image size", "16 pixels"),
         ("domains", "the images, and their negatives; every image is seen in both"),
         ("population statistics", f"of {SAMPLES:,} training images in each domain"),
     ),

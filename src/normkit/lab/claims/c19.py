@@ -37,13 +37,13 @@ from __future__ import annotations
 import functools
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import differences, figures, metric_chart, seed_table
+from normkit.lab.claims.parts import differences, figures, metric_chart, narrow_resnet, seed_table
 from normkit.lab.claims.sweeps import epoch_line, mean_of, percent
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 GROUP = 32
 LABELS = 2
@@ -77,19 +77,19 @@ HOW: dict[Condition | None, str] = {
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_240, test=5_000, epochs=20),
-    "full": Scale(seeds=10, train=60_000, test=10_000, epochs=20),
+    "full": Scale(seeds=5, train=20_480, test=5_000, epochs=20),
+    "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=50),
 }
 
 
 def plan(preset: Preset, available: Available) -> Arms:
-    """LeNet-5 at 16 pixels, SGD at 0.1 with momentum, batches of eight groups of two labels."""
+    """SGD at 0.1 with momentum, batches of eight groups of two labels; ResNet-50 in paper."""
     scale = SCALES[preset]
     groups = (("group", GROUP), ("labels", LABELS))
 
     def make(seed: int, norm: str, *, mixed: bool = False) -> RunConfig:
         return RunConfig(
-            model="lenet5",
-            size=16,
+            **(narrow_resnet(preset) if preset == "paper" else {"model": "lenet5", "size": 16}),
             norm=norm,
             norm_options=(("ghost_size", GROUP),) if norm == "ghost" else (),
             lr=0.1,
@@ -159,12 +159,12 @@ def judge(evidence: Evidence) -> Judgement:
     )
     gains = ", ".join(f"{cure} {figures(mends[cure], scale=100, digits=1)}" for cure in CURES)
     return Judgement(
-        word=all_of([looks, *mends.values()]),
         sentence=(
             f"{leaking}; points of test accuracy that the cures give back: {gains} "
             f"({evidence.coverage(len(pairs))}, 95 % intervals)."
         ),
-        comparisons=(looks, *mends.values(), without),
+        decides=[looks, *mends.values()],
+        information=[without],
         charts=[chart for chart in _charts(evidence) if chart],
         tables=(
             published(evidence),
@@ -271,7 +271,6 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
-        ("image size", "16 pixels"),
         ("a batch", f"8 groups of {GROUP} images, {GROUP // LABELS} of each of {LABELS} labels"),
     ),
     demo=False,

@@ -22,15 +22,16 @@ less: two images have more pixels there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import figures, seed_table
+from normkit.lab.claims.parts import figures, narrow_resnet, seed_table
 from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import all_of, compare
+from normkit.lab.verdicts import compare
 
 BATCH_SIZES = (32, 16, 8, 4, 2)
 LARGE, SMALL = BATCH_SIZES[0], BATCH_SIZES[-1]
@@ -50,22 +51,24 @@ PUBLISHED: dict[str, dict[int, float]] = {
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=4_000, test=4_000, epochs=4),
-    "full": Scale(seeds=5, train=60_000, test=10_000, epochs=5),
+    "full": Scale(seeds=5, train=8_000, test=5_000, epochs=4),
+    "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=30),
 }
 
 
 def plan(preset: Preset, available: Available) -> Arms:
-    """LeNet-5 at 16 pixels, SGD with momentum and a cosine, each normalizer at each batch size."""
+    """SGD with momentum and a cosine, each normalizer at each batch size; ResNet-50 in paper."""
     scale = SCALES[preset]
     images = available.at_most(scale.train, scale.test)
     population: Condition = ("population", min(SAMPLES, images["train_images"]), 256)
+    network: dict[str, Any] = narrow_resnet(preset)
+    if preset != "paper":
+        network = {"model": "lenet5", "model_options": (("norm_at", "conv"),), "size": 16}
 
     def make(norm: str, batch_size: int, seed: int) -> RunConfig:
         return RunConfig(
-            model="lenet5",
-            model_options=(("norm_at", "conv"),),
+            **network,
             norm=norm,
-            size=16,
             lr=RATE * batch_size,
             momentum=0.9,
             schedule="cosine",
@@ -142,13 +145,13 @@ def judge(evidence: Evidence) -> Judgement:
     less = ", ".join(f"{arm} {figures(found, scale=100)}" for arm, found in keeps.items())
     drawn = _chart(evidence)
     return Judgement(
-        word=all_of([loses, *keeps.values()]),
         sentence=(
             f"From a batch size of {LARGE} to one of {SMALL}, BN's test error rises by "
             f"{figures(loses, scale=100)} points; less than that rise by: {less} "
             f"({evidence.coverage(len(by_arm[BN]))}, 95 % intervals)."
         ),
-        comparisons=(loses, *keeps.values(), memory),
+        decides=[loses, *keeps.values()],
+        information=[memory],
         charts=[drawn] if drawn else [],
         tables=(
             _table(evidence),
@@ -251,7 +254,6 @@ CLAIM = Claim(
     plan=plan,
     judge=judge,
     setup=(
-        ("image size", "16 pixels"),
         ("normalizers stand", "after the convolutions"),
         ("learning rate and batch size", "in proportion"),
     ),

@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from normkit.lab.config import Edition, RunConfig
-from normkit.lab.findings import Chart, Comparison, Reference, Table, Word
+from normkit.lab.findings import Chart, Comparison, Reference, Table
 from normkit.lab.store import Planned, Run
 
 __all__ = ["PRESETS", "Arms", "Available", "Claim", "Evidence", "Judgement", "Preset", "Scale"]
 
-Preset = Literal["quick", "full"]
-PRESETS: tuple[Preset, ...] = ("quick", "full")
+Preset = Literal["quick", "full", "paper"]
+PRESETS: tuple[Preset, ...] = ("quick", "full", "paper")
+"""``quick`` takes minutes; ``full`` has at least five seeds for every claim and is made to fit into
+ninety minutes on two cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
 
 Arms = list[tuple[str, RunConfig]]
 """The runs of a claim, each with the name of the arm it belongs to."""
@@ -27,19 +29,23 @@ Arms = list[tuple[str, RunConfig]]
 
 @dataclasses.dataclass(frozen=True)
 class Available:
-    """The data that are there: which edition, and how many images it has.
+    """The data that are there: which edition, how many images, their side and classes.
 
     >>> Available("subset", train=2000, test=1000).at_most(20_000, 10_000)
-    {'edition': 'subset', 'train_images': 2000, 'test_images': 1000}
+    {'data': 'fashion-mnist', 'edition': 'subset', 'train_images': 2000, 'test_images': 1000}
     """
 
     edition: Edition
     train: int
     test: int
+    data: str = "fashion-mnist"
+    side: int = 28
+    classes: int = 10
 
     def at_most(self, train: int, test: int) -> dict[str, Any]:
         """The fields of a run that ask for so many images, or for all if there are fewer."""
         return {
+            "data": self.data,
             "edition": self.edition,
             "train_images": min(train, self.train),
             "test_images": min(test, self.test),
@@ -110,11 +116,16 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What a claim makes of its evidence."""
+    """What a claim makes of its evidence.
 
-    word: Word
+    All of ``decides`` must hold for the claim to be supported;
+    :func:`normkit.lab.verdicts.decide` finds the word. ``information`` is compared in the same way
+    and decides nothing.
+    """
+
     sentence: str
-    comparisons: Sequence[Comparison | None]
+    decides: Sequence[Comparison | None]
+    information: Sequence[Comparison | None] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
 
@@ -125,8 +136,11 @@ class Claim:
 
     ``plan(preset, available)`` gives its runs by arm; ``judge(evidence)`` looks at what there is
     of them, which may be nothing yet, and trains nothing. ``decision`` says which endpoint
-    decides, fixed before the runs. ``setup`` adds rows to those read from the runs. ``demo`` says
-    whether a study that names no claim, such as the main job, has this one in it.
+    decides, fixed before the runs. ``also`` names further data sets on which the source made its
+    claim; :func:`normkit.lab.claims.registry.forms` makes a claim of each. ``setup`` adds rows to
+    those read from the runs. ``demo`` says whether a study that names no claim, such as the main
+    job, has this one in it. ``differs`` says why our result may differ from the source's; it is
+    shown where it does.
     """
 
     key: str
@@ -138,5 +152,7 @@ class Claim:
     plan: Callable[[Preset, Available], Arms]
     judge: Callable[[Evidence], Judgement]
     data: str = "fashion-mnist"
+    also: tuple[str, ...] = ()
     setup: tuple[tuple[str, str], ...] = ()
     demo: bool = True
+    differs: str = ""

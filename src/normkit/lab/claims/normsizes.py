@@ -24,6 +24,7 @@ import functools
 from collections.abc import Sequence
 
 from normkit.lab.claims.claim import Arms, Available, Evidence, Preset, Scale
+from normkit.lab.claims.parts import narrow_resnet
 from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
@@ -57,11 +58,13 @@ SAMPLES = 10_000
 
 SIZES: dict[Preset, tuple[int, ...]] = {
     "quick": (2, 4, 16, 256),
-    "full": (2, 4, 8, 16, 32, 64, 128, 256),
+    "full": (2, 4, 8, 16, 64, 256),
+    "paper": (2, 4, 8, 16, 32, 64, 128, 256),
 }
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_120, test=4_096, epochs=10),
-    "full": Scale(seeds=5, train=20_000, test=10_000, epochs=20),
+    "full": Scale(seeds=5, train=10_240, test=5_000, epochs=10),
+    "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
 }
 
 Curve = tuple[str, str]
@@ -100,11 +103,9 @@ def plan(preset: Preset, available: Available, arms: Sequence[str]) -> Arms:
 
     def make(arm: str, size: int, seed: int) -> RunConfig:
         return RunConfig(
-            model="resnet18",
-            model_options=(("width", 4),),
+            **narrow_resnet(preset),
             norm="ghost",
             norm_options=(("ghost_size", size),),
-            size=16,
             lr=0.2,
             momentum=0.9,
             schedule="cosine",

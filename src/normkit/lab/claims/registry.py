@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import normkit.lab.claims
 from normkit.errors import OptionError, explain
 from normkit.lab.claims.claim import Claim
+from normkit.lab.data.catalogue import spec_of
 
-__all__ = ["ALL", "all_claims", "select"]
+__all__ = ["ALL", "all_claims", "forms", "select"]
 
 ALL = "ALL"
 """Asks for every claim, in place of a key."""
@@ -36,30 +38,57 @@ def all_claims() -> dict[str, Claim]:
     return {claim.key: claim for claim in claims}
 
 
-def select(keys: Sequence[str] = ()) -> list[Claim]:
+def forms(
+    claims: Iterable[Claim], present: Callable[[str], bool] = lambda name: True
+) -> list[Claim]:
+    """The claims, each followed by itself on the further data sets that are ``present``.
+
+    >>> [claim.key for claim in forms([all_claims()["C10"]])]
+    ['C10', 'C10-CIFAR-10']
+    """
+    found = []
+    for claim in claims:
+        found.append(claim)
+        found += [_on(claim, name) for name in claim.also if present(name)]
+    return found
+
+
+def _on(claim: Claim, name: str) -> Claim:
+    key, title = f"{claim.key}-{name.upper()}", f"{claim.title}, on {spec_of(name).title}"
+    return dataclasses.replace(claim, key=key, title=title, data=name, also=())
+
+
+def select(
+    keys: Sequence[str] = (), present: Callable[[str], bool] = lambda name: False
+) -> list[Claim]:
     """The claims with these keys, in the order asked for; those of the demo if none is named.
 
-    "all" stands for all of them.
+    "all" stands for all of them. A claim that its source made on another data set as well comes
+    along on that one where it is ``present``, and can be asked for by a key of its own.
 
     Raises:
         OptionError: there is no claim with such a key.
 
     >>> [claim.key for claim in select(["c5", "C1"])]
     ['C5', 'C1']
+    >>> [claim.key for claim in select(["c10-cifar-10"])]
+    ['C10-CIFAR-10']
     """
     claims = all_claims()
     wanted = list(dict.fromkeys(key.upper() for key in keys))
     if ALL in wanted:
-        return list(claims.values())
+        return forms(claims.values(), present)
     if not wanted:
         return [claim for claim in claims.values() if claim.demo]
-    unknown = [key for key in wanted if key not in claims]
+    every = {claim.key: claim for claim in forms(claims.values())}
+    unknown = [key for key in wanted if key not in every]
     if unknown:
         raise OptionError(
             explain(
-                f"a claim is one of {', '.join(claims)}",
+                f"a claim is one of {', '.join(every)}",
                 ", ".join(unknown),
                 "choose from: normkit lab list",
             )
         )
-    return [claims[key] for key in wanted]
+    chosen = forms([every[key] for key in wanted], present)
+    return list({claim.key: claim for claim in chosen}.values())

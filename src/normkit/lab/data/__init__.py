@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from normkit.lab.data.batches import batches
 from normkit.lab.data.catalogue import SPECS
-from normkit.lab.data.loading import Status, fetch, load, status
+from normkit.lab.data.loading import Status, fetch, is_here, load, status
 from normkit.lab.data.split import Dataset, Split
 
 NAMES: tuple[str, ...] = tuple(SPECS)
 """The data sets that :func:`load` knows."""
 
-__all__ = ["NAMES", "Dataset", "Split", "Status", "batches", "fetch", "load", "status"]
+__all__ = ["NAMES", "Dataset", "Split", "Status", "batches", "fetch", "is_here", "load", "status"]

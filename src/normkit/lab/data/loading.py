@@ -16,7 +16,7 @@ from normkit.lab.data.mirrors import from_mirror
 from normkit.lab.data.reading import UnavailableError, cache_folder, find, read
 from normkit.lab.data.split import Dataset
 
-__all__ = ["Status", "fetch", "load", "status"]
+__all__ = ["Status", "fetch", "is_here", "load", "status"]
 
 SUBSET_FOLDER = Path(__file__).parent / "subset"
 
@@ -196,6 +196,15 @@ def status() -> list[Status]:
     ['fashion-mnist', 'cifar-10', 'cifar-100']
     """
     return [_status(spec, None) for spec in SPECS.values()]
+
+
+def is_here(name: str) -> bool:
+    """Whether this whole data set is on this machine, without asking the network.
+
+    >>> is_here("cifar-100") in (True, False)
+    True
+    """
+    return _status(spec_of(name), None).available
 
 
 def _status(spec: Spec, found: _Found | None) -> Status:

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.errors import OptionError
 from normkit.lab import data, training
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
-from normkit.lab.probes import LEVELS, PROBES, Reading, describe, normal_quantiles, probe
 from normkit.lab.training import train
 
 Make = Callable[..., RunConfig]
@@ -198,55 +196,3 @@ def test_a_run_that_learns_nothing_is_a_result(
     assert outcome.diverged_step == 0
     assert outcome.step == STEPS
     assert 0 <= log.metrics["test_accuracy", STEPS] <= 0.3  # as measured
-
-
-@pytest.mark.parametrize("name", sorted(PROBES))
-def test_probes_change_no_number(
-    make_config: Make, dataset: data.Dataset, make_log: Any, name: str
-) -> None:
-    plain, watched = make_log(), make_log()
-    train(make_config(), dataset, plain)
-    train(make_config(probes=((name, 3),)), dataset, watched)
-    read = {key: value for key, value in watched.metrics.items() if key not in plain.metrics}
-    assert {step for _, step in read} == {1, 3, 6}
-    assert {key: watched.metrics[key] for key in plain.metrics} == plain.metrics
-
-
-def test_activations_are_those_of_the_nonlinearity(make_config: Make) -> None:
-    model = build_model(make_config(), in_channels=1, classes=10)
-    images = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    with probe("activations", model) as reading, torch.no_grad():
-        model(images)
-    # Fresh BN: γ = 1, β = 0, so each site has mean 0 and standard deviation 1.
-    for site in (1, 2):
-        assert reading.scalars[f"activation{site}_mean"] == pytest.approx(0, abs=1e-5)
-        assert reading.scalars[f"activation{site}_std"] == pytest.approx(1, abs=1e-3)
-    assert "activation3_mean" not in reading.scalars  # LeNet-5 has two convolutions
-    with probe("gradients", model) as gradients:
-        model(images).sum().backward()
-    assert len(gradients.scalars) == 5
-    assert not model.act1._forward_pre_hooks  # type: ignore[union-attr]
-
-
-def test_quantiles_and_density_of_a_normal_sample() -> None:
-    reading = Reading()
-    values = torch.randn(64, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    describe("x", values, reading)
-    assert len(reading.vectors["x_quantiles"]) == len(LEVELS)
-    assert reading.vectors["x_quantiles"] == pytest.approx(normal_quantiles(), abs=0.06)
-    density = reading.vectors["x_density"]
-    assert sum(density) * 12 / 60 == pytest.approx(1, abs=1e-3)
-
-
-def test_values_that_are_not_finite_are_noted_as_none() -> None:
-    reading = Reading()
-    describe("x", torch.tensor([1.0, float("inf")]), reading)
-    assert reading.scalars == {"x_mean": None, "x_std": None}
-    assert reading.vectors == {}
-
-
-def test_unknown_probes_are_refused(make_config: Make) -> None:
-    with pytest.raises(OptionError, match="activations, gradients"):
-        probe("telepathy", nn.ReLU())
-    with pytest.raises(OptionError, match="nonlinearity"), probe("activations", nn.ReLU()):
-        pass

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
 
@@ -135,14 +137,67 @@ def gradients(model: nn.Module) -> Iterator[Reading]:
     """The norm of the loss's gradient in each weight layer: ``gradient{k}_norm``, in order."""
     reading = Reading()
     yield reading
-    layers = (m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
-    for number, module in enumerate(layers, start=1):
+    for number, module in enumerate(weight_layers(model), start=1):
         if module.weight.grad is not None:
             norm = module.weight.grad.norm()
             reading.scalars[f"gradient{number}_norm"] = norm.item() if norm.isfinite() else None
 
 
-PROBES: dict[str, Probe] = {"activations": activations, "gradients": gradients}
+@contextlib.contextmanager
+def layers(model: nn.Module) -> Iterator[Reading]:
+    """What each weight layer is given, what it holds, and what comes back to it.
+
+    For the k-th weight layer in order, before the optimizer's step:
+
+    * ``layer{k}_input``: root mean square of its input;
+    * ``layer{k}_weight``: Frobenius norm of its weight, without the bias;
+    * ``layer{k}_gradient``: norm of the loss's gradient with respect to its output, that is before
+      any normalizer. All elements of the batch count alike.
+
+    A layer that is called more than once in the step is read over all calls together. What was not
+    seen, or is not finite, is None.
+    """
+    reading = Reading()
+    found = weight_layers(model)
+    # Sums of squares in double: they neither overflow nor lose a gradient that is nearly nothing.
+    squares: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+
+    def add(name: str, values: Tensor) -> None:
+        squares[name] += values.detach().double().square().sum().item()
+        counts[name] += values.numel()
+
+    with contextlib.ExitStack() as hooks:
+        for number, module in enumerate(found, start=1):
+            name = f"layer{number}"
+
+            def see(_: nn.Module, given: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
+                add(f"{name}_input", given[0])
+                if out.requires_grad:
+                    out.register_hook(lambda gradient: add(f"{name}_gradient", gradient))
+
+            hooks.enter_context(contextlib.closing(_Hook(module.register_forward_hook(see))))
+        yield reading
+    for number, module in enumerate(found, start=1):
+        name = f"layer{number}"
+        add(f"{name}_weight", module.weight)
+        for what, mean in (("input", True), ("weight", False), ("gradient", False)):
+            key = f"{name}_{what}"
+            value = squares[key] / (counts[key] if mean and counts[key] else 1)
+            seen = counts[key] > 0 and math.isfinite(value)
+            reading.scalars[key] = math.sqrt(value) if seen else None
+
+
+def weight_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """All convolutions and dense layers, in the order of the model's modules.
+
+    >>> len(weight_layers(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))))
+    2
+    """
+    return [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+PROBES: dict[str, Probe] = {"activations": activations, "gradients": gradients, "layers": layers}
 """The probes by the name that a run's description uses."""
 
 

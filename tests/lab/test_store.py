@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from normkit.errors import StoreError
-from normkit.lab import database
+from normkit.lab import schema
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import acquire
 from normkit.lab.store import Store
@@ -124,12 +124,12 @@ def test_an_older_store_is_brought_up_to_date(
     with Store(path) as store:
         store.add(make_config())
     added = "ALTER TABLE runs ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm'"
-    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, added))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
     with Store(path) as store:
         assert store.get(make_config().key) is not None
         assert store.connection.execute("SELECT mood FROM runs").fetchone()["mood"] == "calm"
         (version,) = store.connection.execute("PRAGMA user_version").fetchone()
-        assert version == len(database.MIGRATIONS)
+        assert version == len(schema.MIGRATIONS)
 
 
 def test_a_migration_that_fails_changes_nothing(
@@ -139,7 +139,7 @@ def test_a_migration_that_fails_changes_nothing(
     Store(path).close()
     broken = "ALTER TABLE runs ADD COLUMN mood TEXT; ALTER TABLE nowhere ADD COLUMN mood TEXT"
     with monkeypatch.context() as patched:
-        patched.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, broken))
+        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
         with pytest.raises(StoreError):
             Store(path)
     with Store(path) as store:

@@ -80,7 +80,7 @@ def _verdicts(store: Path) -> dict[str, dict[str, str]]:
     from normkit.lab.judge import judge, last_preset
     from normkit.lab.store import Store as OpenStore
 
-    with OpenStore(store, create=False) as opened:
+    with OpenStore(store, read_only=True) as opened:
         preset = last_preset(opened)
         findings = judge(opened, preset) if preset else []
     return {

@@ -127,7 +127,7 @@ def report(
         from normkit.lab.store import Store as OpenStore
 
         _check_report(out, store)
-        with OpenStore(store, create=False) as opened:
+        with OpenStore(store, read_only=True) as opened:
             name = preset.value if preset else last_preset(opened)
             findings = judge(opened, name) if name else []
             if name is None or not findings:

@@ -92,6 +92,7 @@ def plan(
                     )
                 )
             keys.update(dict.fromkeys(planned.run.config.key for planned in before))
+            store.note(f"preset:{claim.key}", preset)
             continue
         available = Available(
             "subset" if dataset.subset else "full",

@@ -19,12 +19,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from normkit.errors import OptionError, StoreError, explain
 from normkit.lab.config import RunConfig
 from normkit.lab.database import guarded, open_database, transaction
+from normkit.lab.reading import open_reading
+from normkit.lab.schema import damaged
 
-__all__ = ["Planned", "Run", "Status", "Store"]
+__all__ = ["Part", "Planned", "Run", "Status", "Store"]
 
 Status = Literal["waiting", "running", "done", "diverged", "failed"]
 Points = tuple[tuple[int, int, float | None], ...]
@@ -82,8 +85,21 @@ class Planned:
     run: Run
 
 
+class Part(NamedTuple):
+    """A row of a plan: the run with this key has this part in a claim at a preset."""
+
+    claim: str
+    preset: str
+    position: int
+    arm: str
+    key: str
+
+
 class Store:
     """A store file, open. Use it in ``with``, or call :meth:`close`.
+
+    ``read_only`` changes nothing of the file, nor beside it, and never makes one; see
+    :mod:`normkit.lab.reading`. ``check`` as in :func:`normkit.lab.database.open_database`.
 
     Raises:
         StoreError: the file is missing and ``create`` is false, is damaged, is not ours, or comes
@@ -100,9 +116,15 @@ class Store:
     >>> folder.cleanup()
     """
 
-    def __init__(self, path: Path, *, create: bool = True, check: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = True, check: bool = True, read_only: bool = False
+    ) -> None:
         self.path = Path(path)
-        self.connection = open_database(self.path, create=create, check=check)
+        self.connection = (
+            open_reading(self.path)
+            if read_only
+            else open_database(self.path, create=create, check=check)
+        )
 
     def __enter__(self) -> Store:
         return self
@@ -133,6 +155,7 @@ class Store:
                     "INSERT INTO plans (claim, preset, position, arm, run) VALUES (?, ?, ?, ?, ?)",
                     (claim, preset, position, arm, identity),
                 )
+            self._note(f"preset:{claim}", preset)
 
     def add(self, config: RunConfig) -> None:
         """Note a run that no claim asks for."""
@@ -173,11 +196,14 @@ class Store:
     def note(self, name: str, value: str) -> None:
         """Keep a fact about the store, such as the preset of the last call."""
         with guarded(self.path), transaction(self.connection):
-            self.connection.execute(
-                "INSERT INTO facts (name, value) VALUES (?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                (name, value),
-            )
+            self._note(name, value)
+
+    def _note(self, name: str, value: str) -> None:
+        self.connection.execute(
+            "INSERT INTO facts (name, value) VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
 
     def fact(self, name: str) -> str | None:
         """Read a fact, None if it was never noted."""
@@ -218,6 +244,38 @@ class Store:
             ).fetchall()
         return [(row["claim"], row["preset"]) for row in rows]
 
+    def keys(self) -> list[str]:
+        """The keys of all runs, in the order in which they were first planned."""
+        with guarded(self.path):
+            rows = self.connection.execute("SELECT key FROM runs ORDER BY id").fetchall()
+        return [row["key"] for row in rows]
+
+    def parts(self) -> list[Part]:
+        """Which run plays which part: every plan's rows, in order."""
+        with guarded(self.path):
+            rows = self.connection.execute(
+                "SELECT claim, preset, position, arm, key FROM plans "
+                "JOIN runs ON runs.id = plans.run ORDER BY claim, preset, position"
+            ).fetchall()
+        return [Part(*row) for row in rows]
+
+    def last_preset(self, claim: str) -> str | None:
+        """The preset at which this claim was last planned, None if it never was.
+
+        A store that an older version filled does not say; there it is the preset of whose runs
+        one ended last.
+        """
+        noted = self.fact(f"preset:{claim}")
+        if noted is not None:
+            return noted
+        with guarded(self.path):
+            row = self.connection.execute(
+                "SELECT preset FROM plans JOIN runs ON runs.id = plans.run WHERE claim = ? "
+                "GROUP BY preset ORDER BY max(finished) DESC NULLS LAST, preset LIMIT 1",
+                (claim,),
+            ).fetchone()
+        return str(row["preset"]) if row else None
+
     def get(self, key: str) -> Run | None:
         """The run with this key, None if it is not known."""
         with guarded(self.path):
@@ -225,6 +283,21 @@ class Store:
             return self._read(row) if row else None
 
     def _read(self, row: sqlite3.Row) -> Run:
+        try:
+            return self._parse(row)
+        except OptionError as error:
+            # Sound, and a value that this version's fields do not take.
+            raise StoreError(
+                explain(
+                    "a run must be one that this version of normkit knows how to describe",
+                    f"{row['key'][:12]} in {self.path}: {error}",
+                    "upgrade normkit, or name another store with --store",
+                )
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise damaged(self.path, f"run {row['key'][:12]} cannot be read ({error})") from error
+
+    def _parse(self, row: sqlite3.Row) -> Run:
         metrics: dict[str, list[tuple[int, int, float | None]]] = {}
         for name, step, epoch, value in self.connection.execute(
             "SELECT name, step, epoch, value FROM metrics WHERE run = ? ORDER BY name, step",

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from normkit.errors import DataError, explain
+from normkit.errors import DataError, StoreError, explain
 from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import Lease, LeaseLostError, acquire
@@ -44,6 +44,9 @@ def run(text: str, stopping: Callable[[], bool]) -> str:
     Returns:
         "done" or "diverged": a result is stored; "stopped": it was asked to, and can go on;
         "held": another process is at it, or has done it; "failed": an error is stored.
+
+    Raises:
+        StoreError: the store cannot be written; what it holds stands, and the run can go on.
     """
     task = json.loads(text)
     with Store(Path(task["store"]), create=False, check=False) as store:
@@ -56,6 +59,8 @@ def run(text: str, stopping: Callable[[], bool]) -> str:
                 return _train(known.config, lease, stopping)
         except LeaseLostError:
             return "held"
+        except StoreError:  # a full disk, say: no fault of the run, which goes on another time
+            raise
         except Exception:  # whatever it is belongs to this run; the others go on
             lease.fail(traceback.format_exc())
             return "failed"

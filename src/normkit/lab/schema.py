@@ -1,0 +1,203 @@
+"""What the file behind the store holds, and the errors that say what to do about it.
+
+``application_id`` marks the file as ours and ``user_version`` counts its schema.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from normkit.errors import StoreError, explain
+
+__all__ = [
+    "APPLICATION_ID",
+    "MIGRATIONS",
+    "check",
+    "damaged",
+    "guarded",
+    "log_of",
+    "migrate",
+    "transaction",
+]
+
+APPLICATION_ID = 0x6E6B6C62  # "nklb"
+
+# Newer Pythons have SQLite's error codes; with 3.10, only its words tell errors apart.
+DAMAGE = ("decode to UTF-8", "no such table", "no such column")
+FULL = ("disk is full",)
+
+# One entry per schema version: how to come there from the version before. Never edit an entry
+# that was released; append one.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL UNIQUE,
+        config TEXT NOT NULL,
+        seed INTEGER NOT NULL,
+        steps INTEGER NOT NULL,
+        step INTEGER NOT NULL DEFAULT 0,
+        seconds REAL NOT NULL DEFAULT 0,
+        status TEXT NOT NULL DEFAULT 'waiting'
+            CHECK (status IN ('waiting', 'running', 'done', 'diverged', 'failed')),
+        diverged_step INTEGER,
+        error TEXT NOT NULL DEFAULT '',
+        versions TEXT NOT NULL DEFAULT '{}',
+        machine TEXT NOT NULL DEFAULT '',
+        created REAL NOT NULL,
+        finished REAL,
+        owner TEXT NOT NULL DEFAULT '',
+        host TEXT NOT NULL DEFAULT '',
+        pid INTEGER NOT NULL DEFAULT 0,
+        beat REAL NOT NULL DEFAULT 0
+    );
+    CREATE TABLE metrics (
+        run INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        step INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        value REAL,
+        PRIMARY KEY (run, name, step)
+    ) WITHOUT ROWID;
+    CREATE TABLE vectors (
+        run INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        step INTEGER NOT NULL,
+        data TEXT NOT NULL,
+        PRIMARY KEY (run, name, step)
+    ) WITHOUT ROWID;
+    CREATE TABLE checkpoints (
+        run INTEGER PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        state BLOB NOT NULL
+    );
+    CREATE TABLE plans (
+        claim TEXT NOT NULL,
+        preset TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        arm TEXT NOT NULL,
+        run INTEGER NOT NULL REFERENCES runs (id),
+        PRIMARY KEY (claim, preset, position)
+    ) WITHOUT ROWID;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    """,
+)
+
+
+@contextlib.contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into a :class:`StoreError` that names the file and the way out."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        said = str(error)
+        if any(sign in said for sign in DAMAGE):
+            raise damaged(path, said) from error
+        if any(sign in said for sign in FULL):
+            raise StoreError(
+                explain(
+                    "the disk of the store must have space left",
+                    f"{path}: {said}",
+                    f"make room in {path.parent} (df -h shows how much there is); what was "
+                    "recorded is kept, and the same command goes on from there",
+                )
+            ) from error
+        raise StoreError(
+            explain(
+                "the store must be a file that can be read and written",
+                f"{path}: {said}",
+                "check the folder, its permissions, free space, and whether another program "
+                "holds the file; then run the same command again",
+            )
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """The error for a file that is no sound store; ``what`` says what is wrong with it."""
+    return StoreError(
+        explain(
+            "the store must be a sound SQLite file",
+            f"{path}: {what}",
+            "nothing was changed; name another store with --store, or move this file away and "
+            f"save what is readable with: sqlite3 {path.name} .recover",
+        )
+    )
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """One write transaction: all of it or nothing.
+
+    ``BEGIN IMMEDIATE`` takes the write lock at once. A transaction that reads first and asks for
+    the lock later can be refused without waiting, whatever the busy timeout.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # On a full disk it is COMMIT that fails, and SQLite may have rolled back by itself; to do
+        # it once more would put "no transaction is active" in place of the reason.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def log_of(path: Path) -> Path | None:
+    """The write-ahead log beside a store, None if there is none or it is empty."""
+    log = path.with_name(path.name + "-wal")
+    return log if log.is_file() and log.stat().st_size else None
+
+
+def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) -> None:
+    """Refuse what is not ours before anything is written; ``pages``: and look at every page."""
+    (identity,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if identity != APPLICATION_ID and tables:
+        raise StoreError(
+            explain(
+                "the store must be a file that normkit made",
+                f"{path}, a database of another program",
+                "name another file with --store; this one was not changed",
+            )
+        )
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            explain(
+                f"this normkit reads stores up to version {len(MIGRATIONS)}",
+                f"{path}, version {version}",
+                "upgrade normkit (pip install --upgrade normkit), or name another store with "
+                "--store; this one was not changed",
+            )
+        )
+    if pages:
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        if path.stat().st_size % size and log_of(path) is None:
+            # SQLite reads what is missing of a page as zeros, and may find nothing wrong with them.
+            raise damaged(path, "its end is missing")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise damaged(path, verdict)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema to the newest version; all steps or none."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == len(MIGRATIONS):
+        return
+    with transaction(connection):
+        # Read again under the lock: another process may have done it meanwhile.
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        for script in MIGRATIONS[version:]:
+            # Not executescript, which would commit the transaction first.
+            for statement in script.split(";"):
+                if statement.strip():
+                    connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")

@@ -28,7 +28,7 @@ def poisoned(value: object) -> object:
         return type(value)(
             **{
                 field.name: old
-                if field.name in ("word", "role")
+                if field.name in ("word", "role", "kind")
                 else "javascript:window.hacked=1"
                 if field.name == "url"
                 else poisoned(old)

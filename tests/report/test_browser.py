@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import shutil
@@ -78,6 +79,11 @@ class Visit:
         for figure in self.page.locator("figure.chart").all():
             figure.evaluate("it => it.scrollIntoView({behavior: 'instant', block: 'center'})")
             figure.locator(".plot.drawn").wait_for(state="attached")
+        # Another width is another drawing.
+        self.page.wait_for_function(
+            """() => [...document.querySelectorAll(".plot.drawn")].every(
+                it => it.querySelector(".main-svg").clientWidth === it.clientWidth)"""
+        )
 
     def check(self) -> None:
         """No complaint, and no request but for the page itself and what it made."""
@@ -118,8 +124,8 @@ def test_charts_are_drawn_and_nothing_sticks_out(desk: Visit, width: int) -> Non
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         for figure in page.locator("figure.chart").all():
-            lines = figure.locator(".scatterlayer .js-line").count()
-            assert lines >= figure.locator(".legend button").count()
+            curves = figure.locator(".scatterlayer .trace").count()
+            assert curves >= figure.locator(".legend button").count()
             assert figure.locator(".plot").evaluate("it => it.scrollWidth <= it.clientWidth")
         assert page.evaluate("document.documentElement.scrollWidth") == width
         # Not even what is drawn past its box: every part lies within the window, or in a box that
@@ -132,6 +138,43 @@ def test_charts_are_drawn_and_nothing_sticks_out(desk: Visit, width: int) -> Non
         )
         assert beyond == []
     page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_curves_are_named_at_their_ends_where_there_is_room(desk: Visit) -> None:
+    desk.page.set_viewport_size({"width": 1280, "height": 800})
+    desk.read()
+    figure = desk.page.locator("#C20 figure")
+    names = figure.locator(".annotation-text")
+    said = ["GroupNorm, ImageNet, published", "LayerNorm", "GroupNorm", "BatchNorm"]
+    assert {name.rstrip("…")[:14] for name in names.all_text_contents()} >= {
+        name[:14] for name in said
+    }
+    # No two on top of each other.
+    tops = sorted(box["y"] for name in names.all() for box in [name.bounding_box()] if box)
+    assert all(b - a >= 14 for a, b in itertools.pairwise(tops))
+    desk.page.set_viewport_size({"width": 360, "height": 800})
+    names.first.wait_for(state="detached")
+    desk.page.set_viewport_size({"width": 1280, "height": 800})
+    names.first.wait_for(state="attached")
+
+
+def test_a_failure_is_seen_and_told(desk: Visit) -> None:
+    desk.read()
+    rates, dots = (desk.page.locator(name) for name in ("#C3 figure", "#C13 figure >> nth=1"))
+    for figure, crosses in ((rates, 3), (dots, 1)):
+        assert figure.get_by_text("diverged or did not learn").first.is_visible()
+        thin = figure.locator(".xy2 .point, .x2y .point")
+        assert thin.count() == crosses
+    # Seen without colour: a cross is no other curve's sign.
+    dots.evaluate("it => it.scrollIntoView({behavior: 'instant', block: 'center'})")
+    box = dots.locator(".x2y .point").first.bounding_box()
+    assert box is not None
+    desk.page.mouse.move(box["x"] - 40, box["y"])
+    desk.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    label = dots.locator(".hoverlayer .hovertext")
+    label.first.wait_for()
+    assert "before the first layer" in (label.first.text_content() or "")
+    assert "did not learn" in (label.first.text_content() or "")
 
 
 def test_a_page_of_many_claims_is_light_and_quick(visit, files: dict[str, Path]) -> None:
@@ -218,7 +261,7 @@ def test_hostile_text_runs_nothing(visit) -> None:
     # Long words break rather than widen the page.
     assert page.page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.page.locator("img, iframe, object, embed, a[href^=javascript]").count() == 0
-    assert page.page.evaluate("document.scripts.length") == 3 + 4
+    assert page.page.evaluate("document.scripts.length") == 4 + 4
 
 
 def test_partial_and_empty_pages_open(visit) -> None:

@@ -63,6 +63,25 @@ def test_bands_end_where_a_logarithmic_axis_does() -> None:
     assert drawn["lines"][0]["low"] == [0.5, None]
 
 
+def test_dots_of_one_row_stand_apart_and_keep_its_name() -> None:
+    lines = (
+        Line("ours", (0, 1, 7), (1.0, None, 9.0), (0.5, None, 8.0), (1.5, None, 10.0), failed=(1,)),
+        Line("theirs", (0,), (2.0,), role="published"),
+    )
+    chart = Chart("k", "t", "arm", "gain", lines, "", kind="dots", rows=("conv", "dense"))
+    ours, theirs = charts.spec(chart, {})["lines"]
+    # What has no row is left out.
+    assert ours["value"] == [1, None]
+    assert ours["place"][0] < 0 < theirs["place"][0]
+    assert ours["place"][1] == 1
+    assert ours["failed"] == [1]
+    found = charts.numbers(chart)
+    assert found is not None
+    assert found.columns == ("arm", "ours", "theirs, published")
+    assert [name for name, _ in found.rows] == ["conv", "dense"]
+    assert found.rows[1][1] == (charts.Cell(None, None, None, True), None)
+
+
 @pytest.fixture(scope="module")
 def themes() -> list[Theme]:
     """The style sheet's themes, light and dark, each colour as linear red, green and blue."""

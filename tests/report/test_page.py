@@ -125,7 +125,7 @@ def test_reads_well_to_a_screen_reader(outline: Outline) -> None:
     assert len(outline.all("table")) == len(outline.all("caption"))
     assert all(attrs.get("scope") in ("row", "col") for attrs in outline.all("th"))
     pictures = [attrs for attrs in outline.all("div") if attrs.get("role") == "img"]
-    assert len(pictures) == len(outline.all("figure")) == 9
+    assert len(pictures) == len(outline.all("figure")) == 10
     assert all(attrs["aria-label"] and attrs["aria-describedby"] for attrs in pictures)
     assert all(
         attrs.get("aria-hidden") == "true" and attrs.get("focusable") == "false"

@@ -20,6 +20,8 @@ class Line:
     """One curve: ``y`` over ``x``, with an optional band from ``low`` to ``high``.
 
     ``y``, ``low`` and ``high`` may hold None where nothing was measured (a diverged run).
+    ``failed`` names those ``x`` at which runs diverged or did not learn: a cross stands there, on
+    the value if there is one and at the chart's upper edge if there is none.
     """
 
     label: str
@@ -30,11 +32,27 @@ class Line:
     role: Literal["data", "published", "theory"] = "data"
     # Lines of the same arm share a colour throughout a page; this is the arm's name.
     arm: str = ""
+    failed: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart as data. ``text`` says in words what it shows, for those who cannot see it."""
+    """A chart as data. ``text`` says in words what it shows, for those who cannot see it.
+
+    ``kind`` says how it is drawn:
+
+    * "line": values over an ``x`` that has an order (epoch, rate, batch size);
+    * "dots": values of things without an order (arms, layers, sources), which is what most effects
+      are. Each of ``rows`` gets a row of its own, in the order given, and a line's ``x`` are places
+      in ``rows``, from 0. Values lie along the horizontal axis, with whiskers from ``low`` to
+      ``high`` in place of a band. ``y_label`` and ``y_log`` still speak of the values, ``x_label``
+      says what the rows are. Zero is marked where it lies within the values.
+
+    >>> ours = Line("ours", (0, 1), (1.6, 0.2), (1.2, -0.1), (2.0, 0.5), arm="BN")
+    >>> published = Line("ImageNet", (0,), (1.1,), role="published", arm="BN")
+    >>> drawn = Chart("gain", "BN gains after convolutions", "where BN stands", "points gained",
+    ...               (ours, published), "…", kind="dots", rows=("conv", "dense"))
+    """
 
     key: str
     title: str
@@ -45,6 +63,8 @@ class Chart:
     x_log: bool = False
     y_log: bool = False
     markers: bool = False
+    kind: Literal["line", "dots"] = "line"
+    rows: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

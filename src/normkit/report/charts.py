@@ -8,14 +8,15 @@ hollow signs, theory is dotted and has none.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from normkit.lab.findings import Chart, Line
-from normkit.report.text import decimals
+from normkit.report.text import decimals, shorten
+from normkit.report.ticks import logarithmic, rounded, ticks
 
 __all__ = ["COLOURS", "INK", "Key", "Numbers", "keys", "numbers", "palette", "spec"]
 
@@ -28,7 +29,10 @@ _DATA_DASHES = ("solid", "dashdot", "longdashdot", "6px,2px,1px,2px,1px,2px")
 # Longer columns are read from the download, not from the page.
 _TABLE_ROWS = 40
 _TABLE_LINES = 12
-_TICKS = 12
+# "(mean of 10)": said in the legend, and no part of a curve's name.
+_COUNT = re.compile(r" \(mean of \d+\)")
+# How far apart the dots of one row stand, in rows.
+_APART = 0.24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Key:
     dash: str
     hollow: bool
     role: str
+    # Whether a cross marks places at which it did not train.
+    fails: bool = False
 
     @property
     def published(self) -> bool:
@@ -52,13 +58,28 @@ class Key:
         """The label where it stands alone, away from the legend."""
         return f"{self.label}, published" if self.published else self.label
 
+    @property
+    def short(self) -> str:
+        """The label at the end of the curve itself, where there is little room."""
+        return shorten(_COUNT.sub("", self.name), 26)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One value of a chart's table."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    failed: bool
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """A chart as a table: one row for each x, one column for each curve."""
+    """A chart as a table: a row for each x, or each name of a dot plot; a column for each curve."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[float | tuple[float | None, ...] | None, ...], ...]
+    rows: tuple[tuple[float | str, tuple[Cell | None, ...]], ...]
     decimals: int | None
 
 
@@ -112,110 +133,111 @@ def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
                 dash=dash or _DATA_DASHES[nth % len(_DATA_DASHES)],
                 hollow=line.role != "data",
                 role=line.role,
+                fails=bool(line.failed),
             )
         )
     return made
 
 
 def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
-    """The chart for the page's script; see ``templates/page.js`` for what it does with it."""
+    """The chart for the page's script; see ``templates/charts.js`` for what it does with it."""
     values = (v for line in chart.lines for v in (*line.y, *line.low, *line.high))
     positive = [v for v in values if v is not None and 0 < v < math.inf]
     floor = min(positive, default=None) if chart.y_log else None
+    dots = chart.kind == "dots"
     return {
+        "kind": chart.kind,
         "title": chart.title,
         "x": chart.x_label,
         "y": chart.y_label,
-        "xlog": chart.x_log,
+        "xlog": chart.x_log and not dots,
         "ylog": chart.y_log,
         "markers": chart.markers,
-        "xticks": ticks(chart),
-        "yticks": _log_ticks(positive) if chart.y_log else None,
+        "rows": list(chart.rows),
+        "xticks": None if dots else ticks(chart),
+        "yticks": logarithmic(positive) if chart.y_log else None,
         "lines": [
-            {**dataclasses.asdict(key), "name": key.name, **_points(line, floor)}
-            for line, key in zip(chart.lines, keys(chart, colours), strict=True)
+            {
+                **dataclasses.asdict(key),
+                "name": key.name,
+                "short": key.short,
+                **_points(cells, floor),
+                **({"place": place} if dots else {}),
+            }
+            for cells, key, place in zip(
+                _cells(chart), keys(chart, colours), _places(chart), strict=True
+            )
         ],
     }
 
 
-def ticks(chart: Chart) -> list[float] | None:
-    """The measured places as marks on the axis, where there are few and they are round.
-
-    Batch sizes and epochs are read off better at 2, 4, 8 than at 5 and 10.
-
-    >>> line = Line("BN", (2.0, 8.0, 32.0), (1.0, 2.0, 3.0))
-    >>> ticks(Chart("k", "t", "x", "y", (line,), "", x_log=True))
-    [2, 8, 32]
-    """
-    places = sorted({x for line in chart.lines for x in line.x if math.isfinite(x)})
-    if chart.x_log and (len(places) > _TICKS or not places or places[0] <= 0):
-        return _log_ticks([x for x in places if x > 0])
-    if not 1 <= len(places) <= _TICKS:
-        return None
-    if chart.x_log:
-        return [_round(x) or 0 for x in places]
-    steps = {b - a for a, b in itertools.pairwise(places)}
-    even = all(float(x).is_integer() for x in places) and len(steps) <= 1
-    return [int(x) for x in places] if even else None
-
-
-def _log_ticks(values: Sequence[float]) -> list[float] | None:
-    """Round places on a logarithmic axis, few enough to read; None leaves it to plotly.js."""
-    low, high = min(values, default=1.0), max(values, default=1.0)
-    if high / low < 2:
-        return None
-    digits = (1,) if high / low > 1000 else (1, 2, 5) if high / low > 15 else (1, 2, 3, 4, 5, 7)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = 1 + len(decades) // 8
-    return [digit * 10.0**decade for decade in decades[::every] for digit in digits]
-
-
 def numbers(chart: Chart) -> Numbers | None:
     """The chart as a table, or None where it has too many points or curves to be read as one."""
-    places = sorted({x for line in chart.lines for x in line.x if math.isfinite(x)})
+    found = [dict(cells) for cells in _cells(chart)]
+    places = sorted({x for cells in found for x in cells})
     if not places or len(places) > _TABLE_ROWS or len(chart.lines) > _TABLE_LINES:
         return None
-    found = [{x: tuple(cell) for x, *cell in _rows(line)} for line in chart.lines]
     return Numbers(
         columns=(chart.x_label, *(key.name for key in keys(chart, {}))),
-        rows=tuple((x, *(cells.get(x) for cells in found)) for x in places),
-        decimals=decimals(v for cells in found for cell in cells.values() for v in cell),
+        rows=tuple(
+            (
+                chart.rows[int(x)] if chart.kind == "dots" else x,
+                tuple(cells.get(x) for cells in found),
+            )
+            for x in places
+        ),
+        decimals=decimals(
+            value
+            for cells in found
+            for cell in cells.values()
+            for value in (cell.value, cell.low, cell.high)
+        ),
     )
 
 
-def _rows(line: Line) -> list[tuple[float, float | None, float | None, float | None]]:
+def _cells(chart: Chart) -> list[list[tuple[float, Cell]]]:
+    """Each curve's points by their place, as far as they have one in the chart."""
+
+    def known(x: float) -> bool:
+        return math.isfinite(x) and (chart.kind == "line" or x in range(len(chart.rows)))
+
     def at(values: Sequence[float | None], index: int) -> float | None:
         value = values[index] if index < len(values) else None
         return value if value is not None and math.isfinite(value) else None
 
     return [
-        (x, at(line.y, i), at(line.low, i), at(line.high, i))
-        for i, x in enumerate(line.x)
-        if math.isfinite(x)
+        [
+            (x, Cell(at(line.y, i), at(line.low, i), at(line.high, i), x in line.failed))
+            for i, x in enumerate(line.x)
+            if known(x)
+        ]
+        for line in chart.lines
     ]
 
 
-def _points(line: Line, floor: float | None) -> dict[str, Any]:
-    rows = _rows(line)
-    banded = any(low is not None and high is not None for _, _, low, high in rows)
+def _places(chart: Chart) -> list[list[float]]:
+    """Where the dots of each line stand: several in one row, one below the other."""
+    found = [[x for x, _ in cells] for cells in _cells(chart)]
+    count = Counter(x for places in found for x in places)
+    seen: Counter[float] = Counter()
+    made = []
+    for places in found:
+        made.append([round(x + (seen[x] - (count[x] - 1) / 2) * _APART, 3) for x in places])
+        seen.update(places)
+    return made
 
+
+def _points(cells: Sequence[tuple[float, Cell]], floor: float | None) -> dict[str, Any]:
     def raised(value: float | None) -> float | None:
         # A band that reaches zero has no place on a logarithmic axis; it ends at the least point.
         return value if value is None or floor is None else max(value, floor)
 
     points: dict[str, Any] = {
-        "at": [_round(x, 9) for x, *_ in rows],
-        "value": [_round(y) for _, y, *_ in rows],
+        "at": [rounded(x, 9) for x, _ in cells],
+        "value": [rounded(cell.value) for _, cell in cells],
     }
-    if banded:
-        points["low"] = [_round(raised(low)) for *_, low, _ in rows]
-        points["high"] = [_round(raised(high)) for *_, high in rows]
-    return points
-
-
-def _round(value: float | None, digits: int = 6) -> float | int | None:
-    """No finer than a screen can show: the page's weight is mostly these digits."""
-    if value is None:
-        return None
-    short = float(f"{value:.{digits}g}")
-    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+    if any(cell.low is not None and cell.high is not None for _, cell in cells):
+        points["low"] = [rounded(raised(cell.low)) for _, cell in cells]
+        points["high"] = [rounded(raised(cell.high)) for _, cell in cells]
+    failed = [index for index, (_, cell) in enumerate(cells) if cell.failed]
+    return {**points, "failed": failed} if failed else points

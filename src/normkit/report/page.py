@@ -48,6 +48,28 @@ class ChartView:
         """Whether a curve of the chart has a band."""
         return any(line.low and line.high for line in self.chart.lines)
 
+    @property
+    def rows(self) -> int:
+        """How many rows a dot plot has; none for a chart over an ordered x."""
+        return len(self.chart.rows) if self.chart.kind == "dots" else 0
+
+    @property
+    def legend(self) -> bool:
+        """Whether curves need a legend: those of a dot plot whose rows are their names do not."""
+        return not self.rows or {key.label for key in self.keys} != set(self.chart.rows)
+
+    @property
+    def upright(self) -> tuple[str, bool]:
+        """What stands along the vertical axis, and whether it is logarithmic."""
+        chart = self.chart
+        return (chart.x_label, False) if self.rows else (chart.y_label, chart.y_log)
+
+    @property
+    def level(self) -> tuple[str, bool]:
+        """What stands along the horizontal axis, and whether it is logarithmic."""
+        chart = self.chart
+        return (chart.y_label, chart.y_log) if self.rows else (chart.x_label, chart.x_log)
+
 
 @dataclasses.dataclass(frozen=True)
 class ClaimView:
@@ -165,6 +187,7 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
     scripts = {
         "theme": _source(environment, "theme.js"),
         "plotly": get_plotlyjs(),
+        "charts": _source(environment, "charts.js"),
         "page": _source(environment, "page.js"),
     }
     styles = {

@@ -5,153 +5,71 @@
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const matches = (query) => window.matchMedia(query).matches;
 
-  // plotly.js reads labels as a small markup of its own; this leaves it nothing to read.
-  const plain = (text) =>
-    String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;") || " ";
-  const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
-  const brief = (value) =>
-    Math.abs(value) < 1e4 ? short(value)
-      : value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 4 });
-  const faint = (hex, alpha) => {
-    const [r, g, b] = [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
-    return `rgba(${r},${g},${b},${alpha})`;
-  };
-
   // ---- charts -------------------------------------------------------------------------------
 
-  const SIGNS = ["circle", "square", "diamond", "triangle-up", "x", "triangle-down", "pentagon", "cross"];
   // On a sheet of A4 between its margins; style.css has the same height.
   const PAPER = { width: 640, height: 270 };
   const figures = new Map();
-
-  // One closed outline for each stretch without gaps.
-  function band(line) {
-    const x = [];
-    const y = [];
-    let stretch = [];
-    const close = () => {
-      if (!stretch.length) return;
-      const back = [...stretch].reverse();
-      x.push(...stretch.map((i) => line.at[i]), ...back.map((i) => line.at[i]), null);
-      y.push(...stretch.map((i) => line.low[i]), ...back.map((i) => line.high[i]), null);
-      stretch = [];
-    };
-    line.at.forEach((_, i) => {
-      if (line.low[i] === null || line.high[i] === null) close();
-      else stretch.push(i);
-    });
-    close();
-    return { x, y };
-  }
-
-  function traces(spec, hidden) {
-    const made = [];
-    spec.lines.forEach((line, index) => {
-      const tint = colour(line.colour < 0 ? "--arm-ink" : `--arm-${line.colour}`);
-      const visible = !hidden.has(index);
-      if (line.low) {
-        made.push({
-          ...band(line), type: "scatter", mode: "lines", fill: "toself", fillcolor: faint(tint, 0.17),
-          line: { width: 1, color: faint(tint, 0.3) }, hoverinfo: "skip", visible, meta: index,
-          showlegend: false,
-        });
-      }
-    });
-    spec.lines.forEach((line, index) => {
-      const tint = colour(line.colour < 0 ? "--arm-ink" : `--arm-${line.colour}`);
-      const few = spec.markers || line.at.length <= 12;
-      made.push({
-        x: line.at, y: line.value, type: "scatter", name: plain(line.name),
-        mode: line.role === "theory" ? "lines" : "lines+markers",
-        line: { color: tint, dash: line.dash, width: line.role === "data" ? 2.25 : 1.75 },
-        marker: {
-          color: tint, size: few ? 8 : 7, symbol: SIGNS[line.sign] + (line.hollow ? "-open" : ""),
-          maxdisplayed: few ? 0 : 9,
-        },
-        text: line.value.map((value, i) => {
-          if (value === null) return "";
-          const spread = line.low && line.low[i] !== null && line.high[i] !== null;
-          return short(value) + (spread ? ` (${short(line.low[i])} to ${short(line.high[i])})` : "");
-        }),
-        hovertemplate: "%{text}", connectgaps: false, visible: !hidden.has(index), meta: index,
-      });
-    });
-    return made;
-  }
-
-  function layout(spec, width) {
-    const ink = colour("--ink-soft");
-    const still = matches("(pointer: coarse)");
-    const axis = {
-      automargin: true, showline: true, linecolor: colour("--rule-strong"), gridcolor: colour("--rule"),
-      zeroline: false, ticks: "outside", ticklen: 4, tickcolor: colour("--rule-strong"),
-      separatethousands: true, exponentformat: "power", fixedrange: still, tickangle: 0,
-    };
-    const marks = (ticks, step) => {
-      const shown = ticks?.filter((_, i) => i % step === 0);
-      return shown ? { tickmode: "array", tickvals: shown, ticktext: shown.map(brief) } : {};
-    };
-    // As many of the marks as have room for their figures.
-    const digits = Math.max(0, ...(spec.xticks ?? []).map((tick) => brief(tick).length));
-    const room = Math.max(width - 70, 80);
-    const step = Math.max(1, Math.ceil(((spec.xticks?.length ?? 0) * (digits * 8 + 12)) / room));
-    // A template of plotly.js, in which only the last brace is ours.
-    const heading = `${plain(spec.x).replaceAll("%{", "% {")}: %{x}`;
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-      margin: { l: 44, r: 14, t: 8, b: 28 },
-      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: ink },
-      xaxis: { ...axis, ...marks(spec.xticks, step), unifiedhovertitle: { text: heading }, showgrid: false, type: spec.xlog ? "log" : "linear" },
-      yaxis: { ...axis, ...marks(spec.yticks, 1), type: spec.ylog ? "log" : "linear", nticks: 6 },
-      hovermode: "x unified", dragmode: still ? false : "zoom", separators: ".,",
-      hoverlabel: {
-        bgcolor: colour("--paper"), bordercolor: colour("--rule-strong"), namelength: 28,
-        font: { color: colour("--ink"), size: 13 },
-      },
-    };
-  }
 
   function draw(figure) {
     const plot = figure.querySelector(".plot");
     const state = figures.get(figure);
     state.spec ??= JSON.parse(document.getElementById(figure.dataset.chart).textContent);
-    const size = layout(state.spec, state.width || plot.clientWidth);
-    if (state.width) Object.assign(size, { width: state.width, height: PAPER.height, autosize: false });
-    const config = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: "reset" };
-    Plotly.react(plot, traces(state.spec, state.hidden), size, config);
+    const tall = state.width && !plot.style.height ? PAPER.height : plot.clientHeight;
+    const wide = state.width || plot.clientWidth;
+    const size = {
+      ...Drawing.layout(state.spec, state.hidden, wide, tall), width: wide, height: tall, autosize: false,
+    };
+    state.size = plot.clientWidth;
+    const config = { displayModeBar: false, displaylogo: false, doubleClick: false };
+    Plotly.react(plot, Drawing.traces(state.spec, state.hidden), size, config);
+    const reset = figure.querySelector('[data-act="reset"]');
+    reset.hidden = true;
     if (state.drawn) return;
     state.drawn = true;
     plot.classList.add("drawn");
-    const reset = figure.querySelector('[data-act="reset"]');
     plot.on("plotly_relayout", (change) => {
-      const keys = Object.keys(change);
-      if (keys.some((key) => key.includes(".range"))) reset.hidden = false;
-      if (keys.some((key) => key.includes(".autorange"))) reset.hidden = true;
+      if (Object.keys(change).some((key) => key.includes(".range"))) reset.hidden = false;
     });
+    plot.on("plotly_doubleclick", () => draw(figure));
+    widths.observe(plot);
   }
+
+  // Labels and marks are chosen for the width, so another width is another drawing.
+  const widths = new ResizeObserver((entries) => requestAnimationFrame(() => entries.forEach(({ target }) => {
+    const figure = target.closest("figure");
+    const state = figures.get(figure);
+    if (!state.width && state.size !== target.clientWidth) draw(figure);
+  })));
 
   // The picture stands alone, so it carries what the page says around the chart.
   function picture(figure) {
     const { spec, hidden } = figures.get(figure);
-    const page = layout(spec, 900);
+    const { plain } = Drawing;
+    const tall = spec.kind === "dots" ? Drawing.height(spec.rows.length) + 150 : 520;
+    const page = Drawing.layout(spec, hidden, 900, tall - 112);
     const titled = (axis, title) => ({ ...axis, title: { text: plain(title) } });
-    const font = { ...page.font, color: colour("--ink") };
+    // Rows carry their own names, so only the values of a dot plot need a title.
+    const [x, y] = spec.kind === "dots" ? [titled(page.xaxis, spec.y), page.yaxis]
+      : [titled(page.xaxis, spec.x), titled(page.yaxis, spec.y)];
     Plotly.downloadImage(
       {
-        data: traces(spec, hidden),
+        data: Drawing.traces(spec, hidden),
         layout: {
-          ...page, font, paper_bgcolor: colour("--paper"), showlegend: true,
-          title: { text: plain(spec.title), x: 0.02, xanchor: "left" },
-          legend: { orientation: "h", y: -0.18 }, margin: { l: 64, r: 20, t: 56, b: 56 },
-          xaxis: titled(page.xaxis, spec.x), yaxis: titled(page.yaxis, spec.y),
+          ...page, font: { ...page.font, color: colour("--ink") }, paper_bgcolor: colour("--paper"),
+          showlegend: true, title: { text: plain(spec.title), x: 0.02, xanchor: "left" },
+          legend: { orientation: "h", y: -0.18 }, margin: { l: 64, r: page.margin.r + 6, t: 56, b: 56 },
+          xaxis: x, yaxis: y,
         },
       },
-      { format: "png", width: 900, height: 520, scale: 2, filename: `normkit-${figure.dataset.chart}` },
+      { format: "png", width: 900, height: tall, scale: 2, filename: `normkit-${figure.dataset.chart}` },
     );
   }
 
   all("figure.chart").forEach((figure) => {
-    figures.set(figure, { hidden: new Set(), drawn: false, spec: null, width: 0 });
+    figures.set(figure, { hidden: new Set(), drawn: false, spec: null, width: 0, size: 0 });
+    const rows = Number(figure.dataset.rows);
+    if (rows) figure.querySelector(".plot").style.height = `${Drawing.height(rows)}px`;
     figure.addEventListener("click", (event) => {
       const button = event.target.closest("button");
       if (!button) return;
@@ -166,7 +84,7 @@
       } else if (button.dataset.act === "picture") {
         picture(figure);
       } else if (button.dataset.act === "reset") {
-        Plotly.relayout(figure.querySelector(".plot"), { "xaxis.autorange": true, "yaxis.autorange": true });
+        draw(figure);
         figure.querySelector('[data-act="picture"]').focus();
       }
     });
@@ -229,7 +147,6 @@
     figures.forEach((state, figure) => {
       state.width = 0;
       draw(figure);
-      Plotly.Plots.resize(figure.querySelector(".plot"));
     });
   });
 

@@ -16,14 +16,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from normkit.errors import OptionError, explain
 from normkit.lab import models
 from normkit.lab.config import RunConfig
+from normkit.lab.tasks import task_of
 
 __all__ = ["build_model", "build_optimizer"]
 
 
 def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Module:
-    """The model of a run with the initial weights that its seed gives; see the module's text."""
+    """The model of a run with the initial weights that its seed gives; see the module's text.
+
+    Raises:
+        OptionError: no such model; one that gives logits for a task that needs images, or the
+            other way round.
+    """
+    needed = task_of(config).gives
+    if models.GIVES.get(config.model, needed) != needed:
+        fit = ", ".join(name for name, gives in models.GIVES.items() if gives == needed)
+        raise OptionError(
+            explain(
+                f"for {config.task} a model must give {needed}",
+                f"{config.model}, which gives {models.GIVES[config.model]}",
+                f"use one of {fit}",
+            )
+        )
     options: dict[str, Any] = dict(config.model_options)
     torch.manual_seed(config.seed)
     model = models.build(

@@ -35,11 +35,14 @@ CHEAP: dict[str, dict[str, object]] = {
     "resnet152": {"width": 4},
     "densenet": {"growth": 4, "stem": 8},
     "densenet121": {},
+    "denoiser": {"width": 8},
 }
+CLASSIFIERS = [n for n, gives in models.GIVES.items() if gives == "logits" and n != "densenet121"]
 NORMALISERS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
     nn.LayerNorm,
+    normkit.nn.HalfInstanceNorm2d,
 )
 
 
@@ -56,7 +59,7 @@ def test_every_model_is_tried() -> None:
 
 
 @pytest.mark.parametrize("size", [28, 32, 96])
-@pytest.mark.parametrize("name", [n for n in models.MODELS if n != "densenet121"])
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_forward_and_backward(name: str, size: int) -> None:
     torch.manual_seed(0)
     model = models.build(name, norm=NORM, in_channels=3, classes=7, size=size, **CHEAP[name])
@@ -152,7 +155,7 @@ def test_place_fc_is_refused_where_there_is_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", models.NORMS)
-@pytest.mark.parametrize("name", ["lenet5", "alexnet", "resnet18", "densenet"])
+@pytest.mark.parametrize("name", ["lenet5", "alexnet", "resnet18", "densenet", "denoiser"])
 def test_every_norm_runs(name: str, norm: str) -> None:
     model = models.build(name, norm=norm, norm_options=NEEDED.get(norm), **CHEAP[name])
     logits = model(torch.randn(3, 1, 28, 28))
@@ -183,12 +186,13 @@ def test_norm_kinds_by_rank() -> None:
         ("layer", {"eps": 1e-3}),
         ("group", {"eps": 1e-3}),
         ("instance", {"eps": 1e-3}),
+        ("half-instance", {"eps": 1e-3}),
     ],
 )
 def test_normalizers_get_their_options(norm: str, options: dict[str, object]) -> None:
     model = models.build("lenet5", norm=norm, norm_options=options)
     names = norms_in(model)
-    assert len(names) == (2 if norm == "instance" else 4)
+    assert len(names) == (2 if norm.endswith("instance") else 4)
     for name in names:
         layer = model.get_submodule(name)
         assert {option: getattr(layer, option) for option in options} == options
@@ -226,7 +230,7 @@ def test_groups_divide_and_are_never_degenerate(channels: int) -> None:
 
 
 def test_affine_off_leaves_no_gamma() -> None:
-    for norm in ("batch", "torch-batch", "layer", "group", "instance"):
+    for norm in ("batch", "torch-batch", "layer", "group", "instance", "half-instance"):
         model = models.build("lenet5", norm=norm, affine=False)
         for name in norms_in(model):
             assert list(model.get_submodule(name).parameters()) == [], (norm, name)

@@ -9,6 +9,6 @@
 from __future__ import annotations
 
 from normkit.lab.models.norms import ACTIVATIONS, NORMS, PLACES, NormFactory
-from normkit.lab.models.registry import MODELS, build
+from normkit.lab.models.registry import GIVES, MODELS, build
 
-__all__ = ["ACTIVATIONS", "MODELS", "NORMS", "PLACES", "NormFactory", "build"]
+__all__ = ["ACTIVATIONS", "GIVES", "MODELS", "NORMS", "PLACES", "NormFactory", "build"]

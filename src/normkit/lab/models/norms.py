@@ -11,6 +11,7 @@ weights, and their difference is the normalizer's alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -47,6 +48,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "leaky_relu": nn.LeakyReLU,
+    "leaky_relu_0.2": functools.partial(nn.LeakyReLU, 0.2),
 }
 ACTIVATIONS: tuple[str, ...] = tuple(_ACTIVATIONS)
 
@@ -125,6 +127,12 @@ def _instance(channels: int, rank: int, affine: bool, **options: Any) -> nn.Modu
     return nn.InstanceNorm2d(channels, affine=affine, **options) if rank else nn.Identity()
 
 
+def _half_instance(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+    from normkit.nn import HalfInstanceNorm2d
+
+    return HalfInstanceNorm2d(channels, affine=affine, **options) if rank else nn.Identity()
+
+
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     "none": _none,
     "batch": _batch,
@@ -134,6 +142,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "layer": _layer,
     "group": _group,
     "instance": _instance,
+    "half-instance": _half_instance,
 }
 NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -144,6 +153,7 @@ NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "layer": ("eps",),
     "group": ("eps",),
     "instance": ("eps",),
+    "half-instance": ("eps",),
 }
 """The further arguments that a normalizer may be given; the first of ghost and domain must be."""
 

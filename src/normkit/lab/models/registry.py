@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from torch import nn
 
 from normkit.errors import OptionError, explain
 from normkit.lab.models.alexnet import alexnet
+from normkit.lab.models.denoiser import denoiser
 from normkit.lab.models.densenet import densenet, densenet121
 from normkit.lab.models.lenet import convnet4, lenet5
 from normkit.lab.models.norms import NormFactory, layers_for
@@ -17,9 +19,9 @@ from normkit.lab.models.parts import Image, Maker, choice, whole
 from normkit.lab.models.quick import cifar10_quick
 from normkit.lab.models.resnet import RESNETS
 
-__all__ = ["MODELS", "build"]
+__all__ = ["GIVES", "MODELS", "build"]
 
-_MAKERS: dict[str, Maker] = {
+_CLASSIFIERS: dict[str, Maker] = {
     "lenet5": lenet5,
     "convnet4": convnet4,
     "alexnet": alexnet,
@@ -28,8 +30,15 @@ _MAKERS: dict[str, Maker] = {
     "densenet": densenet,
     "densenet121": densenet121,
 }
+_RESTORERS: dict[str, Maker] = {"denoiser": denoiser}
+_MAKERS = _CLASSIFIERS | _RESTORERS
 MODELS: tuple[str, ...] = tuple(_MAKERS)
 """The names that :func:`build` knows."""
+
+GIVES: Mapping[str, Literal["logits", "images"]] = MappingProxyType(
+    {name: "images" if name in _RESTORERS else "logits" for name in MODELS}
+)
+"""What comes out of each: logits (N, classes), or images of the shape of those that go in."""
 
 
 def _options(maker: Maker) -> tuple[str, ...]:
@@ -55,7 +64,7 @@ def build(
     norm_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a network: images (N, in_channels, size, size) to logits (N, classes).
+    """Build a network: images (N, in_channels, size, size) to logits (N, classes), or to images.
 
     In every network the normalizer and the activation are modules of their own, one after the
     other, named ``norm…`` and ``act…``. Under the same ``torch.manual_seed`` all choices of
@@ -66,12 +75,13 @@ def build(
         norm: "none", "batch" (normkit's BatchNorm), "torch-batch" (PyTorch's), "layer" (over
             channels and space), "group" (:func:`~normkit.lab.models.norms.groups_for` says how
             many groups), "instance" (after convolutions only: a dense feature is alone in its
-            channel), "ghost" (normkit's GhostBatchNorm, with ``ghost_size`` among its options), or
-            a factory called as ``norm(channels, rank)``, rank 0 for dense input and 2
-            for images.
-        act: "relu", "sigmoid", "tanh", "silu", "gelu" or "leaky_relu".
+            channel), "half-instance" (the same on half of the channels), "ghost" (normkit's
+            GhostBatchNorm, with ``ghost_size`` among its options), or a factory called as
+            ``norm(channels, rank)``, rank 0 for dense input and 2 for images.
+        act: "relu", "sigmoid", "tanh", "silu", "gelu", "leaky_relu" or "leaky_relu_0.2" (with
+            that slope below zero, where the other has 0.01).
         in_channels: channels of the images.
-        classes: how many logits.
+        classes: how many logits; without a meaning where :data:`GIVES` says images.
         size: side of the images, in pixels.
         norm_at: normalise after convolutions ("conv"), after hidden dense layers ("fc") or after
             both ("all").
@@ -80,8 +90,8 @@ def build(
             :data:`~normkit.lab.models.norms.NORM_OPTIONS` lists those that each takes.
         options: the network's own, listed in its docstring: ``padding`` and ``pool`` for lenet5,
             ``dropout`` and ``hidden`` for alexnet, ``residual``, ``width`` and ``zero_init`` for
-            the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for densenet, and
-            ``init`` for all.
+            the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for densenet, ``width``
+            and ``depth`` for denoiser, and ``init`` for all.
 
     Returns:
         The network in training mode, on the CPU, in the default float type.

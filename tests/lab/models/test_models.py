@@ -205,12 +205,53 @@ def test_normalizers_get_their_options(norm: str, options: dict[str, object]) ->
         ("group", {"momentum": 0.1}),
         ("torch-batch", {"average": "debiased"}),
         ("ghost", {"momentum": 0.1}),
+        ("layer", {"gamma": 0.5}),
         (lambda channels, rank: nn.Identity(), {"eps": 1e-3}),
     ],
 )
 def test_options_that_a_normalizer_lacks_are_refused(norm: Any, options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match="To fix"):
         models.build("lenet5", norm=norm, norm_options=options)
+
+
+@pytest.mark.parametrize("norm", ["batch", "torch-batch"])
+def test_gamma_and_beta_start_where_they_are_told(norm: str) -> None:
+    start: dict[str, object] = {"gamma": 1.0000001, "beta": 1e-7}
+    torch.manual_seed(3)
+    usual = models.build("lenet5", norm=norm)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    model = models.build("lenet5", norm=norm, norm_options=start)
+    # No random number is drawn for it: what comes next is the same, and so are all other weights.
+    assert torch.equal(torch.rand(1), drawn)
+    for (name, ours), theirs in zip(model.named_parameters(), usual.parameters(), strict=True):
+        layer, _, kind = name.rpartition(".")
+        if not layer.startswith("norm"):
+            assert torch.equal(ours, theirs), name
+        elif kind == "weight":
+            # float32 has nothing nearer to 1.0000001 than the number after 1.
+            assert (ours == 1 + 2**-23).all(), name
+            assert (theirs == 1).all(), name
+        else:
+            assert ours.tolist() == pytest.approx([1e-7] * len(ours), rel=1e-6, abs=0), name
+            assert not theirs.any(), name
+        assert ours.requires_grad, name
+
+
+@pytest.mark.parametrize(
+    ("options", "affine"),
+    [
+        ({"gamma": 0.5}, False),
+        ({"beta": 0.0}, False),
+        ({"gamma": math.nan}, True),
+        ({"gamma": "1"}, True),
+        ({"beta": True}, True),
+        ({"beta": None}, True),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(options: dict[str, object], affine: bool) -> None:
+    with pytest.raises(OptionError, match="To fix"):
+        models.build("lenet5", norm="batch", affine=affine, norm_options=options)
 
 
 def test_normkits_own_batchnorm_is_the_default() -> None:

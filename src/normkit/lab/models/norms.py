@@ -13,9 +13,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from math import isfinite
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+import torch
 from torch import nn
 
 from normkit.errors import OptionError, TypeMismatchError, explain
@@ -83,12 +85,22 @@ def _none(channels: int, rank: int, affine: bool) -> nn.Module:
     return nn.Identity()
 
 
-def _batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+def _started(layer: nn.Module, gamma: float, beta: float) -> nn.Module:
+    """The layer, its γ and β started at these values. Draws no random number."""
+    if (gamma, beta) != (1.0, 0.0):
+        nn.init.constant_(cast("torch.Tensor", layer.weight), gamma)
+        nn.init.constant_(cast("torch.Tensor", layer.bias), beta)
+    return layer
+
+
+def _batch(
+    channels: int, rank: int, affine: bool, gamma: float = 1.0, beta: float = 0.0, **options: Any
+) -> nn.Module:
     # Imported when asked for: a network with other normalizers needs none of the kernels.
     from normkit.nn import BatchNorm1d, BatchNorm2d
 
     kind = BatchNorm2d if rank else BatchNorm1d
-    return kind(channels, affine=affine, **options)
+    return _started(kind(channels, affine=affine, **options), gamma, beta)
 
 
 def _ghost(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
@@ -105,9 +117,11 @@ def _domain(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module
     return kind(channels, affine=affine, **options)
 
 
-def _torch_batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+def _torch_batch(
+    channels: int, rank: int, affine: bool, gamma: float = 1.0, beta: float = 0.0, **options: Any
+) -> nn.Module:
     kind = nn.BatchNorm2d if rank else nn.BatchNorm1d
-    return kind(channels, affine=affine, **options)
+    return _started(kind(channels, affine=affine, **options), gamma, beta)
 
 
 def _layer(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
@@ -146,8 +160,8 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "batch": ("momentum", "average", "eps"),
-    "torch-batch": ("momentum", "eps"),
+    "batch": ("momentum", "average", "eps", "gamma", "beta"),
+    "torch-batch": ("momentum", "eps", "gamma", "beta"),
     "ghost": ("ghost_size", "momentum", "average", "eps"),
     "domain": ("domains", "share_affine", "momentum", "average", "eps"),
     "layer": ("eps",),
@@ -155,7 +169,11 @@ NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "instance": ("eps",),
     "half-instance": ("eps",),
 }
-"""The further arguments that a normalizer may be given; the first of ghost and domain must be."""
+"""The further arguments that a normalizer may be given; the first of ghost and domain must be.
+
+``gamma`` and ``beta`` are the values that γ and β start at, 1 and 0 unless given, rounded to the
+parameters' type: in float32 a γ of 1.0000001 is the next number after 1, 1 + 2⁻²³.
+"""
 
 _NEEDED = {"ghost": ("ghost_size", 32), "domain": ("domains", 2)}
 
@@ -214,7 +232,8 @@ def layers_for(
 
     Raises:
         OptionError: an unknown name; an option that the normalizer does not have, or lacks;
-            ``affine=False`` or options with a factory, which decides itself.
+            a start for γ or β where ``affine=False`` leaves them out, or one that is not a finite
+            number; ``affine=False`` or options with a factory, which decides itself.
         TypeMismatchError: ``affine`` is not a bool.
     """
     if not isinstance(affine, bool):
@@ -233,6 +252,7 @@ def layers_for(
         return Layers(norm, act, place, plain=False)
     make = _NORMS[choice("norm", norm, NORMS)]
     _check_options(norm, options)
+    _check_start(affine, options)
     return Layers(
         lambda c, rank: make(c, rank, affine, **options), act, place, plain=norm == "none"
     )
@@ -251,3 +271,20 @@ def _check_options(norm: str, options: Mapping[str, Any]) -> None:
                 f"give those that it has, such as {needed or 'ghost_size'}={example or 32}",
             )
         )
+
+
+def _check_start(affine: bool, options: Mapping[str, Any]) -> None:
+    given = {name: options[name] for name in ("gamma", "beta") if name in options}
+    if given and not affine:
+        raise OptionError(
+            explain(
+                "γ and β can only be started where there are any",
+                f"affine=False with {given}",
+                "leave out either",
+            )
+        )
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+            raise OptionError(
+                explain(f"{name} starts at a finite number", repr(value), f"give {name}=1.0, say")
+            )

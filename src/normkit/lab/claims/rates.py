@@ -1,0 +1,196 @@
+"""Which learning rates work with which optimizer: what C9 measures and draws."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+
+from normkit.lab.claims import c03
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.sweeps import line_over, mean_of, percent
+from normkit.lab.findings import Chart, Line, Table
+from normkit.lab.store import Run
+
+__all__ = [
+    "ADADELTA",
+    "CUSTOMARY",
+    "FAR",
+    "GRIDS",
+    "RMSPROP",
+    "SGD",
+    "WORKS",
+    "accuracy",
+    "by_rate",
+    "mean_width",
+    "rate_chart",
+    "rate_table",
+    "stops",
+    "summary_table",
+    "tested",
+    "width",
+    "working",
+]
+
+SGD, ADADELTA, RMSPROP = "SGD", "Adadelta", "RMSProp"
+GRIDS: dict[str, tuple[float, ...]] = {
+    SGD: (0.01, 0.02, 0.05, *c03.GRID),
+    ADADELTA: (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
+    RMSPROP: (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+}
+CUSTOMARY = {SGD: 0.1, ADADELTA: 1.0, RMSPROP: 0.001}
+FAR = 50
+"""So many times the customary rate, where each grid has a rate: far too much for any."""
+WORKS = 0.05
+
+
+def accuracy(run: Run) -> float | None:
+    """Training accuracy of the last epoch; that of guessing where the loss was not finite."""
+    if "epoch_train_accuracy" not in run.metrics:
+        return None
+    value = run.last("epoch_train_accuracy")
+    return 0.1 if value is None else value
+
+
+def tested(run: Run) -> float | None:
+    """Test accuracy after the last epoch, with the statistics remembered."""
+    return run.last("test_accuracy")
+
+
+def by_rate(evidence: Evidence, arm: str, seed: int) -> dict[float, float]:
+    """An optimizer's accuracy at each rate of its grid; empty until the whole grid is run."""
+    values = {run.config.lr: accuracy(run) for run in evidence.of(arm, seed=seed)}
+    known = {lr: value for lr, value in values.items() if value is not None}
+    return known if len(known) == len(GRIDS[arm]) else {}
+
+
+def working(found: dict[float, float]) -> list[float]:
+    """The rates around the best one, without a gap, at which it works.
+
+    >>> working({0.1: 0.2, 0.2: 0.78, 0.5: 0.81, 1.0: 0.77, 2.0: 0.7, 5.0: 0.78})
+    [0.2, 0.5, 1.0]
+    """
+    rates = sorted(found)
+    best = max(rates, key=lambda lr: found[lr])
+    ranges: list[list[float]] = [[]]
+    for lr in rates:
+        if found[best] - found[lr] <= WORKS:
+            ranges[-1].append(lr)
+        else:
+            ranges.append([])
+    return next(each for each in ranges if best in each)
+
+
+def width(evidence: Evidence, arm: str, seed: int) -> float | None:
+    """How many decades of rates work; None until the optimizer's grid is run."""
+    found = by_rate(evidence, arm, seed)
+    if not found:
+        return None
+    rates = working(found)
+    return math.log10(rates[-1] / rates[0])
+
+
+def mean_width(evidence: Evidence, arm: str) -> float | None:
+    widths = [w for seed in evidence.seeds for w in [width(evidence, arm, seed)] if w is not None]
+    return fmean(widths) if widths else None
+
+
+def stops(evidence: Evidence, arm: str) -> float | None:
+    """The first rate above the best at which half of the runs or more do not train (as in C3)."""
+    at = {lr: evidence.of(arm, lr=lr) for lr in GRIDS[arm]}
+    means = {lr: value for lr in at for value in [mean_of(at[lr], accuracy)] if value is not None}
+    if not means:
+        return None
+    best = max(means, key=lambda lr: means[lr])
+    return next(
+        (lr for lr in means if lr > best and 2 * sum(map(c03.trains, at[lr])) <= len(at[lr])), None
+    )
+
+
+def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
+    lines, marks, words = [], [], []
+    for arm, grid in GRIDS.items():
+        unit = CUSTOMARY[arm] if relative else 1.0
+        runs_at = [(lr / unit, evidence.of(arm, lr=lr)) for lr in grid]
+        line = line_over(arm, arm, runs_at, accuracy, scale=100)
+        if line is None:
+            continue
+        lines.append(line)
+        end = stops(evidence, arm)
+        if end is not None:
+            marks.append((end / unit, line.y[grid.index(end)]))
+            words.append(f"{arm} stops training at {end:g}")
+        else:
+            words.append(f"{arm} trains at each rate of its grid")
+    if not lines:
+        return None
+    if marks:
+        # Single points: between two of them there is nothing to draw.
+        spread = [each for x, y in sorted(marks) for each in ((x, y), (x, None))][:-1]
+        x, y = tuple(x for x, _ in spread), tuple(y for _, y in spread)
+        lines.append(Line("does not train from here", x, y))
+    ends = [x for line in lines for x in line.x]
+    lines.append(Line("guessing", (min(ends), max(ends)), (10.0, 10.0), role="theory"))
+    customary = ", ".join(f"{arm} {rate:g}" for arm, rate in CUSTOMARY.items())
+    return Chart(
+        key="factors" if relative else "rates",
+        title=(
+            "How far from its customary rate each optimizer works"
+            if relative
+            else "Training accuracy by learning rate, with BN"
+        ),
+        x_label="learning rate over the customary one" if relative else "learning rate",
+        y_label="training accuracy, last epoch (%)",
+        lines=tuple(lines),
+        text=(
+            "Mean training accuracy of the last epoch at each learning rate"
+            + (f", as a multiple of the customary rate ({customary})" if relative else "")
+            + ", one line for each optimizer, with the 95 % interval of the mean. "
+            + "; ".join(words)
+            + "."
+        ),
+        x_log=True,
+        markers=True,
+    )
+
+
+def summary_table(evidence: Evidence) -> Table:
+    rows: list[tuple[str | float | int | None, ...]] = []
+    for arm, grid in GRIDS.items():
+        means = {lr: mean_of(evidence.of(arm, lr=lr), accuracy) for lr in grid}
+        known = {lr: value for lr, value in means.items() if value is not None}
+        best = max(known, key=lambda lr: known[lr]) if known else None
+        wide, end = mean_width(evidence, arm), stops(evidence, arm)
+        rows.append(
+            (
+                arm,
+                CUSTOMARY[arm],
+                percent(means[CUSTOMARY[arm]]),
+                best,
+                percent(known[best]) if best is not None else None,
+                None if wide is None else round(wide, 2),
+                f"above {grid[-1]:g}" if known and end is None else end,
+            )
+        )
+    columns = ("optimizer", "customary rate", "accuracy there, %", "best rate",
+               "accuracy there, %", "decades that work", "does not train from")  # fmt: skip
+    return Table(
+        "optimizers",
+        "Training accuracy, last epoch, by optimizer (mean over seeds; the sources give no sweep)",
+        columns,
+        tuple(rows),
+    )
+
+
+def rate_table(evidence: Evidence) -> Table:
+    rows = tuple(
+        (
+            arm,
+            lr,
+            *(percent(mean_of(evidence.of(arm, lr=lr), value)) for value in (accuracy, tested)),
+            f"{sum(map(c03.trains, evidence.of(arm, lr=lr)))} of {len(evidence.of(arm, lr=lr))}",
+        )
+        for arm, grid in GRIDS.items()
+        for lr in grid
+    )
+    columns = ("optimizer", "learning rate", "training accuracy, %", "test accuracy, %", "train")
+    return Table("grid", "Last epoch, rate by rate, mean over the seeds", columns, rows)

@@ -119,6 +119,8 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"evaluations": (("batch", 2.5),)},
         {"evaluations": (("batch", 99),)},  # of 100 test images one would be left
         {"evaluations": (("population", 100),)},
+        {"evaluations": (("train",),)},
+        {"evaluations": (("train", 257),)},  # of 256
         {"evaluations": (("population", 257, 64),)},  # the run has 256 training images
         {"final_evaluations": (("population", 101, 50),)},
         {"task": "magic"},

@@ -21,7 +21,7 @@ from normkit.lab.training import train
 
 Make = Callable[..., RunConfig]
 BATCH = ("batch", 50)
-CONDITIONS = (BATCH, ("population", 120, 50), ("population", 100, 2))
+CONDITIONS = (BATCH, ("population", 120, 50), ("population", 100, 2), ("train", 128))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,20 @@ def test_under_population_the_layers_use_the_training_images(
     assert found["test_accuracy@population-256-256"] == accuracy
     assert found["test_loss@population-256-256"] == pytest.approx(loss, rel=1e-4)
     assert loss != pytest.approx(evaluate(model, small.test, config)[1], rel=0.01)
+
+
+def test_under_train_the_training_images_are_scored_without_the_noise_of_training(
+    make_config: Make, small: data.Dataset
+) -> None:
+    config = make_config(model="alexnet", norm="batch", model_options=(("dropout", 0.5),))
+    model = trained(config, small)
+    found = evaluate_under([("train", 256), ("train", 1)], model, small, config, 0)
+    accuracy, loss = evaluate(model, small.train, config)
+    assert found["test_accuracy@train-256"] == accuracy
+    assert found["test_loss@train-256"] == pytest.approx(loss, rel=1e-4)
+    # One image leaves nothing to batch statistics, and needs none.
+    assert found["test_accuracy@train-1"] in (0.0, 1.0)
+    assert loss != evaluate(model, small.test, config)[1]
 
 
 def test_a_broken_model_counts_as_guessing(make_config: Make, small: data.Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Under which statistics a model is evaluated, besides those that it remembered, as plain values.
+"""Under what a model is evaluated besides: other statistics, or other images; as plain values.
 
 A *condition* is a tuple of a name and whole numbers:
 
@@ -7,8 +7,11 @@ A *condition* is a tuple of a name and whole numbers:
 * ``("batch", batch_size)``: with the statistics of each batch of test images itself;
 * ``("composed", group, labels)``: the same, in batches of ``group`` test images that share
   ``labels`` labels (:mod:`normkit.lab.data.composition`). No such batches can be had without
-  knowing the labels: it shows what a network made of its training batches.
-
+  knowing the labels: it shows what a network made of its training batches;
+* ``("train", images)``: with the remembered statistics, on so many training images of the run
+  instead of the test images. ``epoch_train_accuracy`` is of the weights and the noise (dropout,
+  batch statistics) of training; this is what a gap between training and test is measured with. The
+  metrics keep their names, ``test_accuracy@train-1000``;
 * ``("domains-shared", samples, batch_size)``: of a run on several domains, with one set of
   population statistics for all of them (:mod:`normkit.lab.domains`);
 * ``("domains-specific", samples, batch_size)``: the same, with each domain's own.
@@ -30,6 +33,7 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "population": ("samples", "batch_size"),
     "batch": ("batch_size",),
     "composed": ("group", "labels"),
+    "train": ("images",),
     "domains-shared": ("samples", "batch_size"),
     "domains-specific": ("samples", "batch_size"),
 }
@@ -89,6 +93,16 @@ def check_condition(
                 f"ask for {train_images} or fewer",
             )
         )
+    if name == "train":
+        if given["images"] > train_images:
+            raise OptionError(
+                explain(
+                    "the training images to evaluate on are those of the run",
+                    f"{given['images']} of {train_images}",
+                    f"ask for {train_images} or fewer",
+                )
+            )
+        return
     size = given.get("batch_size", given.get("group", 0))
     if images % size == 1 or size == 1:
         raise OptionError(

@@ -111,10 +111,18 @@ def _under_composed(
         return score(model, in_order(composed, config, group), config)
 
 
+def _under_train(
+    model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int, images: int
+) -> Score:
+    model.eval()
+    return score(model, in_order(dataset.train.take(images, seed=config.seed), config), config)
+
+
 _UNDER: dict[str, Callable[..., Score]] = {
     "population": _under_population,
     "batch": _under_batch,
     "composed": _under_composed,
+    "train": _under_train,
     "domains-shared": under_shared,
     "domains-specific": under_specific,
 }

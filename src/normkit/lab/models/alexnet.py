@@ -12,9 +12,9 @@ from normkit.lab.models.parts import Image, initialise, pooled, too_small, whole
 
 __all__ = ["alexnet"]
 
-# (channels, kernel, padding, pooled afterwards) of convolutions 2 to 5.
-_SMALL = ((192, 3, 1, True), (384, 3, 1, False), (256, 3, 1, False), (256, 3, 1, True))
-_LARGE = ((192, 5, 2, True), (384, 3, 1, False), (256, 3, 1, False), (256, 3, 1, True))
+# (channels in widths, kernel, padding, pooled afterwards) of convolutions 2 to 5.
+_SMALL = ((3, 3, 1, True), (6, 3, 1, False), (4, 3, 1, False), (4, 3, 1, True))
+_LARGE = ((3, 5, 2, True), (6, 3, 1, False), (4, 3, 1, False), (4, 3, 1, True))
 
 
 def alexnet(
@@ -23,6 +23,7 @@ def alexnet(
     *,
     dropout: float | None = None,
     hidden: int = 4096,
+    width: int = 64,
     init: str = "pytorch",
 ) -> nn.Sequential:
     """AlexNet with five convolutions and three dense layers, the one-tower version.
@@ -39,10 +40,13 @@ def alexnet(
         dropout: probability; None is 0.5 without a normalizer and 0 with one (Ioffe & Szegedy
             2015 §4.2.1 take dropout out). Give a number for any other combination.
         hidden: width of the two hidden dense layers. 4096 is AlexNet's, and most of its cost.
+        width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many. 64
+            is AlexNet's; a quarter of it takes about a fifth of the time on a CPU.
         init: see :func:`normkit.lab.models.parts.initialise`.
     """
     too_small("alexnet", image.size, 16)
     whole("hidden", hidden)
+    whole("width", width)
     if dropout is None:
         dropout = 0.5 if layers.plain else 0.0
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
@@ -54,9 +58,9 @@ def alexnet(
 
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     side, before = image.size, image.channels
-    first = (64, kernel, padding, True)
-    for i, (channels, k, pad, pools) in enumerate((first, *(_SMALL if small else _LARGE)), 1):
-        step = stride if i == 1 else 1
+    first = (1, kernel, padding, True)
+    for i, (widths, k, pad, pools) in enumerate((first, *(_SMALL if small else _LARGE)), 1):
+        step, channels = stride if i == 1 else 1, widths * width
         parts[f"conv{i}"] = nn.Conv2d(before, channels, k, stride=step, padding=pad)
         parts[f"norm{i}"] = layers.conv_norm(channels)
         parts[f"act{i}"] = layers.activation()

@@ -13,6 +13,7 @@ learning rate, the source's question; what each does at its own best rate is C3'
 
 from __future__ import annotations
 
+import functools
 from statistics import fmean
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
@@ -46,22 +47,23 @@ SCALES: dict[Preset, Scale] = {
 }
 
 
-def plan(preset: Preset, available: Available) -> Arms:
-    """LeNet-5 with ReLU, SGD at 0.1, batch size 256, five epochs, with and without."""
+def make(preset: Preset, available: Available, norm: str, seed: int) -> RunConfig:
+    """LeNet-5 with ReLU, SGD at 0.1, batch size 256, five epochs."""
     scale = SCALES[preset]
+    return RunConfig(
+        model="lenet5",
+        norm=norm,
+        lr=0.1,
+        batch_size=256,
+        epochs=scale.epochs,
+        seed=seed,
+        **available.at_most(scale.train, scale.test),
+    )
 
-    def make(norm: str, seed: int) -> RunConfig:
-        return RunConfig(
-            model="lenet5",
-            norm=norm,
-            lr=0.1,
-            batch_size=256,
-            epochs=scale.epochs,
-            seed=seed,
-            **available.at_most(scale.train, scale.test),
-        )
 
-    return on_and_off(make, scale.seeds)
+def plan(preset: Preset, available: Available) -> Arms:
+    """With and without, seed by seed."""
+    return on_and_off(functools.partial(make, preset, available), SCALES[preset].seeds)
 
 
 def mean_accuracy(run: Run) -> float | None:

@@ -1,0 +1,158 @@
+"""C4: batch normalization generalises better.
+
+The source's two arms: AlexNet with dropout, as it was drawn, and AlexNet with batch normalization
+in place of dropout. They are two of C8's four, the same runs
+(:mod:`normkit.lab.claims.overfitting`), so many epochs on so few images that both arms come near a
+training accuracy of 1.
+
+Endpoints, late in training (the mean over the last quarter of the epochs), fixed before any run of
+the claim's seeds. Both must hold for *supported*; each matters from one point (0.01):
+
+* better: test accuracy, of BN less that of dropout;
+* generalises: the gap between training and test accuracy, of dropout less that of BN, since a
+  network that merely learned its training images better would score better as well.
+
+For information: the same of training accuracy. It stands in the sentence too: where an arm stays
+well below 1, the comparison is one of learning as well.
+"""
+
+from __future__ import annotations
+
+from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.overfitting import (
+    ARTICLE,
+    DROPOUT,
+    ONLY_BN,
+    SETUP,
+    epochs_chart,
+    gap,
+    late,
+    late_table,
+    tested,
+    trained,
+    trained_loss,
+)
+from normkit.lab.claims.overfitting import plan as plan_arms
+from normkit.lab.claims.parts import differences, figures, seed_table
+from normkit.lab.claims.sweeps import mean_of
+from normkit.lab.findings import Reference
+from normkit.lab.verdicts import compare
+
+BETTER = 0.01
+GENERALISES = 0.01
+
+
+def plan(preset: Preset, available: Available) -> Arms:
+    """Dropout without BN, and BN without dropout."""
+    return plan_arms(preset, available, (DROPOUT, ONLY_BN))
+
+
+def judge(evidence: Evidence) -> Judgement:
+    """Compare the two arms seed by seed."""
+    pairs = evidence.pairs(ONLY_BN, DROPOUT)
+    better = compare(
+        "Better (decides): how much higher is late test accuracy with BN than with dropout?",
+        differences(pairs, late(tested)),
+        unit="accuracy",
+        smallest=BETTER,
+    )
+    generalises = compare(
+        "Generalises (decides): how much narrower is the late gap with BN than with dropout?",
+        [-each for each in differences(pairs, late(gap))],
+        unit="accuracy",
+        smallest=GENERALISES,
+    )
+    learns = compare(
+        "For information: how much higher is late training accuracy with BN?",
+        differences(pairs, late(trained)),
+        unit="accuracy",
+        smallest=BETTER,
+    )
+    charts = [
+        epochs_chart(
+            evidence,
+            tested,
+            key="test",
+            title="Test accuracy after each epoch",
+            y_label="test accuracy",
+        ),
+        epochs_chart(
+            evidence,
+            trained,
+            key="train",
+            title="Training accuracy after each epoch, dropout off",
+            y_label="training accuracy",
+        ),
+        epochs_chart(
+            evidence,
+            gap,
+            key="gap",
+            title="Gap between training and test accuracy after each epoch",
+            y_label="training less test accuracy",
+        ),
+    ]
+    learned = ", ".join(
+        f"{arm} {'not yet known' if share is None else f'{share:.3f}'}"
+        for arm in (ONLY_BN, DROPOUT)
+        for share in [mean_of(evidence.of(arm), late(trained))]
+    )
+    return Judgement(
+        sentence=(
+            f"Late in training test accuracy is higher with BN than with dropout by "
+            f"{figures(better, scale=100)} points, and the gap between training and test accuracy "
+            f"narrower by {figures(generalises, scale=100)}; training accuracy is: {learned} "
+            f"({evidence.coverage(len(pairs))}, 95 % intervals)."
+        ),
+        decides=[better, generalises],
+        information=[learns],
+        charts=[chart for chart in charts if chart],
+        tables=(
+            late_table(evidence),
+            seed_table(
+                evidence,
+                (
+                    ("late training accuracy", late(trained)),
+                    ("late training loss", late(trained_loss)),
+                    ("late test accuracy", late(tested)),
+                    ("late gap", late(gap)),
+                ),
+            ),
+        ),
+    )
+
+
+CLAIM = Claim(
+    key="C4",
+    title="Batch normalization generalises better",
+    statement=(
+        "Trained until both know their training images, AlexNet with batch normalization and no "
+        "dropout scores higher on images it has not seen than plain AlexNet with dropout."
+    ),
+    sources=(
+        ARTICLE,
+        Reference(
+            "Ioffe & Szegedy 2015, Batch Normalization, §3.4",
+            "a training example is seen with the others of its batch, and the network no longer "
+            "gives a fixed value for it, which is good for generalisation",
+            "https://arxiv.org/abs/1502.03167",
+        ),
+    ),
+    prediction=(
+        "Both arms come near a training accuracy of 1; with BN test accuracy is points higher and "
+        "the gap as much narrower."
+    ),
+    decision=(
+        "Both, as means over the last quarter of the epochs: test accuracy, of BN less of dropout "
+        "(matters from 0.01), and the gap between training and test accuracy, of dropout less of "
+        "BN (from 0.01); 95 % t intervals of the paired differences."
+    ),
+    plan=plan,
+    judge=judge,
+    also=("cifar-100",),
+    setup=SETUP,
+    demo=False,
+    differs=(
+        "The source trains on all of CIFAR-100. Here a thousand images of Fashion-MNIST take its "
+        "place, and AlexNet has a quarter of its channels."
+    ),
+)

@@ -20,7 +20,7 @@ __all__ = ["console", "errors", "needs_lab", "print_json", "terminated_like_inte
 
 USAGE = 2
 INTERRUPTED = 130
-LAB = ("platformdirs", "pooch", "scipy", "statsmodels", "plotly", "jinja2")
+LAB = ("platformdirs", "pooch", "scipy", "plotly", "jinja2")
 
 
 def console(*, stderr: bool = False) -> Console:

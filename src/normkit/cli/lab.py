@@ -28,6 +28,7 @@ from normkit.cli.lab_options import (
     PresetName,
     StoreOption,
 )
+from normkit.cli.where import AddressOption, ExecutorName, ExecutorOption, executor, options
 from normkit.errors import OptionError, explain
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ def run(
     store: StoreOption = STORE,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Worker processes; as many as there are cores if not given."),
+        typer.Option(min=1, help="Runs at once, at most; as many as there are cores if not given."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads in each worker.")] = 1,
+    executor_name: ExecutorOption = ExecutorName.local,
+    address: AddressOption = None,
     report: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,13 +68,11 @@ def run(
     needs_lab()
     with errors():
         from normkit.cli.follow import follow
-        from normkit.lab import machine, runner
+        from normkit.lab import runner
         from normkit.lab.claims.registry import select
         from normkit.lab.data import is_here
-        from normkit.lab.executors import LocalPool
         from normkit.lab.judge import judge
         from normkit.lab.store import Store as OpenStore
-        from normkit.lab.worker import run as job
 
         chosen = select(claims or (), present=is_here)
         name: Preset = preset.value
@@ -80,17 +81,19 @@ def run(
         found = runner.datasets(chosen, progress=True)
         with OpenStore(store) as opened, terminated_like_interrupted():
             keys = runner.plan(opened, chosen, name, found)
-            count = workers or machine.cores()
             out = console(stderr=as_json)
             for dataset in found.values():
                 sizes = f"{len(dataset.train.labels):,} + {len(dataset.test.labels):,} images"
                 out.print(f"Data: {dataset.title}, {sizes}, from {dataset.origin}", soft_wrap=True)
-            with LocalPool(job, workers=count, threads=threads) as pool:
+            with executor(
+                executor_name, store, found, address=address, workers=workers, threads=threads
+            ) as pool:
                 summary = follow(opened, keys, pool, out)
             findings = judge(opened, name, chosen)
             if summary.interrupted:
                 again = ["normkit", "lab", "run", *(claims or ()), "--preset", name]
                 again += ["--store", str(store), "--report", str(report)]
+                again += options(executor_name, address)
                 out.print(
                     f"Stopped. What is done is kept in {store}; to go on: {shlex.join(again)}",
                     soft_wrap=True,

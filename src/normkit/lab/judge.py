@@ -13,10 +13,10 @@ from typing import Any
 from normkit.lab.claims.claim import Claim, Evidence, Judgement
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
-from normkit.lab.findings import Finding
+from normkit.lab.findings import Comparison, Finding
 from normkit.lab.store import Planned, Run, Store
 from normkit.lab.tasks import task_of
-from normkit.lab.verdicts import decide
+from normkit.lab.verdicts import decide, seeds_needed
 
 __all__ = ["finding", "judge", "last_preset"]
 
@@ -76,8 +76,8 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         word="undecided" if missing else word,
         sentence=sentence,
         comparisons=tuple(
-            dataclasses.replace(each, word="undecided", needed=None) if missing else each
-            for each in (*deciding, *others)
+            dataclasses.replace(each, word="undecided") if missing else each
+            for each in (*(_with_needed(part, len(deciding)) for part in deciding), *others)
         ),
         charts=tuple(judgement.charts),
         tables=tuple(judgement.tables),
@@ -89,6 +89,12 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         differs=claim.differs if word != "supported" and not missing else "",
         records=tuple(_record(claim, planned) for planned in evidence.planned),
     )
+
+
+def _with_needed(part: Comparison, parts: int) -> Comparison:
+    if part.word != "undecided":
+        return part
+    return dataclasses.replace(part, needed=seeds_needed(part, parts=parts))
 
 
 def _data(store: Store, claim: Claim) -> str:

@@ -6,11 +6,15 @@ at once if the process is gone from this host, after ``STALE_SECONDS`` without a
 otherwise. Each write of an owner checks, in the same transaction, that the lease is still its
 own; a process that was suspended and overtaken finds out at its next write and stops
 (:class:`LeaseLostError`), so its numbers never mix with its successor's.
+
+Who holds a lease need not be who computes: for a worker on another machine, which cannot open the
+store, a process on this one holds it (:mod:`normkit.lab.executors.desk`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -23,14 +27,32 @@ from normkit.lab import machine
 from normkit.lab.database import guarded, open_database, transaction
 from normkit.lab.store import Store
 
-__all__ = ["STALE_SECONDS", "Lease", "LeaseLostError", "acquire", "is_held"]
+__all__ = ["STALE_SECONDS", "Holder", "Lease", "LeaseLostError", "acquire", "is_held"]
 
 STALE_SECONDS = 60.0
 BEAT_SECONDS = 5.0
+BEAT = "UPDATE runs SET beat = ? WHERE id = ? AND owner = ?"
 
 
 class LeaseLostError(Exception):
     """Another process has taken this run over; nothing of it may be written here any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who takes a lease, and what the run is computed with.
+
+    Attributes:
+        owner: a name for this taking of the lease, as no other has it.
+        host: with ``pid``, the process whose death frees the run.
+        versions: where the run is computed, as is ``machine``.
+    """
+
+    owner: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    host: str = dataclasses.field(default_factory=machine.host)
+    pid: int = dataclasses.field(default_factory=os.getpid)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=machine.versions)
+    machine: str = dataclasses.field(default_factory=machine.summary)
 
 
 def is_held(status: str, host: str, pid: int, beat: float) -> bool:
@@ -48,13 +70,15 @@ def is_held(status: str, host: str, pid: int, beat: float) -> bool:
     return time.time() - beat < STALE_SECONDS
 
 
-def acquire(store: Store, key: str) -> Lease | None:
+def acquire(store: Store, key: str, holder: Holder | None = None) -> Lease | None:
     """Take the lease of a run that waits, or whose owner is dead; None if it is not to be had.
+
+    The holder is this process if none is given.
 
     What the dead owner measured after its last checkpoint is taken out, since the run goes on
     from there and measures it again.
     """
-    owner = uuid.uuid4().hex
+    holder = holder or Holder()
     with guarded(store.path), transaction(store.connection):
         row = store.connection.execute(
             "SELECT id, status, host, pid, beat FROM runs WHERE key = ?", (key,)
@@ -74,26 +98,35 @@ def acquire(store: Store, key: str) -> Lease | None:
             "UPDATE runs SET status = 'running', owner = ?, host = ?, pid = ?, beat = ?, step = ?, "
             "versions = ?, machine = ? WHERE id = ?",
             (
-                owner,
-                machine.host(),
-                os.getpid(),
+                holder.owner,
+                holder.host,
+                holder.pid,
                 time.time(),
                 step,
-                json.dumps(machine.versions()),
-                machine.summary(),
+                json.dumps(dict(holder.versions)),
+                holder.machine,
                 run,
             ),
         )
-    return Lease(store, run, owner)
+    return Lease(store, run, holder.owner)
 
 
 class Lease:
-    """The right to write one run. Made by :func:`acquire`."""
+    """The right to write one run. Made by :func:`acquire`.
+
+    Made anew from its run's number and its owner, it is the same right: whether it is still held
+    is asked of the store at each write.
+    """
 
     def __init__(self, store: Store, run: int, owner: str) -> None:
         self._store = store
         self._run = run
         self._owner = owner
+
+    @property
+    def run(self) -> int:
+        """The number of the run in the store."""
+        return self._run
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -120,6 +153,11 @@ class Lease:
         finally:
             done.set()
             thread.join()
+
+    def beat(self) -> None:
+        """Say that the owner lives, once; :meth:`beating` does it by itself."""
+        with guarded(self._store.path):
+            self._store.connection.execute(BEAT, (time.time(), self._run, self._owner))
 
     def measured(
         self,
@@ -200,9 +238,6 @@ def _beat(path: Path, run: int, owner: str, done: threading.Event) -> None:
     try:
         while not done.wait(BEAT_SECONDS):
             with contextlib.suppress(Exception):  # a missed beat is no reason to lose the run
-                connection.execute(
-                    "UPDATE runs SET beat = ? WHERE id = ? AND owner = ?",
-                    (time.time(), run, owner),
-                )
+                connection.execute(BEAT, (time.time(), run, owner))
     finally:
         connection.close()

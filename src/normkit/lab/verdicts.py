@@ -25,9 +25,9 @@ before all planned runs are there.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +44,8 @@ TAIL = (1 - CONFIDENCE) / 2
 
 POWER = 0.8
 """With how many of a hundred studies the number of seeds that is told would decide."""
+
+MOST_SEEDS = 1_000_000
 
 
 def interval(
@@ -161,9 +163,7 @@ def decide(parts: Sequence[Comparison | None]) -> tuple[Word, list[Comparison]]:
     below = _holm([_below(part) for part in present])
     decided = []
     for part, p, against in zip(present, above, below, strict=True):
-        word = _word(p, against)
-        needed = seeds_needed(part, parts=len(present)) if word == "undecided" else None
-        decided.append(dataclasses.replace(part, word=word, p=p, decides=True, needed=needed))
+        decided.append(dataclasses.replace(part, word=_word(p, against), p=p, decides=True))
     words = [part.word for part in decided]
     if "not supported" in words:
         return "not supported", decided
@@ -173,19 +173,25 @@ def decide(parts: Sequence[Comparison | None]) -> tuple[Word, list[Comparison]]:
 
 
 def _holm(p: Sequence[float]) -> list[float]:
-    if not p:
-        return []
-    from statsmodels.stats.multitest import multipletests  # it takes a second to import
+    """Holm's corrected p values.
 
-    return [float(each) for each in multipletests(p, alpha=TAIL, method="holm")[1]]
+    Not statsmodels' ``multipletests``, which collects garbage twice in each call: in a process
+    that has torch in it, that takes a second and these four lines nothing.
+    """
+    ranked = np.argsort(p)
+    steps = np.asarray(p)[ranked] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[ranked] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(p) else steps
+    return [float(each) for each in corrected]
 
 
 def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
     """How many seeds would decide in four studies of five, if the effect is what was seen.
 
     Either that the effect is above zero, or that it is below the smallest that matters, whichever
-    takes fewer; tested at the level that the first of so many ``parts`` has to meet. An estimate
-    from few seeds, and no more than that. None where the effect lies where no number of seeds
+    takes fewer; tested at the level that the first of so many ``parts`` has to meet. The power is
+    that of the one-sided t test, from the noncentral t distribution. An estimate from few seeds,
+    and no more than that. None where the effect lies where no number of seeds up to a million
     decides, or has no spread from which one could tell.
 
     >>> found = compare("?", [0.02, -0.01, 0.03, 0.01], unit="accuracy", smallest=0.005)
@@ -193,23 +199,17 @@ def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
     ('undecided', 17)
     """
     deviation = _error(found) * math.sqrt(found.seeds)
-    if deviation == 0:
+    distance = max(found.effect, found.smallest - found.effect)
+    if deviation == 0 or distance <= 0:
         return None
-    from statsmodels.stats.power import TTestPower
 
-    counts = []
-    for distance in (found.effect, found.smallest - found.effect):
-        if distance / deviation > 1e-3:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # its solver tries numbers of seeds below two
-                count = TTestPower().solve_power(
-                    effect_size=distance / deviation,
-                    alpha=TAIL / parts,
-                    power=POWER,
-                    alternative="larger",
-                )
-            counts.append(math.ceil(float(np.ravel(count)[0])))
-    return max(found.seeds + 1, min(counts)) if counts else None
+    def power(seeds: int) -> float:
+        bound = stats.t.ppf(1 - TAIL / parts, seeds - 1)
+        return float(stats.nct.sf(bound, seeds - 1, distance / deviation * math.sqrt(seeds)))
+
+    counts = range(found.seeds + 1, MOST_SEEDS)
+    index = bisect.bisect_left(counts, POWER, key=power)
+    return counts[index] if index < len(counts) else None
 
 
 def spread_ratios(

@@ -9,17 +9,33 @@ import functools
 import json
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from normkit.errors import DataError, StoreError, explain
 from normkit.lab import data
 from normkit.lab.config import RunConfig
-from normkit.lab.leases import Lease, LeaseLostError, acquire
+from normkit.lab.leases import LeaseLostError, acquire
 from normkit.lab.store import Store
 from normkit.lab.timing import take_time
-from normkit.lab.training import train
+from normkit.lab.training import Log, train
 
-__all__ = ["argument", "fail", "key_of", "load", "run"]
+__all__ = ["Right", "argument", "attempt", "fail", "key_of", "load", "run"]
+
+
+class Right(Log, Protocol):
+    """The right to write one run, here (:class:`normkit.lab.leases.Lease`) or from elsewhere."""
+
+    def beating(self) -> AbstractContextManager[None]: ...
+
+    def resume(self) -> bytes | None: ...
+
+    def finish(self, *, seconds: float, diverged_step: int | None) -> None: ...
+
+    def fail(self, error: str) -> None: ...
+
+    def release(self) -> None: ...
 
 
 def argument(store: Path, key: str) -> str:
@@ -54,20 +70,42 @@ def run(text: str, stopping: Callable[[], bool]) -> str:
         lease = acquire(store, task["key"])
         if known is None or lease is None:
             return "held"
-        try:
-            with lease.beating():
-                return _train(known.config, lease, stopping)
-        except LeaseLostError:
-            return "held"
-        except StoreError:  # a full disk, say: no fault of the run, which goes on another time
-            raise
-        except Exception:  # whatever it is belongs to this run; the others go on
-            lease.fail(traceback.format_exc())
-            return "failed"
+        return attempt(known.config, lease, stopping)
 
 
-def _train(config: RunConfig, lease: Lease, stopping: Callable[[], bool]) -> str:
-    dataset = load(config.data)
+def attempt(
+    config: RunConfig,
+    lease: Right,
+    stopping: Callable[[], bool],
+    find: Callable[[str], data.Dataset] | None = None,
+) -> str:
+    """Carry out a run whose lease is taken; says how it went, as :func:`run` does.
+
+    ``find`` gives the data set of a name, :func:`load` if not given.
+
+    Raises:
+        StoreError: as :func:`run` does.
+    """
+    try:
+        with lease.beating():
+            try:
+                return _train(config, lease, stopping, find or load)
+            except (LeaseLostError, StoreError):
+                raise  # a full disk, say: no fault of the run, which goes on another time
+            except Exception:  # whatever it is belongs to this run; the others go on
+                lease.fail(traceback.format_exc())
+                return "failed"
+    except LeaseLostError:
+        return "held"
+
+
+def _train(
+    config: RunConfig,
+    lease: Right,
+    stopping: Callable[[], bool],
+    find: Callable[[str], data.Dataset],
+) -> str:
+    dataset = find(config.data)
     edition = "subset" if dataset.subset else "full"
     if edition != config.edition:
         raise DataError(

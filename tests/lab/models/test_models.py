@@ -33,6 +33,11 @@ CHEAP: dict[str, dict[str, object]] = {
     "resnet50": {"width": 8},
     "resnet101": {"width": 4},
     "resnet152": {"width": 4},
+    "resnet20": {"width": 4},
+    "resnet32": {"width": 4},
+    "resnet44": {"width": 4},
+    "resnet56": {"width": 4},
+    "resnet110": {"width": 2},
     "densenet": {"growth": 4, "stem": 8},
     "densenet121": {},
     "denoiser": {"width": 8},
@@ -332,6 +337,32 @@ def test_plain_network_has_no_shortcut() -> None:
     assert len(blocks) == 8 and all(b.shortcut is None for b in blocks)
     # Three stages change their size: a 1×1 convolution with γ and β each.
     assert count(deep) - count(plain) == sum(a * 2 * a + 4 * a for a in (8, 16, 32))
+
+
+@pytest.mark.parametrize(
+    ("depth", "published"),
+    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
+)
+def test_narrow_family_has_the_counts_of_the_paper(depth: int, published: int) -> None:
+    # The paper's shortcuts have no parameters (0.27 M to 1.7 M, its table 6); ours have two 1×1
+    # convolutions with γ and β.
+    with torch.device("meta"):
+        plain, deep = (
+            models.build(f"resnet{depth}", norm=NORM, in_channels=3, size=32, residual=residual)
+            for residual in (False, True)
+        )
+    assert count(plain) == published
+    assert count(deep) - published == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    # As the name says, without the convolutions on shortcuts: the stem, the bodies, the logits.
+    assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in plain.modules()) == depth
+
+
+def test_narrow_family_has_three_stages_and_one_stem() -> None:
+    model = models.build("resnet20", norm="none", size=96)
+    assert model.conv1.kernel_size == (3, 3) and not hasattr(model, "pool1")
+    assert model.fc.in_features == 64
+    assert models.build("resnet20", norm="none", width=8).fc.in_features == 32
+    assert models.build("resnet34", norm="none").fc.in_features == 512
 
 
 def test_residual_sum_is_exact() -> None:

@@ -89,9 +89,9 @@ def build(
         norm_options: further arguments of the normalizers named above:
             :data:`~normkit.lab.models.norms.NORM_OPTIONS` lists those that each takes.
         options: the network's own, listed in its docstring: ``padding`` and ``pool`` for lenet5,
-            ``dropout``, ``hidden`` and ``width`` for alexnet, ``residual``, ``width`` and ``zero_init`` for
-            the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for densenet, ``width``
-            and ``depth`` for denoiser, and ``init`` for all.
+            ``dropout``, ``hidden`` and ``width`` for alexnet, ``residual``, ``width`` and
+            ``zero_init`` for the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for
+            densenet, ``width`` and ``depth`` for denoiser, and ``init`` for all.
 
     Returns:
         The network in training mode, on the CPU, in the default float type.

@@ -1,4 +1,4 @@
-"""ResNet-18 to ResNet-152, and the plain networks of the same depth.
+"""ResNet-18 to ResNet-152, the narrow ResNet-20 to -110, and the plain networks of their depths.
 
 Source: He et al. 2015, *Deep Residual Learning for Image Recognition*, arXiv 1512.03385.
 """
@@ -17,13 +17,15 @@ from normkit.lab.models.parts import Image, Maker, initialise, too_small, whole
 
 __all__ = ["RESNETS", "Residual", "resnet"]
 
-# (blocks in each of the four stages, bottleneck blocks?), table 1 of the paper.
-_DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
+# (blocks in each stage, bottleneck blocks?): four stages for ImageNet, table 1 of the paper, and
+# three for CIFAR, §4.2.
+_DEPTHS: dict[int, tuple[tuple[int, ...], bool]] = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
     101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
+    **{depth: (((depth - 2) // 6,) * 3, False) for depth in (20, 32, 44, 56, 110)},
 }
 
 
@@ -90,22 +92,29 @@ def resnet(
     *,
     depth: int = 18,
     residual: bool = True,
-    width: int = 64,
+    width: int | None = None,
     zero_init: bool = False,
     init: str = "kaiming",
 ) -> nn.Sequential:
-    """A residual network: stem, four stages that double the channels and halve the image, logits.
+    """A residual network: stem, stages that double the channels and halve the image, logits.
 
-    From 64 pixels on the stem is the paper's, 7×7 with stride 2 and 3×3 max pooling with stride 2;
-    below, it is one 3×3 convolution with stride 1 (as in the paper's CIFAR networks), since the
-    other would leave an image of 28 pixels at 1×1. At 224 pixels, 3 channels and 1000 classes the
-    networks have the published 11,689,512 (18), 21,797,672 (34), 25,557,032 (50), 44,549,160 (101)
-    and 60,192,808 (152) parameters. Convolutions have no bias, under ``norm="none"`` neither.
+    With four stages, from 64 pixels on the stem is the paper's, 7×7 with stride 2 and 3×3 max
+    pooling with stride 2; below, it is one 3×3 convolution with stride 1 (as in the paper's CIFAR
+    networks), since the other would leave an image of 28 pixels at 1×1. At 224 pixels, 3 channels
+    and 1000 classes the networks have the published 11,689,512 (18), 21,797,672 (34), 25,557,032
+    (50), 44,549,160 (101) and 60,192,808 (152) parameters. Convolutions have no bias, under
+    ``norm="none"`` neither.
+
+    Depths 20, 32, 44, 56 and 110 are the paper's for CIFAR: three stages of 16, 32 and 64 channels,
+    the 3×3 stem at any size. Where the channels double, the shortcut is a 1×1 convolution as in the
+    others; the paper has none there and fills up with zeros, so its networks have as many
+    parameters as the plain ones here (0.27 M at 20, 0.85 M at 56), and ours 2,752 more.
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 18, 34, 50, 101 or 152; 20, 32, 44, 56 or 110.
         residual: False leaves out the shortcuts: the paper's plain networks.
-        width: channels of the first stage; 64 is the paper's, fewer is cheaper.
+        width: channels of the first stage, fewer is cheaper; None is the paper's 64 with four
+            stages, 16 with three.
         zero_init: start the γ of each block's last normalizer at 0, so that a block begins as its
             shortcut (Goyal et al. 2017, arXiv 1706.02677 §5.1). Needs a normalizer with γ.
         init: see :func:`normkit.lab.models.parts.initialise`; "kaiming" with fan_out, as the
@@ -113,10 +122,10 @@ def resnet(
     """
     layers.conv_only(f"resnet{depth}")
     too_small(f"resnet{depth}", image.size, 16)
-    whole("width", width)
     blocks, bottleneck = _DEPTHS[depth]
+    width = whole("width", (64 if len(blocks) == 4 else 16) if width is None else width)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    small = image.size < 64
+    small = image.size < 64 or len(blocks) == 3
     parts["conv1"] = _conv(image.channels, width, 3 if small else 7, 1 if small else 2)
     parts["norm1"] = layers.conv_norm(width)
     parts["act1"] = layers.activation()

@@ -1,61 +1,23 @@
-"""Where runs are carried out: a small protocol, and a pool of processes on this machine.
-
-The lab hands an executor one job after another and asks which have ended. Nothing else passes
-between them: results and progress go through the store. So an executor that sends its jobs to
-other machines (Ray, a cluster's queue) needs these four methods and nothing of the rest changes.
-"""
+"""The default: a pool of worker processes on this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import multiprocessing.synchronize
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
 
 from normkit.errors import OptionError, explain
+from normkit.lab.executors.protocol import Ended, Job
 
-__all__ = ["Ended", "Executor", "Job", "LocalPool"]
-
-Job = Callable[[str, Callable[[], bool]], str]
-"""``job(argument, stopping)`` works, asks ``stopping()`` now and then, and says how it went."""
+__all__ = ["LocalPool"]
 
 GRACE_SECONDS = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A job that is over: ``result`` is what it returned, None if its worker died."""
-
-    argument: str
-    result: str | None
-
-
-class Executor(Protocol):
-    """What the lab asks of the place where runs are carried out."""
-
-    @property
-    def free(self) -> int:
-        """How many more jobs can start at once."""
-
-    def submit(self, argument: str) -> None:
-        """Start the job on this argument."""
-
-    def wait(self, seconds: float) -> list[Ended]:
-        """The jobs that ended, as soon as there is one, or none when the time is over."""
-
-    def stop(self) -> None:
-        """Ask all jobs to end at their next step."""
-
-    def close(self) -> None:
-        """Wait for what runs, then give everything back."""
 
 
 # In a worker: what tells its jobs to stop. Set once, by ``_start``, when the process begins.

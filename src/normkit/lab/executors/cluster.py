@@ -1,0 +1,273 @@
+"""Runs on the machines of a Ray cluster, or on this one through Ray.
+
+Each run is a task of Ray's, so Ray finds it a place, starts worker processes anew where they die,
+and uses nodes that join later. What a worker writes goes through an actor on the driver's node,
+which has the store (:mod:`normkit.lab.executors.desk`); data sets go the other way, through Ray's
+object store, so that a node needs normkit and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from normkit.errors import OptionError, explain
+from normkit.lab import machine, worker
+from normkit.lab.config import RunConfig
+from normkit.lab.data import Dataset
+from normkit.lab.executors.desk import Desk, RemoteLease
+from normkit.lab.executors.protocol import Ended
+
+__all__ = ["RayPool"]
+
+REACH_SECONDS = 10.0
+
+
+class RayPool:
+    """The workers of a Ray cluster.
+
+    A worker that dies, or whose node dies, ends its own run only, with no result; the lab starts
+    that run once more, and it goes on from its last checkpoint.
+
+    Args:
+        store: the file that keeps the runs, on this machine.
+        datasets: by name, as they are to be used on all nodes. What is not among them is loaded on
+            the node.
+        address: of the cluster, as ``ray.init`` takes it, such as "auto" or "10.0.0.1:6379".
+            Without one: ``RAY_ADDRESS``, the cluster that this machine is part of, or else a new
+            one of this machine alone.
+        workers: how many runs at once, at most; as many as the cluster has room for if None.
+        threads: torch threads, and Ray's CPUs, of each.
+
+    Raises:
+        OptionError: Ray is not installed, there is no cluster at the address or none with a node
+            that has so many CPUs, or less than one worker or thread.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        datasets: Mapping[str, Dataset],
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        for name, value in (("workers", workers), ("threads", threads)):
+            if value is not None and value < 1:
+                raise OptionError(
+                    explain(f"{name} must be at least 1", str(value), f"give {name} 1 or more")
+                )
+        self._ray = _import()
+        self._workers = workers
+        self._threads = threads
+        self._ours = _connect(self._ray, address)
+        try:
+            if self._places() == 0:
+                raise OptionError(
+                    explain(
+                        f"a run of {threads} threads needs a node with as many CPUs for Ray",
+                        f"nodes with {self._cpus()}",
+                        "use fewer --threads, or start the nodes with ray start --num-cpus",
+                    )
+                )
+            self._sets = {name: self._ray.put(dataset) for name, dataset in datasets.items()}
+            # Beside the store, where the driver is. It needs no CPU of its own.
+            here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                self._ray.get_runtime_context().get_node_id(), soft=False
+            )
+            self._desk = (
+                self._ray.remote(Desk)
+                .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+                .remote(str(Path(store).resolve()), machine.host(), os.getpid())
+            )
+            # Tries are the lab's to count.
+            self._task = self._ray.remote(_carry_out).options(num_cpus=threads, max_retries=0)
+        except BaseException:
+            self._leave()
+            raise
+        self._busy: dict[Any, tuple[str, str]] = {}
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can start at once; more when a node joins, fewer when one is lost."""
+        places = self._places()
+        return max(0, min(places, self._workers or places) - len(self._busy))
+
+    def submit(self, argument: str) -> None:
+        """Give the run to the cluster."""
+        owner = uuid.uuid4().hex
+        key = worker.key_of(argument)
+        task = self._task.remote(self._desk, key, owner, self._sets, self._threads)
+        self._busy[task] = (argument, owner)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The jobs that ended, as soon as there is one, or none when the time is over."""
+        if not self._busy:
+            time.sleep(seconds)
+            return []
+        done, _ = self._ray.wait(list(self._busy), timeout=seconds)
+        return [self._end(task) for task in done]
+
+    def _end(self, task: Any) -> Ended:
+        argument, owner = self._busy.pop(task)
+        try:
+            return Ended(argument, self._ray.get(task))
+        except self._ray.exceptions.RayError as error:
+            cause = error.cause if isinstance(error, self._ray.exceptions.RayTaskError) else error
+            if not isinstance(cause, self._ray.exceptions.RayError):
+                # A job answers for its own errors; one that gets here ends the study.
+                raise cause from error
+        # The worker or its node is gone.
+        self._ray.get(self._desk.bury.remote(worker.key_of(argument), owner))
+        return Ended(argument, None)
+
+    def stop(self) -> None:
+        """Ask all jobs to end at their next step."""
+        self._ray.get(self._desk.stop.remote())
+
+    def close(self) -> None:
+        """Wait for what runs, then leave the cluster, or end it if it was begun here."""
+        if self._busy:
+            self._ray.wait(list(self._busy), num_returns=len(self._busy))
+            self._busy = {}
+        self._ray.kill(self._desk)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._ours:
+            self._ray.shutdown()
+
+    def _places(self) -> int:
+        return sum(cpus // self._threads for cpus in self._cpus())
+
+    def _cpus(self) -> list[int]:
+        return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.close()
+
+
+def _import() -> Any:
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.util.scheduling_strategies")
+    except ImportError:
+        raise OptionError(
+            explain(
+                "runs on a Ray cluster need Ray",
+                "an installation without it",
+                "pip install 'normkit[ray]'",
+            )
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> bool:
+    """Join the cluster; False if this process had joined one already, which is used as it is."""
+    if ray.is_initialized():
+        return False
+    if address is not None and address.startswith("ray://"):
+        raise OptionError(
+            explain(
+                "the command must run on a node of the cluster, beside its store",
+                f"{address}, which is a connection from outside",
+                "join this machine with ray start --address=HOST:6379 (--num-cpus=0 if it is not "
+                "to train), and leave out --address",
+            )
+        )
+    _reach(address)
+    # A cluster that is begun here sends no reports on its use to Ray's makers, unless told to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+    finally:
+        # Ray's own handler would end the process; what SIGTERM means is the command's to say.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+    return True
+
+
+def _reach(address: str | None) -> None:
+    """Find out at once that nobody listens at an address, which Ray tries for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():  # "auto", "local" or none
+        return
+    try:
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> OptionError:
+    return OptionError(
+        explain(
+            "a Ray cluster must be there to be joined",
+            f"{address or 'none named'}: {error}",
+            "start one with ray start --head, and name its address with --address",
+        )
+    )
+
+
+# In a worker ---------------------------------------------------------------------------------
+
+
+def _carry_out(desk: Any, key: str, owner: str, sets: Mapping[str, Any], threads: int) -> str:
+    """One run, on a node of the cluster."""
+    import ray
+    import torch
+
+    # Ctrl-C may reach the whole group of processes. The driver alone answers it, with ``stop``.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+    def ask(method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(desk, method).remote(*arguments))
+        except ray.exceptions.RayTaskError as error:
+            # Raised as itself, a StoreError for instance, not wrapped in the desk's trace.
+            raise (error.cause or error) from error
+
+    taken = ask("take", key, owner, machine.versions(), machine.summary())
+    if taken is None:
+        return "held"
+    text, run = taken
+    lease = RemoteLease(ask, run, owner)
+    return worker.attempt(
+        RunConfig.from_json(text), lease, lease.stopping, functools.partial(_find, sets)
+    )
+
+
+def _find(sets: Mapping[str, Any], name: str) -> Dataset:
+    return _fetch(sets[name]) if name in sets else worker.load(name)
+
+
+@functools.lru_cache(maxsize=2)
+def _fetch(reference: Any) -> Dataset:
+    """A data set from Ray's object store, once in each process."""
+    import ray
+
+    found: Dataset = ray.get(reference)
+    return found

@@ -1,0 +1,187 @@
+"""How a worker that cannot open the store writes to it: through a desk beside the store.
+
+The store is one SQLite file on one machine. A :class:`Desk` runs on that machine and does what
+workers elsewhere ask of it; a :class:`RemoteLease` is a worker's end of the line, and is to its
+run what a :class:`~normkit.lab.leases.Lease` is to one that is trained here. How the words travel
+is the business of whoever connects the two (Ray, in :mod:`normkit.lab.executors.cluster`).
+
+The process that submits the runs holds the leases, by its host and process number: if it dies, no
+worker writes any more, and its runs are free at once. If a worker dies, it tells the desk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from normkit.errors import OptionError, explain
+from normkit.lab import machine
+from normkit.lab.leases import Holder, Lease, LeaseLostError, acquire
+from normkit.lab.store import Store
+
+__all__ = ["Desk", "RemoteLease", "Taken"]
+
+ASK_SECONDS = 1.0
+"""How often a worker says that it lives, and learns whether to stop."""
+
+WRITES = ("measured", "checkpoint", "finish", "fail", "release")
+SAME = ("python", "torch", "normkit")
+
+Taken = tuple[str, int]
+"""A run that was taken: its description as JSON, its number in the store."""
+
+Ask = Callable[..., Any]
+"""``ask(method, *arguments)`` calls a method of the desk and returns what it returned."""
+
+
+class Desk:
+    """Writes into the store for workers elsewhere.
+
+    It keeps nothing in memory that the store does not know, but for the word to stop: a desk that
+    is started anew goes on where the one before was.
+
+    Args:
+        path: of the store.
+        host: with ``pid``, the process that holds the leases.
+    """
+
+    def __init__(self, path: str, host: str, pid: int) -> None:
+        self._store = Store(Path(path), create=False, check=False)
+        self._host, self._pid = host, pid
+        self._stopping = False
+
+    def take(self, key: str, owner: str, versions: Mapping[str, str], where: str) -> Taken | None:
+        """Take a run's lease for a worker with these versions; None if it is not to be had.
+
+        Raises:
+            OptionError: the worker's Python, torch or normkit is not the one here. Runs of two
+                versions are not comparable, and one store would hold both.
+        """
+        here = machine.versions()
+        other = [name for name in SAME if versions.get(name) != here[name]]
+        if other:
+            raise OptionError(
+                explain(
+                    "all machines of a study need the same versions of " + ", ".join(SAME),
+                    " and ".join(
+                        f"{name} {versions.get(name)} on a worker ({where}), {here[name]} here"
+                        for name in other
+                    ),
+                    "install the same ones on every node of the cluster",
+                )
+            )
+        known = self._store.get(key)
+        holder = Holder(owner, self._host, self._pid, versions, where)
+        lease = acquire(self._store, key, holder)
+        if known is None or lease is None:
+            return None
+        return known.config.to_json(), lease.run
+
+    def resume(self, run: int, owner: str) -> bytes | None:
+        """The run's last checkpoint."""
+        return Lease(self._store, run, owner).resume()
+
+    def write(
+        self, run: int, owner: str, what: str, given: Sequence[Any], named: Mapping[str, Any]
+    ) -> bool:
+        """Do one of the ``WRITES`` of a lease; False if the lease is lost."""
+        assert what in WRITES
+        try:
+            getattr(Lease(self._store, run, owner), what)(*given, **named)
+        except LeaseLostError:
+            return False
+        return True
+
+    def beat(self, run: int, owner: str) -> bool:
+        """Keep a lease alive; says whether the worker is to stop."""
+        Lease(self._store, run, owner).beat()
+        return self._stopping
+
+    def bury(self, run_key: str, owner: str) -> None:
+        """Give back what a worker held that has died; its run goes on from its checkpoint."""
+        row = self._store.connection.execute(
+            "SELECT id FROM runs WHERE key = ?", (run_key,)
+        ).fetchone()
+        if row is not None:
+            self.write(int(row["id"]), owner, "release", (), {})
+
+    def stop(self) -> None:
+        """From now on, tell all workers to stop."""
+        self._stopping = True
+
+
+class RemoteLease:
+    """The right to write one run, from another machine. Has the methods of a Lease.
+
+    Args:
+        ask: reaches the desk. It is called by two threads at once.
+        run: the number of the run, from :meth:`Desk.take`.
+        owner: under which it was taken.
+    """
+
+    def __init__(self, ask: Ask, run: int, owner: str) -> None:
+        self._ask = ask
+        self._run = run
+        self._owner = owner
+        self._stop = threading.Event()
+
+    def stopping(self) -> bool:
+        """Whether the desk said to stop, as last heard."""
+        return self._stop.is_set()
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Keep the lease alive meanwhile, and hear whether to stop."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(ASK_SECONDS):
+                with contextlib.suppress(Exception):  # a missed beat is no reason to lose the run
+                    if self._ask("beat", self._run, self._owner):
+                        self._stop.set()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def measured(
+        self,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float | None],
+        vectors: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Record what was measured at a step."""
+        self._write("measured", step, epoch, metrics, vectors)
+
+    def checkpoint(self, step: int, state: bytes) -> None:
+        """Keep the state from which the run can go on."""
+        self._write("checkpoint", step, state)
+
+    def resume(self) -> bytes | None:
+        """The state of the last checkpoint, None if the run starts from the beginning."""
+        found: bytes | None = self._ask("resume", self._run, self._owner)
+        return found
+
+    def finish(self, *, seconds: float, diverged_step: int | None) -> None:
+        """The run is a result."""
+        self._write("finish", seconds=seconds, diverged_step=diverged_step)
+
+    def fail(self, error: str) -> None:
+        """The run cannot be done, for the reason given."""
+        self._write("fail", error)
+
+    def release(self) -> None:
+        """Give the run back unfinished."""
+        self._write("release")
+
+    def _write(self, what: str, *given: Any, **named: Any) -> None:
+        if not self._ask("write", self._run, self._owner, what, given, named):
+            raise LeaseLostError

@@ -40,7 +40,15 @@ from __future__ import annotations
 from statistics import fmean
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.layers import Value, at, layer_chart, looks, slope, step_chart
+from normkit.lab.claims.layers import (
+    Value,
+    at,
+    layer_chart,
+    looks,
+    slope,
+    smaller_by,
+    step_chart,
+)
 from normkit.lab.claims.parts import BN, WITH, WITHOUT, differences, figures, seed_table
 from normkit.lab.claims.sweeps import mean_of
 from normkit.lab.config import RunConfig
@@ -125,8 +133,8 @@ def judge(evidence: Evidence) -> Judgement:
 
     slower = "Decay, {act} (decides): how much less do gradients decay from layer to layer?"
     decays = {act: ask(slower, act, decay) for act in ACTS}
-    smaller = ask("Weights, {act} (decides): how much smaller are they?", RELU, weights)
-    given = ask("Inputs, {act} (decides): how much smaller are they?", RELU, inputs)
+    smaller = ask("Weights, {act} (decides): how much smaller are they with BN?", RELU, weights)
+    given = ask("Inputs, {act} (decides): how much smaller are they with BN?", RELU, inputs)
     other = "For information: how much smaller are the {} with BN, {{act}}?"
     last = "For information: how much less do gradients decay at the last look, {act}?"
     count = evidence.coverage(min(map(len, pairs.values())))
@@ -138,9 +146,9 @@ def judge(evidence: Evidence) -> Judgement:
     return Judgement(
         sentence=(
             f"From layer to layer gradients decay less with BN by {figures(decays[RELU])} decades "
-            f"with ReLU and {figures(decays[SIGMOID])} with sigmoid. At the end of training with "
-            f"ReLU the weights' norms are smaller with BN by {figures(smaller)} decades per layer, "
-            f"the inputs by {figures(given)} (negative: larger; {count}, 95 % intervals)."
+            f"with ReLU and {figures(decays[SIGMOID])} with sigmoid. At the end of training of the "
+            f"ReLU network its weights are {smaller_by(smaller)} with BN and the inputs of its "
+            f"layers {smaller_by(given)}, by the geometric mean ({count}, 95 % intervals)."
         ),
         decides=[decays[RELU], decays[SIGMOID], smaller, given],
         information=[
@@ -242,8 +250,9 @@ CLAIM = Claim(
         "The source argues without an experiment. How fast gradients decay without BN depends on "
         "the first weights; here they are PyTorch's own, under which signals and gradients shrink "
         "from layer to layer. Behind BN the size of a weight changes no output: nothing but weight "
-        "decay makes it smaller, and each step makes it larger, as the step stands at right angles "
-        "to it. Smaller weights would also make a plain product of weights decay faster, not more "
-        "slowly; what BN hands down is divided by the standard deviation of the layer's output."
+        "decay makes it smaller, and a step along the gradient, which stands at right angles to "
+        "it, makes it larger. Smaller weights would also make a plain product of weights decay "
+        "faster, not more slowly; what BN hands down is divided by the standard deviation of the "
+        "layer's output."
     ),
 )

@@ -111,7 +111,7 @@ def judge(evidence: Evidence) -> Judgement:
     off_on = {act: evidence.pairs(arm(act, BARE), arm(act, AFFINE)) for act in RATES}
     on_off = {act: evidence.pairs(arm(act, AFFINE), arm(act, BARE)) for act in RATES}
 
-    lower = "{} (decides): how much lower is the training loss of the last epoch with γ and β?"
+    lower = "With {} (decides): how much lower do γ and β bring the last epoch's training loss?"
     losses = {
         act: compare(
             lower.format(act),
@@ -187,7 +187,7 @@ def _chart(evidence: Evidence, act: str) -> Chart | None:
 
 
 def _arms_table(evidence: Evidence) -> Table:
-    """Each arm's figures; the sources have none to print beside them."""
+    """Each arm's figures; the source has none to print beside them."""
     columns = (
         ("training loss, last epoch", final_loss),
         ("training accuracy", lambda run: run.last("epoch_train_accuracy")),
@@ -200,7 +200,7 @@ def _arms_table(evidence: Evidence) -> Table:
         rows.append((name, *(None if mean is None else round(mean, 4) for mean in means)))
     return Table(
         "arms",
-        "What each network fits (the sources give no figures)",
+        "What each network fits (the source gives no figures)",
         ("arm", *(name for name, _ in columns)),
         tuple(rows),
     )
@@ -221,10 +221,6 @@ CLAIM = Claim(
             "regime; γ and β let the transformation represent the identity; no figures are given",
             "https://arxiv.org/abs/1502.03167",
         ),
-        Reference(
-            "An implementation of batch normalization in PyTorch (article)",
-            "the same argument; no figures are given",
-        ),
     ),
     prediction=(
         "With γ and β a network that sees few images many times reaches a lower training loss than "
@@ -242,7 +238,7 @@ CLAIM = Claim(
         "The source speaks of what a layer can represent, which is not the same as what training "
         "finds. After each normalizer here comes another layer with weights and a bias of its own: "
         "with ReLU, which passes a positive factor on, the next weights can do all that γ does, "
-        "and what is left of the argument is β. A sigmoid's part is small because a normalised "
-        "input still reaches beyond the linear part in its tails."
+        "and what is left of the argument is β. And a normalised input is not confined to a "
+        "sigmoid's linear part: its tails reach beyond it."
     ),
 )

@@ -12,10 +12,10 @@ from statistics import fmean, linear_regression
 
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.parts import band
-from normkit.lab.findings import Chart, Line
+from normkit.lab.findings import Chart, Comparison, Line
 from normkit.lab.store import Run
 
-__all__ = ["Levels", "Value", "at", "layer_chart", "looks", "slope", "step_chart"]
+__all__ = ["Levels", "Value", "at", "layer_chart", "looks", "slope", "smaller_by", "step_chart"]
 
 Levels = tuple[float, ...]
 Value = Callable[[Run], float | None]
@@ -58,6 +58,21 @@ def at(
         return of(found[look(found)]) if found else None
 
     return value
+
+
+def smaller_by(found: Comparison | None) -> str:
+    """A difference of logarithms as a factor, for a sentence.
+
+    >>> smaller_by(Comparison("", "", -0.301, -0.477, -0.1, 5, "not supported"))
+    '2.00 [1.26, 3.00] times larger'
+    """
+    if found is None:
+        return "not yet known"
+    ends = [10 ** abs(found.effect)]
+    sign = -1 if found.effect < 0 else 1
+    ends += sorted(10 ** (sign * end) for end in (found.low, found.high))
+    middle, low, high = (f"{end:.2f}" for end in ends)
+    return f"{middle} [{low}, {high}] times {'larger' if sign < 0 else 'smaller'}"
 
 
 def _drawn(

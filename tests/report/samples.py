@@ -7,11 +7,13 @@ was measured.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Finding, Line, Reference, Table
 
 ABOUT = {
@@ -144,12 +146,30 @@ def c1() -> Finding:
                 2.06,
                 10,
                 "supported",
+                smallest=0.5,
+                p=0.0003,
+                decides=True,
             ),
             Comparison(
-                "Is 87 % reached in fewer epochs?", "epochs", 2.1, 1.4, 2.8, 10, "supported"
+                "Is 87 % reached in fewer epochs (decides)?",
+                "epochs",
+                2.1,
+                1.4,
+                2.8,
+                10,
+                "supported",
+                p=0.0121,
+                decides=True,
             ),
             Comparison(
-                "Is the last training loss lower?", "nats", 0.09, 0.07, 0.11, 10, "supported"
+                "For information: is the last training loss lower?",
+                "nats",
+                0.09,
+                0.07,
+                0.11,
+                10,
+                "supported",
+                p=0.0004,
             ),
         ),
         charts=(accuracy, loss),
@@ -332,8 +352,13 @@ def c11() -> Finding:
                 0.51,
                 10,
                 "undecided",
+                smallest=0.2,
+                p=0.41,
+                decides=True,
+                needed=460,
             ),
         ),
+        differs="The source tells of single runs, whose scores differ by more than this.",
         charts=(),
         runs=20,
         seconds=803.0,
@@ -368,8 +393,11 @@ def c13() -> Finding:
                 -0.06,
                 10,
                 "not supported",
+                p=0.99,
+                decides=True,
             ),
         ),
+        differs="AlexNet’s dense layers hold most of its weights; the source’s hold few.",
         charts=(
             Chart(
                 "placement",
@@ -493,6 +521,41 @@ def c20() -> Finding:
         seconds=7321.0,
         records=records(sizes, BN=bn, GN=gn, LN=ln),
     )
+
+
+def study(count: int = 24, runs: int = 80) -> list[Finding]:
+    """As many claims as the lab has, with as many runs each as a full study, recorded as it does.
+
+    A record is what ``normkit.lab.judge`` writes of a run: what it was, and every score by epoch.
+    """
+    chance = np.random.default_rng(0)
+    shapes = realistic()
+    made = []
+    for index in range(count):
+        base = shapes[index % len(shapes)]
+        config = RunConfig(
+            model="resnet18",
+            model_options=(("norm_at", "conv"),),
+            norm="batch",
+            lr=0.1,
+            train_images=20_000,
+            test_images=10_000,
+            batch_size=128,
+            epochs=12,
+            seed=0,
+        )
+        rows = []
+        for run in range(runs):
+            scores = {
+                name: [float(value) for value in chance.random(12)]
+                for name in ("epoch_train_loss", "epoch_train_accuracy", "test_accuracy",
+                             "test_loss", "test_accuracy@population:10000:256")
+            }  # fmt: skip
+            about = json.loads(dataclasses.replace(config, seed=run).to_json())
+            rows.append({"claim": f"C{index + 1}", "arm": f"arm {run % 4}", "status": "done",
+                         "seconds": 12.34, "key": f"{run:064x}", **about, **scores})  # fmt: skip
+        made.append(dataclasses.replace(base, key=f"C{index + 1}", runs=runs, records=tuple(rows)))
+    return made
 
 
 def realistic() -> list[Finding]:

@@ -193,6 +193,45 @@ def test_a_page_of_many_claims_is_light_and_quick(visit, files: dict[str, Path])
     assert len(rows) == 6001
 
 
+@pytest.mark.slow
+def test_a_whole_study_in_one_page(
+    browser: api.Browser, samples: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 claims of 80 runs each: how heavy the page is, and how long it takes, for the log."""
+    path = write(samples.study(), tmp_path / "study.html", about=samples.ABOUT)
+    size = path.stat().st_size
+    without = [dataclasses.replace(each, records=()) for each in samples.study()]
+    bare = write(without, tmp_path / "bare.html", about=samples.ABOUT).stat().st_size
+    begun = time.perf_counter()
+    visited = Visit(browser, path, viewport={"width": 1280, "height": 800})
+    loaded = time.perf_counter() - begun
+    begun = time.perf_counter()
+    visited.read()
+    drawn = time.perf_counter() - begun
+    charts = visited.page.locator("figure.chart").count()
+    with capsys.disabled():
+        print(
+            f"\n{size / 1e6:.2f} MB, of which data {(size - bare) / 1e6:.2f} MB; "
+            f"opened in {loaded:.1f} s; all {charts} charts drawn in {drawn:.1f} s"
+        )
+    assert size < 15_000_000
+    assert loaded < 5
+    visited.check()
+    visited.context.close()
+
+
+def test_claims_are_ordered_by_verdict(desk: Visit, samples: ModuleType) -> None:
+    rows = desk.page.locator("#overview tbody tr th .id")
+    planned = [finding.key for finding in samples.realistic()]
+    assert rows.all_text_contents() == planned
+    desk.page.get_by_role("button", name="verdict", exact=True).click()
+    assert rows.all_text_contents() == ["C1", "C2", "C3", "C20", "C13", "C11"]
+    button = desk.page.get_by_role("button", name="number", exact=True)
+    button.click()
+    assert rows.all_text_contents() == planned
+    assert button.get_attribute("aria-pressed") == "true"
+
+
 def test_downloads_hold_the_data(desk: Visit, samples: ModuleType) -> None:
     page = desk.page
     with page.expect_download() as waiting:

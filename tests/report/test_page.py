@@ -102,6 +102,57 @@ def test_says_all_of_a_finding(outline: Outline, samples: ModuleType) -> None:
     assert "140, of which 30 diverged" in words
 
 
+def test_counts_the_verdicts_and_names_their_claims(page: str) -> None:
+    tally = page[page.index('<ul class="tally"') : page.index('class="contrary"')]
+    said = " ".join(Outline(f"<main>{tally.rsplit('</ul>', 1)[0]}</ul></main>").words().split())
+    assert said == "4 supported C1 C2 C3 C20 1 not supported C13 1 undecided C11"
+
+
+def test_where_the_source_says_otherwise_it_is_said_and_why(page: str, samples: ModuleType) -> None:
+    words = Outline(page).words().replace("\xa0", " ")
+    against, open_ = samples.c13(), samples.c11()
+    assert f"The source says otherwise. Why it may be: {against.differs}" in words
+    assert f"The source says yes, and these runs cannot tell. Why it may be: {open_.differs}" in (
+        words
+    )
+    # A list near the top leads to these two and to no other.
+    box = page[page.index('class="contrary"') : page.index('id="overview"')]
+    assert re.findall(r'href="#([^"]+)"', box) == ["C11-differs", "C13-differs"]
+    # Nobody knows why: that is said as well. Undecided without a reason is no contradiction.
+    unknown = dataclasses.replace(against, differs="")
+    assert (
+        "The source says otherwise. Why, we do not know."
+        in Outline(render([unknown], about={})).words()
+    )
+    unsaid = dataclasses.replace(open_, differs="")
+    assert "Where we do not confirm" not in Outline(render([unsaid], about={})).words()
+
+
+def test_tells_what_decides_and_how_surely(samples: ModuleType) -> None:
+    words = Outline(render([samples.c1(), samples.c11()], about={})).words().replace("\xa0", " ")
+    first, second = words.split("These decide")[1:]
+    decide, rest = first.split("For information", 1)
+    assert "Is test accuracy higher after epoch 5?" in decide
+    assert "matters from 0.5 under 0.1 %" in decide
+    # What the heading says is not said again.
+    assert "Is 87 % reached in fewer epochs?" in decide
+    assert "1.2 %" in decide
+    assert rest.lstrip().startswith("Is the last training loss lower?")
+    assert "corrected for the 2 questions that decide" in rest
+    assert "about 460 seeds would decide it" in second
+    assert "41 %" in second
+
+
+def test_the_overview_shows_the_effect_on_which_the_verdict_hangs(samples: ModuleType) -> None:
+    good, bad = samples.c1().comparisons[:2]
+    bad = dataclasses.replace(bad, word="not supported", effect=-7.5)
+    finding = dataclasses.replace(samples.c1(), word="not supported", comparisons=(good, bad))
+    page = render([finding], about={})
+    overview = page[page.index('id="overview"') : page.index('id="rule"')]
+    assert "−7.5" in overview
+    assert "+1.62" not in overview
+
+
 def test_links_lead_only_to_the_web_or_within(outline: Outline) -> None:
     links = [attrs["href"] or "" for attrs in outline.all("a")]
     ids = {attrs.get("id") for _, attrs in outline.elements}
@@ -123,7 +174,7 @@ def test_reads_well_to_a_screen_reader(outline: Outline) -> None:
     for landmark in ("main", "nav", "header", "footer"):
         assert outline.all(landmark)
     assert len(outline.all("table")) == len(outline.all("caption"))
-    assert all(attrs.get("scope") in ("row", "col") for attrs in outline.all("th"))
+    assert all(attrs.get("scope") in ("row", "col", "rowgroup") for attrs in outline.all("th"))
     pictures = [attrs for attrs in outline.all("div") if attrs.get("role") == "img"]
     assert len(pictures) == len(outline.all("figure")) == 10
     assert all(attrs["aria-label"] and attrs["aria-describedby"] for attrs in pictures)
@@ -144,7 +195,7 @@ def test_policy_allows_what_is_there_and_no_network(outline: Outline) -> None:
     assert "unsafe" not in policy
     assert "http" not in policy
     for _, attrs, text in outline.blocks:
-        if "type" not in attrs:
+        if attrs.get("type") != "application/json":
             digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
             assert f"'sha256-{digest}'" in policy
     for _, attrs in outline.elements:

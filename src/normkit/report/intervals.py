@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from normkit.lab.findings import Comparison
 from normkit.report.text import number
 
-__all__ = ["HALF", "Interval", "interval", "reach"]
+__all__ = ["HALF", "Interval", "interval", "reach", "remark"]
 
 # Half the width of the little picture, in its own units; zero lies in the middle.
 HALF = 70.0
+# What each direction of a verdict may err.
+_TAIL = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,25 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
         open_low=math.isinf(low),
         open_high=math.isinf(high),
     )
+
+
+def remark(comparison: Comparison) -> str:
+    """What is said beside an answer, where the interval alone would mislead or say too little.
+
+    >>> remark(Comparison("?", "", 0.01, 0.005, 0.015, 5, "not supported", smallest=0.02))
+    'above zero, but too small to matter'
+    >>> remark(Comparison("?", "", 0.01, -0.01, 0.03, 5, "undecided", needed=1200))
+    'about 1,200 seeds would decide it'
+    """
+    if comparison.word == "not supported" and comparison.low > 0:
+        return "above zero, but too small to matter"
+    if comparison.word != "undecided":
+        return ""
+    seeds = f"about {number(comparison.needed)} seeds would decide it" if comparison.needed else ""
+    if comparison.decides and comparison.low > 0 and (comparison.p or 0.0) >= _TAIL:
+        corrected = "above zero by itself, not among several questions"
+        return f"{corrected}; {seeds}" if seeds else corrected
+    return seeds
 
 
 def _decimals(effect: float, low: float, high: float) -> int | None:

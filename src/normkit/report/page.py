@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from normkit.errors import StoreError, explain
-from normkit.lab.findings import Chart, Comparison, Finding, Word
-from normkit.report import charts, intervals, payload, text
+from normkit.lab.findings import Finding, Word
+from normkit.report import intervals, payload, text, views
 
 __all__ = ["render", "write"]
 
@@ -31,57 +30,6 @@ _WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
 # plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.
 # It leaves it out where an element with the sheet's name exists.
 _OWN_SHEETS = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
-
-
-@dataclasses.dataclass(frozen=True)
-class ChartView:
-    """A chart, and what the template needs beside it."""
-
-    id: str
-    chart: Chart
-    keys: list[charts.Key]
-    numbers: charts.Numbers | None
-    block: Markup
-
-    @property
-    def banded(self) -> bool:
-        """Whether a curve of the chart has a band."""
-        return any(line.low and line.high for line in self.chart.lines)
-
-    @property
-    def rows(self) -> int:
-        """How many rows a dot plot has; none for a chart over an ordered x."""
-        return len(self.chart.rows) if self.chart.kind == "dots" else 0
-
-    @property
-    def legend(self) -> bool:
-        """Whether curves need a legend: those of a dot plot whose rows are their names do not."""
-        return not self.rows or {key.label for key in self.keys} != set(self.chart.rows)
-
-    @property
-    def upright(self) -> tuple[str, bool]:
-        """What stands along the vertical axis, and whether it is logarithmic."""
-        chart = self.chart
-        return (chart.x_label, False) if self.rows else (chart.y_label, chart.y_log)
-
-    @property
-    def level(self) -> tuple[str, bool]:
-        """What stands along the horizontal axis, and whether it is logarithmic."""
-        chart = self.chart
-        return (chart.y_label, chart.y_log) if self.rows else (chart.x_label, chart.x_log)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClaimView:
-    """A finding, and what the template needs beside it."""
-
-    id: str
-    finding: Finding
-    charts: list[ChartView]
-    # Each on its own scale for the overview, all on one scale for the claim's own table.
-    overview: tuple[Comparison, intervals.Interval] | None
-    comparisons: list[tuple[Comparison, intervals.Interval]]
-    download: payload.Download
 
 
 def write(findings: Sequence[Finding], path: Path, *, about: Mapping[str, str]) -> Path:
@@ -176,7 +124,10 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        asked=text.asked,
+        chance=text.chance,
         number=text.number,
+        remark=intervals.remark,
         decimals=text.decimals,
         duration=text.duration,
         label=text.label,
@@ -196,11 +147,13 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         # made itself would be refused.
         "plotly": "/* rules of plotly.js */",
     }
-    claims = _claims(findings)
-    tally = Counter(finding.word for finding in findings)
+    claims = views.claims(findings)
+    tally = [(word, [one for one in claims if one.finding.word == word]) for word in _WORDS]
     return environment.get_template("page.html.j2").render(
         claims=claims,
-        tally=[(word, tally[word]) for word in _WORDS if tally[word]],
+        tally=tally,
+        words=_WORDS,
+        contrary=[one for one in claims if one.differs],
         runs=sum(finding.runs for finding in findings),
         seconds=sum(finding.seconds for finding in findings),
         about={key: value for key, value in about.items() if key != "notice"},
@@ -214,41 +167,6 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
     )
 
 
-def _claims(findings: Sequence[Finding]) -> list[ClaimView]:
-    colours = charts.palette(chart for finding in findings for chart in finding.charts)
-    names = _unique([text.slug(finding.key) for finding in findings])
-    views = []
-    for name, finding, download in zip(
-        names, findings, payload.downloads(findings, names), strict=True
-    ):
-        pictures = [
-            ChartView(
-                id=f"{name}-chart-{index}",
-                chart=chart,
-                keys=charts.keys(chart, colours),
-                numbers=charts.numbers(chart),
-                block=payload.embed(charts.spec(chart, colours), compress=False),
-            )
-            for index, chart in enumerate(finding.charts, 1)
-        ]
-        first = finding.comparisons[:1]
-        views.append(
-            ClaimView(
-                id=name,
-                finding=finding,
-                charts=pictures,
-                overview=(first[0], intervals.interval(first[0])) if first else None,
-                comparisons=[
-                    (one, intervals.interval(one, intervals.reach(same_unit)))
-                    for one in finding.comparisons
-                    for same_unit in [[c for c in finding.comparisons if c.unit == one.unit]]
-                ],
-                download=download,
-            )
-        )
-    return views
-
-
 def _verdicts(findings: Sequence[Finding]) -> Markup:
     """The overview as a download: one row for each comparison."""
     rows: list[dict[str, Any]] = [
@@ -258,18 +176,6 @@ def _verdicts(findings: Sequence[Finding]) -> Markup:
     ]
     about = {"what": "verdicts of normkit's lab"}
     return payload.embed({"name": "normkit-verdicts", "about": about, **payload.table(rows)})
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Names made different by a number, whatever their case: they become file names too."""
-    # The page's own identifiers come first.
-    seen: Counter[str] = Counter(("main", "theme", "title", "top", "verdicts"))
-    made = []
-    for name in names:
-        seen[name.lower()] += 1
-        count = seen[name.lower()]
-        made.append(name if count == 1 else f"{name}--{count}")
-    return made
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:

@@ -90,6 +90,7 @@ def about(finding: Finding) -> dict[str, Any]:
         "prediction": finding.prediction,
         "verdict": finding.word,
         "sentence": finding.sentence,
+        "differs": finding.differs,
         "comparisons": [dataclasses.asdict(comparison) for comparison in finding.comparisons],
         "sources": [dataclasses.asdict(source) for source in finding.sources],
         "data": finding.data,

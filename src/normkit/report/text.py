@@ -7,7 +7,18 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-__all__ = ["decimals", "duration", "label", "number", "safe_url", "shorten", "slug", "tidy"]
+__all__ = [
+    "asked",
+    "chance",
+    "decimals",
+    "duration",
+    "label",
+    "number",
+    "safe_url",
+    "shorten",
+    "slug",
+    "tidy",
+]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -56,6 +67,28 @@ def decimals(values: Iterable[object]) -> int | None:
         return None
     places = [len(f"{v:.4g}".partition(".")[2]) for v in found]
     return min(max(places), max(0, 3 - math.floor(math.log10(max(found)))))
+
+
+def chance(p: float) -> str:
+    """A probability in percent, with as many digits as it deserves.
+
+    >>> chance(0.31), chance(0.0234), chance(0.0004), chance(1.0)
+    ('31\\xa0%', '2.3\\xa0%', 'under 0.1\\xa0%', '100\\xa0%')
+    """
+    percent = 100 * p
+    if percent < 0.1:
+        return "under 0.1\u00a0%"
+    return f"{percent:.0f}\u00a0%" if percent >= 10 else f"{percent:.1f}\u00a0%"
+
+
+def asked(question: str) -> str:
+    """A question without what its place in the table says already.
+
+    >>> asked("BN loses (decides): by how much?"), asked("For information: how much at 0.5?")
+    ('BN loses: by how much?', 'How much at 0.5?')
+    """
+    bare = question.replace(" (decides)", "").removeprefix("For information: ").strip()
+    return bare[:1].upper() + bare[1:]
 
 
 def duration(seconds: float) -> str:

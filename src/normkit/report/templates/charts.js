@@ -84,12 +84,14 @@ const Drawing = (() => {
   }
 
   function curves(spec, hidden) {
+    // Many bands over each other would hide the curves.
+    const many = spec.lines.filter((line) => line.low).length > 4;
     const bands = spec.lines.flatMap((line, index) => {
       if (!line.low) return [];
       const tint = tintOf(line);
       return [{
-        ...band(line), type: "scatter", mode: "lines", fill: "toself", fillcolor: faint(tint, 0.17),
-        line: { width: 1, color: faint(tint, 0.3) }, hoverinfo: "skip", visible: !hidden.has(index),
+        ...band(line), type: "scatter", mode: "lines", fill: "toself", fillcolor: faint(tint, many ? 0.07 : 0.17),
+        line: { width: 1, color: faint(tint, many ? 0.2 : 0.3) }, hoverinfo: "skip", visible: !hidden.has(index),
         meta: index, showlegend: false,
       }];
     });

@@ -11,7 +11,17 @@
   const PAPER = { width: 640, height: 270 };
   const figures = new Map();
 
+  // Most of the page's programs is plotly.js, which need not run before there is a chart to draw.
+  function wake() {
+    if (window.Plotly) return;
+    const program = document.createElement("script");
+    program.textContent = document.getElementById("plotly").textContent;
+    document.head.append(program);
+    program.remove();
+  }
+
   function draw(figure) {
+    wake();
     const plot = figure.querySelector(".plot");
     const state = figures.get(figure);
     state.spec ??= JSON.parse(document.getElementById(figure.dataset.chart).textContent);
@@ -213,6 +223,17 @@
   };
   const sizes = new ResizeObserver((entries) => entries.forEach((entry) => fit(entry.target)));
   all(".scroll").forEach((box) => sizes.observe(box));
+
+  // The overview in the order of the claims, or of their verdicts.
+  const orders = all("[data-order]");
+  const rows = all("#overview tbody tr");
+  orders.forEach((button) => button.addEventListener("click", () => {
+    const place = new Map(rows.map((row, index) => [row, index]));
+    const by = (row) => (button.dataset.order === "verdict" ? Number(row.dataset.verdict) : 0);
+    const sorted = [...rows].sort((a, b) => by(a) - by(b) || place.get(a) - place.get(b));
+    document.querySelector("#overview tbody").append(...sorted);
+    orders.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+  }));
 
   // Which claim is being read.
   const links = new Map(all(".rail a").map((link) => [link.hash.slice(1), link]));

@@ -26,20 +26,28 @@ effects were fixed before, and stayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import BN, band, differences, figures, seed_table
-from normkit.lab.claims.sweeps import line_over, mean_of, percent
+from normkit.lab.claims.depths import (
+    PLAIN,
+    RESIDUAL,
+    depth_of,
+    depths,
+    depths_chart,
+    depths_table,
+    epochs_chart,
+    test_error,
+    training_error,
+)
+from normkit.lab.claims.parts import BN, differences, figures, seed_table
 from normkit.lab.config import RunConfig
-from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
+from normkit.lab.findings import Comparison, Reference, Table
 from normkit.lab.store import Run
 from normkit.lab.verdicts import compare
 
-PLAIN, RESIDUAL = "plain", "residual"
 SMALLEST = 0.01
-GUESSING = 0.9  # of ten classes
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=3, train=2_000, test=1_000, epochs=5),
@@ -50,13 +58,6 @@ DEPTHS: dict[Preset, tuple[int, ...]] = {
     "quick": (18, 34),
     "full": (18, 34),
     "paper": (20, 32, 44, 56),
-}
-
-# Error, %, by depth: on ImageNet's validation images (table 2 of the paper) and on CIFAR-10's test
-# images (table 6), where no figures are printed for the plain networks.
-PUBLISHED: dict[str, dict[str, Mapping[int, float]]] = {
-    "ImageNet": {PLAIN: {18: 27.94, 34: 28.54}, RESIDUAL: {18: 27.88, 34: 25.03}},
-    "CIFAR-10": {RESIDUAL: {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97}},
 }
 
 
@@ -90,30 +91,6 @@ def plan(preset: Preset, available: Available) -> Arms:
         for depth in DEPTHS[preset]
         for arm in (PLAIN, RESIDUAL)
     ]
-
-
-def depth_of(config: RunConfig) -> int:
-    """How many layers a network has, as its name says."""
-    return int(config.model.removeprefix("resnet"))
-
-
-def depths(evidence: Evidence) -> list[int]:
-    """All depths planned, the shallowest first."""
-    return sorted({depth_of(planned.run.config) for planned in evidence.planned})
-
-
-def training_error(run: Run) -> float | None:
-    """Of the last epoch; that of guessing where the loss was not finite."""
-    if "epoch_train_accuracy" not in run.metrics:
-        return None
-    accuracy = run.last("epoch_train_accuracy")
-    return GUESSING if accuracy is None else 1 - accuracy
-
-
-def test_error(run: Run) -> float | None:
-    """After the last epoch, with the statistics remembered."""
-    accuracy = run.last("test_accuracy")
-    return None if accuracy is None else 1 - accuracy
 
 
 Error = Callable[[Run], float | None]
@@ -162,7 +139,7 @@ def judge(evidence: Evidence) -> Judgement:
         ],
     )
     residual = _compare("", [by_arm[RESIDUAL][seed] for seed in both])
-    charts = [_by_depth(evidence, worse, residual), _by_epoch(evidence)]
+    charts = [depths_chart(evidence, worse, residual), epochs_chart(evidence)]
     return Judgement(
         sentence=(
             f"From {ends} layers the training error of the plain network rises by "
@@ -173,99 +150,12 @@ def judge(evidence: Evidence) -> Judgement:
         decides=[worse, less, kept],
         information=[tested],
         charts=[chart for chart in charts if chart],
-        tables=(_table(evidence), _seed_table(evidence)),
+        tables=(depths_table(evidence), _seed_table(evidence)),
     )
 
 
 def _compare(question: str, values: list[float]) -> Comparison | None:
     return compare(question, values, unit="error", smallest=SMALLEST)
-
-
-def _by_depth(
-    evidence: Evidence, plain: Comparison | None, residual: Comparison | None
-) -> Chart | None:
-    lines = []
-    for arm in (PLAIN, RESIDUAL):
-        runs_at = [
-            (layers, evidence.of(arm, model=f"resnet{layers}")) for layers in depths(evidence)
-        ]
-        for label, arm_error in (("training", training_error), ("test", test_error)):
-            line = line_over(f"{arm}, {label}", arm, runs_at, arm_error, scale=100)
-            if line is not None:
-                lines.append(line)
-    if not lines:
-        return None
-    title = "Training error by depth"
-    if plain is not None and residual is not None:
-        title += f": plain {plain.effect * 100:+.1f} points, residual {residual.effect * 100:+.1f}"
-    words = "; ".join(f"{line.label} from {_ends(line)}" for line in lines)
-    return Chart(
-        key="depths",
-        title=title,
-        x_label="layers",
-        y_label="error, %",
-        lines=tuple(lines),
-        text=f"Error of the last epoch by depth: {words}. Bands are 95 % intervals of the mean.",
-        markers=True,
-    )
-
-
-def _ends(line: Line) -> str:
-    first, last = ("unknown" if y is None else f"{y:.1f} %" for y in (line.y[0], line.y[-1]))
-    return f"{first} at {line.x[0]:.0f} layers to {last} at {line.x[-1]:.0f}"
-
-
-def _by_epoch(evidence: Evidence) -> Chart | None:
-    lines = []
-    found = depths(evidence)
-    for layers in found[:: max(1, len(found) - 1)]:
-        for arm in (PLAIN, RESIDUAL):
-            runs = evidence.of(arm, model=f"resnet{layers}")
-            if not runs:
-                continue
-            rows = [
-                [100 * (GUESSING if each is None else 1 - each) for each in accuracies]
-                for run in runs
-                for accuracies in [run.by_epoch("epoch_train_accuracy")]
-            ]
-            epochs = range(1, runs[0].config.epochs + 1)
-            line = band(f"{arm}, {layers} layers", arm, epochs, rows)
-            if line is not None:
-                lines.append(line)
-    if not lines:
-        return None
-    words = "; ".join(
-        f"{line.label}: {line.y[-1]:.1f} %" for line in lines if line.y[-1] is not None
-    )
-    return Chart(
-        key="epochs",
-        title="Training error by epoch: where deep and shallow part",
-        x_label="epoch",
-        y_label="training error, %",
-        lines=tuple(lines),
-        text=f"Training error after each epoch; after the last: {words}. Bands are 95 % intervals.",
-        markers=True,
-    )
-
-
-def _table(evidence: Evidence) -> Table:
-    rows: list[tuple[str | float | None, ...]] = []
-    found = depths(evidence)
-    for arm in (PLAIN, RESIDUAL):
-        for label, error in (("training", training_error), ("test", test_error)):
-            ours = [mean_of(evidence.of(arm, model=f"resnet{n}"), error) for n in found]
-            for layers, value in zip(found, ours, strict=True):
-                rows.append((arm, layers, f"{label}, ours", percent(value)))
-    for data, by_arm in PUBLISHED.items():
-        for arm, by_depth in by_arm.items():
-            for layers, value in by_depth.items():
-                rows.append((arm, layers, f"{data}, published", value))
-    return Table(
-        "depths",
-        "Error, %, by depth: ours (mean over seeds), and published (validation or test)",
-        ("network", "layers", "error on", "%"),
-        tuple(rows),
-    )
 
 
 def _seed_table(evidence: Evidence) -> Table:

@@ -36,23 +36,31 @@ constant rate, and a ResNet-18 to go with it would take longer than both network
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
-import torch
-
-from normkit.lab.building import build_model
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import BN, differences, figures, metric_chart, seed_table, under
-from normkit.lab.claims.sweeps import mean_of
+from normkit.lab.claims.parts import BN, differences, figures, metric_chart, seed_table
+from normkit.lab.claims.sizes import (
+    CUT,
+    DENSENET,
+    RESNET,
+    SOURCE,
+    Options,
+    counted,
+    epoch_seconds,
+    moving,
+    networks_table,
+    parameters,
+    parameters_chart,
+    population,
+    times,
+)
 from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
-from normkit.lab.data.catalogue import spec_of
-from normkit.lab.findings import Chart, Line, Reference, Table
+from normkit.lab.findings import Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import compare, interval
+from normkit.lab.verdicts import compare
 
-RESNET, DENSENET, CUT = "ResNet-18", "DenseNet", "ResNet-18, cut to DenseNet's size"
 MARGIN = 0.01
 SMALLEST_SHARE = 0.5
 SAMPLES = 10_000
@@ -62,23 +70,13 @@ SCALES: dict[Preset, Scale] = {
     "full": Scale(seeds=5, train=8_000, test=5_000, epochs=4),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=10),
 }
-Options = tuple[tuple[str, int], ...]
 SMALL: dict[str, tuple[str, Options]] = {
     RESNET: ("resnet18", (("width", 8),)),
     DENSENET: ("densenet", (("growth", 4), ("stem", 8))),
     CUT: ("resnet18", (("width", 2),)),
 }
-# The source's own, and at what rate it trains each.
-SOURCE: dict[str, tuple[str, Options]] = {
-    RESNET: ("resnet18", ()),
-    DENSENET: ("densenet", ()),
-    CUT: ("resnet18", (("width", 16),)),
-}
+# At what rate the source trains each.
 RATES = {RESNET: 0.05, DENSENET: 0.1, CUT: 0.05}
-
-# Test accuracy with the moving average after epoch 10, least, median and greatest of about 80
-# published builds, 96×96 pixels.
-PUBLISHED = {RESNET: (0.814, 0.913, 0.927), DENSENET: (0.406, 0.882, 0.918)}
 
 
 def plan(preset: Preset, available: Available) -> Arms:
@@ -105,30 +103,6 @@ def plan(preset: Preset, available: Available) -> Arms:
         for seed in range(scale.seeds)
         for arm, (model, options) in (SOURCE if preset == "paper" else SMALL).items()
     ]
-
-
-def parameters(config: RunConfig) -> int:
-    """How many the run's model has, counted from the model."""
-    spec = spec_of(config.data)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = build_model(config, in_channels=spec.shape[0], classes=len(spec.classes))
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def population(run: Run) -> float | None:
-    """Test accuracy after the last epoch, with population statistics."""
-    return under("test_accuracy", run.config.final_evaluations[0])(run)
-
-
-def moving(run: Run) -> float | None:
-    """The same of the same weights, with the moving average."""
-    return run.last("test_accuracy")
-
-
-def epoch_seconds(run: Run) -> float | None:
-    """The median time of an epoch: training and evaluation with the moving average."""
-    values = [value for value in run.by_epoch("epoch_seconds") if value is not None]
-    return median(values) if values else None
 
 
 def judge(evidence: Evidence) -> Judgement:
@@ -166,7 +140,7 @@ def judge(evidence: Evidence) -> Judgement:
         smallest=MARGIN,
     )
     charts = [
-        _against_parameters(evidence),
+        parameters_chart(evidence),
         metric_chart(
             evidence,
             "test_accuracy",
@@ -179,14 +153,14 @@ def judge(evidence: Evidence) -> Judgement:
         sentence=(
             f"DenseNet's test accuracy is {figures(gap, scale=100, digits=1)} points above "
             f"ResNet-18's ({evidence.coverage(len(gaps))}, 95 % interval) with "
-            f"{_counted(evidence, DENSENET)} parameters against {_counted(evidence, RESNET)}, and "
+            f"{counted(evidence, DENSENET)} parameters against {counted(evidence, RESNET)}, and "
             f"{figures(cut, scale=100, digits=1)} above that of a ResNet-18 cut to "
-            f"{_counted(evidence, CUT)}. An epoch takes {_times(evidence)} ResNet-18's time."
+            f"{counted(evidence, CUT)}. An epoch takes {times(evidence)} ResNet-18's time."
         ),
         decides=[reaches, fewer],
         information=[gap, remembered, cut],
         charts=[chart for chart in charts if chart],
-        tables=(_table(evidence), _seed_table(evidence)),
+        tables=(networks_table(evidence), _seed_table(evidence)),
     )
 
 
@@ -195,108 +169,6 @@ def _gaps(
 ) -> list[float]:
     """DenseNet's accuracy less the other's, seed by seed."""
     return differences(evidence.pairs(DENSENET, other), accuracy)
-
-
-def _counted(evidence: Evidence, arm: str) -> str:
-    configs = [planned.run.config for planned in evidence.planned if planned.arm == arm]
-    return f"{parameters(configs[0]):,}" if configs else "unknown"
-
-
-def _times(evidence: Evidence) -> str:
-    ours = {
-        arm: [value for run in evidence.of(arm) for value in [epoch_seconds(run)] if value]
-        for arm in (DENSENET, RESNET)
-    }
-    if not all(ours.values()):
-        return "an unknown multiple of"
-    return f"{median(ours[DENSENET]) / median(ours[RESNET]):.1f} times"
-
-
-def _source(arm: str) -> RunConfig:
-    """The source's own network, to count its parameters; nothing is trained."""
-    arms = plan("paper", Available("full", 60_000, 10_000))
-    return next(config for name, config in arms if name == arm)
-
-
-def _against_parameters(evidence: Evidence) -> Chart | None:
-    lines, words = [], []
-    for arm in evidence.arms:
-        runs = evidence.of(arm)
-        values = [value for run in runs for value in [population(run)] if value is not None]
-        if len(values) < 2:
-            continue
-        count = parameters(runs[0].config)
-        mean, low, high = interval(values)
-        # From one end of the interval to the other and back to the mean: a stroke with marks.
-        lines.append(
-            Line(f"{arm} (mean, 95 % interval)", (float(count),) * 3, (low, high, mean), arm=arm)
-        )
-        words.append(f"{arm}: {mean:.3f} with {count:,} parameters")
-    if not lines:
-        return None
-    published = [
-        Line(
-            f"{arm}, published: least, median, greatest",
-            (float(parameters(_source(arm))),) * 3,
-            (least, most, middle),
-            role="published",
-            arm=arm,
-        )
-        for arm, (least, middle, most) in PUBLISHED.items()
-    ]
-    return Chart(
-        key="parameters",
-        title="Test accuracy against parameters: left is smaller, up is better",
-        x_label="parameters",
-        y_label="test accuracy",
-        lines=(*lines, *published),
-        text=(
-            "Test accuracy after the last epoch, with population statistics, against the number of "
-            f"parameters. {'; '.join(words)}. Published, moving average, 96×96 pixels: "
-            + "; ".join(f"{arm} {low} to {high}" for arm, (low, _, high) in PUBLISHED.items())
-            + "."
-        ),
-        x_log=True,
-        markers=True,
-    )
-
-
-def _table(evidence: Evidence) -> Table:
-    rows: list[tuple[str | float | int | None, ...]] = []
-    for arm in evidence.arms:
-        runs = evidence.of(arm)
-        rows.append(
-            (
-                f"{arm}, ours",
-                parameters(runs[0].config) if runs else None,
-                _rounded(mean_of(runs, population), 4),
-                _rounded(mean_of(runs, moving), 4),
-                _rounded(_milliseconds(runs), 2),
-            )
-        )
-    for arm, (_, middle, _) in PUBLISHED.items():
-        rows.append((f"{arm}, published (median)", parameters(_source(arm)), None, middle, None))
-    return Table(
-        "networks",
-        "Accuracy, parameters and time: ours (mean over seeds; median time), and published",
-        (
-            "network",
-            "parameters",
-            "test accuracy, population statistics",
-            "test accuracy, moving average",
-            "ms of an epoch per training image",
-        ),
-        tuple(rows),
-    )
-
-
-def _milliseconds(runs: list[Run]) -> float | None:
-    values = [value for run in runs for value in [epoch_seconds(run)] if value is not None]
-    return 1000 * median(values) / runs[0].config.train_images if values else None
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
 
 
 def _seed_table(evidence: Evidence) -> Table:

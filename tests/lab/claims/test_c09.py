@@ -108,15 +108,15 @@ def test_a_run_without_a_loss_counts_as_guessing(synthetic: Synthetic) -> None:
 
 def test_the_chart_says_where_training_stops(synthetic: Synthetic) -> None:
     evidence = synthetic(CLAIM, ranges(AS_CLAIMED | {RMSPROP: (5e-4, 0.05)}))
-    assert rates.stops(evidence, SGD) == 2.0
-    assert rates.stops(evidence, ADADELTA) == 50.0
-    assert rates.stops(evidence, RMSPROP) is None
+    assert rates.stops(evidence, SGD) == [0.01, 0.02, 0.05, 2.0, 5.0, 10.0, 20.0]
+    assert rates.stops(evidence, ADADELTA) == [0.05, 0.1, 50.0]
     by_rate, factors = c09.judge(evidence).charts
-    assert [line.arm for line in by_rate.lines[:3]] == [SGD, ADADELTA, RMSPROP]
-    marks = next(line for line in by_rate.lines if "does not train" in line.label)
-    assert [x for x, y in zip(marks.x, marks.y, strict=True) if y is not None] == [2.0, 50.0]
-    relative = next(line for line in factors.lines if "does not train" in line.label)
-    assert sorted(set(relative.x)) == pytest.approx([20.0, 50.0])
+    for chart, unit in ((by_rate, {}), (factors, rates.CUSTOMARY)):
+        assert [line.arm for line in chart.lines[:3]] == [SGD, ADADELTA, RMSPROP]
+        for line in chart.lines[:3]:
+            failed = [lr / unit.get(line.arm, 1.0) for lr in rates.stops(evidence, line.arm)]
+            assert list(line.failed) == failed
+            assert set(failed) <= set(line.x)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -83,18 +83,23 @@ def test_full_has_more_arms_that_decide_nothing(synthetic: Synthetic) -> None:
     found = finding(claim, synthetic(claim, gains(0.02, 0.01)), data="invented")
     assert found.word == "supported"
     assert [each.seeds for each in found.comparisons] == [10, 10, 10, 10, 5, 5]
-    assert [chart.key for chart in found.charts] == ["gains", "eps"]
+    (chart,) = found.charts
+    assert len(chart.rows) == 4
+    assert [line.x for line in chart.lines] == [(0, 1, 2, 3)] * 2
     usual = {config.model_options for arm, config in c11.plan("full", FULL) if arm == c11.USUAL}
     assert usual == {(("init", "pytorch"),)}
 
 
 def test_gains_are_drawn_in_points(synthetic: Synthetic) -> None:
-    (chart,) = c11.judge(synthetic(c11.CLAIM, gains(0.02, 0.0, noise=0.0))).charts
-    by_arm = {line.arm: line for line in chart.lines if line.role == "data"}
-    assert by_arm[c11.SMALL_EPS].y == pytest.approx((2.0, 2.0))
-    assert by_arm[c11.STARTED].y == pytest.approx((0.0, 0.0))
-    heights = {line.y for line in chart.lines if line.role == "theory"}
-    assert heights == {(0.0, 0.0), (0.5, 0.5)}
+    judgement = c11.judge(synthetic(c11.CLAIM, gains(0.02, 0.0)))
+    (chart,) = judgement.charts
+    assert [row.split(", against")[0] for row in chart.rows] == [c11.SMALL_EPS, c11.STARTED]
+    by_batch, by_memory = chart.lines
+    for place, comparison in enumerate(judgement.decides):
+        assert by_batch.y[place] == pytest.approx(100 * comparison.effect)
+        assert by_batch.low[place] == pytest.approx(100 * comparison.low)
+        assert by_batch.high[place] == pytest.approx(100 * comparison.high)
+    assert by_memory.y == pytest.approx((0.0, 0.0))
 
 
 def test_arms_differ_in_what_they_say_alone() -> None:

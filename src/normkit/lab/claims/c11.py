@@ -28,17 +28,16 @@ nothing else was changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import BN, band, differences, figures, seed_table, under
-from normkit.lab.claims.sweeps import line_over, mean_of, percent
-from normkit.lab.conditions import Condition, named
+from normkit.lab.claims.parts import BN, differences, figures, seed_table, under
+from normkit.lab.claims.sweeps import mean_of, percent
+from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
 from normkit.lab.store import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import compare, interval
 
 DEFAULT = "default: ε 1e-5, γ 1, β 0"
 SMALL_EPS = "ε 1e-10"
@@ -55,6 +54,14 @@ OPTIONS: dict[str, tuple[tuple[str, float], ...]] = {
     USUAL_SMALL: (("eps", 1e-10),),
 }
 DECIDING = (DEFAULT, SMALL_EPS, STARTED)
+CHANGES = (
+    (SMALL_EPS, DEFAULT),
+    (STARTED, DEFAULT),
+    (LARGE_EPS, DEFAULT),
+    (USUAL_SMALL, USUAL),
+)
+"""Which arm is compared with which."""
+
 SMALLEST = 0.005
 BATCH: Condition = ("batch", 100)
 
@@ -124,7 +131,7 @@ def judge(evidence: Evidence) -> Judgement:
         gain("For information: how much higher with 1e-10, from PyTorch's first weights?",
              USUAL_SMALL, USUAL),
     ]  # fmt: skip
-    charts = [_gain_chart(evidence), _eps_chart(evidence)]
+    chart = _chart(evidence)
     return Judgement(
         sentence=(
             f"An ε of 1e-10 changes test accuracy by {figures(small, scale=100)} points, and γ, β "
@@ -133,83 +140,38 @@ def judge(evidence: Evidence) -> Judgement:
         ),
         decides=[small, started],
         information=information,
-        charts=[chart for chart in charts if chart],
+        charts=[chart] if chart else [],
         tables=(_table(evidence), _seeds(evidence)),
     )
 
 
-def _gains(pair: tuple[Run, Run]) -> list[float | None]:
-    """By epoch: the first's accuracy less the second's, in points."""
-    one, other = (run.by_epoch(named("test_accuracy", BATCH)) for run in pair)
-    return [
-        None if a is None or b is None else 100 * (a - b) for a, b in zip(one, other, strict=False)
-    ]
-
-
-def _gain_chart(evidence: Evidence) -> Chart | None:
-    lines: list[Line] = []
-    x: Sequence[int] = ()
-    for arm in (SMALL_EPS, STARTED, LARGE_EPS):
-        pairs = evidence.pairs(arm, DEFAULT)
-        if pairs:
-            x = range(1, pairs[0][0].config.epochs + 1)
-        line = band(f"{arm} (mean of {len(pairs)})", arm, x, [_gains(pair) for pair in pairs])
-        if line is not None:
-            lines.append(line)
-    if not lines:
+def _chart(evidence: Evidence) -> Chart | None:
+    """Each change's gain in points, by both ways to evaluate, one row for each change."""
+    pairs = {f"{arm}, against {base}": evidence.pairs(arm, base) for arm, base in CHANGES}
+    pairs = {row: found for row, found in pairs.items() if len(found) > 1}
+    if not pairs:
         return None
-    last = "; ".join(f"{each.arm} {each.y[-1]:+.2f}" for each in lines if each.y[-1] is not None)
-    marks = [
-        Line(label, (x[0], x[-1]), (height, height), role="theory")
-        for label, height in (("no difference", 0.0), ("what would matter", 100 * SMALLEST))
-    ]
+    rows, places = tuple(pairs), tuple(range(len(pairs)))
+    lines = []
+    for label, value in (("batch statistics", accuracy), ("remembered statistics", remembered)):
+        spans = [interval([100 * d for d in differences(found, value)]) for found in pairs.values()]
+        mean, low, high = (tuple(each) for each in zip(*spans, strict=True))
+        lines.append(Line(label, places, mean, low, high, arm=label))
+    told = "; ".join(
+        f"{rows[int(place)]}, {line.label}: {value:+.2f}"
+        for line in lines
+        for place, value in zip(line.x, line.y, strict=True)
+        if value is not None
+    )
     return Chart(
         key="gains",
-        title="What each change gains over the default, seed by seed",
-        x_label="epoch",
-        y_label="test accuracy beyond the default's (points)",
-        lines=(*lines, *marks),
-        text=(
-            "Test accuracy with each change less that of the default with the same seed, in "
-            f"points, after each epoch; half a point would matter. After the last: {last}. The "
-            "band is the 95 % interval of the mean."
-        ),
-        markers=True,
-    )
-
-
-def _eps_chart(evidence: Evidence) -> Chart | None:
-    if not evidence.of(LARGE_EPS):
-        return None
-    drawn = [
-        (
-            "Caffe's first weights",
-            DEFAULT,
-            ((1e-10, SMALL_EPS), (1e-5, DEFAULT), (1e-3, LARGE_EPS)),
-        ),
-        ("PyTorch's first weights", USUAL, ((1e-10, USUAL_SMALL), (1e-5, USUAL))),
-    ]
-    # The seeds that every arm has, so that the points of a line differ by the eps alone.
-    seeds = {run.config.seed for run in evidence.of(LARGE_EPS)}
-    lines = []
-    for label, arm, at in drawn:
-        runs_at = [(e, [r for r in evidence.of(a) if r.config.seed in seeds]) for e, a in at]
-        line = line_over(f"{label} (mean of {len(seeds)})", arm, runs_at, accuracy)
-        if line is not None:
-            lines.append(line)
-    return Chart(
-        key="eps",
-        title="Test accuracy by ε",
-        x_label="ε",
-        y_label="test accuracy",
+        title="What each change gains, with the 95 % interval: half a point would matter",
+        x_label="change",
+        y_label="test accuracy gained, last epoch (points)",
         lines=tuple(lines),
-        text=(
-            "Test accuracy after the last epoch by ε, with Caffe's first weights and with "
-            "PyTorch's, whose first layer has outputs of a variance far above each ε; with the "
-            "95 % interval of the mean."
-        ),
-        x_log=True,
-        markers=True,
+        text=f"Points of test accuracy gained, mean of the paired seeds. {told}.",
+        kind="dots",
+        rows=rows,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from statistics import fmean
 
@@ -90,46 +91,35 @@ def width(evidence: Evidence, arm: str, seed: int) -> float | None:
 
 
 def mean_width(evidence: Evidence, arm: str) -> float | None:
+    """The same, on average over the seeds that have their whole grid."""
     widths = [w for seed in evidence.seeds for w in [width(evidence, arm, seed)] if w is not None]
     return fmean(widths) if widths else None
 
 
-def stops(evidence: Evidence, arm: str) -> float | None:
-    """The first rate above the best at which half of the runs or more do not train (as in C3)."""
+def stops(evidence: Evidence, arm: str) -> list[float]:
+    """The rates at which half of the runs or more do not train (as in C3)."""
     at = {lr: evidence.of(arm, lr=lr) for lr in GRIDS[arm]}
-    means = {lr: value for lr in at for value in [mean_of(at[lr], accuracy)] if value is not None}
-    if not means:
-        return None
-    best = max(means, key=lambda lr: means[lr])
-    return next(
-        (lr for lr in means if lr > best and 2 * sum(map(c03.trains, at[lr])) <= len(at[lr])), None
-    )
+    return [lr for lr, runs in at.items() if runs and 2 * sum(map(c03.trains, runs)) <= len(runs)]
 
 
 def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
-    lines, marks, words = [], [], []
+    """Training accuracy by rate, or by multiples of the customary one; crosses where it stops."""
+    lines, words = [], []
     for arm, grid in GRIDS.items():
         unit = CUSTOMARY[arm] if relative else 1.0
         runs_at = [(lr / unit, evidence.of(arm, lr=lr)) for lr in grid]
         line = line_over(arm, arm, runs_at, accuracy, scale=100)
         if line is None:
             continue
-        lines.append(line)
-        end = stops(evidence, arm)
-        if end is not None:
-            marks.append((end / unit, line.y[grid.index(end)]))
-            words.append(f"{arm} stops training at {end:g}")
-        else:
-            words.append(f"{arm} trains at each rate of its grid")
+        ends = stops(evidence, arm)
+        failed = tuple(lr / unit for lr in ends)
+        lines.append(dataclasses.replace(line, failed=failed))
+        at = ", ".join(f"{lr:g}" for lr in ends)
+        words.append(f"{arm} does not train at {at}" if at else f"{arm} trains over its whole grid")
     if not lines:
         return None
-    if marks:
-        # Single points: between two of them there is nothing to draw.
-        spread = [each for x, y in sorted(marks) for each in ((x, y), (x, None))][:-1]
-        x, y = tuple(x for x, _ in spread), tuple(y for _, y in spread)
-        lines.append(Line("does not train from here", x, y))
-    ends = [x for line in lines for x in line.x]
-    lines.append(Line("guessing", (min(ends), max(ends)), (10.0, 10.0), role="theory"))
+    x = [rate for line in lines for rate in line.x]
+    lines.append(Line("guessing", (min(x), max(x)), (10.0, 10.0), role="theory"))
     customary = ", ".join(f"{arm} {rate:g}" for arm, rate in CUSTOMARY.items())
     return Chart(
         key="factors" if relative else "rates",
@@ -144,9 +134,8 @@ def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
         text=(
             "Mean training accuracy of the last epoch at each learning rate"
             + (f", as a multiple of the customary rate ({customary})" if relative else "")
-            + ", one line for each optimizer, with the 95 % interval of the mean. "
-            + "; ".join(words)
-            + "."
+            + ", one line for each optimizer, with the 95 % interval of the mean and a cross where "
+            "half of the runs or more do not train. " + "; ".join(words) + "."
         ),
         x_log=True,
         markers=True,
@@ -154,12 +143,13 @@ def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
 
 
 def summary_table(evidence: Evidence) -> Table:
+    """Each optimizer at its customary rate, at its best, and how far it works."""
     rows: list[tuple[str | float | int | None, ...]] = []
     for arm, grid in GRIDS.items():
         means = {lr: mean_of(evidence.of(arm, lr=lr), accuracy) for lr in grid}
         known = {lr: value for lr, value in means.items() if value is not None}
         best = max(known, key=lambda lr: known[lr]) if known else None
-        wide, end = mean_width(evidence, arm), stops(evidence, arm)
+        wide, ends = mean_width(evidence, arm), stops(evidence, arm)
         rows.append(
             (
                 arm,
@@ -168,11 +158,12 @@ def summary_table(evidence: Evidence) -> Table:
                 best,
                 percent(known[best]) if best is not None else None,
                 None if wide is None else round(wide, 2),
-                f"above {grid[-1]:g}" if known and end is None else end,
+                ", ".join(f"{lr:g}" for lr in ends)
+                or (f"trains up to {grid[-1]:g}" if known else None),
             )
         )
     columns = ("optimizer", "customary rate", "accuracy there, %", "best rate",
-               "accuracy there, %", "decades that work", "does not train from")  # fmt: skip
+               "accuracy there, %", "decades that work", "does not train at")  # fmt: skip
     return Table(
         "optimizers",
         "Training accuracy, last epoch, by optimizer (mean over seeds; the sources give no sweep)",
@@ -182,6 +173,7 @@ def summary_table(evidence: Evidence) -> Table:
 
 
 def rate_table(evidence: Evidence) -> Table:
+    """Each rate of each grid."""
     rows = tuple(
         (
             arm,

@@ -108,8 +108,8 @@ def test_a_run_without_a_loss_counts_as_guessing(synthetic: Synthetic) -> None:
 
 def test_the_chart_says_where_training_stops(synthetic: Synthetic) -> None:
     evidence = synthetic(CLAIM, ranges(AS_CLAIMED | {RMSPROP: (5e-4, 0.05)}))
-    assert rates.stops(evidence, SGD) == [0.01, 0.02, 0.05, 2.0, 5.0, 10.0, 20.0]
-    assert rates.stops(evidence, ADADELTA) == [0.05, 0.1, 50.0]
+    assert rates.stops(evidence, SGD) == [0.02, 0.05, 2.0, 5.0, 10.0, 20.0]
+    assert rates.stops(evidence, ADADELTA) == [0.1, 50.0]
     by_rate, factors = c09.judge(evidence).charts
     for chart, unit in ((by_rate, {}), (factors, rates.CUSTOMARY)):
         assert [line.arm for line in chart.lines[:3]] == [SGD, ADADELTA, RMSPROP]

@@ -221,6 +221,10 @@ CLAIM = Claim(
             "regime; γ and β let the transformation represent the identity; no figures are given",
             "https://arxiv.org/abs/1502.03167",
         ),
+        Reference(
+            "An implementation of batch normalization in PyTorch (article), §2.1",
+            "a layer with learnable γ and β; no figures without them",
+        ),
     ),
     prediction=(
         "With γ and β a network that sees few images many times reaches a lower training loss than "

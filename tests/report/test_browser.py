@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 
+from normkit.lab.findings import Chart, Line
 from normkit.report import write
 
 api = pytest.importorskip("playwright.sync_api")
@@ -156,6 +157,21 @@ def test_curves_are_named_at_their_ends_where_there_is_room(desk: Visit) -> None
     names.first.wait_for(state="detached")
     desk.page.set_viewport_size({"width": 1280, "height": 800})
     names.first.wait_for(state="attached")
+
+
+def test_marks_of_an_axis_do_not_run_into_each_other(browser: api.Browser, odd, tmp_path) -> None:
+    sizes = (11_384.0, 12_844.0, 176_258.0, 11_180_000.0)
+    lines = tuple(Line(f"{size}", (size,), (1.0,)) for size in sizes)
+    chart = Chart("k", "Parameters", "parameters", "accuracy", lines, "", x_log=True)
+    finding = dataclasses.replace(odd.bare(), charts=(chart,))
+    visited = Visit(browser, write([finding], tmp_path / "r.html", about={}))
+    visited.read()
+    ticks = visited.page.locator(".xtick text")
+    boxes = sorted(box["x"] for tick in ticks.all() for box in [tick.bounding_box()] if box)
+    assert 2 <= len(boxes) < len(sizes)
+    assert all(b - a > 40 for a, b in itertools.pairwise(boxes))
+    visited.check()
+    visited.context.close()
 
 
 def test_a_failure_is_seen_and_told(desk: Visit) -> None:

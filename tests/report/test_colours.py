@@ -82,6 +82,20 @@ def test_dots_of_one_row_stand_apart_and_keep_its_name() -> None:
     assert found.rows[1][1] == (charts.Cell(None, None, None, True), None)
 
 
+def test_two_points_at_one_place_are_drawn_both_and_not_tabled() -> None:
+    line = Line("least to greatest", (5.0, 5.0), (1.0, 2.0))
+    chart = Chart("k", "t", "x", "y", (line,), "")
+    assert charts.spec(chart, {})["lines"][0]["value"] == [1, 2]
+    assert charts.numbers(chart) is None
+
+
+def test_the_name_at_a_curves_end_leaves_out_how_many_were_averaged() -> None:
+    names = ("with BN (mean of 10)", "BN (median of 5)", "DenseNet (mean, 95 % interval)", "γ (1)")
+    lines = tuple(Line(name, (1.0,), (2.0,)) for name in names)
+    drawn = charts.spec(Chart("k", "t", "x", "y", lines, ""), {})["lines"]
+    assert [line["short"] for line in drawn] == ["with BN", "BN", "DenseNet", "γ (1)"]
+
+
 @pytest.fixture(scope="module")
 def themes() -> list[Theme]:
     """The style sheet's themes, light and dark, each colour as linear red, green and blue."""

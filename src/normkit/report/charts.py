@@ -30,7 +30,7 @@ _DATA_DASHES = ("solid", "dashdot", "longdashdot", "6px,2px,1px,2px,1px,2px")
 _TABLE_ROWS = 40
 _TABLE_LINES = 12
 # "(mean of 10)": said in the legend, and no part of a curve's name.
-_COUNT = re.compile(r" \(mean of \d+\)")
+_COUNT = re.compile(r" \((mean|median)\b[^)]*\)")
 # How far apart the dots of one row stand, in rows.
 _APART = 0.24
 
@@ -172,10 +172,16 @@ def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
 
 
 def numbers(chart: Chart) -> Numbers | None:
-    """The chart as a table, or None where it has too many points or curves to be read as one."""
-    found = [dict(cells) for cells in _cells(chart)]
+    """The chart as a table, or None where it has too many points or curves to be read as one.
+
+    None as well where a curve has two points at one x, of which a table would show one.
+    """
+    every = _cells(chart)
+    found = [dict(cells) for cells in every]
     places = sorted({x for cells in found for x in cells})
     if not places or len(places) > _TABLE_ROWS or len(chart.lines) > _TABLE_LINES:
+        return None
+    if any(len(cells) < len(all_) for cells, all_ in zip(found, every, strict=True)):
         return None
     return Numbers(
         columns=(chart.x_label, *(key.name for key in keys(chart, {}))),

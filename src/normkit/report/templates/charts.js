@@ -156,7 +156,7 @@ const Drawing = (() => {
     if (!values.length) return null;
     const bands = kept(shown.flatMap((line) => (line.low ? [...line.low, ...line.high] : [])));
     const [low, high] = [Math.min(...values), Math.max(...values)];
-    const room = high > low ? high - low : Infinity;
+    const room = high > low ? (high - low) / 2 : Infinity;
     const bottom = Math.max(Math.min(low, ...bands), low - room);
     const top = Math.min(Math.max(high, ...bands), high + room);
     const pad = 0.06 * (top - bottom) || Math.abs(top) * 0.05 || 1;
@@ -203,6 +203,21 @@ const Drawing = (() => {
     return { notes, margin };
   }
 
+  // As many of the marks as have room for their figures.
+  function apart(spec, room) {
+    const along = (x) => (spec.xlog ? Math.log10(x) : x);
+    const places = spec.lines.flatMap((line) => line.at).map(along);
+    const [first, last] = [Math.min(...places), Math.max(...places)];
+    const pixel = (tick) => (last > first ? ((along(tick) - first) / (last - first)) * Math.max(room, 80) : 0);
+    let end = -Infinity;
+    return spec.xticks?.filter((tick) => {
+      const half = wide(brief(tick)) / 2 + 5;
+      if (pixel(tick) - half < end) return false;
+      end = pixel(tick) + half;
+      return true;
+    });
+  }
+
   function layout(spec, hidden, width, tall) {
     const still = window.matchMedia("(pointer: coarse)").matches;
     const axis = {
@@ -210,10 +225,8 @@ const Drawing = (() => {
       zeroline: false, ticks: "outside", ticklen: 4, tickcolor: colour("--rule-strong"),
       separatethousands: true, exponentformat: "power", fixedrange: still, tickangle: 0,
     };
-    const marks = (ticks, step) => {
-      const shown = ticks?.filter((_, i) => i % step === 0);
-      return shown ? { tickmode: "array", tickvals: shown, ticktext: shown.map(brief) } : {};
-    };
+    const marks = (shown) =>
+      (shown ? { tickmode: "array", tickvals: shown, ticktext: shown.map(brief) } : {});
     const page = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       margin: { l: 44, r: 14, t: 8, b: 28 },
@@ -229,7 +242,7 @@ const Drawing = (() => {
       const marked = spec.yticks && width < 500 ? spec.yticks.filter((tick) => Number.isInteger(Math.log10(tick))) : spec.yticks;
       return {
         ...page, hovermode: "closest",
-        xaxis: { ...axis, ...marks(marked, 1), type: spec.ylog ? "log" : "linear", nticks: width < 500 ? 5 : 8,
+        xaxis: { ...axis, ...marks(marked), type: spec.ylog ? "log" : "linear", nticks: width < 500 ? 5 : 8,
           zeroline: true, zerolinecolor: colour("--ink-quiet"), zerolinewidth: 1.5 },
         yaxis: { ...axis, tickvals: spec.rows.map((_, i) => i), ticks: "", fixedrange: true,
           ticktext: spec.rows.map((row) => wrapped(row, most).slice(0, 3).map(plain).join("<br>")),
@@ -239,17 +252,13 @@ const Drawing = (() => {
     }
     const range = reach(spec, hidden);
     const named = labels(spec, hidden, width, tall - 40, range);
-    // As many of the marks as have room for their figures.
-    const digits = Math.max(0, ...(spec.xticks ?? []).map((tick) => brief(tick).length));
-    const room = Math.max(width - 60 - named.margin, 80);
-    const step = Math.max(1, Math.ceil(((spec.xticks?.length ?? 0) * (digits * 8 + 12)) / room));
     // A template of plotly.js, in which only the last brace is ours.
     const heading = `${plain(spec.x).replaceAll("%{", "% {")}: %{x}`;
     return {
       ...page, hovermode: "x unified", annotations: named.notes,
       margin: { ...page.margin, r: named.margin },
-      xaxis: { ...axis, ...marks(spec.xticks, step), unifiedhovertitle: { text: heading }, showgrid: false, type: spec.xlog ? "log" : "linear" },
-      yaxis: { ...axis, ...marks(spec.yticks, 1), type: spec.ylog ? "log" : "linear", nticks: 6, ...(range ? { range } : {}) },
+      xaxis: { ...axis, ...marks(apart(spec, width - 70 - named.margin)), unifiedhovertitle: { text: heading }, showgrid: false, type: spec.xlog ? "log" : "linear" },
+      yaxis: { ...axis, ...marks(spec.yticks), type: spec.ylog ? "log" : "linear", nticks: 6, ...(range ? { range } : {}) },
       // Only crosses that have no value stand on it.
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,7 @@ from typer.testing import CliRunner
 import normkit
 from normkit.cli.console import LAB, print_json
 from normkit.cli.main import app
-from normkit.lab import data, judge
-from normkit.lab.claims import c05, registry
-from normkit.lab.claims.claim import Arms, Available, Claim, Preset
+from normkit.lab.claims.claim import Claim
 from normkit.lab.store import Store
 
 NORMKIT = [sys.executable, "-m", "normkit.cli.main"]
@@ -31,31 +27,6 @@ def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*NORMKIT, *arguments], capture_output=True, text=True, timeout=120, **options
     )
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Claim]:
-    """C5 on a few images: four runs of less than a second."""
-
-    def plan(preset: Preset, available: Available) -> Arms:
-        return [
-            (
-                arm,
-                dataclasses.replace(
-                    config, train_images=128, test_images=50, batch_size=64, epochs=2
-                ),
-            )
-            for arm, config in c05.plan(preset, available)
-            if config.seed < 2
-        ]
-
-    claim = dataclasses.replace(c05.CLAIM, plan=plan)
-    monkeypatch.setattr(registry, "all_claims", lambda: {"C5": claim})
-    monkeypatch.setattr(judge, "all_claims", lambda: {"C5": claim})
-    # What is here is enough; no test fetches anything.
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda name, **_: load(name, offline=True))
-    yield claim
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -102,7 +73,7 @@ def test_lists(tiny: Claim, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
     assert row["claim"] == "C5"
-    assert row["cost"]["quick"] == {"runs": 4, "images": 1024}
+    assert row["cost"]["quick"] == {"runs": 4, "images": 1024, "seconds": None}
     assert row["demo"] is True
     assert row["last"] is None
     assert not (tmp_path / "x.sqlite").exists()

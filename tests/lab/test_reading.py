@@ -82,7 +82,7 @@ def test_reading_leaves_no_trace(path: Path) -> None:
 def test_the_log_of_a_killed_writer_is_read_and_left(left_with_log: Path) -> None:
     before = snapshot(left_with_log.parent)
     with Store(left_with_log, read_only=True) as store:
-        assert len(store.keys()) == SEEDS
+        assert len(store.run_keys()) == SEEDS
     assert snapshot(left_with_log.parent) == before
 
 
@@ -101,11 +101,11 @@ def test_a_store_on_a_medium_that_cannot_be_written(
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
     before = snapshot(path.parent)
     with Store(path, read_only=True) as store:
-        assert len(store.keys()) == SEEDS
+        assert len(store.run_keys()) == SEEDS
         assert [file.name for file in path.parent.iterdir()] == ["lab.sqlite"]
     assert snapshot(path.parent) == before
     with Store(left_with_log, read_only=True) as store:
-        assert len(store.keys()) == SEEDS
+        assert len(store.run_keys()) == SEEDS
 
 
 @pytest.mark.skipif(
@@ -123,7 +123,7 @@ def test_a_store_on_a_read_only_file_system(left_with_log: Path, tmp_path: Path)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(mounted)], check=True)
         with Store(mounted / "lab.sqlite", read_only=True) as store:
-            assert len(store.keys()) == SEEDS
+            assert len(store.run_keys()) == SEEDS
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
 
@@ -269,7 +269,7 @@ def test_from_a_log_that_was_cut_all_whole_transactions_are_read(
         before = snapshot(path.parent)
         try:
             with Store(path, read_only=True) as store:
-                counts.append(len(store.keys()))
+                counts.append(len(store.run_keys()))
         except StoreError as error:
             assert "without any record" in str(error)  # so little that the tables are not there
             counts.append(-1)
@@ -286,10 +286,10 @@ def test_garbage_in_the_log_ends_it(left_with_log: Path) -> None:
     log.write_bytes(content)
     left_with_log.with_name("lab.sqlite-shm").unlink(missing_ok=True)
     with Store(left_with_log, read_only=True) as store:
-        found = len(store.keys())
+        found = len(store.run_keys())
     assert 0 < found < SEEDS
     with Store(left_with_log) as store:
-        assert len(store.keys()) == found
+        assert len(store.run_keys()) == found
 
 
 def test_a_store_in_another_journal_mode_is_read_and_keeps_it(path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_store_in_another_journal_mode_is_read_and_keeps_it(path: Path) -> Non
     connection.close()
     before = snapshot(path.parent)
     with Store(path, read_only=True) as store:
-        assert len(store.keys()) == SEEDS
+        assert len(store.run_keys()) == SEEDS
     assert snapshot(path.parent) == before
 
 
@@ -307,4 +307,4 @@ def test_a_name_with_signs_that_addresses_use(path: Path) -> None:
     odd = path.with_name("50% of? it #1.sqlite")
     path.rename(odd)
     with Store(odd, read_only=True) as store:
-        assert len(store.keys()) == SEEDS
+        assert len(store.run_keys()) == SEEDS

@@ -1,66 +1,128 @@
-"""``normkit lab list``: the claims, what each costs, what was found last."""
+"""``normkit lab list`` and ``verdicts``: the claims, what each costs, what was found."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from normkit.cli.console import console, errors, needs_lab, print_json
-from normkit.cli.lab_options import STORE, JsonOption, StoreOption
+from normkit.cli.lab_options import (
+    STORE,
+    WORD_STYLE,
+    ClaimsArgument,
+    JsonOption,
+    PresetName,
+    StoreOption,
+)
+from normkit.errors import OptionError, explain
 
 if TYPE_CHECKING:
-    from normkit.lab.claims.claim import Claim
+    from rich.console import Console
 
-__all__ = ["list_claims"]
+    from normkit.lab.claims.claim import Available, Claim
+    from normkit.lab.findings import Finding
+    from normkit.lab.store import Store
+
+__all__ = ["list_claims", "nothing_to_judge", "verdicts"]
+
+Row = dict[str, Any]
+INDENT = 4
 
 
 def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """List the claims: source, data, cost, and the last verdict in the store."""
+    """List the claims: source, data, cost and verdict at each preset."""
     needs_lab()
-    with errors():
-        from normkit.lab.claims.registry import all_claims
-
-        verdicts = _verdicts(store)
-        rows = [_about_claim(claim, verdicts.get(claim.key)) for claim in all_claims().values()]
+    with errors(), _if_there(store) as opened:
+        rows = _rows(opened)
     if as_json:
         print_json(rows)
         return
-    table = Table("claim", "what it says", "source", "data", "demo", "cost", "last verdict")
+    out = console()
     for row in rows:
-        last = row["last"]
-        costs = [
-            f"{name}: {cost['runs']} runs, {cost['images'] / 1e6:.1f} M images"
-            for name, cost in row["cost"].items()
-        ]
-        table.add_row(
-            row["claim"],
-            row["title"],
-            row["sources"][0],
-            row["data"],
-            "yes" if row["demo"] else "no",
-            "\n".join(costs),
-            f"{last['word']} ({last['preset']})" if last else "not run",
-        )
-    console().print(table)
-    console().print(
-        "An image that goes through a training step counts once each time. "
-        "Without a claim named, normkit lab run does those of the demo."
+        _print_claim(out, row)
+    out.print(
+        "Of each preset: the verdict in the store (▸ where it was last run), how many runs, how "
+        "many million images go through a training step, and the core-minutes that this took where "
+        "it is done. Runs that claims share count for each of them. Without a claim named, normkit "
+        "lab run does those of the demo."
     )
 
 
-def _about_claim(claim: Claim, last: dict[str, str] | None) -> dict[str, Any]:
+def _print_claim(out: Console, row: Row) -> None:
+    """A claim in a few lines that fit a terminal of any width: a table of it would be all wrap."""
+    out.print(Text.assemble((f"{row['claim']}  ", "bold"), (row["title"], "bold")))
+    about = "; ".join([row["sources"][0], row["data"], *(["in the demo"] if row["demo"] else [])])
+    out.print(Padding(Text(about, style="dim"), (0, 0, 0, INDENT)))
+    for preset, cost in row["cost"].items():
+        word = row["verdicts"].get(preset)
+        last = row["last"] is not None and row["last"]["preset"] == preset
+        line = Text(" " * INDENT).append(f"{preset:<7}").append("▸ " if last else "  ")
+        line.append(f"{word or 'not run':<14}", WORD_STYLE[word] if word else "dim")
+        line.append(f"{cost['runs']:>5,} runs  {cost['images'] / 1e6:>8,.1f} M images")
+        if cost["seconds"] is not None:
+            line.append(f"  {cost['seconds'] / 60:>7,.1f} core-min")
+        out.print(line)
+    out.print()
+
+
+@contextlib.contextmanager
+def _if_there(path: Path) -> Iterator[Store | None]:
+    """The store, open for reading, or None if there is no such file."""
+    from normkit.lab.store import Store
+
+    if not path.exists():
+        yield None
+        return
+    with Store(path, read_only=True) as opened:
+        yield opened
+
+
+def _rows(store: Store | None) -> list[Row]:
+    from normkit.lab.claims import registry
+    from normkit.lab.claims.claim import PRESETS
+    from normkit.lab.data import is_here
+    from normkit.lab.judge import judge
+
+    planned = {claim for claim, _ in store.plans()} if store else set()
+    claims = [
+        claim
+        for claim in registry.forms(registry.all_claims().values())
+        if claim.data == "fashion-mnist" or claim.key in planned or is_here(claim.data)
+    ]
+    found: dict[str, dict[str, Finding]] = {}
+    if store is not None:
+        for preset in PRESETS:
+            found[preset] = {finding.key: finding for finding in judge(store, preset, claims)}
+    return [_about_claim(claim, found, store) for claim in claims]
+
+
+def _about_claim(
+    claim: Claim, found: Mapping[str, Mapping[str, Finding]], store: Store | None
+) -> Row:
     """A claim as plain values; its cost is that on the whole data set."""
-    from normkit.lab.claims.claim import PRESETS, Available
+    from normkit.lab.claims.claim import PRESETS
 
     cost = {}
     for preset in PRESETS:
-        arms = claim.plan(preset, Available("full", train=60_000, test=10_000))
+        arms = claim.plan(preset, _whole(claim.data))
+        finding = found.get(preset, {}).get(claim.key)
+        done = finding is not None and finding.runs == len(finding.records) > 0
         cost[preset] = {
             "runs": len(arms),
             "images": sum(config.images for _, config in arms),
+            "seconds": finding.seconds if finding is not None and done else None,
         }
+    verdicts = {
+        preset: by_key[claim.key].word for preset, by_key in found.items() if claim.key in by_key
+    }
+    last = store.last_preset(claim.key) if store else None
+    sentence = found[last][claim.key].sentence if last in verdicts else ""
     return {
         "claim": claim.key,
         "title": claim.title,
@@ -69,21 +131,88 @@ def _about_claim(claim: Claim, last: dict[str, str] | None) -> dict[str, Any]:
         "data": claim.data,
         "demo": claim.demo,
         "cost": cost,
-        "last": last,
+        "verdicts": verdicts,
+        "last": {"word": verdicts[last], "preset": last, "sentence": sentence}
+        if last in verdicts
+        else None,
     }
 
 
-def _verdicts(store: Path) -> dict[str, dict[str, str]]:
-    """The last verdict on each claim in a store, if there is a store."""
-    if not store.is_file():
-        return {}
-    from normkit.lab.judge import judge, last_preset
-    from normkit.lab.store import Store as OpenStore
+def _whole(data: str) -> Available:
+    """The whole data set, whether it is here or not."""
+    from normkit.lab.claims.claim import Available
+    from normkit.lab.data.catalogue import spec_of
 
-    with OpenStore(store, read_only=True) as opened:
-        preset = last_preset(opened)
-        findings = judge(opened, preset) if preset else []
-    return {
-        finding.key: {"word": finding.word, "preset": str(preset), "sentence": finding.sentence}
-        for finding in findings
-    }
+    spec = spec_of(data)
+    train, test = spec.counts
+    return Available("full", train, test, data=data, side=spec.shape[-1], classes=len(spec.classes))
+
+
+def verdicts(
+    claims: ClaimsArgument = None,
+    store: StoreOption = STORE,
+    preset: Annotated[
+        PresetName | None, typer.Option(help="Which preset; the one last run if not given.")
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A file whose table, between two marks, is replaced by this one."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the verdicts as a Markdown table, or put it into a README. Trains nothing."""
+    needs_lab()
+    with errors():
+        from normkit.lab.claims.registry import select
+        from normkit.lab.judge import judge, last_preset
+        from normkit.lab.store import Store
+        from normkit.report import markdown
+
+        with Store(store, read_only=True) as opened:
+            name = preset.value if preset else last_preset(opened)
+            findings = judge(opened, name, select(claims) if claims else None) if name else []
+            if not findings:
+                raise nothing_to_judge(store, name)
+            caption = _caption(opened, str(name), findings)
+        text = markdown.table(findings, caption)
+        changed = markdown.put_between(into, text) if into else False
+    if as_json:
+        print_json({"into": str(into) if into else None, "changed": changed, "markdown": text})
+    elif into:
+        console().print(f"{into}: {'replaced' if changed else 'as it was'}", soft_wrap=True)
+    else:
+        print(text)
+
+
+def nothing_to_judge(store: Path, preset: str | None) -> OptionError:
+    """The error for a store in which nothing was run, or nothing at this preset."""
+    at = f" at preset {preset}" if preset else ""
+    return OptionError(
+        explain(
+            "verdicts need a store in which claims were run",
+            f"{store}, without any{at}",
+            f"normkit lab run --store {store}" + (f" --preset {preset}" if preset else ""),
+        )
+    )
+
+
+def _caption(store: Store, preset: str, findings: list[Finding]) -> str:
+    """Where the numbers come from, in one line."""
+    from normkit.report.text import duration
+
+    keys = {found.key for found in findings}
+    parts = {part.key for part in store.parts() if part.preset == preset and part.claim in keys}
+    runs = [run for key in sorted(parts) if (run := store.get(key)) and run.finished_training]
+    machines = dict.fromkeys(run.machine for run in runs)
+    versions = dict.fromkeys(
+        f"normkit {run.versions.get('normkit', '?')} and torch {run.versions.get('torch', '?')}"
+        for run in runs
+    )
+    kinds = [run.config.kind for run in runs]
+    trained = f"{kinds.count('training')} trainings"
+    if timed := kinds.count("timing"):
+        trained += f" and {timed} measurements of time"
+    return (
+        f"(`{preset}` preset: {trained}, {duration(sum(run.seconds for run in runs))} in all, "
+        f"on {'; '.join(machines)} with {'; '.join(versions)}.)"
+    )

@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from normkit.errors import NormkitError
 
-__all__ = ["console", "errors", "needs_lab", "print_json", "terminated_like_interrupted"]
+__all__ = ["console", "errors", "needs", "needs_lab", "print_json", "terminated_like_interrupted"]
 
 USAGE = 2
 INTERRUPTED = 130
@@ -72,11 +72,16 @@ def errors() -> Iterator[None]:
 
 def needs_lab() -> None:
     """End with a clear message where the packages of the lab are not installed."""
-    missing = [name for name in LAB if importlib.util.find_spec(name) is None]
+    needs("the lab", "lab", LAB)
+
+
+def needs(what: str, extra: str, packages: Sequence[str]) -> None:
+    """End with a clear message where the packages of an extra are not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         console(stderr=True).print(
-            "normkit: the lab needs packages that the layers do not, and these are missing: "
-            f"{', '.join(missing)}. To fix: pip install 'normkit[lab]'",
+            f"normkit: {what} needs packages that the layers do not, and these are missing: "
+            f"{', '.join(missing)}. To fix: pip install 'normkit[{extra}]'",
             style="bold red",
             soft_wrap=True,
         )

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from normkit.cli.claims import list_claims
+from normkit.cli.claims import list_claims, nothing_to_judge, verdicts
 from normkit.cli.console import (
     INTERRUPTED,
     console,
@@ -23,11 +23,13 @@ from normkit.cli.console import (
 from normkit.cli.lab_options import (
     REPORT,
     STORE,
+    WORD_STYLE,
     ClaimsArgument,
     JsonOption,
     PresetName,
     StoreOption,
 )
+from normkit.cli.sharing import compare, export, tensorboard
 from normkit.cli.where import AddressOption, ExecutorName, ExecutorOption, executor, options
 from normkit.errors import OptionError, explain
 
@@ -40,10 +42,9 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Put the claims about normalization to the test.", no_args_is_help=True)
 
-WORD_STYLE = {"supported": "green", "not supported": "red", "undecided": "yellow"}
-
-
 app.command("list")(list_claims)
+for command in (verdicts, export, tensorboard, compare):
+    app.command()(command)
 
 
 @app.command()
@@ -134,13 +135,7 @@ def report(
             name = preset.value if preset else last_preset(opened)
             findings = judge(opened, name) if name else []
             if name is None or not findings:
-                raise OptionError(
-                    explain(
-                        "a report needs a store in which claims were run",
-                        f"{store}, without any" + (f" at preset {name}" if name else ""),
-                        f"normkit lab run --store {store}",
-                    )
-                )
+                raise nothing_to_judge(store, name)
             path = _write(opened, out, name, None)
     if as_json:
         print_json(_as_data(findings, path))

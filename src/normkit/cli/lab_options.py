@@ -11,6 +11,7 @@ import typer
 __all__ = [
     "REPORT",
     "STORE",
+    "WORD_STYLE",
     "ClaimsArgument",
     "JsonOption",
     "PresetName",
@@ -19,6 +20,7 @@ __all__ = [
 
 STORE = Path("runs") / "lab.sqlite"
 REPORT = Path("runs") / "report.html"
+WORD_STYLE = {"supported": "green", "not supported": "red", "undecided": "yellow"}
 
 
 class PresetName(str, enum.Enum):

@@ -244,7 +244,7 @@ class Store:
             ).fetchall()
         return [(row["claim"], row["preset"]) for row in rows]
 
-    def keys(self) -> list[str]:
+    def run_keys(self) -> list[str]:
         """The keys of all runs, in the order in which they were first planned."""
         with guarded(self.path):
             rows = self.connection.execute("SELECT key FROM runs ORDER BY id").fetchall()

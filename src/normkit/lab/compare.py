@@ -1,0 +1,218 @@
+"""Two stores side by side: another machine, another version, another day.
+
+For each claim at each preset that either has: both verdicts and the effects behind them. For the
+runs that both have finished under the same key, which means the same description: how far their
+last figures are apart. Neither store is changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+
+from normkit.lab.findings import Comparison, Finding
+from normkit.lab.judge import judge
+from normkit.lab.store import Run, Store
+
+__all__ = ["ClaimPair", "EffectPair", "Figure", "Shared", "Side", "StorePair", "compare"]
+
+TIMES = ("epoch_seconds",)
+"""Metrics that differ from one call to the next by their nature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """Where a store's runs come from. ``versions`` has a text for each set that occurs."""
+
+    store: str
+    runs: int
+    finished: int
+    machines: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectPair:
+    """An effect as both stores have it; None where one has no such effect."""
+
+    question: str
+    first: Comparison | None
+    second: Comparison | None
+
+    @property
+    def overlap(self) -> bool | None:
+        """Whether the two intervals have a point in common, None if there are not two."""
+        if self.first is None or self.second is None:
+            return None
+        return self.first.low <= self.second.high and self.second.low <= self.first.high
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimPair:
+    """A claim at a preset in both stores; a verdict is None where the store lacks the claim.
+
+    ``common`` counts the runs that both have planned for it; ``planned`` all, for each.
+    """
+
+    claim: str
+    preset: str
+    title: str
+    verdicts: tuple[str | None, str | None]
+    effects: tuple[EffectPair, ...]
+    common: int
+    planned: tuple[int, int]
+
+    @property
+    def differs(self) -> bool:
+        """Whether both have a verdict and the two are not the same."""
+        first, second = self.verdicts
+        return first is not None and second is not None and first != second
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A metric's last value in runs of the same key: how far apart.
+
+    ``median`` and ``largest`` are of the absolute differences; ``run`` is the key of the largest.
+    """
+
+    metric: str
+    runs: int
+    equal: int
+    median: float
+    largest: float
+    run: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """The runs finished in both stores.
+
+    ``endings`` has (key, ending in the first, in the second) of those that ended differently;
+    ``time`` is the median ratio of their seconds, second to first.
+    """
+
+    runs: int
+    endings: tuple[tuple[str, str, str], ...]
+    figures: tuple[Figure, ...]
+    time: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StorePair:
+    """All that the comparison found. Claims whose verdicts differ come first."""
+
+    sides: tuple[Side, Side]
+    claims: tuple[ClaimPair, ...]
+    shared: Shared
+
+
+def compare(first: Store, second: Store) -> StorePair:
+    """Compare two stores, which may be open for reading only."""
+    return StorePair(
+        sides=(_side(first), _side(second)),
+        claims=tuple(_claims(first, second)),
+        shared=_shared(first, second),
+    )
+
+
+def _side(store: Store) -> Side:
+    keys = store.run_keys()
+    runs = [run for run in map(store.get, keys) if run is not None and run.finished_training]
+    versions = (
+        ", ".join(f"{name} {v}" for name, v in sorted(run.versions.items())) for run in runs
+    )
+    return Side(
+        store=str(store.path),
+        runs=len(keys),
+        finished=len(runs),
+        machines=tuple(dict.fromkeys(run.machine for run in runs)),
+        versions=tuple(dict.fromkeys(versions)),
+    )
+
+
+def _claims(first: Store, second: Store) -> list[ClaimPair]:
+    pairs = []
+    for preset in dict.fromkeys(p for store in (first, second) for _, p in store.plans()):
+        ours = {finding.key: finding for finding in judge(first, preset)}
+        theirs = {finding.key: finding for finding in judge(second, preset)}
+        plans = [_plan(store, preset) for store in (first, second)]
+        for key in dict.fromkeys((*ours, *theirs)):
+            one, other = ours.get(key), theirs.get(key)
+            known = one or other
+            assert known is not None
+            runs = [plan.get(key, set()) for plan in plans]
+            pairs.append(
+                ClaimPair(
+                    claim=key,
+                    preset=preset,
+                    title=known.title,
+                    verdicts=(one.word if one else None, other.word if other else None),
+                    effects=_effects(one, other),
+                    common=len(runs[0] & runs[1]),
+                    planned=(len(runs[0]), len(runs[1])),
+                )
+            )
+    # Python sorts stably: within each of the three kinds, claims stay in their order.
+    return sorted(pairs, key=lambda pair: 0 if pair.differs else 1 + (None in pair.verdicts))
+
+
+def _plan(store: Store, preset: str) -> dict[str, set[str]]:
+    plan: dict[str, set[str]] = {}
+    for part in store.parts():
+        if part.preset == preset:
+            plan.setdefault(part.claim, set()).add(part.key)
+    return plan
+
+
+def _effects(one: Finding | None, other: Finding | None) -> tuple[EffectPair, ...]:
+    sides = [
+        {comparison.question: comparison for comparison in finding.comparisons} if finding else {}
+        for finding in (one, other)
+    ]
+    questions = dict.fromkeys((*sides[0], *sides[1]))
+    return tuple(EffectPair(each, sides[0].get(each), sides[1].get(each)) for each in questions)
+
+
+def _shared(first: Store, second: Store) -> Shared:
+    pairs: list[tuple[str, Run, Run]] = []
+    for key in first.run_keys():
+        one, other = first.get(key), second.get(key)
+        if one and other and one.finished_training and other.finished_training:
+            pairs.append((key, one, other))
+    ratios = [other.seconds / one.seconds for _, one, other in pairs if one.seconds > 0]
+    return Shared(
+        runs=len(pairs),
+        endings=tuple(
+            (key, one.ending, other.ending)
+            for key, one, other in pairs
+            if one.ending != other.ending
+        ),
+        figures=tuple(_figures(pairs)),
+        time=statistics.median(ratios) if ratios else None,
+    )
+
+
+def _figures(pairs: Iterable[tuple[str, Run, Run]]) -> list[Figure]:
+    apart: dict[str, list[tuple[float, str]]] = {}
+    for key, one, other in pairs:
+        if one.config.kind == "timing":
+            continue
+        for name in one.metrics:
+            mine, theirs = one.last(name), other.last(name)
+            if name not in TIMES and mine is not None and theirs is not None:
+                # Two infinities are as equal as two numbers, and their difference is none.
+                gap = 0.0 if mine == theirs else abs(mine - theirs)
+                apart.setdefault(name, []).append((gap, key))
+    return [
+        Figure(
+            metric=name,
+            runs=len(gaps),
+            equal=sum(gap == 0 for gap, _ in gaps),
+            median=statistics.median(gap for gap, _ in gaps),
+            largest=max(gaps)[0],
+            run=max(gaps)[1],
+        )
+        for name, gaps in sorted(apart.items())
+    ]

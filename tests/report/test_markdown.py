@@ -1,0 +1,96 @@
+"""The table of verdicts, and its place in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from normkit.errors import StoreError
+from normkit.lab.findings import Comparison, Finding
+from normkit.report.markdown import BEGIN, END, effect, put_between, table
+
+FASTER = Comparison(
+    "Faster (decides): how much higher is it?", "accuracy", 0.135752, 0.112751, 0.158752, 5,
+    "supported", decides=True,
+)  # fmt: skip
+ASIDE = dataclasses.replace(FASTER, question="For information: and so?", decides=False)
+
+
+def finding(*comparisons: Comparison, done: int = 10, title: str = "It helps") -> Finding:
+    return Finding(
+        key="C1", title=title, statement="", sources=(), prediction="", word="supported",
+        sentence="", comparisons=comparisons, charts=(), tables=(), setup=(), data="", runs=done,
+        diverged=0, seconds=1.0, records=({},) * 10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "unit", "shown"),
+    [
+        ((0.26, 0.2354, 0.2847), "nats", "0.260 [0.235, 0.285] nats"),
+        ((0.56, 0.43, 0.69), "accuracy", "56 [43, 69] points"),
+        ((-0.003, -0.008, 0.002), "test error", "−0.30 [−0.80, 0.20] points"),
+        ((0.1, 0.05, 0.15), "accuracy, mean of both", "10.0 [5.0, 15.0] points, mean of both"),
+        ((0.5, 0.5, 0.5), "nats", "0.5 [0.5, 0.5] nats"),
+        ((1234.0, 1000.0, 1468.0), "steps", "1,234 [1,000, 1,468] steps"),
+    ],
+)
+def test_an_effect_has_the_decimals_that_its_interval_leaves(
+    numbers: tuple[float, float, float], unit: str, shown: str
+) -> None:
+    value, low, high = numbers
+    found = Comparison("Decides: how much?", unit, value, low, high, 5, "supported")
+    assert effect(found) == f"How much? {shown}"
+
+
+def test_a_row_has_what_decides_and_nothing_else() -> None:
+    *_, row, _, caption = table([finding(FASTER, ASIDE)], "(caption)").splitlines()
+    assert row == (
+        "| C1 It helps | supported | Faster: how much higher is it? 13.6 [11.3, 15.9] points | 5 |"
+    )
+    assert caption == "(caption)"
+
+
+def test_what_is_missing_is_said() -> None:
+    open_question = dataclasses.replace(FASTER, needed=12)
+    text = table([finding(open_question, done=7)], "")
+    assert "points; about 12 seeds would decide |" in text
+    assert "(7 of 10 runs done)" in text
+
+
+def test_signs_of_markdown_and_html_are_text() -> None:
+    text = table([finding(FASTER, title="a|b <script>")], "")
+    assert "a\\|b &lt;script>" in text
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_only_what_is_between_the_marks_changes(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "README.md"
+    head, tail = f"# Ä title{line}text  {line}{line}", f"{line}{line}more{line}no end of line"
+    path.write_bytes(f"{head}{BEGIN}{line}old{line}older{line}{END}{tail}".encode())
+    path.chmod(0o640)
+    assert put_between(path, "new\n| table |\n")
+    new = f"{head}{BEGIN}{line}new{line}| table |{line}{END}{tail}"
+    assert path.read_bytes() == new.encode()
+    assert not put_between(path, "new\n| table |\n")
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [each.name for each in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END, END + BEGIN, BEGIN + END + BEGIN + END])
+def test_a_file_without_the_two_marks_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(StoreError, match="once, on a line of its own"):
+        put_between(path, "new")
+    assert path.read_text() == text
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(b"\xff\xfe")
+    for name in ("missing", "picture"):
+        with pytest.raises(StoreError, match="--into"):
+            put_between(tmp_path / name, "new")
+    assert (tmp_path / "picture").read_bytes() == b"\xff\xfe"

@@ -118,10 +118,18 @@ def test_paper_is_the_sources() -> None:
 def test_what_is_drawn_and_printed(synthetic: Synthetic) -> None:
     judgement = c22.judge(synthetic(c22.CLAIM, above(-0.003)))
     chart = judgement.charts[0]
-    places = {line.label: (line.x[0], line.y[-1]) for line in chart.lines}
-    assert places["DenseNet (mean, 95 % interval)"] == (12_844, pytest.approx(0.847, abs=0.001))
-    published = [line for line in chart.lines if line.role == "published"]
-    assert [line.y for line in published] == [(0.814, 0.927, 0.913), (0.406, 0.918, 0.882)]
+    assert chart.rows == (
+        "ResNet-18, published: 11,175,370",
+        "DenseNet, published: 757,322",
+        "ResNet-18: 176,258",
+        "DenseNet: 12,844",
+        "ResNet-18, cut: 11,384",
+    )
+    places = {chart.rows[int(line.x[0])]: line for line in chart.lines}
+    assert places["DenseNet: 12,844"].y == (pytest.approx(0.847, abs=0.001),)
+    assert places["ResNet-18: 176,258"].arm == c22.RESNET
+    published = [line.y for line in chart.lines if line.role == "published"]
+    assert published == [(0.913,), (0.882,)]
     rows = {row[0]: row[1:] for row in judgement.tables[0].rows}
     assert rows["DenseNet, published (median)"][2] == 0.882
     ours = rows["ResNet-18, ours"]

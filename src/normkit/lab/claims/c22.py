@@ -151,11 +151,12 @@ def judge(evidence: Evidence) -> Judgement:
     ]
     return Judgement(
         sentence=(
-            f"DenseNet's test accuracy is {figures(gap, scale=100, digits=1)} points above "
-            f"ResNet-18's ({evidence.coverage(len(gaps))}, 95 % interval) with "
+            f"DenseNet's test accuracy less ResNet-18's is {figures(gap, scale=100, digits=1)} "
+            f"points ({evidence.coverage(len(gaps))}, 95 % interval) with "
             f"{counted(evidence, DENSENET)} parameters against {counted(evidence, RESNET)}, and "
-            f"{figures(cut, scale=100, digits=1)} above that of a ResNet-18 cut to "
-            f"{counted(evidence, CUT)}. An epoch takes {times(evidence)} ResNet-18's time."
+            f"less that of a ResNet-18 cut to {counted(evidence, CUT)} it is "
+            f"{figures(cut, scale=100, digits=1)}. "
+            f"An epoch takes {times(evidence)} ResNet-18's time."
         ),
         decides=[reaches, fewer],
         information=[gap, remembered, cut],

@@ -66,10 +66,9 @@ def depths_chart(
         runs_at = [
             (layers, evidence.of(arm, model=f"resnet{layers}")) for layers in depths(evidence)
         ]
-        for label, arm_error in (("training", training_error), ("test", test_error)):
-            line = line_over(f"{arm}, {label}", arm, runs_at, arm_error, scale=100)
-            if line is not None:
-                lines.append(line)
+        line = line_over(arm, arm, runs_at, training_error, scale=100)
+        if line is not None:
+            lines.append(line)
     if not lines:
         return None
     title = "Training error by depth"
@@ -80,9 +79,12 @@ def depths_chart(
         key="depths",
         title=title,
         x_label="layers",
-        y_label="error, %",
+        y_label="training error, %",
         lines=tuple(lines),
-        text=f"Error of the last epoch by depth: {words}. Bands are 95 % intervals of the mean.",
+        text=(
+            f"Training error of the last epoch by depth: {words}. Bands are 95 % intervals of the "
+            "mean."
+        ),
         markers=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from statistics import median
 
 import torch
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 Options = tuple[tuple[str, int], ...]
-RESNET, DENSENET, CUT = "ResNet-18", "DenseNet", "ResNet-18, cut to DenseNet's size"
+RESNET, DENSENET, CUT = "ResNet-18", "DenseNet", "ResNet-18, cut"
 # The source's own networks.
 SOURCE: dict[str, tuple[str, Options]] = {
     RESNET: ("resnet18", ()),
@@ -95,7 +96,8 @@ def _source(arm: str) -> int:
 
 
 def parameters_chart(evidence: Evidence) -> Chart | None:
-    lines, words = [], []
+    """Test accuracy of each network, a row each, the one with most parameters first."""
+    found: list[tuple[int, str, Line, str]] = []
     for arm in evidence.arms:
         runs = evidence.of(arm)
         values = [value for run in runs for value in [population(run)] if value is not None]
@@ -103,37 +105,32 @@ def parameters_chart(evidence: Evidence) -> Chart | None:
             continue
         count = parameters(runs[0].config)
         mean, low, high = interval(values)
-        # From one end of the interval to the other and back to the mean: a stroke with marks.
-        lines.append(
-            Line(f"{arm} (mean, 95 % interval)", (float(count),) * 3, (low, high, mean), arm=arm)
-        )
-        words.append(f"{arm}: {mean:.3f} with {count:,} parameters")
-    if not lines:
+        line = Line(f"{arm} (mean of {len(values)})", (), (mean,), (low,), (high,), arm=arm)
+        found.append((count, f"{arm}: {count:,}", line, f"{arm}, {count:,}: {mean:.3f}"))
+    if not found:
         return None
-    published = [
-        Line(
-            f"{arm}, published: least, median, greatest",
-            (float(_source(arm)),) * 3,
-            (least, most, middle),
-            role="published",
-            arm=arm,
-        )
-        for arm, (least, middle, most) in PUBLISHED.items()
-    ]
+    for arm, (_, middle, _) in PUBLISHED.items():
+        count = _source(arm)
+        line = Line(f"{arm}, published (median)", (), (middle,), role="published", arm=arm)
+        found.append((count, f"{arm}, published: {count:,}", line, ""))
+    found.sort(key=lambda each: -each[0])
     return Chart(
         key="parameters",
-        title="Test accuracy against parameters: left is smaller, up is better",
-        x_label="parameters",
+        title="Test accuracy, from many parameters (top) to few",
+        x_label="network: parameters",
         y_label="test accuracy",
-        lines=(*lines, *published),
-        text=(
-            "Test accuracy after the last epoch, with population statistics, against the number of "
-            f"parameters. {'; '.join(words)}. Published, moving average, 96×96 pixels: "
-            + "; ".join(f"{arm} {low} to {high}" for arm, (low, _, high) in PUBLISHED.items())
-            + "."
+        lines=tuple(
+            dataclasses.replace(line, x=(float(place),))
+            for place, (_, _, line, _) in enumerate(found)
         ),
-        x_log=True,
-        markers=True,
+        text=(
+            "Test accuracy after the last epoch, with population statistics, of networks with so "
+            f"many parameters. {'; '.join(words for *_, words in found if words)}. Whiskers are 95 "
+            "% intervals of the mean. Published, moving average, 96×96 pixels: median of the "
+            "builds."
+        ),
+        kind="dots",
+        rows=tuple(row for _, row, _, _ in found),
     )
 
 

@@ -105,7 +105,7 @@ def test_full_shows_all_networks(synthetic: Synthetic) -> None:
     claim = dataclasses.replace(c24.CLAIM, plan=lambda _, available: c24.plan("full", available))
     found = finding(claim, synthetic(claim, scores(NOISY, CALM)), data="invented")
     assert found.word == "supported"
-    assert [each.seeds for each in found.comparisons] == [20, 20, 20, 10, 10]
+    assert [each.seeds for each in found.comparisons] == [10, 10, 10, 5, 5]
     assert [chart.key for chart in found.charts] == ["epochs-lenet", "epochs-densenet"]
     rows = {row[0]: row for row in found.tables[0].rows}
     assert rows[f"{c24.PLAIN}, no statistics"][1] == 20

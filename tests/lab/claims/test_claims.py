@@ -114,7 +114,7 @@ def test_words(claim: Claim, synthetic: Synthetic, gain: float, word: str) -> No
     assert found.word == word
     assert found.key == claim.key
     assert found.runs == len(claim.plan("quick", FULL))
-    decides = found.comparisons[0]
+    decides = found.decides[0]
     assert (decides.effect > 0) == (gain > 0)
     assert decides.low < decides.effect < decides.high
 
@@ -227,7 +227,7 @@ def test_c3_finds_where_training_stops(synthetic: Synthetic) -> None:
     assert c03.largest(evidence, WITH, 0) == pytest.approx(math.log10(5))
     assert c03.largest(evidence, WITHOUT, 0) == pytest.approx(math.log10(0.5))
     found = c03.judge(evidence)
-    decides = found.comparisons[0]
+    decides = found.decides[0]
     assert decides is not None
     assert decides.effect == pytest.approx(1.0)
     # All seeds agree, and still the interval is not narrower than the grid can tell.

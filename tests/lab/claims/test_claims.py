@@ -114,7 +114,7 @@ def test_words(claim: Claim, synthetic: Synthetic, gain: float, word: str) -> No
     assert found.word == word
     assert found.key == claim.key
     assert found.runs == len(claim.plan("quick", FULL))
-    decides = found.decides[0]
+    decides = found.comparisons[0]
     assert (decides.effect > 0) == (gain > 0)
     assert decides.low < decides.effect < decides.high
 

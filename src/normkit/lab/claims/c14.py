@@ -243,6 +243,7 @@ CLAIM = Claim(
     judge=judge,
     setup=(
         ("threads", "1, beside the lab's other workers"),
+        ("memory", "what is freed is kept by the process"),
         ("clock", "hooks before and after each module and each node of the autograd graph"),
         ("a run", "median of 5 steps of each side, in turn, after 2 of each"),
         ("memory format", "contiguous"),

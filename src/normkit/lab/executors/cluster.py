@@ -27,6 +27,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.data import Dataset
 from normkit.lab.executors.desk import Desk, RemoteLease
 from normkit.lab.executors.protocol import Ended
+from normkit.lab.memory import keep_freed
 
 __all__ = ["RayPool"]
 
@@ -242,6 +243,7 @@ def _carry_out(desk: Any, key: str, owner: str, sets: Mapping[str, Any], threads
     # Ctrl-C may reach the whole group of processes. The driver alone answers it, with ``stop``.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    keep_freed()
 
     def ask(method: str, *arguments: Any) -> Any:
         try:

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from normkit.errors import OptionError, explain
 from normkit.lab.executors.protocol import Ended, Job
+from normkit.lab.memory import keep_freed
 
 __all__ = ["LocalPool"]
 
@@ -126,6 +127,7 @@ def _start(event: multiprocessing.synchronize.Event, threads: int) -> None:
     import torch  # here, as the parent may do without it
 
     torch.set_num_threads(threads)
+    keep_freed()
 
 
 def _outlive_no_parent() -> None:

@@ -32,7 +32,7 @@ from statistics import fmean
 from typing import Any
 
 from normkit.lab.claims.claim import Arms, Available, Evidence, Preset, Scale
-from normkit.lab.claims.parts import BN, band
+from normkit.lab.claims.parts import BN, extremes
 from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
@@ -175,12 +175,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def epochs_chart(
     evidence: Evidence, curve: Curve, *, key: str, title: str, y_label: str, **options: Any
 ) -> Chart | None:
-    """A value after each epoch, one line for each arm; None without a run."""
+    """A value after each epoch, the median and the range of each arm; None without a run.
+
+    Not the interval of the mean: with the preset's few seeds it would hide the lines.
+    """
     lines, words = [], []
     for arm in evidence.arms:
         runs = evidence.of(arm)
         x = range(1, runs[0].config.epochs + 1) if runs else ()
-        line = band(arm, arm, x, [curve(run) for run in runs])
+        line = extremes(arm, arm, x, [curve(run) for run in runs])
         if line is not None:
             lines.append(line)
             ends = mean_of(runs, early(curve)), mean_of(runs, late(curve))
@@ -194,8 +197,9 @@ def epochs_chart(
         y_label=y_label,
         lines=tuple(lines),
         text=(
-            f"{title}. Mean of the first quarter of the epochs to mean of the last: "
-            f"{'; '.join(words)}. The band is the 95 % interval of the mean."
+            f"{title}: the line is the median of the seeds, the band goes from the least to the "
+            "greatest of them. Mean of the first quarter of the epochs to mean of the last: "
+            f"{'; '.join(words)}."
         ),
         **options,
     )

@@ -8,7 +8,8 @@ from statistics import fmean
 
 from normkit.lab.claims import c03
 from normkit.lab.claims.claim import Evidence
-from normkit.lab.claims.sweeps import line_over, mean_of, percent
+from normkit.lab.claims.parts import extremes
+from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.findings import Chart, Line, Table
 from normkit.lab.store import Run
 
@@ -107,8 +108,13 @@ def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
     lines, words = [], []
     for arm, grid in GRIDS.items():
         unit = CUSTOMARY[arm] if relative else 1.0
-        runs_at = [(lr / unit, evidence.of(arm, lr=lr)) for lr in grid]
-        line = line_over(arm, arm, runs_at, accuracy, scale=100)
+        # The seeds' range: an interval from few seeds would leave the scale of an accuracy.
+        rows = [
+            [100 * value if value is not None else None for value in map(found.get, grid)]
+            for seed in evidence.seeds
+            for found in [{run.config.lr: accuracy(run) for run in evidence.of(arm, seed=seed)}]
+        ]
+        line = extremes(arm, arm, [lr / unit for lr in grid], rows)
         if line is None:
             continue
         ends = stops(evidence, arm)
@@ -132,7 +138,7 @@ def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
         y_label="training accuracy, last epoch (%)",
         lines=tuple(lines),
         text=(
-            "Mean training accuracy of the last epoch at each learning rate"
+            "Training accuracy of the last epoch at each learning rate"
             + (f", as a multiple of the customary rate ({customary})" if relative else "")
             + ", one line for each optimizer, with the 95 % interval of the mean and a cross where "
             "half of the runs or more do not train. " + "; ".join(words) + "."

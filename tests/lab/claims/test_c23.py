@@ -118,7 +118,7 @@ def test_records_tell_psnr(synthetic: Synthetic) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_plan_is_paired(preset: Any) -> None:
     arms = c23.plan(preset, FULL)
-    assert len(arms) == 4 * {"quick": 5, "full": 6, "paper": 5}[preset]
+    assert len(arms) == 4 * {"quick": 5, "full": 5, "paper": 5}[preset]
     assert [arm for arm, _ in arms[:4]] == [c23.NONE, c23.IN, c23.BN, c23.HALF]
     for arm, config in arms:
         assert config.norm == c23.NORMS[arm]

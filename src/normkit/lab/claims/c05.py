@@ -30,7 +30,7 @@ SMALLEST = 0.01
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=20_000, test=10_000, epochs=5),
-    "full": Scale(seeds=5, train=60_000, test=10_000, epochs=5),
+    "full": Scale(seeds=5, train=30_000, test=10_000, epochs=5),
     "paper": Scale(seeds=20, train=60_000, test=10_000, epochs=5),
 }
 

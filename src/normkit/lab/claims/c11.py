@@ -68,7 +68,7 @@ BATCH: Condition = ("batch", 100)
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=2_000, test=2_000, epochs=2),
-    "full": Scale(seeds=10, train=8_000, test=5_000, epochs=4),
+    "full": Scale(seeds=10, train=5_000, test=3_000, epochs=3),
     "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=60),
 }
 OTHER_SEEDS: dict[Preset, int] = {"quick": 0, "full": 5, "paper": 10}

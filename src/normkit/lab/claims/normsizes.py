@@ -58,12 +58,12 @@ SAMPLES = 10_000
 
 SIZES: dict[Preset, tuple[int, ...]] = {
     "quick": (2, 4, 16, 256),
-    "full": (2, 4, 8, 16, 64, 256),
+    "full": (2, 4, 16, 64, 256),
     "paper": (2, 4, 8, 16, 32, 64, 128, 256),
 }
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_120, test=4_096, epochs=10),
-    "full": Scale(seeds=5, train=10_240, test=5_000, epochs=10),
+    "full": Scale(seeds=5, train=5_120, test=4_096, epochs=10),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
 }
 

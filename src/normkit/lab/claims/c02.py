@@ -53,7 +53,7 @@ CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(HISTOGRAM_E
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_000, test=2_000, epochs=3),
-    "full": Scale(seeds=6, train=15_000, test=2_000, epochs=5),
+    "full": Scale(seeds=6, train=10_000, test=2_000, epochs=4),
     "paper": Scale(seeds=20, train=60_000, test=10_000, epochs=5),
 }
 

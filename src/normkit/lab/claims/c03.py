@@ -43,7 +43,7 @@ SOURCE_RATE = 0.5
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_000, test=1_000, epochs=2),
-    "full": Scale(seeds=5, train=12_000, test=1_000, epochs=2),
+    "full": Scale(seeds=6, train=10_000, test=1_000, epochs=2),
     "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
 }
 

@@ -52,7 +52,7 @@ REPAIRS = 0.02
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_000, test=2_000, epochs=5),
-    "full": Scale(seeds=5, train=4_000, test=2_000, epochs=12),
+    "full": Scale(seeds=5, train=3_000, test=2_000, epochs=12),
     "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=60),
 }
 

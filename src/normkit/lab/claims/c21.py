@@ -51,7 +51,7 @@ SMALLEST = 0.01
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=3, train=2_000, test=1_000, epochs=5),
-    "full": Scale(seeds=5, train=4_000, test=1_000, epochs=10),
+    "full": Scale(seeds=5, train=3_000, test=1_000, epochs=10),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=164),
 }
 DEPTHS: dict[Preset, tuple[int, ...]] = {

@@ -67,7 +67,7 @@ SAMPLES = 10_000
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=2_000, test=2_000, epochs=4),
-    "full": Scale(seeds=5, train=5_000, test=3_000, epochs=4),
+    "full": Scale(seeds=5, train=4_000, test=2_000, epochs=4),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=10),
 }
 SMALL: dict[str, tuple[str, Options]] = {

@@ -57,7 +57,7 @@ PUBLISHED = (
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=1_000, test=500, epochs=2),
-    "full": Scale(seeds=5, train=2_000, test=1_000, epochs=4),
+    "full": Scale(seeds=5, train=1_500, test=500, epochs=4),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=426),
 }
 WIDTHS: dict[Preset, tuple[int, int]] = {"quick": (8, 2), "full": (12, 2), "paper": (64, 3)}

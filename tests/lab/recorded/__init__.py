@@ -1,0 +1,1 @@
+"""Real runs, kept as numbers, on which the rule that gives verdicts is tried."""

@@ -1,0 +1,113 @@
+"""The rule that gives verdicts, tried on real runs whose answer is known.
+
+``recorded/runs.json`` holds 64 seeds of one small training with batch normalization and 64 without
+(``recorded/record.py`` made them). Runs of one arm, dealt out to two, are equal arms; runs of one
+arm to which a known amount is added differ by that amount. Both go through the claims' own judges.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import normkit.lab
+from normkit.lab.claims.c01 import CLAIM as C1
+from normkit.lab.claims.c05 import CLAIM as C5
+from normkit.lab.claims.c12 import CLAIM as C12
+from normkit.lab.claims.claim import Claim, Evidence
+from normkit.lab.claims.parts import WITH, WITHOUT
+from normkit.lab.config import RunConfig
+from normkit.lab.verdicts import decide
+
+Values = Mapping[str, Sequence[float]]
+Synthetic = Callable[..., Evidence]
+
+SIMULATIONS = 400
+RECORDED: dict[str, list[Values]] = json.loads(
+    (Path(__file__).parent / "recorded" / "runs.json").read_text(encoding="utf-8")
+)["runs"]
+
+
+def judged(
+    claim: Claim, synthetic: Synthetic, first: Sequence[Values], second: Sequence[Values]
+) -> str:
+    """The word on a claim whose arms have these runs, one for each seed."""
+    by_arm = {WITH: first, WITHOUT: second}
+
+    def values(arm: str, config: RunConfig) -> Values:
+        return {"test_loss": (1.0,) * 5} | dict(by_arm[arm][config.seed])
+
+    return decide(claim.judge(synthetic(claim, values)).decides)[0]
+
+
+def words(claim: Claim, synthetic: Synthetic, seeds: int, arm: str, gain: float = 0.0) -> list[str]:
+    """Many simulated claims: runs of one arm dealt out to two, the first better by ``gain``."""
+    rng = np.random.default_rng(1502)
+    runs = RECORDED[arm]
+    found = []
+    for _ in range(SIMULATIONS):
+        dealt = [runs[index] for index in rng.permutation(len(runs))[: 2 * seeds]]
+        first = [
+            {name: [value + gain for value in values] for name, values in run.items()}
+            for run in dealt[:seeds]
+        ]
+        found.append(judged(claim, synthetic, first, dealt[seeds:]))
+    return found
+
+
+@pytest.mark.parametrize("arm", [WITH, WITHOUT])
+@pytest.mark.parametrize(("claim", "seeds"), [(C1, 5), (C5, 5), (C12, 10)], ids=["C1", "C5", "C12"])
+def test_equal_arms_of_real_runs(claim: Claim, seeds: int, arm: str, synthetic: Synthetic) -> None:
+    found = words(claim, synthetic, seeds, arm)
+    assert len(found) >= 200
+    assert found.count("supported") / len(found) <= 0.05
+    # A rule that never decides anything would pass the line above too.
+    assert found.count("undecided") / len(found) <= 0.99 or claim is not C5
+
+
+@pytest.mark.parametrize("deviations", [1.0, 2.0, 3.0])
+def test_known_difference_is_found_as_often_as_theory_says(
+    deviations: float, synthetic: Synthetic
+) -> None:
+    # Of the plain arm, whose last accuracies are near normal; the other arm's have a long tail.
+    last = [run["test_accuracy"][-1] for run in RECORDED[WITHOUT]]
+    spread = math.sqrt(2) * float(np.std(last, ddof=1))  # of the difference of two runs
+    found = words(C5, synthetic, 5, WITHOUT, gain=deviations * spread)
+    power = stats.nct.sf(stats.t.ppf(0.975, 4), 4, deviations * math.sqrt(5))
+    assert found.count("supported") / len(found) == pytest.approx(float(power), abs=0.08)
+
+
+def test_the_recorded_difference_is_found(synthetic: Synthetic) -> None:
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(100):
+        picked = rng.permutation(len(RECORDED[WITH]))[:5]
+        arms = [[RECORDED[arm][index] for index in picked] for arm in (WITH, WITHOUT)]
+        found.append(judged(C1, synthetic, *arms))
+    assert found.count("supported") / len(found) >= 0.9
+
+
+def test_nothing_that_trains_knows_a_verdict() -> None:
+    # Who may stop when the verdict pleases finds equal arms different too often. What trains, and
+    # decides when a run ends, cannot look: it does not import what judges.
+    package = Path(normkit.lab.__file__).parent
+    trains = [package / name for name in ("training.py", "runner.py", "worker.py", "leases.py")]
+    trains += sorted((package / "executors").glob("*.py"))
+    assert len(trains) > 6
+    for path in trains:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {
+            f"{node.module}.{name.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for name in node.names
+        }
+        assert imported, path
+        assert not [name for name in imported if "verdict" in name or "judge" in name], path

@@ -12,10 +12,17 @@ DESCRIBE = $(BIN)/python -c "from normkit.kernels import cpu; print(cpu.describe
 # What the fused kernels are built from; a change rebuilds them.
 KERNELS := $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.h) setup.py
 
-.PHONY: demo test test-slow check lint types sanitize clean
+# The record of every claim's full run, which the README's table and docs/report.html come from.
+FULL := --preset full --store runs/full.sqlite
+
+.PHONY: demo full test test-slow check lint types sanitize clean
 
 demo: $(VENV)/lab.stamp  ## train, judge the claims, write the report
 	$(BIN)/normkit lab run --preset quick --store runs/lab.sqlite --report runs/report.html
+
+full: $(VENV)/lab.stamp  ## every claim, an hour or more; renews docs/report.html and the README's table
+	$(BIN)/normkit lab run all $(FULL) --report docs/report.html
+	$(BIN)/normkit lab verdicts $(FULL) --into README.md
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(BIN)/python -m pytest -n auto --dist worksteal

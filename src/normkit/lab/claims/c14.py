@@ -37,7 +37,7 @@ NETWORKS: tuple[tuple[str, int, dict[Preset, int]], ...] = (
     ("resnet18", 96, {"quick": 16, "full": 16, "paper": 128}),
     ("densenet", 96, {"quick": 16, "full": 16, "paper": 128}),
 )
-REPETITIONS: dict[Preset, int] = {"quick": 5, "full": 8, "paper": 20}
+REPETITIONS: dict[Preset, int] = {"quick": 5, "full": 6, "paper": 20}
 
 
 def plan(preset: Preset, available: Available) -> Arms:

@@ -83,7 +83,7 @@ PHASED = ARMS[:3]
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=5_120, test=2_000, epochs=5),
-    "full": Scale(seeds=6, train=5_120, test=2_000, epochs=5),
+    "full": Scale(seeds=5, train=5_120, test=2_000, epochs=5),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=50),
 }
 

@@ -58,7 +58,7 @@ SAMPLES = 10_000
 
 SIZES: dict[Preset, tuple[int, ...]] = {
     "quick": (2, 4, 16, 256),
-    "full": (2, 4, 16, 64, 256),
+    "full": (2, 4, 16, 256),
     "paper": (2, 4, 8, 16, 32, 64, 128, 256),
 }
 SCALES: dict[Preset, Scale] = {

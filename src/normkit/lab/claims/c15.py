@@ -59,7 +59,7 @@ ENOUGH = 0.01
 
 SCALES: dict[Preset, Scale] = {
     "quick": Scale(seeds=5, train=10_000, test=3_000, epochs=4),
-    "full": Scale(seeds=6, train=8_000, test=3_000, epochs=4),
+    "full": Scale(seeds=6, train=10_000, test=3_000, epochs=4),
     "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
 }
 ALONG: dict[Preset, int] = {"quick": 3000, "full": 3000, "paper": 10_000}

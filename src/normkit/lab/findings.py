@@ -82,7 +82,9 @@ class Comparison:
     """A paired effect: arm A minus arm B, seed by seed, with its interval.
 
     ``low`` and ``high`` bound the 95 % interval of the mean difference, by itself; positive favours
-    the claim. ``smallest`` is the smallest effect that would matter. ``decides`` tells the effects
+    the claim. ``smallest`` is the smallest effect that would matter. ``shared`` is that part of the
+    standard error which more seeds do not make smaller, ``freedom`` the degrees of freedom of the
+    interval (None: one less than seeds). ``decides`` tells the effects
     that the verdict rests on from those shown for information. ``p`` is the one-sided probability
     of such an effect, or a larger one, where there is none; that of an effect that decides is
     corrected for the number of them (Holm), and so is its word. ``needed`` is how many seeds would
@@ -100,6 +102,8 @@ class Comparison:
     p: float | None = None
     decides: bool = False
     needed: int | None = None
+    shared: float = 0.0
+    freedom: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

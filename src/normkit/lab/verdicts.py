@@ -46,10 +46,16 @@ POWER = 0.8
 """With how many of a hundred studies the number of seeds that is told would decide."""
 
 MOST_SEEDS = 1_000_000
+MOST_FREEDOM = 1e6
+"""Of Student's distribution, which is a normal one by then."""
 
 
 def interval(
-    values: Sequence[float], *, resolution: float = 0.0, confidence: float = CONFIDENCE
+    values: Sequence[float],
+    *,
+    resolution: float = 0.0,
+    shared: float = 0.0,
+    confidence: float = CONFIDENCE,
 ) -> tuple[float, float, float]:
     """Mean of the values and Student's interval for it: ``(mean, low, high)``.
 
@@ -59,6 +65,11 @@ def interval(
     r²/6. Without this, five seeds that agree on a coarse scale would claim an interval of width
     zero.
 
+    ``shared`` is a standard deviation by which all values may be off together, so that it does not
+    get smaller with their number. Where the members of a difference are read on scales of their
+    own, rounding is of this kind: it is the same for all seeds, and need not cancel. Degrees of
+    freedom are then Welch and Satterthwaite's.
+
     Raises:
         OptionError: fewer than two values, or one that is not finite.
 
@@ -66,15 +77,17 @@ def interval(
     >>> print(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
     2.000 [-0.484, 4.484]
     """
-    mean, error, count = _mean_and_error(values, resolution)
+    mean, error, freedom = _moments(values, resolution, shared)
     if error == 0:
         return mean, mean, mean
-    low, high = stats.t.interval(confidence, count - 1, loc=mean, scale=error)
+    low, high = stats.t.interval(confidence, freedom, loc=mean, scale=error)
     return mean, float(low), float(high)
 
 
-def _mean_and_error(values: Sequence[float], resolution: float) -> tuple[float, float, int]:
-    """The mean, its standard error, and how many values there are."""
+def _moments(
+    values: Sequence[float], resolution: float, shared: float
+) -> tuple[float, float, float]:
+    """The mean, its standard error, and the degrees of freedom of the latter."""
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
         raise OptionError(
@@ -85,14 +98,23 @@ def _mean_and_error(values: Sequence[float], resolution: float) -> tuple[float, 
             )
         )
     variance = max(float(sample.var(ddof=1)), resolution**2 / 6)
-    return float(sample.mean()), math.sqrt(variance / sample.size), int(sample.size)
+    error, freedom = _with_shared(variance, sample.size, shared)
+    return float(sample.mean()), error, freedom
 
 
-def _beyond(distance: float, error: float, count: int) -> float:
+def _with_shared(variance: float, count: int, shared: float) -> tuple[float, float]:
+    """The standard error of a mean part of which is known, and its degrees of freedom."""
+    own = variance / count
+    whole = own + shared**2
+    freedom = (count - 1) * (whole / own) ** 2 if own > whole * 1e-6 else MOST_FREEDOM
+    return math.sqrt(whole), min(freedom, MOST_FREEDOM) if shared else count - 1
+
+
+def _beyond(distance: float, error: float, freedom: float) -> float:
     """One-sided p value of a mean that lies so far on the claimed side of a bound."""
     if error == 0:  # all differences equal: as sure as can be
         return 0.0 if distance > 0 else 1.0
-    return float(stats.t.sf(distance / error, count - 1))
+    return float(stats.t.sf(distance / error, freedom))
 
 
 def compare(
@@ -102,11 +124,12 @@ def compare(
     unit: str,
     smallest: float = 0.0,
     resolution: float = 0.0,
+    shared: float = 0.0,
 ) -> Comparison | None:
     """Decide one question from its paired differences; None with fewer than two of them.
 
     ``smallest`` is the smallest effect that would matter, in the unit of the differences, and not
-    negative.
+    negative. ``resolution`` and ``shared`` as in :func:`interval`.
 
     >>> found = compare("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
     >>> found.word
@@ -118,11 +141,21 @@ def compare(
         )
     if len(differences) < 2:
         return None
-    effect, low, high = interval(differences, resolution=resolution)
-    _, error, count = _mean_and_error(differences, resolution)
-    above = _beyond(effect, error, count)
+    effect, low, high = interval(differences, resolution=resolution, shared=shared)
+    _, error, freedom = _moments(differences, resolution, shared)
+    above = _beyond(effect, error, freedom)
     found = Comparison(
-        question, unit, effect, low, high, count, "undecided", smallest=smallest, p=above
+        question,
+        unit,
+        effect,
+        low,
+        high,
+        len(differences),
+        "undecided",
+        smallest=smallest,
+        p=above,
+        shared=shared,
+        freedom=freedom,
     )
     return dataclasses.replace(found, word=_word(above, _below(found)))
 
@@ -130,12 +163,16 @@ def compare(
 def _below(found: Comparison) -> float:
     """One-sided p value of an effect below the smallest that matters."""
     error = _error(found)
-    return _beyond(found.smallest - found.effect, error, found.seeds)
+    return _beyond(found.smallest - found.effect, error, _freedom(found))
+
+
+def _freedom(found: Comparison) -> float:
+    return found.seeds - 1 if found.freedom is None else found.freedom
 
 
 def _error(found: Comparison) -> float:
     """The standard error behind an interval."""
-    quantile = float(stats.t.ppf(1 - TAIL, found.seeds - 1))
+    quantile = float(stats.t.ppf(1 - TAIL, _freedom(found)))
     return (found.high - found.low) / (2 * quantile)
 
 
@@ -198,14 +235,16 @@ def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
     >>> found.word, seeds_needed(found)
     ('undecided', 17)
     """
-    deviation = _error(found) * math.sqrt(found.seeds)
+    variance = found.seeds * max(0.0, _error(found) ** 2 - found.shared**2)
     distance = max(found.effect, found.smallest - found.effect)
-    if deviation == 0 or distance <= 0:
+    # Relative, for the interval's ends were rounded.
+    if variance <= 1e-9 * found.shared**2 or distance <= 0:
         return None
 
     def power(seeds: int) -> float:
-        bound = stats.t.ppf(1 - TAIL / parts, seeds - 1)
-        return float(stats.nct.sf(bound, seeds - 1, distance / deviation * math.sqrt(seeds)))
+        error, freedom = _with_shared(variance, seeds, found.shared)
+        bound = stats.t.ppf(1 - TAIL / parts, freedom)
+        return float(stats.nct.sf(bound, freedom, distance / error))
 
     counts = range(found.seeds + 1, MOST_SEEDS)
     index = bisect.bisect_left(counts, POWER, key=power)

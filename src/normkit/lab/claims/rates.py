@@ -140,8 +140,10 @@ def rate_chart(evidence: Evidence, relative: bool = False) -> Chart | None:
         text=(
             "Training accuracy of the last epoch at each learning rate"
             + (f", as a multiple of the customary rate ({customary})" if relative else "")
-            + ", one line for each optimizer, with the 95 % interval of the mean and a cross where "
-            "half of the runs or more do not train. " + "; ".join(words) + "."
+            + ", one line for each optimizer: the median of the seeds, with a band from the least "
+            "to the greatest of them, and a cross where half of the runs or more do not train. "
+            + "; ".join(words)
+            + "."
         ),
         x_log=True,
         markers=True,

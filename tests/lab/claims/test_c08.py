@@ -59,6 +59,8 @@ def test_supported_where_both_parts_hold(synthetic: Synthetic, check_finding: An
     # Gap, test accuracy late, early (alike), BN's gap narrowed, its test loss lowered.
     assert effects == pytest.approx([0.04, 0.02, 0.0, 0.03, 0.02], abs=0.003)
     assert [each.decides for each in found.comparisons] == [True, True, False, False, False]
+    # What has not learned has no gap either: who reads it must see that all arms did.
+    assert "training accuracy is: neither 1.0" in found.sentence
 
 
 @pytest.mark.parametrize(

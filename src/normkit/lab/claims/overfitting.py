@@ -52,6 +52,7 @@ __all__ = [
     "gap",
     "late",
     "late_table",
+    "learned",
     "plan",
     "tested",
     "tested_loss",
@@ -170,6 +171,15 @@ def _quarter(run: Run) -> int:
 def _mean(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return fmean(there) if there and len(there) == len(values) else None
+
+
+def learned(evidence: Evidence, arms: Sequence[str]) -> str:
+    """Training accuracy late in training, arm by arm, for a sentence."""
+    shares = {arm: mean_of(evidence.of(arm), late(trained)) for arm in arms}
+    return ", ".join(
+        f"{arm} {'not yet known' if share is None else f'{share:.3f}'}"
+        for arm, share in shares.items()
+    )
 
 
 def epochs_chart(

@@ -301,3 +301,11 @@ def test_without_a_name_the_claims_of_the_demo_are_chosen(monkeypatch: pytest.Mo
     assert select() == [one]
     assert select(["all"]) == [one, other]
     assert select(["C2"]) == [other]
+
+
+@every
+def test_says_why_it_may_differ_whatever_the_preset(claim: Claim) -> None:
+    assert 2 <= claim.differs.count(". ") + 1 <= 5
+    assert claim.differs.endswith(".")
+    # The same words stand below a paper preset and another data set.
+    assert "Here a thousand images" not in claim.differs

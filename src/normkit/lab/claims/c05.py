@@ -137,4 +137,10 @@ CLAIM = Claim(
     ),
     plan=plan,
     judge=judge,
+    differs=(
+        "Whether a plain network with sigmoid gets away from guessing depends on its first "
+        "weights and on the number of steps: it may stay there for most of training and then "
+        "learn within an epoch. The source gives no accuracies, and its larger case, Inception, "
+        "is far deeper than LeNet-5."
+    ),
 )

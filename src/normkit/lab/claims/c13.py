@@ -257,7 +257,9 @@ CLAIM = Claim(
     setup=(("BN stands", "by arm: " + "; ".join(f"{k}: {v}" for k, v in ARMS.items())),),
     demo=False,
     differs=(
-        "Nearly all of LeNet-5's weights are in its fully connected layers, and five epochs are "
-        "few: what is gained there is mostly speed, which the mean over the epochs counts in full."
+        "Nearly all of LeNet-5's weights are in its fully connected layers, which is not so in "
+        "the networks with BN after their convolutions that the source speaks of. Five epochs are "
+        "few, too: what is gained may be speed rather than accuracy, and the mean over the epochs "
+        "counts it in full."
     ),
 )

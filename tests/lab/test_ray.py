@@ -158,6 +158,8 @@ def test_an_error_belongs_to_its_run(
 def test_threads_that_no_node_has_are_refused(cluster: Any, store: Store) -> None:
     with pytest.raises(OptionError, match="64 threads needs a node"):
         RayPool(store.path, {}, address=cluster.address, threads=64)
+    with pytest.raises(OptionError, match="and a GPU"):
+        RayPool(store.path, {}, address=cluster.address, device="cuda")
     assert not ray.is_initialized()
 
 

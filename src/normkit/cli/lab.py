@@ -30,7 +30,16 @@ from normkit.cli.lab_options import (
     StoreOption,
 )
 from normkit.cli.sharing import compare, export, tensorboard
-from normkit.cli.where import AddressOption, ExecutorName, ExecutorOption, executor, options
+from normkit.cli.where import (
+    AddressOption,
+    DeviceName,
+    DeviceOption,
+    ExecutorName,
+    ExecutorOption,
+    executor,
+    joined,
+    options,
+)
 from normkit.errors import OptionError, explain
 
 if TYPE_CHECKING:
@@ -59,6 +68,7 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="Threads in each worker.")] = 1,
     executor_name: ExecutorOption = ExecutorName.local,
     address: AddressOption = None,
+    device: DeviceOption = DeviceName.cpu,
     report: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,6 +85,7 @@ def run(
         from normkit.lab.judge import judge
         from normkit.lab.store import Store as OpenStore
 
+        processes = joined(executor_name, address, workers, threads, device)
         chosen = select(claims or (), present=is_here)
         name: Preset = preset.value
         # All that can be wrong with what was asked for is found out before anything is trained.
@@ -87,14 +98,15 @@ def run(
                 sizes = f"{len(dataset.train.labels):,} + {len(dataset.test.labels):,} images"
                 out.print(f"Data: {dataset.title}, {sizes}, from {dataset.origin}", soft_wrap=True)
             with executor(
-                executor_name, store, found, address=address, workers=workers, threads=threads
-            ) as pool:
+                executor_name, store, found, address=address, workers=workers, threads=threads,
+                device=device, processes=processes,
+            ) as pool:  # fmt: skip
                 summary = follow(opened, keys, pool, out)
             findings = judge(opened, name, chosen)
             if summary.interrupted:
                 again = ["normkit", "lab", "run", *(claims or ()), "--preset", name]
                 again += ["--store", str(store), "--report", str(report)]
-                again += options(executor_name, address)
+                again += options(executor_name, address, device)
                 out.print(
                     f"Stopped. What is done is kept in {store}; to go on: {shlex.join(again)}",
                     soft_wrap=True,

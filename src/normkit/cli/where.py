@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,8 +16,25 @@ from normkit.errors import OptionError, explain
 if TYPE_CHECKING:
     from normkit.lab.data import Dataset
     from normkit.lab.executors import Executor
+    from normkit.lab.executors.together import Processes
 
-__all__ = ["AddressOption", "ExecutorName", "ExecutorOption", "executor", "options"]
+__all__ = [
+    "AddressOption",
+    "DeviceName",
+    "DeviceOption",
+    "ExecutorName",
+    "ExecutorOption",
+    "executor",
+    "joined",
+    "options",
+]
+
+
+class DeviceName(str, enum.Enum):
+    """What a run is trained on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 class ExecutorName(str, enum.Enum):
@@ -38,6 +56,7 @@ AddressOption = Annotated[
         help="Of the Ray cluster; if not given, the one this machine is part of, or a new one."
     ),
 ]
+DeviceOption = Annotated[DeviceName, typer.Option(help="What the runs are trained on.")]
 
 
 def executor(
@@ -48,28 +67,86 @@ def executor(
     address: str | None,
     workers: int | None,
     threads: int,
+    device: DeviceName,
+    processes: Processes | None = None,
 ) -> AbstractContextManager[Executor]:
     """What was asked for, ready.
+
+    Args:
+        processes: those that torchrun started, if it did.
 
     Raises:
         OptionError: options that do not go together, or that this machine cannot serve.
     """
+    if processes is not None:
+        import torch
+
+        from normkit.lab.executors.together import Torchrun
+
+        torch.set_num_threads(threads)
+        return Torchrun(processes)
     if kind is ExecutorName.ray:
         from normkit.lab.executors.cluster import RayPool
 
-        return RayPool(store, datasets, address=address, workers=workers, threads=threads)
+        return RayPool(
+            store,
+            datasets,
+            address=address,
+            workers=workers,
+            threads=threads,
+            device=device.value,
+        )
     if address is not None:
         raise OptionError(
             explain("an address is that of a Ray cluster", address, "add --executor ray")
         )
     from normkit.lab import machine
     from normkit.lab.executors import LocalPool
-    from normkit.lab.worker import run as job
+    from normkit.lab.places import device_named
+    from normkit.lab.worker import run
 
-    return LocalPool(job, workers=workers or machine.cores(), threads=threads)
+    device_named(device.value)  # here it is one error, in the workers one for each run
+    job = functools.partial(run, device=device.value)
+    # Runs that share one GPU gain little from each other, and each takes its memory.
+    count = machine.cores() if device is DeviceName.cpu else 1
+    return LocalPool(job, workers=workers or count, threads=threads)
 
 
-def options(kind: ExecutorName, address: str | None) -> list[str]:
+def joined(
+    kind: ExecutorName, address: str | None, workers: int | None, threads: int, device: DeviceName
+) -> Processes | None:
+    """The processes that torchrun started, this one among them; None if it did not.
+
+    Raises:
+        OptionError: an option that asks for another executor.
+        Exit: this is not the first of them, and there is nothing left to do.
+    """
+    from normkit.lab.executors import together
+
+    if not together.launched():
+        return None
+    given = {"--executor": kind is ExecutorName.ray, "--address": address, "--workers": workers}
+    for name, value in given.items():
+        if value:
+            raise OptionError(
+                explain(
+                    "under torchrun all processes train each run together, on this machine or on "
+                    "those where torchrun was started",
+                    f"{name} besides",
+                    f"leave out {name}, or torchrun",
+                )
+            )
+    processes = together.join(device.value)
+    if processes.rank == 0:
+        return processes
+    import torch
+
+    torch.set_num_threads(threads)
+    raise typer.Exit(0 if together.follow(processes) else 1)
+
+
+def options(kind: ExecutorName, address: str | None, device: DeviceName) -> list[str]:
     """The same as one types it, where it is not the default."""
     found = [] if kind is ExecutorName.local else ["--executor", kind.value]
-    return found if address is None else [*found, "--address", address]
+    found += [] if address is None else ["--address", address]
+    return found if device is DeviceName.cpu else [*found, "--device", device.value]

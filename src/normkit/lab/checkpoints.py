@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
 import torch
 from torch import nn
 
 __all__ = ["Progress", "restore", "state"]
+
+CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass
@@ -41,25 +44,42 @@ class Progress:
         return self.epoch_correct / self.epoch_judged if whole else None
 
 
-def state(model: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> bytes:
-    """Model, optimizer, generator and progress."""
+def state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    at: Progress,
+    device: torch.device = CPU,
+) -> bytes:
+    """Model, optimizer, generators and progress."""
     buffer = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": torch.get_rng_state(),
-            "progress": dataclasses.asdict(at),
-        },
-        buffer,
-    )
+    kept: dict[str, Any] = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": torch.get_rng_state(),
+        "progress": dataclasses.asdict(at),
+    }
+    if device.type != "cpu":
+        # Dropout on a device draws from the device's own generator.
+        kept["device_generator"] = torch.get_device_module(device).get_rng_state(device)
+    torch.save(kept, buffer)
     return buffer.getvalue()
 
 
-def restore(state: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put into ``model`` and ``optimizer`` what :func:`state` saved of them."""
-    saved = torch.load(io.BytesIO(state), weights_only=True)
+def restore(
+    state: bytes,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device = CPU,
+) -> Progress:
+    """Put into ``model`` and ``optimizer`` what :func:`state` saved of them, on any device.
+
+    A run that goes on on another kind of device than it was begun on draws other dropout masks.
+    """
+    # Through the CPU: both move what they are given to where their own tensors are.
+    saved = torch.load(io.BytesIO(state), weights_only=True, map_location=CPU)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     torch.set_rng_state(saved["generator"])
+    if device.type != "cpu" and "device_generator" in saved:
+        torch.get_device_module(device).set_rng_state(saved["device_generator"], device)
     return Progress(**saved["progress"])

@@ -138,7 +138,10 @@ def _recalibrated(model: nn.Module, config: RunConfig, batches: Batches) -> Iter
     def run(model: nn.Module, batch: Any) -> None:
         forward(config, model, batch[0])
 
-    handle = recalibrate(model, batches, samples=None, forward=run, progress=False)
+    # Such a run has a process to itself, also where there are others.
+    handle = recalibrate(
+        model, batches, samples=None, forward=run, progress=False, process_group=False
+    )
     try:
         yield
     finally:

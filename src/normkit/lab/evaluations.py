@@ -18,6 +18,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.data.composition import Composition, compose
 from normkit.lab.domains import evaluate_domains, under_shared, under_specific
+from normkit.lab.places import here
 from normkit.lab.scoring import Score, in_order, modes_kept, population, score
 from normkit.lab.tasks import task_of
 from normkit.statistics.recalibrate import recalibrate
@@ -80,7 +81,10 @@ def _under_population(
     batch_size: int,
 ) -> Score:
     images = population(dataset.train, samples, batch_size, config, epoch)
-    handle = recalibrate(model, images, samples=None, progress=False)
+    place = here()
+    handle = recalibrate(
+        model, place.turns(images), samples=None, progress=False, process_group=place.group
+    )
     try:
         model.eval()
         return score(model, in_order(dataset.test, config), config)
@@ -92,7 +96,9 @@ def _under_batch(
     model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int, batch_size: int
 ) -> Score:
     # Mixed: the test images come with the classes in turn, as `population` tells of the others.
-    mixed = task_of(config).batches(config, dataset.test, batch_size, seed=config.seed)
+    mixed = here().bring(
+        task_of(config).batches(config, dataset.test, batch_size, seed=config.seed)
+    )
     with batch_statistics(model):
         return score(model, mixed, config)
 

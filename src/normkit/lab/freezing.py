@@ -14,6 +14,7 @@ from torch import nn
 from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.evaluations import population
+from normkit.lab.places import here
 from normkit.statistics.recalibrate import recalibrate
 from normkit.surgery.freeze import freeze
 
@@ -40,5 +41,9 @@ def hold_statistics(model: nn.Module, train: data.Split, config: RunConfig, done
         # No rest: a last batch of a single image has no statistics in a dense layer.
         samples -= samples % min(config.batch_size, samples)
         images = population(train, samples, config.batch_size, config, begin)
-        recalibrate(model, images, samples=None, progress=False)
+        place = here()
+        with place.apart(model):
+            recalibrate(
+                model, place.turns(images), samples=None, progress=False, process_group=place.group
+            )
     freeze(model, affine=False)

@@ -36,9 +36,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def summary(place: str = "") -> str:
+    """The machine in one line: system, processor, cores; and where on it, if not on the CPU.
+
+    >>> summary("2 processes together") == summary() + "; 2 processes together"
+    True
+    """
+    return f"{_machine()}; {place}" if place else _machine()
+
+
 @functools.cache
-def summary() -> str:
-    """The machine in one line: system, processor, cores."""
+def _machine() -> str:
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -120,7 +120,7 @@ def describe(name: str, tensor: Tensor, reading: Reading) -> None:
     # Every n-th element: deterministic, and over all channels as the stride is made odd.
     stride = max(1, values.numel() // SAMPLE) | 1
     sample = values[::stride]
-    levels = torch.tensor(LEVELS, dtype=sample.dtype)
+    levels = torch.tensor(LEVELS, dtype=sample.dtype, device=sample.device)
     reading.vectors[f"{name}_quantiles"] = [
         round(value, 5) for value in torch.quantile(sample, levels).tolist()
     ]

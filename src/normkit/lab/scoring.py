@@ -11,6 +11,7 @@ from torch import nn
 
 from normkit.lab import data
 from normkit.lab.config import RunConfig
+from normkit.lab.places import here
 from normkit.lab.tasks import Batches, task_of
 
 __all__ = ["Batches", "Score", "in_order", "modes_kept", "population", "score"]
@@ -23,20 +24,25 @@ Score = tuple[float, float | None]
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Batches, config: RunConfig) -> Score:
-    """The figure of the run's task and the mean loss of the model, in whatever mode it is."""
+    """The figure of the run's task and the mean loss of the model, in whatever mode it is.
+
+    Of several processes that train together, each works on some of the batches.
+    """
     task = task_of(config)
-    figure, loss, count = 0.0, 0.0, 0
-    for images, targets in batches:
+    figure, loss, count = 0.0, 0.0, 0.0
+    for images, targets in here().turns(batches):
         outputs = model(images)
         figure += task.count(outputs, targets)
         loss += task.loss(outputs, targets, reduction="sum").item()
         count += len(targets)
+    figure, loss, count = here().total(figure, loss, count)
     return figure / count, loss / count if math.isfinite(loss) else None
 
 
 def in_order(split: data.Split, config: RunConfig, batch_size: int = EVALUATION_BATCH) -> Batches:
     """The images as they come."""
-    return task_of(config).batches(config, split, batch_size, seed=0, shuffle=False)
+    batches = task_of(config).batches(config, split, batch_size, seed=0, shuffle=False)
+    return here().bring(batches)
 
 
 def population(
@@ -51,7 +57,7 @@ def population(
     drawn = task_of(config).batches(
         config, split, batch_size, seed=config.seed, epoch=config.epochs + epoch
     )
-    for images, targets in drawn:
+    for images, targets in here().bring(drawn):
         if samples < 1:
             return
         yield images[:samples], targets[:samples]

@@ -13,7 +13,8 @@ guessing, ln(classes) for classification (the run is trained to the end and its 
 measured; the step noted is the last one recorded with a loss better than that).
 
 A run can stop after any step and go on from the bytes of its last checkpoint to the same last
-bit, on the same machine with the same number of threads.
+bit, on the same machine with the same number of threads, on a CPU. Elsewhere
+(:mod:`normkit.lab.places`) it goes on from them too, to results that differ by rounding.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from normkit.lab.domains import forward
 from normkit.lab.epochs import epoch_batches
 from normkit.lab.evaluations import evaluate, evaluate_under, guess
 from normkit.lab.freezing import hold_statistics, is_frozen
+from normkit.lab.places import Place, here
+from normkit.lab.places import at as in_force
 from normkit.lab.probes import Reading, probe
 from normkit.lab.schedules import set_rate
 from normkit.lab.tasks import Task, task_of
@@ -83,6 +86,7 @@ def train(
     resume: bytes | None = None,
     stopping: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    place: Place | None = None,
 ) -> Outcome:
     """Train one run and write what it measures to ``log``.
 
@@ -97,16 +101,32 @@ def train(
         stopping: asked after each step; once true, the run writes a checkpoint and returns.
         checkpoint_seconds: at least so long between two checkpoints; longer where writing them
             takes more than ``CHECKPOINT_SHARE`` of the time.
+        place: where; on the CPU by this process if None. Of several processes together all call
+            this with the same arguments, but for ``log`` and ``stopping``: the first one's count.
     """
+    with in_force(place or here()):
+        return _train(config, dataset, log, resume, stopping, checkpoint_seconds)
+
+
+def _train(
+    config: RunConfig,
+    dataset: data.Dataset,
+    log: Log,
+    resume: bytes | None,
+    asked: Callable[[], bool],
+    checkpoint_seconds: float,
+) -> Outcome:
+    place = here()
     classes = len(dataset.classes)
     train_split = dataset.train.take(config.train_images, seed=config.seed)
     test_split = dataset.test.take(config.test_images, seed=0)
     dataset = dataclasses.replace(dataset, train=train_split, test=test_split)
     model = build_model(config, in_channels=train_split.images.shape[1], classes=classes)
+    learner = place.settle(model)
     optimizer = build_optimizer(config, model)
     at = Progress()
     if resume is not None:
-        at = restore(resume, model, optimizer)
+        at = restore(resume, model, optimizer, place.device)
     model.train()
     task = task_of(config)
     nothing_learned = task.learned(config, classes)
@@ -125,12 +145,16 @@ def train(
         nonlocal saved, cost
         elapse()
         begin = time.perf_counter()
-        log.checkpoint(at.step, state(model, optimizer, at))
+        if place.rank == 0:
+            log.checkpoint(at.step, state(model, optimizer, at, place.device))
         saved = time.perf_counter()
         cost = saved - begin
 
     def due() -> bool:
         return time.perf_counter() - saved >= max(checkpoint_seconds, cost / CHECKPOINT_SHARE)
+
+    def stopping() -> bool:
+        return place.told(asked())
 
     last_loss, held = 0.0, False
     while at.step < config.steps:
@@ -142,7 +166,7 @@ def train(
         for images, targets in itertools.islice(batches, first, None):
             set_rate(optimizer, config, at.step)
             loss, counted, reading = _step(
-                config, task, model, optimizer, images, targets, at.step + 1
+                config, task, learner, optimizer, images, targets, at.step + 1
             )
             at.step += 1
             if not math.isfinite(loss):
@@ -171,8 +195,10 @@ def train(
                 return Outcome(at.step, at.seconds, stopped=True)
             if due():
                 save()
-        figure, test_loss = evaluate(model, test_split, config)
-        elapse()
+        with place.apart(model):
+            figure, test_loss = evaluate(model, test_split, config)
+            elapse()
+            under = evaluate_under(config.conditions(epoch), model, dataset, config, epoch)
         last_loss = at.epoch_loss / at.epoch_images
         log.measured(
             at.step,
@@ -183,14 +209,16 @@ def train(
                 f"test_{task.figure}": figure,
                 "test_loss": test_loss,
                 "epoch_seconds": at.epoch_seconds,
-                **evaluate_under(config.conditions(epoch), model, dataset, config, epoch),
+                **under,
             },
         )
         elapse()
         at.end_epoch()
-        if at.step < config.steps and (stopping() or due()):
-            save()
-            if stopping():
+        if at.step < config.steps:
+            stop = stopping()
+            if stop or due():
+                save()
+            if stop:
                 return Outcome(at.step, at.seconds, stopped=True)
     stuck = last_loss > nothing_learned
     return Outcome(at.step, at.seconds, diverged_step=at.learning_step if stuck else None)
@@ -205,8 +233,11 @@ def _step(
     targets: Tensor,
     number: int,
 ) -> tuple[float, float, Reading]:
-    """One optimizer step, watched by the probes whose turn it is: loss, and the figure, summed."""
-    total = Reading()
+    """One optimizer step, watched by the probes whose turn it is: loss, and the figure, summed.
+
+    Of several processes each takes its part; both numbers are those of the whole batch.
+    """
+    place, total = here(), Reading()
     optimizer.zero_grad(set_to_none=True)
     with contextlib.ExitStack() as stack:
         readings = [
@@ -214,16 +245,22 @@ def _step(
             for name, every in config.probes
             if number % every == 0 or number == 1
         ]
+        whole = len(targets)
+        images, targets = place.part(images, targets)
         outputs = forward(config, model, images)
-        loss = task.loss(outputs, targets, reduction="mean")
+        if place.size == 1:
+            loss = task.loss(outputs, targets, reduction="mean")
+        else:
+            # Gradients are averaged over processes, whatever their part of the batch is.
+            loss = task.loss(outputs, targets, reduction="sum") * (place.size / whole)
         loss.backward()
     for reading in readings:
         total.scalars.update(reading.scalars)
         total.vectors.update(reading.vectors)
-    value = loss.item()
+    value, counted = place.total(loss.item() / place.size, task.count(outputs.detach(), targets))
     if math.isfinite(value):
         optimizer.step()
-    return value, task.count(outputs.detach(), targets), total
+    return value, counted, total
 
 
 def _give_up(config: RunConfig, log: Log, at: Progress, dataset: data.Dataset) -> None:

@@ -14,14 +14,29 @@ from pathlib import Path
 from typing import Protocol
 
 from normkit.errors import DataError, StoreError, explain
-from normkit.lab import data
+from normkit.lab import data, machine
 from normkit.lab.config import RunConfig
-from normkit.lab.leases import LeaseLostError, acquire
+from normkit.lab.leases import Holder, LeaseLostError, acquire
+from normkit.lab.places import Place, device_named
 from normkit.lab.store import Store
 from normkit.lab.timing import take_time
-from normkit.lab.training import Log, train
+from normkit.lab.training import Log, Outcome, train
 
-__all__ = ["Right", "argument", "attempt", "fail", "key_of", "load", "run"]
+__all__ = [
+    "Right",
+    "Trainer",
+    "argument",
+    "attempt",
+    "carry_out",
+    "checked",
+    "fail",
+    "key_of",
+    "load",
+    "run",
+]
+
+Trainer = Callable[..., Outcome]
+"""Called as ``trainer(config, dataset, log, resume=, stopping=)``."""
 
 
 class Right(Log, Protocol):
@@ -54,8 +69,8 @@ def load(name: str) -> data.Dataset:
     return data.load(name, offline=True)
 
 
-def run(text: str, stopping: Callable[[], bool]) -> str:
-    """Carry out one run; says how it went.
+def run(text: str, stopping: Callable[[], bool], device: str = "cpu") -> str:
+    """Carry out one run on a device; says how it went.
 
     Returns:
         "done" or "diverged": a result is stored; "stopped": it was asked to, and can go on;
@@ -64,13 +79,27 @@ def run(text: str, stopping: Callable[[], bool]) -> str:
     Raises:
         StoreError: the store cannot be written; what it holds stands, and the run can go on.
     """
+    place = Place(device_named(device))
+    return carry_out(text, stopping, functools.partial(train, place=place), lambda _: str(place))
+
+
+def carry_out(
+    text: str,
+    stopping: Callable[[], bool],
+    trainer: Trainer,
+    where: Callable[[RunConfig], str],
+) -> str:
+    """As :func:`run`, with a training of one's own; ``where`` says what to note as its place."""
     task = json.loads(text)
     with Store(Path(task["store"]), create=False, check=False) as store:
         known = store.get(task["key"])
-        lease = acquire(store, task["key"])
-        if known is None or lease is None:
+        if known is None:
             return "held"
-        return attempt(known.config, lease, stopping)
+        place = where(known.config) if known.config.kind == "training" else ""
+        lease = acquire(store, task["key"], Holder(machine=machine.summary(place)))
+        if lease is None:
+            return "held"
+        return attempt(known.config, lease, stopping, trainer=trainer)
 
 
 def attempt(
@@ -78,10 +107,12 @@ def attempt(
     lease: Right,
     stopping: Callable[[], bool],
     find: Callable[[str], data.Dataset] | None = None,
+    trainer: Trainer | None = None,
 ) -> str:
     """Carry out a run whose lease is taken; says how it went, as :func:`run` does.
 
-    ``find`` gives the data set of a name, :func:`load` if not given.
+    ``find`` gives the data set of a name, :func:`load` if not given; ``trainer`` trains,
+    :func:`normkit.lab.training.train` if not given. Time is taken here and on the CPU, always.
 
     Raises:
         StoreError: as :func:`run` does.
@@ -89,7 +120,7 @@ def attempt(
     try:
         with lease.beating():
             try:
-                return _train(config, lease, stopping, find or load)
+                return _train(config, lease, stopping, find or load, trainer or train)
             except (LeaseLostError, StoreError):
                 raise  # a full disk, say: no fault of the run, which goes on another time
             except Exception:  # whatever it is belongs to this run; the others go on
@@ -104,8 +135,26 @@ def _train(
     lease: Right,
     stopping: Callable[[], bool],
     find: Callable[[str], data.Dataset],
+    trainer: Trainer,
 ) -> str:
-    dataset = find(config.data)
+    dataset = checked(config, find(config.data))
+    if config.kind == "timing":
+        outcome = take_time(config, dataset, lease, stopping=stopping)
+    else:
+        outcome = trainer(config, dataset, lease, resume=lease.resume(), stopping=stopping)
+    if outcome.stopped:
+        lease.release()
+        return "stopped"
+    lease.finish(seconds=outcome.seconds, diverged_step=outcome.diverged_step)
+    return "done" if outcome.diverged_step is None else "diverged"
+
+
+def checked(config: RunConfig, dataset: data.Dataset) -> data.Dataset:
+    """The data set, if it is the edition that the run needs.
+
+    Raises:
+        DataError: it is the other one.
+    """
     edition = "subset" if dataset.subset else "full"
     if edition != config.edition:
         raise DataError(
@@ -115,15 +164,7 @@ def _train(
                 f"fetch it with: normkit data fetch {config.data}",
             )
         )
-    if config.kind == "timing":
-        outcome = take_time(config, dataset, lease, stopping=stopping)
-    else:
-        outcome = train(config, dataset, lease, resume=lease.resume(), stopping=stopping)
-    if outcome.stopped:
-        lease.release()
-        return "stopped"
-    lease.finish(seconds=outcome.seconds, diverged_step=outcome.diverged_step)
-    return "done" if outcome.diverged_step is None else "diverged"
+    return dataset
 
 
 def fail(path: Path, key: str, error: str) -> None:

@@ -28,6 +28,8 @@ from normkit.lab.data import Dataset
 from normkit.lab.executors.desk import Desk, RemoteLease
 from normkit.lab.executors.protocol import Ended
 from normkit.lab.memory import keep_freed
+from normkit.lab.places import Place, device_named
+from normkit.lab.training import train
 
 __all__ = ["RayPool"]
 
@@ -49,10 +51,11 @@ class RayPool:
             one of this machine alone.
         workers: how many runs at once, at most; as many as the cluster has room for if None.
         threads: torch threads, and Ray's CPUs, of each.
+        device: "cpu" or "cuda", which gives each run a GPU of its own.
 
     Raises:
         OptionError: Ray is not installed, there is no cluster at the address or none with a node
-            that has so many CPUs, or less than one worker or thread.
+            that has so many CPUs, or a GPU; or less than one worker or thread.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RayPool:
         address: str | None = None,
         workers: int | None = None,
         threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         for name, value in (("workers", workers), ("threads", threads)):
             if value is not None and value < 1:
@@ -72,14 +76,18 @@ class RayPool:
         self._ray = _import()
         self._workers = workers
         self._threads = threads
+        self._device = device
+        self._gpus = int(device == "cuda")
         self._ours = _connect(self._ray, address)
         try:
             if self._places() == 0:
                 raise OptionError(
                     explain(
-                        f"a run of {threads} threads needs a node with as many CPUs for Ray",
-                        f"nodes with {self._cpus()}",
-                        "use fewer --threads, or start the nodes with ray start --num-cpus",
+                        f"a run of {threads} threads needs a node with as many CPUs for Ray"
+                        + (", and a GPU" if self._gpus else ""),
+                        f"nodes with (CPUs, GPUs) {self._nodes()}",
+                        "use fewer --threads, leave out --device, or start the nodes with ray "
+                        "start --num-cpus, --num-gpus",
                     )
                 )
             self._sets = {name: self._ray.put(dataset) for name, dataset in datasets.items()}
@@ -93,7 +101,9 @@ class RayPool:
                 .remote(str(Path(store).resolve()), machine.host(), os.getpid())
             )
             # Tries are the lab's to count.
-            self._task = self._ray.remote(_carry_out).options(num_cpus=threads, max_retries=0)
+            self._task = self._ray.remote(_carry_out).options(
+                num_cpus=threads, num_gpus=self._gpus, max_retries=0
+            )
         except BaseException:
             self._leave()
             raise
@@ -109,7 +119,7 @@ class RayPool:
         """Give the run to the cluster."""
         owner = uuid.uuid4().hex
         key = worker.key_of(argument)
-        task = self._task.remote(self._desk, key, owner, self._sets, self._threads)
+        task = self._task.remote(self._desk, key, owner, self._sets, self._threads, self._device)
         self._busy[task] = (argument, owner)
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -150,10 +160,18 @@ class RayPool:
             self._ray.shutdown()
 
     def _places(self) -> int:
-        return sum(cpus // self._threads for cpus in self._cpus())
+        return sum(
+            min(cpus // self._threads, gpus) if self._gpus else cpus // self._threads
+            for cpus, gpus in self._nodes()
+        )
 
-    def _cpus(self) -> list[int]:
-        return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+    def _nodes(self) -> list[tuple[int, int]]:
+        """CPUs and GPUs of each node that is there."""
+        return [
+            (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+            for node in self._ray.nodes()
+            if node["Alive"]
+        ]
 
     def __enter__(self) -> RayPool:
         return self
@@ -235,7 +253,9 @@ def _no_cluster(address: str | None, error: Exception) -> OptionError:
 # In a worker ---------------------------------------------------------------------------------
 
 
-def _carry_out(desk: Any, key: str, owner: str, sets: Mapping[str, Any], threads: int) -> str:
+def _carry_out(
+    desk: Any, key: str, owner: str, sets: Mapping[str, Any], threads: int, device: str
+) -> str:
     """One run, on a node of the cluster."""
     import ray
     import torch
@@ -252,13 +272,18 @@ def _carry_out(desk: Any, key: str, owner: str, sets: Mapping[str, Any], threads
             # Raised as itself, a StoreError for instance, not wrapped in the desk's trace.
             raise (error.cause or error) from error
 
-    taken = ask("take", key, owner, machine.versions(), machine.summary())
+    place = Place(device_named(device))  # Ray shows a process its own GPU and no other
+    taken = ask("take", key, owner, machine.versions(), machine.summary(), str(place))
     if taken is None:
         return "held"
     text, run = taken
     lease = RemoteLease(ask, run, owner)
     return worker.attempt(
-        RunConfig.from_json(text), lease, lease.stopping, functools.partial(_find, sets)
+        RunConfig.from_json(text),
+        lease,
+        lease.stopping,
+        functools.partial(_find, sets),
+        functools.partial(train, place=place),
     )
 
 

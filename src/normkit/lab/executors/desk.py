@@ -53,8 +53,12 @@ class Desk:
         self._host, self._pid = host, pid
         self._stopping = False
 
-    def take(self, key: str, owner: str, versions: Mapping[str, str], where: str) -> Taken | None:
+    def take(
+        self, key: str, owner: str, versions: Mapping[str, str], where: str, place: str = ""
+    ) -> Taken | None:
         """Take a run's lease for a worker with these versions; None if it is not to be had.
+
+        ``where`` is its machine, and ``place`` where on it trainings take place.
 
         Raises:
             OptionError: the worker's Python, torch or normkit is not the one here. Runs of two
@@ -74,9 +78,12 @@ class Desk:
                 )
             )
         known = self._store.get(key)
-        holder = Holder(owner, self._host, self._pid, versions, where)
-        lease = acquire(self._store, key, holder)
-        if known is None or lease is None:
+        if known is None:
+            return None
+        if place and known.config.kind == "training":
+            where = f"{where}; {place}"
+        lease = acquire(self._store, key, Holder(owner, self._host, self._pid, versions, where))
+        if lease is None:
             return None
         return known.config.to_json(), lease.run
 

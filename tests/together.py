@@ -32,7 +32,7 @@ def together(
         for rank in range(len(sizes))
     ]  # fmt: skip
     try:
-        outputs = [p.communicate(timeout=120)[0] for p in processes]
+        outputs = [p.communicate(timeout=300)[0] for p in processes]
     finally:
         for p in processes:
             p.kill()

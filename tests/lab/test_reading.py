@@ -293,7 +293,7 @@ def test_garbage_in_the_log_ends_it(left_with_log: Path) -> None:
 
 
 def test_a_store_in_another_journal_mode_is_read_and_keeps_it(path: Path) -> None:
-    # As `sqlite3 … .recover` and VACUUM INTO make them.
+    # As VACUUM INTO makes them.
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.close()

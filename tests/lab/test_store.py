@@ -87,7 +87,7 @@ def test_a_damaged_store_is_refused_and_left_alone(tmp_path: Path, make_config: 
     middle = len(content) // 2
     content[middle : middle + 8192] = b"\xff" * 8192
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"nothing was changed.*\.recover"):
+    with pytest.raises(StoreError, match=r"nothing was changed.*normkit lab salvage .*lab.sqlite"):
         Store(path)
     assert path.read_bytes() == bytes(content)
 

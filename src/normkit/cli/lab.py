@@ -20,6 +20,7 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
+from normkit.cli.damaged import salvage
 from normkit.cli.lab_options import (
     REPORT,
     STORE,
@@ -52,7 +53,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Put the claims about normalization to the test.", no_args_is_help=True)
 
 app.command("list")(list_claims)
-for command in (verdicts, export, tensorboard, compare):
+for command in (verdicts, export, tensorboard, compare, salvage):
     app.command()(command)
 
 

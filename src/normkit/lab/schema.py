@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,8 +124,8 @@ def damaged(path: Path, what: str) -> StoreError:
         explain(
             "the store must be a sound SQLite file",
             f"{path}: {what}",
-            "nothing was changed; name another store with --store, or move this file away and "
-            f"save what is readable with: sqlite3 {path.name} .recover",
+            "nothing was changed; save what is readable of it with: normkit lab salvage "
+            f"{shlex.quote(str(path))} --out NEW, or name another store with --store",
         )
     )
 

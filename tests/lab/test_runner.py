@@ -151,6 +151,64 @@ def test_ctrl_c_keeps_what_is_done(store: Store, make_config: Make) -> None:
     assert saved >= run.step - config.loss_every
 
 
+class Pair:
+    """An executor whose two jobs end at the same moment, and one that dies after Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+        self.free = 3
+        self.waits = 0
+
+    def submit(self, argument: str) -> None:
+        self.free -= 1
+        self.given.append(argument)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        self.waits += 1
+        assert self.waits < 20, "waits for jobs that have ended"
+        now = self.given[:2] if self.waits == 1 else self.given[2:]
+        self.given = [each for each in self.given if each not in now]
+        return [Ended(each, "held" if self.waits == 1 else None) for each in now]
+
+    def stop(self) -> None:
+        self.free = 3
+
+    def close(self) -> None:
+        pass
+
+
+def test_ctrl_c_between_two_jobs_that_ended(
+    store: Store, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = plan(store, *(make_config(seed=seed) for seed in range(3)))
+    get, asked = store.get, []
+
+    def interrupted(key: str) -> Any:
+        asked.append(key)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return get(key)
+
+    monkeypatch.setattr(store, "get", interrupted)
+    pair = Pair()
+    assert work(store, keys, pair).interrupted
+    assert pair.given == []  # what died meanwhile is left to the next call
+
+
+@posix
+def test_a_worker_is_deaf_to_ctrl_c_from_its_birth() -> None:
+    with LocalPool(blocked, workers=1) as pool:
+        pool.submit("")
+        (end,) = next(ends for _ in range(200) if (ends := pool.wait(1.0)))
+    assert end.result == "SIGINT"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def blocked(argument: str, stopping: Callable[[], bool]) -> str:
+    found = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return ", ".join(each.name for each in found if each == signal.SIGINT)
+
+
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 1, "threads": 0}])
 def test_a_pool_needs_a_worker_and_a_thread(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="at least 1"):

@@ -137,6 +137,8 @@ def work(
     def ended(key: str, result: str | None) -> None:
         if result is None:
             deaths[key] += 1
+            if summary.interrupted:
+                return  # the next call takes it up
             if deaths[key] < ATTEMPTS:
                 waiting.appendleft(key)
                 return
@@ -158,8 +160,10 @@ def work(
         while waiting and executor.free:
             executor.submit(worker.argument(store.path, waiting.popleft()))
             running += 1
-        for end in executor.wait(TICK_SECONDS):
-            running -= 1
+        ends = executor.wait(TICK_SECONDS)
+        # At once: Ctrl-C between two of them must not leave one counted that never ends again.
+        running -= len(ends)
+        for end in ends:
             ended(worker.key_of(end.argument), end.result)
         on_progress(_progress(store, keys))
 

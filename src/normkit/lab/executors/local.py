@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
@@ -78,7 +79,8 @@ class LocalPool:
                 initializer=_start,
                 initargs=(self._event, self._threads),
             )
-        self._busy[worker.submit(_work, self._job, argument)] = (argument, worker)
+        with _deaf():
+            self._busy[worker.submit(_work, self._job, argument)] = (argument, worker)
 
     def wait(self, seconds: float) -> list[Ended]:
         """The jobs that ended, as soon as there is one, or none when the time is over."""
@@ -117,12 +119,28 @@ class LocalPool:
         self.close()
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes begun meanwhile never hear Ctrl-C, which reaches the whole group of processes.
+
+    The parent alone answers it, with ``stop``, and hears of it when this is over. A worker that
+    only ignores it once it runs dies of it while Python starts, with a trace on the terminal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(event: multiprocessing.synchronize.Event, threads: int) -> None:
     """Make ready a new worker process."""
     global _stop
     _stop = event
-    # Ctrl-C reaches the whole group of processes. The parent alone answers it, with ``stop``.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where _deaf does nothing
     threading.Thread(target=_outlive_no_parent, daemon=True).start()
     import torch  # here, as the parent may do without it
 

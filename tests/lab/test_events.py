@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def test_tensorboard_reads_what_the_store_has(filled: Path, tmp_path: Path) -> N
                 (step, np.float32(value)) for step, _, value in points
             ]
             assert {each.wall_time for each in scalars} == {planned.run.finished}
+
+
+def test_no_file_is_named_after_this_machine(filled: Path, tmp_path: Path) -> None:
+    with Store(filled, read_only=True) as store:
+        folders = events.write(store, tmp_path / "events")
+    for folder in folders:
+        (file,) = folder.iterdir()
+        assert socket.gethostname() not in file.name
 
 
 def test_the_description_is_there_as_hyperparameters(filled: Path, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Callable
+import socket
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +23,7 @@ from normkit.lab.export import FORMATS, Format, write
 from normkit.lab.judge import judge
 from normkit.lab.leases import acquire
 from normkit.lab.store import Store
-from normkit.lab.tables import TABLES
+from normkit.lab.tables import TABLES, Row
 
 Make = Callable[..., RunConfig]
 AWKWARD = (1 / 3, 1e-308, -1.7976931348623157e308, 0.1 + 0.2, float("inf"), float("-inf"), None)
@@ -189,6 +191,66 @@ def test_only_files_of_an_export_are_replaced(filled: Path, tmp_path: Path) -> N
     assert (out / "notes.txt").read_text() == "mine"
     about = json.loads((out / "about.json").read_text())
     assert about["tables"]["parts"]["columns"]["position"] == "int64"
+
+
+@kinds
+def test_an_export_that_breaks_off_changes_nothing_and_can_be_repeated(
+    filled: Path, tmp_path: Path, kind: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def full(store: Store) -> Iterator[Row]:
+        raise OSError(28, "No space left on device")
+        yield ()
+
+    with Store(filled, read_only=True) as store:
+        with monkeypatch.context() as patch:
+            patch.setitem(TABLES, "verdicts", dataclasses.replace(TABLES["verdicts"], rows=full))
+            with pytest.raises(StoreError, match="make room"):
+                write(store, out, kind)
+        assert list(out.iterdir()) == []
+        assert write(store, out, kind)["runs"] > 0
+
+
+def test_tables_are_of_one_moment(filled: Path, tmp_path: Path, make_config: Make) -> None:
+    out = tmp_path / "out"
+    rows = TABLES["runs"].rows
+
+    def slow(store: Store) -> Iterator[Row]:
+        yield from rows(store)
+        with Store(filled) as other:
+            other.plan("C1", "full", [("new", make_config(seed=99))])
+
+    with Store(filled, read_only=True) as store, pytest.MonkeyPatch.context() as patch:
+        before = store.parts()
+        patch.setitem(TABLES, "runs", dataclasses.replace(TABLES["runs"], rows=slow))
+        write(store, out, "csv")
+        assert store.parts() != before
+    assert [tuple(row.values()) for row in read(out, "parts", "csv")] == before
+
+
+def test_an_export_tells_nothing_of_where_it_was_made(
+    filled: Path, tmp_path: Path, make_config: Make
+) -> None:
+    out = tmp_path / "out"
+    with Store(filled) as store:
+        config = make_config(seed=70)
+        store.add(config)
+        lease = acquire(store, config.key)
+        assert lease is not None
+        try:
+            Path(tmp_path / "secret").read_text()
+        except OSError as error:
+            lease.fail("".join(traceback.format_exception(error)).replace(str(error), "gone"))
+        run = store.get(config.key)
+        assert run is not None
+        assert "File" in run.error
+        write(store, out, "csv")
+    (row,) = (row for row in read(out, "runs", "csv") if row["run"] == config.key)
+    assert row["error"] == "FileNotFoundError: gone"
+    for file in out.iterdir():
+        assert str(tmp_path) not in file.read_text()
+        assert socket.gethostname() not in file.read_text()
 
 
 def test_a_folder_that_is_a_file_is_refused(filled: Path, tmp_path: Path) -> None:

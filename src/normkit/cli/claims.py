@@ -203,6 +203,8 @@ def _caption(store: Store, preset: str, findings: list[Finding]) -> str:
     keys = {found.key for found in findings}
     parts = {part.key for part in store.parts() if part.preset == preset and part.claim in keys}
     runs = [run for key in sorted(parts) if (run := store.get(key)) and run.finished_training]
+    if not runs:
+        return f"(`{preset}` preset: no run done yet.)"
     machines = dict.fromkeys(run.machine for run in runs)
     versions = dict.fromkeys(
         f"normkit {run.versions.get('normkit', '?')} and torch {run.versions.get('torch', '?')}"

@@ -110,11 +110,12 @@ class StorePair:
 
 def compare(first: Store, second: Store) -> StorePair:
     """Compare two stores, which may be open for reading only."""
-    return StorePair(
-        sides=(_side(first), _side(second)),
-        claims=tuple(_claims(first, second)),
-        shared=_shared(first, second),
-    )
+    with first.snapshot(), second.snapshot():
+        return StorePair(
+            sides=(_side(first), _side(second)),
+            claims=tuple(_claims(first, second)),
+            shared=_shared(first, second),
+        )
 
 
 def _side(store: Store) -> Side:

@@ -121,3 +121,6 @@ def _write_run(run: Run, folder: Path) -> None:
             for step, _, value in points:
                 if value is not None:
                     writer.add_scalar(name, value, step, walltime=when)
+    for file in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+        # TensorBoard's own name for it tells this machine's.
+        file.rename(file.with_name(f"events.out.tfevents.{int(when)}{SUFFIX}"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,8 @@ PIECE = 50_000
 def write(store: Store, folder: Path, kind: Format) -> dict[str, int]:
     """Write all tables of a store into a folder; the number of rows of each.
 
-    Files that an export wrote before are replaced, each when its successor is whole.
+    All are of one moment, also while a run goes on. Files that an export wrote before are replaced
+    when all successors are whole.
 
     Raises:
         StoreError: the folder cannot be written, or has such files from elsewhere.
@@ -50,12 +52,20 @@ def write(store: Store, folder: Path, kind: Format) -> dict[str, int]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_ours(about, [*targets.values(), about])
-        counts = {}
-        for name, table in TABLES.items():
-            with _replacing(targets[name]) as part:
-                counts[name] = _write_table(table, store, part, kind)
-        with _replacing(about) as part:
-            part.write_text(json.dumps(_about(store, counts), indent=2) + "\n", encoding="utf-8")
+        with store.snapshot(), contextlib.ExitStack() as files:
+            parts = {name: files.enter_context(_beside(targets[name])) for name in TABLES}
+            counts = {
+                name: _write_table(table, store, parts[name], kind)
+                for name, table in TABLES.items()
+            }
+            described = files.enter_context(_beside(about))
+            described.write_text(
+                json.dumps(_about(store, counts), indent=2) + "\n", encoding="utf-8"
+            )
+            # It goes first: by it, the others are known to be ours if this ends between two.
+            described.replace(about)
+            for name, part in parts.items():
+                part.replace(targets[name])
     except OSError as error:
         raise StoreError(
             explain(
@@ -84,12 +94,11 @@ def _check_ours(about: Path, targets: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A file to write to that takes the target's place when it is whole."""
-    part = target.with_name(f".{target.name}.part")
+def _beside(target: Path) -> Iterator[Path]:
+    """A file beside the target to write to; gone afterwards, if it was not moved."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield part
-        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
@@ -123,7 +132,7 @@ def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _about(store: Store, counts: dict[str, int]) -> dict[str, Any]:
     return {
         "made_by": MADE_BY,
-        "store": str(store.path),
+        "store": store.path.name,  # where it lies is nobody else's business
         "written": datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": machine.versions(),
         "tables": {

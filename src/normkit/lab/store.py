@@ -12,11 +12,12 @@ only a lease writes results.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -214,6 +215,16 @@ class Store:
         return str(row["value"]) if row else None
 
     # Reading --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Meanwhile, all reading is of one moment, whatever other processes write."""
+        with guarded(self.path):
+            self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.execute("ROLLBACK")
 
     def progress(self, keys: Iterable[str]) -> dict[str, tuple[Status, int, int]]:
         """Of each run: its status, the step it has reached, the steps it has in all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,13 +55,23 @@ def _runs(store: Store) -> Iterator[Row]:
             run.step,
             run.config.steps,
             run.diverged_step,
-            run.error,
+            _reason(run.error),
             run.seconds,
             when,
             run.machine,
             *(run.versions.get(name, "") for name in _VERSIONS),
             *(_plain(getattr(run.config, name)) for name, _ in _fields()),
         )
+
+
+def _reason(error: str) -> str:
+    """The error without the trace before it, which tells of this machine's folders."""
+    _, trace, rest = error.rpartition("Traceback (most recent call last):\n")
+    if not trace:
+        return error
+    # The trace's lines are indented; what follows them is the message.
+    lines = itertools.dropwhile(lambda line: line.startswith(" "), rest.splitlines())
+    return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:

@@ -166,7 +166,7 @@ class Pair:
     def wait(self, seconds: float) -> list[Ended]:
         self.waits += 1
         assert self.waits < 20, "waits for jobs that have ended"
-        now = self.given[:2] if self.waits == 1 else self.given[2:]
+        now = self.given[:2] if self.waits == 1 else list(self.given)
         self.given = [each for each in self.given if each not in now]
         return [Ended(each, "held" if self.waits == 1 else None) for each in now]
 

@@ -108,10 +108,10 @@ def _verdicts(store: Store) -> Iterator[Row]:
                 effect = (each.effect, each.low, each.high, each.smallest, each.p)
                 yield (
                     *(*about, *counts, each.question, each.decides, each.word, each.unit),
-                    *(*effect, each.seeds, each.needed),
+                    *(*effect, each.seeds, each.needed, each.shared, each.freedom),
                 )
             if not found.comparisons:
-                yield (*about, *counts, "", False, "", "", *[None] * 7)
+                yield (*about, *counts, "", False, "", "", *[None] * 9)
 
 
 _PLAYED = ("claim", "preset", "arm")
@@ -188,6 +188,7 @@ TABLES: dict[str, Table] = {
                 *((name, pa.float64()) for name in ("effect", "low", "high", "smallest", "p")),
                 ("seeds", pa.int64()),
                 ("needed", pa.int64()),
+                *((name, pa.float64()) for name in ("shared", "freedom")),
             ]
         ),
         _verdicts,

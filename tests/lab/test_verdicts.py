@@ -298,3 +298,22 @@ def test_equal_readings_spread_as_much_as_their_resolution() -> None:
 def test_two_pairs_have_no_ratio_of_spreads() -> None:
     assert spread_ratios([1.0, 2.0], [1.0, 3.0]) == []
     assert compare("?", spread_ratios([1.0, 2.0], [1.0, 3.0]), unit="") is None
+
+
+def test_more_seeds_do_not_decide_what_all_share() -> None:
+    sample = [0.9, -0.7, 1.4, 0.2, 0.4]
+    alone, little = (compare("?", sample, unit="", shared=shared) for shared in (0.0, 0.1))
+    much = compare("?", sample, unit="", shared=0.3)
+    assert alone is not None
+    assert little is not None
+    assert much is not None
+    assert alone.effect == much.effect
+    assert alone.p is not None
+    assert little.p is not None
+    assert much.p is not None
+    assert alone.p < little.p < much.p
+    few, more = seeds_needed(alone), seeds_needed(little)
+    assert few is not None
+    assert more is not None
+    assert few < more
+    assert seeds_needed(much) is None

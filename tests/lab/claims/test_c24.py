@@ -108,8 +108,8 @@ def test_full_shows_all_networks(synthetic: Synthetic) -> None:
     assert [each.seeds for each in found.comparisons] == [10, 10, 10, 5, 5]
     assert [chart.key for chart in found.charts] == ["epochs-lenet", "epochs-densenet"]
     rows = {row[0]: row for row in found.tables[0].rows}
-    assert rows[f"{c24.PLAIN}, no statistics"][1] == 20
-    assert rows[f"{c24.DENSENET}, {c24.POPULATION}"][1] == 10
+    assert rows[f"{c24.PLAIN}, no statistics"][1] == 3
+    assert rows[f"{c24.DENSENET}, {c24.POPULATION}"][1] == 5
     assert rows[f"{c24.DENSENET}, published"][2:] == (0.406, 0.882, 0.918, 0.068, None)
 
 

@@ -214,7 +214,8 @@ def _caption(store: Store, preset: str, findings: list[Finding]) -> str:
     trained = f"{kinds.count('training')} trainings"
     if timed := kinds.count("timing"):
         trained += f" and {timed} measurements of time"
+    spent = duration(sum(run.seconds for run in runs))
     return (
-        f"(`{preset}` preset: {trained}, {duration(sum(run.seconds for run in runs))} in all, "
+        f"(`{preset}` preset: {trained}, {spent} of one core's time, "
         f"on {'; '.join(machines)} with {'; '.join(versions)}.)"
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from normkit.errors import StoreError, explain
 from normkit.lab.findings import Comparison, Finding
-from normkit.report.text import number
+from normkit.report.text import asked, number
 
 __all__ = ["BEGIN", "END", "effect", "put_between", "table"]
 
@@ -49,8 +48,7 @@ def effect(found: Comparison) -> str:
     ...                   0.135752, 0.112751, 0.158752, 5, "supported"))
     'Faster: how much higher is accuracy? 13.6 [11.3, 15.9] points'
     """
-    question = re.sub(r" \(decides\)(?=:)|^Decides: ", "", found.question)
-    question = question[:1].upper() + question[1:]
+    question = asked(found.question)
     share = found.unit.startswith(_SHARES)
     scale = 100 if share else 1
     _, comma, rest = found.unit.partition(", ")

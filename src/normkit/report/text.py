@@ -86,9 +86,12 @@ def asked(question: str) -> str:
 
     >>> asked("BN loses (decides): by how much?"), asked("For information: how much at 0.5?")
     ('BN loses: by how much?', 'How much at 0.5?')
+    >>> asked("ε (decides): how much higher with 1e-10?")
+    'ε: how much higher with 1e-10?'
     """
-    bare = question.replace(" (decides)", "").removeprefix("For information: ").strip()
-    return bare[:1].upper() + bare[1:]
+    bare = re.sub(r" \(decides\)|^(Decides|For information): ", "", question).strip()
+    # A symbol stays as it is: a capital ε is an E.
+    return bare[:1].upper() + bare[1:] if bare[:1].isascii() else bare
 
 
 def duration(seconds: float) -> str:

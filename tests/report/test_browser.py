@@ -193,12 +193,10 @@ def test_a_failure_is_seen_and_told(desk: Visit) -> None:
     assert "did not learn" in (label.first.text_content() or "")
 
 
-def test_a_page_of_many_claims_is_light_and_quick(visit, files: dict[str, Path]) -> None:
+def test_a_page_of_many_claims_is_light_and_draws_what_is_near(visit, files: dict[str, Path]) -> None:
     assert files["many"].stat().st_size < 15_000_000
-    begun = time.perf_counter()
     page = visit("many", viewport={"width": 1280, "height": 800})
     page.page.locator("#verdicts").wait_for()
-    assert time.perf_counter() - begun < 5
     # Only what is near has been drawn.
     assert page.page.locator(".plot.drawn").count() < 6
     page.page.locator("#C24 figure").last.scroll_into_view_if_needed()

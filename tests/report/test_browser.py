@@ -193,7 +193,7 @@ def test_a_failure_is_seen_and_told(desk: Visit) -> None:
     assert "did not learn" in (label.first.text_content() or "")
 
 
-def test_a_page_of_many_claims_is_light_and_draws_what_is_near(visit, files: dict[str, Path]) -> None:
+def test_a_page_of_many_claims_draws_what_is_near(visit, files: dict[str, Path]) -> None:
     assert files["many"].stat().st_size < 15_000_000
     page = visit("many", viewport={"width": 1280, "height": 800})
     page.page.locator("#verdicts").wait_for()

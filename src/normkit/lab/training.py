@@ -39,6 +39,7 @@ from normkit.lab.domains import forward
 from normkit.lab.epochs import epoch_batches
 from normkit.lab.evaluations import evaluate, evaluate_under, guess
 from normkit.lab.freezing import hold_statistics, is_frozen
+from normkit.lab.models.forms import quickest
 from normkit.lab.places import Place, here
 from normkit.lab.places import at as in_force
 from normkit.lab.probes import Reading, probe
@@ -122,6 +123,8 @@ def _train(
     test_split = dataset.test.take(config.test_images, seed=0)
     dataset = dataclasses.replace(dataset, train=train_split, test=test_split)
     model = build_model(config, in_channels=train_split.images.shape[1], classes=classes)
+    if not config.probes:  # they look at the layers as they stand
+        quickest(model)
     learner = place.settle(model)
     optimizer = build_optimizer(config, model)
     at = Progress()

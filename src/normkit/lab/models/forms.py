@@ -1,7 +1,7 @@
-"""The same network in the two forms people run: as everybody writes it, and with fused layers.
+"""The same network in other forms: as everybody writes it, with fused layers, and the quickest.
 
 The networks of this package keep normalizer and activation apart and change nothing in place, so
-that a hook sees each value. Whoever trains for speed writes them otherwise. Neither form changes
+that a hook sees each value. Whoever trains for speed writes them otherwise. No form changes
 a parameter, its name or, beyond rounding, a result.
 """
 
@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from normkit.lab.models.parts import choice
+from normkit.lab.models.pooling import HalvingMaxPool2d
 from normkit.lab.models.registry import build
 from normkit.lab.models.resnet import Residual
 
-__all__ = ["FORMS", "as_written", "form", "fused"]
+__all__ = ["FORMS", "as_written", "form", "fused", "quickest"]
 
 FORMS = ("torch", "ours")
 
@@ -73,6 +74,40 @@ def fused(model: nn.Module) -> nn.Module:
                     norm.act = "relu"  # type: ignore[assignment]
                     module._modules[following] = nn.Identity()
     return _replaced(model, _fused_block)
+
+
+def quickest(model: nn.Module) -> nn.Module:
+    """The form that trains fastest on a CPU with the same numbers, to the bit.
+
+    On top of :func:`fused`: a ReLU that still stands before a max pooling changes places with it,
+    and has a quarter of the values to go through (the largest of them is the same one, and where
+    several are, or none is above 0, the gradient goes the same way); and max pooling of 2×2 works
+    by halves where no gradient is wanted (:class:`normkit.lab.models.pooling.HalvingMaxPool2d`).
+    The two layers that change places change names, too; neither has parameters. Changes ``model``
+    and gives it back.
+
+    >>> model = quickest(build("lenet5", norm="none"))
+    >>> model.act1, model.pool1
+    (HalvingMaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False), ReLU())
+    """
+    for module in fused(model).modules():
+        if isinstance(module, nn.Sequential):
+            layers = module._modules
+            for name, following in itertools.pairwise(list(layers)):
+                if isinstance(layers[name], nn.ReLU) and isinstance(
+                    layers[following], nn.MaxPool2d
+                ):
+                    layers[name], layers[following] = layers[following], layers[name]
+            for name, layer in layers.items():
+                if _in_pairs(layer):
+                    layers[name] = HalvingMaxPool2d()
+    return model
+
+
+def _in_pairs(layer: nn.Module | None) -> bool:
+    if type(layer) is not nn.MaxPool2d or layer.return_indices:
+        return False
+    return repr(layer) == repr(nn.MaxPool2d(2))
 
 
 def _fused_block(block: Residual) -> Residual:

@@ -159,6 +159,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
             process.communicate()
     assert process.returncode == 130, error
     assert "to go on: normkit lab run C5 --preset quick" in out
+    assert "--workers 1" in out
     assert "Traceback" not in out + error
     with Store(store) as opened:
         running = opened.connection.execute("SELECT 1 FROM runs WHERE status = 'running'")

@@ -14,7 +14,8 @@ from normkit.lab import data
 from normkit.lab.claims.claim import Available, Claim, Evidence
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import acquire
-from normkit.lab.store import Planned, Run, Store
+from normkit.lab.runs import Planned, Run
+from normkit.lab.store import Store
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -16,7 +16,8 @@ from normkit.lab.config import RunConfig
 from normkit.lab.executors import desk as desks
 from normkit.lab.executors.desk import Desk, RemoteLease
 from normkit.lab.leases import LeaseLostError, acquire
-from normkit.lab.store import Run, Store
+from normkit.lab.runs import Run
+from normkit.lab.store import Store
 
 Make = Callable[..., RunConfig]
 

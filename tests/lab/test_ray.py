@@ -17,7 +17,8 @@ from normkit.lab.config import RunConfig
 from normkit.lab.executors import Ended
 from normkit.lab.executors.cluster import RayPool
 from normkit.lab.runner import Progress, work
-from normkit.lab.store import Run, Store
+from normkit.lab.runs import Run
+from normkit.lab.store import Store
 
 Make = Callable[..., RunConfig]
 

@@ -14,8 +14,9 @@ import torch
 from normkit.errors import StoreError
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import acquire
+from normkit.lab.runs import Run
 from normkit.lab.salvage import Salvaged, salvage
-from normkit.lab.store import Run, Store
+from normkit.lab.store import Store
 
 Make = Callable[..., RunConfig]
 PAGE = 4096

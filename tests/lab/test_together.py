@@ -11,7 +11,8 @@ import pytest
 
 from normkit.lab import worker
 from normkit.lab.config import RunConfig
-from normkit.lab.store import Run, Store
+from normkit.lab.runs import Run
+from normkit.lab.store import Store
 from tests import together as processes
 from tests.lab import together_worker
 

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from normkit.lab.executors import Executor
 from normkit.lab.runner import Progress, Summary, work
-from normkit.lab.store import Run, Store
+from normkit.lab.runs import Run
+from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
 
 __all__ = ["follow"]

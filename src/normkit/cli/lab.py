@@ -107,9 +107,11 @@ def run(
             if summary.interrupted:
                 again = ["normkit", "lab", "run", *(claims or ()), "--preset", name]
                 again += ["--store", str(store), "--report", str(report)]
-                again += options(executor_name, address, device)
+                again += options(executor_name, address, workers, threads, device)
+                under = ", under torchrun as before" if processes else ""
                 out.print(
-                    f"Stopped. What is done is kept in {store}; to go on: {shlex.join(again)}",
+                    f"Stopped. What is done is kept in {store}; to go on{under}: "
+                    f"{shlex.join(again)}",
                     soft_wrap=True,
                 )
                 raise typer.Exit(INTERRUPTED)

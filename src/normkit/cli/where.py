@@ -145,8 +145,21 @@ def joined(
     raise typer.Exit(0 if together.follow(processes) else 1)
 
 
-def options(kind: ExecutorName, address: str | None, device: DeviceName) -> list[str]:
+def options(
+    kind: ExecutorName,
+    address: str | None,
+    workers: int | None,
+    threads: int,
+    device: DeviceName,
+) -> list[str]:
     """The same as one types it, where it is not the default."""
-    found = [] if kind is ExecutorName.local else ["--executor", kind.value]
-    found += [] if address is None else ["--address", address]
-    return found if device is DeviceName.cpu else [*found, "--device", device.value]
+    given = {
+        "--executor": None if kind is ExecutorName.local else kind.value,
+        "--address": address,
+        "--workers": workers,
+        "--threads": None if threads == 1 else threads,
+        "--device": None if device is DeviceName.cpu else device.value,
+    }
+    return [
+        word for name, value in given.items() if value is not None for word in (name, str(value))
+    ]

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from normkit.lab.findings import Comparison, Finding
 from normkit.lab.judge import judge
-from normkit.lab.store import Run, Store
+from normkit.lab.runs import Run
+from normkit.lab.store import Store
 
 __all__ = ["ClaimPair", "EffectPair", "Figure", "Shared", "Side", "StorePair", "compare"]
 

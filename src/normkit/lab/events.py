@@ -22,7 +22,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from normkit.errors import StoreError, explain
 from normkit.lab.config import RunConfig
-from normkit.lab.store import Planned, Run, Store
+from normkit.lab.runs import Planned, Run
+from normkit.lab.store import Store
 
 __all__ = ["write"]
 

@@ -14,7 +14,8 @@ from normkit.lab.claims.claim import Claim, Evidence, Judgement
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Finding
-from normkit.lab.store import Planned, Run, Store
+from normkit.lab.runs import Planned, Run
+from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
 from normkit.lab.verdicts import decide, seeds_needed
 

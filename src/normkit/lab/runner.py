@@ -16,7 +16,8 @@ from normkit.errors import DataError, explain
 from normkit.lab import data, worker
 from normkit.lab.claims.claim import Available, Claim, Preset
 from normkit.lab.executors import Executor
-from normkit.lab.store import Run, Store
+from normkit.lab.runs import Run
+from normkit.lab.store import Store
 
 __all__ = ["Progress", "Summary", "datasets", "plan", "work"]
 

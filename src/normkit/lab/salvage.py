@@ -28,8 +28,9 @@ from normkit.lab.claims.claim import PRESETS
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
 from normkit.lab.reading import must_exist
+from normkit.lab.runs import Status
 from normkit.lab.schema import MIGRATIONS, check, guarded, log_of, transaction
-from normkit.lab.store import Status, Store
+from normkit.lab.store import Store
 
 __all__ = ["Salvaged", "salvage"]
 

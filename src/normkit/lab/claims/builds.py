@@ -9,7 +9,7 @@ from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.parts import extremes, under
 from normkit.lab.conditions import Condition, named
 from normkit.lab.findings import Chart, Line, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 
 __all__ = [
     "DENSENET",

@@ -29,7 +29,7 @@ from normkit.lab.claims.parts import (
 )
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Line, Reference
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 PUBLISHED = {

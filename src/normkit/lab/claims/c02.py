@@ -41,7 +41,7 @@ from normkit.lab.claims.parts import (
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference
 from normkit.lab.probes import HISTOGRAM_EDGES, normal_quantiles
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 LAYERS = (1, 2, 3, 4)

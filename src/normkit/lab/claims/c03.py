@@ -31,7 +31,7 @@ from normkit.lab.claims.parts import (
 )
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare, interval
 
 TRAINS = 0.9

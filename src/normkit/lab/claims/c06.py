@@ -53,7 +53,7 @@ from normkit.lab.claims.parts import BN, WITH, WITHOUT, differences, figures, se
 from normkit.lab.claims.sweeps import mean_of
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 SMALLEST = 0.05

@@ -34,7 +34,7 @@ from normkit.lab.claims.parts import BN, band, differences, figures, seed_table,
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 CUMULATIVE = "cumulative"

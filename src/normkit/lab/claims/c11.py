@@ -37,7 +37,7 @@ from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare, interval
 
 DEFAULT = "default: ε 1e-5, γ 1, β 0"

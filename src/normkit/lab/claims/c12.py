@@ -30,7 +30,7 @@ from normkit.lab.claims import c01
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.parts import WITH, WITHOUT, extremes, seed_table
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare, spread_ratios
 
 SEEDS = 10

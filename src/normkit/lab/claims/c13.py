@@ -43,7 +43,7 @@ from normkit.lab.claims.parts import (
 from normkit.lab.claims.sweeps import line_over, mean_of, percent
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 NONE = "none"

@@ -23,7 +23,7 @@ from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement
 from normkit.lab.claims.parts import band, figures
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 MORE = 0.01

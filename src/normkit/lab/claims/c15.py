@@ -48,7 +48,7 @@ from normkit.lab.claims.estimators import (
 from normkit.lab.claims.parts import BN, differences, figures, narrow_resnet, seed_table
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Reference
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 SMALL = "SGD batch 64"

@@ -34,7 +34,7 @@ from normkit.lab.claims.normsizes import (
 from normkit.lab.claims.normsizes import plan as plan_sizes
 from normkit.lab.claims.parts import figures, seed_table
 from normkit.lab.findings import Comparison, Reference
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 SMALLEST = 0.005

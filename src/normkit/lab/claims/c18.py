@@ -32,7 +32,7 @@ from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 TOGETHER = "SGD shared"

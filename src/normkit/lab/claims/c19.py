@@ -42,7 +42,7 @@ from normkit.lab.claims.sweeps import epoch_line, mean_of, percent
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 GROUP = 32

@@ -30,7 +30,7 @@ from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 BATCH_SIZES = (32, 16, 8, 4, 2)

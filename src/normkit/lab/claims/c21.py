@@ -44,7 +44,7 @@ from normkit.lab.claims.depths import (
 from normkit.lab.claims.parts import BN, differences, figures, seed_table
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 SMALLEST = 0.01

@@ -58,7 +58,7 @@ from normkit.lab.claims.sizes import (
 from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 MARGIN = 0.01

@@ -38,7 +38,7 @@ from normkit.lab.claims.sweeps import mean_of
 from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare
 
 HALF, NONE, IN, BN = "half-IN", "none", "IN", "BN"

@@ -54,7 +54,7 @@ from normkit.lab.claims.parts import BN, differences, figures, seed_table
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import compare, spread_ratios
 
 POINTS = 0.03

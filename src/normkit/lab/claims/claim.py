@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from normkit.lab.config import Edition, RunConfig
 from normkit.lab.findings import Chart, Comparison, Reference, Table
-from normkit.lab.store import Planned, Run
+from normkit.lab.runs import Planned, Run
 
 __all__ = ["PRESETS", "Arms", "Available", "Claim", "Evidence", "Judgement", "Preset", "Scale"]
 

@@ -9,7 +9,7 @@ from normkit.lab.claims.parts import band
 from normkit.lab.claims.sweeps import line_over, mean_of, percent
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 
 __all__ = [
     "PLAIN",

@@ -11,7 +11,7 @@ from normkit.lab.claims.claim import Evidence, Preset
 from normkit.lab.claims.parts import band, samples_of
 from normkit.lab.conditions import Condition, named
 from normkit.lab.findings import Chart, Line, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 
 __all__ = [
     "AT_BATCH",

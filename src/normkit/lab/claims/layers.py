@@ -13,7 +13,7 @@ from statistics import fmean, linear_regression
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.parts import band
 from normkit.lab.findings import Chart, Comparison, Line
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 
 __all__ = ["Levels", "Value", "at", "layer_chart", "looks", "slope", "smaller_by", "step_chart"]
 

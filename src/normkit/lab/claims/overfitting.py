@@ -37,7 +37,7 @@ from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Reference, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 
 __all__ = [
     "ARMS",

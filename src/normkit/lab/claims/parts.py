@@ -11,7 +11,7 @@ from normkit.lab.claims.claim import Arms, Evidence, Preset
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import interval
 
 __all__ = [

@@ -11,7 +11,7 @@ from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.parts import extremes
 from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.findings import Chart, Line, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 
 __all__ = [
     "ADADELTA",

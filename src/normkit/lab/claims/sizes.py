@@ -14,7 +14,7 @@ from normkit.lab.claims.sweeps import mean_of
 from normkit.lab.config import RunConfig
 from normkit.lab.data.catalogue import spec_of
 from normkit.lab.findings import Chart, Line, Table
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import interval
 
 __all__ = [

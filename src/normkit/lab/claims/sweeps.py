@@ -8,7 +8,7 @@ from statistics import fmean
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.parts import band
 from normkit.lab.findings import Line
-from normkit.lab.store import Run
+from normkit.lab.runs import Run
 from normkit.lab.verdicts import interval
 
 __all__ = ["epoch_line", "line_over", "mean_of", "percent", "rows_beside"]

@@ -1,0 +1,132 @@
+"""A run as the store holds it, and the part it plays in a claim: plain values, read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from normkit.errors import OptionError, StoreError, explain
+from normkit.lab.config import RunConfig
+from normkit.lab.schema import damaged
+
+__all__ = ["Part", "Planned", "Run", "Status", "read_run"]
+
+Status = Literal["waiting", "running", "done", "diverged", "failed"]
+Points = tuple[tuple[int, int, float | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run as stored: its description and all that was measured, as plain values.
+
+    ``metrics`` maps a name to points (step, epoch, value); a value is None where there was
+    nothing to measure. ``vectors`` maps a name to {step: numbers}.
+    """
+
+    config: RunConfig
+    status: Status
+    step: int
+    seconds: float
+    diverged_step: int | None
+    error: str
+    versions: Mapping[str, str]
+    machine: str
+    finished: float | None
+    metrics: Mapping[str, Points]
+    vectors: Mapping[str, Mapping[int, tuple[float, ...]]]
+
+    @property
+    def finished_training(self) -> bool:
+        """Whether this is a result: trained to the end, or diverged, which is a result too."""
+        return self.status in ("done", "diverged")
+
+    @property
+    def ending(self) -> str:
+        """How the run ended, in words."""
+        if self.status != "diverged":
+            return self.status
+        if self.last("epoch_train_loss") is None:
+            return f"loss not finite at step {self.diverged_step}"
+        return f"no better than guessing after step {self.diverged_step}"
+
+    def by_epoch(self, name: str) -> tuple[float | None, ...]:
+        """The values of a metric that is measured once an epoch, in order."""
+        return tuple(value for _, _, value in self.metrics.get(name, ()))
+
+    def last(self, name: str) -> float | None:
+        """The last value of a metric, None if there is none."""
+        points = self.metrics.get(name, ())
+        return points[-1][2] if points else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run with the part it plays in a claim."""
+
+    arm: str
+    run: Run
+
+
+class Part(NamedTuple):
+    """A row of a plan: the run with this key has this part in a claim at a preset."""
+
+    claim: str
+    preset: str
+    position: int
+    arm: str
+    key: str
+
+
+def read_run(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Run:
+    """The run of this row, with all that was measured.
+
+    Args:
+        path: of the store, for the errors.
+
+    Raises:
+        StoreError: a newer normkit's run, or a damaged one.
+    """
+    try:
+        return _parse(connection, row)
+    except OptionError as error:
+        # Sound, and a value that this version's fields do not take.
+        raise StoreError(
+            explain(
+                "a run must be one that this version of normkit knows how to describe",
+                f"{row['key'][:12]} in {path}: {error}",
+                "upgrade normkit, or name another store with --store",
+            )
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise damaged(path, f"run {row['key'][:12]} cannot be read ({error})") from error
+
+
+def _parse(connection: sqlite3.Connection, row: sqlite3.Row) -> Run:
+    metrics: dict[str, list[tuple[int, int, float | None]]] = {}
+    for name, step, epoch, value in connection.execute(
+        "SELECT name, step, epoch, value FROM metrics WHERE run = ? ORDER BY name, step",
+        (row["id"],),
+    ):
+        metrics.setdefault(name, []).append((step, epoch, value))
+    vectors: dict[str, dict[int, tuple[float, ...]]] = {}
+    for name, step, data in connection.execute(
+        "SELECT name, step, data FROM vectors WHERE run = ? ORDER BY name, step", (row["id"],)
+    ):
+        vectors.setdefault(name, {})[step] = tuple(json.loads(data))
+    return Run(
+        config=RunConfig.from_json(row["config"]),
+        status=row["status"],
+        step=row["step"],
+        seconds=row["seconds"],
+        diverged_step=row["diverged_step"],
+        error=row["error"],
+        versions=json.loads(row["versions"]),
+        machine=row["machine"],
+        finished=row["finished"],
+        metrics={name: tuple(points) for name, points in metrics.items()},
+        vectors=vectors,
+    )

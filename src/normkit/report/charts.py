@@ -31,6 +31,14 @@ _TABLE_ROWS = 40
 _TABLE_LINES = 12
 # "(mean of 10)": said in the legend, and no part of a curve's name.
 _COUNT = re.compile(r" \((mean|median)\b[^)]*\)")
+# What claims call one and the same thing, each where it reads best.
+_ALIKE = {
+    "BN": "with BN",
+    "neither": "without BN",
+    "no normalizer": "without BN",
+    "none": "without BN",
+    "without": "without BN",
+}
 # How far apart the dots of one row stand, in rows.
 _APART = 0.24
 
@@ -84,8 +92,13 @@ class Numbers:
 
 
 def arm(line: Line) -> str:
-    """The name that decides the colour: the arm, or for a lone data curve its label."""
-    return line.arm or (line.label if line.role == "data" else "")
+    """The name that decides the colour: the arm, or for a lone data curve its label.
+
+    >>> arm(Line("BN", (1.0,), (2.0,), arm="BN"))
+    'with BN'
+    """
+    name = line.arm or (line.label if line.role == "data" else "")
+    return _ALIKE.get(name, name)
 
 
 def palette(charts: Iterable[Chart]) -> dict[str, int]:
@@ -96,7 +109,7 @@ def palette(charts: Iterable[Chart]) -> dict[str, int]:
 
     >>> bn, plain = (Line(name, (1.0,), (2.0,), arm=name) for name in ("BN", "plain"))
     >>> palette([Chart("loss", "Loss", "epoch", "loss", (bn, plain), "")])
-    {'BN': 0, 'plain': 1}
+    {'with BN': 0, 'plain': 1}
     """
     together: dict[str, set[str]] = {}
     for chart in charts:

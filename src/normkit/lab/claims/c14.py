@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
-from normkit.lab.claims.parts import band, figures
+from normkit.lab.claims.parts import figures
 from normkit.lab.config import RunConfig
-from normkit.lab.findings import Chart, Reference, Table
+from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import compare, interval
 
 MORE = 0.01
 TOO_MUCH = 0.05
@@ -124,23 +124,12 @@ def judge(evidence: Evidence) -> Judgement:
 
 
 def charts(evidence: Evidence) -> Sequence[Chart]:
-    """For each network, the time of each kind of layer, repetition by repetition."""
+    """For each network, where the time of a step goes, with both sides' layers."""
     made = []
     for arm in evidence.arms:
         runs = evidence.of(arm)
         if not runs:
             continue
-        x = [run.config.seed + 1 for run in runs]
-        lines = [
-            band(
-                f"{word}, {SIDES[side]}",
-                f"{word}, {SIDES[side]}",
-                x,
-                [[1e3 * seconds(run, side, kind) for run in runs]],
-            )
-            for kind, word in KINDS.items()
-            for side in SIDES
-        ]
         words = "; ".join(
             f"{word} {_ms(runs, 'torch', kind)} ms with PyTorch's layers and "
             f"{_ms(runs, 'ours', kind)} ms with normkit's"
@@ -150,15 +139,28 @@ def charts(evidence: Evidence) -> Sequence[Chart]:
             Chart(
                 key=f"parts-{arm}",
                 title=f"A training step of {arm}, by kind of layer",
-                x_label="repetition",
-                y_label="time (ms)",
-                lines=tuple(line for line in lines if line),
+                x_label="kind of layer",
+                y_label="time in a step (ms)",
+                lines=tuple(_side(runs, side) for side in SIDES),
                 text=f"Time in a training step of {arm}: {words}. normkit's normalization includes "
-                "the activation.",
-                markers=True,
+                f"the activation. Mean of {len(runs)} repetitions; whiskers are 95 % intervals.",
+                kind="dots",
+                rows=tuple(KINDS.values()),
             )
         )
     return made
+
+
+def _side(runs: Sequence[Run], side: str) -> Line:
+    """The milliseconds of each kind of layer, over the repetitions."""
+    spans = [
+        interval([1e3 * seconds(run, side, kind) for run in runs])
+        if len(runs) > 1
+        else (1e3 * seconds(runs[0], side, kind), None, None)
+        for kind in KINDS
+    ]
+    mean, low, high = (tuple(each) for each in zip(*spans, strict=True))
+    return Line(SIDES[side], tuple(map(float, range(len(KINDS)))), mean, low, high, arm=SIDES[side])
 
 
 def _ms(runs: Sequence[Run], side: str, kind: str) -> str:

@@ -10,6 +10,7 @@ torch.Size([8, 16, 32, 32])
 from normkit import errors
 from normkit.errors import (
     DataError,
+    NonFiniteError,
     NormkitError,
     OptionError,
     ShapeError,
@@ -82,6 +83,7 @@ __all__ = [
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "NonFiniteError",
     "NormkitError",
     "OptionError",
     "RMSNorm",

@@ -50,6 +50,10 @@ class StatisticsError(NormkitError, RuntimeError):
     """Statistics cannot be computed from what came, or cannot be used."""
 
 
+class NonFiniteError(StatisticsError):
+    """Values are not finite, or too large for the type that keeps their moments."""
+
+
 class DataError(NormkitError, RuntimeError):
     """A data set cannot be found, verified or read."""
 

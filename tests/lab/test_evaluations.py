@@ -184,6 +184,17 @@ def test_a_broken_model_counts_as_guessing(make_config: Make, small: data.Datase
     assert found == {"test_accuracy@batch-50": 0.1, "test_loss@batch-50": None}
 
 
+def test_values_that_grow_beyond_all_numbers_count_as_guessing(
+    make_config: Make, small: data.Dataset
+) -> None:
+    config = make_config(norm="batch")
+    model = trained(config, small)
+    with torch.no_grad():  # finite, and what it gives is not
+        model.conv2.weight.fill_(1e38)  # type: ignore[union-attr, operator]
+    found = evaluate_under([("population", 200, 50)], model, small, config, 0)
+    assert found == {"test_accuracy@population-200-50": 0.1, "test_loss@population-200-50": None}
+
+
 def test_a_run_that_explodes_counts_as_guessing_under_each_condition(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:

@@ -95,3 +95,21 @@ def test_until_the_phase_the_run_is_as_without(
     assert frozen.metrics["train_loss", 9] != plain.metrics["train_loss", 9]
     # Training and evaluation agree from then on: the running statistics are the held ones.
     assert frozen.metrics["test_accuracy", 12] != plain.metrics["test_accuracy", 12]
+
+
+def test_a_run_without_statistics_to_hold_has_diverged(
+    make_config: Make, dataset: data.Dataset, make_log: Any, models: list[nn.Module]
+) -> None:
+    def spoil() -> bool:  # as a step does whose gradient is not finite, and whose loss was
+        if ("test_accuracy", 4) in log.metrics:
+            with torch.no_grad():
+                models[0].conv1.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+        return False
+
+    log = make_log()
+    config = make_config(norm="batch", lr=0.01, epochs=3, frozen_epochs=2)
+    outcome = train(config, dataset, log, stopping=spoil)
+    assert outcome.diverged_step == 4
+    assert [log.metrics["test_accuracy", step] for step in (8, 12)] == [0.1, 0.1]
+    assert log.metrics["epoch_train_loss", 4] is not None
+    assert log.metrics["epoch_train_loss", 12] is None

@@ -11,7 +11,7 @@ import pytest
 
 from normkit.lab import leases, machine
 from normkit.lab.config import RunConfig
-from normkit.lab.leases import LeaseLostError, acquire
+from normkit.lab.leases import Holder, LeaseLostError, acquire
 from normkit.lab.store import Store
 
 Make = Callable[..., RunConfig]
@@ -127,6 +127,23 @@ def test_results_are_not_taken_again(store: Store, make_config: Make) -> None:
     assert acquire(store, "unknown") is None
     (left,) = store.connection.execute("SELECT count(*) FROM checkpoints").fetchone()
     assert left == 0
+
+
+def test_a_run_begun_with_another_version_is_begun_anew(store: Store, make_config: Make) -> None:
+    config = make_config()
+    store.add(config)
+    for torch, kept in (("2.0", 3), ("2.0", 3), ("2.1", None)):
+        lease = acquire(store, config.key, Holder(versions={"torch": torch}))
+        assert lease is not None
+        if kept is None:
+            assert lease.resume() is None
+            run = store.get(config.key)
+            assert run is not None and (run.step, run.metrics) == (0, {})
+        else:
+            lease.measured(kept, 0, {"loss": 1.0})
+            lease.checkpoint(kept, b"state")
+            assert lease.resume() == b"state"
+        lease.release()
 
 
 def test_released_runs_wait(store: Store, make_config: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -31,6 +32,10 @@ class Inline:
     @property
     def free(self) -> int:
         return 0 if self.ended else 1
+
+    @property
+    def busy(self) -> int:
+        return len(self.ended)
 
     def submit(self, argument: str) -> None:
         self.ended.append(Ended(argument, worker.run(argument, lambda: self.stopping)))
@@ -103,29 +108,74 @@ def test_runs_in_other_hands_are_waited_for(
 
 
 @posix
-def test_a_worker_that_dies_costs_its_run_one_try(store: Store, make_config: Make) -> None:
-    long = make_config(seed=0, epochs=40)
-    doomed = make_config(seed=1, epochs=4000)
-    short = make_config(seed=2)
-    keys = plan(store, long, doomed, short)
-    killed: dict[str, set[int]] = {long.key: set(), doomed.key: set()}
+def test_a_run_whose_worker_dies_goes_on(store: Store, make_config: Make) -> None:
+    long, short = make_config(seed=0, epochs=40), make_config(seed=1)
+    keys = plan(store, long, short)
+    killed: set[int] = set()
 
     def on_progress(now: Progress) -> None:
-        # The first dies once and gets through; the second dies whenever it is seen at work.
-        for key, times in ((long.key, 1), (doomed.key, 9)):
-            pid = owner(store, key)
-            if pid and pid not in killed[key] and len(killed[key]) < times:
-                killed[key].add(pid)
-                os.kill(pid, signal.SIGKILL)
+        pid = owner(store, long.key)
+        if pid and not killed:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
 
     with LocalPool(worker.run, workers=2) as pool:
         summary = work(store, keys, pool, on_progress=on_progress)
-    assert len(killed[doomed.key]) == 2
-    assert summary.failed == [doomed.key]
-    assert statuses(store, keys) == ["done", "failed", "done"]
-    run = store.get(doomed.key)
+    assert killed and not summary.failed
+    assert statuses(store, keys) == ["done", "done"]
+
+
+class Dying(Inline):
+    """Workers that die when their run has come to the next of these steps; then one that lives."""
+
+    def __init__(self, store: Store, *steps: int) -> None:
+        super().__init__()
+        self.store, self.steps = store, list(steps)
+
+    def submit(self, argument: str) -> None:
+        if not self.steps:
+            super().submit(argument)
+            return
+        lease = acquire(self.store, worker.key_of(argument))
+        assert lease is not None
+        lease.measured(self.steps.pop(0), 0, {"loss": 1.0})
+        lease.release()  # as the next one would find it
+        self.ended.append(Ended(argument, None))
+
+
+def test_a_run_that_comes_no_further_fails_when_its_worker_dies_again(
+    store: Store, make_config: Make
+) -> None:
+    keys = plan(store, make_config())
+    assert work(store, keys, Dying(store, 3, 3, 4)).failed == keys
+    run = store.get(keys[0])
     assert run is not None
-    assert "died 2 times" in run.error
+    assert "died 2 times" in run.error and "no further than step 3" in run.error
+
+
+def test_a_run_that_comes_further_each_time_may_die_often(store: Store, make_config: Make) -> None:
+    keys = plan(store, make_config())
+    assert work(store, keys, Dying(store, 1, 2, 3, 5, 5)).failed == keys
+    assert work(store, keys, Dying(store, 1, 2, 3, 5, 6)).finished == keys
+
+
+def test_what_failed_before_comes_last(store: Store, make_config: Make) -> None:
+    keys = plan(store, make_config(model="no-such-model"), make_config(), make_config(seed=1))
+    work(store, keys[:1], Inline())
+    order: list[str] = []
+    work(store, keys, Inline(), on_run=lambda run: order.append(run.config.key))
+    assert order == [*keys[1:], keys[0]]
+
+
+@posix
+def test_a_worker_that_dies_with_nothing_to_do_is_replaced(store: Store, make_config: Make) -> None:
+    keys = plan(store, make_config(seed=0), make_config(seed=1))
+    with LocalPool(worker.run, workers=1) as pool:
+        assert work(store, keys[:1], pool).finished == keys[:1]
+        (idle,) = multiprocessing.active_children()
+        os.kill(idle.pid or 0, signal.SIGKILL)
+        idle.join()
+        assert work(store, keys, pool).finished == keys[1:]
 
 
 def test_ctrl_c_keeps_what_is_done(store: Store, make_config: Make) -> None:
@@ -158,6 +208,10 @@ class Pair:
         self.given: list[str] = []
         self.free = 3
         self.waits = 0
+
+    @property
+    def busy(self) -> int:
+        return len(self.given)
 
     def submit(self, argument: str) -> None:
         self.free -= 1

@@ -165,6 +165,24 @@ def test_a_result_without_its_last_step_is_none(whole: Path, tmp_path: Path) -> 
     assert check(whole, path).anew == 1
 
 
+@pytest.mark.parametrize("place, value", [(6, 1), (8, 12), (8, 99)])
+def test_a_checkpoint_that_claims_to_be_packed_otherwise(
+    whole: Path, tmp_path: Path, place: int, value: int
+) -> None:
+    path = tmp_path / "lab.sqlite"
+    path.write_bytes(whole.read_bytes())
+    with sqlite3.connect(path) as connection:
+        run, state = connection.execute("SELECT run, state FROM checkpoints").fetchone()
+        spoilt = bytearray(state)
+        # Encrypted, or by another method: in the archive's directory and before the part itself.
+        for sign, further in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            spoilt[spoilt.index(sign) + place + further] = value
+        connection.execute("UPDATE checkpoints SET state = ? WHERE run = ?", (spoilt, run))
+    connection.close()
+    found = check(whole, path)
+    assert (found.anew, found.unfinished) == (1, SEEDS // 5 - 1)
+
+
 def test_a_first_page_of_garbage_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     damage(whole, path, 0)

@@ -43,7 +43,8 @@ def noisy(
     (True, False)
     """
     for place, (images, _) in enumerate(batches):
-        # Four numbers, so that this is no order of data.batches, which takes two.
+        # The first batch in order starts from the same number as the epoch's order, which is drawn
+        # by another function.
         state = np.random.SeedSequence([seed, epoch, place, int(shuffle)]).generate_state(
             1, np.uint64
         )

@@ -8,20 +8,24 @@ write its function here.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from normkit.errors import NonFiniteError
 from normkit.lab import data
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.data.composition import Composition, compose
 from normkit.lab.domains import evaluate_domains, under_shared, under_specific
 from normkit.lab.places import here
-from normkit.lab.scoring import Score, in_order, modes_kept, population, score
+from normkit.lab.scoring import Score, in_order, population, score
 from normkit.lab.tasks import task_of
 from normkit.statistics.recalibrate import recalibrate
+from normkit.statistics.surroundings import modes_kept
 from normkit.statistics.switches import batch_statistics
 
 __all__ = ["evaluate", "evaluate_under", "guess", "population"]
@@ -50,8 +54,8 @@ def evaluate_under(
 ) -> dict[str, float | None]:
     """``test_accuracy@…`` (or what the task's figure is) and ``test_loss@…`` for each condition.
 
-    A model with a weight that is not finite has no statistics; it counts as guessing, without a
-    loss.
+    A model with a weight that is not finite, or in which values grow beyond all numbers, has no
+    statistics; it counts as guessing, without a loss.
 
     Args:
         dataset: whose halves are those of the run: its training and its test images.
@@ -63,11 +67,12 @@ def evaluate_under(
     for condition in conditions:
         name, *numbers = condition
         sizes = [int(number) for number in numbers]
-        if broken:
-            result: Score = guess(dataset, config), None
-        else:
-            with modes_kept(model):
+        result: Score = math.nan, None
+        if not broken:
+            with modes_kept(model), contextlib.suppress(NonFiniteError):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
+        if math.isnan(result[0]):
+            result = guess(dataset, config), None
         found[named(figure, condition)], found[named("test_loss", condition)] = result
     return found
 

@@ -34,6 +34,9 @@ def hold_statistics(model: nn.Module, train: data.Split, config: RunConfig, done
 
     At the first step of the phase the statistics are estimated; a model that comes back from a
     checkpoint within it has them.
+
+    Raises:
+        NonFiniteError: the model has weights, or gives values, of which there are none.
     """
     begin = config.epochs - config.frozen_epochs
     if done == begin * config.steps_per_epoch:

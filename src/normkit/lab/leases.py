@@ -27,10 +27,12 @@ from normkit.lab import machine
 from normkit.lab.database import guarded, open_database, transaction
 from normkit.lab.store import Store
 
-__all__ = ["STALE_SECONDS", "Holder", "Lease", "LeaseLostError", "acquire", "is_held"]
+__all__ = ["COMPARABLE", "STALE_SECONDS", "Holder", "Lease", "LeaseLostError", "acquire", "is_held"]
 
 STALE_SECONDS = 60.0
 BEAT_SECONDS = 5.0
+COMPARABLE = ("python", "torch", "normkit")
+"""Runs computed with equal versions of these are compared with each other."""
 BEAT = "UPDATE runs SET beat = ? WHERE id = ? AND owner = ?"
 
 
@@ -76,18 +78,22 @@ def acquire(store: Store, key: str, holder: Holder | None = None) -> Lease | Non
     The holder is this process if none is given.
 
     What the dead owner measured after its last checkpoint is taken out, since the run goes on
-    from there and measures it again.
+    from there and measures it again. A run that was begun with another version of what it is
+    computed with is begun anew: half a run of each could be compared with neither.
     """
     holder = holder or Holder()
     with guarded(store.path), transaction(store.connection):
         row = store.connection.execute(
-            "SELECT id, status, host, pid, beat FROM runs WHERE key = ?", (key,)
+            "SELECT id, status, host, pid, beat, versions FROM runs WHERE key = ?", (key,)
         ).fetchone()
         if row is None or row["status"] in ("done", "diverged", "failed"):
             return None
         if is_held(row["status"], row["host"], row["pid"], row["beat"]):
             return None
         run = int(row["id"])
+        before = json.loads(row["versions"])
+        if any(before.get(name) != holder.versions.get(name) for name in COMPARABLE):
+            store.connection.execute("DELETE FROM checkpoints WHERE run = ?", (run,))
         saved = store.connection.execute(
             "SELECT step FROM checkpoints WHERE run = ?", (run,)
         ).fetchone()

@@ -9,7 +9,7 @@ __all__ = ["keep_freed"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1
-_LARGEST_KEPT = 2**30
+_LARGEST_KEPT = (2**30, 2**25)  # older glibcs refuse the first
 
 
 def keep_freed() -> bool:
@@ -32,5 +32,5 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    kept = mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _MOST)
-    return bool(kept)
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
+    return bool(kept and mallopt(_M_TRIM_THRESHOLD, _MOST))

@@ -22,7 +22,7 @@ from normkit.lab.store import Store
 __all__ = ["Progress", "Summary", "datasets", "plan", "work"]
 
 ATTEMPTS = 2
-"""How often a run is begun whose worker died under it."""
+"""How often a run's worker may die under it before it has come further than the time before."""
 
 TICK_SECONDS = 0.5
 
@@ -127,23 +127,32 @@ def work(
     """
     summary = Summary()
     begin = time.perf_counter()
-    store.retry_failed(keys)
     state = store.progress(keys)
-    waiting = collections.deque(key for key in keys if state[key][0] not in ("done", "diverged"))
+    missing = [key for key in keys if state[key][0] not in ("done", "diverged")]
+    # What failed before comes last: where a failure ends everything, the others are done by then.
+    waiting = collections.deque(sorted(missing, key=lambda key: state[key][0] == "failed"))
+    store.retry_failed(keys)
     summary.known = len(keys) - len(waiting)
     deaths: collections.Counter[str] = collections.Counter()
+    furthest: dict[str, int] = {}
     held: collections.deque[str] = collections.deque()
-    running = 0
 
     def ended(key: str, result: str | None) -> None:
         if result is None:
-            deaths[key] += 1
             if summary.interrupted:
                 return  # the next call takes it up
+            _, reached, _ = store.progress([key])[key]
+            if reached > furthest.get(key, -1):
+                deaths[key] = 0  # it goes on from a checkpoint, and a machine may end any day
+            furthest[key] = reached
+            deaths[key] += 1
             if deaths[key] < ATTEMPTS:
                 waiting.appendleft(key)
                 return
-            reason = f"The worker process died {ATTEMPTS} times (killed, or out of memory)."
+            reason = (
+                f"The worker process died {ATTEMPTS} times (killed, or out of memory) and came no "
+                f"further than step {reached}."
+            )
             worker.fail(store.path, key, reason)
             result = "failed"
         if result == "held":
@@ -157,21 +166,16 @@ def work(
             on_run(run)
 
     def step() -> None:
-        nonlocal running
         while waiting and executor.free:
             executor.submit(worker.argument(store.path, waiting.popleft()))
-            running += 1
-        ends = executor.wait(TICK_SECONDS)
-        # At once: Ctrl-C between two of them must not leave one counted that never ends again.
-        running -= len(ends)
-        for end in ends:
+        for end in executor.wait(TICK_SECONDS):
             ended(worker.key_of(end.argument), end.result)
         on_progress(_progress(store, keys))
 
     try:
-        while waiting or running or held:
+        while waiting or executor.busy or held:
             step()
-            if held and not waiting and not running:
+            if held and not waiting and not executor.busy:
                 # All that is left is in other hands; look again which of it is.
                 status = store.progress(held)
                 for _ in range(len(held)):
@@ -186,7 +190,7 @@ def work(
         summary.interrupted = True
         executor.stop()
         waiting.clear()
-        while running:
+        while executor.busy:
             step()
     summary.seconds = time.perf_counter() - begin
     return summary

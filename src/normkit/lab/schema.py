@@ -114,6 +114,16 @@ def guarded(path: Path) -> Iterator[None]:
                 "holds the file; then run the same command again",
             )
         ) from error
+    except sqlite3.DataError as error:
+        raise StoreError(
+            explain(
+                "a value in the store, such as a checkpoint, has less than 10^9 bytes",
+                f"{path}: {error}",
+                "use a smaller model, or an optimizer that remembers less (sgd)",
+            )
+        ) from error
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.DatabaseError as error:
         raise damaged(path, str(error)) from error
 
@@ -157,8 +167,9 @@ def log_of(path: Path) -> Path | None:
 
 def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) -> None:
     """Refuse what is not ours before anything is written; ``pages``: and look at every page."""
-    (identity,) = connection.execute("PRAGMA application_id").fetchone()
+    # In this order: another process may be making it, and writes both in one transaction.
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (identity,) = connection.execute("PRAGMA application_id").fetchone()
     if identity != APPLICATION_ID and tables:
         raise StoreError(
             explain(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -14,7 +12,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.places import here
 from normkit.lab.tasks import Batches, task_of
 
-__all__ = ["Batches", "Score", "in_order", "modes_kept", "population", "score"]
+__all__ = ["Batches", "Score", "in_order", "population", "score"]
 
 EVALUATION_BATCH = 500
 
@@ -62,14 +60,3 @@ def population(
             return
         yield images[:samples], targets[:samples]
         samples -= len(targets)
-
-
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever the modes of its modules were, they are so again at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -118,7 +118,8 @@ class Store:
                     f"DELETE FROM {table} WHERE run = ?", [(identity,) for identity in failed]
                 )
             self.connection.executemany(
-                "UPDATE runs SET status = 'waiting', error = '', step = 0 WHERE id = ?",
+                "UPDATE runs SET status = 'waiting', error = '', step = 0, seconds = 0, "
+                "diverged_step = NULL, finished = NULL WHERE id = ?",
                 [(identity,) for identity in failed],
             )
 

@@ -30,6 +30,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from normkit.errors import NonFiniteError
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.checkpoints import Progress, restore, state
@@ -163,7 +164,12 @@ def _train(
     while at.step < config.steps:
         epoch, first = divmod(at.step, config.steps_per_epoch)
         if is_frozen(config, epoch) and not held:
-            hold_statistics(model, train_split, config, at.step)
+            try:
+                hold_statistics(model, train_split, config, at.step)
+            except NonFiniteError:
+                elapse()
+                _give_up(config, log, epoch, dataset)
+                return Outcome(at.step, at.seconds, diverged_step=at.step)
             held = True
         batches = epoch_batches(config, train_split, epoch)
         for images, targets in itertools.islice(batches, first, None):
@@ -174,7 +180,7 @@ def _train(
             at.step += 1
             if not math.isfinite(loss):
                 elapse()
-                _give_up(config, log, at, dataset)
+                _give_up(config, log, epoch, dataset)
                 return Outcome(at.step, at.seconds, diverged_step=at.step)
             at.epoch_loss += loss * len(targets)
             at.epoch_images += len(targets)
@@ -266,10 +272,10 @@ def _step(
     return value, counted, total
 
 
-def _give_up(config: RunConfig, log: Log, at: Progress, dataset: data.Dataset) -> None:
+def _give_up(config: RunConfig, log: Log, first: int, dataset: data.Dataset) -> None:
     """Write the epochs that a broken run did not finish: no loss, the figure of guessing."""
     figure, guessed = task_of(config).figure, guess(dataset, config)
-    for epoch in range((at.step - 1) // config.steps_per_epoch, config.epochs):
+    for epoch in range(first, config.epochs):
         found: dict[str, float | None] = {"epoch_train_loss": None, f"epoch_train_{figure}": None}
         for name in ("{}", *(named("{}", condition) for condition in config.conditions(epoch))):
             found[name.format(f"test_{figure}")] = guessed

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from normkit.errors import StatisticsError, explain
+from normkit.errors import NonFiniteError, StatisticsError, explain
 from normkit.statistics.bar import Bar
 from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
 from normkit.statistics.feeding import Forward
@@ -126,7 +126,8 @@ def check_found(found: Mapping[str, LayerStatistics], places: Sequence[Place]) -
     """Refuse what is no statistics.
 
     Raises:
-        StatisticsError: of a single value, not finite, or too large for where it is remembered.
+        StatisticsError: of a single value.
+        NonFiniteError: not finite, or too large for where it is remembered.
     """
     of = within(places)
     for name, one in found.items():
@@ -139,7 +140,7 @@ def check_found(found: Mapping[str, LayerStatistics], places: Sequence[Place]) -
                 )
             )
         if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
-            raise StatisticsError(
+            raise NonFiniteError(
                 explain(
                     "statistics are taken of finite values",
                     f"others in the input of {name or 'the model'}",
@@ -148,7 +149,7 @@ def check_found(found: Mapping[str, LayerStatistics], places: Sequence[Place]) -
             )
         for value, own in zip((one.mean, one.variance), of[name][0].tensors, strict=True):
             if not bool(value.to(own.dtype).isfinite().all()):
-                raise StatisticsError(
+                raise NonFiniteError(
                     explain(
                         "moments fit the type in which a layer remembers them",
                         f"{float(value.abs().max()):.3g} for {own.dtype}, at {name or 'the model'}",

@@ -115,6 +115,11 @@ class RayPool:
         places = self._places()
         return max(0, min(places, self._workers or places) - len(self._busy))
 
+    @property
+    def busy(self) -> int:
+        """How many jobs were submitted that :meth:`wait` has not returned."""
+        return len(self._busy)
+
     def submit(self, argument: str) -> None:
         """Give the run to the cluster."""
         owner = uuid.uuid4().hex
@@ -131,21 +136,32 @@ class RayPool:
         return [self._end(task) for task in done]
 
     def _end(self, task: Any) -> Ended:
-        argument, owner = self._busy.pop(task)
+        argument, owner = self._busy[task]
+        ended = Ended(argument, self._result(task, argument, owner))
+        del self._busy[task]
+        return ended
+
+    def _result(self, task: Any, argument: str, owner: str) -> str | None:
         try:
-            return Ended(argument, self._ray.get(task))
+            return str(self._ray.get(task))
         except self._ray.exceptions.RayError as error:
             cause = error.cause if isinstance(error, self._ray.exceptions.RayTaskError) else error
             if not isinstance(cause, self._ray.exceptions.RayError):
                 # A job answers for its own errors; one that gets here ends the study.
                 raise cause from error
-        # The worker or its node is gone.
-        self._ray.get(self._desk.bury.remote(worker.key_of(argument), owner))
-        return Ended(argument, None)
+        # The worker or its node is gone, or there never was one.
+        self._ask("bury", worker.key_of(argument), owner)
+        return None
 
     def stop(self) -> None:
-        """Ask all jobs to end at their next step."""
-        self._ray.get(self._desk.stop.remote())
+        """Ask all jobs to end at their next step, and take back what no worker has begun."""
+        self._ask("stop")
+        for task, (argument, owner) in self._busy.items():
+            if not self._ask("holds", worker.key_of(argument), owner):
+                self._ray.cancel(task)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return _asked(self._ray, self._desk, method, *arguments)
 
     def close(self) -> None:
         """Wait for what runs, then leave the cluster, or end it if it was begun here."""
@@ -250,6 +266,15 @@ def _no_cluster(address: str | None, error: Exception) -> OptionError:
     )
 
 
+def _asked(ray: Any, desk: Any, method: str, *arguments: Any) -> Any:
+    """What a method of the desk returns."""
+    try:
+        return ray.get(getattr(desk, method).remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        # Raised as itself, a StoreError for instance, not wrapped in the desk's trace.
+        raise (error.cause or error) from error
+
+
 # In a worker ---------------------------------------------------------------------------------
 
 
@@ -265,13 +290,7 @@ def _carry_out(
     torch.set_num_threads(threads)
     keep_freed()
 
-    def ask(method: str, *arguments: Any) -> Any:
-        try:
-            return ray.get(getattr(desk, method).remote(*arguments))
-        except ray.exceptions.RayTaskError as error:
-            # Raised as itself, a StoreError for instance, not wrapped in the desk's trace.
-            raise (error.cause or error) from error
-
+    ask = functools.partial(_asked, ray, desk)
     place = Place(device_named(device))  # Ray shows a process its own GPU and no other
     taken = ask("take", key, owner, machine.versions(), machine.summary(), str(place))
     if taken is None:

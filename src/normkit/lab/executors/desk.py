@@ -19,7 +19,8 @@ from typing import Any
 
 from normkit.errors import OptionError, explain
 from normkit.lab import machine
-from normkit.lab.leases import Holder, Lease, LeaseLostError, acquire
+from normkit.lab.leases import COMPARABLE, Holder, Lease, LeaseLostError, acquire
+from normkit.lab.schema import guarded
 from normkit.lab.store import Store
 
 __all__ = ["Desk", "RemoteLease", "Taken"]
@@ -28,7 +29,6 @@ ASK_SECONDS = 1.0
 """How often a worker says that it lives, and learns whether to stop."""
 
 WRITES = ("measured", "checkpoint", "finish", "fail", "release")
-SAME = ("python", "torch", "normkit")
 
 Taken = tuple[str, int]
 """A run that was taken: its description as JSON, its number in the store."""
@@ -65,11 +65,11 @@ class Desk:
                 versions are not comparable, and one store would hold both.
         """
         here = machine.versions()
-        other = [name for name in SAME if versions.get(name) != here[name]]
+        other = [name for name in COMPARABLE if versions.get(name) != here[name]]
         if other:
             raise OptionError(
                 explain(
-                    "all machines of a study need the same versions of " + ", ".join(SAME),
+                    "all machines of a study need the same versions of " + ", ".join(COMPARABLE),
                     " and ".join(
                         f"{name} {versions.get(name)} on a worker ({where}), {here[name]} here"
                         for name in other
@@ -109,11 +109,20 @@ class Desk:
 
     def bury(self, run_key: str, owner: str) -> None:
         """Give back what a worker held that has died; its run goes on from its checkpoint."""
-        row = self._store.connection.execute(
-            "SELECT id FROM runs WHERE key = ?", (run_key,)
-        ).fetchone()
+        with guarded(self._store.path):
+            row = self._store.connection.execute(
+                "SELECT id FROM runs WHERE key = ?", (run_key,)
+            ).fetchone()
         if row is not None:
             self.write(int(row["id"]), owner, "release", (), {})
+
+    def holds(self, run_key: str, owner: str) -> bool:
+        """Whether a run's lease is this owner's."""
+        with guarded(self._store.path):
+            row = self._store.connection.execute(
+                "SELECT 1 FROM runs WHERE key = ? AND owner = ?", (run_key, owner)
+            ).fetchone()
+        return row is not None
 
     def stop(self) -> None:
         """From now on, tell all workers to stop."""

@@ -67,18 +67,32 @@ class LocalPool:
         """How many more jobs can start at once."""
         return len(self._idle) + self._unborn
 
+    @property
+    def busy(self) -> int:
+        """How many jobs were submitted that :meth:`wait` has not returned."""
+        return len(self._busy)
+
     def submit(self, argument: str) -> None:
         """Start the job on this argument, in an idle worker or a new one."""
-        if self._idle:
+        while self._idle:
             worker = self._idle.pop()
-        else:
-            self._unborn -= 1
-            worker = ProcessPoolExecutor(
-                1,
-                mp_context=self._context,
-                initializer=_start,
-                initargs=(self._event, self._threads),
-            )
+            try:
+                self._give(worker, argument)
+            except BrokenProcessPool:  # it died with nothing to do
+                worker.shutdown(wait=True)
+                self._unborn += 1
+            else:
+                return
+        self._unborn -= 1
+        worker = ProcessPoolExecutor(
+            1,
+            mp_context=self._context,
+            initializer=_start,
+            initargs=(self._event, self._threads),
+        )
+        self._give(worker, argument)
+
+    def _give(self, worker: ProcessPoolExecutor, argument: str) -> None:
         with _deaf():
             self._busy[worker.submit(_work, self._job, argument)] = (argument, worker)
 

@@ -2,7 +2,7 @@
 
 The lab hands an executor one job after another and asks which have ended. Nothing else passes
 between them: results and progress go through the store. So an executor that sends its jobs to
-other machines needs these four methods and nothing of the rest changes.
+other machines needs these few methods and nothing of the rest changes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class Executor(Protocol):
     @property
     def free(self) -> int:
         """How many more jobs can start at once."""
+
+    @property
+    def busy(self) -> int:
+        """How many jobs were submitted that :meth:`wait` has not returned."""
 
     def submit(self, argument: str) -> None:
         """Start the job on this argument."""

@@ -10,6 +10,7 @@ the run is stored as failed with the error of the process that failed first.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import signal
@@ -30,6 +31,7 @@ from normkit.lab.building import build_model
 from normkit.lab.config import RunConfig
 from normkit.lab.data import Dataset
 from normkit.lab.executors.protocol import Ended
+from normkit.lab.leases import LeaseLostError
 from normkit.lab.memory import keep_freed
 from normkit.lab.places import Place, Together, alone_because, device_named
 from normkit.lab.training import Outcome, train
@@ -137,7 +139,8 @@ class Torchrun:
         self._processes = processes
         self._waiting: list[str] = []
         self._ended: list[Ended] = []
-        self._asked = self._told = self._broken = False
+        self._asked = self._told = False
+        self._broken = ""  # why the processes cannot go on together
         # Ctrl-C and SIGTERM come in the midst of a training, whose processes must end at the same
         # step. They are noted, and raised when it has ended.
         self._before = {
@@ -151,6 +154,11 @@ class Torchrun:
     def free(self) -> int:
         """1, or 0 while a run waits or is trained."""
         return 0 if self._waiting or self._ended else 1
+
+    @property
+    def busy(self) -> int:
+        """1 while a run waits or is trained."""
+        return len(self._waiting) + len(self._ended)
 
     def submit(self, argument: str) -> None:
         """Take up the run; it is trained in :meth:`wait`."""
@@ -167,7 +175,7 @@ class Torchrun:
             raise NormkitError(
                 explain(
                     "all processes must go on together",
-                    "one that failed, with the error that is stored with its run",
+                    self._broken,
                     "correct what it says, and run the same command again",
                 )
             )
@@ -192,16 +200,19 @@ class Torchrun:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if not self._broken:
-            self._broken = True
-            self._processes.tell(None)
-            self._processes.leave()
+            self._broken = "the end of the study"
+            # One that was killed while this one trained alone, or waited, cannot be told any more.
+            with contextlib.suppress(RuntimeError):
+                self._processes.tell(None)
+                self._processes.leave()
 
     def __enter__(self) -> Torchrun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error of this process alone, the others are not where they could be told.
-        self._broken = self._broken or (kind is not None and issubclass(kind, Exception))
+        if kind is not None and issubclass(kind, Exception):
+            self._broken = self._broken or f"an error of the first one ({kind.__name__})"
         self.stop()
         self.close()
 
@@ -239,7 +250,11 @@ class Torchrun:
                 raise
             found = self._processes.pinned()
             self._processes.pin(traceback.format_exc())
-            self._broken = True
+            self._broken = (
+                "a run that another process took over while this one was held up"
+                if isinstance(error, LeaseLostError)
+                else "one that failed, with the error that is stored with its run"
+            )
             if not found:
                 raise
             raise NormkitError(f"Another process failed. {found}") from error

@@ -88,6 +88,8 @@ def initialise(
 ) -> None:
     """Draw the first weights of all convolutions and dense layers, in the order of the modules.
 
+    Transposed convolutions keep what they draw themselves.
+
     - ``"pytorch"``: as the layers draw them themselves, uniform within ±1/√fan_in.
     - ``"xavier"``: uniform within ±√(6/(fan_in + fan_out)) (Glorot & Bengio 2010); biases as
       PyTorch draws them, as in the d2l book.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from normkit.errors import OptionError
+from normkit.errors import NormkitError, OptionError
 from normkit.lab import data, worker
 from normkit.lab.config import RunConfig
 from normkit.lab.executors import Ended
@@ -142,6 +143,44 @@ def test_ctrl_c_keeps_what_is_done(
     run = store.get(keys[0])
     assert run is not None
     assert 0 < run.step < run.config.steps
+
+
+def test_what_no_worker_has_begun_is_taken_back(
+    cluster: Any, store: Store, make_config: Make, tmp_path: Path
+) -> None:
+    keys = plan(store, make_config())
+    done = tmp_path / "done"
+
+    @ray.remote(num_cpus=1)
+    def occupy(done: Path) -> None:
+        while not done.exists():
+            time.sleep(0.1)
+
+    def on_progress(now: Progress) -> None:
+        raise KeyboardInterrupt
+
+    ray.init(address=cluster.address, logging_level="ERROR")
+    try:
+        task = occupy.remote(done)
+        with RayPool(store.path, {}, address=cluster.address) as pool:
+            assert work(store, keys, pool, on_progress=on_progress).interrupted
+            assert pool.busy == 0
+        assert store.progress(keys)[keys[0]][0] == "waiting"
+        done.touch()
+        ray.get(task)
+    finally:
+        ray.shutdown()
+
+
+def test_a_cluster_that_is_gone_says_so(
+    cluster: Any, store: Store, make_config: Make, pictures: data.Dataset
+) -> None:
+    with (
+        pytest.raises(NormkitError, match="what was recorded is kept"),
+        RayPool(store.path, {"fashion-mnist": pictures}, address=cluster.address) as pool,
+    ):
+        ray.kill(pool._desk)
+    ray.shutdown()
 
 
 def test_an_error_belongs_to_its_run(

@@ -77,8 +77,9 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         word="undecided" if missing else word,
         sentence=sentence,
         comparisons=tuple(
-            dataclasses.replace(each, word="undecided") if missing else each
-            for each in (*(_with_needed(part, len(deciding)) for part in deciding), *others)
+            # Nor a number of seeds, from as few as are there, to stop at.
+            dataclasses.replace(each, word="undecided", needed=None) if missing else each
+            for each in (*_with_needed(deciding), *others)
         ),
         charts=tuple(judgement.charts),
         tables=tuple(judgement.tables),
@@ -92,10 +93,18 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
     )
 
 
-def _with_needed(part: Comparison, parts: int) -> Comparison:
-    if part.word != "undecided":
-        return part
-    return dataclasses.replace(part, needed=seeds_needed(part, parts=parts))
+def _with_needed(parts: Sequence[Comparison]) -> list[Comparison]:
+    """The parts, what is undecided with the number of seeds that would probably decide it."""
+    # By Holm's method a part meets a level that depends on how many are no surer than it.
+    ranked = sorted(part.p if part.p is not None else 1.0 for part in parts)
+    return [
+        dataclasses.replace(
+            part, needed=seeds_needed(part, parts=len(parts) - ranked.index(part.p or 0.0))
+        )
+        if part.word == "undecided" and part.p is not None
+        else part
+        for part in parts
+    ]
 
 
 def _data(store: Store, claim: Claim) -> str:

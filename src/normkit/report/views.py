@@ -75,7 +75,8 @@ class ClaimView:
         word, why = self.finding.word, self.finding.differs
         if word == "not supported":
             why = f"Why it may be: {why}" if why else "Why, we do not know."
-            return "The source says otherwise.", why
+            partly = any(c.decides and c.word == "supported" for c in self.finding.comparisons)
+            return "The source says " + ("more than came out." if partly else "otherwise."), why
         if word == "undecided" and why:
             return "The source says yes, and these runs cannot tell.", f"Why it may be: {why}"
         return None

@@ -37,6 +37,9 @@ from normkit.lab.verdicts import compare, interval
 TRAINS = 0.9
 GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 STEP = 1 / 3  # of a decade, from one rate to the next
+ROUNDING = STEP / math.sqrt(6)
+"""Of a difference of two limits: each is rounded to a step, with a variance of step²/12, and alike
+for all seeds. One step is not surely above zero with it."""
 SMALLEST = 0.1
 SOURCE_RATE = 0.5
 
@@ -95,7 +98,7 @@ def judge(evidence: Evidence) -> Judgement:
         gains,
         unit="decades of learning rate (log10)",
         smallest=SMALLEST,
-        resolution=STEP,
+        shared=ROUNDING,
     )
     at_source = compare(
         f"For information: how much lower is the last epoch's training loss at {SOURCE_RATE}?",

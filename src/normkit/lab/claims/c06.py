@@ -146,8 +146,9 @@ def judge(evidence: Evidence) -> Judgement:
     return Judgement(
         sentence=(
             f"From layer to layer gradients decay less with BN by {figures(decays[RELU])} decades "
-            f"with ReLU and {figures(decays[SIGMOID])} with sigmoid. At the end of training of the "
-            f"ReLU network its weights are {smaller_by(smaller)} with BN and the inputs of its "
+            f"with ReLU (per layer {_levels(evidence, RELU)}; negative: they grow) and "
+            f"{figures(decays[SIGMOID])} with sigmoid ({_levels(evidence, SIGMOID)}). "
+            f"At the end of training of the ReLU network its weights are {smaller_by(smaller)} with BN and the inputs of its "
             f"layers {smaller_by(given)}, by the geometric mean ({count}, 95 % intervals)."
         ),
         decides=[decays[RELU], decays[SIGMOID], smaller, given],
@@ -172,6 +173,14 @@ def judge(evidence: Evidence) -> Judgement:
                 digits=3,
             ),
         ),
+    )
+
+
+def _levels(evidence: Evidence, act: str) -> str:
+    """The mean decay of both arms, which their difference does not tell."""
+    means = [(norm, mean_of(evidence.of(arm(act, norm)), decay)) for norm in (WITHOUT, WITH)]
+    return ", ".join(
+        f"{norm} {'unknown' if mean is None else f'{mean:+.2f}'}" for norm, mean in means
     )
 
 

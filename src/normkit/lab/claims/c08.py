@@ -39,6 +39,7 @@ from normkit.lab.claims.overfitting import (
     trained,
 )
 from normkit.lab.claims.parts import differences, figures, seed_table
+from normkit.lab.claims.parts import learned as learned_at_all
 from normkit.lab.findings import Reference
 from normkit.lab.verdicts import compare
 
@@ -81,6 +82,7 @@ def judge(evidence: Evidence) -> Judgement:
         unit="cross-entropy, nats",
         smallest=LOSS,
     )
+    trained_well = learned_at_all(evidence.of(ONLY_BN))
     charts = [
         epochs_chart(
             evidence,
@@ -113,7 +115,7 @@ def judge(evidence: Evidence) -> Judgement:
             f"{figures(before, scale=100)}). Late training accuracy is: "
             f"{learned(evidence, tuple(ARMS))} ({evidence.coverage(len(adding))}, 95 % intervals)."
         ),
-        decides=[regularises, helps],
+        decides=[regularises, helps] if trained_well else [None, None],
         information=[before, narrows, loss],
         charts=[chart for chart in charts if chart],
         tables=(

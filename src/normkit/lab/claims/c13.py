@@ -37,6 +37,7 @@ from normkit.lab.claims.parts import (
     differences,
     figures,
     final_loss,
+    learned,
     metric_chart,
     seed_table,
 )
@@ -135,7 +136,7 @@ def judge(evidence: Evidence) -> Judgement:
             f"{figures(gain, scale=100)} points more ({evidence.coverage(len(second))}, 95 % "
             "intervals)."
         ),
-        decides=[helps, little],
+        decides=[helps, little if learned(evidence.of(BOTH)) else None],
         information=[gain, alone, final, loss],
         charts=[chart for chart in charts if chart],
         tables=(

@@ -108,7 +108,8 @@ def judge(evidence: Evidence) -> Judgement:
             f"Points of error, at a normalization batch size of {SMALL} against {LARGE}: training "
             f"{figures(noisy, scale=100)}; what population statistics cost against batch "
             f"statistics in the test {figures(inconsistent, scale=100)}. The gap between training "
-            f"and test, at {LARGE} against {MIDDLE}: {figures(regularises, scale=100)} "
+            f"and test, at {LARGE} against {MIDDLE}: {figures(regularises, scale=100)}, of which "
+            f"test error {figures(worse, scale=100)} "
             f"({evidence.coverage(len(noise))}, 95 % intervals)."
         ),
         decides=[noisy, inconsistent, regularises],
@@ -159,6 +160,9 @@ CLAIM = Claim(
     setup=(("normalization", "ghost batches; their size is the normalization batch size"),),
     demo=False,
     differs=(
+        "Training error is read while training, with its noise, so a wider gap may be a training "
+        "error that fell and no test error that rose: which of the two it was is told with the "
+        "result. "
         "The source has ResNet-50, 100 epochs and a task on which it overfits. A small network "
         "that is trained for a few epochs hardly overfits, and what noise regularises is then not "
         "to be seen. Small images matter as well: how noisy the mean of two images is depends on "

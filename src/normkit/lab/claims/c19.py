@@ -37,7 +37,14 @@ from __future__ import annotations
 import functools
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import differences, figures, metric_chart, narrow_resnet, seed_table
+from normkit.lab.claims.parts import (
+    differences,
+    figures,
+    metric_chart,
+    narrow_resnet,
+    seed_table,
+    seen,
+)
 from normkit.lab.claims.sweeps import epoch_line, mean_of, percent
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
@@ -113,11 +120,6 @@ def plan(preset: Preset, available: Available) -> Arms:
             (NONE, make(seed, "none")),
         )
     ]
-
-
-def seen(run: Run) -> float | None:
-    """Accuracy on the training batches of the last epoch, as they were learned from."""
-    return run.last("epoch_train_accuracy")
 
 
 def tested(run: Run) -> float | None:

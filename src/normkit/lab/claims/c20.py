@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import figures, narrow_resnet, seed_table
+from normkit.lab.claims.parts import figures, learned, narrow_resnet, seed_table
 from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
@@ -142,6 +142,14 @@ def judge(evidence: Evidence) -> Judgement:
         unit="error",
         smallest=SMALLEST,
     )
+    keeps_all = {
+        arm: compare(
+            f"For information: how far below one point is the rise of {arm}'s test error?",
+            [SMALLEST - rise for rise in by_arm[arm].values()],
+            unit="error",
+        )
+        for arm in OTHERS
+    }
     less = ", ".join(f"{arm} {figures(found, scale=100)}" for arm, found in keeps.items())
     drawn = _chart(evidence)
     return Judgement(
@@ -150,8 +158,11 @@ def judge(evidence: Evidence) -> Judgement:
             f"{figures(loses, scale=100)} points; less than that rise by: {less} "
             f"({evidence.coverage(len(by_arm[BN]))}, 95 % intervals)."
         ),
-        decides=[loses, *keeps.values()],
-        information=[memory],
+        decides=[
+            loses,
+            *(each if learned(evidence.of(arm)) else None for arm, each in keeps.items()),
+        ],
+        information=[memory, *keeps_all.values()],
         charts=[drawn] if drawn else [],
         tables=(
             _table(evidence),

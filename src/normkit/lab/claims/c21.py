@@ -41,7 +41,7 @@ from normkit.lab.claims.depths import (
     test_error,
     training_error,
 )
-from normkit.lab.claims.parts import BN, differences, figures, seed_table
+from normkit.lab.claims.parts import BN, differences, figures, learned, seed_table
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
 from normkit.lab.runs import Run
@@ -147,7 +147,10 @@ def judge(evidence: Evidence) -> Judgement:
             f"{figures(residual, scale=100, digits=1)} "
             f"({evidence.coverage(len(both))}, 95 % intervals)."
         ),
-        decides=[worse, less, kept],
+        decides=[
+            worse,
+            *(each if learned(evidence.of(RESIDUAL)) else None for each in (less, kept)),
+        ],
         information=[tested],
         charts=[chart for chart in charts if chart],
         tables=(depths_table(evidence), _seed_table(evidence)),

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normkit.lab.claims.claim import Evidence
-from normkit.lab.claims.parts import band
+from normkit.lab.claims.parts import (
+    GUESSING,
+    band,
+    seen,
+)
 from normkit.lab.claims.sweeps import line_over, mean_of, percent
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Table
@@ -24,7 +28,6 @@ __all__ = [
 ]
 
 PLAIN, RESIDUAL = "plain", "residual"
-GUESSING = 0.9  # of ten classes
 
 # Error, %, by depth: on ImageNet's validation images (table 2 of the paper) and on CIFAR-10's test
 # images (table 6), where no figures are printed for the plain networks; and of some 80 builds of
@@ -48,10 +51,8 @@ def depths(evidence: Evidence) -> list[int]:
 
 def training_error(run: Run) -> float | None:
     """Of the last epoch; that of guessing where the loss was not finite."""
-    if "epoch_train_accuracy" not in run.metrics:
-        return None
-    accuracy = run.last("epoch_train_accuracy")
-    return GUESSING if accuracy is None else 1 - accuracy
+    accuracy = seen(run)
+    return None if accuracy is None else 1 - accuracy
 
 
 def test_error(run: Run) -> float | None:
@@ -105,7 +106,7 @@ def epochs_chart(evidence: Evidence) -> Chart | None:
             if not runs:
                 continue
             rows = [
-                [100 * (GUESSING if each is None else 1 - each) for each in accuracies]
+                [100 * (1 - (GUESSING if each is None else each)) for each in accuracies]
                 for run in runs
                 for accuracies in [run.by_epoch("epoch_train_accuracy")]
             ]

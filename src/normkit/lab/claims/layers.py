@@ -51,11 +51,16 @@ def at(
     of: Callable[[Levels], float],
     layers: Sequence[int],
 ) -> Value:
-    """A figure of the levels at one look: ``min`` picks the first, ``max`` the last."""
+    """A figure of the levels at one look: ``min`` picks the first, ``max`` the last.
+
+    A run whose last look shows nothing, or that had none, has no such figure.
+    """
 
     def value(run: Run) -> float | None:
         found = looks(run, what, layers)
-        return of(found[look(found)]) if found else None
+        if not found or (look is max and max(found) != run.step):
+            return None
+        return of(found[look(found)])
 
     return value
 

@@ -24,7 +24,10 @@ import functools
 from collections.abc import Sequence
 
 from normkit.lab.claims.claim import Arms, Available, Evidence, Preset, Scale
-from normkit.lab.claims.parts import narrow_resnet
+from normkit.lab.claims.parts import (
+    narrow_resnet,
+    seen,
+)
 from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
@@ -142,12 +145,13 @@ def at(evidence: Evidence, arm: str, size: int) -> list[Run]:
 
 def error(run: Run, statistics: str) -> float | None:
     """The error after the last epoch, with these statistics; None where it is not known."""
-    metric = {TRAIN: "epoch_train_accuracy", BATCH: named("test_accuracy", ("batch", BATCH_SIZE))}
-    name = metric.get(statistics, "test_accuracy")
+    name = "test_accuracy"
+    if statistics == BATCH:
+        name = named("test_accuracy", ("batch", BATCH_SIZE))
     if statistics == POPULATION and not run.config.frozen_epochs:
         (condition,) = (c for c in run.config.final_evaluations if c[0] == "population")
         name = named("test_accuracy", condition)
-    accuracy = run.last(name)
+    accuracy = seen(run) if statistics == TRAIN else run.last(name)
     return None if accuracy is None else 1 - accuracy
 
 

@@ -24,11 +24,13 @@ __all__ = [
     "extremes",
     "figures",
     "final_loss",
+    "learned",
     "metric_chart",
     "narrow_resnet",
     "on_and_off",
     "samples_of",
     "seed_table",
+    "seen",
     "under",
 ]
 
@@ -39,6 +41,8 @@ BN = "batch"
 
 CHANCE = math.log(10)
 """The cross-entropy of guessing among ten classes, in nats."""
+GUESSING = 0.1
+"""The accuracy of guessing among ten classes."""
 
 Value = Callable[[Run], float | None]
 
@@ -85,6 +89,23 @@ def differences(
         if a is not None and b is not None:
             found.append(a - b)
     return found
+
+
+def seen(run: Run) -> float | None:
+    """Accuracy on the batches of the last epoch; that of guessing where the loss was not finite."""
+    if "epoch_train_accuracy" not in run.metrics:
+        return None
+    accuracy = run.last("epoch_train_accuracy")
+    return GUESSING if accuracy is None else accuracy
+
+
+def learned(runs: Sequence[Run]) -> bool:
+    """Whether more than half of these runs learned something.
+
+    That an arm loses little, or leaves a narrow gap, says nothing of one that is no better than
+    guessing at both ends. Such a question is left open.
+    """
+    return 2 * sum(run.status != "diverged" for run in runs) > len(runs)
 
 
 def figures(comparison: Comparison | None, *, scale: float = 1.0, digits: int = 2) -> str:

@@ -8,7 +8,10 @@ from statistics import fmean
 
 from normkit.lab.claims import c03
 from normkit.lab.claims.claim import Evidence
-from normkit.lab.claims.parts import extremes
+from normkit.lab.claims.parts import (
+    extremes,
+    seen,
+)
 from normkit.lab.claims.sweeps import mean_of, percent
 from normkit.lab.findings import Chart, Line, Table
 from normkit.lab.runs import Run
@@ -45,12 +48,7 @@ FAR = 50
 WORKS = 0.05
 
 
-def accuracy(run: Run) -> float | None:
-    """Training accuracy of the last epoch; that of guessing where the loss was not finite."""
-    if "epoch_train_accuracy" not in run.metrics:
-        return None
-    value = run.last("epoch_train_accuracy")
-    return 0.1 if value is None else value
+accuracy = seen
 
 
 def tested(run: Run) -> float | None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from normkit.errors import OptionError, explain
+from normkit.errors import NormkitError, OptionError, explain
 from normkit.lab import machine, worker
 from normkit.lab.config import RunConfig
 from normkit.lab.data import Dataset
@@ -161,7 +161,18 @@ class RayPool:
                 self._ray.cancel(task)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        return _asked(self._ray, self._desk, method, *arguments)
+        try:
+            return _asked(self._ray, self._desk, method, *arguments)
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise NormkitError(
+                explain(
+                    "the cluster must be there until the study ends",
+                    f"{type(error).__name__}: {reason}",
+                    "what was recorded is kept; start the cluster anew (ray start --head), and run "
+                    "the same command again",
+                )
+            ) from error
 
     def close(self) -> None:
         """Wait for what runs, then leave the cluster, or end it if it was begun here."""

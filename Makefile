@@ -12,8 +12,8 @@ DESCRIBE = $(BIN)/python -c "from normkit.kernels import cpu; print(cpu.describe
 # What the fused kernels are built from; a change rebuilds them.
 KERNELS := $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.h) setup.py
 
-# The record of every claim's full run, which the README's table and docs/report.html come from.
-FULL := --preset full --store runs/full.sqlite
+# Every claim's full run, which the README's table and docs/report.html come from.
+FULL := --preset full --store runs/lab.sqlite
 
 .PHONY: demo full test test-slow check lint types sanitize clean
 

@@ -31,12 +31,13 @@ def test_the_store_is_not_a_place_for_the_report(command: tuple[str, str], tmp_p
     assert store.read_bytes() == before
 
 
-def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
-    thesis = tmp_path / "thesis.txt"
-    thesis.write_text("three years of work")
+@pytest.mark.parametrize("start", ["", "<!doctype html><html><title>Mine</title>"])
+def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, start: str) -> None:
+    thesis = tmp_path / "thesis.html"
+    thesis.write_text(f"{start}three years of work")
     said = _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(thesis))
-    assert "no HTML page" in said
-    assert thesis.read_text() == "three years of work"
+    assert "normkit did not write" in said
+    assert thesis.read_text() == f"{start}three years of work"
     assert not (tmp_path / "s").exists()
 
 

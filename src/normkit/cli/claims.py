@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,10 +74,10 @@ def _print_claim(out: Console, row: Row) -> None:
 
 @contextlib.contextmanager
 def _if_there(path: Path) -> Iterator[Store | None]:
-    """The store, open for reading, or None if there is no such file."""
+    """The store, open for reading; None where the usual one has not been made yet."""
     from normkit.lab.store import Store
 
-    if not path.exists():
+    if path == STORE and not path.exists():
         yield None
         return
     with Store(path, read_only=True) as opened:
@@ -172,7 +173,9 @@ def verdicts(
             name = preset.value if preset else last_preset(opened)
             findings = judge(opened, name, select(claims) if claims else None) if name else []
             if not findings:
-                raise nothing_to_judge(store, name)
+                raise nothing_to_judge(store, name, claims or ())
+            if into:
+                _check_planned(findings, str(name))
             caption = _caption(opened, str(name), findings)
         text = markdown.table(findings, caption)
         changed = markdown.put_between(into, text) if into else False
@@ -184,16 +187,36 @@ def verdicts(
         print(text)
 
 
-def nothing_to_judge(store: Path, preset: str | None) -> OptionError:
-    """The error for a store in which nothing was run, or nothing at this preset."""
+def nothing_to_judge(store: Path, preset: str | None, claims: Sequence[str] = ()) -> OptionError:
+    """The error for a store in which nothing was run, or nothing of it at this preset."""
     at = f" at preset {preset}" if preset else ""
+    again = ["normkit", "lab", "run", *claims, "--store", str(store)]
+    again += ["--preset", preset] if preset else []
     return OptionError(
         explain(
-            "verdicts need a store in which claims were run",
-            f"{store}, without any{at}",
-            f"normkit lab run --store {store}" + (f" --preset {preset}" if preset else ""),
+            "verdicts need a store in which the claims were run",
+            f"{store}, without {', '.join(claims) or 'any'}{at}",
+            shlex.join(again),
         )
     )
+
+
+def _check_planned(findings: Sequence[Finding], preset: str) -> None:
+    """Refuse to put into a file what could not be judged by this version.
+
+    Raises:
+        OptionError: a plan is another version's.
+    """
+    stale = [found.key for found in findings if found.stale]
+    if stale:
+        raise OptionError(
+            explain(
+                "a table is made of verdicts",
+                f"plans of another version of normkit, for {', '.join(stale)}",
+                f"normkit lab run {' '.join(stale)} --preset {preset} plans them anew; runs that "
+                "are the same are not repeated",
+            )
+        )
 
 
 def _caption(store: Store, preset: str, findings: list[Finding]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ from normkit.errors import OptionError, explain
 if TYPE_CHECKING:
     from normkit.lab.claims.claim import Preset
     from normkit.lab.findings import Finding
+    from normkit.lab.runs import Run
     from normkit.lab.store import Store
 
 __all__ = ["app"]
@@ -180,20 +182,35 @@ def _write(store: Store, path: Path, preset: str, seconds: float | None) -> Path
     from normkit.report.text import duration
 
     findings = judge(store, preset)
+    keys = {record["key"] for finding in findings for record in finding.records}
+    runs = [run for key in sorted(keys) if (run := store.get(key)) and run.finished_training]
     about = {
         "preset": preset,
-        "machine": machine.summary(),
-        **machine.versions(),
+        "trained on": "; ".join(dict.fromkeys(run.machine for run in runs)) or machine.summary(),
+        **_versions(runs),
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
     if seconds is not None:
         about["total time"] = duration(seconds)
-    if any("subset" in finding.data for finding in findings):
+    if any(record.get("edition") == "subset" for found in findings for record in found.records):
         about["notice"] = (
             "Made with the small subset of the data that normkit ships, because the whole data "
             "set could not be had here. Fetch it with: normkit data fetch"
         )
     return page.write(findings, path, about=about)
+
+
+def _versions(runs: Sequence[Run]) -> dict[str, str]:
+    """What the runs were computed with; what this process has where there are none."""
+    from normkit.lab import machine
+
+    if not runs:
+        return machine.versions()
+    names = dict.fromkeys(name for run in runs for name in run.versions)
+    return {
+        name: "; ".join(dict.fromkeys(run.versions.get(name, "unknown") for run in runs))
+        for name in names
+    }
 
 
 def _as_data(findings: list[Finding], path: Path) -> dict[str, Any]:

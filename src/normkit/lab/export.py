@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 from pyarrow import csv, parquet
@@ -66,6 +66,10 @@ def write(store: Store, folder: Path, kind: Format) -> dict[str, int]:
             described.replace(about)
             for name, part in parts.items():
                 part.replace(targets[name])
+            # Those of an export in the other format are of another moment.
+            for other in set(get_args(Format)) - {kind}:
+                for name in TABLES:
+                    (folder / f"{name}.{other}").unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
             explain(

@@ -134,6 +134,8 @@ class Finding:
     runs: int
     diverged: int
     seconds: float  # summed over its runs
+    # Whether all runs are there and none plays a part that this version knows.
+    stale: bool = False
     # Why our result may differ from the source's; empty where it does not, or nobody knows.
     differs: str = ""
     # The rows behind the charts, offered for download: one dict per run and measurement.

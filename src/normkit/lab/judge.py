@@ -61,6 +61,13 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
     runs = evidence.runs
     missing = len(evidence.planned) - len(runs)
     sentence = judgement.sentence
+    stale = bool(runs) and not missing and not deciding
+    if stale:
+        sentence = (
+            "The runs were planned by another version of normkit, whose arms have other names: "
+            f"normkit lab run {claim.key} --preset {evidence.preset} plans them anew, and repeats "
+            "none that is the same."
+        )
     if missing:
         failed = sum(planned.run.status == "failed" for planned in evidence.planned)
         failures = f", {failed} of them failed" if failed else ""
@@ -88,6 +95,7 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         runs=len(runs),
         diverged=sum(run.status == "diverged" for run in runs),
         seconds=sum(run.seconds for run in runs),
+        stale=stale,
         differs=claim.differs if word != "supported" and not missing else "",
         records=tuple(_record(claim, planned) for planned in evidence.planned),
     )

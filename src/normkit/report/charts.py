@@ -34,11 +34,17 @@ _COUNT = re.compile(r" \((mean|median)\b[^)]*\)")
 # What claims call one and the same thing, each where it reads best.
 _ALIKE = {
     "BN": "with BN",
+    "GN": "GroupNorm",
+    "LeNet without BN": "without BN",
+    "batch statistics at test": "batch statistics",
+    "test, batch statistics": "batch statistics",
+    "test, population statistics": "population statistics",
     "neither": "without BN",
     "no normalizer": "without BN",
     "none": "without BN",
     "without": "without BN",
 }
+_PUBLISHED = re.compile(r",? \(?published\b.*")
 # How far apart the dots of one row stand, in rows.
 _APART = 0.24
 
@@ -69,7 +75,9 @@ class Key:
     @property
     def short(self) -> str:
         """The label at the end of the curve itself, where there is little room."""
-        return shorten(_COUNT.sub("", self.name), 26)
+        tail = ", publ." if self.role == "published" else ""
+        name = _PUBLISHED.sub("", _COUNT.sub("", self.label))
+        return shorten(name, 34 - len(tail)) + tail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +129,13 @@ def palette(charts: Iterable[Chart]) -> dict[str, int]:
     for name, neighbours in together.items():
         taken = {chosen[other] for other in neighbours if other in chosen}
         free = [colour for colour in range(COLOURS) if colour not in taken]
-        colour = min(free or range(COLOURS), key=lambda one: (used[one], one))
+        # The two that stand in nearly every claim keep theirs to themselves where it can be had.
+        held = {chosen[one] for one in ("with BN", "without BN") if one in chosen}
+
+        def rank(one: int, held: set[int] = held) -> tuple[bool, int, int]:
+            return one in held, used[one], one
+
+        colour = min(free or range(COLOURS), key=rank)
         chosen[name] = colour
         used[colour] += 1
     return chosen

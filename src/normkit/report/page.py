@@ -32,6 +32,10 @@ _WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
 _OWN_SHEETS = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
 
 
+# How a page says that it is one of ours, within so many bytes of its beginning.
+_MARK, _MARKED = b'name="generator" content="normkit"', 4096
+
+
 def write(findings: Sequence[Finding], path: Path, *, about: Mapping[str, str]) -> Path:
     """Write the report of ``findings`` to ``path`` and return the path.
 
@@ -74,7 +78,7 @@ def check_target(path: Path) -> None:
     """Find out now whether a report can be written to ``path`` later. Missing folders are made.
 
     Raises:
-        StoreError: it cannot, or a file stands there that is no HTML page and would be lost.
+        StoreError: it cannot, or a file stands there that is no report and would be lost.
     """
     path = Path(path)
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
@@ -82,12 +86,12 @@ def check_target(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             with path.open("rb") as file:
-                start = file.read(64).lstrip().lower()
-            if start and not start.startswith(b"<!doctype html"):
+                start = file.read(_MARKED).lstrip()
+            if start and _MARK not in start:
                 raise StoreError(
                     explain(
                         "a report takes the place of an older report and of nothing else",
-                        f"{str(path)!r}, which is no HTML page",
+                        f"{str(path)!r}, which normkit did not write",
                         "name another file, such as report.html",
                     )
                 )
@@ -148,18 +152,26 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         "plotly": "/* rules of plotly.js */",
     }
     claims = views.claims(findings)
+    # Runs that claims share have one key.
+    once = {
+        record["key"]: record
+        for finding in findings
+        for record in finding.records
+        if record.get("status") in ("done", "diverged") and "key" in record
+    }
     tally = [(word, [one for one in claims if one.finding.word == word]) for word in _WORDS]
     return environment.get_template("page.html.j2").render(
         claims=claims,
         tally=tally,
         words=_WORDS,
         contrary=[one for one in claims if one.differs],
-        runs=sum(finding.runs for finding in findings),
-        seconds=sum(finding.seconds for finding in findings),
+        runs=len(once),
+        seconds=sum(record["seconds"] for record in once.values()),
         about={key: value for key, value in about.items() if key != "notice"},
         notice=about.get("notice", ""),
         half=intervals.HALF,
         verdicts=_verdicts(findings),
+        effects=sum(max(1, len(finding.comparisons)) for finding in findings),
         placeholders=sorted(set(_OWN_SHEETS.findall(scripts["plotly"]))),
         policy=_policy(scripts.values(), styles.values()),
         scripts={name: Markup(source) for name, source in scripts.items()},

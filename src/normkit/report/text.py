@@ -32,6 +32,8 @@ def number(value: object, *, decimals: int | None = None, signed: bool = False) 
     ('0.8859', '−1,234,567', '2.5×10⁻⁷', '—', 'conv')
     >>> number(1.5, decimals=2, signed=True), number(float("-inf"))
     ('+1.50', '−∞')
+    >>> number(9.996e-5)
+    '1×10⁻⁴'
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "—"
@@ -47,8 +49,8 @@ def number(value: object, *, decimals: int | None = None, signed: bool = False) 
     elif size == 0 or 1e-4 <= size < 1000:
         text = f"{size:.4g}"
     else:
-        mantissa, exponent = f"{size:.3g}".split("e")
-        text = f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+        mantissa, exponent = f"{size:.2e}".split("e")
+        text = f"{float(mantissa):g}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     if value < 0 and any(digit in text for digit in "123456789∞"):
         return f"−{text}"
     return f"+{text}" if signed and value > 0 else text

@@ -148,8 +148,9 @@ def judge(evidence: Evidence) -> Judgement:
             f"From layer to layer gradients decay less with BN by {figures(decays[RELU])} decades "
             f"with ReLU (per layer {_levels(evidence, RELU)}; negative: they grow) and "
             f"{figures(decays[SIGMOID])} with sigmoid ({_levels(evidence, SIGMOID)}). "
-            f"At the end of training of the ReLU network its weights are {smaller_by(smaller)} with BN and the inputs of its "
-            f"layers {smaller_by(given)}, by the geometric mean ({count}, 95 % intervals)."
+            "At the end of training of the ReLU network its weights are "
+            f"{smaller_by(smaller)} with BN and the inputs of its layers {smaller_by(given)}, "
+            f"by the geometric mean ({count}, 95 % intervals)."
         ),
         decides=[decays[RELU], decays[SIGMOID], smaller, given],
         information=[

@@ -203,6 +203,14 @@ const Drawing = (() => {
     return { notes, margin };
   }
 
+  // All places in view, with a margin for their marks.
+  function span(spec) {
+    const places = spec.lines.flatMap((line) => line.at).map((x) => (spec.xlog ? Math.log10(x) : x));
+    const [first, last] = [Math.min(...places), Math.max(...places)];
+    const pad = 0.04 * (last - first) || 0.5;
+    return [first - pad, last + pad];
+  }
+
   // As many of the marks as have room for their figures.
   function apart(spec, room) {
     const along = (x) => (spec.xlog ? Math.log10(x) : x);
@@ -245,19 +253,21 @@ const Drawing = (() => {
         xaxis: { ...axis, ...marks(marked), type: spec.ylog ? "log" : "linear", nticks: width < 500 ? 5 : 8,
           zeroline: true, zerolinecolor: colour("--ink-quiet"), zerolinewidth: 1.5 },
         yaxis: { ...axis, tickvals: spec.rows.map((_, i) => i), ticks: "", fixedrange: true,
-          ticktext: spec.rows.map((row) => wrapped(row, most).slice(0, 3).map(plain).join("<br>")),
+          ticktext: spec.rows.map((row) => wrapped(row, most).slice(0, 2).map(plain).join("<br>")),
           range: [spec.rows.length - 0.5, -0.5] },
         xaxis2: { overlaying: "x", range: [0, 1], visible: false, fixedrange: true },
       };
     }
     const range = reach(spec, hidden);
     const named = labels(spec, hidden, width, tall - 40, range);
+    // Else plotly.js would make room for the names once more.
+    const across = named.notes.length ? { range: span(spec) } : {};
     // A template of plotly.js, in which only the last brace is ours.
     const heading = `${plain(spec.x).replaceAll("%{", "% {")}: %{x}`;
     return {
       ...page, hovermode: "x unified", annotations: named.notes,
       margin: { ...page.margin, r: named.margin },
-      xaxis: { ...axis, ...marks(apart(spec, width - 70 - named.margin)), unifiedhovertitle: { text: heading }, showgrid: false, type: spec.xlog ? "log" : "linear" },
+      xaxis: { ...axis, ...marks(apart(spec, width - 70 - named.margin)), unifiedhovertitle: { text: heading }, showgrid: false, type: spec.xlog ? "log" : "linear", ...across },
       yaxis: { ...axis, ...marks(spec.yticks), type: spec.ylog ? "log" : "linear", nticks: 6, ...(range ? { range } : {}) },
       // Only crosses that have no value stand on it.
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },

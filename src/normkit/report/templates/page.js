@@ -68,7 +68,8 @@
         layout: {
           ...page, font: { ...page.font, color: colour("--ink") }, paper_bgcolor: colour("--paper"),
           showlegend: true, title: { text: plain(spec.title), x: 0.02, xanchor: "left" },
-          legend: { orientation: "h", y: -0.18 }, margin: { l: 64, r: page.margin.r + 6, t: 56, b: 56 },
+          legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
+          margin: { l: 64, r: page.margin.r + 6, t: 56, b: 112 },
           xaxis: x, yaxis: y,
         },
       },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -253,7 +254,7 @@ def test_c20_compares_rises_and_not_errors(synthetic: Synthetic) -> None:
         return {"test_accuracy": [1 - error - float(rng.normal(0, 5e-4))]}
 
     found = finding(claim, synthetic(claim, values), data="invented")
-    assert [each.word for each in found.comparisons] == [
+    assert [each.word for each in found.comparisons if each.decides] == [
         "supported",
         "not supported",
         "supported",
@@ -277,3 +278,28 @@ def test_c20_prints_the_published_figures_beside_ours(synthetic: Synthetic) -> N
 def test_c20_scales_the_rate_with_the_batch() -> None:
     rates = {config.lr / config.batch_size for _, config in CLAIMS[4].plan("full", FULL)}
     assert len(rates) == 1
+
+
+def test_an_arm_that_never_learned_is_no_evidence(synthetic: Synthetic) -> None:
+    """No better than guessing at every batch size, GroupNorm loses nothing."""
+    claim = CLAIMS[4]
+
+    def values(arm: str, config: RunConfig) -> Mapping[str, Sequence[float | None]]:
+        error = 0.9 if arm == "GN" else 0.2 + (arm == c20.BN) * 0.2 / config.batch_size
+        rng = np.random.default_rng([config.seed, len(arm), config.batch_size])
+        return {"test_accuracy": [1 - error - float(rng.normal(0, 5e-4))]}
+
+    evidence = synthetic(claim, values)
+    assert finding(claim, evidence, data="invented").word == "supported"
+    dead = dataclasses.replace(
+        evidence,
+        planned=tuple(
+            dataclasses.replace(each, run=dataclasses.replace(each.run, status="diverged"))
+            if each.arm == "GN"
+            else each
+            for each in evidence.planned
+        ),
+    )
+    found = finding(claim, dead, data="invented")
+    assert found.word == "undecided"
+    assert [each.word for each in found.comparisons if each.decides] == ["supported"] * 3

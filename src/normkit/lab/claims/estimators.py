@@ -123,17 +123,16 @@ def _epochs(evidence: Evidence) -> Chart | None:
 def _by_samples(evidence: Evidence) -> Chart | None:
     lines = []
     for arm in evidence.arms:
-        for batch in BATCHES:
-            line = _sweep(evidence, arm, [(n, batch) for n in SAMPLES], by=0)
-            if line is not None and len(line.x) > 1 and (batch == AT_BATCH or len(line.x) > 2):
-                lines.append(line)
+        line = _sweep(evidence, arm, [(n, AT_BATCH) for n in SAMPLES], by=0)
+        if line is not None and len(line.x) > 1:
+            lines.append(line)
     return _chart(
         lines,
         key="samples",
         title="Test error by the number of images behind the statistics",
         x_label="training images",
         text="Test error after the last epoch by how many training images the population "
-        "statistics were estimated from. ",
+        f"statistics were estimated from, in batches of {AT_BATCH}. ",
         x_log=True,
     )
 

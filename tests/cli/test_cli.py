@@ -79,6 +79,7 @@ def test_lists(tiny: Claim, tmp_path: Path) -> None:
     assert not (tmp_path / "x.sqlite").exists()
     done = CliRunner().invoke(app, ["lab", "list", "--store", str(tmp_path / "x.sqlite")])
     assert "not run" in done.stdout
+    assert "There is no store" in done.stdout
 
 
 def test_data_list() -> None:

@@ -156,8 +156,13 @@ def test_what_no_worker_has_begun_is_taken_back(
         while not done.exists():
             time.sleep(0.1)
 
+    interrupted = False
+
     def on_progress(now: Progress) -> None:
-        raise KeyboardInterrupt
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
 
     ray.init(address=cluster.address, logging_level="ERROR")
     try:

@@ -53,6 +53,8 @@ def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None
         "it is done. Runs that claims share count for each of them. Without a claim named, normkit "
         "lab run does those of the demo."
     )
+    if not store.exists():
+        out.print(f"There is no store {store}: nothing was run into it.", soft_wrap=True)
 
 
 def _print_claim(out: Console, row: Row) -> None:
@@ -74,10 +76,10 @@ def _print_claim(out: Console, row: Row) -> None:
 
 @contextlib.contextmanager
 def _if_there(path: Path) -> Iterator[Store | None]:
-    """The store, open for reading; None where the usual one has not been made yet."""
+    """The store, open for reading, or None if there is no such file."""
     from normkit.lab.store import Store
 
-    if path == STORE and not path.exists():
+    if not path.exists():
         yield None
         return
     with Store(path, read_only=True) as opened:

@@ -112,7 +112,7 @@ def parameters_chart(evidence: Evidence) -> Chart | None:
     for arm, (_, middle, _) in PUBLISHED.items():
         count = _source(arm)
         line = Line(f"{arm}, published (median)", (), (middle,), role="published", arm=arm)
-        found.append((count, f"{arm}, published: {count:,}", line, ""))
+        found.append((count, f"{arm}, publ.: {count:,}", line, ""))
     found.sort(key=lambda each: -each[0])
     return Chart(
         key="parameters",

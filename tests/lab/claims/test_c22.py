@@ -119,8 +119,8 @@ def test_what_is_drawn_and_printed(synthetic: Synthetic) -> None:
     judgement = c22.judge(synthetic(c22.CLAIM, above(-0.003)))
     chart = judgement.charts[0]
     assert chart.rows == (
-        "ResNet-18, published: 11,175,370",
-        "DenseNet, published: 757,322",
+        "ResNet-18, publ.: 11,175,370",
+        "DenseNet, publ.: 757,322",
         "ResNet-18: 176,258",
         "DenseNet: 12,844",
         "ResNet-18, cut: 11,384",

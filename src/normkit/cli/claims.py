@@ -26,11 +26,12 @@ from normkit.errors import OptionError, explain
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from normkit.lab.claims.claim import Available, Claim
+    from normkit.lab.claims.claim import Claim
     from normkit.lab.findings import Finding
+    from normkit.lab.runs import Run
     from normkit.lab.store import Store
 
-__all__ = ["list_claims", "nothing_to_judge", "verdicts"]
+__all__ = ["finished", "list_claims", "nothing_to_judge", "verdicts"]
 
 Row = dict[str, Any]
 INDENT = 4
@@ -109,11 +110,11 @@ def _about_claim(
     claim: Claim, found: Mapping[str, Mapping[str, Finding]], store: Store | None
 ) -> Row:
     """A claim as plain values; its cost is that on the whole data set."""
-    from normkit.lab.claims.claim import PRESETS
+    from normkit.lab.claims.claim import PRESETS, Available
 
     cost = {}
     for preset in PRESETS:
-        arms = claim.plan(preset, _whole(claim.data))
+        arms = claim.plan(preset, Available.whole(claim.data))
         finding = found.get(preset, {}).get(claim.key)
         done = finding is not None and finding.runs == len(finding.records) > 0
         cost[preset] = {
@@ -139,16 +140,6 @@ def _about_claim(
         if last in verdicts
         else None,
     }
-
-
-def _whole(data: str) -> Available:
-    """The whole data set, whether it is here or not."""
-    from normkit.lab.claims.claim import Available
-    from normkit.lab.data.catalogue import spec_of
-
-    spec = spec_of(data)
-    train, test = spec.counts
-    return Available("full", train, test, data=data, side=spec.shape[-1], classes=len(spec.classes))
 
 
 def verdicts(
@@ -221,13 +212,17 @@ def _check_planned(findings: Sequence[Finding], preset: str) -> None:
         )
 
 
+def finished(store: Store, findings: Sequence[Finding]) -> list[Run]:
+    """The results behind these findings, each once, whichever claims share it."""
+    keys = {record["key"] for found in findings for record in found.records}
+    return [run for key in sorted(keys) if (run := store.get(key)) and run.finished_training]
+
+
 def _caption(store: Store, preset: str, findings: list[Finding]) -> str:
     """Where the numbers come from, in one line."""
     from normkit.report.text import duration
 
-    keys = {found.key for found in findings}
-    parts = {part.key for part in store.parts() if part.preset == preset and part.claim in keys}
-    runs = [run for key in sorted(parts) if (run := store.get(key)) and run.finished_training]
+    runs = finished(store, findings)
     if not runs:
         return f"(`{preset}` preset: no run done yet.)"
     machines = dict.fromkeys(run.machine for run in runs)

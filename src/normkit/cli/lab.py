@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from normkit.cli.claims import list_claims, nothing_to_judge, verdicts
+from normkit.cli.claims import finished, list_claims, nothing_to_judge, verdicts
 from normkit.cli.console import (
     INTERRUPTED,
     console,
@@ -182,8 +182,7 @@ def _write(store: Store, path: Path, preset: str, seconds: float | None) -> Path
     from normkit.report.text import duration
 
     findings = judge(store, preset)
-    keys = {record["key"] for finding in findings for record in finding.records}
-    runs = [run for key in sorted(keys) if (run := store.get(key)) and run.finished_training]
+    runs = finished(store, findings)
     about = {
         "preset": preset,
         "trained on": "; ".join(dict.fromkeys(run.machine for run in runs)) or machine.summary(),

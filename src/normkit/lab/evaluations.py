@@ -9,7 +9,6 @@ write its function here.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -67,13 +66,14 @@ def evaluate_under(
     for condition in conditions:
         name, *numbers = condition
         sizes = [int(number) for number in numbers]
-        result: Score = math.nan, None
+        result: Score | None = None
         if not broken:
             with modes_kept(model), contextlib.suppress(NonFiniteError):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
-        if math.isnan(result[0]):
-            result = guess(dataset, config), None
-        found[named(figure, condition)], found[named("test_loss", condition)] = result
+        found[named(figure, condition)], found[named("test_loss", condition)] = result or (
+            guess(dataset, config),
+            None,
+        )
     return found
 
 

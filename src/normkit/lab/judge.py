@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from normkit.lab.claims.claim import Claim, Evidence, Judgement
+from normkit.lab.claims.claim import Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Finding
@@ -61,7 +61,7 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
     runs = evidence.runs
     missing = len(evidence.planned) - len(runs)
     sentence = judgement.sentence
-    stale = bool(runs) and not missing and not deciding
+    stale = bool(runs) and not missing and not deciding and not _knows(claim, evidence)
     if stale:
         sentence = (
             "The runs were planned by another version of normkit, whose arms have other names: "
@@ -99,6 +99,12 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         differs=claim.differs if word != "supported" and not missing else "",
         records=tuple(_record(claim, planned) for planned in evidence.planned),
     )
+
+
+def _knows(claim: Claim, evidence: Evidence) -> bool:
+    """Whether this version plans any of the arms that are there."""
+    plan = claim.plan(cast("Preset", evidence.preset), Available.whole(claim.data))
+    return not {arm for arm, _ in plan}.isdisjoint(evidence.arms)
 
 
 def _with_needed(parts: Sequence[Comparison]) -> list[Comparison]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -152,3 +153,16 @@ def test_the_source_s_scale_and_data() -> None:
     # The shipped subset has as many images as are asked for, or fewer.
     (_, run), *_ = c04.plan("full", Available("subset", 600, 500))
     assert run.evaluations == (("train", 600),)
+
+
+def test_bn_that_never_learned_leaves_the_claim_open(synthetic: Synthetic) -> None:
+    evidence = synthetic(c08.CLAIM, ends_at(HOLDS))
+    broken = tuple(
+        dataclasses.replace(each, run=dataclasses.replace(each.run, status="diverged"))
+        if each.arm == overfitting.ONLY_BN
+        else each
+        for each in evidence.planned
+    )
+    found = finding(c08.CLAIM, dataclasses.replace(evidence, planned=broken), data="invented")
+    assert found.word == "undecided"
+    assert not found.stale  # nothing decides, and yet the plan is of this version

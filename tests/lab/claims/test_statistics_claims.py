@@ -303,3 +303,13 @@ def test_an_arm_that_never_learned_is_no_evidence(synthetic: Synthetic) -> None:
     found = finding(claim, dead, data="invented")
     assert found.word == "undecided"
     assert [each.word for each in found.comparisons if each.decides] == ["supported"] * 3
+    assert not found.stale
+
+
+def test_runs_of_another_versions_arms_say_what_to_do(synthetic: Synthetic) -> None:
+    claim = CLAIMS[4]
+    evidence = synthetic(claim, lambda arm, config: {"test_accuracy": [0.5]})
+    renamed = tuple(dataclasses.replace(each, arm=f"old {each.arm}") for each in evidence.planned)
+    found = finding(claim, dataclasses.replace(evidence, planned=renamed), data="invented")
+    assert found.stale
+    assert f"normkit lab run {claim.key} --preset" in found.sentence

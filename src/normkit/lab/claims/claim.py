@@ -42,6 +42,15 @@ class Available:
     side: int = 28
     classes: int = 10
 
+    @classmethod
+    def whole(cls, data: str) -> Available:
+        """The whole data set of this name, whether it is here or not."""
+        from normkit.lab.data.catalogue import spec_of
+
+        spec = spec_of(data)
+        train, test = spec.counts
+        return cls("full", train, test, data, side=spec.shape[-1], classes=len(spec.classes))
+
     def at_most(self, train: int, test: int) -> dict[str, Any]:
         """The fields of a run that ask for so many images, or for all if there are fewer."""
         return {

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normkit.lab.claims.claim import Evidence
-from normkit.lab.claims.parts import (
-    GUESSING,
-    band,
-    seen,
-)
+from normkit.lab.claims.parts import GUESSING, band, seen
 from normkit.lab.claims.sweeps import line_over, mean_of, percent
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Table

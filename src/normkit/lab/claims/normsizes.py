@@ -24,10 +24,7 @@ import functools
 from collections.abc import Sequence
 
 from normkit.lab.claims.claim import Arms, Available, Evidence, Preset, Scale
-from normkit.lab.claims.parts import (
-    narrow_resnet,
-    seen,
-)
+from normkit.lab.claims.parts import narrow_resnet, seen
 from normkit.lab.claims.sweeps import line_over, mean_of, rows_beside
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig

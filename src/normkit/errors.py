@@ -27,6 +27,7 @@ __all__ = [
     "StoreError",
     "TypeMismatchError",
     "explain",
+    "message",
 ]
 
 
@@ -69,3 +70,12 @@ def explain(rule: str, came: str, do: str) -> str:
     'num_groups must divide num_channels; got 3 groups for 64 channels. To fix: use 2, 4 or 8.'
     """
     return f"{rule}; got {came}. To fix: {do}."
+
+
+def message(expected: str, received: str, fix: str) -> str:
+    """Compose an error message: what was expected, what was received, how to fix it.
+
+    >>> message("groups to divide channels", "3 groups for 64 channels", "use 2, 4 or 8")
+    'Expected groups to divide channels; received 3 groups for 64 channels. Fix: use 2, 4 or 8.'
+    """
+    return f"Expected {expected}; received {received}. Fix: {fix}."

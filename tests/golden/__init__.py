@@ -1,0 +1,1 @@
+"""What the package gave before it was simplified, recorded; removed when that is over."""

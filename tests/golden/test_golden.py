@@ -1,0 +1,90 @@
+"""Nothing a user can measure changes while the package is simplified.
+
+Plans and figures are those of the version before and are never recorded again. Words are: what
+``reprs.json`` and ``helps.json`` hold is recorded anew (``python -m tests.golden.record reprs
+helps``) when docs/log.md says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from normkit.lab.claims.claim import Claim
+from normkit.lab.claims.registry import all_claims, forms
+from tests.golden import record
+
+CLAIMS = forms(all_claims().values())
+every = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
+FIGURES = ("effect", "low", "high", "seeds", "word", "smallest", "p", "decides", "needed",
+           "shared", "freedom")  # fmt: skip
+# What differs from the version before, and why: (claim, what): reason. See docs/log.md.
+EXPLAINED: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture(scope="session")
+def before() -> Any:
+    return record.load("findings.json.gz")
+
+
+@every
+def test_plans(claim: Claim) -> None:
+    assert record.plans(claim) == record.load("plans.json")[claim.key]
+
+
+@every
+def test_figures(claim: Claim, before: Any) -> None:
+    """Every effect with its interval, and what is drawn and tabled, is the same."""
+    now = record.judged(claim)
+    for case, old in before[claim.key].items():
+        new = now[case]
+        if isinstance(old, str):  # it raised; a mended fault does not
+            continue
+        assert not isinstance(new, str), f"{case}: {new}"
+        assert new["word"] == old["word"], case
+        lines = record.differences(_comparisons(old), _comparisons(new), case)
+        assert list(lines) == []
+        for what in ("charts", "tables"):
+            if (claim.key.split("-")[0], what) not in EXPLAINED:
+                gone = _missing(old[what], new[what])
+                assert not gone, f"{case}: {what} lost {gone[:10]}"
+
+
+def test_reprs() -> None:
+    assert list(record.differences(record.load("reprs.json"), record.reprs())) == []
+
+
+def test_helps() -> None:
+    assert list(record.differences(record.load("helps.json"), record.helps())) == []
+
+
+def _comparisons(finding: Any) -> list[Any]:
+    return [{name: each[name] for name in FIGURES} for each in finding["comparisons"]]
+
+
+def _missing(old: Any, new: Any) -> list[float]:
+    """The numbers of ``old`` that ``new`` does not hold, as they are or in percent."""
+    have = {_digits(value) for value in _numbers(new)}
+    return [
+        value
+        for value in _numbers(old)
+        if not have & {_digits(value), _digits(100 * value), _digits(value / 100)}
+    ]
+
+
+def _digits(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        yield float(value)

@@ -48,7 +48,7 @@ def test_scripts_for_torchrun_run_in_two_processes(tmp_path: Path) -> None:
 def test_the_commands_it_names_exist() -> None:
     from typer.testing import CliRunner
 
-    from normkit.cli.main import app
+    from normkit.cli.app import app
 
     runner = CliRunner()
     for line in re.findall(r"^normkit (\w+ \w+)", (ROOT / "README.md").read_text(), re.MULTILINE):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from normkit.bench import planning, running
 from normkit.cli import measure
-from normkit.cli.main import app
+from normkit.cli.app import app
 from normkit.errors import StatisticsError
 
 TINY = ("--cases", "bn/dense/64x512/*", "--allocator", "default", "--threads", "1")

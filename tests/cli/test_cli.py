@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 import normkit
+from normkit.cli.app import app
 from normkit.cli.console import LAB, print_json
-from normkit.cli.main import app
 from normkit.lab.claims.claim import Claim
 from normkit.lab.store import Store
 
@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "import normkit\n"
         "before = set(sys.modules)\n"
-        "from normkit.cli.main import app\n"
+        "from normkit.cli.app import app\n"
         "from typer.testing import CliRunner\n"
         "result = CliRunner().invoke(app, ['lab', '--help'])\n"
         "assert result.exit_code == 0, result.output\n"

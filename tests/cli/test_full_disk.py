@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from normkit.cli.main import app
+from normkit.cli.app import app
 from normkit.lab.claims.claim import Claim
 from normkit.lab.store import Store
 

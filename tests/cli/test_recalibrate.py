@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 
 import normkit as nk
-from normkit.cli.main import app
+from normkit.cli.app import app
 
 NORMKIT = [sys.executable, "-m", "normkit.cli.main", "recalibrate"]
 MINE = ("--model", "mine:lenet", "--batches", "mine:loader")

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from normkit.cli import claims as claims_command
-from normkit.cli.main import app
+from normkit.cli.app import app
 from normkit.lab.claims import c05
 from normkit.lab.claims.claim import Available
 from normkit.lab.leases import acquire

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from normkit.cli.main import app
+from normkit.cli.app import app
 from normkit.errors import DataError
 from normkit.lab import data, runner
 from normkit.lab.claims import c05

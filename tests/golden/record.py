@@ -147,7 +147,7 @@ def helps() -> dict[str, str]:
     from typer.testing import CliRunner
 
     os.environ.update(COLUMNS="80", TERMINAL_WIDTH="80", NO_COLOR="1", TERM="dumb")
-    from normkit.cli.main import app
+    from normkit.cli.app import app
 
     def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         yield words

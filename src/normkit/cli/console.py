@@ -14,12 +14,20 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from normkit.cli import INTERRUPTED, USAGE
 from normkit.errors import NormkitError
 
-__all__ = ["console", "errors", "needs", "needs_lab", "print_json", "terminated_like_interrupted"]
+__all__ = [
+    "INTERRUPTED",
+    "USAGE",
+    "console",
+    "errors",
+    "needs",
+    "needs_lab",
+    "print_json",
+    "terminated_like_interrupted",
+]
 
-USAGE = 2
-INTERRUPTED = 130
 LAB = ("platformdirs", "pooch", "scipy", "plotly", "jinja2")
 
 

@@ -1,61 +1,36 @@
-"""The command line: ``normkit bench``, ``data``, ``lab``, ``recalibrate``.
-
-Each command imports what it needs when it is called, so that ``normkit --help`` answers at once.
-"""
+"""The installed program ``normkit``; says what to install where its packages are missing."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
-from typing import Annotated
+from importlib.util import find_spec
 
-import typer
+from normkit.cli import INTERRUPTED, USAGE
+from normkit.errors import message
 
-from normkit.cli.bench import bench
-from normkit.cli.console import INTERRUPTED
-from normkit.cli.data import app as data_app
-from normkit.cli.lab import app as lab_app
-from normkit.cli.recalibrate import recalibrate
+__all__ = ["main"]
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="normkit",
-    help="Normalization for PyTorch: layers, statistics, and a lab that tests the claims.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command()(bench)
-app.command()(recalibrate)
-app.add_typer(data_app, name="data")
-app.add_typer(lab_app, name="lab")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"normkit {importlib.metadata.version('normkit')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _common(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
-        ),
-    ] = False,
-) -> None:
-    pass
+# What the commands need and the layers do not. Imported only once they are known to be here.
+PACKAGES = ("typer", "rich")
 
 
 def main() -> None:
-    """Run the command line; this is the installed program ``normkit``."""
+    """Run the command line."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        error = message(
+            "the packages of the command line",
+            f"an installation without {' and '.join(missing)}",
+            "pip install 'normkit[cli]'",
+        )
+        print(f"normkit: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    from normkit.cli.app import app
+
     try:
         app()
     except KeyboardInterrupt:
-        # Before a command was ready to answer it, or a second time.
+        # Before a command was ready to handle it, or a second time.
         sys.exit(INTERRUPTED)
 
 

@@ -1,0 +1,48 @@
+"""The commands: ``normkit bench``, ``data``, ``lab``, ``recalibrate``.
+
+Each imports what it needs when it is called, so that ``normkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from normkit.cli.bench import bench
+from normkit.cli.data import app as data_app
+from normkit.cli.lab import app as lab_app
+from normkit.cli.recalibrate import recalibrate
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="normkit",
+    help="Normalization for PyTorch: layers, statistics, and a lab that tests the claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(bench)
+app.command()(recalibrate)
+app.add_typer(data_app, name="data")
+app.add_typer(lab_app, name="lab")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"normkit {importlib.metadata.version('normkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -24,7 +24,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Claim]:
                     config, train_images=128, test_images=50, batch_size=64, epochs=2
                 ),
             )
-            for arm, config in c05.plan(preset, available)
+            for arm, config in c05.CLAIM.plan(preset, available)
             if config.seed < 2
         ]
 

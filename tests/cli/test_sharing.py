@@ -31,7 +31,7 @@ def call(*arguments: object, code: int = 0) -> str:
 
 def fill(path: Path, preset: Any, gain: float) -> None:
     """A store with C5 at a preset, each run done in a minute."""
-    arms = c05.plan(preset, Available("full", 60_000, 10_000))
+    arms = c05.CLAIM.plan(preset, Available("full", 60_000, 10_000))
     with Store(path) as store:
         store.plan("C5", preset, arms)
         for arm, config in arms:

@@ -21,7 +21,7 @@ FIRST, SECOND = "first.sqlite", "second.sqlite"
 
 
 def arms(preset: Any = "quick") -> Arms:
-    return c05.plan(preset, Available("full", 60_000, 10_000))
+    return c05.CLAIM.plan(preset, Available("full", 60_000, 10_000))
 
 
 def helps(arm: str, config: RunConfig) -> float:

@@ -38,7 +38,7 @@ def filled(tmp_path: Path, make_config: Make, write_run: Any) -> Path:
         norm="batch", norm_options=(("momentum", 0.05), ("affine", None)), probes=(("a,b", 2),)
     )
     with Store(path) as store:
-        arms = c05.plan("quick", Available("full", 60_000, 10_000))
+        arms = c05.CLAIM.plan("quick", Available("full", 60_000, 10_000))
         store.plan("C5", "quick", arms)
         store.plan("C1", "full", [("one; \"odd\", 'arm'\n", odd), ("shared", arms[0][1])])
         for _, config in arms:
@@ -145,7 +145,7 @@ def test_parts_that_a_run_plays_are_in_its_row(filled: Path, tmp_path: Path, kin
     with Store(filled, read_only=True) as store:
         write(store, tmp_path / "out", kind)
     rows = {row["run"]: row for row in read(tmp_path / "out", "runs", kind)}
-    shared = rows[c05.plan("quick", Available("full", 60_000, 10_000))[0][1].key]
+    shared = rows[c05.CLAIM.plan("quick", Available("full", 60_000, 10_000))[0][1].key]
     assert (shared["claims"], shared["presets"]) == ("C1; C5", "full; quick")
     assert shared["arms"].startswith("shared; ")
     assert [row["claims"] for row in rows.values() if row["status"] in ("failed", "waiting")] == [

@@ -16,7 +16,7 @@ from normkit.lab.claims.c05 import CLAIM as C5
 from normkit.lab.claims.claim import Claim, Evidence
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison
-from normkit.lab.verdicts import compare, decide, interval, seeds_needed, spread_ratios
+from normkit.lab.verdicts import decide, interval, paired_test, seeds_needed, spread_ratios
 
 SIMULATIONS = 4000
 
@@ -34,7 +34,7 @@ def share_supported(
 ) -> float:
     rng = np.random.default_rng(20_150_211)
     words = [
-        word(compare("?", draw(rng), unit="", smallest=smallest, resolution=resolution))
+        word(paired_test("?", draw(rng), unit="", smallest=smallest, resolution=resolution))
         for _ in range(SIMULATIONS)
     ]
     return words.count("supported") / SIMULATIONS
@@ -140,22 +140,22 @@ def test_resolution_keeps_equal_readings_from_certainty() -> None:
     ],
 )
 def test_words(differences: list[float], smallest: float, word: str) -> None:
-    found = compare("?", differences, unit="", smallest=smallest)
+    found = paired_test("?", differences, unit="", smallest=smallest)
     assert found is not None
     assert found.word == word
     assert found.seeds == len(differences)
 
 
 def test_one_seed_decides_nothing() -> None:
-    assert compare("?", [5.0], unit="") is None
+    assert paired_test("?", [5.0], unit="") is None
     assert decide([None]) == ("undecided", [])
     assert decide([]) == ("undecided", [])
 
 
 def test_every_part_must_hold() -> None:
-    yes = compare("?", [1.0, 1.1, 0.9], unit="")
-    no = compare("?", [-1.0, -1.1, -0.9], unit="")
-    open_ = compare("?", [1.0, -1.1, 0.9], unit="")
+    yes = paired_test("?", [1.0, 1.1, 0.9], unit="")
+    no = paired_test("?", [-1.0, -1.1, -0.9], unit="")
+    open_ = paired_test("?", [1.0, -1.1, 0.9], unit="")
     assert decide([yes, yes])[0] == "supported"
     assert decide([yes, open_])[0] == "undecided"
     assert decide([yes, None])[0] == "undecided"
@@ -167,7 +167,7 @@ def test_one_part_is_judged_by_its_interval() -> None:
     rng = np.random.default_rng(5)
     for smallest in (0.0, 0.5):
         for _ in range(300):
-            one = compare("?", rng.normal(0.4, 1.0, size=6), unit="", smallest=smallest)
+            one = paired_test("?", rng.normal(0.4, 1.0, size=6), unit="", smallest=smallest)
             assert one is not None
             whole, (part,) = decide([one])
             by_interval = "supported" if one.low > 0 else "undecided"
@@ -185,12 +185,12 @@ def test_words_of_several_parts_are_corrected_for_their_number() -> None:
     simulations = 1500
     for _ in range(simulations):
         # Four questions, the answer to each of which is no: the effect is zero.
-        parts = [compare("?", rng.normal(size=5), unit="") for _ in range(4)]
+        parts = [paired_test("?", rng.normal(size=5), unit="") for _ in range(4)]
         never = [dataclasses.replace(part, smallest=-1e9) for part in parts if part]
         wrong["any part"] += "supported" in [part.word for part in decide(never)[1]]
         wrong["any part, by its interval"] += any(part.low > 0 for part in parts if part)
         # Four effects that are just as large as matters.
-        parts = [compare("?", 1 + rng.normal(size=5), unit="", smallest=1.0) for _ in range(4)]
+        parts = [paired_test("?", 1 + rng.normal(size=5), unit="", smallest=1.0) for _ in range(4)]
         wrong["not supported"] += decide(parts)[0] == "not supported"
     assert 0.012 <= wrong["any part"] / simulations <= 0.035  # 0.025 by design
     assert 0.012 <= wrong["not supported"] / simulations <= 0.035
@@ -200,28 +200,28 @@ def test_words_of_several_parts_are_corrected_for_their_number() -> None:
 def test_told_number_of_seeds_decides_four_times_in_five() -> None:
     rng = np.random.default_rng(8)
     sample = [0.9, -0.7, 1.4, 0.2, 0.4]
-    undecided = compare("?", sample, unit="")
+    undecided = paired_test("?", sample, unit="")
     assert undecided is not None
     needed = seeds_needed(undecided)
     assert needed is not None
 
     def share(seeds: int) -> float:
         draws = (rng.normal(np.mean(sample), np.std(sample, ddof=1), seeds) for _ in range(2000))
-        return [word(compare("?", draw, unit="")) for draw in draws].count("supported") / 2000
+        return [word(paired_test("?", draw, unit="")) for draw in draws].count("supported") / 2000
 
     assert share(needed) == pytest.approx(0.8, abs=0.04)
     assert share(needed // 2) < 0.7
 
 
 def test_number_of_seeds_that_would_show_an_effect_too_small() -> None:
-    far = compare("?", [2.0, -2.0, 1.8, -1.8], unit="", smallest=1.0)
+    far = paired_test("?", [2.0, -2.0, 1.8, -1.8], unit="", smallest=1.0)
     assert far is not None
     needed, in_company = seeds_needed(far), seeds_needed(far, parts=4)
     assert needed is not None
     assert in_company is not None
     assert in_company > needed > 4
     for differences in ([1.0, -1.0], [0.0, 0.0, 0.0]):  # between the bounds; without spread
-        nowhere = compare("?", differences, unit="")
+        nowhere = paired_test("?", differences, unit="")
         assert nowhere is not None
         assert seeds_needed(nowhere) is None
 
@@ -231,7 +231,7 @@ def test_an_error_that_all_seeds_share_does_not_average_out(seeds: int) -> None:
     def share(shared: float, effect: float = 0.0) -> float:
         rng = np.random.default_rng(44)
         words = [
-            word(compare("?", effect + rng.normal(0, 1) + noise, unit="", shared=shared))
+            word(paired_test("?", effect + rng.normal(0, 1) + noise, unit="", shared=shared))
             for noise in rng.normal(0, 1, (2000, seeds))
         ]
         return words.count("supported") / len(words)
@@ -245,7 +245,7 @@ def test_values_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="finite"):
         interval([0.1, float("nan")])
     with pytest.raises(OptionError, match="negative"):
-        compare("?", [1.0, 2.0], unit="", smallest=-1)
+        paired_test("?", [1.0, 2.0], unit="", smallest=-1)
 
 
 def accuracies(rng: np.random.Generator, tail: float, alike: float, ratio: float) -> np.ndarray:
@@ -297,13 +297,13 @@ def test_equal_readings_spread_as_much_as_their_resolution() -> None:
 
 def test_two_pairs_have_no_ratio_of_spreads() -> None:
     assert spread_ratios([1.0, 2.0], [1.0, 3.0]) == []
-    assert compare("?", spread_ratios([1.0, 2.0], [1.0, 3.0]), unit="") is None
+    assert paired_test("?", spread_ratios([1.0, 2.0], [1.0, 3.0]), unit="") is None
 
 
 def test_more_seeds_do_not_decide_what_all_share() -> None:
     sample = [0.9, -0.7, 1.4, 0.2, 0.4]
-    alone, little = (compare("?", sample, unit="", shared=shared) for shared in (0.0, 0.1))
-    much = compare("?", sample, unit="", shared=0.3)
+    alone, little = (paired_test("?", sample, unit="", shared=shared) for shared in (0.0, 0.1))
+    much = paired_test("?", sample, unit="", shared=0.3)
     assert alone is not None
     assert little is not None
     assert much is not None

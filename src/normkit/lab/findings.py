@@ -8,11 +8,12 @@ read by another program.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
-__all__ = ["Chart", "Comparison", "Finding", "Line", "Reference", "Table", "Word"]
+__all__ = ["Chart", "Comparison", "Finding", "Line", "Reference", "Table", "Verdict"]
 
-Word = Literal["supported", "not supported", "undecided"]
+Verdict = Literal["supported", "not supported", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Line:
     # Lines of the same arm share a colour throughout a page; this is the arm's name.
     arm: str = ""
     failed: tuple[float, ...] = ()
+    # What the legend says after the label, such as how many runs are behind the curve.
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,9 @@ class Comparison:
     """A paired effect: arm A minus arm B, seed by seed, with its interval.
 
     ``low`` and ``high`` bound the 95 % interval of the mean difference, by itself; positive favours
-    the claim. ``smallest`` is the smallest effect that would matter. ``shared`` is that part of the
+    the claim. ``smallest`` is the smallest effect that would matter; where there is a ``margin``,
+    the claim holds if the effect is above minus the margin (non-inferiority). All of them are in
+    ``unit``. ``shared`` is that part of the
     standard error which more seeds do not make smaller, ``freedom`` the degrees of freedom of the
     interval (None: one less than seeds). ``decides`` tells the effects
     that the verdict rests on from those shown for information. ``p`` is the one-sided probability
@@ -97,13 +102,26 @@ class Comparison:
     low: float
     high: float
     seeds: int
-    word: Word
+    word: Verdict
     smallest: float = 0.0
     p: float | None = None
     decides: bool = False
     needed: int | None = None
     shared: float = 0.0
     freedom: float | None = None
+    margin: float = 0.0
+
+    @property
+    def decimals(self) -> int:
+        """As many decimals as the interval's width leaves a meaning.
+
+        >>> Comparison("", "points", 13.5752, 11.2751, 15.8752, 5, "supported").decimals
+        1
+        """
+        half = (self.high - self.low) / 2
+        if not math.isfinite(half) or half <= 0:
+            return 2
+        return min(6, max(0, 1 - math.floor(math.log10(half))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +142,7 @@ class Finding:
     statement: str
     sources: tuple[Reference, ...]
     prediction: str
-    word: Word
+    word: Verdict
     sentence: str  # what we found, in one sentence with figures
     comparisons: tuple[Comparison, ...]
     charts: tuple[Chart, ...]

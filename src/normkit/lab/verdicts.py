@@ -34,9 +34,9 @@ import numpy as np
 from scipy import stats
 
 from normkit.errors import OptionError, explain
-from normkit.lab.findings import Comparison, Word
+from normkit.lab.findings import Comparison, Verdict
 
-__all__ = ["compare", "decide", "interval", "seeds_needed", "spread_ratios"]
+__all__ = ["decide", "interval", "paired_test", "seeds_needed", "spread_ratios"]
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
@@ -117,21 +117,23 @@ def _beyond(distance: float, error: float, freedom: float) -> float:
     return float(stats.t.sf(distance / error, freedom))
 
 
-def compare(
+def paired_test(
     question: str,
     differences: Sequence[float],
     *,
     unit: str,
     smallest: float = 0.0,
+    margin: float = 0.0,
     resolution: float = 0.0,
     shared: float = 0.0,
 ) -> Comparison | None:
     """Decide one question from its paired differences; None with fewer than two of them.
 
     ``smallest`` is the smallest effect that would matter, in the unit of the differences, and not
-    negative. ``resolution`` and ``shared`` as in :func:`interval`.
+    negative. A ``margin`` makes it a test of non-inferiority: whether the effect is above
+    -``margin``. ``resolution`` and ``shared`` as in :func:`interval`.
 
-    >>> found = compare("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
+    >>> found = paired_test("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
     >>> found.word
     'supported'
     """
@@ -143,7 +145,7 @@ def compare(
         return None
     effect, low, high = interval(differences, resolution=resolution, shared=shared)
     _, error, freedom = _moments(differences, resolution, shared)
-    above = _beyond(effect, error, freedom)
+    above = _beyond(effect + margin, error, freedom)
     found = Comparison(
         question,
         unit,
@@ -156,6 +158,7 @@ def compare(
         p=above,
         shared=shared,
         freedom=freedom,
+        margin=margin,
     )
     return dataclasses.replace(found, word=_word(above, _below(found)))
 
@@ -163,7 +166,7 @@ def compare(
 def _below(found: Comparison) -> float:
     """One-sided p value of an effect below the smallest that matters."""
     error = _error(found)
-    return _beyond(found.smallest - found.effect, error, _freedom(found))
+    return _beyond(found.smallest - found.margin - found.effect, error, _freedom(found))
 
 
 def _freedom(found: Comparison) -> float:
@@ -176,13 +179,13 @@ def _error(found: Comparison) -> float:
     return (found.high - found.low) / (2 * quantile)
 
 
-def _word(above: float, below: float) -> Word:
+def _word(above: float, below: float) -> Verdict:
     if below < TAIL:
         return "not supported"
     return "supported" if above < TAIL else "undecided"
 
 
-def decide(parts: Sequence[Comparison | None]) -> tuple[Word, list[Comparison]]:
+def decide(parts: Sequence[Comparison | None]) -> tuple[Verdict, list[Comparison]]:
     """The verdict on a claim all of whose parts must hold, and the parts with corrected words.
 
     A part that could not be compared (None, for want of seeds) leaves the claim undecided, unless
@@ -190,8 +193,8 @@ def decide(parts: Sequence[Comparison | None]) -> tuple[Word, list[Comparison]]:
 
     >>> decide([None])
     ('undecided', [])
-    >>> faster = compare("Faster?", [0.02, 0.03, 0.025], unit="accuracy")
-    >>> lower = compare("Lower?", [0.1, 0.2, 0.3], unit="nats")
+    >>> faster = paired_test("Faster?", [0.02, 0.03, 0.025], unit="accuracy")
+    >>> lower = paired_test("Lower?", [0.1, 0.2, 0.3], unit="nats")
     >>> decide([lower])[0], decide([faster, lower])[0]
     ('undecided', 'undecided')
     """
@@ -231,12 +234,12 @@ def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
     and no more than that. None where the effect lies where no number of seeds up to a million
     decides, or has no spread from which one could tell.
 
-    >>> found = compare("?", [0.02, -0.01, 0.03, 0.01], unit="accuracy", smallest=0.005)
+    >>> found = paired_test("?", [0.02, -0.01, 0.03, 0.01], unit="accuracy", smallest=0.005)
     >>> found.word, seeds_needed(found)
     ('undecided', 17)
     """
     variance = found.seeds * max(0.0, _error(found) ** 2 - found.shared**2)
-    distance = max(found.effect, found.smallest - found.effect)
+    distance = max(found.effect + found.margin, found.smallest - found.margin - found.effect)
     # Relative, for the interval's ends were rounded.
     if variance <= 1e-9 * found.shared**2 or distance <= 0:
         return None

@@ -61,6 +61,8 @@ class Key:
     role: str
     # Whether a cross marks places at which it did not train.
     fails: bool = False
+    # What the legend says after the label.
+    note: str = ""
 
     @property
     def published(self) -> bool:
@@ -161,6 +163,7 @@ def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
                 hollow=line.role != "data",
                 role=line.role,
                 fails=bool(line.failed),
+                note=line.note,
             )
         )
     return made

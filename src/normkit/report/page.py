@@ -20,12 +20,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from normkit.errors import StoreError, explain
-from normkit.lab.findings import Finding, Word
+from normkit.lab.findings import Finding, Verdict
 from normkit.report import intervals, payload, text, views
 
 __all__ = ["render", "write"]
 
-_WORDS: tuple[Word, ...] = ("supported", "not supported", "undecided")
+_WORDS: tuple[Verdict, ...] = ("supported", "not supported", "undecided")
 
 # plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.
 # It leaves it out where an element with the sheet's name exists.

@@ -95,7 +95,7 @@ def test_a_seed_that_diverged_is_left_out(synthetic: Synthetic) -> None:
 
 def test_two_equal_spreads_are_not_told_apart() -> None:
     """The mean of two epochs' pseudo-values keeps the 2.5 % of one, also where they go together."""
-    from normkit.lab.verdicts import compare, spread_ratios
+    from normkit.lab.verdicts import paired_test, spread_ratios
 
     rng = np.random.default_rng(5)
     found = 0
@@ -103,7 +103,7 @@ def test_two_equal_spreads_are_not_told_apart() -> None:
         common = rng.normal(size=(2, 10))
         epochs = [common + 0.5 * rng.normal(size=(2, 10)) for _ in c12.EARLY]
         columns = [spread_ratios(one, other) for one, other in epochs]
-        verdict = compare("?", list(np.mean(columns, axis=0)), unit="", smallest=c12.SMALLEST)
+        verdict = paired_test("?", list(np.mean(columns, axis=0)), unit="", smallest=c12.SMALLEST)
         found += verdict is not None and verdict.word == "supported"
     assert found <= 20
 

@@ -91,7 +91,7 @@ def test_the_places_and_the_source_stand_side_by_side(synthetic: Synthetic) -> N
 @pytest.mark.parametrize("preset", PRESETS)
 def test_c1_s_runs_are_two_of_the_arms(preset: Any) -> None:
     arms = c13.plan(preset, FULL)
-    shared = {config.key for _, config in c01.plan(preset, FULL)}
+    shared = {config.key for _, config in c01.PLAN(preset, FULL)}
     for arm, config in arms:
         assert (config.key in shared) == (arm in (c13.NONE, c13.BOTH)), arm
         if arm in (c13.CONV, c13.FC):

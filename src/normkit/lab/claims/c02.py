@@ -42,7 +42,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference
 from normkit.lab.probes import HISTOGRAM_EDGES, normal_quantiles
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 LAYERS = (1, 2, 3, 4)
 CLOSE = 0.05
@@ -129,13 +129,13 @@ def wandering(run: Run) -> float | None:
 def judge(evidence: Evidence) -> Judgement:
     """Compare distance and wandering seed by seed."""
     pairs = evidence.pairs(WITHOUT, WITH)
-    close = compare(
+    close = paired_test(
         "Close (decides): how much nearer to N(0, 1) are the nonlinearities' inputs?",
         differences(pairs, distance),
         unit="Wasserstein-1 distance",
         smallest=CLOSE,
     )
-    steady = compare(
+    steady = paired_test(
         "Steady (decides): how much less do they wander over training?",
         differences(pairs, wandering),
         unit="standard deviations of the layer's average distribution",

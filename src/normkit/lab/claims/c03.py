@@ -32,7 +32,7 @@ from normkit.lab.claims.parts import (
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare, interval
+from normkit.lab.verdicts import interval, paired_test
 
 TRAINS = 0.9
 GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -93,14 +93,14 @@ def judge(evidence: Evidence) -> Judgement:
         for seed in evidence.seeds
     }
     gains = [a - b for a, b in limits.values() if a is not None and b is not None]
-    rate = compare(
+    rate = paired_test(
         "Decides: by how many decades is the largest learning rate at which it trains higher?",
         gains,
         unit="decades of learning rate (log10)",
         smallest=SMALLEST,
         shared=ROUNDING,
     )
-    at_source = compare(
+    at_source = paired_test(
         f"For information: how much lower is the last epoch's training loss at {SOURCE_RATE}?",
         [-d for d in differences(evidence.pairs(WITH, WITHOUT, lr=SOURCE_RATE), final_loss)],
         unit="cross-entropy, nats",

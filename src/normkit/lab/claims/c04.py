@@ -36,7 +36,7 @@ from normkit.lab.claims.overfitting import (
 from normkit.lab.claims.overfitting import plan as plan_arms
 from normkit.lab.claims.parts import differences, figures, seed_table
 from normkit.lab.findings import Reference
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 BETTER = 0.01
 GENERALISES = 0.01
@@ -50,19 +50,19 @@ def plan(preset: Preset, available: Available) -> Arms:
 def judge(evidence: Evidence) -> Judgement:
     """Compare the two arms seed by seed."""
     pairs = evidence.pairs(ONLY_BN, DROPOUT)
-    better = compare(
+    better = paired_test(
         "Better (decides): how much higher is late test accuracy with BN than with dropout?",
         differences(pairs, late(tested)),
         unit="accuracy",
         smallest=BETTER,
     )
-    generalises = compare(
+    generalises = paired_test(
         "Generalises (decides): how much narrower is the late gap with BN than with dropout?",
         [-each for each in differences(pairs, late(gap))],
         unit="accuracy",
         smallest=GENERALISES,
     )
-    learns = compare(
+    learns = paired_test(
         "For information: how much higher is late training accuracy with BN?",
         differences(pairs, late(trained)),
         unit="accuracy",

@@ -54,7 +54,7 @@ from normkit.lab.claims.sweeps import mean_of
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 SMALLEST = 0.05
 UNIT = "decades (log10) per layer"
@@ -127,7 +127,7 @@ def judge(evidence: Evidence) -> Judgement:
     pairs = {act: evidence.pairs(arm(act, WITHOUT), arm(act, WITH)) for act in ACTS}
 
     def ask(question: str, act: str, value: Value) -> Comparison | None:
-        return compare(
+        return paired_test(
             question.format(act=act), differences(pairs[act], value), unit=UNIT, smallest=SMALLEST
         )
 

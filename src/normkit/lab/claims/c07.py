@@ -38,7 +38,7 @@ from normkit.lab.claims.sweeps import mean_of
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 SMALLEST = 0.01
 RELU, SIGMOID = "ReLU", "sigmoid"
@@ -113,7 +113,7 @@ def judge(evidence: Evidence) -> Judgement:
 
     lower = "With {} (decides): how much lower do γ and β bring the last epoch's training loss?"
     losses = {
-        act: compare(
+        act: paired_test(
             lower.format(act),
             differences(pairs, final_loss),
             unit="cross-entropy, nats",
@@ -122,7 +122,7 @@ def judge(evidence: Evidence) -> Judgement:
         for act, pairs in off_on.items()
     }
     scores = [
-        compare(
+        paired_test(
             f"For information: how much higher is test accuracy with γ and β, {act}?",
             differences(pairs, accuracy),
             unit="accuracy",
@@ -130,7 +130,7 @@ def judge(evidence: Evidence) -> Judgement:
         )
         for act, pairs in on_off.items()
     ]
-    wider = compare(
+    wider = paired_test(
         "For information: how much wider do γ and β make the sigmoids' inputs?",
         differences(on_off[SIGMOID], width),
         unit="standard deviation",
@@ -163,7 +163,7 @@ def judge(evidence: Evidence) -> Judgement:
 
 def _takes(evidence: Evidence) -> Comparison | None:
     """What normalising alone takes or gives; None in a preset without the plain network."""
-    return compare(
+    return paired_test(
         "For information: how much higher is the training loss with bare BN than with none, ReLU?",
         differences(evidence.pairs(arm(RELU, BARE), arm(RELU, PLAIN)), final_loss),
         unit="cross-entropy, nats",

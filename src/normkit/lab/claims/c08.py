@@ -41,7 +41,7 @@ from normkit.lab.claims.overfitting import (
 from normkit.lab.claims.parts import differences, figures, seed_table
 from normkit.lab.claims.parts import learned as learned_at_all
 from normkit.lab.findings import Reference
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 REGULARISES = 0.005
 HELPS = 0.005
@@ -52,31 +52,31 @@ def judge(evidence: Evidence) -> Judgement:
     """Compare the arms seed by seed."""
     without = evidence.pairs(NEITHER, ONLY_BN)
     adding = evidence.pairs(BOTH, ONLY_BN)
-    regularises = compare(
+    regularises = paired_test(
         "Regularises (decides): how much narrower is the late gap with BN than with neither?",
         differences(without, late(gap)),
         unit="accuracy",
         smallest=REGULARISES,
     )
-    helps = compare(
+    helps = paired_test(
         "Does not replace dropout (decides): how much does dropout add to BN's late test accuracy?",
         differences(adding, late(tested)),
         unit="accuracy",
         smallest=HELPS,
     )
-    before = compare(
+    before = paired_test(
         "For information: how much does it add early, in the first quarter of the epochs?",
         differences(adding, early(tested)),
         unit="accuracy",
         smallest=HELPS,
     )
-    narrows = compare(
+    narrows = paired_test(
         "For information: how much does dropout narrow BN's late gap?",
         [-each for each in differences(adding, late(gap))],
         unit="accuracy",
         smallest=REGULARISES,
     )
-    loss = compare(
+    loss = paired_test(
         "For information: how much does dropout take off BN's late test loss?",
         [-each for each in differences(adding, late(tested_loss))],
         unit="cross-entropy, nats",

@@ -69,7 +69,7 @@ from normkit.lab.claims.rates import (
 )
 from normkit.lab.claims.sweeps import Value
 from normkit.lab.findings import Comparison, Reference
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 LARGER, UNBOUNDED = 0.5, c03.GRID[-1]
 WIDER = c03.STEP
@@ -110,13 +110,13 @@ def judge(evidence: Evidence) -> Judgement:
     usual, more, most, far = (
         (SGD, lr) for lr in (CUSTOMARY[SGD], LARGER, UNBOUNDED, FAR * CUSTOMARY[SGD])
     )
-    larger = compare(
+    larger = paired_test(
         f"A somewhat larger rate works (decides): how far is training accuracy at {LARGER} above "
         f"five points less than at {usual[1]}?",
         [WORKS + each for each in between(evidence, more, usual, accuracy)],
         unit="accuracy",
     )
-    unbounded = compare(
+    unbounded = paired_test(
         f"An unbounded rate does not (decides): how much lower is it at {UNBOUNDED:g} than at "
         f"{LARGER}?",
         between(evidence, more, most, accuracy),
@@ -125,7 +125,7 @@ def judge(evidence: Evidence) -> Judgement:
     )
     wider = {arm: _wider(evidence, arm) for arm in (ADADELTA, RMSPROP)}
     information = [
-        compare(
+        paired_test(
             f"For information: how much higher is SGD's test accuracy at {LARGER} than at "
             f"{usual[1]}?",
             between(evidence, more, usual, tested),
@@ -133,7 +133,7 @@ def judge(evidence: Evidence) -> Judgement:
             smallest=WORKS,
         ),
         *(
-            compare(
+            paired_test(
                 f"For information: at {FAR} times its customary rate, how much higher is training "
                 f"accuracy with {arm} than with SGD?",
                 between(evidence, (arm, FAR * CUSTOMARY[arm]), far, accuracy),
@@ -165,7 +165,7 @@ def judge(evidence: Evidence) -> Judgement:
 
 def _wider(evidence: Evidence, arm: str) -> Comparison | None:
     widths = [(width(evidence, arm, seed), width(evidence, SGD, seed)) for seed in evidence.seeds]
-    return compare(
+    return paired_test(
         f"{arm} removes the choice (decides): by how many decades is the range of rates that work "
         "wider than SGD's?",
         [a - b for a, b in widths if a is not None and b is not None],

@@ -35,7 +35,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 CUMULATIVE = "cumulative"
 EXPONENTIAL = "exponential, decay 0.95"
@@ -105,19 +105,19 @@ def judge(evidence: Evidence) -> Judgement:
     """Compare within the cumulative arm, and between it and the exponential one."""
     alone = [(run, run) for run in evidence.of(CUMULATIVE)]
     pairs = evidence.pairs(EXPONENTIAL, CUMULATIVE)
-    fails = compare(
+    fails = paired_test(
         "It fails (decides): how much better are batch statistics than the cumulative average?",
         differences(alone, by_batch, remembered),
         unit="accuracy",
         smallest=FAILS,
     )
-    repairs = compare(
+    repairs = paired_test(
         "A decay repairs it (decides): how much better is an average with decay 0.95?",
         differences(pairs, remembered),
         unit="accuracy",
         smallest=REPAIRS,
     )
-    grows = compare(
+    grows = paired_test(
         "For information: by how much does the first gap grow from the first epoch to the last?",
         differences(alone, lambda run: gap_at(run, -1), lambda run: gap_at(run, 0)),
         unit="accuracy",

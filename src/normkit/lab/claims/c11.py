@@ -39,7 +39,7 @@ from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare, interval
+from normkit.lab.verdicts import interval, paired_test
 
 DEFAULT = "default: ε 1e-5, γ 1, β 0"
 SMALL_EPS = "ε 1e-10"
@@ -120,7 +120,7 @@ def judge(evidence: Evidence) -> Judgement:
 
     def gain(question: str, arm: str, base: str = DEFAULT, value: Any = accuracy) -> Any:
         found = differences(evidence.pairs(arm, base), value)
-        return compare(question, found, unit="accuracy", smallest=SMALLEST)
+        return paired_test(question, found, unit="accuracy", smallest=SMALLEST)
 
     small = gain("ε (decides): how much higher is test accuracy with 1e-10 than with 1e-5?",
                  SMALL_EPS)  # fmt: skip

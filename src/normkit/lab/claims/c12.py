@@ -31,7 +31,7 @@ from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement
 from normkit.lab.claims.parts import WITH, WITHOUT, extremes, seed_table
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare, spread_ratios
+from normkit.lab.verdicts import paired_test, spread_ratios
 
 SEEDS = 10
 EARLY = (1, 2)
@@ -43,8 +43,8 @@ Value = Callable[[Run], float | None]
 
 def plan(preset: Preset, available: Available) -> Arms:
     """C1's arms, with ten seeds or as many as C1 has."""
-    templates = dict(c01.plan(preset, available))
-    planned = {config.seed for _, config in c01.plan(preset, available)}
+    templates = dict(c01.PLAN(preset, available))
+    planned = {config.seed for _, config in c01.PLAN(preset, available)}
     return [
         (arm, dataclasses.replace(templates[arm], seed=seed))
         for seed in range(max(SEEDS, len(planned)))
@@ -81,7 +81,7 @@ def judge(evidence: Evidence) -> Judgement:
 
     def spread(question: str, metric: str, epochs: tuple[int, ...]) -> Comparison | None:
         values = doublings(evidence, metric, epochs)
-        return compare(question, values, unit=UNIT, smallest=SMALLEST)
+        return paired_test(question, values, unit=UNIT, smallest=SMALLEST)
 
     again = "For information: and that of"
     early = spread(

@@ -28,10 +28,8 @@ import dataclasses
 from statistics import fmean
 
 from normkit.lab.claims import c01
-from normkit.lab.claims.c01 import mean_accuracy
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.parts import (
-    BN,
     WITH,
     WITHOUT,
     differences,
@@ -45,7 +43,7 @@ from normkit.lab.claims.sweeps import line_over, mean_of, percent
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 NONE = "none"
 CONV = "conv"
@@ -58,7 +56,8 @@ ARMS = {
     BOTH: "BN after both",
 }
 """By arm: what it is, in words."""
-PUBLISHED = {NONE: fmean(c01.PUBLISHED[WITHOUT]), BOTH: fmean(c01.PUBLISHED[WITH])}
+PUBLISHED = {NONE: fmean(c01.PUBLISHED[WITHOUT]) / 100, BOTH: fmean(c01.PUBLISHED[WITH]) / 100}
+mean_accuracy = c01.ACCURACY.read
 HELPS = 0.01
 LITTLE = 0.01
 
@@ -70,7 +69,11 @@ def plan(preset: Preset, available: Available) -> Arms:
     """C1's runs, and the same with batch normalization in one of the two places."""
 
     def make(arm: str, seed: int) -> RunConfig:
-        run = c01.make(preset, available, "none" if arm == NONE else BN, seed)
+        run = next(
+            config
+            for name, config in c01.PLAN(preset, available)
+            if config.seed == seed and name == (WITHOUT if arm == NONE else WITH)
+        )
         if arm in (NONE, BOTH):
             return run
         return dataclasses.replace(run, model_options=(("norm_at", arm),))
@@ -88,36 +91,38 @@ def judge(evidence: Evidence) -> Judgement:
     first = evidence.pairs(CONV, NONE)
     second = evidence.pairs(BOTH, CONV)
     gains = differences(second, mean_accuracy)
-    helps = compare(
+    helps = paired_test(
         "Helps after convolutions (decides): how much higher is mean test accuracy than with none?",
         differences(first, mean_accuracy),
         unit="accuracy",
         smallest=HELPS,
     )
-    little = compare(
+    little = paired_test(
         "Adds little after dense layers (decides): how far below one point is what both gain over "
         "conv?",
         [LITTLE - gain for gain in gains],
         unit="accuracy",
     )
-    gain = compare("For information: what is that gain?", gains, unit="accuracy", smallest=LITTLE)
-    alone = compare(
+    gain = paired_test(
+        "For information: what is that gain?", gains, unit="accuracy", smallest=LITTLE
+    )
+    alone = paired_test(
         "For information: how much higher is it with BN after dense layers only than with none?",
         differences(evidence.pairs(FC, NONE), mean_accuracy),
         unit="accuracy",
         smallest=HELPS,
     )
-    final = compare(
+    final = paired_test(
         "For information: what do both gain over conv in test accuracy after the last epoch?",
         differences(second, last),
         unit="accuracy",
         smallest=LITTLE,
     )
-    loss = compare(
+    loss = paired_test(
         "For information: how much lower is the training loss of the last epoch than with conv?",
         [-each for each in differences(second, final_loss)],
         unit="cross-entropy, nats",
-        smallest=c01.LOWER,
+        smallest=0.01,
     )
     charts = [
         _places(evidence),

@@ -24,7 +24,7 @@ from normkit.lab.claims.parts import figures
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare, interval
+from normkit.lab.verdicts import interval, paired_test
 
 MORE = 0.01
 TOO_MUCH = 0.05
@@ -97,14 +97,14 @@ def by_repetition(evidence: Evidence, value: Callable[[Run], float]) -> list[flo
 def judge(evidence: Evidence) -> Judgement:
     """Look at both endpoints, repetition by repetition."""
     shares, savings = by_repetition(evidence, more), by_repetition(evidence, saved)
-    against = compare(
+    against = paired_test(
         "More than convolution (decides): share of a step in batch normalization less that in "
         "convolution",
         shares,
         unit="share of a step",
         smallest=MORE,
     )
-    spared = compare(
+    spared = paired_test(
         "Too much on a CPU (decides): what share of a step goes away with normkit's layers?",
         savings,
         unit="share of a step",

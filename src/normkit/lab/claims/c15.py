@@ -49,7 +49,7 @@ from normkit.lab.claims.parts import BN, differences, figures, narrow_resnet, se
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Reference
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 SMALL = "SGD batch 64"
 LARGE = "SGD batch 256"
@@ -96,30 +96,30 @@ def judge(evidence: Evidence) -> Judgement:
     """Compare the estimators on the same weights, and the batch sizes seed by seed."""
     large = [(run, run) for run in evidence.of(LARGE)]
     pairs = evidence.pairs(LARGE, SMALL)
-    steadier = compare(
+    steadier = paired_test(
         "Steadier (decides): how much less does the test error jump from epoch to epoch?",
         differences(large, lambda r: jumps(errors(r)), lambda r: jumps(errors(r, along(r)))),
         unit="test error",
         smallest=MATTERS,
     )
-    worst = compare(
+    worst = paired_test(
         "Worst at large batches (decides): how much more does the moving average lose at 256?",
         differences(pairs, excess),
         unit="test error",
         smallest=MATTERS,
     )
-    accumulate = compare(
+    accumulate = paired_test(
         "Small batches accumulate error (decides): how much worse are estimates in batches of 2?",
         _both(pairs, lambda r: _minus(last_error(r, AT_SAMPLES, 2), _standard(r))),
         unit="test error",
         smallest=MATTERS,
     )
-    enough = compare(
+    enough = paired_test(
         "1,000 images are enough (decides): by how much is what more would gain below a point?",
         _both(pairs, lambda r: _minus(ENOUGH, _minus(_standard(r), _thorough(r)))),
         unit="test error",
     )
-    later = compare(
+    later = paired_test(
         "For information: how much less does it jump after the second epoch?",
         differences(
             large, lambda r: jumps(errors(r)[1:]), lambda r: jumps(errors(r, along(r))[1:])

@@ -34,7 +34,7 @@ from normkit.lab.claims.normsizes import (
 from normkit.lab.claims.normsizes import plan as plan_sizes
 from normkit.lab.claims.parts import figures, seed_table
 from normkit.lab.findings import Reference
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 LARGE = 256
 MIDDLE = 16
@@ -63,13 +63,13 @@ def less(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
 def judge(evidence: Evidence) -> Judgement:
     """Compare the ends of the sweep, seed by seed."""
     noise = less(*(by_seed(evidence, (BN, TRAIN), size) for size in (SMALL, LARGE)))
-    noisy = compare(
+    noisy = paired_test(
         f"Noisy (decides): how much higher is training error at {SMALL} than at {LARGE}?",
         list(noise.values()),
         unit="error",
         smallest=NOISY,
     )
-    inconsistent = compare(
+    inconsistent = paired_test(
         "Inconsistent (decides): how much more does test error rise from batch to population "
         f"statistics at {SMALL} than at {LARGE}?",
         list(
@@ -80,7 +80,7 @@ def judge(evidence: Evidence) -> Judgement:
         unit="error",
         smallest=INCONSISTENT,
     )
-    regularises = compare(
+    regularises = paired_test(
         "Regularises less (decides): how much wider is the gap from training to test error at "
         f"{LARGE} than at {MIDDLE}?",
         list(
@@ -91,7 +91,7 @@ def judge(evidence: Evidence) -> Judgement:
         unit="error",
         smallest=REGULARISES,
     )
-    worse = compare(
+    worse = paired_test(
         f"For information: how much higher is test error at {LARGE} than at {MIDDLE}, with "
         "population statistics?",
         list(

@@ -35,7 +35,7 @@ from normkit.lab.claims.normsizes import plan as plan_sizes
 from normkit.lab.claims.parts import figures, seed_table
 from normkit.lab.findings import Comparison, Reference
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 SMALLEST = 0.005
 PLAIN: Curve = (BN, POPULATION)
@@ -54,7 +54,7 @@ def judge(evidence: Evidence) -> Judgement:
         differences = less(
             by_seed(evidence, PLAIN, size), by_seed(evidence, CURES[cure], size)
         ).values()
-        return compare(question, list(differences), unit="error", smallest=SMALLEST)
+        return paired_test(question, list(differences), unit="error", smallest=SMALLEST)
 
     batch = mended(
         "batch statistics",

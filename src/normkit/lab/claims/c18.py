@@ -33,7 +33,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 TOGETHER = "SGD shared"
 APART = "SGD specific"
@@ -158,7 +158,7 @@ def judge(evidence: Evidence) -> Judgement:
     found: dict[str, Comparison | None] = {}
     for arm in PHASED:
         good, bad = populations(arm)
-        found[arm] = compare(
+        found[arm] = paired_test(
             f"{arm} (decides): how much higher is test accuracy with {good} population "
             f"statistics than with {bad}?",
             agreeing(evidence, arm),

@@ -50,7 +50,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 GROUP = 32
 LABELS = 2
@@ -130,7 +130,7 @@ def tested(run: Run) -> float | None:
 def judge(evidence: Evidence) -> Judgement:
     """Compare the leaking arm with each cure, seed by seed."""
     pairs = evidence.pairs(LEAK, SHUFFLED)
-    looks = compare(
+    looks = paired_test(
         "Training looks good (decides): how much higher is the leaking arm's accuracy on its "
         "training batches than the shuffled arm's?",
         differences(pairs, seen),
@@ -138,7 +138,7 @@ def judge(evidence: Evidence) -> Judgement:
         smallest=LOOKS,
     )
     mends = {
-        cure: compare(
+        cure: paired_test(
             f"Test (decides): how much higher is test accuracy with {cure}?",
             differences(evidence.pairs(cure, LEAK), tested),
             unit="accuracy",
@@ -146,7 +146,7 @@ def judge(evidence: Evidence) -> Judgement:
         )
         for cure in CURES
     }
-    without = compare(
+    without = paired_test(
         "For information: how much higher is test accuracy without normalization?",
         differences(evidence.pairs(NONE, LEAK), tested),
         unit="accuracy",

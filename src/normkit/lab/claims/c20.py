@@ -31,7 +31,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 BATCH_SIZES = (32, 16, 8, 4, 2)
 LARGE, SMALL = BATCH_SIZES[0], BATCH_SIZES[-1]
@@ -115,14 +115,14 @@ def rises(evidence: Evidence, arm: str) -> dict[int, float]:
 def judge(evidence: Evidence) -> Judgement:
     """Compare how far the errors rise, seed by seed."""
     by_arm = {arm: rises(evidence, arm) for arm in NORMS}
-    loses = compare(
+    loses = paired_test(
         f"BN loses (decides): how much higher is its test error at {SMALL} than at {LARGE}?",
         list(by_arm[BN].values()),
         unit="error",
         smallest=SMALLEST,
     )
     keeps = {
-        arm: compare(
+        arm: paired_test(
             f"{arm} keeps more (decides): how much less does its test error rise?",
             [rise - by_arm[arm][s] for s, rise in by_arm[BN].items() if s in by_arm[arm]],
             unit="error",
@@ -130,7 +130,7 @@ def judge(evidence: Evidence) -> Judgement:
         )
         for arm in OTHERS
     }
-    memory = compare(
+    memory = paired_test(
         f"For information: how much lower is BN's test error at {SMALL} with population "
         "statistics than with the remembered?",
         [
@@ -143,7 +143,7 @@ def judge(evidence: Evidence) -> Judgement:
         smallest=SMALLEST,
     )
     keeps_all = {
-        arm: compare(
+        arm: paired_test(
             f"For information: how far below one point is the rise of {arm}'s test error?",
             [SMALLEST - rise for rise in by_arm[arm].values()],
             unit="error",

@@ -45,7 +45,7 @@ from normkit.lab.claims.parts import BN, differences, figures, learned, seed_tab
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 SMALLEST = 0.01
 
@@ -123,7 +123,7 @@ def judge(evidence: Evidence) -> Judgement:
         "Shortcuts help (decides): how much less does the residual network's rise?",
         [by_arm[PLAIN][seed] - by_arm[RESIDUAL][seed] for seed in both],
     )
-    kept = compare(
+    kept = paired_test(
         "Residual does not get worse (decides): how far below one point is the rise of its "
         "training error?",
         [SMALLEST - by_arm[RESIDUAL][seed] for seed in both],
@@ -158,7 +158,7 @@ def judge(evidence: Evidence) -> Judgement:
 
 
 def _compare(question: str, values: list[float]) -> Comparison | None:
-    return compare(question, values, unit="error", smallest=SMALLEST)
+    return paired_test(question, values, unit="error", smallest=SMALLEST)
 
 
 def _seed_table(evidence: Evidence) -> Table:

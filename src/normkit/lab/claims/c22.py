@@ -59,7 +59,7 @@ from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 MARGIN = 0.01
 SMALLEST_SHARE = 0.5
@@ -109,31 +109,31 @@ def judge(evidence: Evidence) -> Judgement:
     """Compare accuracy, seed by seed, and count parameters."""
     pairs = evidence.pairs(RESNET, DENSENET)
     gaps = _gaps(evidence, population)
-    reaches = compare(
+    reaches = paired_test(
         "Reaches ResNet (decides): how far above one point below ResNet-18's is DenseNet's test "
         "accuracy?",
         [MARGIN + gap for gap in gaps],
         unit="accuracy",
     )
-    fewer = compare(
+    fewer = paired_test(
         "Fewer parameters (decides): what share of ResNet-18's does DenseNet do without?",
         [1 - parameters(dense.config) / parameters(res.config) for res, dense in pairs],
         unit="share of parameters",
         smallest=SMALLEST_SHARE,
     )
-    gap = compare(
+    gap = paired_test(
         "For information: how much higher is DenseNet's test accuracy than ResNet-18's?",
         gaps,
         unit="accuracy",
         smallest=MARGIN,
     )
-    remembered = compare(
+    remembered = paired_test(
         "For information: how much higher is it with the moving average?",
         _gaps(evidence, moving),
         unit="accuracy",
         smallest=MARGIN,
     )
-    cut = compare(
+    cut = paired_test(
         "For information: how much higher is it than that of ResNet-18 cut to DenseNet's size?",
         _gaps(evidence, population, CUT),
         unit="accuracy",

@@ -39,7 +39,7 @@ from normkit.lab.conditions import Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Comparison, Line, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare
+from normkit.lab.verdicts import paired_test
 
 HALF, NONE, IN, BN = "half-IN", "none", "IN", "BN"
 NORMS = {NONE: "none", IN: "instance", BN: "batch", HALF: "half-instance"}
@@ -119,14 +119,14 @@ def repaired(run: Run) -> float | None:
 def judge(evidence: Evidence) -> Judgement:
     """Compare PSNR, seed by seed."""
     gains = {arm: differences(evidence.pairs(HALF, arm), psnr) for arm in NORMS if arm != HALF}
-    helps = compare(
+    helps = paired_test(
         f"{HALF} helps (decides): how much higher is test PSNR than without a normalizer?",
         gains[NONE],
         unit=UNIT,
         smallest=SMALLEST,
     )
     others = {
-        arm: compare(
+        arm: paired_test(
             f"For information: how much higher is test PSNR with {HALF} than with {arm}?",
             gains[arm],
             unit=UNIT,
@@ -135,7 +135,7 @@ def judge(evidence: Evidence) -> Judgement:
         for arm in (IN, BN)
     }
     runs = evidence.of(BN)
-    memory = compare(
+    memory = paired_test(
         "For information: how much higher is BN's test PSNR with population statistics than with "
         "the remembered?",
         differences([(run, run) for run in runs], repaired, psnr),
@@ -188,7 +188,7 @@ def _gains(evidence: Evidence) -> Chart | None:
     arms = (HALF, IN, BN)
     lines, words = [], []
     for place, arm in enumerate(arms):
-        found: Comparison | None = compare(
+        found: Comparison | None = paired_test(
             arm, differences(evidence.pairs(arm, NONE), psnr), unit=UNIT
         )
         if found is None:

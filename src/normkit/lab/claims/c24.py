@@ -55,7 +55,7 @@ from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Reference, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import compare, spread_ratios
+from normkit.lab.verdicts import paired_test, spread_ratios
 
 POINTS = 0.03
 HALVINGS = 1.0
@@ -107,7 +107,7 @@ def judge(evidence: Evidence) -> Judgement:
     """Compare the two ways to evaluate, run by run."""
     runs = evidence.of(LENET)
     gain, spread = _compared(runs, "decides", LENET)
-    average = compare(
+    average = paired_test(
         "For information: how much higher is it, averaged over all epochs?",
         differences([(run, run) for run in runs], lambda run: _mean(run, True), _mean),
         unit="accuracy",
@@ -138,7 +138,7 @@ def _mean(run: Run, of_population: bool = False) -> float | None:
 def _compared(
     runs: Sequence[Run], decides: str, what: str
 ) -> tuple[Comparison | None, Comparison | None]:
-    gain = compare(
+    gain = paired_test(
         f"Points ({decides}): how much higher is {what}'s last test accuracy with population "
         "statistics?",
         differences([(run, run) for run in runs], population, moving),
@@ -147,7 +147,7 @@ def _compared(
     )
     scores = [(a, b) for run in runs for a, b in [(moving(run), population(run))] if a and b]
     step = 1 / runs[0].config.test_images if runs else 0.0
-    spread = compare(
+    spread = paired_test(
         f"Noise ({decides}): how many times is its standard deviation over the seeds halved?",
         spread_ratios([a for a, _ in scores], [b for _, b in scores], resolution=step),
         unit="halvings (log2 of the ratio)",

@@ -1,0 +1,75 @@
+"""Every source once; a claim says which part of it, and what it states."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from normkit.lab.findings import Reference
+
+__all__ = ["Source", "figures"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Something published, with its address if it has one."""
+
+    name: str
+    url: str = ""
+
+    def says(self, figures: str, where: str = "", url: str = "") -> Reference:
+        """What it states, and in which part or of which network.
+
+        >>> IOFFE.says("an argument; no figures", "§3.3").source
+        'Ioffe & Szegedy 2015, Batch Normalization, §3.3'
+        """
+        return Reference(f"{self.name}, {where}" if where else self.name, figures, url or self.url)
+
+
+def figures(values: Iterable[float | None]) -> str:
+    """Published values in a sentence.
+
+    >>> figures((23.6, 24.8, 27))
+    '23.6 24.8 27'
+    """
+    return " ".join("–" if value is None else f"{value:g}" for value in values)
+
+
+ARTICLE = Source("An implementation of batch normalization in PyTorch (article)")
+BAYES_NOTES = Source("Notes on batch normalization from a Bayesian view (article)")
+NOTES = Source("Notes on batch normalization (articles)")
+RESNET_NOTES = Source(
+    "Notes on batch normalization, ResNet and DenseNet with Gluon and d2l (article)"
+)
+COMPARED = Source("Normalization compared: BN, LN, GN, IN (article)")
+RETHINKING = Source('Rethinking "Batch" in BatchNorm (article)')
+RETHINKING_NOTES = Source('Notes on Rethinking "Batch" in BatchNorm (article)')
+CAFFE = Source(
+    "Caffe, examples/cifar10, the quick network without batch normalization",
+    "https://caffe.berkeleyvision.org/gathered/examples/cifar10.html",
+)
+D2L = Source("Dive into Deep Learning (d2l)", "https://d2l.ai/chapter_convolutional-modern/")
+IOFFE = Source("Ioffe & Szegedy 2015, Batch Normalization", "https://arxiv.org/abs/1502.03167")
+HE = Source(
+    "He et al. 2015, Deep Residual Learning for Image Recognition",
+    "https://arxiv.org/abs/1512.03385",
+)
+HUANG = Source(
+    "Huang et al. 2016, Densely Connected Convolutional Networks",
+    "https://arxiv.org/abs/1608.06993",
+)
+GITMAN = Source(
+    "Gitman & Ginsburg 2017, Comparison of Batch Normalization and Weight Normalization "
+    "Algorithms for the Large-scale Image Classification",
+    "https://arxiv.org/abs/1709.08145",
+)
+WU_HE = Source("Wu & He 2018, Group Normalization", "https://arxiv.org/abs/1803.08494")
+WU_JOHNSON = Source(
+    'Wu & Johnson 2021, Rethinking "Batch" in BatchNorm', "https://arxiv.org/abs/2105.07576"
+)
+CHEN = Source(
+    "Chen et al. 2021, HINet: Half Instance Normalization Network for Image Restoration",
+    "https://arxiv.org/abs/2105.06086",
+)
+
+CAFFE_QUICK = CAFFE.says("75.33 % on CIFAR-10 after 5,000 iterations")

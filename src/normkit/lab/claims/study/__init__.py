@@ -1,0 +1,101 @@
+"""The vocabulary of a claim: what is read off its runs, what decides, what is drawn.
+
+A claim is declared with these words; :func:`define` makes the plan and the judge of it that the lab
+knows. What is said here is typed nowhere else: the unit of a printed figure, the decision in
+words, which intervals they are, how many seeds there were, the text under a chart.
+"""
+
+from normkit.lab.claims.claim import Scale
+from normkit.lab.claims.study.charts import (
+    Curves,
+    Dots,
+    Series,
+    along,
+    along_steps,
+    by_setting,
+    published,
+)
+from normkit.lab.claims.study.define import define
+from normkit.lab.claims.study.endpoints import Effect, Endpoint
+from normkit.lab.claims.study.measures import (
+    CHANCE_LOSS,
+    GUESSING,
+    TEST,
+    TEST_LOSS,
+    TRAIN,
+    TRAIN_LOSS,
+    Measure,
+    error,
+    final,
+    last,
+    learned,
+    mean_of_epochs,
+    over,
+    quarter,
+    steps,
+    while_training,
+)
+from normkit.lab.claims.study.plan import (
+    BN,
+    NARROW_RESNET,
+    ON_AND_OFF,
+    WITH,
+    WITHOUT,
+    At,
+    Plan,
+    population,
+)
+from normkit.lab.claims.study.quantities import Quantity, mean
+from normkit.lab.claims.study.tables import ByArm, BySetting, Seeds, mean_of
+from normkit.lab.claims.study.units import DB, DECADES, HALVINGS, NATS, NUMBER, PERCENT, Unit
+
+__all__ = [
+    "BN",
+    "CHANCE_LOSS",
+    "DB",
+    "DECADES",
+    "GUESSING",
+    "HALVINGS",
+    "NARROW_RESNET",
+    "NATS",
+    "NUMBER",
+    "ON_AND_OFF",
+    "PERCENT",
+    "TEST",
+    "TEST_LOSS",
+    "TRAIN",
+    "TRAIN_LOSS",
+    "WITH",
+    "WITHOUT",
+    "At",
+    "ByArm",
+    "BySetting",
+    "Curves",
+    "Dots",
+    "Effect",
+    "Endpoint",
+    "Measure",
+    "Plan",
+    "Quantity",
+    "Scale",
+    "Seeds",
+    "Series",
+    "Unit",
+    "along",
+    "along_steps",
+    "by_setting",
+    "define",
+    "error",
+    "final",
+    "last",
+    "learned",
+    "mean",
+    "mean_of",
+    "mean_of_epochs",
+    "over",
+    "population",
+    "published",
+    "quarter",
+    "steps",
+    "while_training",
+]

@@ -1,0 +1,268 @@
+"""Charts: curves of runs over anything that has an order, and quantities as dots."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, median
+from typing import Any, Literal
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.study.measures import Curve, Measure, over, steps
+from normkit.lab.claims.study.quantities import Quantity
+from normkit.lab.claims.study.units import Unit
+from normkit.lab.findings import Chart, Line
+from normkit.lab.runs import Run
+from normkit.lab.verdicts import interval
+
+__all__ = ["Band", "Curves", "Dots", "Series", "along", "along_steps", "by_setting", "published"]
+
+Band = Literal["interval", "range", "geometric", "none"]
+"""What stands for several runs: the mean with its 95 % interval; the median, from the least to the
+greatest, where spread itself is the subject; the geometric mean, of decimal logarithms; or the
+mean alone."""
+
+_BANDS: dict[Band, str] = {
+    "interval": " The band is the 95 % interval of the mean.",
+    "range": " The line is the median of the seeds; the band goes from the least to the greatest.",
+    "geometric": " The line is the geometric mean of the seeds; the band is its 95 % interval.",
+    "none": "",
+}
+_Summary = tuple[float | None, float | None, float | None]
+
+
+def _summary(values: Iterable[float | None], band: Band) -> _Summary:
+    """Middle, low and high of what is known; no interval of a single value."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return None, None, None
+    if band == "range":
+        return median(known), min(known), max(known)
+    if band == "none" or len(known) < 2:
+        found: _Summary = (fmean(known), None, None)
+    else:
+        found = interval(known)
+    if band == "geometric":
+        middle, low, high = (None if end is None else 10**end for end in found)
+        return middle, low, high
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve of a chart: which runs, and what is read off each.
+
+    ``label`` is the arm's name where it is empty. Curves of one ``colour`` have one colour
+    throughout a page; it is the label where it is empty.
+    """
+
+    arm: str
+    curve: Curve
+    label: str = ""
+    colour: str = ""
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Curves over an ``x`` that has an order: one for each arm where ``of`` is what they show, or
+    ``series``, which may depend on the evidence.
+
+    Points of the runs of one series are gathered by their x. ``extra`` lines, published or
+    theory, are in the unit that is printed; ``more`` is said after the text that is derived.
+    At an x where ``failed`` holds for half of the runs there, or more, stands a cross.
+    """
+
+    key: str
+    title: str
+    x: str
+    y: str
+    unit: Unit
+    of: Curve | None = None
+    series: Sequence[Series] | Callable[[Evidence], Sequence[Series]] = ()
+    band: Band = "interval"
+    extra: Sequence[Line] = ()
+    more: str = ""
+    failed: Callable[[Run], bool] | None = None
+    x_log: bool = False
+    y_log: bool = False
+    markers: bool = True
+
+    def __call__(self, evidence: Evidence) -> Chart | None:
+        """The chart, or None where nothing was measured."""
+        drawn = [line for each in self._series(evidence) if (line := self._line(evidence, each))]
+        if not drawn:
+            return None
+        words = "; ".join(f"{line.label} {self._ends(line)}" for line in drawn)
+        return Chart(
+            key=self.key,
+            title=self.title,
+            x_label=self.x,
+            y_label=self.unit.label(self.y),
+            lines=(*drawn, *self.extra),
+            text=f"{self.title}: {words}.{_BANDS[self.band]}"
+            + (f" {self.more}" if self.more else ""),
+            x_log=self.x_log,
+            y_log=self.y_log,
+            markers=self.markers,
+        )
+
+    def _series(self, evidence: Evidence) -> Sequence[Series]:
+        if self.of is not None:
+            return [Series(arm, self.of) for arm in evidence.arms]
+        return self.series(evidence) if callable(self.series) else self.series
+
+    def _line(self, evidence: Evidence, series: Series) -> Line | None:
+        columns: dict[float, list[float | None]] = {}
+        failures: dict[float, list[bool]] = {}
+        runs = evidence.of(series.arm, **series.where)
+        count = 0
+        for run in runs:
+            points = series.curve(run)
+            count += any(value is not None for _, value in points)
+            for x, value in points:
+                columns.setdefault(x, []).append(value)
+                if self.failed is not None:
+                    failures.setdefault(x, []).append(self.failed(run))
+        places = tuple(sorted(columns))
+        spans = [_summary(columns[x], self.band) for x in places]
+        if all(middle is None for middle, _, _ in spans):
+            return None
+        scale = self.unit.scale
+        y, low, high = (
+            tuple(None if span[i] is None else scale * span[i] for span in spans)  # type: ignore[operator]
+            for i in range(3)
+        )
+        label = series.label or series.arm
+        seeds = len({run.config.seed for run in runs})
+        middle = "median" if self.band == "range" else "mean"
+        return Line(
+            label, places, y, low, high,
+            arm=series.colour or label,
+            failed=tuple(x for x, found in failures.items() if 2 * sum(found) >= len(found)),
+            note=f"{middle} of {min(count, seeds)}",
+        )  # fmt: skip
+
+    def _ends(self, line: Line) -> str:
+        first, last = line.y[0], line.y[-1]
+        if len(line.y) == 1:
+            return _number(first, self.unit)
+        return f"from {_number(first, self.unit)} to {_number(last, self.unit)}"
+
+
+def _number(value: float | None, unit: Unit) -> str:
+    """A value that is in its printed unit already."""
+    if value is None:
+        return "unknown"
+    places = unit.digits - 1
+    if value and abs(value) < 10**-places:
+        return f"{value:.2g} {unit.name}".rstrip()
+    return f"{value:.{places}f} {unit.name}".rstrip()
+
+
+def along(measure: Measure, title: str, y: str, key: str = "", **options: Any) -> Curves:
+    """A measure after each epoch, a curve for each arm."""
+    return Curves(key or measure.name, title, "epoch", y, measure.unit, measure.curve, **options)
+
+
+def along_steps(metric: str, title: str, y: str, unit: Unit, **options: Any) -> Curves:
+    """A metric along the steps of training, a curve for each arm."""
+    return Curves(
+        options.pop("key", metric), title, "step", y, unit, steps(metric), markers=False, **options
+    )
+
+
+def by_setting(
+    setting: Callable[[Run], float], measure: Measure, title: str, x: str, y: str, **options: Any
+) -> Curves:
+    """A measure over a setting that the runs of one arm differ in, a curve for each arm."""
+    return Curves(
+        options.pop("key", x), title, x, y, measure.unit, over(setting, measure), **options
+    )
+
+
+def published(
+    label: str, values: Mapping[float, float] | Sequence[float], *, colour: str = "", note: str = ""
+) -> Line:
+    """A source's values, by x or after the epochs from the first, in the unit that is printed.
+
+    >>> published("with BN", (88.59, 89.76)).x
+    (1.0, 2.0)
+    """
+    points = values.items() if isinstance(values, Mapping) else enumerate(values, 1)
+    x, y = zip(*sorted(points), strict=True)
+    return Line(
+        label, tuple(map(float, x)), y,
+        role="published", arm=colour or label, note=note,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Dots:
+    """Quantities as dots with whiskers: ``lines`` has for each label the quantity of each row.
+
+    ``extra`` lines have for each label the printed value of each row.
+    """
+
+    key: str
+    title: str
+    rows: str
+    y: str
+    lines: Mapping[str, Mapping[str, Quantity]]
+    extra: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    difference: bool = False
+    more: str = ""
+
+    def __call__(self, evidence: Evidence) -> Chart | None:
+        """The chart, or None where nothing was measured."""
+        spans = {
+            label: {
+                row: span
+                for row, quantity in of.items()
+                if (span := _summary(quantity.shown(evidence), "interval"))[0] is not None
+            }
+            for label, of in self.lines.items()
+        }
+        names = [
+            row
+            for row in dict.fromkeys(row for of in self.lines.values() for row in of)
+            if any(row in span for span in spans.values())
+        ]
+        if not names:
+            return None
+        unit = next(quantity.unit for of in self.lines.values() for quantity in of.values())
+        lines = [
+            _dots(label, {names.index(row): span for row, span in of.items()})
+            for label, of in spans.items()
+            if of
+        ]
+        words = "; ".join(
+            f"{line.label}: "
+            + ", ".join(
+                f"{names[int(x)]} {_number(y, unit)}" for x, y in zip(line.x, line.y, strict=True)
+            )
+            for line in lines
+        )
+        beside = [
+            published(label, {names.index(row): value for row, value in of.items() if row in names})
+            for label, of in self.extra.items()
+        ]
+        apart = " of the paired differences" if self.difference else " of the mean"
+        return Chart(
+            key=self.key,
+            title=self.title,
+            x_label=self.rows,
+            y_label=f"{self.y}, {unit.apart}" if self.difference else unit.label(self.y),
+            lines=(*lines, *beside),
+            text=f"{self.title}: {words}. Whiskers are 95 % intervals{apart}."
+            + (f" {self.more}" if self.more else ""),
+            kind="dots",
+            rows=tuple(names),
+        )
+
+
+def _dots(label: str, spans: Mapping[int, _Summary]) -> Line:
+    places = sorted(spans)
+    y, low, high = zip(*(spans[place] for place in places), strict=True)
+    return Line(label, tuple(map(float, places)), y, low, high, arm=label)

@@ -1,0 +1,81 @@
+"""From declarations to a claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.study.endpoints import Effect, Endpoint
+from normkit.lab.findings import Chart, Table
+
+__all__ = ["define"]
+
+Words = Callable[[Evidence], str]
+
+
+def define(
+    *,
+    plan: Callable[[Preset, Available], Arms],
+    decides: Mapping[str, Endpoint],
+    information: Mapping[str, Endpoint] | None = None,
+    sentence: str,
+    say: Mapping[str, Words] | None = None,
+    charts: Sequence[Callable[[Evidence], Chart | None]] = (),
+    tables: Sequence[Callable[[Evidence], Table]] = (),
+    colours: Mapping[str, str] | None = None,
+    rule: str = "95 % t intervals of the paired differences",
+    **words: Any,
+) -> Claim:
+    """The claim that these declarations describe.
+
+    Args:
+        plan: usually a :class:`~normkit.lab.claims.study.plan.Plan`.
+        decides: the endpoints that must all hold, by the key under which ``sentence`` names them.
+        information: endpoints that decide nothing.
+        sentence: what was found, with the endpoints in braces, as ``{faster}``
+            (:class:`~normkit.lab.claims.study.endpoints.Effect`), and the words of ``say``. The
+            number of seeds is added.
+        say: further words of the sentence, from the evidence.
+        charts: drawn where there is something to draw.
+        tables: in order.
+        colours: for an arm the name of the colour that it shares with arms of other claims, as
+            ``{"BN": WITH}``.
+        rule: how the effects are tested, for the page's "decided by".
+        **words: the other fields of :class:`~normkit.lab.claims.claim.Claim`.
+    """
+    endpoints = {**decides, **(information or {})}
+    said = say or {}
+    names = {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
+    if unknown := names - endpoints.keys() - said.keys():
+        raise KeyError(f"the sentence of {words['key']} names {', '.join(sorted(unknown))}")
+
+    def judge(evidence: Evidence) -> Judgement:
+        found = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
+        seeds = min(len(endpoint.of.shown(evidence)) for endpoint in decides.values())
+        text = sentence.format(
+            **{key: Effect(each) for key, each in found.items()},
+            **{key: each(evidence) for key, each in said.items()},
+        )
+        drawn = [chart for draw in charts if (chart := draw(evidence))]
+        return Judgement(
+            sentence=f"{text} ({evidence.coverage(seeds)}, 95 % intervals).",
+            decides=[found[key] for key in decides],
+            information=[found[key] for key in information or ()],
+            charts=[_coloured(chart, colours) for chart in drawn] if colours else drawn,
+            tables=[table(evidence) for table in tables],
+        )
+
+    each = " ".join(endpoint.rule for endpoint in decides.values())
+    return Claim(plan=plan, judge=judge, decision=f"{each} {rule}.", **words)
+
+
+def _coloured(chart: Chart, colours: Mapping[str, str]) -> Chart:
+    return dataclasses.replace(
+        chart,
+        lines=tuple(
+            dataclasses.replace(line, arm=colours.get(line.arm, line.arm)) for line in chart.lines
+        ),
+    )

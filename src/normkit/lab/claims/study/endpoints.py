@@ -1,0 +1,91 @@
+"""Endpoints: which difference answers a question, and from what size on it matters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.study.quantities import Quantity
+from normkit.lab.findings import Comparison
+from normkit.lab.verdicts import paired_test
+
+__all__ = ["Effect", "Endpoint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A question, and the quantity whose mean over the seeds answers it: positive for the claim.
+
+    All sizes are in the unit that is printed (points, nats). ``matters`` is the smallest effect
+    that would matter. ``margin`` makes it a question of non-inferiority: the effect may be negative
+    by less than that; the effect that is printed is the plain one. ``shared`` is the standard
+    deviation by which all seeds may be off together (:func:`normkit.lab.verdicts.interval`).
+    ``provided`` says whether the question can be asked of the evidence; if not, it stays open.
+    ``unit`` replaces the quantity's own in print.
+    """
+
+    question: str
+    of: Quantity
+    matters: float = 0.0
+    margin: float = 0.0
+    shared: float = 0.0
+    provided: Callable[[Evidence], bool] = lambda evidence: True
+    unit: str = ""
+
+    def compare(self, evidence: Evidence) -> Comparison | None:
+        """The effect with its interval; None with fewer than two seeds."""
+        if not self.provided(evidence):
+            return None
+        return paired_test(
+            self.question,
+            self.of.shown(evidence),
+            unit=self.printed,
+            smallest=self.matters,
+            margin=self.margin,
+            shared=self.shared,
+        )
+
+    @property
+    def printed(self) -> str:
+        """The unit of the effect."""
+        return self.unit or self.of.unit.apart
+
+    @property
+    def rule(self) -> str:
+        """The question with what decides it, in words."""
+        bound = ""
+        if self.margin:
+            bound = f" (margin {self.margin:g} {self.printed})"
+        elif self.matters:
+            bound = f" (matters from {self.matters:g} {self.printed})"
+        return self.question + bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """An effect as a sentence names it, between braces.
+
+    ``{gain}`` prints the effect and its interval, ``{gain:plain}`` the effect alone, and
+    ``{gain:x2}`` the number of which it is the logarithm (``x10`` to base ten).
+
+    >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "supported")
+    >>> f"{Effect(found)}; {Effect(found):plain}; {Effect(found):x2}; {Effect(None)}"
+    '+1.00 [+0.50, +1.50]; +1.00; 2.0 [1.4, 2.8]; not yet known'
+    """
+
+    of: Comparison | None
+
+    def __format__(self, spec: str) -> str:
+        found = self.of
+        if found is None:
+            return "not yet known"
+        if spec.startswith("x"):
+            base = float(spec[1:])
+            middle, low, high = (
+                f"{base**end:.1f}" for end in (found.effect, found.low, found.high)
+            )
+            return f"{middle} [{low}, {high}]"
+        places = found.decimals
+        middle, low, high = (f"{end:+.{places}f}" for end in (found.effect, found.low, found.high))
+        return middle if spec == "plain" else f"{middle} [{low}, {high}]"

@@ -1,0 +1,198 @@
+"""Measures: what is read off one run, as one number and as a curve along training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.study.quantities import Quantity
+from normkit.lab.claims.study.units import NATS, PERCENT, Unit
+from normkit.lab.conditions import Condition, named
+from normkit.lab.runs import Run
+
+__all__ = [
+    "CHANCE_LOSS",
+    "GUESSING",
+    "TEST",
+    "TEST_LOSS",
+    "TRAIN",
+    "TRAIN_LOSS",
+    "Curve",
+    "Measure",
+    "Under",
+    "error",
+    "final",
+    "last",
+    "learned",
+    "mean_of_epochs",
+    "over",
+    "quarter",
+    "steps",
+    "while_training",
+]
+
+CHANCE_LOSS = math.log(10)
+"""The cross-entropy of guessing among ten classes, in nats."""
+GUESSING = 0.1
+"""The accuracy of guessing among ten classes."""
+
+Points = Sequence[tuple[float, float | None]]
+Curve = Callable[[Run], Points]
+"""The points (x, value) that one run adds to a curve."""
+
+Under = Condition | Callable[[Run], Condition | None] | None
+"""A condition of evaluation, or the function that finds a run's own."""
+
+
+def _none(run: Run) -> Points:
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One number of a run, and the same number after each epoch where there is one.
+
+    ``minus`` is the difference of two measures of one run; ``at`` reads a measure by seed:
+
+    >>> gain = TEST.at("with BN") - TEST.at("without BN")
+    >>> gap = TRAIN.minus(TEST, "training less test accuracy")
+    """
+
+    name: str
+    read: Callable[[Run], float | None]
+    unit: Unit = PERCENT
+    curve: Curve = _none
+
+    def at(self, arm: str, **where: Any) -> Quantity:
+        """The measure of an arm, seed by seed, of the runs with these values in their config."""
+
+        def by_seed(evidence: Evidence) -> dict[int, float]:
+            read = {run.config.seed: self.read(run) for run in evidence.of(arm, **where)}
+            return {seed: value for seed, value in read.items() if value is not None}
+
+        return Quantity(by_seed, self.unit)
+
+    def minus(self, other: Measure, name: str) -> Measure:
+        """This measure less another one of the same run."""
+
+        def curve(run: Run) -> Points:
+            second = dict(other.curve(run))
+            return [(x, _less(y, second[x])) for x, y in self.curve(run) if x in second]
+
+        return Measure(name, lambda run: _less(self.read(run), other.read(run)), self.unit, curve)
+
+
+def _less(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+def last(metric: str, name: str, unit: Unit = PERCENT, under: Under = None) -> Measure:
+    """The value of a metric after the last epoch, under a condition if one is named."""
+
+    def key(run: Run) -> str | None:
+        condition = under(run) if callable(under) else under
+        if condition is None:
+            return None if callable(under) else metric
+        return named(metric, condition)
+
+    def read(run: Run) -> float | None:
+        found = key(run)
+        return run.last(found) if found else None
+
+    def curve(run: Run) -> Points:
+        found = key(run)
+        points = run.metrics[found] if found in run.metrics and found else ()
+        return [(epoch + 1, value) for _, epoch, value in points]
+
+    return Measure(name, read, unit, curve)
+
+
+def while_training(run: Run) -> Condition | None:
+    """The first condition that a run was evaluated under after each epoch."""
+    return run.config.evaluations[0] if run.config.evaluations else None
+
+
+def final(kind: str) -> Callable[[Run], Condition | None]:
+    """The condition of this kind that a run was evaluated under after the last epoch."""
+    return lambda run: next((c for c in run.config.final_evaluations if c[0] == kind), None)
+
+
+def steps(metric: str) -> Curve:
+    """The curve of a metric along the steps of training."""
+    return lambda run: [(step, value) for step, _, value in run.metrics.get(metric, ())]
+
+
+def over(setting: Callable[[Run], float], measure: Measure) -> Curve:
+    """The curve of a measure over a setting that runs of one arm differ in."""
+    return lambda run: [(setting(run), measure.read(run))]
+
+
+def error(measure: Measure, name: str) -> Measure:
+    """The error that goes with an accuracy."""
+    whole = Measure(
+        "", lambda run: 1.0, measure.unit, lambda run: [(x, 1.0) for x, _ in measure.curve(run)]
+    )
+    return whole.minus(measure, name)
+
+
+def mean_of_epochs(measure: Measure, name: str) -> Measure:
+    """A measure averaged over all epochs that have it: the area under its curve."""
+
+    def read(run: Run) -> float | None:
+        values = [value for _, value in measure.curve(run) if value is not None]
+        return fmean(values) if values else None
+
+    return Measure(name, read, measure.unit, measure.curve)
+
+
+def quarter(measure: Measure, name: str, *, late: bool = True) -> Measure:
+    """A measure averaged over the last quarter of the epochs, or the first; None with gaps."""
+
+    def read(run: Run) -> float | None:
+        count = max(1, run.config.epochs // 4)
+        values = [value for _, value in measure.curve(run)]
+        part = values[-count:] if late else values[:count]
+        there = [value for value in part if value is not None]
+        return fmean(there) if there and len(there) == len(part) else None
+
+    return Measure(name, read, measure.unit, measure.curve)
+
+
+def learned(arm: str) -> Callable[[Evidence], bool]:
+    """Whether more than half of an arm's runs learned something.
+
+    An arm at chance level everywhere trivially loses nothing and has no gap, so a question about
+    that stays undecided.
+    """
+
+    def holds(evidence: Evidence) -> bool:
+        runs = evidence.of(arm)
+        return 2 * sum(run.status != "diverged" for run in runs) > len(runs)
+
+    return holds
+
+
+def _or_chance(metric: str, name: str, unit: Unit, chance: float) -> Measure:
+    """A training metric of the last epoch; chance level where the loss was not finite."""
+    plain = last(metric, name, unit)
+
+    def read(run: Run) -> float | None:
+        if metric not in run.metrics:
+            return None
+        value = plain.read(run)
+        return chance if value is None else value
+
+    def curve(run: Run) -> Points:
+        return [(x, chance if value is None else value) for x, value in plain.curve(run)]
+
+    return Measure(name, read, unit, curve)
+
+
+TEST = last("test_accuracy", "last test accuracy")
+TEST_LOSS = last("test_loss", "last test loss", NATS)
+TRAIN = _or_chance("epoch_train_accuracy", "last training accuracy", PERCENT, GUESSING)
+TRAIN_LOSS = _or_chance("epoch_train_loss", "last training loss", NATS, CHANCE_LOSS)

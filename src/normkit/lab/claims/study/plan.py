@@ -1,0 +1,97 @@
+"""Plans: which runs a claim has, as arms that differ in what they say and in nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from normkit.lab.claims.claim import Arms, Available, Preset, Scale
+from normkit.lab.config import RunConfig
+
+__all__ = [
+    "BN",
+    "NARROW_RESNET",
+    "ON_AND_OFF",
+    "WITH",
+    "WITHOUT",
+    "At",
+    "Fields",
+    "Plan",
+    "population",
+]
+
+WITH, WITHOUT = "with BN", "without BN"
+BN = "batch"
+"""The normalizer of the arm with batch normalization: normkit's own layers."""
+
+Fields = Mapping[str, Any]
+"""Fields of a :class:`~normkit.lab.config.RunConfig`; a function gets an :class:`At` and returns
+the value."""
+
+ON_AND_OFF: Mapping[str, Fields] = {WITH: {"norm": BN}, WITHOUT: {"norm": "none"}}
+"""The two arms of most claims."""
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """What a field of a plan may depend on: the preset, the data, and how many images are used."""
+
+    preset: Preset
+    data: Available
+    scale: Scale
+    train: int
+    test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Runs seed by seed, setting by setting, arm by arm.
+
+    ``base`` holds the fields that all runs share, ``presets`` those that replace them at a preset;
+    each of ``settings`` and each arm adds its own. ``seeds`` gives an arm fewer seeds than the
+    preset has, for arms that decide nothing. A field may be a function of :class:`At`.
+    """
+
+    scales: Mapping[Preset, Scale]
+    arms: Mapping[str, Fields]
+    base: Fields
+    presets: Mapping[Preset, Fields] = dataclasses.field(default_factory=dict)
+    settings: Sequence[Fields] = ({},)
+    seeds: Mapping[str, Mapping[Preset, int]] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, preset: Preset, available: Available) -> Arms:
+        """The runs of this preset, each with its arm."""
+        scale = self.scales[preset]
+        images = available.at_most(scale.train, scale.test)
+        at = At(preset, available, scale, images["train_images"], images["test_images"])
+        shared = {**self.base, **self.presets.get(preset, {}), **images}
+
+        def config(seed: int, *more: Fields) -> RunConfig:
+            fields = dict(shared)
+            for each in more:
+                fields |= each
+            values = {name: each(at) if callable(each) else each for name, each in fields.items()}
+            return RunConfig(**{"epochs": scale.epochs, **values}, seed=seed)
+
+        return [
+            (arm, config(seed, setting, fields))
+            for seed in range(scale.seeds)
+            for setting in self.settings
+            for arm, fields in self.arms.items()
+            if seed < self.seeds.get(arm, {}).get(preset, scale.seeds)
+        ]
+
+
+NARROW_RESNET: Mapping[Preset, Fields] = {
+    "quick": {"model": "resnet18", "model_options": (("width", 4),), "size": 16},
+    "full": {"model": "resnet18", "model_options": (("width", 4),), "size": 16},
+    "paper": {"model": "resnet50", "size": 28},
+}
+"""Fields for a claim whose source had a ResNet on ImageNet: ResNet-18 of width 4 and images of 16
+pixels, which trains in seconds on a CPU; at the sources' own scale ResNet-50 and images of 28."""
+
+
+def population(images: int, batch: int) -> Any:
+    """Evaluation with the population statistics of so many training images, or of all of them."""
+    return lambda at: (("population", min(images, at.train), batch),)

@@ -1,0 +1,54 @@
+"""Quantities: one number of each seed, and their differences, which is what a claim decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from statistics import fmean
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.study.units import Unit
+
+__all__ = ["Quantity", "mean"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """One number of each seed, in stored units; the difference of two has the seeds of both.
+
+    >>> ones = Quantity(lambda evidence: {0: 0.25, 1: 0.5}, Unit(""))
+    >>> twos = Quantity(lambda evidence: {1: 0.25, 2: 0.5}, Unit(""))
+    >>> (ones - twos).by_seed(Evidence("quick", ()))
+    {1: 0.25}
+    """
+
+    by_seed: Callable[[Evidence], Mapping[int, float]]
+    unit: Unit
+
+    def __sub__(self, other: Quantity) -> Quantity:
+        def by_seed(evidence: Evidence) -> Mapping[int, float]:
+            second = other.by_seed(evidence)
+            first = self.by_seed(evidence)
+            return {seed: value - second[seed] for seed, value in first.items() if seed in second}
+
+        return Quantity(by_seed, self.unit)
+
+    def shown(self, evidence: Evidence) -> list[float]:
+        """The finite values in the unit that is printed, by seed."""
+        values = sorted(self.by_seed(evidence).items())
+        return [self.unit.scale * value for _, value in values if math.isfinite(value)]
+
+
+def mean(*quantities: Quantity) -> Quantity:
+    """The mean of several quantities, of the seeds that have them all."""
+
+    def by_seed(evidence: Evidence) -> Mapping[int, float]:
+        read = [quantity.by_seed(evidence) for quantity in quantities]
+        return {
+            seed: fmean(each[seed] for each in read)
+            for seed in read[0]
+            if all(seed in each for each in read)
+        }
+
+    return Quantity(by_seed, quantities[0].unit)

@@ -1,0 +1,56 @@
+"""Units: what a number that a run stored is printed in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["DB", "DECADES", "HALVINGS", "NATS", "NUMBER", "PERCENT", "Unit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A printed value is the stored one times ``scale``, in ``name``; a difference, in
+    ``difference``.
+
+    ``digits`` are the decimals of a table's cell; a sentence or a chart's text has one less.
+
+    >>> PERCENT.cell(0.87654), PERCENT.text(0.87654), PERCENT.apart
+    (87.65, '87.7 %', 'points')
+    """
+
+    name: str
+    scale: float = 1.0
+    digits: int = 4
+    difference: str = ""
+
+    @property
+    def apart(self) -> str:
+        """The unit of a difference of two values."""
+        return self.difference or self.name
+
+    def cell(self, value: float | None, digits: int | None = None) -> float | None:
+        """The printed value, rounded for a table."""
+        return None if value is None else round(self.scale * value, digits or self.digits)
+
+    def text(self, value: float | None, digits: int | None = None) -> str:
+        """The printed value with its unit, for a sentence."""
+        if value is None:
+            return "not yet known"
+        places = self.digits - 1 if digits is None else digits
+        return f"{self.scale * value:.{places}f} {self.name}".rstrip()
+
+    def label(self, what: str) -> str:
+        """The name of an axis or a column.
+
+        >>> PERCENT.label("test accuracy"), NUMBER.label("batch size")
+        ('test accuracy, %', 'batch size')
+        """
+        return f"{what}, {self.name}" if self.name else what
+
+
+PERCENT = Unit("%", 100, digits=2, difference="points")
+NATS = Unit("nats")
+DB = Unit("dB", digits=3)
+DECADES = Unit("decades")
+HALVINGS = Unit("halvings")
+NUMBER = Unit("")

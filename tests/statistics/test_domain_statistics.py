@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit.errors import StatisticsError
 from normkit.nn import DomainBatchNorm1d
-from normkit.statistics.switches import use_domain
+from normkit.statistics.contexts import use_domain
 
 
 def net() -> nn.Sequential:

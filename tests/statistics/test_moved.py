@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import normkit as nk
 from normkit.errors import OptionError
-from normkit.statistics.feeding import moved, prepared
+from normkit.statistics.batches import moved, prepared
 
 META = torch.device("meta")
 

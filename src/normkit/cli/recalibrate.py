@@ -94,11 +94,11 @@ def _run(
     """The part of the checkpoint that was taken, and what was done to it."""
     from torch import nn
 
+    from normkit.cli import checkpoint as parts
+    from normkit.cli import checkpoint_files as files
     from normkit.cli.objects import find_object, made
-    from normkit.statistics import checkpoint as parts
-    from normkit.statistics import files
     from normkit.statistics import recalibrate as recalibrated
-    from normkit.statistics.feeding import check_batches, moved, prepared
+    from normkit.statistics.batches import check_batches, moved, prepared
 
     files.check_target(target, checkpoint, force=force)
     device = _device(device_name)

@@ -28,8 +28,8 @@ from normkit.lab.data.domains import DOMAINS, in_domain
 from normkit.lab.scoring import Score, in_order, population, score
 from normkit.lab.tasks import Batches
 from normkit.nn.domainbatchnorm import Domains
+from normkit.statistics.contexts import use_domain
 from normkit.statistics.recalibrate import recalibrate
-from normkit.statistics.switches import use_domain
 
 __all__ = ["all_domains", "evaluate_domains", "forward", "under_shared", "under_specific"]
 

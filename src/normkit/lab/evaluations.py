@@ -23,9 +23,9 @@ from normkit.lab.domains import evaluate_domains, under_shared, under_specific
 from normkit.lab.places import here
 from normkit.lab.scoring import Score, in_order, population, score
 from normkit.lab.tasks import task_of
+from normkit.statistics.contexts import batch_statistics
+from normkit.statistics.preserve import modes_kept
 from normkit.statistics.recalibrate import recalibrate
-from normkit.statistics.surroundings import modes_kept
-from normkit.statistics.switches import batch_statistics
 
 __all__ = ["evaluate", "evaluate_under", "guess", "population"]
 

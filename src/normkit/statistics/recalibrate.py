@@ -11,15 +11,13 @@ from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, explain
 from normkit.handle import Left
-from normkit.statistics.bar import bar
+from normkit.statistics.batches import Forward, check_batches, check_samples, check_tolerance
+from normkit.statistics.distributed import peers
 from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
-from normkit.statistics.feeding import Forward, check_batches
-from normkit.statistics.options import check_samples, check_tolerance
-from normkit.statistics.processes import peers
-from normkit.statistics.recalibration import Recalibration, Told
-from normkit.statistics.remembering import Place, find, unwrapped
-from normkit.statistics.study import Study, check_found, within
-from normkit.statistics.watching import watched
+from normkit.statistics.observe import watched
+from normkit.statistics.passes import Study, bar, check_found, within
+from normkit.statistics.results import Recalibration, Told
+from normkit.statistics.stats_layers import Place, find, unwrapped
 
 __all__ = ["recalibrate"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import DataError, OptionError, TypeMismatchError, explain
-from normkit.statistics.surroundings import apart
+from normkit.statistics.preserve import apart
 
-__all__ = ["Forward", "check_batches", "feed", "moved", "prepared", "samples_in"]
+__all__ = [
+    "Forward",
+    "check_batches",
+    "check_samples",
+    "check_tolerance",
+    "feed",
+    "moved",
+    "prepared",
+    "samples_in",
+]
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
@@ -179,3 +189,37 @@ def _shown(batch: object) -> str:
         inside = ", ".join(type(part).__name__ for part in batch[:3])
         return f"a {type(batch).__name__} of {inside or 'nothing'}"
     return f"a {type(batch).__name__}"
+
+
+def check_samples(samples: int | None) -> None:
+    """Refuse a number of samples that is none.
+
+    Raises:
+        OptionError: not an integer of at least 1, nor None.
+    """
+    if samples is not None and (
+        not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
+    ):
+        raise OptionError(
+            explain(
+                "samples is a number of at least 1, or None for all there are",
+                f"samples={samples!r}",
+                "leave it out: the default is enough for most",
+            )
+        )
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse a relative standard error that is none.
+
+    Raises:
+        OptionError: not above 0, or not finite.
+    """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise OptionError(
+            explain(
+                "tolerance is a relative standard error above 0",
+                f"tolerance={tolerance!r}",
+                "use 0.01, for one percent",
+            )
+        )

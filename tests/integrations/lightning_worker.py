@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from normkit.statistics.lightning import Recalibrate
+from normkit.integrations.lightning import Recalibrate
 
 
 class Model(pl.LightningModule):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normkit.handle import Left, place_name
 from normkit.statistics.estimate import LayerStatistics, distance, rms
-from normkit.statistics.tables import deviations, factor, lines, named, plain
+from normkit.statistics.results import deviations, factor, lines, named, plain
 
 __all__ = ["Consistency", "Gap", "OutputGap", "gap"]
 

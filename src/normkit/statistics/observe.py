@@ -19,15 +19,15 @@ from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, explain
 from normkit.kernels.moments import moments
+from normkit.statistics.batches import Forward, feed, samples_in
 from normkit.statistics.estimate import Estimate, LayerStatistics
-from normkit.statistics.feeding import Forward, feed, samples_in
-from normkit.statistics.remembering import Place
-from normkit.statistics.surroundings import (
+from normkit.statistics.preserve import (
     buffers_kept,
     in_evaluation,
     random_state_kept,
     uncompiled,
 )
+from normkit.statistics.stats_layers import Place
 
 __all__ = ["Watch", "watched"]
 

@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from normkit.errors import OptionError, StatisticsError, TypeMismatchError, explain
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, remembers
-from normkit.statistics.surroundings import in_evaluation, version_of
+from normkit.statistics.preserve import in_evaluation, version_of
 
 __all__ = ["batch_statistics", "use_domain"]
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import normkit as nk
 from normkit.errors import OptionError, StatisticsError
+from normkit.integrations.lightning import Recalibrate
 from normkit.lab import data
-from normkit.statistics.lightning import Recalibrate
 
 pytestmark = [
     # Advice on speed, which a test does not need.
@@ -408,7 +408,7 @@ import sys, warnings
 {before}
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from normkit.statistics.lightning import Recalibrate
+from normkit.integrations.lightning import Recalibrate
 class Model(pl.LightningModule):
     def __init__(self):
         super().__init__()
@@ -454,7 +454,7 @@ def test_without_either_it_says_what_to_install() -> None:
         "import normkit\n"
         "assert not {'lightning', 'pytorch_lightning'} & set(sys.modules)\n"
         "sys.modules.update(lightning=None, pytorch_lightning=None)\n"
-        "import normkit.statistics.lightning\n"
+        "import normkit.integrations.lightning\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

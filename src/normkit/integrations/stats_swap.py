@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from normkit.statistics.remembering import named_moments
+from normkit.statistics.stats_layers import named_moments
 
 __all__ = ["Exchange", "write"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import DataError, OptionError, StatisticsError, explain
-from normkit.statistics.remembering import named_moments
+from normkit.statistics.stats_layers import named_moments
 
 __all__ = ["States", "exchanged", "fill", "locate"]
 

@@ -1,0 +1,1 @@
+"""Connections to other frameworks, each imported only by whoever uses it."""

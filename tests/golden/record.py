@@ -27,7 +27,7 @@ import normkit as nk
 from normkit.lab.claims.claim import PRESETS, Available, Claim
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.judge import finding
-from tests.golden.evidence import WORLDS, evidence
+from tests.lab.claims.invented import WORLDS, evidence
 
 FOLDER = Path(__file__).parent
 SMALL = dict.fromkeys(("records", "seconds"))

@@ -191,8 +191,8 @@ def test_sources_are_named(claim: Claim) -> None:
 def test_published_figures_of_c1(synthetic: Synthetic) -> None:
     found = judged(select(["C1"])[0], synthetic, 0.05)
     published = {line.arm: line for line in found.charts[0].lines if line.role == "published"}
-    assert published[WITH].y == (0.8859, 0.8976, 0.9013, 0.9040, 0.9023)
-    assert published[WITHOUT].y == (0.8592, 0.8734, 0.8751, 0.8810, 0.8895)
+    assert published[WITH].y == (88.59, 89.76, 90.13, 90.40, 90.23)
+    assert published[WITHOUT].y == (85.92, 87.34, 87.51, 88.10, 88.95)
 
 
 def test_c1_needs_both_parts(synthetic: Synthetic) -> None:

@@ -87,13 +87,21 @@ class Vectors(Mapping[str, Any]):
         return 0
 
 
-def evidence(claim: Claim, preset: Preset, world: str) -> Evidence:
-    """All planned runs of a claim with invented numbers, the same at every call."""
+def evidence(
+    claim: Claim, preset: Preset, world: str = "clear", *, seeds: int | None = None
+) -> Evidence:
+    """All planned runs of a claim with invented numbers, the same at every call.
+
+    With ``seeds``, the runs of further seeds have diverged, in the world "broken", or are missing.
+    """
     planned = []
     for arm, config in claim.plan(preset, Available.whole(claim.data)):
         odd = uniform("odd", config.seed, arm, config.lr, config.batch_size)
         diverged = world == "broken" and odd < 0.3 and config.kind == "training"
         missing = world == "partial" and (config.seed >= 2 or odd < 0.1)
+        if seeds is not None:
+            diverged = world == "broken" and config.seed >= seeds and config.kind == "training"
+            missing = world != "broken" and config.seed >= seeds
         run = Run(
             config=config,
             status="waiting" if missing else "diverged" if diverged else "done",

@@ -75,7 +75,7 @@ def write_run() -> Write:
         lease = acquire(store, config.key)
         assert lease is not None
         for epoch in range(config.epochs):
-            lease.measured(
+            lease.record(
                 (epoch + 1) * config.steps_per_epoch,
                 epoch,
                 {name: values[epoch] for name, values in by_epoch.items()},
@@ -137,7 +137,7 @@ class Memory:
     vectors: dict[tuple[str, int], tuple[float, ...]] = dataclasses.field(default_factory=dict)
     checkpoints: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
 
-    def measured(
+    def record(
         self,
         step: int,
         epoch: int,

@@ -11,7 +11,7 @@ import pytest
 from normkit.lab import machine
 from normkit.lab.claims import c05
 from normkit.lab.claims.claim import Arms, Available
-from normkit.lab.compare import StorePair, compare
+from normkit.lab.compare import StorePair, compare_stores
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import acquire
 from normkit.lab.store import Store
@@ -54,7 +54,7 @@ def compared(tmp_path: Path) -> Callable[[], StorePair]:
             Store(tmp_path / FIRST, read_only=True) as first,
             Store(tmp_path / SECOND, read_only=True) as second,
         ):
-            found = compare(first, second)
+            found = compare_stores(first, second)
         assert [(tmp_path / name).read_bytes() for name in (FIRST, SECOND)] == before
         return found
 

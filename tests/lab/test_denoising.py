@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.cli.follow import describe
+from normkit.cli.lab_progress import describe
 from normkit.errors import OptionError
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer

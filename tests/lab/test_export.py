@@ -20,10 +20,10 @@ from normkit.lab.claims import c05
 from normkit.lab.claims.claim import Available
 from normkit.lab.config import RunConfig
 from normkit.lab.export import FORMATS, Format, write
+from normkit.lab.export_tables import TABLES, Row
 from normkit.lab.judge import judge
 from normkit.lab.leases import acquire
 from normkit.lab.store import Store
-from normkit.lab.tables import TABLES, Row
 
 Make = Callable[..., RunConfig]
 AWKWARD = (1 / 3, 1e-308, -1.7976931348623157e308, 0.1 + 0.2, float("inf"), float("-inf"), None)
@@ -47,9 +47,7 @@ def filled(tmp_path: Path, make_config: Make, write_run: Any) -> Path:
         lease = acquire(store, odd.key)
         assert lease is not None
         for step, value in enumerate(AWKWARD):
-            lease.measured(
-                step, 0, {"train_loss": value}, {"quantiles": [step, value or 0.0, 1 / 7]}
-            )
+            lease.record(step, 0, {"train_loss": value}, {"quantiles": [step, value or 0.0, 1 / 7]})
         lease.finish(seconds=1 / 3, diverged_step=2)
         failed = make_config(seed=7)
         store.add(failed)

@@ -72,9 +72,9 @@ def test_a_silent_owner_elsewhere_is_overtaken_and_finds_out(
     monkeypatch.setattr(machine, "host", lambda: "elsewhere")
     first = acquire(store, config.key)
     assert first is not None
-    first.measured(1, 0, {"train_loss": 1.0})
+    first.record(1, 0, {"train_loss": 1.0})
     first.checkpoint(1, b"state")
-    first.measured(2, 0, {"train_loss": 0.9}, {"q": [1.0]})
+    first.record(2, 0, {"train_loss": 0.9}, {"q": [1.0]})
     monkeypatch.undo()
     assert acquire(store, config.key) is None  # it was heard of just now
     late = time.time() + leases.STALE_SECONDS + 1
@@ -88,7 +88,7 @@ def test_a_silent_owner_elsewhere_is_overtaken_and_finds_out(
     assert run.vectors == {}
     assert second.resume() == b"state"
     for write in (
-        lambda: first.measured(3, 0, {"train_loss": 0.8}),
+        lambda: first.record(3, 0, {"train_loss": 0.8}),
         lambda: first.checkpoint(3, b"mine"),
         lambda: first.finish(seconds=1, diverged_step=None),
         first.release,
@@ -140,7 +140,7 @@ def test_a_run_begun_with_another_version_is_begun_anew(store: Store, make_confi
             run = store.get(config.key)
             assert run is not None and (run.step, run.metrics) == (0, {})
         else:
-            lease.measured(kept, 0, {"loss": 1.0})
+            lease.record(kept, 0, {"loss": 1.0})
             lease.checkpoint(kept, b"state")
             assert lease.resume() == b"state"
         lease.release()

@@ -13,7 +13,7 @@ import pytest
 from normkit.errors import OptionError
 from normkit.lab import worker
 from normkit.lab.config import RunConfig
-from normkit.lab.executors import Ended, LocalPool
+from normkit.lab.executors import EndedJob, LocalPool
 from normkit.lab.leases import acquire
 from normkit.lab.runner import Progress, work
 from normkit.lab.store import Store
@@ -26,7 +26,7 @@ class Inline:
     """An executor that does each job at once, in this process."""
 
     def __init__(self) -> None:
-        self.ended: list[Ended] = []
+        self.ended: list[EndedJob] = []
         self.stopping = False
 
     @property
@@ -38,9 +38,9 @@ class Inline:
         return len(self.ended)
 
     def submit(self, argument: str) -> None:
-        self.ended.append(Ended(argument, worker.run(argument, lambda: self.stopping)))
+        self.ended.append(EndedJob(argument, worker.run(argument, lambda: self.stopping)))
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[EndedJob]:
         ended, self.ended = self.ended, []
         return ended
 
@@ -138,9 +138,9 @@ class Dying(Inline):
             return
         lease = acquire(self.store, worker.key_of(argument))
         assert lease is not None
-        lease.measured(self.steps.pop(0), 0, {"loss": 1.0})
+        lease.record(self.steps.pop(0), 0, {"loss": 1.0})
         lease.release()  # as the next one would find it
-        self.ended.append(Ended(argument, None))
+        self.ended.append(EndedJob(argument, None))
 
 
 def test_a_run_that_comes_no_further_fails_when_its_worker_dies_again(
@@ -217,12 +217,12 @@ class Pair:
         self.free -= 1
         self.given.append(argument)
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[EndedJob]:
         self.waits += 1
         assert self.waits < 20, "waits for jobs that have ended"
         now = self.given[:2] if self.waits == 1 else list(self.given)
         self.given = [each for each in self.given if each not in now]
-        return [Ended(each, "held" if self.waits == 1 else None) for each in now]
+        return [EndedJob(each, "held" if self.waits == 1 else None) for each in now]
 
     def stop(self) -> None:
         self.free = 3

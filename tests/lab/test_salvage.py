@@ -40,8 +40,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, make_config: Make) -> Path:
             lease = acquire(store, config.key)
             assert lease is not None
             for step in range(config.steps + 1):
-                lease.measured(step, 0, {"loss": seed + 1 / (step + 1), "none": None})
-                lease.measured(step, 0, {}, {"quantiles": [step / 7] * 60})
+                lease.record(step, 0, {"loss": seed + 1 / (step + 1), "none": None})
+                lease.record(step, 0, {}, {"quantiles": [step / 7] * 60})
             if seed % 5 == 4:
                 lease.checkpoint(config.steps, state.getvalue())
                 lease.release()

@@ -41,8 +41,8 @@ def test_what_is_measured_comes_back(store: Store, make_config: Make) -> None:
     store.add(config)
     lease = acquire(store, config.key)
     assert lease is not None
-    lease.measured(1, 0, {"train_loss": 2.5}, {"q": [0.5, 1.5]})
-    lease.measured(2, 0, {"train_loss": None})
+    lease.record(1, 0, {"train_loss": 2.5}, {"q": [0.5, 1.5]})
+    lease.record(2, 0, {"train_loss": None})
     lease.finish(seconds=1.5, diverged_step=2)
     run = store.get(config.key)
     assert run is not None

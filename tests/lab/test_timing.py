@@ -12,7 +12,7 @@ from normkit.bench.parts import KINDS
 from normkit.errors import OptionError
 from normkit.lab import worker
 from normkit.lab.store import Store
-from normkit.lab.timing import take_time
+from normkit.lab.timing import measure_step_time
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def config(make_config: Any) -> Any:
 
 def test_all_parts_of_both_sides_sum_to_the_step(config: Any, dataset: Any, make_log: Any) -> None:
     log = make_log()
-    outcome = take_time(config, dataset, log)
+    outcome = measure_step_time(config, dataset, log)
     assert outcome.step == config.steps == 1
     found = {name: value for (name, _), value in log.metrics.items()}
     for side in ("torch", "ours"):
@@ -35,7 +35,7 @@ def test_all_parts_of_both_sides_sum_to_the_step(config: Any, dataset: Any, make
 
 def test_a_timing_can_be_stopped(config: Any, dataset: Any, make_log: Any) -> None:
     log = make_log()
-    assert take_time(config, dataset, log, stopping=lambda: True).stopped
+    assert measure_step_time(config, dataset, log, stopping=lambda: True).stopped
     assert log.metrics == {}
 
 

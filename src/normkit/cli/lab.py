@@ -12,7 +12,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from normkit.cli.claims import finished, list_claims, nothing_to_judge, verdicts
 from normkit.cli.console import (
     INTERRUPTED,
     console,
@@ -21,18 +20,8 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
-from normkit.cli.damaged import salvage
-from normkit.cli.lab_options import (
-    REPORT,
-    STORE,
-    WORD_STYLE,
-    ClaimsArgument,
-    JsonOption,
-    PresetName,
-    StoreOption,
-)
-from normkit.cli.sharing import compare, export, tensorboard
-from normkit.cli.where import (
+from normkit.cli.lab_claims import finished, list_claims, nothing_to_judge, verdicts
+from normkit.cli.lab_executors import (
     AddressOption,
     DeviceName,
     DeviceOption,
@@ -42,6 +31,17 @@ from normkit.cli.where import (
     joined,
     options,
 )
+from normkit.cli.lab_options import (
+    REPORT,
+    STORE,
+    WORD_STYLE,
+    ClaimsArgument,
+    JsonOption,
+    PresetName,
+    StoreOption,
+)
+from normkit.cli.lab_salvage import salvage
+from normkit.cli.lab_sharing import compare, export, tensorboard
 from normkit.errors import OptionError, explain
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(
     """
     needs_lab()
     with errors():
-        from normkit.cli.follow import follow
+        from normkit.cli.lab_progress import carry_out
         from normkit.lab import runner
         from normkit.lab.claims.registry import select
         from normkit.lab.data import is_here
@@ -104,7 +104,7 @@ def run(
                 executor_name, store, found, address=address, workers=workers, threads=threads,
                 device=device, processes=processes,
             ) as pool:  # fmt: skip
-                summary = follow(opened, keys, pool, out)
+                summary = carry_out(opened, keys, pool, out)
             findings = judge(opened, name, chosen)
             if summary.interrupted:
                 again = ["normkit", "lab", "run", *(claims or ()), "--preset", name]

@@ -16,7 +16,7 @@ from normkit.lab.judge import judge
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 
-__all__ = ["ClaimPair", "EffectPair", "Figure", "Shared", "Side", "StorePair", "compare"]
+__all__ = ["ClaimPair", "EffectPair", "Figure", "Shared", "Side", "StorePair", "compare_stores"]
 
 TIMES = ("epoch_seconds",)
 """Metrics that differ from one call to the next by their nature."""
@@ -109,7 +109,7 @@ class StorePair:
     shared: Shared
 
 
-def compare(first: Store, second: Store) -> StorePair:
+def compare_stores(first: Store, second: Store) -> StorePair:
     """Compare two stores, which may be open for reading only."""
     with first.snapshot(), second.snapshot():
         return StorePair(

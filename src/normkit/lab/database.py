@@ -16,7 +16,7 @@ from pathlib import Path
 
 from normkit.errors import StoreError, explain
 from normkit.lab import schema
-from normkit.lab.reading import BUSY_SECONDS, connect, must_exist
+from normkit.lab.read_only import BUSY_SECONDS, connect, must_exist
 from normkit.lab.schema import guarded, log_of, migrate, transaction
 
 __all__ = ["guarded", "open_database", "transaction"]

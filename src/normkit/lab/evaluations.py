@@ -20,7 +20,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.data.composition import Composition, compose
 from normkit.lab.domains import evaluate_domains, under_shared, under_specific
-from normkit.lab.places import here
+from normkit.lab.placement import current_placement
 from normkit.lab.scoring import Score, in_order, population, score
 from normkit.lab.tasks import task_of
 from normkit.statistics.contexts import batch_statistics
@@ -86,9 +86,13 @@ def _under_population(
     batch_size: int,
 ) -> Score:
     images = population(dataset.train, samples, batch_size, config, epoch)
-    place = here()
+    place = current_placement()
     handle = recalibrate(
-        model, place.turns(images), samples=None, progress=False, process_group=place.group
+        model,
+        place.shard_batches(images),
+        samples=None,
+        progress=False,
+        process_group=place.process_group,
     )
     try:
         model.eval()
@@ -101,7 +105,7 @@ def _under_batch(
     model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int, batch_size: int
 ) -> Score:
     # Mixed: the test images come with the classes in turn, as `population` tells of the others.
-    mixed = here().bring(
+    mixed = current_placement().to_device(
         task_of(config).batches(config, dataset.test, batch_size, seed=config.seed)
     )
     with batch_statistics(model):

@@ -24,8 +24,8 @@ from pyarrow import csv, parquet
 
 from normkit.errors import StoreError, explain
 from normkit.lab import machine
+from normkit.lab.export_tables import TABLES, Row, Table
 from normkit.lab.store import Store
-from normkit.lab.tables import TABLES, Row, Table
 
 __all__ = ["FORMATS", "Format", "write"]
 

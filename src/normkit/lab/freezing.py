@@ -14,22 +14,22 @@ from torch import nn
 from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.evaluations import population
-from normkit.lab.places import here
+from normkit.lab.placement import current_placement
 from normkit.statistics.recalibrate import recalibrate
 from normkit.surgery.freeze import freeze
 
-__all__ = ["SAMPLES", "hold_statistics", "is_frozen"]
+__all__ = ["SAMPLES", "freeze_statistics", "is_frozen_epoch"]
 
 SAMPLES = 10_000
 """At most so many training images are taken for the estimate, in batches of the training's size."""
 
 
-def is_frozen(config: RunConfig, epoch: int) -> bool:
+def is_frozen_epoch(config: RunConfig, epoch: int) -> bool:
     """Whether this epoch, from 0, is one of the last, with statistics held."""
     return epoch >= config.epochs - config.frozen_epochs
 
 
-def hold_statistics(model: nn.Module, train: data.Split, config: RunConfig, done: int) -> None:
+def freeze_statistics(model: nn.Module, train: data.Split, config: RunConfig, done: int) -> None:
     """Put the model into the phase; it has made ``done`` steps.
 
     At the first step of the phase the statistics are estimated; a model that comes back from a
@@ -44,9 +44,13 @@ def hold_statistics(model: nn.Module, train: data.Split, config: RunConfig, done
         # No rest: a last batch of a single image has no statistics in a dense layer.
         samples -= samples % min(config.batch_size, samples)
         images = population(train, samples, config.batch_size, config, begin)
-        place = here()
-        with place.apart(model):
+        place = current_placement()
+        with place.without_sync(model):
             recalibrate(
-                model, place.turns(images), samples=None, progress=False, process_group=place.group
+                model,
+                place.shard_batches(images),
+                samples=None,
+                progress=False,
+                process_group=place.process_group,
             )
     freeze(model, affine=False)

@@ -8,7 +8,7 @@ own; a process that was suspended and overtaken finds out at its next write and 
 (:class:`LeaseLostError`), so its numbers never mix with its successor's.
 
 Who holds a lease need not be who computes: for a worker on another machine, which cannot open the
-store, a process on this one holds it (:mod:`normkit.lab.executors.desk`).
+store, a process on this one holds it (:mod:`normkit.lab.executors.store_proxy`).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Lease:
         with guarded(self._store.path):
             self._store.connection.execute(BEAT, (time.time(), self._run, self._owner))
 
-    def measured(
+    def record(
         self,
         step: int,
         epoch: int,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["keep_freed"]
+__all__ = ["keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1
 _LARGEST_KEPT = (2**30, 2**25)  # older glibcs refuse the first
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Let this process keep what it frees, instead of giving it back to the system.
 
     glibc gives large blocks back at once, and the system hands them out again zeroed, page by page.
@@ -23,7 +23,7 @@ def keep_freed() -> bool:
     Returns:
         Whether the allocator took it; False where it is another one than glibc's.
 
-    >>> keep_freed() in (True, False)
+    >>> keep_freed_memory() in (True, False)
     True
     """
     if sys.platform != "linux":

@@ -26,7 +26,7 @@ from normkit.errors import NormkitError, StoreError, explain
 from normkit.lab.claims.claim import PRESETS
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
-from normkit.lab.reading import must_exist
+from normkit.lab.read_only import must_exist
 from normkit.lab.runs import Status
 from normkit.lab.schema import MIGRATIONS, check, guarded, log_of, transaction
 from normkit.lab.store import Store

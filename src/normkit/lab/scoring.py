@@ -9,7 +9,7 @@ from torch import nn
 
 from normkit.lab import data
 from normkit.lab.config import RunConfig
-from normkit.lab.places import here
+from normkit.lab.placement import current_placement
 from normkit.lab.tasks import Batches, task_of
 
 __all__ = ["Batches", "Score", "in_order", "population", "score"]
@@ -28,19 +28,19 @@ def score(model: nn.Module, batches: Batches, config: RunConfig) -> Score:
     """
     task = task_of(config)
     figure, loss, count = 0.0, 0.0, 0.0
-    for images, targets in here().turns(batches):
+    for images, targets in current_placement().shard_batches(batches):
         outputs = model(images)
         figure += task.count(outputs, targets)
         loss += task.loss(outputs, targets, reduction="sum").item()
         count += len(targets)
-    figure, loss, count = here().total(figure, loss, count)
+    figure, loss, count = current_placement().all_sum(figure, loss, count)
     return figure / count, loss / count if math.isfinite(loss) else None
 
 
 def in_order(split: data.Split, config: RunConfig, batch_size: int = EVALUATION_BATCH) -> Batches:
     """The images as they come."""
     batches = task_of(config).batches(config, split, batch_size, seed=0, shuffle=False)
-    return here().bring(batches)
+    return current_placement().to_device(batches)
 
 
 def population(
@@ -55,7 +55,7 @@ def population(
     drawn = task_of(config).batches(
         config, split, batch_size, seed=config.seed, epoch=config.epochs + epoch
     )
-    for images, targets in here().bring(drawn):
+    for images, targets in current_placement().to_device(drawn):
         if samples < 1:
             return
         yield images[:samples], targets[:samples]

@@ -20,7 +20,7 @@ from types import TracebackType
 
 from normkit.lab.config import RunConfig
 from normkit.lab.database import guarded, open_database, transaction
-from normkit.lab.reading import open_reading
+from normkit.lab.read_only import open_reading
 from normkit.lab.runs import Part, Planned, Run, Status, read_run
 
 __all__ = ["Store"]
@@ -30,7 +30,7 @@ class Store:
     """A store file, open. Use it in ``with``, or call :meth:`close`.
 
     ``read_only`` changes nothing of the file, nor beside it, and never makes one; see
-    :mod:`normkit.lab.reading`. ``check`` as in :func:`normkit.lab.database.open_database`.
+    :mod:`normkit.lab.read_only`. ``check`` as in :func:`normkit.lab.database.open_database`.
 
     Raises:
         StoreError: the file is missing and ``create`` is false, is damaged, is not ours, or comes

@@ -21,13 +21,13 @@ from normkit.lab.config import RunConfig
 from normkit.lab.models.forms import form
 from normkit.lab.training import Log, Outcome
 
-__all__ = ["take_time"]
+__all__ = ["measure_step_time"]
 
 WARM = 2
 ROUNDS = 5
 
 
-def take_time(
+def measure_step_time(
     config: RunConfig,
     dataset: data.Dataset,
     log: Log,
@@ -74,5 +74,5 @@ def take_time(
         for side, rounds in found.items()
         for part in rounds[0]
     }
-    log.measured(config.steps, 0, medians)
+    log.record(config.steps, 0, medians)
     return Outcome(config.steps, time.perf_counter() - begin)

@@ -14,7 +14,7 @@ measured; the step noted is the last one recorded with a loss better than that).
 
 A run can stop after any step and go on from the bytes of its last checkpoint to the same last
 bit, on the same machine with the same number of threads, on a CPU. Elsewhere
-(:mod:`normkit.lab.places`) it goes on from them too, to results that differ by rounding.
+(:mod:`normkit.lab.placement`) it goes on from them too, to results that differ by rounding.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ from normkit.lab.config import RunConfig
 from normkit.lab.domains import forward
 from normkit.lab.epochs import epoch_batches
 from normkit.lab.evaluations import evaluate, evaluate_under, guess
-from normkit.lab.freezing import hold_statistics, is_frozen
+from normkit.lab.freezing import freeze_statistics, is_frozen_epoch
 from normkit.lab.models.forms import quickest
-from normkit.lab.places import Place, here
-from normkit.lab.places import at as in_force
+from normkit.lab.placement import Placement, current_placement, use_placement
 from normkit.lab.probes import Reading, probe
 from normkit.lab.schedules import set_rate
 from normkit.lab.tasks import Task, task_of
@@ -59,7 +58,7 @@ CHECKPOINT_SECONDS = 0.0
 class Log(Protocol):
     """Where a training writes; a lease of the store is one."""
 
-    def measured(
+    def record(
         self,
         step: int,
         epoch: int,
@@ -88,7 +87,7 @@ def train(
     resume: bytes | None = None,
     stopping: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    place: Place | None = None,
+    place: Placement | None = None,
 ) -> Outcome:
     """Train one run and write what it measures to ``log``.
 
@@ -106,7 +105,7 @@ def train(
         place: where; on the CPU by this process if None. Of several processes together all call
             this with the same arguments, but for ``log`` and ``stopping``: the first one's count.
     """
-    with in_force(place or here()):
+    with use_placement(place or current_placement()):
         return _train(config, dataset, log, resume, stopping, checkpoint_seconds)
 
 
@@ -118,7 +117,7 @@ def _train(
     asked: Callable[[], bool],
     checkpoint_seconds: float,
 ) -> Outcome:
-    place = here()
+    place = current_placement()
     classes = len(dataset.classes)
     train_split = dataset.train.take(config.train_images, seed=config.seed)
     test_split = dataset.test.take(config.test_images, seed=0)
@@ -126,7 +125,7 @@ def _train(
     model = build_model(config, in_channels=train_split.images.shape[1], classes=classes)
     if not config.probes:  # they look at the layers as they stand
         quickest(model)
-    learner = place.settle(model)
+    learner = place.prepare_model(model)
     optimizer = build_optimizer(config, model)
     at = Progress()
     if resume is not None:
@@ -158,14 +157,14 @@ def _train(
         return time.perf_counter() - saved >= max(checkpoint_seconds, cost / CHECKPOINT_SHARE)
 
     def stopping() -> bool:
-        return place.told(asked())
+        return place.broadcast_flag(asked())
 
     last_loss, held = 0.0, False
     while at.step < config.steps:
         epoch, first = divmod(at.step, config.steps_per_epoch)
-        if is_frozen(config, epoch) and not held:
+        if is_frozen_epoch(config, epoch) and not held:
             try:
-                hold_statistics(model, train_split, config, at.step)
+                freeze_statistics(model, train_split, config, at.step)
             except NonFiniteError:
                 elapse()
                 _give_up(config, log, epoch, dataset)
@@ -196,7 +195,7 @@ def _train(
                 if mean <= nothing_learned:
                     at.learning_step = at.step
             if metrics:
-                log.measured(at.step, epoch, metrics, vectors)
+                log.record(at.step, epoch, metrics, vectors)
             if at.step % config.steps_per_epoch == 0:
                 break
             if stopping():
@@ -204,12 +203,12 @@ def _train(
                 return Outcome(at.step, at.seconds, stopped=True)
             if due():
                 save()
-        with place.apart(model):
+        with place.without_sync(model):
             figure, test_loss = evaluate(model, test_split, config)
             elapse()
             under = evaluate_under(config.conditions(epoch), model, dataset, config, epoch)
         last_loss = at.epoch_loss / at.epoch_images
-        log.measured(
+        log.record(
             at.step,
             epoch,
             {
@@ -246,7 +245,7 @@ def _step(
 
     Of several processes each takes its part; both numbers are those of the whole batch.
     """
-    place, total = here(), Reading()
+    place, total = current_placement(), Reading()
     optimizer.zero_grad(set_to_none=True)
     with contextlib.ExitStack() as stack:
         readings = [
@@ -255,7 +254,7 @@ def _step(
             if number % every == 0 or number == 1
         ]
         whole = len(targets)
-        images, targets = place.part(images, targets)
+        images, targets = place.shard_batch(images, targets)
         outputs = forward(config, model, images)
         if place.size == 1:
             loss = task.loss(outputs, targets, reduction="mean")
@@ -266,7 +265,7 @@ def _step(
     for reading in readings:
         total.scalars.update(reading.scalars)
         total.vectors.update(reading.vectors)
-    value, counted = place.total(loss.item() / place.size, task.count(outputs.detach(), targets))
+    value, counted = place.all_sum(loss.item() / place.size, task.count(outputs.detach(), targets))
     if math.isfinite(value):
         optimizer.step()
     return value, counted, total
@@ -280,4 +279,4 @@ def _give_up(config: RunConfig, log: Log, first: int, dataset: data.Dataset) -> 
         for name in ("{}", *(named("{}", condition) for condition in config.conditions(epoch))):
             found[name.format(f"test_{figure}")] = guessed
             found[name.format("test_loss")] = None
-        log.measured((epoch + 1) * config.steps_per_epoch, epoch, found)
+        log.record((epoch + 1) * config.steps_per_epoch, epoch, found)

@@ -17,14 +17,14 @@ from normkit.errors import DataError, StoreError, explain
 from normkit.lab import data, machine
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import Holder, LeaseLostError, acquire
-from normkit.lab.places import Place, device_named
+from normkit.lab.placement import Placement, find_device
 from normkit.lab.store import Store
-from normkit.lab.timing import take_time
+from normkit.lab.timing import measure_step_time
 from normkit.lab.training import Log, Outcome, train
 
 __all__ = [
-    "Right",
-    "Trainer",
+    "RunLog",
+    "TrainFn",
     "argument",
     "attempt",
     "carry_out",
@@ -35,11 +35,11 @@ __all__ = [
     "run",
 ]
 
-Trainer = Callable[..., Outcome]
+TrainFn = Callable[..., Outcome]
 """Called as ``trainer(config, dataset, log, resume=, stopping=)``."""
 
 
-class Right(Log, Protocol):
+class RunLog(Log, Protocol):
     """The right to write one run, here (:class:`normkit.lab.leases.Lease`) or from elsewhere."""
 
     def beating(self) -> AbstractContextManager[None]: ...
@@ -79,14 +79,14 @@ def run(text: str, stopping: Callable[[], bool], device: str = "cpu") -> str:
     Raises:
         StoreError: the store cannot be written; what it holds stands, and the run can go on.
     """
-    place = Place(device_named(device))
+    place = Placement(find_device(device))
     return carry_out(text, stopping, functools.partial(train, place=place), lambda _: str(place))
 
 
 def carry_out(
     text: str,
     stopping: Callable[[], bool],
-    trainer: Trainer,
+    trainer: TrainFn,
     where: Callable[[RunConfig], str],
 ) -> str:
     """As :func:`run`, with a training of one's own; ``where`` says what to note as its place."""
@@ -104,10 +104,10 @@ def carry_out(
 
 def attempt(
     config: RunConfig,
-    lease: Right,
+    lease: RunLog,
     stopping: Callable[[], bool],
     find: Callable[[str], data.Dataset] | None = None,
-    trainer: Trainer | None = None,
+    trainer: TrainFn | None = None,
 ) -> str:
     """Carry out a run whose lease is taken; says how it went, as :func:`run` does.
 
@@ -132,14 +132,14 @@ def attempt(
 
 def _train(
     config: RunConfig,
-    lease: Right,
+    lease: RunLog,
     stopping: Callable[[], bool],
     find: Callable[[str], data.Dataset],
-    trainer: Trainer,
+    trainer: TrainFn,
 ) -> str:
     dataset = checked(config, find(config.data))
     if config.kind == "timing":
-        outcome = take_time(config, dataset, lease, stopping=stopping)
+        outcome = measure_step_time(config, dataset, lease, stopping=stopping)
     else:
         outcome = trainer(config, dataset, lease, resume=lease.resume(), stopping=stopping)
     if outcome.stopped:

@@ -141,7 +141,7 @@ def test_none_has_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet5", "convnet4", "alexnet", "cifar10-quick"])
-@pytest.mark.parametrize("norm_at", models.PLACES)
+@pytest.mark.parametrize("norm_at", models.NORM_POSITIONS)
 def test_place(name: str, norm_at: str) -> None:
     model = models.build(name, norm=NORM, norm_at=norm_at, **CHEAP[name])
     kinds = {type(model.get_submodule(n)).__name__ for n in norms_in(model)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from normkit.lab import data
 from normkit.lab.config import RunConfig
-from normkit.lab.memory import keep_freed
+from normkit.lab.memory import keep_freed_memory
 from normkit.lab.training import train
 
 FILE = Path(__file__).parent / "runs.json"
@@ -29,7 +29,7 @@ class Kept:
     def __init__(self) -> None:
         self.values: dict[str, list[float | None]] = {name: [] for name in KEPT}
 
-    def measured(self, step: int, epoch: int, metrics: Any, vectors: Any = None) -> None:
+    def record(self, step: int, epoch: int, metrics: Any, vectors: Any = None) -> None:
         for name, values in self.values.items():
             if name in metrics:
                 values.append(metrics[name])
@@ -54,7 +54,7 @@ def config(norm: str, seed: int) -> RunConfig:
 
 def main() -> None:
     """Train, and write."""
-    keep_freed()
+    keep_freed_memory()
     dataset = data.load("fashion-mnist", offline=True)
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for arm, norm in ARMS.items():

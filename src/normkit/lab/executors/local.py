@@ -14,8 +14,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 
 from normkit.errors import OptionError, explain
-from normkit.lab.executors.protocol import Ended, Job
-from normkit.lab.memory import keep_freed
+from normkit.lab.executors.protocol import EndedJob, Job
+from normkit.lab.memory import keep_freed_memory
 
 __all__ = ["LocalPool"]
 
@@ -96,7 +96,7 @@ class LocalPool:
         with _deaf():
             self._busy[worker.submit(_work, self._job, argument)] = (argument, worker)
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[EndedJob]:
         """The jobs that ended, as soon as there is one, or none when the time is over."""
         if not self._busy:
             time.sleep(seconds)
@@ -107,11 +107,11 @@ class LocalPool:
             if isinstance(future.exception(), BrokenProcessPool):
                 worker.shutdown(wait=True)
                 self._unborn += 1
-                ended.append(Ended(argument, None))
+                ended.append(EndedJob(argument, None))
             else:
                 self._idle.append(worker)
                 # A job answers for its own errors; one that gets here ends the study.
-                ended.append(Ended(argument, future.result()))
+                ended.append(EndedJob(argument, future.result()))
         return ended
 
     def stop(self) -> None:
@@ -159,7 +159,7 @@ def _start(event: multiprocessing.synchronize.Event, threads: int) -> None:
     import torch  # here, as the parent may do without it
 
     torch.set_num_threads(threads)
-    keep_freed()
+    keep_freed_memory()
 
 
 def _outlive_no_parent() -> None:

@@ -11,14 +11,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Ended", "Executor", "Job"]
+__all__ = ["EndedJob", "Executor", "Job"]
 
 Job = Callable[[str, Callable[[], bool]], str]
 """``job(argument, stopping)`` works, asks ``stopping()`` now and then, and says how it went."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
+class EndedJob:
     """A job that is over: ``result`` is what it returned, None if its worker died."""
 
     argument: str
@@ -39,7 +39,7 @@ class Executor(Protocol):
     def submit(self, argument: str) -> None:
         """Start the job on this argument."""
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[EndedJob]:
         """The jobs that ended, as soon as there is one, or none when the time is over."""
 
     def stop(self) -> None:

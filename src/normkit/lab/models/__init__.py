@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from normkit.lab.models.norms import ACTIVATIONS, NORMS, PLACES, NormFactory
+from normkit.lab.models.norms import ACTIVATIONS, NORM_POSITIONS, NORMS, NormFactory
 from normkit.lab.models.registry import GIVES, MODELS, build
 
-__all__ = ["ACTIVATIONS", "GIVES", "MODELS", "NORMS", "PLACES", "NormFactory", "build"]
+__all__ = ["ACTIVATIONS", "GIVES", "MODELS", "NORMS", "NORM_POSITIONS", "NormFactory", "build"]

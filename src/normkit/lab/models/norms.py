@@ -27,10 +27,10 @@ __all__ = [
     "ACTIVATIONS",
     "NORMS",
     "NORM_OPTIONS",
-    "PLACES",
+    "NORM_POSITIONS",
     "Layers",
     "NormFactory",
-    "Place",
+    "NormPosition",
     "activation",
     "groups_for",
     "layers_for",
@@ -39,9 +39,9 @@ __all__ = [
 NormFactory = Callable[[int, int], nn.Module]
 """``norm(channels, rank)``: rank 0 for dense input (N, C), rank 2 for images (N, C, H, W)."""
 
-Place = Literal["all", "conv", "fc"]
+NormPosition = Literal["all", "conv", "fc"]
 
-PLACES: tuple[str, ...] = ("all", "conv", "fc")
+NORM_POSITIONS: tuple[str, ...] = ("all", "conv", "fc")
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -194,7 +194,7 @@ class Layers:
 
     norm: NormFactory
     act: str
-    norm_at: Place
+    norm_at: NormPosition
     plain: bool
 
     def conv_norm(self, channels: int) -> nn.Module:
@@ -239,7 +239,7 @@ def layers_for(
     if not isinstance(affine, bool):
         raise TypeMismatchError(explain("affine must be a bool", repr(affine), "use True or False"))
     choice("act", act, ACTIVATIONS)
-    place = cast("Place", choice("norm_at", norm_at, PLACES))
+    place = cast("NormPosition", choice("norm_at", norm_at, NORM_POSITIONS))
     if callable(norm):
         if not affine or options:
             raise OptionError(

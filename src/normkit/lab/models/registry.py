@@ -11,12 +11,12 @@ from torch import nn
 
 from normkit.errors import OptionError, explain
 from normkit.lab.models.alexnet import alexnet
+from normkit.lab.models.cifar10_quick import cifar10_quick
 from normkit.lab.models.denoiser import denoiser
 from normkit.lab.models.densenet import densenet, densenet121
 from normkit.lab.models.lenet import convnet4, lenet5
 from normkit.lab.models.norms import NormFactory, layers_for
 from normkit.lab.models.parts import Image, Maker, choice, whole
-from normkit.lab.models.quick import cifar10_quick
 from normkit.lab.models.resnet import RESNETS
 
 __all__ = ["GIVES", "MODELS", "build"]

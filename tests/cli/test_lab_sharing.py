@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from normkit.cli import claims as claims_command
+from normkit.cli import lab_claims
 from normkit.cli.app import app
 from normkit.lab.claims import c05
 from normkit.lab.claims.claim import Available
@@ -41,7 +41,7 @@ def fill(path: Path, preset: Any, gain: float) -> None:
             value = 0.3 + gain * (arm == arms[0][0]) + config.seed / 1000
             for epoch in range(config.epochs):
                 step = (epoch + 1) * config.steps_per_epoch
-                lease.measured(step, epoch, {"test_accuracy": value, "epoch_train_loss": 1.0})
+                lease.record(step, epoch, {"test_accuracy": value, "epoch_train_loss": 1.0})
             lease.finish(seconds=60.0, diverged_step=None)
         store.note("preset", preset)
 
@@ -104,8 +104,8 @@ def test_list_keeps_its_lines_whole(
     store: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = Console(width=width, markup=False, highlight=False, force_terminal=False)
-    monkeypatch.setattr(claims_command, "console", lambda: made)
-    claims_command.list_claims(store)
+    monkeypatch.setattr(lab_claims, "console", lambda: made)
+    lab_claims.list_claims(store)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     (first,) = [number for number, line in enumerate(lines) if line.startswith("C5  ")]

@@ -14,7 +14,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 from tests import together as processes
-from tests.lab import together_worker
+from tests.lab.executors import torchrun_worker
 
 Make = Callable[..., RunConfig]
 
@@ -23,7 +23,7 @@ def together(folder: Path, size: int, configs: Sequence[RunConfig], how: str = "
     with Store(folder / "lab.sqlite") as store:
         for config in configs:
             store.add(config)
-    return processes.together(together_worker, [1] * size, how, folder)
+    return processes.together(torchrun_worker, [1] * size, how, folder)
 
 
 def stored(path: Path, config: RunConfig) -> Run:

@@ -1,12 +1,12 @@
-"""How a worker that cannot open the store writes to it: through a desk beside the store.
+"""Write to the store from a worker that cannot open it, through a proxy on the store's machine.
 
-The store is one SQLite file on one machine. A :class:`Desk` runs on that machine and does what
-workers elsewhere ask of it; a :class:`RemoteLease` is a worker's end of the line, and is to its
-run what a :class:`~normkit.lab.leases.Lease` is to one that is trained here. How the words travel
-is the business of whoever connects the two (Ray, in :mod:`normkit.lab.executors.cluster`).
+The store is one SQLite file on one machine. A :class:`StoreProxy` runs there and carries out the
+calls of remote workers; a :class:`RemoteLease` is a worker's side of it, with the interface of a
+:class:`~normkit.lab.leases.Lease`. The transport between the two is the caller's, such as Ray in
+:mod:`normkit.lab.executors.ray_pool`.
 
-The process that submits the runs holds the leases, by its host and process number: if it dies, no
-worker writes any more, and its runs are free at once. If a worker dies, it tells the desk.
+The process that submits the runs owns the leases, by its host and process number: if it dies, no
+worker writes any more, and its runs are free at once. It reports dead workers to the proxy.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from normkit.lab.leases import COMPARABLE, Holder, Lease, LeaseLostError, acquir
 from normkit.lab.schema import guarded
 from normkit.lab.store import Store
 
-__all__ = ["Desk", "RemoteLease", "Taken"]
+__all__ = ["RemoteLease", "StoreProxy", "Taken"]
 
 ASK_SECONDS = 1.0
 """How often a worker says that it lives, and learns whether to stop."""
 
-WRITES = ("measured", "checkpoint", "finish", "fail", "release")
+WRITES = ("record", "checkpoint", "finish", "fail", "release")
 
 Taken = tuple[str, int]
 """A run that was taken: its description as JSON, its number in the store."""
@@ -37,7 +37,7 @@ Ask = Callable[..., Any]
 """``ask(method, *arguments)`` calls a method of the desk and returns what it returned."""
 
 
-class Desk:
+class StoreProxy:
     """Writes into the store for workers elsewhere.
 
     It keeps nothing in memory that the store does not know, but for the word to stop: a desk that
@@ -107,7 +107,7 @@ class Desk:
         Lease(self._store, run, owner).beat()
         return self._stopping
 
-    def bury(self, run_key: str, owner: str) -> None:
+    def release_dead(self, run_key: str, owner: str) -> None:
         """Give back what a worker held that has died; its run goes on from its checkpoint."""
         with guarded(self._store.path):
             row = self._store.connection.execute(
@@ -134,7 +134,7 @@ class RemoteLease:
 
     Args:
         ask: reaches the desk. It is called by two threads at once.
-        run: the number of the run, from :meth:`Desk.take`.
+        run: the number of the run, from :meth:`StoreProxy.take`.
         owner: under which it was taken.
     """
 
@@ -167,7 +167,7 @@ class RemoteLease:
             done.set()
             thread.join()
 
-    def measured(
+    def record(
         self,
         step: int,
         epoch: int,
@@ -175,7 +175,7 @@ class RemoteLease:
         vectors: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Record what was measured at a step."""
-        self._write("measured", step, epoch, metrics, vectors)
+        self._write("record", step, epoch, metrics, vectors)
 
     def checkpoint(self, step: int, state: bytes) -> None:
         """Keep the state from which the run can go on."""

@@ -17,7 +17,7 @@ from normkit.lab import data, machine, worker
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.checkpoints import Progress, restore, state
 from normkit.lab.config import RunConfig
-from normkit.lab.places import Place, at, device_named, here
+from normkit.lab.placement import Placement, current_placement, find_device, use_placement
 from normkit.lab.store import Store
 from normkit.lab.training import train
 
@@ -54,20 +54,24 @@ def test_everything_of_a_run_is_on_its_device(
     fields: dict[str, Any], make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     config, log = make_config(**fields), make_log()
-    outcome = train(config, dataset, log, place=Place("meta"), checkpoint_seconds=1e9)
+    outcome = train(config, dataset, log, place=Placement("meta"), checkpoint_seconds=1e9)
     assert outcome.step == config.steps
     assert log.metrics["train_loss", config.steps] == 0.5
-    assert here().device.type == "cpu"
+    assert current_placement().device.type == "cpu"
 
 
 @pytest.mark.usefixtures("made_up")
 def test_a_batch_that_is_left_behind_is_found(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for forgotten in ("part", "bring"):
+    for forgotten in ("shard_batch", "to_device"):
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="device"):
-            patch.setattr(Place, forgotten, lambda self, *given: given if given[1:] else given[0])
-            train(make_config(), dataset, make_log(), place=Place("meta"), checkpoint_seconds=1e9)
+            patch.setattr(
+                Placement, forgotten, lambda self, *given: given if given[1:] else given[0]
+            )
+            train(
+                make_config(), dataset, make_log(), place=Placement("meta"), checkpoint_seconds=1e9
+            )
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
@@ -96,19 +100,19 @@ def test_the_place_is_noted_beside_the_run(store: Store, make_config: Make) -> N
     assert found == "done"
     assert run is not None
     assert run.machine == machine.summary() + "; cuda: some GPU"
-    assert str(Place()) == ""
+    assert str(Placement()) == ""
 
 
 def test_a_place_is_in_force_inside_its_block() -> None:
-    place = Place("meta")
-    with at(place):
-        assert here() is place
-    assert here().device.type == "cpu"
+    place = Placement("meta")
+    with use_placement(place):
+        assert current_placement() is place
+    assert current_placement().device.type == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there(store: Store, make_config: Make) -> None:
     with pytest.raises(OptionError, match="sees none"):
-        device_named("cuda")
+        find_device("cuda")
     with pytest.raises(OptionError, match="sees none"):
         worker.run(worker.argument(store.path, make_config().key), lambda: False, "cuda")

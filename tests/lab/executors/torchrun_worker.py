@@ -1,4 +1,4 @@
-"""One of several processes of tests/lab/test_together.py: follows, or trains what it is told."""
+"""One of several processes of tests/lab/executors/test_torchrun.py: the lab, or a worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch.distributed import FileStore
 
 from normkit.lab import runner, training
-from normkit.lab.executors.together import Processes, Torchrun, follow
+from normkit.lab.executors.process_group import Processes
+from normkit.lab.executors.torchrun import Torchrun, worker_loop
 from normkit.lab.store import Store
 
 
@@ -28,7 +29,7 @@ def main() -> None:
 def study(processes: Processes, folder: Path) -> dict[str, Any]:
     """All runs of the store, as ``normkit lab run`` does them."""
     if processes.rank:
-        return {"well": follow(processes)}
+        return {"well": worker_loop(processes)}
     with Store(folder / "lab.sqlite") as store, Torchrun(processes) as pool:
         keys = [row["key"] for row in store.connection.execute("SELECT key FROM runs ORDER BY id")]
         summary = runner.work(store, keys, pool)

@@ -14,12 +14,12 @@ from normkit.lab.runs import Run
 from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
 
-__all__ = ["follow"]
+__all__ = ["carry_out"]
 
 LINE_SECONDS = 15.0
 
 
-def follow(store: Store, keys: Sequence[str], executor: Executor, out: Console) -> Summary:
+def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Console) -> Summary:
     """Carry out the runs that are missing, and show it."""
     bar = progress.Progress(
         progress.TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""Runs that are written through a desk, as by workers on other machines. No Ray is needed."""
+"""Runs that are written through a proxy, as by workers on other machines. No Ray is needed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from normkit.errors import OptionError
 from normkit.lab import data, machine, worker
 from normkit.lab.config import RunConfig
-from normkit.lab.executors import desk as desks
-from normkit.lab.executors.desk import Desk, RemoteLease
+from normkit.lab.executors import store_proxy
+from normkit.lab.executors.store_proxy import RemoteLease, StoreProxy
 from normkit.lab.leases import LeaseLostError, acquire
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
@@ -23,22 +23,22 @@ Make = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def desk(store: Store) -> Iterator[Desk]:
-    desk = Desk(str(store.path), machine.host(), os.getpid())
-    yield desk
-    desk._store.close()
+def proxy(store: Store) -> Iterator[StoreProxy]:
+    proxy = StoreProxy(str(store.path), machine.host(), os.getpid())
+    yield proxy
+    proxy._store.close()
 
 
-def ask(desk: Desk) -> Callable[..., Any]:
-    return lambda method, *arguments: getattr(desk, method)(*arguments)
+def ask(proxy: StoreProxy) -> Callable[..., Any]:
+    return lambda method, *arguments: getattr(proxy, method)(*arguments)
 
 
-def take(desk: Desk, key: str, owner: str = "one") -> RemoteLease:
-    taken = desk.take(key, owner, machine.versions(), "elsewhere")
+def take(proxy: StoreProxy, key: str, owner: str = "one") -> RemoteLease:
+    taken = proxy.take(key, owner, machine.versions(), "elsewhere")
     assert taken is not None
     text, run = taken
     assert RunConfig.from_json(text).key == key
-    return RemoteLease(ask(desk), run, owner)
+    return RemoteLease(ask(proxy), run, owner)
 
 
 def results(run: Run | None) -> object:
@@ -47,12 +47,12 @@ def results(run: Run | None) -> object:
     return run.config, run.status, run.step, run.error, metrics, run.vectors
 
 
-def test_a_run_through_the_desk_is_stored_like_one_beside_the_store(
-    store: Store, desk: Desk, make_config: Make, tmp_path: Any, dataset: data.Dataset
+def test_run_through_proxy_equals_local_run(
+    store: Store, proxy: StoreProxy, make_config: Make, tmp_path: Any, dataset: data.Dataset
 ) -> None:
     config = make_config(probes=(("gradients", 2),), norm="batch")
     store.add(config)
-    lease = take(desk, config.key)
+    lease = take(proxy, config.key)
     # Nothing below opens the store again, or looks for data.
     found = worker.attempt(config, lease, lease.stopping, find=lambda name: dataset)
     assert found == "done"
@@ -65,25 +65,25 @@ def test_a_run_through_the_desk_is_stored_like_one_beside_the_store(
     assert run.machine == "elsewhere"
 
 
-def test_a_run_is_taken_once(store: Store, desk: Desk, make_config: Make) -> None:
+def test_a_run_is_taken_once(store: Store, proxy: StoreProxy, make_config: Make) -> None:
     config = make_config()
     store.add(config)
-    take(desk, config.key)
-    assert desk.take(config.key, "two", machine.versions(), "elsewhere") is None
-    assert desk.take("no such run", "two", machine.versions(), "elsewhere") is None
+    take(proxy, config.key)
+    assert proxy.take(config.key, "two", machine.versions(), "elsewhere") is None
+    assert proxy.take("no such run", "two", machine.versions(), "elsewhere") is None
     assert acquire(store, config.key) is None
 
 
 def test_what_a_dead_worker_held_goes_on_from_its_checkpoint(
-    store: Store, desk: Desk, make_config: Make
+    store: Store, proxy: StoreProxy, make_config: Make
 ) -> None:
     config = make_config()
     store.add(config)
-    lease = take(desk, config.key)
+    lease = take(proxy, config.key)
     lease.checkpoint(2, b"state")
-    lease.measured(3, 0, {"train_loss": 1.0})
-    desk.bury(config.key, "one")
-    again = take(desk, config.key, "two")
+    lease.record(3, 0, {"train_loss": 1.0})
+    proxy.release_dead(config.key, "one")
+    again = take(proxy, config.key, "two")
     assert again.resume() == b"state"
     run = store.get(config.key)
     assert run is not None
@@ -91,9 +91,9 @@ def test_what_a_dead_worker_held_goes_on_from_its_checkpoint(
     # The dead one was only cut off, and comes back: it can write no more, and cannot be buried
     # in its successor's place.
     with pytest.raises(LeaseLostError):
-        lease.measured(4, 0, {"train_loss": 1.0})
-    desk.bury(config.key, "one")
-    again.measured(3, 0, {"train_loss": 2.0})
+        lease.record(4, 0, {"train_loss": 1.0})
+    proxy.release_dead(config.key, "one")
+    again.record(3, 0, {"train_loss": 2.0})
     # Nor does an error of its own count.
     assert worker.attempt(config, lease, lease.stopping, find=_no_data) == "held"
     run = store.get(config.key)
@@ -109,39 +109,39 @@ def test_a_run_whose_driver_died_is_free(store: Store, make_config: Make) -> Non
     config = make_config()
     store.add(config)
     nobody = 2**22 + 1  # above the largest process number of Linux
-    desk = Desk(str(store.path), machine.host(), nobody)
-    take(desk, config.key)
+    proxy = StoreProxy(str(store.path), machine.host(), nobody)
+    take(proxy, config.key)
     assert acquire(store, config.key) is not None
-    desk._store.close()
+    proxy._store.close()
 
 
-def test_the_desk_says_when_to_stop(
+def test_stop_reaches_remote_worker(
     store: Store, make_config: Make, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desks, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(store_proxy, "ASK_SECONDS", 0.01)
     config = make_config(epochs=4000)
     store.add(config)
-    desk = Desk(str(store.path), machine.host(), os.getpid())
+    proxy = StoreProxy(str(store.path), machine.host(), os.getpid())
     lock = threading.Lock()
     # SQLite's connection belongs to this thread; a beat of the lease comes from another.
-    desk._store.connection.close()
-    desk._store.connection = _shared(store)
+    proxy._store.connection.close()
+    proxy._store.connection = _shared(store)
 
     def ask(method: str, *arguments: Any) -> Any:
         with lock:
-            return getattr(desk, method)(*arguments)
+            return getattr(proxy, method)(*arguments)
 
-    taken = desk.take(config.key, "one", machine.versions(), "elsewhere")
+    taken = proxy.take(config.key, "one", machine.versions(), "elsewhere")
     assert taken is not None
     lease = RemoteLease(ask, taken[1], "one")
-    threading.Timer(0.3, desk.stop).start()
+    threading.Timer(0.3, proxy.stop).start()
     begin = time.monotonic()
     assert worker.attempt(config, lease, lease.stopping, find=lambda name: dataset) == "stopped"
     assert time.monotonic() - begin < 60
     run = store.get(config.key)
     assert run is not None
     assert (run.status, run.step < config.steps) == ("waiting", True)
-    desk._store.close()
+    proxy._store.close()
 
 
 def _shared(store: Store) -> Any:
@@ -152,9 +152,11 @@ def _shared(store: Store) -> Any:
     return connection
 
 
-def test_another_version_of_torch_is_refused(store: Store, desk: Desk, make_config: Make) -> None:
+def test_another_version_of_torch_is_refused(
+    store: Store, proxy: StoreProxy, make_config: Make
+) -> None:
     config = make_config()
     store.add(config)
     with pytest.raises(OptionError, match=r"torch 0\.1 on a worker"):
-        desk.take(config.key, "one", machine.versions() | {"torch": "0.1"}, "elsewhere")
+        proxy.take(config.key, "one", machine.versions() | {"torch": "0.1"}, "elsewhere")
     assert acquire(store, config.key) is not None

@@ -16,7 +16,7 @@ from normkit.errors import OptionError, explain
 if TYPE_CHECKING:
     from normkit.lab.data import Dataset
     from normkit.lab.executors import Executor
-    from normkit.lab.executors.together import Processes
+    from normkit.lab.executors.process_group import Processes
 
 __all__ = [
     "AddressOption",
@@ -81,12 +81,12 @@ def executor(
     if processes is not None:
         import torch
 
-        from normkit.lab.executors.together import Torchrun
+        from normkit.lab.executors.torchrun import Torchrun
 
         torch.set_num_threads(threads)
         return Torchrun(processes)
     if kind is ExecutorName.ray:
-        from normkit.lab.executors.cluster import RayPool
+        from normkit.lab.executors.ray_pool import RayPool
 
         return RayPool(
             store,
@@ -102,10 +102,10 @@ def executor(
         )
     from normkit.lab import machine
     from normkit.lab.executors import LocalPool
-    from normkit.lab.places import device_named
+    from normkit.lab.placement import find_device
     from normkit.lab.worker import run
 
-    device_named(device.value)  # here it is one error, in the workers one for each run
+    find_device(device.value)  # here it is one error, in the workers one for each run
     job = functools.partial(run, device=device.value)
     # Runs that share one GPU gain little from each other, and each takes its memory.
     count = machine.cores() if device is DeviceName.cpu else 1
@@ -121,9 +121,9 @@ def joined(
         OptionError: an option that asks for another executor.
         Exit: this is not the first of them, and there is nothing left to do.
     """
-    from normkit.lab.executors import together
+    from normkit.lab.executors import process_group, torchrun
 
-    if not together.launched():
+    if not process_group.launched():
         return None
     given = {"--executor": kind is ExecutorName.ray, "--address": address, "--workers": workers}
     for name, value in given.items():
@@ -136,13 +136,13 @@ def joined(
                     f"leave out {name}, or torchrun",
                 )
             )
-    processes = together.join(device.value)
+    processes = process_group.join(device.value)
     if processes.rank == 0:
         return processes
     import torch
 
     torch.set_num_threads(threads)
-    raise typer.Exit(0 if together.follow(processes) else 1)
+    raise typer.Exit(0 if torchrun.worker_loop(processes) else 1)
 
 
 def options(

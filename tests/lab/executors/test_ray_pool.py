@@ -15,8 +15,8 @@ import torch
 from normkit.errors import NormkitError, OptionError
 from normkit.lab import data, worker
 from normkit.lab.config import RunConfig
-from normkit.lab.executors import Ended
-from normkit.lab.executors.cluster import RayPool
+from normkit.lab.executors import EndedJob
+from normkit.lab.executors.ray_pool import RayPool
 from normkit.lab.runner import Progress, work
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
@@ -76,7 +76,7 @@ def steps(store: Store) -> list[int]:
 class Watched(RayPool):
     """Keeps what ended how."""
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[EndedJob]:
         ended = super().wait(seconds)
         self.seen = [*getattr(self, "seen", []), *(end.result for end in ended)]
         return ended
@@ -184,7 +184,7 @@ def test_a_cluster_that_is_gone_says_so(
         pytest.raises(NormkitError, match="what was recorded is kept"),
         RayPool(store.path, {"fashion-mnist": pictures}, address=cluster.address) as pool,
     ):
-        ray.kill(pool._desk)
+        ray.kill(pool._proxy)
     ray.shutdown()
 
 

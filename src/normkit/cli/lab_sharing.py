@@ -87,11 +87,11 @@ def compare(
     """Set two stores side by side: verdicts, effects, and how far equal runs are apart."""
     needs_lab()
     with errors():
-        from normkit.lab import compare as comparing
+        from normkit.lab.compare import compare_stores
         from normkit.lab.store import Store
 
         with Store(first, read_only=True) as one, Store(second, read_only=True) as other:
-            pair = comparing.compare(one, other)
+            pair = compare_stores(one, other)
     if as_json:
         claims = [
             {

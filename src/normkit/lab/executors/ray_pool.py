@@ -1,20 +1,16 @@
 """Runs on the machines of a Ray cluster, or on this one through Ray.
 
-Each run is a task of Ray's, so Ray finds it a place, starts worker processes anew where they die,
-and uses nodes that join later. What a worker writes goes through an actor on the driver's node,
-which has the store (:mod:`normkit.lab.executors.desk`); data sets go the other way, through Ray's
-object store, so that a node needs normkit and nothing else.
+Each run is a Ray task, so Ray places it, restarts worker processes that die, and uses nodes that
+join later. Workers write through an actor on the driver's node, which has the store
+(:mod:`normkit.lab.executors.store_proxy`); data sets travel to them through Ray's object store, so
+a node needs only normkit.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import logging
 import os
 import signal
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -25,15 +21,14 @@ from normkit.errors import NormkitError, OptionError, explain
 from normkit.lab import machine, worker
 from normkit.lab.config import RunConfig
 from normkit.lab.data import Dataset
-from normkit.lab.executors.desk import Desk, RemoteLease
-from normkit.lab.executors.protocol import Ended
-from normkit.lab.memory import keep_freed
-from normkit.lab.places import Place, device_named
+from normkit.lab.executors.protocol import EndedJob
+from normkit.lab.executors.ray_connection import call, connect, import_ray
+from normkit.lab.executors.store_proxy import RemoteLease, StoreProxy
+from normkit.lab.memory import keep_freed_memory
+from normkit.lab.placement import Placement, find_device
 from normkit.lab.training import train
 
 __all__ = ["RayPool"]
-
-REACH_SECONDS = 10.0
 
 
 class RayPool:
@@ -73,12 +68,12 @@ class RayPool:
                 raise OptionError(
                     explain(f"{name} must be at least 1", str(value), f"give {name} 1 or more")
                 )
-        self._ray = _import()
+        self._ray = import_ray()
         self._workers = workers
         self._threads = threads
         self._device = device
         self._gpus = int(device == "cuda")
-        self._ours = _connect(self._ray, address)
+        self._ours = connect(self._ray, address)
         try:
             if self._places() == 0:
                 raise OptionError(
@@ -95,8 +90,8 @@ class RayPool:
             here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                 self._ray.get_runtime_context().get_node_id(), soft=False
             )
-            self._desk = (
-                self._ray.remote(Desk)
+            self._proxy = (
+                self._ray.remote(StoreProxy)
                 .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
                 .remote(str(Path(store).resolve()), machine.host(), os.getpid())
             )
@@ -124,10 +119,10 @@ class RayPool:
         """Give the run to the cluster."""
         owner = uuid.uuid4().hex
         key = worker.key_of(argument)
-        task = self._task.remote(self._desk, key, owner, self._sets, self._threads, self._device)
+        task = self._task.remote(self._proxy, key, owner, self._sets, self._threads, self._device)
         self._busy[task] = (argument, owner)
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[EndedJob]:
         """The jobs that ended, as soon as there is one, or none when the time is over."""
         if not self._busy:
             time.sleep(seconds)
@@ -135,9 +130,9 @@ class RayPool:
         done, _ = self._ray.wait(list(self._busy), timeout=seconds)
         return [self._end(task) for task in done]
 
-    def _end(self, task: Any) -> Ended:
+    def _end(self, task: Any) -> EndedJob:
         argument, owner = self._busy[task]
-        ended = Ended(argument, self._result(task, argument, owner))
+        ended = EndedJob(argument, self._result(task, argument, owner))
         del self._busy[task]
         return ended
 
@@ -150,7 +145,7 @@ class RayPool:
                 # A job answers for its own errors; one that gets here ends the study.
                 raise cause from error
         # The worker or its node is gone, or there never was one.
-        self._ask("bury", worker.key_of(argument), owner)
+        self._ask("release_dead", worker.key_of(argument), owner)
         return None
 
     def stop(self) -> None:
@@ -162,7 +157,7 @@ class RayPool:
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
-            return _asked(self._ray, self._desk, method, *arguments)
+            return call(self._ray, self._proxy, method, *arguments)
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise NormkitError(
@@ -179,7 +174,7 @@ class RayPool:
         if self._busy:
             self._ray.wait(list(self._busy), num_returns=len(self._busy))
             self._busy = {}
-        self._ray.kill(self._desk)
+        self._ray.kill(self._proxy)
         self._leave()
 
     def _leave(self) -> None:
@@ -208,89 +203,11 @@ class RayPool:
         self.close()
 
 
-def _import() -> Any:
-    try:
-        ray = importlib.import_module("ray")
-        importlib.import_module("ray.util.scheduling_strategies")
-    except ImportError:
-        raise OptionError(
-            explain(
-                "runs on a Ray cluster need Ray",
-                "an installation without it",
-                "pip install 'normkit[ray]'",
-            )
-        ) from None
-    return ray
-
-
-def _connect(ray: Any, address: str | None) -> bool:
-    """Join the cluster; False if this process had joined one already, which is used as it is."""
-    if ray.is_initialized():
-        return False
-    if address is not None and address.startswith("ray://"):
-        raise OptionError(
-            explain(
-                "the command must run on a node of the cluster, beside its store",
-                f"{address}, which is a connection from outside",
-                "join this machine with ray start --address=HOST:6379 (--num-cpus=0 if it is not "
-                "to train), and leave out --address",
-            )
-        )
-    _reach(address)
-    # A cluster that is begun here sends no reports on its use to Ray's makers, unless told to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _no_cluster(address, error) from error
-    finally:
-        # Ray's own handler would end the process; what SIGTERM means is the command's to say.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-    return True
-
-
-def _reach(address: str | None) -> None:
-    """Find out at once that nobody listens at an address, which Ray tries for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdecimal():  # "auto", "local" or none
-        return
-    try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str | None, error: Exception) -> OptionError:
-    return OptionError(
-        explain(
-            "a Ray cluster must be there to be joined",
-            f"{address or 'none named'}: {error}",
-            "start one with ray start --head, and name its address with --address",
-        )
-    )
-
-
-def _asked(ray: Any, desk: Any, method: str, *arguments: Any) -> Any:
-    """What a method of the desk returns."""
-    try:
-        return ray.get(getattr(desk, method).remote(*arguments))
-    except ray.exceptions.RayTaskError as error:
-        # Raised as itself, a StoreError for instance, not wrapped in the desk's trace.
-        raise (error.cause or error) from error
-
-
 # In a worker ---------------------------------------------------------------------------------
 
 
 def _carry_out(
-    desk: Any, key: str, owner: str, sets: Mapping[str, Any], threads: int, device: str
+    proxy: Any, key: str, owner: str, sets: Mapping[str, Any], threads: int, device: str
 ) -> str:
     """One run, on a node of the cluster."""
     import ray
@@ -299,10 +216,10 @@ def _carry_out(
     # Ctrl-C may reach the whole group of processes. The driver alone answers it, with ``stop``.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    keep_freed()
+    keep_freed_memory()
 
-    ask = functools.partial(_asked, ray, desk)
-    place = Place(device_named(device))  # Ray shows a process its own GPU and no other
+    ask = functools.partial(call, ray, proxy)
+    place = Placement(find_device(device))  # Ray shows a process its own GPU and no other
     taken = ask("take", key, owner, machine.versions(), machine.summary(), str(place))
     if taken is None:
         return "held"

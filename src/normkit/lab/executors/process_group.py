@@ -1,0 +1,108 @@
+"""The processes that ``torchrun`` started, connected, with what they exchange about a run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from normkit.errors import OptionError, explain
+from normkit.lab.memory import keep_freed_memory
+from normkit.lab.placement import DistributedPlacement, Placement, find_device
+
+__all__ = ["Processes", "join", "launched"]
+
+PATIENCE = datetime.timedelta(days=1)
+"""How long one process waits for another, that may be reading data or waiting for a lease. One
+that ends is noticed at once."""
+
+ERROR = "normkit/error"
+ERROR_SECONDS = 3.0
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` started this process, with others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+class Processes:
+    """The processes that train together, joined: their place, and a board for errors.
+
+    Args:
+        device: "cpu" or "cuda".
+        store: a key-value store of ``torch.distributed`` that outlives any of the processes.
+    """
+
+    def __init__(self, device: str, store: Store, rank: int, size: int) -> None:
+        where = find_device(device)
+        backend = "gloo"
+        if where.type == "cuda":
+            where = torch.device("cuda", _own_gpu())
+            torch.cuda.set_device(where)
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
+        keep_freed_memory()
+        self._store = store
+        self.together = DistributedPlacement(where)
+        self.alone = Placement(where)
+        self.rank = rank
+
+    def broadcast(self, what: Any = None) -> Any:
+        """Give something from the first process to all; returns it."""
+        box = [what]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def publish_error(self, error: str) -> None:
+        """Put up an error for the others to find; the first one counts."""
+        self._store.compare_set(ERROR, "", f"process {self.rank}: {error}")
+
+    def published_error(self) -> str:
+        """The error that a process put up before it ended; empty if none does soon."""
+        until = time.monotonic() + ERROR_SECONDS
+        while time.monotonic() < until:
+            if self._store.check([ERROR]):
+                return str(self._store.get(ERROR), errors="replace")
+            time.sleep(0.05)
+        return ""
+
+    def leave(self) -> None:
+        """End the connection, once all are done."""
+        dist.destroy_process_group()
+
+
+def _own_gpu() -> int:
+    """The GPU of this process, of those of its machine."""
+    index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= there:
+        raise OptionError(
+            explain(
+                "each process needs a GPU of its own",
+                f"{index + 1} processes or more on a machine with {there}",
+                f"torchrun --nproc-per-node {there}",
+            )
+        )
+    return index
+
+
+def join(device: str) -> Processes:
+    """Meet the other processes that ``torchrun`` started.
+
+    Raises:
+        OptionError: no such device here.
+    """
+    # torchrun itself keeps this store, so that it is there whoever of the processes ends.
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    return Processes(device, store, rank, size)

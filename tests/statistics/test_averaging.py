@@ -40,7 +40,7 @@ def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path)
                 assert torch.equal(value, own)
             else:
                 assert torch.equal(value, after[key]), key
-        assert "average_buffers: 5 changed, 1 left" in result["text"]
+        assert "average_buffers: 5 changed, 1 skipped" in result["text"]
         assert "frozen" in result["text"]
     exponential = [1 - 0.9**c for c in counts]
     for layer, weights in {
@@ -110,7 +110,7 @@ def test_batch_statistics_of_synchronised_layers_span_the_processes(tmp_path: Pa
 def test_alone() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=0.0))
     handle = average_buffers(model)
-    assert not handle.changed and [row.name for row in handle.left] == ["1"]
+    assert not handle.changed and [row.name for row in handle.skipped] == ["1"]
     for wrong, error in ((nn.ReLU(), nk.StatisticsError), ([model], nk.TypeMismatchError)):
         with pytest.raises(error, match="To fix: "):
             average_buffers(wrong)  # type: ignore[arg-type]

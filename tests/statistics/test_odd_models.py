@@ -264,7 +264,7 @@ def test_freezing_of_a_parametrized_scale_alone() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     parametrize.register_parametrization(model[0], "weight", Positive())
     handle = nk.freeze(model, statistics=False)
-    assert [row.why for row in handle.left] == ["parametrized"]
+    assert [row.why for row in handle.skipped] == ["parametrized"]
     assert not handle.changed
 
 

@@ -50,7 +50,9 @@ def test_a_layer_is_what_one_made_by_hand_is(source: str, to: Any) -> None:
     before, state = anatomy(layer), copy.deepcopy(layer.state_dict())
     handle = convert(layer, to)
     if source == "sync" and to != "sync":
-        assert not handle.changed and "inputs of any number of axes" in handle.left[0].why
+        assert (
+            not handle.changed and "inputs of any number of spatial axes" in handle.skipped[0].why
+        )
         return
     assert type(layer) is type(twin) and repr(layer) == repr(twin)
     assert list(layer.state_dict()) == list(twin.state_dict())
@@ -79,7 +81,7 @@ def test_networks(name: str, to: Any) -> None:
     parameters, before = list(model.parameters()), anatomy(model)
     handle = convert(model, to)
     ones = [n for n, m in model.named_modules() if isinstance(m, (nn.BatchNorm1d))]
-    assert len(handle.left) == (len(ones) if to == "frozen" else 0)
+    assert len(handle.skipped) == (len(ones) if to == "frozen" else 0)
     assert [(n, i) for n, i, *_ in anatomy(model)] == [(n, i) for n, i, *_ in before]
     with used(model, to):
         torch.testing.assert_close(model.eval()(x), expected)
@@ -122,7 +124,7 @@ def test_domains_start_alike_and_share_gamma_and_beta() -> None:
     with use_domain(model, 1):
         model(torch.randn(8, 4))
     assert torch.equal(model[1].running_mean[0], mean)
-    assert convert(model, "batch").left[0].why.startswith("has statistics for each domain")
+    assert convert(model, "batch").skipped[0].why.startswith("has statistics for each domain")
     handle.undo()
     assert torch.equal(model[1].running_mean, mean) and not hasattr(model[1], "domains")
 
@@ -140,7 +142,7 @@ def test_activations_hooks_and_frozen_layers_stay() -> None:
     assert seen and is_held(model[1]) and plain(type(model[1])) is nk.GhostBatchNorm2d
     assert torch.equal(model[1].running_mean, kept)
     handle = accelerate(model)
-    assert not handle.left
+    assert not handle.skipped
     model(x)
 
 
@@ -157,12 +159,13 @@ def test_left_and_named() -> None:
     })  # fmt: skip
     before = [type(m) for m in model.modules()]
     expected = {
-        "deep": "there is no frozen form for inputs of 3 axes of space",
-        "theirs": "a subclass, which may do otherwise", "lazy": "lazy, and has met no input",
-        "patched": "its forward was replaced", "forgetful": "remembers no statistics",
+        "deep": "there is no frozen form for inputs of 3 spatial axes",
+        "theirs": "a subclass, which may compute something else",
+        "lazy": "lazy and not yet initialized",
+        "patched": "its forward was replaced", "forgetful": "has no running statistics",
     }  # fmt: skip
     handle = convert(model, "frozen")
-    assert {row.name: row.why for row in handle.left} == expected and not handle.changed
+    assert {row.name: row.why for row in handle.skipped} == expected and not handle.changed
     assert [type(m) for m in model.modules()] == before
     model["theirs"], model["deep"] = nn.BatchNorm2d(3), nn.BatchNorm3d(3)
     handle = convert(model, "batch")
@@ -185,7 +188,7 @@ def test_a_layer_in_several_places_is_one() -> None:
 def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made("vgg")
     before, turned = anatomy(model), []
-    turn = convert.__globals__["turn"]
+    turn = convert.__globals__["set_class"]
 
     def failing(module: nn.Module, cls: type) -> None:
         turned.append(cls)
@@ -193,7 +196,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         turn(module, cls)
 
-    monkeypatch.setitem(convert.__globals__, "turn", failing)
+    monkeypatch.setitem(convert.__globals__, "set_class", failing)
     with pytest.raises(KeyboardInterrupt):
         convert(model, ("ghost", 4))
     assert anatomy(model) == before
@@ -205,7 +208,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_kinds_that_there_are_not(wrong: Any) -> None:
     layer = nn.BatchNorm2d(3)
-    with pytest.raises(nk.OptionError, match="To fix: "):
+    with pytest.raises(nk.OptionError, match="Fix: "):
         convert(layer, wrong)
     assert type(layer) is nn.BatchNorm2d
     with pytest.raises(nk.TypeMismatchError, match="a list"):

@@ -124,7 +124,7 @@ def test_in_networks_with_accelerate(name: str, order: str) -> None:
     handles.append(freeze(model, affine=False))
     if order == "after":
         handles.append(accelerate(model))
-    assert not any(handle.left for handle in handles)
+    assert not any(handle.skipped for handle in handles)
     for net in (model, twin):
         net(x).square().sum().backward()
     torch.testing.assert_close(model(x), twin(x))
@@ -165,18 +165,18 @@ def test_the_handle_says_what_and_why() -> None:
     model["bn"](torch.randn(2, 3, 4, 4))
     handle = freeze(model)
     assert {row.name: row.note for row in handle.changed} == {
-        "bn": "statistics held, γ and β fixed",
-        "stuck": "statistics held (momentum 0: they did not move in training), γ and β fixed",
-        "nobias": "statistics held (still mean 0 and variance 1, as made), γ fixed",
+        "bn": "statistics frozen, γ and β frozen",
+        "stuck": "statistics frozen (momentum 0: never updated in training), γ and β frozen",
+        "nobias": "statistics frozen (still at the initial mean 0 and variance 1), γ frozen",
     }
-    assert {row.name: row.why for row in handle.left} == {
-        "free": "remembers no statistics", "instance": "remembers no statistics",
-        "lazy": "lazy, and has met no input yet", "scripted": "scripted",
-        "registered": "its class keeps account of subclasses or copies",
-        "parametrized": "parametrized", "constant": "constant as it is",
+    assert {row.name: row.why for row in handle.skipped} == {
+        "free": "has no running statistics", "instance": "has no running statistics",
+        "lazy": "lazy and not yet initialized", "scripted": "scripted",
+        "registered": "its class customizes subclassing or copying",
+        "parametrized": "parametrized", "constant": "already constant",
     }  # fmt: skip
     assert Registered.subclasses == 0
-    assert "  bn      nn.BatchNorm2d: statistics held, γ and β fixed\n" in repr(handle)
+    assert "  bn      nn.BatchNorm2d: statistics frozen, γ and β frozen\n" in repr(handle)
     assert not freeze(model).changed
 
 
@@ -185,7 +185,7 @@ def test_banks_that_no_batch_has_come_to_are_named() -> None:
     with use_domain(layer, 1):
         layer(torch.randn(4, 3, 2, 2))
     note = freeze(layer, affine=False).changed[0].note
-    assert note == "statistics held (bank 0, 2 still mean 0 and variance 1, as made)"
+    assert note == "statistics frozen (bank 0, 2 still at the initial mean 0 and variance 1)"
 
 
 def test_statistics_and_affine_apart() -> None:
@@ -379,7 +379,7 @@ def test_parametrized_afterwards() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     handle = freeze(model)
     parametrize.register_parametrization(model[0], "weight", Positive())
-    assert not model.train()[0].training and unfreeze(model).left[0].why == "parametrized"
+    assert not model.train()[0].training and unfreeze(model).skipped[0].why == "parametrized"
     with pytest.warns(UserWarning, match="its class was changed again"):
         handle.undo()
     parametrize.remove_parametrizations(model[0], "weight")
@@ -393,7 +393,7 @@ def test_statistics_that_are_no_numbers_are_not_frozen(broken: float) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model[1].running_var[2] = broken
     before = anatomy(model)
-    with pytest.raises(nk.StatisticsError, match=r"in 1\. To fix: .*normkit.recalibrate"):
+    with pytest.raises(nk.StatisticsError, match=r"in 1\. Fix: .*normkit.recalibrate"):
         freeze(model)
     assert anatomy(model) == before and all(p.requires_grad for p in model.parameters())
     assert len(freeze(model, statistics=False).changed) == 3
@@ -420,9 +420,9 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("verb", [freeze, unfreeze])
 def test_what_cannot_be_frozen(verb: Callable[..., object]) -> None:
     for model, came in (([nn.ReLU()], "a list"), (None, "a NoneType"), (Twice, "a type")):
-        with pytest.raises(nk.TypeMismatchError, match=f"got {came}.*To fix: "):
+        with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):
             verb(model)
     with pytest.raises(nk.TypeMismatchError, match="before it is scripted"):
         verb(torch.jit.script(nn.BatchNorm2d(3)))
-    with pytest.raises(nk.OptionError, match="To fix: "):
+    with pytest.raises(nk.OptionError, match="Fix: "):
         verb(nn.BatchNorm2d(3), statistics=False, affine=False)

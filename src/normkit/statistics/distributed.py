@@ -135,7 +135,7 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
 
     >>> model = nn.Sequential(nn.BatchNorm1d(2))
     >>> average_buffers(model)      # a process alone has nothing to merge
-    average_buffers: 0 changed, 0 left
+    average_buffers: 0 changed, 0 skipped: nothing to change
     """
     others = peers(process_group)
     places: list[Place] = []

@@ -1,6 +1,6 @@
-"""Changing a model's normalization without breaking the model."""
+"""Change the normalization layers of a model in place; each function returns a handle."""
 
-from normkit.handle import Changed, Handle, Left
+from normkit.handle import Changed, Handle, Skipped
 from normkit.surgery.accelerate import accelerate
 from normkit.surgery.convert import convert
 from normkit.surgery.freeze import freeze, unfreeze
@@ -9,7 +9,7 @@ from normkit.surgery.momentum import scale_momentum
 __all__ = [
     "Changed",
     "Handle",
-    "Left",
+    "Skipped",
     "accelerate",
     "convert",
     "freeze",

@@ -1,4 +1,4 @@
-"""``torch.nn``'s normalization layers become their namesakes here, in place."""
+"""Replace ``torch.nn``'s normalization layers by their namesakes of this package, in place."""
 
 from __future__ import annotations
 
@@ -7,126 +7,134 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normkit.handle import Changed, Handle, Left, Step, run
+from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.held import holding, is_held, plain
 from normkit.nn.layer import Layer
-from normkit.surgery.places import added, check_model, closed, turn, walk, why_not_turn
-from normkit.surgery.sequential import LAYERS, can_fuse, fusing, pairs, watched
+from normkit.surgery.modules import (
+    added_names,
+    check_model,
+    is_opaque,
+    set_class,
+    walk,
+    why_not_convertible,
+)
+from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, has_hooks, pairs
 
 __all__ = ["accelerate"]
 
-# Exact type to exact type; a SyncBatchNorm is no subclass of its namesake, so it cannot turn.
+# Exact type to exact type. SyncBatchNorm is missing: ours does not subclass its namesake.
 NAMESAKES: dict[type, type] = {
-    theirs: ours
-    for ours in LAYERS
-    if (theirs := getattr(nn, ours.__name__, None)) is not None and issubclass(ours, theirs)
+    namesake: layer
+    for layer in LAYERS
+    if (namesake := getattr(nn, layer.__name__, None)) is not None and issubclass(layer, namesake)
 }
 FAMILY = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def accelerate(model: nn.Module) -> Handle:
-    """Turn every normalization layer of ``torch.nn`` in ``model`` into its namesake here.
+    """Replace every ``torch.nn`` normalization layer in ``model`` by its namesake here, in place.
 
-    In place and without a copy: each layer stays the same object, with its parameters, buffers,
-    hooks and name, and only its class changes. So optimizers, other references, ``state_dict``
-    and a layer that stands in several places, or is itself the model, stay right. Where an
-    ``nn.Sequential`` runs a layer and then ReLU, LeakyReLU, SiLU or GELU, both are computed in
-    one; the modules stay in their places, and one called by itself does what it did. Outputs,
-    gradients and buffers are the same but for rounding.
+    Each layer stays the same object, with its parameters, buffers, hooks and name; only its
+    class changes. So optimizers, other references, ``state_dict`` and shared layers stay valid,
+    and the model itself may be such a layer. Where an ``nn.Sequential`` runs a layer and then
+    ReLU, LeakyReLU, SiLU or GELU, both are computed in one operation; the modules keep their
+    places, and either one called alone behaves as before. Outputs, gradients and buffers agree
+    up to rounding.
 
-    Left alone and named: subclasses of others (parametrized layers are such),
+    Skipped and listed: subclasses defined elsewhere (parametrized layers are such),
     ``torch.nn.SyncBatchNorm``, scripted modules and those of ``torch.ao``.
 
     Args:
-        model: any module, also one that is wrapped, compiled or not yet trained.
+        model: any module; it may be wrapped, compiled or untrained.
 
     Returns:
-        A handle: ``print`` it for a table of what was changed and what was left and why;
-        ``.changed`` and ``.left`` hold the rows; ``.undo()`` puts back the classes that were and
-        keeps weights, buffers and hooks as they are by then.
+        A handle: ``print`` shows which layers were changed and which skipped, and why;
+        ``.changed`` and ``.skipped`` hold the rows; ``.undo()`` restores the former classes and
+        keeps the present weights, buffers and hooks.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted. Nothing has been changed then.
+        TypeMismatchError: ``model`` is no module, or is scripted; it is unchanged.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(2, 8))
     >>> handle = accelerate(model)
     >>> print(handle)
-    accelerate: 2 changed, 1 fused, 0 left
+    accelerate: 2 changed, 1 fused, 0 skipped
       1  nn.BatchNorm2d → normkit.BatchNorm2d + 2
       3  nn.GroupNorm → normkit.GroupNorm
     >>> handle.undo()
     >>> type(model[1]) is nn.BatchNorm2d
     True
     """
-    check_model(model, "accelerate changes the layers")
-    layers: dict[int, Changed] = {}
-    left: list[Left] = []
+    check_model(model, "accelerate")
+    changed: dict[int, Changed] = {}
+    skipped: list[Skipped] = []
     steps: list[Step] = []
     modules = list(walk(model))
     for name, module in modules:
-        why = _why_left(module)
+        why = _why_skipped(module)
         if why is not None:
-            left.append(Left(name, type(module), why))
+            skipped.append(Skipped(name, type(module), why))
         elif (after := NAMESAKES.get(plain(type(module)))) is not None:
-            layers[id(module)] = Changed(name, plain(type(module)), after)
-            steps.append(_turning(name, module, after))
+            changed[id(module)] = Changed(name, plain(type(module)), after)
+            steps.append(_class_change(name, module, after))
     for name, module in modules:
         if not isinstance(module, nn.Sequential) or not can_fuse(type(module)):
             continue
-        found = [
-            p for p in pairs(module) if id(p.layer) in layers or plain(type(p.layer)) in LAYERS
+        fusible = [
+            p for p in pairs(module) if id(p.layer) in changed or plain(type(p.layer)) in LAYERS
         ]
-        if found:
-            steps.append(_turning(name, module, fusing(type(module))))
-        for key, layer, act_key, act in found:
-            place = f"{name}.{act_key}".lstrip(".")
-            # A lazy layer's own hook goes with its first input.
-            if watched(act) or (watched(layer) and not isinstance(layer, LazyModuleMixin)):
-                why = "runs by itself while it or the layer before has hooks"
-                left.append(Left(place, type(act), why))
+        if fusible:
+            steps.append(_class_change(name, module, fusing_class(type(module))))
+        for key, layer, act_key, act in fusible:
+            act_name = f"{name}.{act_key}".lstrip(".")
+            # A lazy layer removes its own hook at its first input.
+            if has_hooks(act) or (has_hooks(layer) and not isinstance(layer, LazyModuleMixin)):
+                why = "runs separately while it or the layer before has hooks"
+                skipped.append(Skipped(act_name, type(act), why))
                 continue
             cls = plain(type(layer))
-            row = layers.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
-            layers[id(layer)] = row._replace(fused=(*row.fused, place))
+            row = changed.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
+            changed[id(layer)] = row._replace(fused=(*row.fused, act_name))
     run(steps)
-    return Handle("accelerate", list(layers.values()), left, steps)
+    return Handle("accelerate", list(changed.values()), skipped, steps)
 
 
-def _why_left(module: nn.Module) -> str | None:
-    """Why ``module`` cannot turn although it might be expected to; None where nothing is to say."""
+def _why_skipped(module: nn.Module) -> str | None:
+    """Return why ``module`` is not replaced although a reader might expect it; else None."""
     cls = plain(type(module))
-    if closed(module):
-        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "torch.ao's own"
+    if is_opaque(module):
+        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "a torch.ao module"
     if not isinstance(module, FAMILY) or isinstance(module, Layer):
         return None
     if cls is nn.SyncBatchNorm:
         return "use normkit.SyncBatchNorm.convert_sync_batchnorm"
     after = NAMESAKES.get(cls)
     if after is None:
-        return "a subclass, which may do otherwise"
-    return why_not_turn(module, after)
+        return "a subclass, which may compute something else"
+    return why_not_convertible(module, after)
 
 
-def _turning(name: str, module: nn.Module, after: type) -> Step:
-    """Give ``module`` the class ``after``, and later the one it had; held or not, it stays so."""
+def _class_change(name: str, module: nn.Module, after: type) -> Step:
+    """Return the step that gives ``module`` the class ``after``; a frozen layer stays frozen."""
     before = plain(type(module))
 
     def do() -> None:
-        turn(module, holding(after) if is_held(module) else after)
+        set_class(module, holding(after) if is_held(module) else after)
 
-    def undo() -> Left | None:
-        now: tuple[type | None, type | None] = (after, before)
+    def undo() -> Skipped | None:
+        ours: type | None = after
+        theirs: type | None = before
         cls = plain(type(module))
         if cls is before:
             return None
-        if cls is getattr(after, "cls_to_become", None):  # lazy, and has met its input
-            now = (after.cls_to_become, before.cls_to_become)  # type: ignore[attr-defined]
-        ours, theirs = now
+        if cls is getattr(after, "cls_to_become", None):  # lazy, and initialized since
+            ours = after.cls_to_become  # type: ignore[attr-defined]
+            theirs = before.cls_to_become  # type: ignore[attr-defined]
         if cls is not ours or theirs is None:
-            return Left(name, cls, "its class was changed again")
-        for key in added(ours, theirs) & vars(module).keys():
+            return Skipped(name, cls, "its class was changed again")
+        for key in added_names(ours, theirs) & vars(module).keys():
             del vars(module)[key]
-        turn(module, holding(theirs) if is_held(module) else theirs)
+        set_class(module, holding(theirs) if is_held(module) else theirs)
         return None
 
     return Step(do, undo)

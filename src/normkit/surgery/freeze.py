@@ -1,4 +1,4 @@
-"""Holding the statistics and γ and β of trained layers still, and letting them go again."""
+"""Freeze and unfreeze running statistics, γ and β of normalization layers."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from normkit.errors import OptionError, StatisticsError, explain
-from normkit.handle import Changed, Handle, Left, Step, run
+from normkit.errors import OptionError, StatisticsError, message
+from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.held import Held, can_hold, hold, is_constant, is_held, plain, release, remembers
-from normkit.surgery.places import check_model, closed, walk
+from normkit.surgery.modules import check_model, is_opaque, walk
 
 __all__ = ["freeze", "unfreeze"]
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> Handle:
-    """Hold what ``model``'s normalization layers remember, and their γ and β, still; in place.
+    """Freeze the running statistics and γ and β of ``model``'s normalization layers, in place.
 
-    From then on a frozen layer normalizes with its remembered mean and variance in training as
-    in evaluation, and ``model.train()`` does not change that: population statistics in training,
-    once those of the batch have done their work. Layers of ``torch.nn``, of this package and
-    their subclasses, if they have ``running_mean`` and ``running_var``.
+    A frozen layer normalizes with its running mean and variance in training as in evaluation,
+    and ``model.train()`` does not change that. It applies to layers of ``torch.nn``, of this
+    package and to their subclasses, if they have ``running_mean`` and ``running_var``.
 
-    In place and without a copy: each layer stays the same object, with its parameters, buffers,
-    hooks and name, and only its class changes, to a subclass of the same name
-    (:mod:`normkit.nn.held`). So optimizers, other references, ``state_dict`` and a layer that
-    stands in several places, or is itself the model, stay right; copies and pickles stay frozen.
+    Each layer stays the same object, with its parameters, buffers, hooks and name; only its
+    class changes, to a subclass of the same name (:mod:`normkit.nn.held`). So optimizers, other
+    references, ``state_dict`` and shared layers stay valid, the model itself may be such a
+    layer, and copies and pickles stay frozen.
 
     Args:
         model: any module.
-        statistics: hold mean and variance.
-        affine: let γ and β learn no more (``requires_grad`` off). Gradients that wait in them
-            are dropped, so that no optimizer applies them later.
+        statistics: freeze running mean and variance.
+        affine: freeze γ and β (``requires_grad`` off). Gradients accumulated in them are dropped,
+            so that no optimizer applies them later.
 
     Returns:
-        A handle: ``print`` it for a table of what was frozen and what was left and why.
-        ``.undo()`` puts each layer into the mode it would be in and each ``requires_grad`` to
-        what it was.
+        A handle: ``print`` shows which layers were frozen and which skipped, and why.
+        ``.undo()`` puts each layer into the mode last requested by ``train()`` and restores each
+        ``requires_grad``.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted.
+        TypeMismatchError: ``model`` is no module, or is scripted.
         StatisticsError: a layer's statistics are not finite.
-        OptionError: neither statistics nor affine. Nothing has been changed in any of the cases.
+        OptionError: both ``statistics`` and ``affine`` are false. The model is unchanged in all
+            three cases.
 
     Note:
-        ``DistributedDataParallel`` takes note of ``requires_grad`` when it is made: freeze γ and
-        β before, or make it with ``find_unused_parameters=True``, or it raises in the second
-        step. Statistics may be frozen at any time. A scripted model knows no classes of ours:
-        its own ``train()`` sets all its layers training.
+        ``DistributedDataParallel`` reads ``requires_grad`` in its constructor: freeze γ and β
+        before, or pass ``find_unused_parameters=True``, or its second step raises. Statistics may
+        be frozen at any time. A scripted model does not keep the subclass: its own ``train()``
+        puts all its layers into training mode.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.3 (FrozenBN late in training).
 
@@ -61,8 +61,8 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
     >>> _ = model(torch.randn(4, 3, 8, 8))
     >>> handle = freeze(model)
     >>> print(handle)
-    freeze: 1 changed, 0 left
-      1  nn.BatchNorm2d: statistics held, γ and β fixed
+    freeze: 1 changed, 0 skipped
+      1  nn.BatchNorm2d: statistics frozen, γ and β frozen
     >>> [m.training for m in model.train()]
     [True, False, True, True]
     >>> handle.undo()
@@ -73,18 +73,18 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
 
 
 def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> Handle:
-    """Undo :func:`freeze` without its handle: after loading, copying, or by another's hand.
+    """Undo :func:`freeze` without its handle, for example in a copied or loaded model.
 
-    Held layers go into the mode that they would be in had they never been held, and γ and β of
-    all layers that remember statistics learn again, whoever stopped them.
+    Frozen layers go into the mode last requested by ``train()``. γ and β of all layers with
+    running statistics become trainable, however they were frozen.
 
-    Args and errors as :func:`freeze`; ``.undo()`` of the handle freezes what was unfrozen.
+    See :func:`freeze` for arguments and errors; ``.undo()`` of the handle freezes again.
 
     >>> layer = nn.BatchNorm2d(3)
     >>> _ = freeze(layer)
     >>> unfreeze(layer)
-    unfreeze: 1 changed, 0 left
-      (the model)  nn.BatchNorm2d: statistics moving, γ and β learning
+    unfreeze: 1 changed, 0 skipped
+      (the model)  nn.BatchNorm2d: statistics updating, γ and β trainable
     >>> layer.training, type(layer) is nn.BatchNorm2d
     (True, True)
     """
@@ -92,53 +92,55 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) 
 
 
 def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Handle:
-    check_model(model, f"{verb} changes the layers")
+    check_model(model, verb)
     if not (statistics or affine):
         raise OptionError(
-            explain(
-                f"{verb} is for statistics, for γ and β, or for both",
+            message(
+                "statistics or affine, or both, to be true",
                 "statistics=False, affine=False",
-                f"call {verb}(model), or leave one of the two out",
+                f"call {verb}(model), or omit one of the two",
             )
         )
     freezing = verb == "freeze"
-    found: list[tuple[str, nn.Module]] = []
-    left: list[Left] = []
+    layers: list[tuple[str, nn.Module]] = []
+    skipped: list[Skipped] = []
     for name, module in walk(model):
-        why = _why_left(module, statistics)
+        why = _why_skipped(module, statistics)
         if why is not None:
-            left.append(Left(name, type(module), why))
+            skipped.append(Skipped(name, type(module), why))
         elif remembers(module):
-            found.append((name, module))
+            layers.append((name, module))
     if freezing and statistics:
-        _check_finite(found)
+        _check_finite(layers)
     changed: list[Changed] = []
     steps: list[Step] = []
-    for name, module in found:
+    for name, module in layers:
         notes: list[str] = []
         if statistics and is_held(module) is not freezing:
-            steps.append(_holding(name, module, freezing))
-            notes.append("statistics held" + _doubt(module) if freezing else "statistics moving")
+            steps.append(_statistics_change(name, module, freezing))
+            notes.append(
+                "statistics frozen" + _caveat(module) if freezing else "statistics updating"
+            )
         if affine and (which := _affine(module, freezing)):
-            steps += [_learning(parameter, freezing) for parameter in which.values()]
-            notes.append(" and ".join(which) + (" fixed" if freezing else " learning"))
+            steps += [_affine_change(parameter, freezing) for parameter in which.values()]
+            notes.append(" and ".join(which) + (" frozen" if freezing else " trainable"))
         if notes:
             cls = plain(type(module))
             changed.append(Changed(name, cls, cls, note=", ".join(notes)))
     run(steps)
-    return Handle(verb, changed, left, steps)
+    return Handle(verb, changed, skipped, steps)
 
 
-def _why_left(module: nn.Module, statistics: bool) -> str | None:
-    """Why ``module`` cannot be frozen although it might be expected to; None if all is well."""
-    if closed(module):
-        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "torch.ao's own"
+def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
+    """Return why ``module`` is not frozen although a reader might expect it; else None."""
+    if is_opaque(module):
+        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "a torch.ao module"
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
-        return "lazy, and has met no input yet"
+        return "lazy and not yet initialized"
     if isinstance(module, _NormBase) and not remembers(module):
-        return "remembers no statistics"
+        return "has no running statistics"
     if is_constant(module):
-        return "constant as it is"
+        return "already constant"
     if not remembers(module):
         return None
     if not statistics and any(is_parametrized(module, name) for name in ("weight", "bias")):
@@ -148,46 +150,46 @@ def _why_left(module: nn.Module, statistics: bool) -> str | None:
     if is_parametrized(module):
         return "parametrized"
     if isinstance(module, Held):
-        return "a subclass of a held layer"
-    return None if can_hold(module) else "its class keeps account of subclasses or copies"
+        return "a subclass of a frozen layer"
+    return None if can_hold(module) else "its class customizes subclassing or copying"
 
 
-def _check_finite(found: Sequence[tuple[str, nn.Module]]) -> None:
+def _check_finite(layers: Sequence[tuple[str, nn.Module]]) -> None:
     broken = [
         name or "the model"
-        for name, module in found
+        for name, module in layers
         for buffer in (module._buffers["running_mean"], module._buffers["running_var"])
         if buffer is not None and not buffer.is_meta and not bool(torch.isfinite(buffer).all())
     ]
     if broken:
         names = list(dict.fromkeys(broken))
         raise StatisticsError(
-            explain(
-                "statistics to be held still are finite",
+            message(
+                "finite statistics in every layer to freeze",
                 f"NaN or infinity in {', '.join(names[:5])}"
                 + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
-                "compute them anew with normkit.recalibrate(model, batches), then freeze",
+                "call normkit.recalibrate(model, batches), then freeze",
             )
         )
 
 
-def _doubt(module: nn.Module) -> str:
-    """What a reader of the table should know of the statistics that are now held."""
+def _caveat(module: nn.Module) -> str:
+    """Return a note on statistics that were probably never updated, for the table."""
     mean, var = module._buffers["running_mean"], module._buffers["running_var"]
     if mean is None or var is None or mean.is_meta:
         return ""
-    new = torch.atleast_2d((mean == 0) & (var == 1)).all(-1)  # bank by bank
-    if bool(new.any()):
-        banks = ", ".join(str(k) for k, one in enumerate(new.tolist()) if one)
-        which = "" if bool(new.all()) else f"bank {banks} "
-        return f" ({which}still mean 0 and variance 1, as made)"
+    initial = torch.atleast_2d((mean == 0) & (var == 1)).all(-1)  # bank by bank
+    if bool(initial.any()):
+        banks = ", ".join(str(k) for k, one in enumerate(initial.tolist()) if one)
+        which = "" if bool(initial.all()) else f"bank {banks} "
+        return f" ({which}still at the initial mean 0 and variance 1)"
     if getattr(module, "momentum", None) == 0:
-        return " (momentum 0: they did not move in training)"
+        return " (momentum 0: never updated in training)"
     return ""
 
 
 def _affine(module: nn.Module, freezing: bool) -> dict[str, Parameter]:
-    """γ and β, where ``requires_grad`` is to change."""
+    """Return those of γ and β whose ``requires_grad`` changes."""
     named = {"γ": module._parameters.get("weight"), "β": module._parameters.get("bias")}
     return {
         k: p
@@ -196,12 +198,12 @@ def _affine(module: nn.Module, freezing: bool) -> dict[str, Parameter]:
     }
 
 
-def _holding(name: str, module: nn.Module, freezing: bool) -> Step:
-    def undo(back: Callable[[nn.Module], None], held: bool) -> Left | None:
+def _statistics_change(name: str, module: nn.Module, freezing: bool) -> Step:
+    def undo(reverse: Callable[[nn.Module], None], held: bool) -> Skipped | None:
         if is_held(module) is not held:
-            other = isinstance(module, Held) is held  # something was put over it
-            return Left(name, type(module), "its class was changed again") if other else None
-        back(module)
+            changed = isinstance(module, Held) is held  # a class was put over it
+            return Skipped(name, type(module), "its class was changed again") if changed else None
+        reverse(module)
         return None
 
     if freezing:
@@ -209,7 +211,7 @@ def _holding(name: str, module: nn.Module, freezing: bool) -> Step:
     return Step(partial(release, module), partial(undo, hold, False))
 
 
-def _learning(parameter: Parameter, freezing: bool) -> Step:
+def _affine_change(parameter: Parameter, freezing: bool) -> Step:
     def do() -> None:
         parameter.requires_grad_(not freezing)
         if freezing:

@@ -1,9 +1,8 @@
-"""A ``Sequential`` that computes a normalization and the activation after it in one.
+"""A ``Sequential`` that computes a normalization and the activation after it in one operation.
 
-Nothing in it is replaced: the same modules stand in the same places, and a module that is called
-alone, by an index or a loop over the children, does what it always did. Only where the Sequential
-runs itself are the two taken together, which it decides anew in each call. So hooks, other
-modules in these places and shared modules need no care beforehand.
+None of its modules is replaced: a module that is called alone, by an index or a loop over the
+children, behaves as before. Only ``Sequential.forward`` fuses the two, and decides so anew in each
+call. So hooks, modules assigned later and shared modules need no special treatment.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from normkit.core.activations import Act
 from normkit.nn.held import plain
 from normkit.nn.layer import Layer
 
-__all__ = ["LAYERS", "can_fuse", "fusing", "pairs", "watched"]
+__all__ = ["LAYERS", "can_fuse", "fusing_class", "has_hooks", "pairs"]
 
-# Exactly these: a subclass may do anything with the activation.
+# Exactly these classes: a subclass may use the activation differently.
 LAYERS = frozenset(
     cls
     for cls in map(vars(normkit.nn).get, normkit.nn.__all__)
     if isinstance(cls, type) and issubclass(cls, Layer)
 )
 
-# Subclasses that were made, each once.
+# Subclasses created so far, by what they were created for.
 _FUSING: dict[type[nn.Sequential], type[nn.Sequential]] = {}
 _VIEWS: dict[tuple[type[nn.Module], Act], type[nn.Module]] = {}
 
 
 class _Fusing(nn.Sequential):
-    """The forward of a Sequential that fuses, put before its class by :func:`fusing`."""
+    """Mixin with the fusing forward; :func:`fusing_class` puts it before a Sequential's class."""
 
-    _plain: type[nn.Sequential]
+    _base_class: type[nn.Sequential]
 
     def forward(self, input: Any) -> Any:
-        """As ``torch.nn.Sequential``, with fewer passes over memory."""
-        # A tracer records modules one by one, and a compiler fuses by itself.
+        """Run the modules in order, as ``torch.nn.Sequential`` does, with fewer memory passes."""
+        # A tracer records each module; a compiler does its own fusion.
         if (
             isinstance(input, fx.Proxy)
             or torch.compiler.is_compiling()
@@ -51,56 +50,56 @@ class _Fusing(nn.Sequential):
         ):
             return super().forward(input)
         modules = tuple(self._modules.values())
-        done = -1
+        fused = -1
         for i, layer in enumerate(modules):
-            if i == done:  # together with the layer before
+            if i == fused:  # computed with the layer before
                 continue
-            act = _together(layer, modules[i + 1]) if i + 1 < len(modules) else None
+            act = _fused_act(layer, modules[i + 1]) if i + 1 < len(modules) else None
             if act is None:
                 input = layer(input)
             else:
-                input = _seen_with(layer, act).forward(input)
-                done = i + 1
+                input = _view_with_act(layer, act).forward(input)
+                fused = i + 1
         return input
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # By the class it was made from, which can be found by its name.
+        # Pickle the base class, which can be imported by its name.
         parts = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        return (_blank, (self._plain,), *parts[2:])
+        return (_new_instance, (self._base_class,), *parts[2:])
 
 
-def fusing(cls: type[nn.Sequential]) -> type[nn.Sequential]:
-    """The subclass of ``cls`` that fuses; it has the same name.
+def fusing_class(cls: type[nn.Sequential]) -> type[nn.Sequential]:
+    """Return the subclass of ``cls`` that fuses; it has the same name.
 
-    >>> fusing(nn.Sequential)(normkit.nn.RMSNorm(2), nn.ReLU())
+    >>> fusing_class(nn.Sequential)(normkit.nn.RMSNorm(2), nn.ReLU())
     Sequential(
       (0): RMSNorm((2,), eps=None, elementwise_affine=True)
       (1): ReLU()
     )
     """
     return _FUSING.get(cls) or _FUSING.setdefault(
-        cls, type(cls.__name__, (_Fusing, cls), {**_known_as(cls), "_plain": cls})
+        cls, type(cls.__name__, (_Fusing, cls), {**_identity(cls), "_base_class": cls})
     )
 
 
 def can_fuse(cls: type[nn.Module]) -> bool:
-    """Whether ``cls`` is a Sequential that runs its modules in turn and can be given a subclass."""
-    plain = nn.Sequential
+    """Return True if ``cls`` runs its modules in order and allows a subclass."""
+    base = nn.Sequential
     return (
-        issubclass(cls, plain)
+        issubclass(cls, base)
         and not issubclass(cls, _Fusing)
         and type(cls) is type
         and all(
-            getattr(cls, name) is getattr(plain, name)
+            getattr(cls, name) is getattr(base, name)
             for name in ("forward", "__call__", "__iter__", "__reduce_ex__", "__reduce__")
         )
-        # It may keep a register of subclasses.
-        and not any("__init_subclass__" in vars(base) for base in cls.__mro__[:-1])
+        # Such a class may register its subclasses.
+        and not any("__init_subclass__" in vars(parent) for parent in cls.__mro__[:-1])
     )
 
 
 class Pair(NamedTuple):
-    """A module and the activation that stands right after it."""
+    """A module and the activation right after it."""
 
     key: str
     layer: nn.Module
@@ -109,14 +108,14 @@ class Pair(NamedTuple):
 
 
 def pairs(seq: nn.Sequential) -> Iterator[Pair]:
-    """Each module of ``seq`` without an activation of its own, and one that could be its."""
+    """Yield each module of ``seq`` that has no activation itself and is followed by one."""
     for (key, layer), (act_key, act) in itertools.pairwise(seq._modules.items()):
         if _act_of(act) is not None and getattr(layer, "act", None) is None:
             yield Pair(key, layer, act_key, act)
 
 
-def watched(module: nn.Module) -> bool:
-    """Whether somebody would notice that ``module`` was not called, or has changed how it runs."""
+def has_hooks(module: nn.Module) -> bool:
+    """Return True if skipping the call of ``module`` could be noticed, by a hook for example."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -127,12 +126,12 @@ def watched(module: nn.Module) -> bool:
     )
 
 
-def _together(layer: Any, after: nn.Module) -> Act | None:
-    """The activation to compute with ``layer``, or None where the two run one after the other."""
+def _fused_act(layer: Any, after: nn.Module) -> Act | None:
+    """Return the activation to compute with ``layer``; None if the two run separately."""
     if plain(type(layer)) not in LAYERS or layer._act is not None:
         return None
     act = _act_of(after)
-    return None if act is None or watched(layer) or watched(after) else act
+    return None if act is None or has_hooks(layer) or has_hooks(after) else act
 
 
 def _act_of(module: Any) -> Act | None:
@@ -148,23 +147,23 @@ def _act_of(module: Any) -> Act | None:
     return None
 
 
-def _seen_with(layer: nn.Module, act: Act) -> nn.Module:
-    """The same layer, seen as one with an activation: all its state is shared, both ways."""
+def _view_with_act(layer: nn.Module, act: Act) -> nn.Module:
+    """Return ``layer`` as one with an activation; it shares the attribute dictionary."""
     cls = type(layer)
-    view = _VIEWS.get((cls, act))
-    if view is None:
-        # A property, which comes before what stands in the layer's own dictionary.
-        names = {**_known_as(cls), "_act": property(lambda _: act)}
-        view = _VIEWS.setdefault((cls, act), type(cls.__name__, (cls,), names))
-    seen = object.__new__(view)
-    object.__setattr__(seen, "__dict__", layer.__dict__)
-    return seen
+    view_class = _VIEWS.get((cls, act))
+    if view_class is None:
+        # A property takes precedence over the layer's dictionary.
+        names = {**_identity(cls), "_act": property(lambda _: act)}
+        view_class = _VIEWS.setdefault((cls, act), type(cls.__name__, (cls,), names))
+    view = object.__new__(view_class)
+    object.__setattr__(view, "__dict__", layer.__dict__)
+    return view
 
 
-def _known_as(cls: type) -> dict[str, Any]:
+def _identity(cls: type) -> dict[str, Any]:
     return {key: getattr(cls, key) for key in ("__module__", "__qualname__", "__doc__")}
 
 
-def _blank(cls: type[nn.Sequential]) -> nn.Sequential:
-    made = fusing(cls)
-    return made.__new__(made)
+def _new_instance(cls: type[nn.Sequential]) -> nn.Sequential:
+    fusing = fusing_class(cls)
+    return fusing.__new__(fusing)

@@ -55,14 +55,14 @@ def test_left_and_named() -> None:
     before = [type(m) for m in model.modules()]
     handle = nk.accelerate(model)
     assert not handle.changed and [type(m) for m in model.modules()] == before
-    assert {row.name: row.why for row in handle.left} == {
-        "theirs": "a subclass, which may do otherwise",
-        "parametrized": "a subclass, which may do otherwise",
+    assert {row.name: row.why for row in handle.skipped} == {
+        "theirs": "a subclass, which may compute something else",
+        "parametrized": "a subclass, which may compute something else",
         "sync": "use normkit.SyncBatchNorm.convert_sync_batchnorm",
         "with_act": "has its own act",
         "patched": "its forward was replaced",
     }
-    assert f"{Theirs.__module__}.Theirs left: a subclass" in repr(handle)
+    assert f"{Theirs.__module__}.Theirs skipped: a subclass" in repr(handle)
 
 
 @pytest.mark.parametrize("make", [lambda: Own(*pair()), lambda: Registered(*pair())])
@@ -81,7 +81,7 @@ def test_other_activations_run_by_themselves(act: nn.Module) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), act)
     twin = copy.deepcopy(model)
     handle = nk.accelerate(model)
-    assert handle.changed[0].fused == () and not handle.left
+    assert handle.changed[0].fused == () and not handle.skipped
     torch.testing.assert_close(model(X), twin(X))
 
 
@@ -126,7 +126,7 @@ def test_hooks_see_what_they_always_saw(kind: str, early: bool, where: int) -> N
     if early:
         watch(model, seen["ours"])
     handle = nk.accelerate(model)
-    assert len(handle.left) == early
+    assert len(handle.skipped) == early
     if not early:
         watch(model, seen["ours"])
     for net in (model, twin):
@@ -180,7 +180,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("midway")
         object.__setattr__(module, "__class__", cls)
 
-    monkeypatch.setitem(surgery_accelerate.__globals__, "turn", failing)
+    monkeypatch.setitem(surgery_accelerate.__globals__, "set_class", failing)
     with pytest.raises(RuntimeError, match="midway"):
         nk.accelerate(model)
     assert [type(m) for m in model.modules()] == before
@@ -191,7 +191,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     [([nn.ReLU()], "a list"), (nn.BatchNorm2d, "a type"), (None, "a NoneType")],
 )
 def test_no_module(model: object, came: str) -> None:
-    with pytest.raises(nk.TypeMismatchError, match=f"got {came}.*To fix: "):
+    with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):
         nk.accelerate(model)  # type: ignore[arg-type]
 
 
@@ -202,14 +202,14 @@ def test_scripted_modules() -> None:
     model = nn.Sequential(scripted, *pair())
     handle = nk.accelerate(model)
     assert [row.name for row in handle.changed] == ["1"]
-    assert [(row.name, row.why) for row in handle.left] == [("0", "scripted")]
+    assert [(row.name, row.why) for row in handle.skipped] == [("0", "scripted")]
     model(X)
 
 
 def test_modules_of_quantization() -> None:
     fused = torch.ao.nn.intrinsic.BNReLU2d(nn.BatchNorm2d(3), nn.ReLU())
     handle = nk.accelerate(nn.Sequential(fused))
-    assert type(fused[0]) is nn.BatchNorm2d and handle.left[0].why == "torch.ao's own"
+    assert type(fused[0]) is nn.BatchNorm2d and handle.skipped[0].why == "a torch.ao module"
 
 
 def test_a_long_table_is_cut() -> None:

@@ -1,0 +1,73 @@
+"""The modules of a model, each once, and which of them may change their class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from normkit.errors import TypeMismatchError, message
+from normkit.nn.held import plain
+
+__all__ = ["added_names", "check_model", "is_opaque", "set_class", "walk", "why_not_convertible"]
+
+
+def check_model(model: object, verb: str) -> None:
+    """Raise unless ``model`` is a module written in Python.
+
+    Raises:
+        TypeMismatchError: ``model`` is no ``torch.nn.Module``, or is scripted.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeMismatchError(
+            message(
+                f"a torch.nn.Module written in Python for {verb}",
+                f"a {type(model).__name__}",
+                "pass the model itself, before it is scripted; several models go into an "
+                "nn.ModuleList",
+            )
+        )
+
+
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each module once, by its first name; nothing below one that is opaque."""
+    visited: set[int] = set()
+    stack = [("", model)]
+    while stack:
+        name, module = stack.pop()
+        if id(module) in visited:
+            continue
+        visited.add(id(module))
+        yield name, module
+        if not is_opaque(module):
+            prefix = f"{name}." if name else ""
+            children = [(prefix + k, m) for k, m in module._modules.items() if m is not None]
+            stack += reversed(children)
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Return True if ``module`` is scripted, or belongs to ``torch.ao``."""
+    # Quantization looks for PyTorch's exact classes.
+    return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
+        "torch.ao."
+    )
+
+
+def set_class(module: nn.Module, cls: type) -> None:
+    """Change the class of ``module`` in place; its state stays."""
+    object.__setattr__(module, "__class__", cls)
+
+
+def why_not_convertible(module: nn.Module, after: type) -> str | None:
+    """Return why ``module`` cannot get the class ``after``; None if it can."""
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    names = {*vars(module), *module._modules, *module._parameters, *module._buffers}
+    conflicts = added_names(after, plain(type(module))) & names
+    return f"has its own {', '.join(sorted(conflicts))}" if conflicts else None
+
+
+def added_names(cls: type, base: type) -> frozenset[str]:
+    """Return the attribute names that ``cls`` has and ``base`` lacks."""
+    return frozenset(dir(cls)) - frozenset(dir(base))

@@ -1,186 +1,93 @@
-"""C3: batch normalization bears larger learning rates.
+"""C3: batch normalization tolerates larger learning rates.
 
-LeNet-5 with ReLU is trained over a grid of learning rates, with and without. A run *trains* at a
-rate if the mean training loss of its last epoch is below 90 % of that of guessing, that is below
-0.9 · ln 10 = 2.07. The source's plain network, which stops near 2.25 at a rate of 0.5, did not
-train by this rule.
-
-Endpoint, fixed before any run: the decimal logarithm of the largest rate of the grid at which the
-arm trains, seed by seed (one step of the grid below its first rate if it trains nowhere). The grid
-has three rates per decade, and the reading is no finer than its steps; the interval takes that
-into account. The smallest difference that would matter is a tenth of a decade. An arm that still
-trains at the last rate of the grid bears at least that much; the difference is then too small, not
-too large.
+A run *trains* at a rate if the mean training loss of its last epoch is below 90 % of that of
+guessing, 0.9 · ln 10 = 2.07; the source's plain network, which stops near 2.25 at 0.5, did not. The
+grid has three rates per decade. An arm that trains at no rate counts one step below the first; one
+that trains at the last rate tolerates at least that much, so that the difference is then too small.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from statistics import fmean
+from collections.abc import Mapping
 
-from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset, Scale
-from normkit.lab.claims.parts import (
-    CHANCE,
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.sources import ARTICLE, IOFFE
+from normkit.lab.claims.study import (
+    CHANCE_LOSS,
+    DECADES,
+    NATS,
+    ON_AND_OFF,
+    TRAIN_LOSS,
     WITH,
     WITHOUT,
-    differences,
-    figures,
-    final_loss,
-    on_and_off,
+    Endpoint,
+    Plan,
+    Quantity,
+    Scale,
+    by_setting,
+    define,
+    mean_of,
+    published,
 )
-from normkit.lab.config import RunConfig
-from normkit.lab.findings import Chart, Line, Reference, Table
+from normkit.lab.findings import Line, Table
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import interval, paired_test
 
-TRAINS = 0.9
 GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 STEP = 1 / 3  # of a decade, from one rate to the next
-ROUNDING = STEP / math.sqrt(6)
-"""Of a difference of two limits: each is rounded to a step, with a variance of step²/12, and alike
-for all seeds. One step is not surely above zero with it."""
-SMALLEST = 0.1
 SOURCE_RATE = 0.5
 
-
-SCALES: dict[Preset, Scale] = {
-    "quick": Scale(seeds=5, train=10_000, test=1_000, epochs=2),
-    "full": Scale(seeds=6, train=10_000, test=1_000, epochs=2),
-    "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
-}
-
-
-def plan(preset: Preset, available: Available) -> Arms:
-    """LeNet-5 with ReLU, SGD at each rate of the grid, batch size 256, with and without."""
-    scale = SCALES[preset]
-
-    def make(lr: float, norm: str, seed: int) -> RunConfig:
-        return RunConfig(
-            model="lenet5",
-            norm=norm,
-            lr=lr,
-            batch_size=256,
-            epochs=scale.epochs,
-            seed=seed,
-            **available.at_most(scale.train, scale.test),
-        )
-
-    by_seed = [on_and_off(functools.partial(make, lr), scale.seeds) for lr in GRID]
-    # Seed by seed, so that a study that is cut off has whole grids.
-    return sorted((arm for arms in by_seed for arm in arms), key=lambda arm: arm[1].seed)
+PLAN = Plan(
+    scales={
+        "quick": Scale(seeds=5, train=10_000, test=1_000, epochs=2),
+        "full": Scale(seeds=6, train=10_000, test=1_000, epochs=2),
+        "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=5),
+    },
+    arms=ON_AND_OFF,
+    base={"model": "lenet5", "batch_size": 256},
+    settings=[{"lr": lr} for lr in GRID],
+)
 
 
 def trains(run: Run) -> bool:
-    """Whether the last epoch's training loss is clearly below that of guessing."""
-    loss = final_loss(run)
-    return loss is not None and loss < TRAINS * CHANCE
+    """Whether the training loss of the last epoch is clearly below that of guessing."""
+    loss = TRAIN_LOSS.read(run)
+    return loss is not None and loss < 0.9 * CHANCE_LOSS
 
 
-def largest(evidence: Evidence, arm: str, seed: int) -> float | None:
-    """log10 of the largest rate at which the arm trains; None until its whole grid is run."""
-    runs = evidence.of(arm, seed=seed)
-    if len(runs) < len(GRID):
-        return None
-    rates = [run.config.lr for run in runs if trains(run)]
-    return math.log10(max(rates)) if rates else math.log10(GRID[0]) - STEP
+def largest(arm: str) -> Quantity:
+    """The decimal logarithm of the largest rate at which an arm trains, of seeds with all rates."""
+
+    def by_seed(evidence: Evidence) -> Mapping[int, float]:
+        limits = {}
+        for seed in evidence.seeds:
+            runs = evidence.of(arm, seed=seed)
+            if len(runs) == len(GRID):
+                rates = [run.config.lr for run in runs if trains(run)]
+                limits[seed] = math.log10(max(rates)) if rates else math.log10(GRID[0]) - STEP
+        return limits
+
+    return Quantity(by_seed, DECADES)
 
 
-def judge(evidence: Evidence) -> Judgement:
-    """Find where each arm stops training, seed by seed, and compare."""
-    limits = {
-        seed: (largest(evidence, WITH, seed), largest(evidence, WITHOUT, seed))
-        for seed in evidence.seeds
-    }
-    gains = [a - b for a, b in limits.values() if a is not None and b is not None]
-    rate = paired_test(
-        "Decides: by how many decades is the largest learning rate at which it trains higher?",
-        gains,
-        unit="decades of learning rate (log10)",
-        smallest=SMALLEST,
-        shared=ROUNDING,
-    )
-    at_source = paired_test(
-        f"For information: how much lower is the last epoch's training loss at {SOURCE_RATE}?",
-        [-d for d in differences(evidence.pairs(WITH, WITHOUT, lr=SOURCE_RATE), final_loss)],
-        unit="cross-entropy, nats",
-        smallest=0.01,
-    )
-    return Judgement(
-        sentence=(
-            f"The largest learning rate at which the network trains is higher with BN by "
-            f"{figures(rate)} decades ({evidence.coverage(len(gains))}, 95 % interval); at "
-            f"{SOURCE_RATE} its last epoch's training loss is lower by "
-            f"{figures(at_source, digits=3)}."
-        ),
-        decides=[rate],
-        information=[at_source],
-        charts=[chart for chart in [_chart(evidence)] if chart],
-        tables=(_grid_table(evidence), _limit_table(evidence)),
-    )
-
-
-def _chart(evidence: Evidence) -> Chart | None:
-    lines = []
-    for arm in evidence.arms:
-        means, lows, highs = [], [], []
-        for lr in GRID:
-            losses = [loss for run in evidence.of(arm, lr=lr) for loss in [final_loss(run)] if loss]
-            mean = low = high = None
-            if len(losses) > 1:
-                mean, low, high = interval(losses)
-            elif losses:
-                mean = losses[0]
-            means.append(mean)
-            lows.append(low)
-            highs.append(high)
-        if any(mean is not None for mean in means):
-            lines.append(Line(arm, GRID, tuple(means), tuple(lows), tuple(highs), arm=arm))
-    if not lines:
-        return None
-    theory = Line("guessing, ln 10", (GRID[0], GRID[-1]), (CHANCE, CHANCE), role="theory")
-    published = Line(
-        "without BN, published", (SOURCE_RATE,), (2.25,), role="published", arm=WITHOUT
-    )
-    return Chart(
-        key="rates",
-        title="Training loss of the last epoch by learning rate",
-        x_label="learning rate",
-        y_label="cross-entropy (nats)",
-        lines=(*lines, theory, published),
-        text=(
-            "Mean training loss of the last epoch at each learning rate, with and without BN, "
-            "with the 95 % interval of the mean. A run whose loss was not finite counts as "
-            "guessing, ln 10 = 2.303."
-        ),
-        x_log=True,
-        markers=True,
-    )
-
-
-def _grid_table(evidence: Evidence) -> Table:
-    rows: list[tuple[str | float | int | None, ...]] = []
+def grid_table(evidence: Evidence) -> Table:
+    """Rate by rate, the mean loss and how many runs train."""
+    rows = []
     for lr in GRID:
-        row: list[str | float | int | None] = [lr]
+        row: list[str | float | None] = [lr]
         for arm in (WITH, WITHOUT):
             runs = evidence.of(arm, lr=lr)
-            losses = [loss for run in runs for loss in [final_loss(run)] if loss is not None]
-            row.append(round(fmean(losses), 3) if losses else None)
+            row.append(NATS.cell(mean_of(runs, TRAIN_LOSS), 3))
             row.append(f"{sum(map(trains, runs))} of {len(runs)}")
         rows.append(tuple(row))
-    columns = (
-        "learning rate",
-        f"loss {WITH}",
-        f"train {WITH}",
-        f"loss {WITHOUT}",
-        f"train {WITHOUT}",
-    )
-    return Table(
-        "grid", "Mean loss of the last epoch, and how many runs train", columns, rows=(*rows,)
-    )
+    columns = [f"{what} {arm}" for arm in (WITH, WITHOUT) for what in ("loss", "train")]
+    title = "Mean loss of the last epoch, and how many runs train"
+    return Table("grid", title, ("learning rate", *columns), tuple(rows))
 
 
-def _limit_table(evidence: Evidence) -> Table:
+def limits_table(evidence: Evidence) -> Table:
+    """The largest rate of each arm, seed by seed."""
+
     def text(limit: float | None) -> str | None:
         if limit is None:
             return None
@@ -189,52 +96,69 @@ def _limit_table(evidence: Evidence) -> Table:
             return f"none from {GRID[0]:g}"
         return f"{rate:g} or more" if rate > GRID[-1] * 0.99 else f"{rate:g}"
 
-    rows = tuple(
-        (seed, text(largest(evidence, WITH, seed)), text(largest(evidence, WITHOUT, seed)))
-        for seed in evidence.seeds
-    )
-    return Table(
-        "limits", "The largest rate at which each arm trains", ("seed", WITH, WITHOUT), rows
-    )
+    limits = [largest(arm).by_seed(evidence) for arm in (WITH, WITHOUT)]
+    rows = tuple((seed, *(text(each.get(seed)) for each in limits)) for seed in evidence.seeds)
+    title = "The largest rate at which each arm trains"
+    return Table("limits", title, ("seed", WITH, WITHOUT), rows)
 
 
-CLAIM = Claim(
+CLAIM = define(
     key="C3",
-    title="Batch normalization bears larger learning rates",
-    statement=(
-        "With batch normalization a network still trains at learning rates at which the same "
-        "network without it does not learn at all."
-    ),
+    title="Batch normalization tolerates larger learning rates",
+    statement="With batch normalization a network still trains at learning rates at which the same "
+    "network without it does not learn at all.",
     sources=(
-        Reference(
-            "An implementation of batch normalization in PyTorch (article), LeNet-5 on "
-            "Fashion-MNIST",
+        ARTICLE.says(
             "at a learning rate of 0.5 the network without BN stops near a loss of 2.25; with BN "
             "the loss gets lower and is steadier",
+            "LeNet-5 on Fashion-MNIST",
         ),
-        Reference(
-            "Ioffe & Szegedy 2015, Batch Normalization, §3.3 and §4.2",
+        IOFFE.says(
             "Inception with BN trains at 5 and at 30 times the learning rate; without, at 5 times "
             "its parameters reach machine infinity",
-            "https://arxiv.org/abs/1502.03167",
+            "§3.3 and §4.2",
         ),
     ),
-    prediction=(
-        "The largest learning rate at which the loss gets below 0.9 · ln 10 is higher with BN, and "
-        "at 0.5 its loss is lower."
+    prediction="The largest learning rate at which the loss falls below 0.9 · ln 10 is higher with "
+    "BN, and at 0.5 its loss is lower.",
+    plan=PLAN,
+    decides={
+        "rate": Endpoint(
+            "By how many decades is the largest learning rate at which it trains higher?",
+            largest(WITH) - largest(WITHOUT),
+            matters=0.1,
+            # Each of two limits is rounded to a step, alike for all seeds: a variance of step²/12.
+            shared=STEP / math.sqrt(6),
+        ),
+    },
+    information={
+        "at_source": Endpoint(
+            f"How much lower is the last epoch's training loss at {SOURCE_RATE}?",
+            TRAIN_LOSS.at(WITHOUT, lr=SOURCE_RATE) - TRAIN_LOSS.at(WITH, lr=SOURCE_RATE),
+            matters=0.01,
+        ),
+    },
+    rule="95 % t intervals of the paired differences, never narrower than the grid can tell",
+    sentence="The largest learning rate at which the network trains is higher with BN by {rate} "
+    f"decades; at {SOURCE_RATE} the training loss of the last epoch is lower by {{at_source}} nats",
+    charts=(
+        by_setting(
+            lambda run: run.config.lr,
+            TRAIN_LOSS,
+            "Training loss of the last epoch by learning rate",
+            "learning rate",
+            "cross-entropy",
+            x_log=True,
+            extra=[
+                Line("guessing, ln 10", (GRID[0], GRID[-1]), (CHANCE_LOSS,) * 2, role="theory"),
+                published(WITHOUT, {SOURCE_RATE: 2.25}),
+            ],
+            more="A run whose loss was not finite counts as guessing, ln 10 = 2.303.",
+        ),
     ),
-    decision=(
-        "log10 of the largest learning rate of the grid at which a run trains (last epoch's mean "
-        "training loss below 2.07; matters from 0.1 decade); 95 % t interval of the paired "
-        "differences, never narrower than the grid can tell."
-    ),
-    plan=plan,
-    judge=judge,
-    differs=(
-        "The source saw a single rate, 0.5. Whether the plain network trains there depends on its "
-        "first weights and the order of its images, so another seed may tell otherwise; with ours "
-        "it may well train at 0.5 and stop later. A rate counts as borne here where a tenth of "
-        "guessing's loss is gone, however badly the network learns, and the grid is coarse and "
-        "has an end."
-    ),
+    tables=(grid_table, limits_table),
+    differs="The source used a single rate, 0.5. Whether the plain network trains there depends on "
+    "its first weights and the order of its images; with ours it may well train at 0.5 and stop "
+    "later. A rate counts as tolerated here where the loss is a tenth below guessing, however "
+    "badly the network learns, and the grid is coarse and has an end.",
 )

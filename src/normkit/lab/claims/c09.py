@@ -83,7 +83,7 @@ One step is not surely above zero with it, whatever the number of seeds; two are
 
 def plan(preset: Preset, available: Available) -> Arms:
     """C3's runs with BN, and the same with other optimizers and rates, seed by seed."""
-    templates = {run.seed: run for arm, run in c03.plan(preset, available) if arm == WITH}
+    templates = {run.seed: run for arm, run in c03.PLAN(preset, available) if arm == WITH}
     seeds = sorted(templates)[: SEEDS.get(preset)]
     return [
         (arm, dataclasses.replace(templates[seed], optimizer=arm.lower(), lr=lr))

@@ -224,9 +224,9 @@ def test_c1_counts_a_broken_run_as_guessing(synthetic: Synthetic) -> None:
 
 def test_c3_finds_where_training_stops(synthetic: Synthetic) -> None:
     evidence = synthetic(select(["C3"])[0], learns_below({WITH: 5.0, WITHOUT: 0.5}))
-    assert c03.largest(evidence, WITH, 0) == pytest.approx(math.log10(5))
-    assert c03.largest(evidence, WITHOUT, 0) == pytest.approx(math.log10(0.5))
-    found = c03.judge(evidence)
+    assert c03.largest(WITH).by_seed(evidence)[0] == pytest.approx(math.log10(5))
+    assert c03.largest(WITHOUT).by_seed(evidence)[0] == pytest.approx(math.log10(0.5))
+    found = c03.CLAIM.judge(evidence)
     decides = found.decides[0]
     assert decides is not None
     assert decides.effect == pytest.approx(1.0)
@@ -236,8 +236,8 @@ def test_c3_finds_where_training_stops(synthetic: Synthetic) -> None:
 
 def test_c3_of_arms_that_never_and_always_train(synthetic: Synthetic) -> None:
     evidence = synthetic(select(["C3"])[0], learns_below({WITH: 100.0, WITHOUT: 0.01}))
-    assert c03.largest(evidence, WITHOUT, 0) == pytest.approx(math.log10(0.1) - c03.STEP)
-    limits = next(table for table in c03.judge(evidence).tables if table.key == "limits")
+    assert c03.largest(WITHOUT).by_seed(evidence)[0] == pytest.approx(math.log10(0.1) - c03.STEP)
+    limits = next(table for table in c03.CLAIM.judge(evidence).tables if table.key == "limits")
     assert limits.rows[0] == (0, "20 or more", "none from 0.1")
 
 

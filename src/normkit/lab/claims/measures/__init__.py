@@ -1,0 +1,1 @@
+"""What the odd claims read off their runs."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from normkit.bench import markdown, recording
+from normkit.bench import markdown, results_file
 from normkit.bench.chart import speed_chart, steps_chart, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,11 +31,11 @@ def main() -> None:
     if not asked.redraw:
         command = ["bench", "--preset", asked.preset, "--steps", "--json", str(path)]
         subprocess.run([sys.executable, "-m", "normkit.cli.main", *command], check=True)
-    results = recording.read(path)
+    results = results_file.read(path)
     write_image(speed_chart(results["cases"]), DOCS / "benchmarks-speed.svg")
     write_image(steps_chart(results["steps"]), DOCS / "benchmarks-steps.svg")
     page = DOCS / "benchmarks.md"
-    page.write_text(markdown.between(page.read_text(), markdown.tables(results)))
+    page.write_text(markdown.replace_between_markers(page.read_text(), markdown.tables(results)))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_shapes_are_those_of_the_network(network: str) -> None:
 
 def test_what_presets_name_exists() -> None:
     known = {(case.norm, case.shape) for case in cases.all_cases()}
-    for chosen in cases.CHOSEN.values():
+    for chosen in cases.PRESET_SHAPES.values():
         assert set(chosen) <= known
     assert set(planning._COMPILED) <= {
         (case.norm, case.shape, case.layout) for case in cases.preset_cases("default")
@@ -61,24 +61,27 @@ def test_what_presets_name_exists() -> None:
 
 
 def test_a_pattern_chooses_from_all_cases() -> None:
-    found = planning.choose("quick", pattern="mobilenetv2")
+    found = planning.select_cases("quick", pattern="mobilenetv2")
     assert found
     assert all("mobilenetv2" in case.networks for case in found)
-    assert {case.norm for case in planning.choose("quick", norms=["gn", "in"])} == {"gn", "in"}
+    assert {case.norm for case in planning.select_cases("quick", norms=["gn", "in"])} == {
+        "gn",
+        "in",
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"pattern": "vgg"}, "none for 'vgg'"), ({"norms": ["batch"]}, "one of bn, gn, ln, in, rms")],
+    [({"pattern": "vgg"}, "none for 'vgg'"), ({"norms": ["batch"]}, "out of bn, gn, ln, in, rms")],
 )
 def test_nothing_to_measure_is_an_error(options: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        planning.choose("quick", **options)
+        planning.select_cases("quick", **options)
 
 
 def test_jobs_measure_what_the_case_has() -> None:
     def measured(pattern: str) -> list[tuple[str, str]]:
-        case = planning.choose("quick", pattern=pattern)[0]
+        case = planning.select_cases("quick", pattern=pattern)[0]
         jobs = planning.case_jobs([case], planning.PRESETS["quick"], compiled=True)
         return [(job["measure"], job["mode"]) for job in jobs]
 

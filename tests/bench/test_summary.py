@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normkit.bench import markdown, recording, show
+from normkit.bench import markdown, results_file, terminal
 from normkit.bench.chart import speed_chart, steps_chart
 from normkit.bench.summary import Figure, geometric_mean, summarize
 from normkit.errors import OptionError
@@ -108,7 +108,7 @@ def test_steps_have_targets_in_contiguous_layout(made: Any) -> None:
 def results(made: Any) -> dict[str, Any]:
     cases = [made.case(), made.case(allocator="tuned"), made.case(mode="eval", allocator="tuned")]
     cases[0]["compiled_ratio"] = 1.5
-    return recording.document(
+    return results_file.document(
         made.MACHINE, {"preset": "quick"}, cases, [made.step()], date="2026-01-02", complete=True
     )
 
@@ -116,12 +116,12 @@ def results(made: Any) -> dict[str, Any]:
 def test_files_are_written_whole_and_read_back(results: dict, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text("before")
-    recording.write(path, results)
-    assert recording.read(path) == results
+    results_file.write(path, results)
+    assert results_file.read(path) == results
     assert [child.name for child in tmp_path.iterdir()] == ["r.json"]
     with pytest.raises(ValueError, match="JSON"):
-        recording.write(path, results | {"bad": float("nan")})
-    assert recording.read(path) == results
+        results_file.write(path, results | {"bad": float("nan")})
+    assert results_file.read(path) == results
     assert [child.name for child in tmp_path.iterdir()] == ["r.json"]
 
 
@@ -129,13 +129,13 @@ def test_files_are_written_whole_and_read_back(results: dict, tmp_path: Path) ->
 def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(OptionError, match="results are"):
-        recording.read(path)
+    with pytest.raises(OptionError, match="results"):
+        results_file.read(path)
 
 
 def test_the_terminal_says_what_was_reached(results: dict) -> None:
     out = Console(record=True, width=200, markup=False)
-    show.print_results(out, results, recording.figures(results))
+    terminal.print_results(out, results, results_file.figures(results))
     said = out.export_text()
     assert "bn resnet18… 32×64×56×56" in said
     assert "2.00 times as fast as torch.nn (target at least 5: not reached)" in said
@@ -146,7 +146,7 @@ def test_the_terminal_says_what_was_reached(results: dict) -> None:
 
 def test_documents_are_renewed_between_their_markers(results: dict) -> None:
     page = f"before\n{markdown.BEGIN}\nold\n{markdown.END}\nafter\n"
-    new = markdown.between(page, markdown.tables(results))
+    new = markdown.replace_between_markers(page, markdown.tables(results))
     assert "old" not in new
     assert new.startswith("before\n") and new.endswith("\nafter\n")
     assert "**not reached**" in new
@@ -154,12 +154,12 @@ def test_documents_are_renewed_between_their_markers(results: dict) -> None:
     for line in new.splitlines():
         assert line.count("|") in (0, 6, 10), line
     with pytest.raises(OptionError, match="markers"):
-        markdown.between("no markers", "new")
+        markdown.replace_between_markers("no markers", "new")
 
 
 def test_the_page_in_docs_has_its_markers() -> None:
     page = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-    markdown.between(page.read_text(encoding="utf-8"), "")
+    markdown.replace_between_markers(page.read_text(encoding="utf-8"), "")
 
 
 def test_charts_show_every_case(results: dict) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from normkit.bench import planning, running
-from normkit.cli import measure
+from normkit.bench import planning, processes
+from normkit.cli import bench_run
 from normkit.cli.app import app
 from normkit.errors import StatisticsError
 
@@ -32,7 +32,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured before the options were checked")
 
-    monkeypatch.setattr(measure, "run_jobs", refuse)
+    monkeypatch.setattr(bench_run, "run_jobs", refuse)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -56,11 +56,11 @@ def test_from_options_to_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--norm", "batch"], "a normalizer is one of bn"),
+        (["--norm", "batch"], "normalizers out of bn"),
         (["--cases", "vgg"], "none for 'vgg'"),
-        (["--json", "/nowhere/r.json"], "a folder that exists and can be written"),
-        (["--json", "."], "results go to a file"),
-        (["--from", "/nowhere/r.json"], "results are a JSON file"),
+        (["--json", "/nowhere/r.json"], "existing, writable folder"),
+        (["--json", "."], "a file name in an existing"),
+        (["--from", "/nowhere/r.json"], "a JSON file of results"),
         (["--threads", "0"], "greater than or equal to 1"),
         (["--allocator", "jemalloc"], "jemalloc"),
     ],
@@ -85,10 +85,10 @@ def test_interrupted_it_keeps_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(jobs: Any, **options: Any) -> Any:
-        yield from running.run_jobs(jobs[:2], **options)
+        yield from processes.run_jobs(jobs[:2], **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "run_jobs", interrupted)
+    monkeypatch.setattr(bench_run, "run_jobs", interrupted)
     path = tmp_path / "r.json"
     done = bench(*TINY, "--json", str(path))
     assert done.exit_code == 130
@@ -104,7 +104,7 @@ def test_interrupted_before_anything_is_known(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "run_jobs", interrupted)
+    monkeypatch.setattr(bench_run, "run_jobs", interrupted)
     done = bench(*TINY, "--json", str(tmp_path / "r.json"))
     assert done.exit_code == 130
     assert not list(tmp_path.iterdir())
@@ -114,11 +114,11 @@ def test_a_process_that_dies_is_told_and_what_is_there_is_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def dies(jobs: Any, **options: Any) -> Any:
-        yield from running.run_jobs(jobs[:2], **options)
-        raise StatisticsError("a measuring process died")
+        yield from processes.run_jobs(jobs[:2], **options)
+        raise StatisticsError("the benchmark process died")
 
-    monkeypatch.setattr(measure, "run_jobs", dies)
+    monkeypatch.setattr(bench_run, "run_jobs", dies)
     done = bench(*TINY)
     assert done.exit_code == 1
-    assert "a measuring process died" in done.output
+    assert "the benchmark process died" in done.output
     assert "bn dense 64×512" in done.output

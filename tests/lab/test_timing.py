@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from normkit.bench.parts import KINDS
+from normkit.bench.breakdown import KINDS
 from normkit.errors import OptionError
 from normkit.lab import worker
 from normkit.lab.store import Store

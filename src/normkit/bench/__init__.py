@@ -1,7 +1,7 @@
-"""Benchmarks: how fast the layers are, against ``torch.nn`` and against the memory's own speed.
+"""Benchmarks: the layers' speed relative to ``torch.nn`` and to copying memory.
 
-What is measured is data (:mod:`normkit.bench.cases`); both sides of a comparison run in one
-process, in turn (:mod:`normkit.bench.measuring`), each allocator in a process of its own
-(:mod:`normkit.bench.running`); figures and targets come from the records
-(:mod:`normkit.bench.summary`), and ``normkit bench`` shows them (:mod:`normkit.bench.show`).
+The cases are data (:mod:`normkit.bench.cases`). Both sides of a comparison run interleaved in one
+process (:mod:`normkit.bench.stopwatch`), each allocator setting in a separate process
+(:mod:`normkit.bench.processes`). :mod:`normkit.bench.summary` computes figures and targets from
+the records, and ``normkit bench`` prints them (:mod:`normkit.bench.terminal`).
 """

@@ -1,8 +1,9 @@
-"""The cases: normalization layers as they stand in real networks.
+"""The benchmark cases: normalization layers of real networks.
 
 Images are 224×224 (LeNet-5: 28×28, U-Net: 256×256). LeNet-5, AlexNet and U-Net were published
-without normalization; here it stands after each convolution and each hidden dense layer, as is
-done today. MobileNetV2 is measured with ReLU, not its ReLU6, so that one activation serves all.
+without normalization; here each convolution and each hidden dense layer is followed by it, as
+is usual today. MobileNetV2 is measured with ReLU instead of ReLU6, so that all cases share one
+activation.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 
-__all__ = ["BATCHES", "CHOSEN", "LARGEST", "NORMS", "Case", "all_cases", "preset_cases"]
+__all__ = ["BATCHES", "LARGEST", "NORMS", "PRESET_SHAPES", "Case", "all_cases", "preset_cases"]
 
 BATCHES = (1, 32, 128)
 LARGEST = 256 * 2**20
-"""Cases whose input has more bytes than this are left out: both sides need several such."""
+"""Cases with a larger input, in bytes, are omitted: both sides need several such tensors."""
 
 NORMS = ("bn", "gn", "ln", "in", "rms")
 GROUPS = 32
 """Groups of GroupNorm, as in Wu & He 2018."""
 
-# Resnet-18 and -50 have these (channels, side, times); a body's last layer adds a residual.
+# (channels, side, times) in ResNet-18 and -50; the last layer of a block adds a residual.
 _RESNET18 = ((64, 112, 1), (64, 56, 4), (128, 28, 5), (256, 14, 5), (512, 7, 5))
 _RESNET50 = (
     (64, 112, 1), (64, 56, 6), (256, 56, 4), (128, 56, 1), (128, 28, 7), (512, 28, 5),
@@ -62,8 +63,8 @@ class Case:
             ``LayerNorm2d``'s, over the channels at each position.
         shape: of the input; the batch comes first.
         layout: "contiguous" or "channels-last".
-        networks: where it stands; ``times``: how often, in all of them together.
-        residual: in one of these networks a residual is added to it.
+        networks: those that contain it; ``times``: how often, in all of them together.
+        residual: in one of these networks a residual is added to its output.
     """
 
     norm: str
@@ -75,7 +76,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What ``--cases`` matches.
+        """Name that ``--cases`` matches.
 
         >>> Case("bn", (32, 64, 56, 56), "channels-last", ("resnet18",), 4).name
         'bn/resnet18/32x64x56x56/channels-last'
@@ -98,12 +99,12 @@ def _densenet121() -> Iterator[tuple[int, int, int]]:
     channels, side = 64, 56
     for number, layers in enumerate((6, 12, 24, 16)):
         for _ in range(layers):
-            # Widths in steps of 128, each standing for the four of which it is the largest:
-            # the layers between differ by less than anything that could be told apart.
+            # Widths in steps of 128, each representing the four up to it: the layers in between
+            # differ by less than can be measured.
             yield -(-channels // 128) * 128, side, 1
             yield 128, side, 1
             channels += 32
-        yield channels, side, 1  # before the transition, and after the last block
+        yield channels, side, 1  # before the transition; after the last block
         if number < 3:
             channels, side = channels // 2, side // 2
 
@@ -156,31 +157,35 @@ def _entries() -> Iterator[Entry]:
 
 @functools.cache
 def all_cases() -> tuple[Case, ...]:
-    """Every case: equal layers of several networks are one case.
+    """Return all cases; equal layers of several networks are one case.
 
-    Left out are inputs above ``LARGEST`` bytes (the largest of most networks at batch 128, U-Net's
-    at 32) and dense layers at batch 1, which batch normalization cannot train on.
+    Inputs above ``LARGEST`` bytes are omitted (the largest of most networks at batch 128, U-Net's
+    at 32), and dense layers at batch 1, which batch normalization cannot train on.
     """
     layers: dict[tuple[str, tuple[int, ...]], tuple[dict[str, None], int, bool]] = {}
     for norm, network, shape, times, residual in _entries():
-        names, before, added = layers.setdefault((norm, shape), ({}, 0, False))
-        layers[norm, shape] = ({**names, network: None}, before + times, added or residual)
-    found = [Case("bn", (batch, width), "contiguous", ("dense",), 1) for width, batch in _DENSE]
+        names, count, has_residual = layers.setdefault((norm, shape), ({}, 0, False))
+        layers[norm, shape] = (
+            {**names, network: None},
+            count + times,
+            has_residual or residual,
+        )
+    cases = [Case("bn", (batch, width), "contiguous", ("dense",), 1) for width, batch in _DENSE]
     for (norm, shape), (names, times, residual) in layers.items():
         for batch in BATCHES:
-            whole = (
+            input_shape = (
                 (batch * shape[0], shape[1])
                 if norm in ("ln", "rms") and len(shape) == 2
                 else (batch, *shape)
             )
-            if 4 * math.prod(whole) > LARGEST or (len(shape) == 1 and batch == 1):
+            if 4 * math.prod(input_shape) > LARGEST or (len(shape) == 1 and batch == 1):
                 continue
             for layout in ("contiguous", "channels-last") if len(shape) == 3 else ("contiguous",):
-                found.append(Case(norm, whole, layout, tuple(names), times, residual))
-    return tuple(found)
+                cases.append(Case(norm, input_shape, layout, tuple(names), times, residual))
+    return tuple(cases)
 
 
-# (norm, shape) of the cases a preset measures, in both layouts where there are two.
+# (norm, shape) of the cases of a preset, in both layouts where there are two.
 _QUICK = (
     ("bn", (128, 6, 28, 28)), ("bn", (32, 64, 56, 56)), ("bn", (32, 256, 14, 14)),
     ("bn", (1, 128, 28, 28)), ("bn", (128, 512, 7, 7)), ("bn", (256, 120)),
@@ -195,17 +200,17 @@ _DEFAULT = (
     ("bn", (64, 512)), ("gn", (1, 512, 32, 32)), ("ln", (128, 768)), ("ln", (8192, 64)),
     ("in", (1, 128, 128, 128)), ("rms", (32, 4096)),
 )  # fmt: skip
-CHOSEN = {"quick": _QUICK, "default": _DEFAULT}
-"""What the presets measure, as (norm, shape); "full" is everything."""
+PRESET_SHAPES = {"quick": _QUICK, "default": _DEFAULT}
+"""(norm, shape) of each preset's cases; "full" has all."""
 
 
 def preset_cases(preset: str) -> tuple[Case, ...]:
-    """The cases of a preset.
+    """Return the cases of a preset.
 
     >>> len(preset_cases("quick")) < len(preset_cases("default")) < len(preset_cases("full"))
     True
     """
     if preset == "full":
         return all_cases()
-    wanted = CHOSEN[preset]
-    return tuple(case for case in all_cases() if (case.norm, case.shape) in wanted)
+    shapes = PRESET_SHAPES[preset]
+    return tuple(case for case in all_cases() if (case.norm, case.shape) in shapes)

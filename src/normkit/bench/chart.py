@@ -1,8 +1,8 @@
 """Charts of results, for the documentation.
 
 Drawn with plotly; files need kaleido, which needs a Chromium: ``pip install 'normkit[bench]'``.
-The ground is a neutral light one, so that a chart reads alike on light and dark pages, and narrow
-enough for the text to stay legible on a telephone.
+The background is a neutral light one, so that a chart looks the same on light and dark pages; it
+is narrow enough for the text to stay legible on a phone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from normkit.bench.summary import NAMES, geometric_mean, ratio_target
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["speed_chart", "steps_chart", "write_image"]
 
@@ -30,7 +30,7 @@ Record = Mapping[str, Any]
 
 
 def speed_chart(cases: Sequence[Record]) -> go.Figure:
-    """How many times as fast as torch.nn each case is, and the geometric mean of each kind."""
+    """Draw each case's speed relative to torch.nn, and the geometric mean of each kind."""
     rows = [
         (norm, measure)
         for norm in NAMES
@@ -97,9 +97,10 @@ def _targets(figure: go.Figure, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def steps_chart(steps: Sequence[Record]) -> go.Figure:
-    """Where the time of each training step goes, with torch.nn's layers and with ours.
+    """Draw the time of each training step by kind of layer, with torch.nn's layers and with ours.
 
-    torch.nn's step is 100, ours 100 over the ratio of the two; each is divided as its parts are.
+    torch.nn's step is scaled to 100, ours to 100 over the ratio of the two; within a step, kinds
+    of layers take their measured proportions.
     """
     names, sums = [], []
     for r in steps:
@@ -108,9 +109,9 @@ def steps_chart(steps: Sequence[Record]) -> go.Figure:
             allocator = "" if r["allocator"] == "default" else ", tuned"
             names.append(f"<b>{r['network']}</b>{layout}{allocator}<br>{word}")
             parts = r["parts_ms"][side]
-            # The parts are taken apart by hooks, which cost a little; the whole is timed without.
-            whole = 100 / (1 if side == "torch" else r["ratio"])
-            scale = whole / sum(v for name, v in parts.items() if name.startswith(tuple(PARTS)))
+            # Only the parts are timed with hooks, which cost a little.
+            total = 100 / (1 if side == "torch" else r["ratio"])
+            scale = total / sum(v for name, v in parts.items() if name.startswith(tuple(PARTS)))
             sums.append(
                 {
                     kind: scale * sum(v for name, v in parts.items() if name.startswith(kind))
@@ -146,15 +147,15 @@ def write_image(figure: go.Figure, path: Path) -> None:
     """Write a chart as SVG or PNG.
 
     Raises:
-        OptionError: kaleido, or the browser that it needs, is missing.
+        OptionError: kaleido is missing, or the browser that it uses.
     """
     try:
         figure.write_image(path)
     except (ImportError, ValueError, RuntimeError) as error:
         raise OptionError(
-            explain(
-                "charts are written by kaleido with a Chromium",
+            message(
+                "kaleido and a Chromium, which write charts",
                 str(error).splitlines()[0],
-                "pip install 'normkit[bench]', and have Chromium or run plotly_get_chrome",
+                "pip install 'normkit[bench]', and install Chromium or run plotly_get_chrome",
             )
         ) from error

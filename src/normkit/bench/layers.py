@@ -1,4 +1,4 @@
-"""Both sides of a case: PyTorch's layers as networks write them, and ours."""
+"""Both sides of a case: PyTorch's layers as usually written, and ours."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Apply = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class _Permuted(nn.LayerNorm):
-    """ConvNeXt's layer as torchvision writes it: channels moved last and back."""
+    """ConvNeXt's layer as in torchvision: permute channels to the end and back."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Written(nn.Module):
-    """The normalizer, then a sum, then the activation: three modules, the last two in place."""
+class SeparateModules(nn.Module):
+    """The normalizer, then a sum, then the activation, the last two in place."""
 
     def __init__(self, norm: nn.Module, act: bool) -> None:
         super().__init__()
@@ -43,10 +43,10 @@ class Written(nn.Module):
 
 
 def sides(case: Case, measure: str) -> dict[str, nn.Module]:
-    """The layer of a case as PyTorch has it ("torch") and as normkit has it ("ours")."""
+    """Return PyTorch's layer for a case ("torch") and normkit's ("ours")."""
     act = "relu" if measure != "alone" else None
     theirs, ours = _layers(case, act)
-    return {"torch": Written(theirs, act is not None), "ours": ours}
+    return {"torch": SeparateModules(theirs, act is not None), "ours": ours}
 
 
 def _layers(case: Case, act: str | None) -> tuple[nn.Module, nn.Module]:
@@ -71,56 +71,58 @@ def _layers(case: Case, act: str | None) -> tuple[nn.Module, nn.Module]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The tensors of a case, made before anything is timed."""
+    """The tensors of a case, allocated before timing starts."""
 
     x: Tensor
     dy: Tensor
     residual: Tensor | None
-    room: Tensor  # where copies go
+    copy_target: Tensor
 
     def copy(self) -> None:
-        """Copy the input: the unit of the limit."""
-        self.room.copy_(self.x.detach())
+        """Copy the input: the unit in which limits are expressed."""
+        self.copy_target.copy_(self.x.detach())
 
 
 def inputs(case: Case, *, seed: int, residual: bool = False) -> Inputs:
-    """New random tensors, all in the layout of the case; kept for the next measurement of it."""
-    x, dy, room = _tensors(case, seed)
-    return Inputs(x, dy, dy.clone().requires_grad_() if residual else None, room)
+    """Return random tensors in the layout of the case, cached for its next measurement."""
+    x, dy, copy_target = _tensors(case, seed)
+    return Inputs(x, dy, dy.clone().requires_grad_() if residual else None, copy_target)
 
 
 @functools.lru_cache(maxsize=1)
 def _tensors(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     format = torch.channels_last if case.layout == "channels-last" else torch.contiguous_format
-    x, dy, room = (torch.empty(case.shape, memory_format=format) for _ in range(3))
+    x, dy, copy_target = (torch.empty(case.shape, memory_format=format) for _ in range(3))
     x.normal_(generator=generator)
     dy.normal_(generator=generator)
-    return x.requires_grad_(), dy, room.zero_()
+    return x.requires_grad_(), dy, copy_target.zero_()
 
 
 def functions(
-    layers: dict[str, nn.Module], given: Inputs, *, training: bool
+    layers: dict[str, nn.Module], tensors: Inputs, *, training: bool
 ) -> dict[str, Callable[[], None]]:
-    """What is timed: forward and backward, or forward alone in evaluation mode."""
+    """Return the functions to time: forward and backward, or forward in evaluation mode."""
     return {
         name: (_train if training else _evaluate)(
-            layer.train(training), given, list(layer.parameters())
+            layer.train(training), tensors, list(layer.parameters())
         )
         for name, layer in layers.items()
     }
 
 
-def _train(layer: nn.Module, given: Inputs, parameters: list[nn.Parameter]) -> Callable[[], None]:
-    wanted = [given.x, *parameters] + ([] if given.residual is None else [given.residual])
-    # Gradients go where autograd puts them and are dropped, as after set_to_none.
-    if given.residual is None:
-        return lambda: _drop(torch.autograd.grad(layer(given.x), wanted, given.dy))
-    return lambda: _drop(torch.autograd.grad(layer(given.x, given.residual), wanted, given.dy))
+def _train(layer: nn.Module, tensors: Inputs, parameters: list[nn.Parameter]) -> Callable[[], None]:
+    leaves = [tensors.x, *parameters] + ([] if tensors.residual is None else [tensors.residual])
+    # Gradients are freed at once, as with set_to_none.
+    if tensors.residual is None:
+        return lambda: _drop(torch.autograd.grad(layer(tensors.x), leaves, tensors.dy))
+    return lambda: _drop(
+        torch.autograd.grad(layer(tensors.x, tensors.residual), leaves, tensors.dy)
+    )
 
 
-def _evaluate(layer: nn.Module, given: Inputs, _: list[nn.Parameter]) -> Callable[[], None]:
-    x, residual = given.x.detach(), given.residual
+def _evaluate(layer: nn.Module, tensors: Inputs, _: list[nn.Parameter]) -> Callable[[], None]:
+    x, residual = tensors.x.detach(), tensors.residual
 
     def run() -> None:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the machine allows: caches, and how many copies an operation must at least cost."""
+"""Limits of the machine: cache sizes, and the least cost of an operation in copies."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 __all__ = ["EVAL_COPIES", "cache_bytes", "kernels", "machine", "training_copies"]
 
 EVAL_COPIES = 1.0
-"""Reads the input and writes the output, as a copy does."""
+"""Evaluation reads the input and writes the output, as a copy does."""
 
 
 def training_copies(residual: bool) -> float:
-    """Copies of one tensor that forward and backward cost at least.
+    """Return the least cost of forward and backward in copies of one tensor.
 
     Forward reads x and writes y; backward reads x and dy and writes dx: five passes, two and a
-    half copies. A residual is read forward and its gradient written backward. That batch moments
-    must be known before the first output can be written, which for a tensor larger than the
-    caches means reading it twice, is not in the limit.
+    half copies. A residual is read in forward and its gradient written in backward. The limit
+    does not include the second read of x in forward, which tensors larger than the caches need
+    because batch moments must be complete before the first output is written.
 
     >>> training_copies(False), training_copies(True)
     (2.5, 3.5)
@@ -28,7 +28,7 @@ def training_copies(residual: bool) -> float:
 
 
 def cache_bytes(level: int) -> int | None:
-    """Size of a cache of this level, as the system tells it; None where it does not."""
+    """Return the size of the cache of this level; None where the system does not report it."""
     with suppress(ValueError, OSError, AttributeError):
         size = os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE")
         if size > 0:
@@ -43,7 +43,7 @@ def cache_bytes(level: int) -> int | None:
 
 
 def parse_size(text: str) -> int:
-    """A size as Linux writes it.
+    """Parse a size as Linux writes it.
 
     >>> parse_size("1024K"), parse_size("2M"), parse_size("512")
     (1048576, 2097152, 512)
@@ -53,15 +53,15 @@ def parse_size(text: str) -> int:
 
 
 def kernels() -> str:
-    """Which kernels the layers use here."""
-    # Imported when asked for: it loads compiled code.
+    """Describe the kernels that the layers use on this machine."""
+    # Imported here because it loads compiled code.
     from normkit.kernels.cpu import describe
 
     return describe()
 
 
 def machine(threads: int | None = None) -> dict[str, object]:
-    """What the figures depend on: processor, caches, versions, threads. Names no host."""
+    """Return what figures depend on: processor, caches, versions, threads; not the host's name."""
     import torch
 
     import normkit

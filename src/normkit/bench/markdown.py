@@ -1,4 +1,4 @@
-"""Results as Markdown, for the documentation."""
+"""Format results as Markdown, for the documentation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from normkit.bench.cases import preset_cases
-from normkit.bench.recording import figures
-from normkit.bench.show import number, short_name
-from normkit.errors import OptionError, explain
+from normkit.bench.results_file import figures
+from normkit.bench.terminal import format_value, short_name
+from normkit.errors import OptionError, message
 
-__all__ = ["BEGIN", "CHARTS", "END", "between", "tables"]
+__all__ = ["BEGIN", "CHARTS", "END", "replace_between_markers", "tables"]
 
 BEGIN = "<!-- results: made by benchmarks/record.py, not by hand -->"
 END = "<!-- end of results -->"
@@ -19,31 +19,32 @@ CHARTS = {
     "speed": "Times as fast as torch.nn: each dot is a case, diamonds are geometric means",
     "steps": "Time of a training step in normalization, convolution and the rest",
 }
-"""The charts by the end of their file's name, with what they show."""
+"""Alternative text of each chart, by the end of its file's name."""
 
 Record = Mapping[str, Any]
 
 
-def between(text: str, new: str) -> str:
-    """A document with what stands between its markers replaced.
+def replace_between_markers(text: str, new: str) -> str:
+    """Return a document with the text between its markers replaced.
 
     Raises:
         OptionError: a marker is missing.
 
-    >>> between(f"a {BEGIN} old {END} b", "new").replace(BEGIN, "[").replace(END, "]")
+    >>> text = replace_between_markers(f"a {BEGIN} old {END} b", "new")
+    >>> text.replace(BEGIN, "[").replace(END, "]")
     'a [\\n\\nnew\\n\\n] b'
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise OptionError(
-            explain("results go between two markers", f"a text without {BEGIN}", "put it in")
+            message("a text with the two markers of results", f"one without {BEGIN}", "add it")
         )
     return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
 
 
 def tables(results: Record) -> str:
-    """The machine, the figures with their targets, the steps, and the default cases."""
+    """Format the machine, the figures with their targets, the steps, and the default cases."""
     about = results["machine"]
     parts = [
         f"{results['date']}: {about['processor']} ({about['vector_instructions']}), "
@@ -63,12 +64,12 @@ def _figures(results: Record) -> str:
         target = "" if figure.target is None else f"{figure.bound} {figure.target:g}"
         word = {None: "", True: "reached", False: "**not reached**"}[figure.reached]
         note = figure.note.replace("|", "\\|")
-        rows.append((figure.text, f"**{number(figure)}** {figure.unit}", target, word, note))
+        rows.append((figure.text, f"**{format_value(figure)}** {figure.unit}", target, word, note))
     return _table(("what", "result", "target", "", "more"), rows)
 
 
 def _cases(cases: Sequence[Record]) -> str:
-    chosen = {case.name for case in preset_cases("default")}
+    names = {case.name for case in preset_cases("default")}
     rows = [
         (
             short_name(r),
@@ -82,7 +83,7 @@ def _cases(cases: Sequence[Record]) -> str:
             f"{100 * r['of_limit']:.0f}",
         )
         for r in cases
-        if r["case"] in chosen and r["measure"] == "act"
+        if r["case"] in names and r["measure"] == "act"
     ]
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""The most memory a function holds at once."""
+"""Peak memory of a function."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["peak_bytes", "peak_rss_bytes"]
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes of tensors alive at once during ``run()``, beyond those alive before.
+    """Return the peak bytes of live tensors during ``run()``, beyond those alive before.
 
-    Exact: torch's profiler notes each block its allocator hands out and takes back. Blocks that
-    are alive from before and freed in ``run`` count as below zero.
+    Exact: torch's profiler records each allocation and release. Blocks allocated before and freed
+    in ``run`` count as negative.
 
     >>> import torch
-    >>> peak_bytes(lambda: [torch.ones(1000).exp() for _ in range(3)])  # 3 kept, 1 in passing
+    >>> peak_bytes(lambda: [torch.ones(1000).exp() for _ in range(3)])  # 3 results, 1 temporary
     16000
     """
     from torch.profiler import ProfilerActivity, profile
@@ -26,17 +26,17 @@ def peak_bytes(run: Callable[[], object]) -> int:
         run()
     events: Any = profiler.profiler.kineto_results.events()
     steps = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    now = most = 0
+    live = peak = 0
     for _, change in sorted(steps, key=lambda step: step[0]):
-        now += change
-        most = max(most, now)
-    return most
+        live += change
+        peak = max(peak, live)
+    return peak
 
 
 def peak_rss_bytes(run: Callable[[], object]) -> int | None:
-    """Growth of the process's resident memory at its peak; None where Linux does not tell it.
+    """Return the peak growth of the process's resident memory; None where it is not reported.
 
-    It counts what the allocator keeps for later too, so it says more about the allocator.
+    This includes blocks that the allocator keeps for later use.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -1,4 +1,4 @@
-"""From options to jobs: what is measured at each preset, and for how long."""
+"""Turn options into jobs: the cases of each preset and their time limits."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normkit.bench.cases import NORMS, Case, preset_cases
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
-__all__ = ["PRESETS", "Network", "Preset", "case_jobs", "choose", "step_jobs"]
+__all__ = ["PRESETS", "Network", "Preset", "case_jobs", "select_cases", "step_jobs"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How much is measured.
+    """The extent of a benchmark.
 
     Attributes:
-        seconds: for a normalizer with ReLU, forward and backward; the others get half.
-        least: rounds in any case.
-        compiled: against ``torch.compile`` too.
-        steps: allocators that whole training steps are measured with.
-        step_seconds: for the steps of one network in one layout.
-        about: how long it takes, in words.
+        seconds: time limit for a normalizer with ReLU, forward and backward; half for others.
+        min_rounds: rounds to run even if that takes longer.
+        compiled: compare with ``torch.compile`` too.
+        steps: allocators to measure whole training steps with.
+        step_seconds: time limit for the steps of one network in one layout.
+        duration: approximate time for all, in words.
     """
 
     seconds: float
-    least: int
+    min_rounds: int
     compiled: bool
     steps: tuple[str, ...]
     step_seconds: float
-    about: str
+    duration: str
 
 
 PRESETS = {
@@ -57,9 +57,9 @@ class Network:
 
 
 LARGE = 64 * 2**20
-"""Of inputs with more bytes, only the normalizer with ReLU is measured: they take the most time."""
+"""For larger inputs, in bytes, only the normalizer with ReLU is measured, to save time."""
 
-# Compiling takes seconds a case, so only these are measured against torch.compile.
+# Compiling takes seconds per case, so only these are compared with torch.compile.
 _COMPILED = (
     ("bn", (32, 64, 56, 56), "contiguous"),
     ("bn", (32, 256, 14, 14), "channels-last"),
@@ -67,43 +67,47 @@ _COMPILED = (
 )
 
 
-def choose(preset: str, *, pattern: str | None = None, norms: Sequence[str] = ()) -> list[Case]:
-    """The cases of a preset that a pattern and a choice of normalizers leave.
+def select_cases(
+    preset: str, *, pattern: str | None = None, norms: Sequence[str] = ()
+) -> list[Case]:
+    """Return the cases of a preset that match a pattern and a list of normalizers.
 
-    A pattern with ``*``, ``?`` or ``[`` must match the whole name of a case, one without only a
-    part of it. It chooses from all cases, whatever the preset.
+    A pattern with ``*``, ``?`` or ``[`` must match the whole name of a case, one without them any
+    part of it. A pattern selects from all cases, whatever the preset.
 
     Raises:
-        OptionError: an unknown normalizer, or nothing is left.
+        OptionError: a normalizer is unknown, or no case matches.
 
-    >>> [case.layout for case in choose("quick", pattern="bn*32x64x56x56*")]
+    >>> [case.layout for case in select_cases("quick", pattern="bn*32x64x56x56*")]
     ['contiguous', 'channels-last']
     """
     unknown = [norm for norm in norms if norm not in NORMS]
     if unknown:
         raise OptionError(
-            explain(
-                f"a normalizer is one of {', '.join(NORMS)}", ", ".join(unknown), "choose of them"
+            message(
+                f"normalizers out of {', '.join(NORMS)}",
+                ", ".join(unknown),
+                "choose from these",
             )
         )
-    found = preset_cases("full" if pattern else preset)
+    cases = preset_cases("full" if pattern else preset)
     if pattern:
-        whole = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-        found = tuple(case for case in found if fnmatch.fnmatchcase(case.name, whole))
-    left = [case for case in found if not norms or case.norm in norms]
-    if not left:
+        glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+        cases = tuple(case for case in cases if fnmatch.fnmatchcase(case.name, glob))
+    selected = [case for case in cases if not norms or case.norm in norms]
+    if not selected:
         raise OptionError(
-            explain(
-                "the cases to measure match the pattern and the normalizers asked for",
+            message(
+                "a pattern and normalizers that match some case",
                 f"none for {pattern!r} and {', '.join(norms) or 'all normalizers'}",
-                "normkit bench --list --preset full shows their names",
+                "see the names with normkit bench --list --preset full",
             )
         )
-    return left
+    return selected
 
 
 def step_jobs(networks: Sequence[Network], preset: Preset, *, both: bool) -> list[dict[str, Any]]:
-    """The training steps to measure, for a worker; ``both`` takes both layouts of all."""
+    """Return the jobs that time training steps; ``both`` selects both layouts of every network."""
     return [
         {
             "job": "step",
@@ -113,7 +117,7 @@ def step_jobs(networks: Sequence[Network], preset: Preset, *, both: bool) -> lis
             "shape": list(network.shape),
             "layout": layout,
             "seconds": preset.step_seconds,
-            "least": preset.least,
+            "min_rounds": preset.min_rounds,
         }
         for network in networks
         for layout in (("contiguous", "channels-last") if both else network.layouts)
@@ -121,7 +125,7 @@ def step_jobs(networks: Sequence[Network], preset: Preset, *, both: bool) -> lis
 
 
 def case_jobs(cases: Sequence[Case], preset: Preset, *, compiled: bool) -> list[dict[str, Any]]:
-    """The measurements of these cases, for a worker."""
+    """Return the jobs that time these cases."""
     jobs: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
         measures = [("act", "train", 1.0)]
@@ -138,11 +142,11 @@ def case_jobs(cases: Sequence[Case], preset: Preset, *, compiled: bool) -> list[
                 "measure": measure,
                 "mode": mode,
                 "seconds": share * preset.seconds,
-                "least": preset.least,
+                "min_rounds": preset.min_rounds,
                 "seed": number,
             }
-            wanted = (case.norm, case.shape, case.layout) in _COMPILED
-            if compiled and wanted and (measure, mode) == ("act", "train"):
+            listed = (case.norm, case.shape, case.layout) in _COMPILED
+            if compiled and listed and (measure, mode) == ("act", "train"):
                 job["compiled"] = True
             jobs.append(job)
     return jobs

@@ -1,4 +1,4 @@
-"""The figures that matter, from the records: each with its target and whether it is reached."""
+"""Summarize records as figures, each with its target and whether it is reached."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
-__all__ = ["LEAST_RATIO", "NAMES", "Figure", "geometric_mean", "ratio_target", "summarize"]
+__all__ = ["MIN_RATIO", "NAMES", "Figure", "geometric_mean", "ratio_target", "summarize"]
 
 Record = Mapping[str, Any]
 
-LEAST_RATIO = 0.95
-"""No layer may be slower than this share of PyTorch's speed."""
+MIN_RATIO = 0.95
+"""Least speed of any layer relative to PyTorch's."""
 
 NAMES = {
     "bn": "BatchNorm",
@@ -22,7 +22,7 @@ NAMES = {
     "in": "InstanceNorm",
     "rms": "RMSNorm",
 }
-# (normalizer, measure, allocator) to times as fast as PyTorch, forward and backward.
+# Target speed relative to PyTorch, forward and backward, by (normalizer, measure, allocator).
 _RATIOS: dict[tuple[str, str, str], float] = {
     ("bn", "act", "default"): 5.0,
     ("bn", "act", "tuned"): 3.0,
@@ -42,7 +42,7 @@ _WORDS = {"act": " + ReLU", "alone": " alone", "residual": " + residual + ReLU"}
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure: ``value`` is to be at least, or at most, ``target``; None has no target."""
+    """One figure; ``value`` should be at least, or at most, ``target``, unless that is None."""
 
     key: str
     text: str
@@ -54,14 +54,14 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; None without a target."""
+        """True if the target is reached; None without a target."""
         if self.target is None:
             return None
         return self.value >= self.target if self.bound == "at least" else self.value <= self.target
 
 
 def geometric_mean(values: Iterable[float], weights: Iterable[float] | None = None) -> float:
-    """The mean for ratios: twice as fast and half as fast cancel.
+    """Return the geometric mean: ratios of 2 and 1/2 cancel.
 
     >>> geometric_mean([2.0, 0.5]), round(geometric_mean([4.0, 1.0], [1, 3]), 3)
     (1.0, 1.414)
@@ -73,14 +73,14 @@ def geometric_mean(values: Iterable[float], weights: Iterable[float] | None = No
 
 
 def ratio_target(norm: str, measure: str, allocator: str) -> float | None:
-    """How many times as fast as PyTorch a kind of layer is to be; None where nothing is set."""
+    """Return the target speed of a kind of layer relative to PyTorch; None if there is none."""
     return _RATIOS.get((norm, measure, allocator))
 
 
 def summarize(
     cases: Sequence[Record], steps: Sequence[Record] = (), *, l2_bytes: int | None
 ) -> list[Figure]:
-    """All figures that the records allow, in the order of importance."""
+    """Return all figures that the records allow, the most important first."""
     return [
         *_ratios(cases),
         *_slow(cases),
@@ -90,43 +90,43 @@ def summarize(
     ]
 
 
-def _select(records: Sequence[Record], **wanted: Any) -> list[Record]:
-    return [r for r in records if all(r[name] == value for name, value in wanted.items())]
+def _select(records: Sequence[Record], **fields: Any) -> list[Record]:
+    return [r for r in records if all(r[name] == value for name, value in fields.items())]
 
 
 def _ratios(cases: Sequence[Record]) -> Iterable[Figure]:
     for measure in ("act", "alone", "residual"):
         for norm, name in NAMES.items():
             for allocator in ("default", "tuned"):
-                found = _select(
+                selected = _select(
                     cases, norm=norm, measure=measure, mode="train", allocator=allocator
                 )
-                if not found:
+                if not selected:
                     continue
-                ratios = [r["ratio"] for r in found]
-                by_times = geometric_mean(ratios, [r["times"] for r in found])
+                ratios = [r["ratio"] for r in selected]
+                by_times = geometric_mean(ratios, [r["times"] for r in selected])
                 yield Figure(
                     key=f"{norm}-{measure}-{allocator}",
                     text=f"{name}{_WORDS[measure]}, forward and backward, {allocator} allocator",
                     value=geometric_mean(ratios),
                     unit="times as fast as torch.nn",
                     target=ratio_target(norm, measure, allocator),
-                    note=f"geometric mean of {len(found)} cases from {min(ratios):.2f} to "
-                    f"{max(ratios):.2f}; by how often they occur {by_times:.2f}",
+                    note=f"geometric mean of {len(selected)} cases from {min(ratios):.2f} to "
+                    f"{max(ratios):.2f}; weighted by how often they occur {by_times:.2f}",
                 )
 
 
 def _slow(cases: Sequence[Record]) -> Iterable[Figure]:
     for mode, words in (("train", "forward and backward"), ("eval", "evaluation")):
-        found = _select(cases, mode=mode)
-        if not found:
+        selected = _select(cases, mode=mode)
+        if not selected:
             continue
-        slow = sorted((r for r in found if r["ratio"] < LEAST_RATIO), key=lambda r: r["ratio"])
+        slow = sorted((r for r in selected if r["ratio"] < MIN_RATIO), key=lambda r: r["ratio"])
         listed = [f"{r['case']} {r['measure']} {r['allocator']} {r['ratio']:.2f}" for r in slow]
         more = f"; and {len(listed) - 8} more" if len(listed) > 8 else ""
         yield Figure(
             key=f"slow-{mode}",
-            text=f"cases below {LEAST_RATIO} of torch.nn's speed, {words}, of {len(found)}",
+            text=f"cases below {MIN_RATIO} of torch.nn's speed, {words}, of {len(selected)}",
             value=float(len(slow)),
             unit="cases",
             target=0.0,
@@ -137,12 +137,12 @@ def _slow(cases: Sequence[Record]) -> Iterable[Figure]:
 
 def _copies(cases: Sequence[Record], l2_bytes: int) -> Iterable[Figure]:
     size = f"above {l2_bytes / 2**20:g} MiB"
-    for layout, most in _TRAIN_COPIES.items():
+    for layout, limit in _TRAIN_COPIES.items():
         yield from _within(
             _select(
                 cases, norm="bn", measure="act", mode="train", allocator="tuned", layout=layout
             ),
-            most,
+            limit,
             key=f"copies-{layout}",
             text=f"BatchNorm + ReLU {size}, {layout}, tuned allocator",
         )
@@ -154,33 +154,33 @@ def _copies(cases: Sequence[Record], l2_bytes: int) -> Iterable[Figure]:
     )
 
 
-def _within(found: Sequence[Record], most: float, *, key: str, text: str) -> Iterable[Figure]:
-    if not found:
+def _within(selected: Sequence[Record], limit: float, *, key: str, text: str) -> Iterable[Figure]:
+    if not selected:
         return
-    worst = max(found, key=lambda r: r["copies"])
-    inside = sum(r["copies"] <= most for r in found)
+    worst = max(selected, key=lambda r: r["copies"])
+    inside = sum(r["copies"] <= limit for r in selected)
     yield Figure(
         key=key,
         text=text,
         value=worst["copies"],
         unit=f"copies at worst, limit {worst['limit_copies']:g}",
-        target=most,
+        target=limit,
         bound="at most",
-        note=f"median {median(r['copies'] for r in found):.2f}; {inside} of {len(found)} cases "
-        f"within; worst {worst['case']}",
+        note=f"median {median(r['copies'] for r in selected):.2f}; {inside} of {len(selected)} "
+        f"cases within; worst {worst['case']}",
     )
 
 
 def _compiled(cases: Sequence[Record]) -> Iterable[Figure]:
     for allocator in ("default", "tuned"):
-        found = [r for r in _select(cases, allocator=allocator) if "compiled_ratio" in r]
-        if found:
+        selected = [r for r in _select(cases, allocator=allocator) if "compiled_ratio" in r]
+        if selected:
             yield Figure(
                 key=f"compiled-{allocator}",
                 text=f"against torch.compile of torch.nn's layers, {allocator} allocator",
-                value=geometric_mean([r["compiled_ratio"] for r in found]),
+                value=geometric_mean([r["compiled_ratio"] for r in selected]),
                 unit="times as fast as torch.compile",
-                note="; ".join(f"{r['case']} {r['compiled_ratio']:.2f}" for r in found),
+                note="; ".join(f"{r['case']} {r['compiled_ratio']:.2f}" for r in selected),
             )
 
 

@@ -1,8 +1,8 @@
-"""The process that measures: ``python -m normkit.bench.worker``.
+"""The benchmark process: ``python -m normkit.bench.worker``.
 
 The first line of its input is a JSON object ``{"threads": …, "jobs": [{"job": name, …}, …]}``; its
-output is one line of JSON for each job, ``{"job": index, "record": …}`` or ``{…, "error": …}``. It
-ends when its input does, so it does not outlive the process that asked.
+output is one line of JSON per job, ``{"job": index, "record": …}`` or ``{…, "error": …}``. It
+exits when its input closes, so that it does not outlive its parent.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ __all__ = ["JOBS", "main"]
 
 
 def _case(job: dict[str, Any]) -> dict[str, Any]:
+    from normkit.bench.case_timing import time_case
     from normkit.bench.cases import Case
-    from normkit.bench.comparing import compare
 
-    about = {**job["case"]}
-    about["shape"], about["networks"] = tuple(about["shape"]), tuple(about["networks"])
-    options = {name: job[name] for name in ("seconds", "seed", "compiled", "least") if name in job}
-    return compare(Case(**about), job["measure"], job["mode"], **options)
+    fields = {**job["case"]}
+    fields["shape"], fields["networks"] = tuple(fields["shape"]), tuple(fields["networks"])
+    options = {
+        name: job[name] for name in ("seconds", "seed", "compiled", "min_rounds") if name in job
+    }
+    return time_case(Case(**fields), job["measure"], job["mode"], **options)
 
 
 def _step(job: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def _machine(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _faults(job: dict[str, Any]) -> dict[str, Any]:
-    """Page faults of one allocation: whether blocks are kept or given back each time."""
+    """Count page faults per allocation: few if the allocator keeps freed blocks."""
     import resource
 
     import torch
@@ -79,27 +81,27 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """Carry out the jobs that come on the standard input."""
-    # The parent answers Ctrl-C, which reaches the whole group, and ends this process.
+    """Run the jobs read from standard input."""
+    # The parent handles Ctrl-C, which reaches the whole group, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Compilers may print; only records go where the parent reads.
+    # Compilers may print; the parent must read nothing but records.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    asked = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
     import torch
 
-    if asked.get("threads"):
-        torch.set_num_threads(asked["threads"])
-    for index, job in enumerate(asked["jobs"]):
+    if request.get("threads"):
+        torch.set_num_threads(request["threads"])
+    for index, job in enumerate(request["jobs"]):
         answer: dict[str, Any] = {"job": index}
         try:
             answer["record"] = JOBS[job["job"]](job)
-        except Exception:  # belongs to this job; the others go on
+        except Exception:  # concerns this job only
             answer["error"] = traceback.format_exc()
         out.write(json.dumps(answer) + "\n")
         out.flush()
-    # At once, as the thread above still waits for its input.
+    # Without joining the thread above, which still waits for input.
     out.close()
     os._exit(0)
 

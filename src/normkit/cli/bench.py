@@ -1,4 +1,4 @@
-"""``normkit bench``: how fast the layers are on this machine."""
+"""``normkit bench``: measure the layers' speed on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["bench"]
 
 
 class PresetName(str, enum.Enum):
-    """How much is measured."""
+    """The extent of the benchmark."""
 
     quick = "quick"
     default = "default"
@@ -32,7 +32,7 @@ class PresetName(str, enum.Enum):
 
 
 class AllocatorName(str, enum.Enum):
-    """Which setting of the system's allocator is measured."""
+    """Setting of the system's memory allocator."""
 
     default = "default"
     tuned = "tuned"
@@ -41,77 +41,80 @@ class AllocatorName(str, enum.Enum):
 
 def bench(
     preset: Annotated[
-        PresetName, typer.Option(help="Half a minute, four minutes, half an hour.")
+        PresetName, typer.Option(help="Takes half a minute, four minutes or half an hour.")
     ] = PresetName.default,
     cases: Annotated[
         str | None,
-        typer.Option(help="Only cases whose name matches, of all there are; see --list."),
+        typer.Option(help="Measure the cases whose name matches, out of all presets; see --list."),
     ] = None,
     norm: Annotated[
-        list[str] | None, typer.Option(help="Only bn, gn, ln, in or rms; may be given repeatedly.")
+        list[str] | None, typer.Option(help="Measure only bn, gn, ln, in or rms; repeatable.")
     ] = None,
     allocator: Annotated[
-        AllocatorName, typer.Option(help="As the system comes, or keeping large blocks.")
+        AllocatorName, typer.Option(help="The system's default, or tuned to keep large blocks.")
     ] = AllocatorName.both,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="torch's threads; torch's own choice if not given.")
+        int | None, typer.Option(min=1, help="Threads of torch. Default: torch's choice.")
     ] = None,
     compiled: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Against torch.compile too, for a few cases."),
+        typer.Option(
+            "--compile/--no-compile", help="Compare with torch.compile too, in a few cases."
+        ),
     ] = None,
     steps: Annotated[
-        bool | None, typer.Option("--steps/--no-steps", help="Whole training steps too.")
+        bool | None, typer.Option("--steps/--no-steps", help="Measure whole training steps too.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all results to this file.")
+        Path | None, typer.Option("--json", help="Write all results to this JSON file.")
     ] = None,
-    stored: Annotated[
-        Path | None, typer.Option("--from", help="Show the results in this file; measure nothing.")
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="Print the results in this file without measuring."),
     ] = None,
     listing: Annotated[
-        bool, typer.Option("--list", help="List the cases and measure nothing.")
+        bool, typer.Option("--list", help="List the cases without measuring.")
     ] = False,
 ) -> None:
-    """Measure the layers against torch.nn, in turn, and against the speed of copying.
+    """Compare the layers' speed with torch.nn's and with the speed of copying.
 
-    Ctrl-C ends it and shows what is there.
+    Ctrl-C stops and prints the results so far.
     """
     with errors():
-        from normkit.bench import planning, recording
-        from normkit.bench.show import print_results
-        from normkit.cli.measure import Measurement
+        from normkit.bench import planning, results_file
+        from normkit.bench.terminal import print_results
+        from normkit.cli.bench_run import Measurement
 
         out = console()
-        if stored is not None:
-            results = recording.read(stored)
-            print_results(out, results, recording.figures(results))
+        if from_file is not None:
+            results = results_file.read(from_file)
+            print_results(out, results, results_file.figures(results))
             return
-        scale = planning.PRESETS[preset.value]
-        chosen = planning.choose(preset.value, pattern=cases, norms=norm or ())
+        extent = planning.PRESETS[preset.value]
+        selected = planning.select_cases(preset.value, pattern=cases, norms=norm or ())
         if listing:
-            for case in chosen:
+            for case in selected:
                 typer.echo(case.name)
             return
         if json_file is not None:
-            recording.check_target(json_file)
+            results_file.check_target(json_file)
         names = ("default", "tuned") if allocator is AllocatorName.both else (allocator.value,)
-        whole = (bool(scale.steps) and cases is None and not norm) if steps is None else steps
+        with_steps = (bool(extent.steps) and cases is None and not norm) if steps is None else steps
         measurement = Measurement(
             allocators=names,
             threads=threads,
             jobs=planning.case_jobs(
-                chosen, scale, compiled=scale.compiled if compiled is None else compiled
+                selected, extent, compiled=extent.compiled if compiled is None else compiled
             ),
-            step_jobs=planning.step_jobs(_networks(), scale, both=preset is PresetName.full),
-            step_allocators=_for_steps(scale.steps, names) if whole else [],
+            step_jobs=planning.step_jobs(_networks(), extent, both=preset is PresetName.full),
+            step_allocators=_step_allocators(extent.steps, names) if with_steps else [],
             out=out,
         )
-        out.print(f"{len(chosen)} cases, about {scale.about} on an idle machine of two cores")
+        out.print(f"{len(selected)} cases; {extent.duration} on an idle machine with two cores")
         with terminated_like_interrupted():
             measurement.run()
         if measurement.machine:
-            results = recording.document(
+            results = results_file.document(
                 measurement.machine,
                 {"preset": preset.value, "cases": cases, "norms": norm or [],
                  "allocators": list(names)},
@@ -120,14 +123,14 @@ def bench(
                 date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
                 complete=not (measurement.interrupted or measurement.failures),
             )  # fmt: skip
-            print_results(out, results, recording.figures(results))
+            print_results(out, results, results_file.figures(results))
             if json_file is not None:
-                recording.write(json_file, results)
-                out.print(f"Written to {json_file}", soft_wrap=True)
+                results_file.write(json_file, results)
+                out.print(f"Results written to {json_file}", soft_wrap=True)
     for failure in measurement.failures:
         console(stderr=True).print(f"normkit: {failure}", style="bold red", soft_wrap=True)
     if measurement.interrupted:
-        out.print("Stopped before all was measured.")
+        out.print("Stopped before all cases were measured.")
         raise typer.Exit(INTERRUPTED)
     if measurement.failures:
         raise typer.Exit(1)
@@ -136,9 +139,9 @@ def bench(
 def _networks() -> list[Network]:
     from normkit.bench.planning import Network
 
-    def network(name: str, shape: tuple[int, ...], **more: Any) -> Network:
-        # Named and not imported: benchmarks stand below the lab.
-        return Network(name, "normkit.lab.models.forms:form", {"size": shape[-1]}, shape, **more)
+    def network(name: str, shape: tuple[int, ...], **options: Any) -> Network:
+        # By name: the benchmarks must not import the lab.
+        return Network(name, "normkit.lab.models.forms:form", {"size": shape[-1]}, shape, **options)
 
     return [
         network("lenet5", (256, 1, 28, 28)),
@@ -147,6 +150,6 @@ def _networks() -> list[Network]:
     ]
 
 
-def _for_steps(usual: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """The allocators for whole steps: those of the preset, or what else was asked for."""
-    return [name for name in usual if name in chosen] or [chosen[0]]
+def _step_allocators(preset: Sequence[str], selected: Sequence[str]) -> list[str]:
+    """Return the selected allocators that the preset measures steps with, or the first."""
+    return [name for name in preset if name in selected] or [selected[0]]

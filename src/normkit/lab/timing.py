@@ -36,7 +36,7 @@ def measure_step_time(
 ) -> Outcome:
     """Measure one repetition and write it to ``log``: seconds as ``{side}_{part}``.
 
-    The sides are "torch" and "ours", the parts those of :func:`normkit.bench.parts.step_parts`;
+    The sides are "torch" and "ours", the parts those of :func:`normkit.bench.breakdown.step_parts`;
     each is the median over ``ROUNDS`` steps, in turn.
     """
     begin = time.perf_counter()

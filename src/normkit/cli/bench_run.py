@@ -1,4 +1,4 @@
-"""Runs a benchmark's jobs and shows how it comes along."""
+"""Run a benchmark's jobs and show progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
-from normkit.bench.running import run_jobs
+from normkit.bench.processes import run_jobs
 from normkit.errors import NormkitError
 
 __all__ = ["Measurement"]
@@ -20,7 +20,7 @@ LINE_SECONDS = 15.0
 
 @dataclasses.dataclass
 class Measurement:
-    """A benchmark in progress; what it has measured so far stays when it is interrupted."""
+    """A benchmark in progress; records collected so far are kept when it is interrupted."""
 
     allocators: Sequence[str]
     threads: int | None
@@ -34,11 +34,11 @@ class Measurement:
     failures: list[str] = dataclasses.field(default_factory=list)
     interrupted: bool = False
     _done: int = 0
-    _said: float = dataclasses.field(default_factory=time.monotonic)
+    _last_line: float = dataclasses.field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Measure everything; returns early after Ctrl-C, and after the death of a process."""
-        shown = progress.Progress(
+        """Run all jobs; return early after Ctrl-C or when a process dies."""
+        bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
@@ -49,9 +49,9 @@ class Measurement:
         )
         total = len(self.jobs) * len(self.allocators)
         total += len(self.step_jobs) * len(self.step_allocators)
-        self._bar = (shown, shown.add_task("measuring", total=total), total)
+        self._bar = (bar, bar.add_task("measuring", total=total), total)
         try:
-            with shown:
+            with bar:
                 for allocator in self.allocators:
                     self._layers(allocator)
                 for allocator in self.step_allocators:
@@ -81,30 +81,30 @@ class Measurement:
             self._keep(self.steps, allocator, answer, f"step of {job['network']}")
 
     def _peak(self, job: Mapping[str, Any], allocator: str) -> dict[str, Any] | None:
-        """Peak memory of both sides, each in a process of its own."""
+        """Return peak memory of both sides, each in a new process."""
         peak = {}
         for side in ("torch", "ours"):
-            asked = [{**job, "job": "memory", "side": side}]
-            for _, answer in run_jobs(asked, allocator=allocator, threads=self.threads):
+            memory_jobs = [{**job, "job": "memory", "side": side}]
+            for _, answer in run_jobs(memory_jobs, allocator=allocator, threads=self.threads):
                 if not self._keep([], allocator, answer, f"memory of {job['network']}"):
                     return None
                 peak[side] = answer["record"]
         return peak
 
-    def _advance(self, words: str) -> None:
-        shown, task, total = self._bar
-        shown.update(task, advance=1, description=words)
+    def _advance(self, description: str) -> None:
+        bar, task, total = self._bar
+        bar.update(task, advance=1, description=description)
         self._done += 1
-        if not self.out.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
+        if not self.out.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
             self.out.print(f"{self._done} of {total}")
 
     def _keep(
-        self, records: list[dict[str, Any]], allocator: str, answer: Mapping[str, Any], what: str
+        self, records: list[dict[str, Any]], allocator: str, answer: Mapping[str, Any], name: str
     ) -> bool:
         if "error" in answer:
             last = answer["error"].strip().splitlines()[-1]
-            self.failures.append(f"{what}: {last}")
+            self.failures.append(f"{name}: {last}")
             return False
         records.append({**answer["record"], "allocator": allocator})
         return True

@@ -1,4 +1,4 @@
-"""Results as a JSON file: written whole or not at all."""
+"""The JSON file of results, written atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from normkit.bench.summary import Figure, summarize
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["FORMAT", "check_target", "document", "read", "write"]
 
@@ -28,7 +28,7 @@ def document(
     date: str,
     complete: bool,
 ) -> dict[str, Any]:
-    """All of a run as one JSON document."""
+    """Return one run as a JSON document."""
     figures = summarize(cases, steps, l2_bytes=machine.get("l2_bytes"))
     return {
         "format": FORMAT,
@@ -43,30 +43,30 @@ def document(
 
 
 def check_target(path: Path) -> None:
-    """Find out that a file cannot be written before anything is measured.
+    """Check that a file can be written, before measuring.
 
     Raises:
-        OptionError: its folder is missing or not writable, or it is a folder itself.
+        OptionError: its folder is missing or not writable, or the path is a folder.
     """
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OptionError(
-            explain(
-                "results go to a file in a folder that exists and can be written",
+            message(
+                "a file name in an existing, writable folder",
                 str(path),
-                "make the folder, or name another file",
+                "create the folder, or choose another file",
             )
         )
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results; a reader sees the old file or the new one, never a part."""
+    """Write results atomically: a reader sees the old file or the new one."""
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        # mkstemp lets nobody else read; results are for everybody.
+        # mkstemp creates a private file; give it the usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
@@ -77,30 +77,34 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what :func:`write` wrote.
+    """Read a file that :func:`write` wrote.
 
     Raises:
-        OptionError: no such file, or not one of ours.
+        OptionError: the file is missing or is not a results file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(
-            explain("results are a JSON file", f"{path} ({error})", "normkit bench --json FILE")
+            message(
+                "a JSON file of results",
+                f"{path} ({error})",
+                "create one with normkit bench --json FILE",
+            )
         ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise OptionError(
-            explain(
-                f"results are of format {FORMAT}",
-                f"{path} without it",
-                "normkit bench --json FILE makes such a file",
+            message(
+                f"results in format {FORMAT}",
+                f"{path} in another",
+                "create the file with normkit bench --json FILE",
             )
         )
-    return found
+    return results
 
 
 def figures(results: Mapping[str, Any]) -> list[Figure]:
-    """The figures of results that were read."""
+    """Return the figures of a results document."""
     return summarize(
         results["cases"], results["steps"], l2_bytes=results["machine"].get("l2_bytes")
     )

@@ -1,4 +1,4 @@
-"""Sends jobs to measuring processes, each with the allocator it is to have."""
+"""Send jobs to worker processes, each with one allocator setting."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from normkit.errors import StatisticsError, explain
+from normkit.errors import StatisticsError, message
 
 __all__ = ["ALLOCATORS", "environment", "run_jobs"]
 
 ALLOCATORS: dict[str, dict[str, str]] = {
-    # As the system comes; the variables below are taken out.
+    # The system's default: the variables below are removed.
     "default": {},
-    # glibc gives blocks above a threshold back at once and takes a page fault for each 4 KiB
-    # of them the next time. With these thresholds it keeps what it has.
+    # glibc returns blocks above a threshold to the system at once, and pays a page fault for each
+    # 4 KiB when it allocates them again. With these thresholds it keeps them.
     "tuned": {
         "MALLOC_MMAP_THRESHOLD_": str(2**40),
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -32,30 +32,30 @@ _SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MA
 
 
 def environment(allocator: str) -> Mapping[str, str]:
-    """The environment of a process with this allocator setting."""
-    kept = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
-    return {**kept, **ALLOCATORS[allocator]}
+    """Return the environment of a process with this allocator setting."""
+    others = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+    return {**others, **ALLOCATORS[allocator]}
 
 
 def run_jobs(
     jobs: Sequence[Mapping[str, Any]], *, allocator: str = "default", threads: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Carry out jobs in one new process; yields each job's index and answer as it comes.
+    """Run jobs in a new process; yield each job's index and answer as it arrives.
 
-    An answer has "record" or "error". Leaving the loop early, by an exception or Ctrl-C too, ends
+    An answer has "record" or "error". Closing the iterator, also by an exception or Ctrl-C, ends
     the process.
 
     Raises:
-        StatisticsError: the process died, for example for want of memory.
+        StatisticsError: the process died, for example because memory ran out.
     """
     if not jobs:
         return
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "normkit.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=stderr,
             env=dict(environment(allocator)),
             text=True,
         )
@@ -70,13 +70,13 @@ def run_jobs(
                 yield answer.pop("job"), answer
             code = process.wait()
             if done < len(jobs):
-                complaints.seek(0)
-                said = complaints.read().strip().splitlines()
+                stderr.seek(0)
+                lines = stderr.read().strip().splitlines()
                 raise StatisticsError(
-                    explain(
-                        f"a measuring process answers all of its {len(jobs)} jobs",
-                        f"{done} and exit code {code}" + (f" ({said[-1]})" if said else ""),
-                        "see that memory suffices, or leave out large cases with --cases",
+                    message(
+                        f"{len(jobs)} answers from the benchmark process",
+                        f"{done} and exit code {code}" + (f" ({lines[-1]})" if lines else ""),
+                        "free memory, or exclude large cases with --cases",
                     )
                 )
         finally:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.bench import layers, limits, memory, parts
+from normkit.bench import breakdown, layers, limits, memory
+from normkit.bench.case_timing import time_case
 from normkit.bench.cases import Case
-from normkit.bench.comparing import compare
-from normkit.bench.measuring import Times, in_turn, median_interval
+from normkit.bench.stopwatch import Times, median_interval, time_interleaved
 
 CASES = [
     Case("bn", (4, 8, 6, 6), "contiguous", ("a",), 1),
@@ -29,22 +29,24 @@ by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_sides_take_turns_in_an_order_that_rotates() -> None:
     ran: list[str] = []
     sides = {name: lambda name=name: ran.append(name) for name in "abc"}
-    times = in_turn(sides, seconds=0.0, least=4, warm=1)
+    times = time_interleaved(sides, seconds=0.0, min_rounds=4, warmup=1)
     assert times.rounds == 4
     assert ["".join(ran[i : i + 3]) for i in range(0, 15, 3)] == ["abc", "abc", "bca", "cab", "abc"]
 
 
 def test_no_collection_while_timing_and_again_after() -> None:
     seen: list[bool] = []
-    in_turn({"a": lambda: seen.append(gc.isenabled()), "b": lambda: None}, seconds=0, least=2)
+    time_interleaved(
+        {"a": lambda: seen.append(gc.isenabled()), "b": lambda: None}, seconds=0, min_rounds=2
+    )
     assert seen and not any(seen)
     assert gc.isenabled()
 
 
 def test_a_narrow_ratio_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**9))
-    monkeypatch.setattr("normkit.bench.measuring.time.perf_counter", lambda: float(next(ticks)))
-    times = in_turn({"a": lambda: None, "b": lambda: None}, seconds=10**6, most=500)
+    monkeypatch.setattr("normkit.bench.stopwatch.time.perf_counter", lambda: float(next(ticks)))
+    times = time_interleaved({"a": lambda: None, "b": lambda: None}, seconds=10**6, max_rounds=500)
     assert times.rounds == 16  # every turn takes one tick, so the first look is enough
 
 
@@ -82,7 +84,7 @@ def test_both_sides_compute_the_same(case: Case, measure: str) -> None:
 def test_records_are_complete_and_agree_with_themselves(
     case: Case, measure: str, mode: str
 ) -> None:
-    record = compare(case, measure, mode, seconds=0.0, least=3)
+    record = time_case(case, measure, mode, seconds=0.0, min_rounds=3)
     assert record["case"] == case.name
     assert record["rounds"] >= 3
     assert set(record["ms"]) == {"torch", "ours", "copy"}
@@ -97,10 +99,10 @@ def test_records_are_complete_and_agree_with_themselves(
 def test_inputs_have_the_layout_of_the_case() -> None:
     given = layers.inputs(CASES[1], seed=0, residual=True)
     assert given.residual is not None
-    for tensor in (given.x, given.dy, given.residual, given.room):
+    for tensor in (given.x, given.dy, given.residual, given.copy_target):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     given.copy()
-    torch.testing.assert_close(given.room, given.x.detach())
+    torch.testing.assert_close(given.copy_target, given.x.detach())
 
 
 def test_caches_are_read(tmp_path: object) -> None:
@@ -129,10 +131,10 @@ def test_parts_of_a_step_sum_to_it() -> None:
         nn.Linear(4 * 36, 2),
     )  # fmt: skip
     x = torch.randn(3, 1, 8, 8)
-    found = parts.step_parts(model, lambda: model(x).square().sum(), lambda: None)
+    found = breakdown.step_parts(model, lambda: model(x).square().sum(), lambda: None)
     named = [value for name, value in found.items() if name != "step"]
     assert sum(named) == pytest.approx(found["step"])
-    for kind in parts.KINDS:
+    for kind in breakdown.KINDS:
         assert found[f"{kind}_forward"] > 0
         assert found[f"{kind}_backward"] > 0
     # Nothing is left behind in the model.

@@ -1,4 +1,4 @@
-"""Results on the terminal."""
+"""Print results on the terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.text import Text
 
 from normkit.bench.summary import Figure
 
-__all__ = ["case_table", "figure_line", "number", "print_results", "short_name"]
+__all__ = ["case_table", "figure_line", "format_value", "print_results", "short_name"]
 
 Record = Mapping[str, Any]
 
 
 def short_name(record: Record) -> str:
-    """A case in few letters: of several networks, the first.
+    """Return a short name of a case; of several networks, the first.
 
     >>> short_name({"case": "bn/resnet18+resnet50/32x64x56x56/channels-last"})
     'bn resnet18… 32×64×56×56 cl'
@@ -29,8 +29,8 @@ def short_name(record: Record) -> str:
 
 
 def case_table(cases: Sequence[Record]) -> Table:
-    """One row for each measurement."""
-    table = Table(title="cl: channels-last; % of limit: of the speed of copying")
+    """Return a table with one row per measurement."""
+    table = Table(title="cl: channels-last; % of limit: relative to the speed of copying")
     table.add_column("layer", no_wrap=True)
     for name in ("what", "allocator"):
         table.add_column(name)
@@ -55,19 +55,19 @@ def case_table(cases: Sequence[Record]) -> Table:
     return table
 
 
-def number(figure: Figure) -> str:
-    """A figure's value: cases are whole."""
+def format_value(figure: Figure) -> str:
+    """Format a figure's value; counts without decimals."""
     return f"{figure.value:.0f}" if figure.unit == "cases" else f"{figure.value:.2f}"
 
 
 def figure_line(figure: Figure) -> Text:
-    """A figure, its target, and whether it is reached."""
+    """Return a line with a figure, its target, and whether it is reached."""
     word, style = {
         None: ("", ""),
         True: ("reached", "green"),
         False: ("not reached", "bold red"),
     }[figure.reached]
-    line = Text(f"{figure.text}: {number(figure)} {figure.unit}")
+    line = Text(f"{figure.text}: {format_value(figure)} {figure.unit}")
     if figure.target is not None:
         line.append(f" (target {figure.bound} {figure.target:g}: ")
         line.append(word, style=style)
@@ -80,7 +80,7 @@ def figure_line(figure: Figure) -> Text:
 def print_results(
     out: Console, results: Mapping[str, Any], figures: Sequence[Figure], *, table: bool = True
 ) -> None:
-    """The table, the machine, and the figures with their targets."""
+    """Print the table, the machine, and the figures with their targets."""
     if table and results["cases"]:
         out.print(case_table(results["cases"]))
     about = results["machine"]

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from normkit.bench import running
+from normkit.bench import processes
 from normkit.bench.cases import Case
 from normkit.errors import StatisticsError
 
 CASE = Case("bn", (4, 8, 6, 6), "contiguous", ("a",), 1)
 JOB: dict[str, Any] = {
     "job": "case", "case": dataclasses.asdict(CASE), "measure": "act", "mode": "train",
-    "seconds": 0.0, "least": 3,
+    "seconds": 0.0, "min_rounds": 3,
 }  # fmt: skip
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 
 
 def answers(*jobs: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
-    return [answer for _, answer in running.run_jobs(jobs, **options)]
+    return [answer for _, answer in processes.run_jobs(jobs, **options)]
 
 
 @glibc
@@ -53,7 +53,7 @@ def test_a_failing_job_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_steps_and_memory_of_a_network() -> None:
     job = {
         "factory": "normkit.lab.models.forms:form", "network": "lenet5", "options": {"size": 28},
-        "shape": [4, 1, 28, 28], "layout": "channels-last", "seconds": 0.0, "least": 2,
+        "shape": [4, 1, 28, 28], "layout": "channels-last", "seconds": 0.0, "min_rounds": 2,
         "parts_rounds": 1,
     }  # fmt: skip
     step, ours = answers(
@@ -76,8 +76,8 @@ def test_leaving_early_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None
             super().__init__(*arguments, **options)
             started.append(self)
 
-    monkeypatch.setattr(running.subprocess, "Popen", Noted)
-    jobs = running.run_jobs([JOB] * 10_000, threads=1)
+    monkeypatch.setattr(processes.subprocess, "Popen", Noted)
+    jobs = processes.run_jobs([JOB] * 10_000, threads=1)
     next(jobs)
     (process,) = started
     assert process.poll() is None
@@ -105,6 +105,6 @@ def test_a_process_ends_with_its_input() -> None:
 
 
 def test_a_dead_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running.sys, "executable", "/bin/false")
+    monkeypatch.setattr(processes.sys, "executable", "/bin/false")
     with pytest.raises((StatisticsError, BrokenPipeError)):
         answers(JOB)

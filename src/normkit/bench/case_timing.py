@@ -1,4 +1,4 @@
-"""Measures one case and makes a record of it: a dict of plain values, as it goes into JSON."""
+"""Time one case and return its record, a dict of plain values for the JSON file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from normkit.bench.cases import Case
 from normkit.bench.layers import functions, inputs, sides
 from normkit.bench.limits import EVAL_COPIES, training_copies
-from normkit.bench.measuring import in_turn
+from normkit.bench.stopwatch import time_interleaved
 
-__all__ = ["compare"]
+__all__ = ["time_case"]
 
 
-def compare(
+def time_case(
     case: Case,
     measure: str,
     mode: str,
@@ -22,25 +22,25 @@ def compare(
     seconds: float,
     seed: int = 0,
     compiled: bool = False,
-    least: int = 5,
+    min_rounds: int = 5,
 ) -> dict[str, Any]:
-    """Time a layer against PyTorch's and against a copy of its input.
+    """Time a layer, PyTorch's, and a copy of the input, interleaved.
 
     Args:
         measure: one of :data:`normkit.bench.layers.MEASURES`.
         mode: "train" (forward and backward) or "eval" (forward, no gradients).
-        seconds: about how long.
-        compiled: let ``torch.compile`` of PyTorch's layers take part as well.
-        least: rounds at least.
+        seconds: time limit, exceeded by one round at most.
+        compiled: time ``torch.compile`` of PyTorch's layers as well.
+        min_rounds: rounds to run whatever they take.
     """
     training = mode == "train"
-    given = inputs(case, seed=seed, residual=measure == "residual")
+    tensors = inputs(case, seed=seed, residual=measure == "residual")
     layers = sides(case, measure)
     if compiled:
-        # Of layers of its own: compiled code keeps no state that the others could share.
+        # New layers: compiled code must not share state with the others.
         layers["compiled"] = torch.compile(sides(case, measure)["torch"])  # type: ignore[assignment]
-    timed = {**functions(layers, given, training=training), "copy": given.copy}
-    times = in_turn(timed, seconds=seconds, pair=("torch", "ours"), least=least)
+    timed = {**functions(layers, tensors, training=training), "copy": tensors.copy}
+    times = time_interleaved(timed, seconds=seconds, pair=("torch", "ours"), min_rounds=min_rounds)
     ratio, low, high = times.ratio("torch", "ours")
     limit = training_copies(measure == "residual") if training else EVAL_COPIES
     copies, copies_low, copies_high = times.ratio("ours", "copy")
@@ -60,7 +60,7 @@ def compare(
         "copies": copies,
         "copies_interval": [copies_low, copies_high],
         "limit_copies": limit,
-        # What the operation must move, over the time it takes; and the share of a copy's rate.
+        # Bytes the operation must at least move, per second; and relative to the rate of a copy.
         "gb_per_s": 2 * limit * case.bytes / times.of("ours") / 1e9,
         "of_limit": limit / copies,
     }

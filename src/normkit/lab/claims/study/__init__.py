@@ -47,7 +47,16 @@ from normkit.lab.claims.study.plan import (
 )
 from normkit.lab.claims.study.quantities import Quantity, mean
 from normkit.lab.claims.study.tables import ByArm, BySetting, Seeds, mean_of
-from normkit.lab.claims.study.units import DB, DECADES, HALVINGS, NATS, NUMBER, PERCENT, Unit
+from normkit.lab.claims.study.units import (
+    DB,
+    DECADES,
+    HALVINGS,
+    NATS,
+    NUMBER,
+    PERCENT,
+    POINTS,
+    Unit,
+)
 
 __all__ = [
     "BN",
@@ -61,6 +70,7 @@ __all__ = [
     "NUMBER",
     "ON_AND_OFF",
     "PERCENT",
+    "POINTS",
     "TEST",
     "TEST_LOSS",
     "TRAIN",

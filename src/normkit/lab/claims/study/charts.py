@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 from normkit.lab.claims.claim import Evidence
@@ -18,16 +18,24 @@ from normkit.lab.verdicts import interval
 
 __all__ = ["Band", "Curves", "Dots", "Series", "along", "along_steps", "by_setting", "published"]
 
-Band = Literal["interval", "range", "geometric", "none"]
+Band = Literal["interval", "range", "geometric", "deviation", "none"]
 """What stands for several runs: the mean with its 95 % interval; the median, from the least to the
-greatest, where spread itself is the subject; the geometric mean, of decimal logarithms; or the
-mean alone."""
+greatest, where spread itself is the subject; the geometric mean, of decimal logarithms; the
+standard deviation; or the mean alone."""
 
 _BANDS: dict[Band, str] = {
     "interval": " The band is the 95 % interval of the mean.",
     "range": " The line is the median of the seeds; the band goes from the least to the greatest.",
     "geometric": " The line is the geometric mean of the seeds; the band is its 95 % interval.",
+    "deviation": " The line is the standard deviation over the seeds.",
     "none": "",
+}
+_MIDDLES: dict[Band, str] = {
+    "interval": "mean",
+    "range": "median",
+    "geometric": "geometric mean",
+    "deviation": "deviation",
+    "none": "mean",
 }
 _Summary = tuple[float | None, float | None, float | None]
 
@@ -37,6 +45,8 @@ def _summary(values: Iterable[float | None], band: Band) -> _Summary:
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return None, None, None
+    if band == "deviation":
+        return (stdev(known) if len(known) > 1 else None), None, None
     if band == "range":
         return median(known), min(known), max(known)
     if band == "none" or len(known) < 2:
@@ -136,12 +146,11 @@ class Curves:
         )
         label = series.label or series.arm
         seeds = len({run.config.seed for run in runs})
-        middle = "median" if self.band == "range" else "mean"
         return Line(
             label, places, y, low, high,
             arm=series.colour or label,
             failed=tuple(x for x, found in failures.items() if 2 * sum(found) >= len(found)),
-            note=f"{middle} of {min(count, seeds)}",
+            note=f"{_MIDDLES[self.band]} of {min(count, seeds)}",
         )  # fmt: skip
 
     def _ends(self, line: Line) -> str:

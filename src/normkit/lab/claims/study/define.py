@@ -54,7 +54,7 @@ def define(
 
     def judge(evidence: Evidence) -> Judgement:
         found = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
-        seeds = min(len(endpoint.of.shown(evidence)) for endpoint in decides.values())
+        seeds = min(len(endpoint.of.by_seed(evidence)) for endpoint in decides.values())
         text = sentence.format(
             **{key: Effect(each) for key, each in found.items()},
             **{key: each(evidence) for key, each in said.items()},

@@ -79,7 +79,7 @@ class Effect:
     def __format__(self, spec: str) -> str:
         found = self.of
         if found is None:
-            return "not yet known"
+            return "an unknown number of" if spec.startswith("x") else "not yet known"
         if spec.startswith("x"):
             base = float(spec[1:])
             middle, low, high = (

@@ -17,6 +17,8 @@ __all__ = ["Quantity", "mean"]
 class Quantity:
     """One number of each seed, in stored units; the difference of two has the seeds of both.
 
+    A number that is not finite stands for a seed that was seen and tells nothing.
+
     >>> ones = Quantity(lambda evidence: {0: 0.25, 1: 0.5}, Unit(""))
     >>> twos = Quantity(lambda evidence: {1: 0.25, 2: 0.5}, Unit(""))
     >>> (ones - twos).by_seed(Evidence("quick", ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["DB", "DECADES", "HALVINGS", "NATS", "NUMBER", "PERCENT", "Unit"]
+__all__ = ["DB", "DECADES", "HALVINGS", "NATS", "NUMBER", "PERCENT", "POINTS", "Unit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Unit:
 
 
 PERCENT = Unit("%", 100, digits=2, difference="points")
+POINTS = Unit("points", 100, digits=3)
+"""Of accuracies, for a value that is itself a difference or a spread."""
 NATS = Unit("nats")
 DB = Unit("dB", digits=3)
 DECADES = Unit("decades")

@@ -241,6 +241,8 @@ class Dots:
         if not names:
             return None
         unit = next(quantity.unit for of in self.lines.values() for quantity in of.values())
+        if self.difference:
+            unit = dataclasses.replace(unit, name=unit.apart)
         lines = [
             _dots(label, {names.index(row): span for row, span in of.items()})
             for label, of in spans.items()
@@ -262,7 +264,7 @@ class Dots:
             key=self.key,
             title=self.title,
             x_label=self.rows,
-            y_label=f"{self.y}, {unit.apart}" if self.difference else unit.label(self.y),
+            y_label=unit.label(self.y),
             lines=(*lines, *beside),
             text=f"{self.title}: {words}. Whiskers are 95 % intervals{apart}."
             + (f" {self.more}" if self.more else ""),

@@ -30,7 +30,8 @@ class Unit:
 
     def cell(self, value: float | None, digits: int | None = None) -> float | None:
         """The printed value, rounded for a table."""
-        return None if value is None else round(self.scale * value, digits or self.digits)
+        places = self.digits if digits is None else digits
+        return None if value is None else round(self.scale * value, places)
 
     def text(self, value: float | None, digits: int | None = None) -> str:
         """The printed value with its unit, for a sentence."""

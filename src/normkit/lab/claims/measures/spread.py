@@ -20,8 +20,8 @@ def halved(
     """The binary logarithm of how much more the first of each pair spreads than the second.
 
     The jackknife's pseudo-values (:func:`normkit.lab.verdicts.spread_ratios`), averaged over the
-    pairs, of the seeds that have all of them; no numbers of fewer than three. ``resolution`` is the step of the scale on which
-    both were read.
+    pairs, of the seeds that have all of them; no numbers of fewer than three. ``resolution`` is
+    the step of the scale on which both were read.
     """
 
     def by_seed(evidence: Evidence) -> Mapping[int, float]:

@@ -1,0 +1,92 @@
+"""Test scores of several seeds beside those of the book's published builds."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures.spread import deviation
+from normkit.lab.claims.study import (
+    PERCENT,
+    POINTS,
+    TEST,
+    Curves,
+    Series,
+    last,
+    while_training,
+)
+from normkit.lab.findings import Line, Table
+
+__all__ = [
+    "DENSENET",
+    "LENET",
+    "PLAIN",
+    "PUBLISHED",
+    "RECALIBRATED",
+    "TRAINED",
+    "chart",
+    "deviations",
+    "table",
+]
+
+LENET, PLAIN, DENSENET = "LeNet with BN", "LeNet without BN", "DenseNet"
+MOVING, POPULATION = "moving average", "population statistics"
+RECALIBRATED = last("test_accuracy", POPULATION, under=while_training)
+TRAINED = last("epoch_train_accuracy", "training accuracy")
+PUBLISHED: dict[str, tuple[float | None, ...]] = {
+    LENET: (57.1, 84.6, 89.2, 6.7),
+    PLAIN: (None, None, None, 1.5),
+    DENSENET: (40.6, 88.2, 91.8, 6.8),
+}
+"""Test accuracy in % after the last epoch over the book's builds: least, median, greatest, standard
+deviation."""
+
+
+def deviations(evidence: Evidence) -> str:
+    """The standard deviation with both kinds of statistics."""
+    both = (deviation(evidence.of(LENET), measure) for measure in (TEST, RECALIBRATED))
+    return " to ".join(POINTS.text(each, 1) for each in both)
+
+
+def chart(arm: str) -> Curves:
+    """Test accuracy by epoch, both ways, with the book's builds beside the last one."""
+    least, middle, greatest = (float(each or 0) for each in PUBLISHED[arm][:3])
+    series = [Series(arm, TEST.curve, MOVING), Series(arm, RECALIBRATED.curve, POPULATION)]
+    if arm == LENET:
+        series.append(Series(PLAIN, TEST.curve))
+    return Curves(
+        f"epochs-{arm.split()[0].lower()}",
+        f"{arm}: test accuracy after each epoch",
+        "epoch",
+        "test accuracy",
+        PERCENT,
+        series=series,
+        band="range",
+        # From the least to the greatest and back to the median: a stroke with three marks.
+        extra=[
+            Line(
+                MOVING, (10.0,) * 3, (least, greatest, middle), role="published", arm=MOVING,
+                note="least, median, greatest",
+            )
+        ],
+    )  # fmt: skip
+
+
+def table(evidence: Evidence) -> Table:
+    """Ours beside the published builds."""
+    rows: list[tuple[str | float | None, ...]] = []
+    for arm, published in PUBLISHED.items():
+        ways = {"no statistics": TEST} if arm == PLAIN else {MOVING: TEST, POPULATION: RECALIBRATED}
+        runs = evidence.of(arm)
+        trained = [value for run in runs if (value := TRAINED.read(run)) is not None]
+        for label, measure in ways.items() if arm in evidence.arms else ():
+            values = [value for run in runs if (value := measure.read(run)) is not None]
+            picks = [pick(values) if values else None for pick in (min, median, max)]
+            spread = deviation(runs, measure)
+            span = f"{min(trained):.1%}–{max(trained):.1%}".replace("%", "") if trained else None
+            cells = (PERCENT.cell(each) for each in (*picks, spread))
+            rows.append((f"{arm}, {label}", len(values), *cells, span))
+        rows.append((f"{arm}, published", None, *published, "90–91" if arm == LENET else None))
+    columns = ("test accuracy after the last epoch, %", "seeds", "least", "median", "greatest",
+               "standard deviation", "training accuracy")  # fmt: skip
+    return Table("published", "Ours and the published builds of the book", columns, tuple(rows))

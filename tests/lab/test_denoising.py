@@ -16,7 +16,7 @@ from normkit.errors import OptionError
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
-from normkit.lab.evaluations import evaluate, evaluate_under, guess
+from normkit.lab.evaluations import chance_level, evaluate, evaluate_under
 from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
 from normkit.lab.training import train
@@ -63,7 +63,7 @@ def test_what_is_measured(make: Make, dataset: data.Dataset, make_log: Any) -> N
         assert log.metrics["test_psnr", step] > -log.metrics["test_loss", step]
         assert log.metrics["epoch_train_psnr", step] > -log.metrics["epoch_train_loss", step]
     small = dataclasses.replace(dataset, test=dataset.test.take(100, seed=0))
-    assert log.metrics["test_psnr", 12] > guess(small, config) + 1
+    assert log.metrics["test_psnr", 12] > chance_level(small, config) + 1
 
 
 def test_one_epoch_by_hand(make: Make, dataset: data.Dataset, make_log: Any) -> None:
@@ -111,7 +111,7 @@ def test_a_run_that_explodes_counts_as_the_noisy_image(
     assert outcome.diverged_step is not None
     assert outcome.diverged_step <= 4
     small = dataclasses.replace(dataset, test=dataset.test.take(100, seed=0))
-    assert log.metrics["test_psnr", 8] == guess(small, config)
+    assert log.metrics["test_psnr", 8] == chance_level(small, config)
     assert log.metrics["epoch_train_psnr", 8] is None
     assert log.metrics["test_loss", 8] is None
 

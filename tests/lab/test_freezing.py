@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.lab import data, training
+from normkit.lab import data, trainer
 from normkit.lab.building import build_model
 from normkit.lab.config import RunConfig
 from normkit.lab.training import train
@@ -26,7 +26,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         built.append(build_model(*arguments, **options))
         return built[-1]
 
-    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(trainer, "build_model", build)
     return built
 
 

@@ -150,7 +150,7 @@ def test_a_run_that_comes_no_further_fails_when_its_worker_dies_again(
     assert work(store, keys, Dying(store, 3, 3, 4)).failed == keys
     run = store.get(keys[0])
     assert run is not None
-    assert "died 2 times" in run.error and "no further than step 3" in run.error
+    assert "died 2 times" in run.error and "without getting past step 3" in run.error
 
 
 def test_a_run_that_comes_further_each_time_may_die_often(store: Store, make_config: Make) -> None:

@@ -12,7 +12,7 @@ from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.denoising import handed_back, psnr, psnr_loss
 from normkit.lab.epochs import epoch_batches
-from normkit.lab.evaluations import guess
+from normkit.lab.evaluations import chance_level
 from normkit.lab.scoring import in_order, population
 from normkit.lab.tasks import TASKS, Batches, task_of
 
@@ -43,8 +43,8 @@ def test_classification_is_as_it_always_was(make_config: Make, split: data.Split
     task = task_of(config)
     scores = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]])
     assert task.count(scores, torch.tensor([0, 1, 1])) == 2
-    assert task.learned(config, 10) == 0.99 * math.log(10)
-    assert task.guess(10, iter([])) == 0.1
+    assert task.chance_loss(config, 10) == 0.99 * math.log(10)
+    assert task.chance_figure(10, iter([])) == 0.1
 
 
 def test_noisy_images_are_the_pixels_and_gaussian_noise(
@@ -125,7 +125,7 @@ def test_a_pixel_that_is_no_number_costs_and_breaks_nothing(broken: float) -> No
 
 
 def test_guessing_hands_the_noisy_image_back(config: RunConfig, dataset: data.Dataset) -> None:
-    found = guess(dataset, config)
+    found = chance_level(dataset, config)
     by_hand, count = 0.0, 0
     for images, clean in in_order(dataset.test, config):
         errors = (images.clamp(0, 1) - clean).square().mean((1, 2, 3))
@@ -139,7 +139,7 @@ def test_guessing_hands_the_noisy_image_back(config: RunConfig, dataset: data.Da
 
 
 def test_a_loss_no_better_than_the_noise_has_learned_nothing(config: RunConfig) -> None:
-    limit = TASKS["denoising"].learned(config, 10)
+    limit = TASKS["denoising"].chance_loss(config, 10)
     clean = torch.zeros(1, 1, 4, 4)
 
     def loss(factor: float) -> float:

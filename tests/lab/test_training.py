@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.lab import data, training
+from normkit.lab import data, trainer
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
 from normkit.lab.training import train
@@ -158,7 +158,7 @@ def test_a_stopped_run_goes_on_to_the_same_last_bit(
 def test_checkpoints_come_at_each_step_where_they_cost_nothing(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 1e9)
     log = make_log()
     train(make_config(), dataset, log)
     assert [step for step, _ in log.checkpoints] == [1, 2, 3, 4, 5, 6, 7]
@@ -167,7 +167,7 @@ def test_checkpoints_come_at_each_step_where_they_cost_nothing(
 def test_checkpoints_that_cost_much_are_rare(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e-9)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 1e-9)
     log = make_log()
     train(make_config(), dataset, log)
     assert [step for step, _ in log.checkpoints] == [1]

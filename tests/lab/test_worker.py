@@ -24,7 +24,6 @@ import sys, torch
 from pathlib import Path
 from normkit.lab import training, worker
 torch.set_num_threads(1)
-training.CHECKPOINT_SECONDS = 0.05
 train = training.train
 worker.train = lambda *a, **k: train(*a, checkpoint_seconds=0.05, **k)
 print("ready", flush=True)

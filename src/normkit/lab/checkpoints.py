@@ -32,6 +32,21 @@ class Progress:
     epoch_correct: float = 0  # the task's figure, such as right answers, summed over those images
     epoch_judged: int = 0  # images of this epoch that epoch_correct counts
 
+    def count_batch(self, loss: float, figure: float, images: int) -> None:
+        """Add a training batch: its mean loss and its summed figure."""
+        self.epoch_loss += loss * images
+        self.epoch_images += images
+        self.epoch_correct += figure
+        self.epoch_judged += images
+        self.recent_loss += loss
+        self.recent_steps += 1
+
+    def take_recent_loss(self) -> float:
+        """Return the mean loss of the steps since the last call, and start again from zero."""
+        mean = self.recent_loss / self.recent_steps
+        self.recent_loss, self.recent_steps = 0.0, 0
+        return mean
+
     def end_epoch(self) -> None:
         """Count the next epoch from zero."""
         self.epoch_loss, self.epoch_images, self.epoch_seconds = 0.0, 0, 0.0

@@ -27,7 +27,7 @@ from normkit.statistics.contexts import batch_statistics
 from normkit.statistics.preserve import modes_kept
 from normkit.statistics.recalibrate import recalibrate
 
-__all__ = ["evaluate", "evaluate_under", "guess", "population"]
+__all__ = ["chance_level", "evaluate", "evaluate_under", "population"]
 
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
@@ -39,9 +39,9 @@ def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
         return score(model, in_order(split, config), config)
 
 
-def guess(dataset: data.Dataset, config: RunConfig) -> float:
-    """The figure on the test images of who has learned nothing."""
-    return task_of(config).guess(len(dataset.classes), in_order(dataset.test, config))
+def chance_level(dataset: data.Dataset, config: RunConfig) -> float:
+    """Return the chance-level figure on the test images."""
+    return task_of(config).chance_figure(len(dataset.classes), in_order(dataset.test, config))
 
 
 def evaluate_under(
@@ -71,7 +71,7 @@ def evaluate_under(
             with modes_kept(model), contextlib.suppress(NonFiniteError):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
         found[named(figure, condition)], found[named("test_loss", condition)] = result or (
-            guess(dataset, config),
+            chance_level(dataset, config),
             None,
         )
     return found

@@ -1,4 +1,4 @@
-"""Runs what a study lacks: plans it in the store, hands runs to an executor, follows them.
+"""Run what a study lacks: plan it in the store, hand its runs to an executor, follow them.
 
 All state is in the store, so a call that is stopped, killed or repeated does only what is missing,
 and two calls at once share the work: a run that another process holds is left to it, and taken
@@ -7,9 +7,9 @@ over if that process dies.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from normkit.errors import DataError, explain
@@ -19,17 +19,19 @@ from normkit.lab.executors import Executor
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 
-__all__ = ["Progress", "Summary", "datasets", "plan", "work"]
+__all__ = ["Progress", "Queue", "Summary", "datasets", "plan", "work"]
 
 ATTEMPTS = 2
-"""How often a run's worker may die under it before it has come further than the time before."""
+"""After so many deaths of its worker without progress in between, a run has failed."""
+
+RESULTS = ("done", "diverged")
 
 TICK_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a study stands. Steps count all runs together."""
+    """The state of a study: runs and steps done, of how many."""
 
     runs_done: int
     runs: int
@@ -39,7 +41,7 @@ class Progress:
 
 @dataclasses.dataclass
 class Summary:
-    """What a call of :func:`work` did. Lists hold keys of runs."""
+    """The result of a call of :func:`work`, by the keys of the runs; ``known`` were done before."""
 
     known: int = 0
     finished: list[str] = dataclasses.field(default_factory=list)
@@ -119,92 +121,127 @@ def work(
     on_run: Callable[[Run], None] = lambda run: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Summary:
-    """Carry out the runs that are not done; returns when all are, or after Ctrl-C.
+    """Carry out the unfinished runs; return when all are finished, or after Ctrl-C.
 
-    ``on_run`` is called with each run that ended here, as it is stored; ``on_progress`` twice a
-    second. Ctrl-C is answered by asking the workers to stop: each saves its state at its next
-    step, and the summary says ``interrupted``. A second Ctrl-C is left to the caller.
+    ``on_run`` is called with each run that ended here, once it is stored; ``on_progress`` twice a
+    second. On Ctrl-C the workers are asked to stop: each saves its state at its next step, and the
+    summary says ``interrupted``. A second Ctrl-C is left to the caller.
     """
-    summary = Summary()
     begin = time.perf_counter()
-    state = store.progress(keys)
-    missing = [key for key in keys if state[key][0] not in ("done", "diverged")]
-    # What failed before comes last: where a failure ends everything, the others are done by then.
-    waiting = collections.deque(sorted(missing, key=lambda key: state[key][0] == "failed"))
-    store.retry_failed(keys)
-    summary.known = len(keys) - len(waiting)
-    deaths: collections.Counter[str] = collections.Counter()
-    furthest: dict[str, int] = {}
-    held: collections.deque[str] = collections.deque()
+    queue = Queue(store, keys, executor, on_run, on_progress)
+    try:
+        queue.run()
+    except KeyboardInterrupt:
+        queue.interrupt()
+    queue.summary.seconds = time.perf_counter() - begin
+    return queue.summary
 
-    def ended(key: str, result: str | None) -> None:
+
+class Queue:
+    """The unfinished runs of one call of :func:`work`: those that wait here, and those elsewhere.
+
+    Attributes:
+        waiting: keys of the runs to submit, in order.
+        elsewhere: keys of the runs that another process has taken.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Sequence[str],
+        executor: Executor,
+        on_run: Callable[[Run], None],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.store, self.keys, self.executor = store, keys, executor
+        self.on_run, self.on_progress = on_run, on_progress
+        state = store.progress(keys)
+        unfinished = [key for key in keys if state[key][0] not in RESULTS]
+        # What failed before comes last: if a failure ends everything, the others are done by then.
+        self.waiting = deque(sorted(unfinished, key=lambda key: state[key][0] == "failed"))
+        self.elsewhere: deque[str] = deque()
+        self.summary = Summary(known=len(keys) - len(unfinished))
+        self._deaths: Counter[str] = Counter()
+        self._furthest: dict[str, int] = {}
+        store.retry_failed(keys)
+
+    def run(self) -> None:
+        """Carry out all runs; wait for those that are elsewhere."""
+        while self.waiting or self.executor.busy or self.elsewhere:
+            self.step()
+            if self.elsewhere and not self.waiting and not self.executor.busy:
+                self.look_elsewhere()
+
+    def interrupt(self) -> None:
+        """Submit nothing more, and stop what runs here."""
+        self.summary.interrupted = True
+        self.executor.stop()
+        self.waiting.clear()
+        while self.executor.busy:
+            self.step()
+
+    def step(self) -> None:
+        """Submit what the executor has room for, and take in what has ended."""
+        while self.waiting and self.executor.free:
+            self.executor.submit(worker.argument(self.store.path, self.waiting.popleft()))
+        for job in self.executor.wait(TICK_SECONDS):
+            self.end(worker.key_of(job.argument), job.result)
+        self.on_progress(_progress(self.store, self.keys))
+
+    def end(self, key: str, result: str | None) -> None:
+        """Take in the end of a run; a ``result`` of None means that its worker died."""
         if result is None:
-            if summary.interrupted:
-                return  # the next call takes it up
-            _, reached, _ = store.progress([key])[key]
-            if reached > furthest.get(key, -1):
-                deaths[key] = 0  # it goes on from a checkpoint, and a machine may end any day
-            furthest[key] = reached
-            deaths[key] += 1
-            if deaths[key] < ATTEMPTS:
-                waiting.appendleft(key)
-                return
-            reason = (
-                f"The worker process died {ATTEMPTS} times (killed, or out of memory) and came no "
-                f"further than step {reached}."
-            )
-            worker.fail(store.path, key, reason)
+            if self.summary.interrupted or self.retry(key):
+                return  # interrupted: the next call takes it up
             result = "failed"
         if result == "held":
-            held.append(key)
+            self.elsewhere.append(key)
         elif result == "failed":
-            summary.failed.append(key)
-        elif result in ("done", "diverged"):
-            summary.finished.append(key)
-        run = store.get(key)
-        if run is not None and result in ("done", "diverged", "failed"):
-            on_run(run)
+            self.summary.failed.append(key)
+        elif result in RESULTS:
+            self.summary.finished.append(key)
+        run = self.store.get(key)
+        if run is not None and result in (*RESULTS, "failed"):
+            self.on_run(run)
 
-    def step() -> None:
-        while waiting and executor.free:
-            executor.submit(worker.argument(store.path, waiting.popleft()))
-        for end in executor.wait(TICK_SECONDS):
-            ended(worker.key_of(end.argument), end.result)
-        on_progress(_progress(store, keys))
+    def retry(self, key: str) -> bool:
+        """Queue a run whose worker died, or store it as failed; return whether it is queued."""
+        _, step, _ = self.store.progress([key])[key]
+        if step > self._furthest.get(key, -1):
+            self._deaths[key] = 0  # it resumes from a checkpoint, and a machine may end any day
+        self._furthest[key] = step
+        self._deaths[key] += 1
+        if self._deaths[key] < ATTEMPTS:
+            self.waiting.appendleft(key)
+            return True
+        reason = (
+            f"The worker process died {ATTEMPTS} times (killed, or out of memory) without getting "
+            f"past step {step}."
+        )
+        worker.fail(self.store.path, key, reason)
+        return False
 
-    try:
-        while waiting or executor.busy or held:
-            step()
-            if held and not waiting and not executor.busy:
-                # All that is left is in other hands; look again which of it is.
-                status = store.progress(held)
-                for _ in range(len(held)):
-                    key = held.popleft()
-                    if status[key][0] == "failed":
-                        summary.failed.append(key)
-                    elif status[key][0] not in ("done", "diverged"):
-                        waiting.append(key)
-                if waiting:
-                    time.sleep(2 * TICK_SECONDS)
-    except KeyboardInterrupt:
-        summary.interrupted = True
-        executor.stop()
-        waiting.clear()
-        while executor.busy:
-            step()
-    summary.seconds = time.perf_counter() - begin
-    return summary
+    def look_elsewhere(self) -> None:
+        """Queue the runs elsewhere that have not finished: their process may have died."""
+        state = self.store.progress(self.elsewhere)
+        for key in self.elsewhere:
+            if state[key][0] == "failed":
+                self.summary.failed.append(key)
+            elif state[key][0] not in RESULTS:
+                self.waiting.append(key)
+        self.elsewhere.clear()
+        if self.waiting:
+            time.sleep(2 * TICK_SECONDS)
 
 
 def _progress(store: Store, keys: Sequence[str]) -> Progress:
     state = store.progress(keys).values()
-    over = [entry for entry in state if entry[0] in ("done", "diverged", "failed")]
+    ended = [entry for entry in state if entry[0] in (*RESULTS, "failed")]
     return Progress(
-        runs_done=len(over),
+        runs_done=len(ended),
         runs=len(state),
         steps_done=sum(
-            steps if status in ("done", "diverged", "failed") else step
-            for status, step, steps in state
+            steps if status in (*RESULTS, "failed") else step for status, step, steps in state
         ),
         steps=sum(steps for _, _, steps in state),
     )

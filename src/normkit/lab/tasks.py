@@ -60,8 +60,8 @@ class Task:
     batches: Callable[..., Batches]
     loss: Loss
     count: Callable[[Tensor, Tensor], float]
-    learned: Callable[[RunConfig, int], float]
-    guess: Callable[[int, Batches], float]
+    chance_loss: Callable[[RunConfig, int], float]
+    chance_figure: Callable[[int, Batches], float]
 
 
 def _labelled(config: RunConfig, split: data.Split, batch_size: int, **order: Any) -> Batches:
@@ -87,8 +87,8 @@ TASKS: dict[str, Task] = {
         batches=_labelled,
         loss=F.cross_entropy,
         count=_right,
-        learned=lambda _, classes: STUCK * math.log(classes),
-        guess=lambda classes, _: 1 / classes,
+        chance_loss=lambda _, classes: STUCK * math.log(classes),
+        chance_figure=lambda classes, _: 1 / classes,
     ),
     "denoising": Task(
         gives="images",
@@ -98,8 +98,8 @@ TASKS: dict[str, Task] = {
         loss=psnr_loss,
         count=psnr,
         # The error of the noisy image is the variance of the noise.
-        learned=lambda config, _: 10 * math.log10(STUCK * config.noise**2),
-        guess=lambda _, batches: handed_back(batches),
+        chance_loss=lambda config, _: 10 * math.log10(STUCK * config.noise**2),
+        chance_figure=lambda _, batches: handed_back(batches),
     ),
 }
 """The tasks by the name that a run's description uses."""

@@ -19,7 +19,7 @@ from normkit.lab import data
 from normkit.lab.building import build_optimizer
 from normkit.lab.config import RunConfig
 from normkit.lab.models.forms import form
-from normkit.lab.training import Log, Outcome
+from normkit.lab.trainer import Log, Outcome
 
 __all__ = ["measure_step_time"]
 

@@ -20,7 +20,8 @@ from normkit.lab.leases import Holder, LeaseLostError, acquire
 from normkit.lab.placement import Placement, find_device
 from normkit.lab.store import Store
 from normkit.lab.timing import measure_step_time
-from normkit.lab.training import Log, Outcome, train
+from normkit.lab.trainer import Log, Outcome
+from normkit.lab.training import train
 
 __all__ = [
     "RunLog",

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch.distributed import FileStore
 
-from normkit.lab import runner, training
+from normkit.lab import runner
 from normkit.lab.executors.process_group import Processes
 from normkit.lab.executors.torchrun import Torchrun, worker_loop
 from normkit.lab.store import Store
+from normkit.lab.trainer import Trainer
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def study(processes: Processes, folder: Path) -> dict[str, Any]:
 
 def interrupted(processes: Processes, folder: Path) -> dict[str, Any]:
     """The same, and SIGTERM reaches every process in the midst of the first run."""
-    real = training._step
+    real = Trainer.learn
     steps = 0
 
     def step(*arguments: Any) -> Any:
@@ -48,14 +49,14 @@ def interrupted(processes: Processes, folder: Path) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    training._step = step
+    Trainer.learn = step
     found = study(processes, folder)
     return found | {"steps": steps}
 
 
 def failing(processes: Processes, folder: Path) -> dict[str, Any]:
     """The same, and the last process fails at the third step."""
-    real = training._step
+    real = Trainer.learn
     steps = 0
 
     def step(*arguments: Any) -> Any:
@@ -66,7 +67,7 @@ def failing(processes: Processes, folder: Path) -> dict[str, Any]:
         return real(*arguments)
 
     if processes.rank == processes.together.size - 1:
-        training._step = step
+        Trainer.learn = step
     try:
         return study(processes, folder)
     except Exception as error:

@@ -26,7 +26,8 @@ from normkit.lab.executors.process_group import Processes
 from normkit.lab.executors.protocol import EndedJob
 from normkit.lab.leases import LeaseLostError
 from normkit.lab.placement import Placement, why_single_process
-from normkit.lab.training import Outcome, train
+from normkit.lab.trainer import Outcome
+from normkit.lab.training import train
 
 __all__ = ["Torchrun", "worker_loop"]
 

@@ -93,7 +93,7 @@ def test_a_process_ends_with_its_input() -> None:
         text=True,
     )
     assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps({"threads": 1, "jobs": [JOB] * 1_000_000}) + "\n")
+    process.stdin.write(json.dumps({"threads": 1, "jobs": [JOB] * 20_000}) + "\n")
     process.stdin.flush()
     process.stdout.readline()
     process.stdin.close()

@@ -1,0 +1,167 @@
+"""``normkit lab`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from normkit.cli.app import app
+from normkit.lab.claims.claim import Claim
+from normkit.lab.store import Store
+
+NORMKIT = [sys.executable, "-m", "normkit.cli.main"]
+
+
+def test_an_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "lab.sqlite").write_bytes(b"no database at all " * 100)
+    for arguments in (
+        ("run", "C99"),
+        ("report", "--store", str(tmp_path / "none.sqlite")),
+        ("report", "--store", str(tmp_path / "lab.sqlite")),
+    ):
+        done = CliRunner().invoke(app, ["lab", *arguments])
+        assert done.exit_code == 2
+        assert "fix: " in done.stderr.lower()
+        assert isinstance(done.exception, SystemExit)
+
+
+def test_lists(tiny: Claim, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["lab", "list", "--store", str(tmp_path / "x.sqlite"), "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["claim"] == "C5"
+    assert row["cost"]["quick"] == {"runs": 4, "images": 1024, "seconds": None}
+    assert row["demo"] is True
+    assert row["last"] is None
+    assert not (tmp_path / "x.sqlite").exists()
+    done = CliRunner().invoke(app, ["lab", "list", "--store", str(tmp_path / "x.sqlite")])
+    assert "not run" in done.stdout
+    assert "There is no store" in done.stdout
+
+
+def test_a_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
+    store, page = tmp_path / "lab.sqlite", tmp_path / "report.html"
+    run = ["lab", "run", "--store", str(store), "--report", str(page), "--workers", "2"]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("test accuracy") >= 4
+    assert f"Report: {page}" in done.stdout
+    assert "Batch normalization makes sigmoid networks trainable" in page.read_text("utf-8")
+
+    page.unlink()
+    begin = time.monotonic()
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    assert "4 of 4 runs were in the store already" in done.stdout
+    assert time.monotonic() - begin < 10
+    assert page.exists()
+
+    done = CliRunner().invoke(app, [*run, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["findings"][0]["key"] == "C5"
+    assert found["findings"][0]["runs"] == 4
+
+    again = tmp_path / "again.html"
+    done = CliRunner().invoke(app, ["lab", "report", "--store", str(store), "--out", str(again)])
+    assert done.exit_code == 0, done.output
+    assert again.exists()
+
+    done = CliRunner().invoke(app, ["lab", "list", "--store", str(store), "--json"])
+    assert json.loads(done.stdout)[0]["last"]["preset"] == "quick"
+
+
+def test_a_report_without_runs_is_refused(tiny: Claim, tmp_path: Path) -> None:
+    Store(tmp_path / "lab.sqlite").close()
+    done = CliRunner().invoke(app, ["lab", "report", "--store", str(tmp_path / "lab.sqlite")])
+    assert done.exit_code == 2
+    assert "normkit lab run" in done.output
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    store = tmp_path / "lab.sqlite"
+    process = subprocess.Popen(
+        [*NORMKIT, "lab", "run", "C5", "--store", str(store), "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not _steps(store):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # the terminal sends it to all of them
+        out, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130, error
+    assert "to go on: normkit lab run C5 --preset quick" in out
+    assert "--workers 1" in out
+    assert "Traceback" not in out + error
+    with Store(store) as opened:
+        running = opened.connection.execute("SELECT 1 FROM runs WHERE status = 'running'")
+        assert running.fetchone() is None
+        assert opened.connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_two_at_once_share_the_work_and_survive_a_kill(tmp_path: Path) -> None:
+    """Two `lab run` on one store; one is killed with its workers left behind; the other ends it."""
+    store = tmp_path / "lab.sqlite"
+    both = [
+        subprocess.Popen(
+            [*NORMKIT, "lab", "run", "C3", "--store", str(store), "--workers", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+        )
+        for _ in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 300
+        while _done(store) < 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        both[0].kill()
+        first, _ = both[0].communicate()
+        second, _ = both[1].communicate(timeout=900)
+    finally:
+        for process in both:
+            process.kill()
+    assert both[1].returncode == 0, second
+    done = [line.partition("] ")[2] for line in (first + second).splitlines() if " here] " in line]
+    names = [line.partition(":")[0] for line in done]
+    assert len(names) == len(set(names))  # nothing was trained twice
+    assert _done(store) == 80
+
+
+def _done(store: Path) -> int:
+    if not store.exists():
+        return 0
+    with Store(store, check=False) as opened:
+        query = "SELECT count(*) FROM runs WHERE status IN ('done', 'diverged')"
+        return int(opened.connection.execute(query).fetchone()[0])
+
+
+def _steps(store: Path) -> int:
+    if not store.exists():
+        return 0
+    with Store(store, check=False) as opened:
+        return int(opened.connection.execute("SELECT total(step) FROM runs").fetchone()[0])

@@ -13,7 +13,7 @@ import pytest
 from normkit.errors import OptionError
 from normkit.lab.claims import c03, registry
 from normkit.lab.claims.claim import Available, Evidence
-from normkit.lab.claims.measures import densities
+from normkit.lab.claims.measures import densities, limits
 from normkit.lab.claims.registry import all_claims, select
 from normkit.lab.claims.study import WITH, WITHOUT
 from normkit.lab.config import RunConfig
@@ -118,21 +118,23 @@ def test_c1_counts_a_broken_run_as_guessing(synthetic: Synthetic) -> None:
 
 def test_c3_finds_where_training_stops(synthetic: Synthetic) -> None:
     evidence = synthetic(select(["C3"])[0], learns_below({WITH: 5.0, WITHOUT: 0.5}))
-    assert c03.largest(WITH).by_seed(evidence)[0] == pytest.approx(math.log10(5))
-    assert c03.largest(WITHOUT).by_seed(evidence)[0] == pytest.approx(math.log10(0.5))
+    assert limits.largest(WITH).by_seed(evidence)[0] == pytest.approx(math.log10(5))
+    assert limits.largest(WITHOUT).by_seed(evidence)[0] == pytest.approx(math.log10(0.5))
     found = c03.CLAIM.judge(evidence)
     decides = found.decides[0]
     assert decides is not None
     assert decides.effect == pytest.approx(1.0)
     # All seeds agree, and still the interval is not narrower than the grid can tell.
-    assert decides.high - decides.low > c03.STEP / 2
+    assert decides.high - decides.low > limits.STEP / 2
 
 
 def test_c3_of_arms_that_never_and_always_train(synthetic: Synthetic) -> None:
     evidence = synthetic(select(["C3"])[0], learns_below({WITH: 100.0, WITHOUT: 0.01}))
-    assert c03.largest(WITHOUT).by_seed(evidence)[0] == pytest.approx(math.log10(0.1) - c03.STEP)
-    limits = next(table for table in c03.CLAIM.judge(evidence).tables if table.key == "limits")
-    assert limits.rows[0] == (0, "20 or more", "none from 0.1")
+    assert limits.largest(WITHOUT).by_seed(evidence)[0] == pytest.approx(
+        math.log10(0.1) - limits.STEP
+    )
+    table = next(table for table in c03.CLAIM.judge(evidence).tables if table.key == "limits")
+    assert table.rows[0] == (0, "20 or more", "none from 0.1")
 
 
 def test_c2_measures_scale_and_change(synthetic: Synthetic) -> None:

@@ -9,32 +9,25 @@ that trains at the last rate tolerates at least that much, so that the differenc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures import limits
+from normkit.lab.claims.measures.limits import GRID, STEP, largest
 from normkit.lab.claims.sources import ARTICLE, IOFFE
 from normkit.lab.claims.study import (
     CHANCE_LOSS,
-    DECADES,
-    NATS,
     ON_AND_OFF,
     TRAIN_LOSS,
     WITH,
     WITHOUT,
     Endpoint,
     Plan,
-    Quantity,
     Scale,
     by_setting,
     define,
-    mean_of,
     published,
 )
-from normkit.lab.findings import Line, Table
-from normkit.lab.runs import Run
+from normkit.lab.findings import Line
 
-GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-STEP = 1 / 3  # of a decade, from one rate to the next
 SOURCE_RATE = 0.5
 
 PLAN = Plan(
@@ -47,59 +40,6 @@ PLAN = Plan(
     base={"model": "lenet5", "batch_size": 256},
     settings=[{"lr": lr} for lr in GRID],
 )
-
-
-def trains(run: Run) -> bool:
-    """Whether the training loss of the last epoch is clearly below that of guessing."""
-    loss = TRAIN_LOSS.read(run)
-    return loss is not None and loss < 0.9 * CHANCE_LOSS
-
-
-def largest(arm: str) -> Quantity:
-    """The decimal logarithm of the largest rate at which an arm trains, of seeds with all rates."""
-
-    def by_seed(evidence: Evidence) -> Mapping[int, float]:
-        limits = {}
-        for seed in evidence.seeds:
-            runs = evidence.of(arm, seed=seed)
-            if len(runs) == len(GRID):
-                rates = [run.config.lr for run in runs if trains(run)]
-                limits[seed] = math.log10(max(rates)) if rates else math.log10(GRID[0]) - STEP
-        return limits
-
-    return Quantity(by_seed, DECADES)
-
-
-def grid_table(evidence: Evidence) -> Table:
-    """Rate by rate, the mean loss and how many runs train."""
-    rows = []
-    for lr in GRID:
-        row: list[str | float | None] = [lr]
-        for arm in (WITH, WITHOUT):
-            runs = evidence.of(arm, lr=lr)
-            row.append(NATS.cell(mean_of(runs, TRAIN_LOSS), 3))
-            row.append(f"{sum(map(trains, runs))} of {len(runs)}")
-        rows.append(tuple(row))
-    columns = [f"{what} {arm}" for arm in (WITH, WITHOUT) for what in ("loss", "train")]
-    title = "Mean loss of the last epoch, and how many runs train"
-    return Table("grid", title, ("learning rate", *columns), tuple(rows))
-
-
-def limits_table(evidence: Evidence) -> Table:
-    """The largest rate of each arm, seed by seed."""
-
-    def text(limit: float | None) -> str | None:
-        if limit is None:
-            return None
-        rate = 10**limit
-        if rate < GRID[0] * 0.99:
-            return f"none from {GRID[0]:g}"
-        return f"{rate:g} or more" if rate > GRID[-1] * 0.99 else f"{rate:g}"
-
-    limits = [largest(arm).by_seed(evidence) for arm in (WITH, WITHOUT)]
-    rows = tuple((seed, *(text(each.get(seed)) for each in limits)) for seed in evidence.seeds)
-    title = "The largest rate at which each arm trains"
-    return Table("limits", title, ("seed", WITH, WITHOUT), rows)
 
 
 CLAIM = define(
@@ -156,7 +96,7 @@ CLAIM = define(
             more="A run whose loss was not finite counts as guessing, ln 10 = 2.303.",
         ),
     ),
-    tables=(grid_table, limits_table),
+    tables=(limits.grid_table, limits.limits_table),
     differs="The source used a single rate, 0.5. Whether the plain network trains there depends on "
     "its first weights and the order of its images; with ours it may well train at 0.5 and stop "
     "later. A rate counts as tolerated here where the loss is a tenth below guessing, however "

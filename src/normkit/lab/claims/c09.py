@@ -18,7 +18,7 @@ import math
 
 from normkit.lab.claims import c03
 from normkit.lab.claims.claim import Arms, Available, Preset
-from normkit.lab.claims.measures import rates
+from normkit.lab.claims.measures import limits, rates
 from normkit.lab.claims.measures.rates import ADADELTA, CUSTOMARY, GRIDS, RMSPROP, SGD, WIDTHS
 from normkit.lab.claims.sources import BAYES_NOTES, IOFFE
 from normkit.lab.claims.study import (
@@ -29,7 +29,7 @@ from normkit.lab.claims.study import (
     define,
 )
 
-USUAL, LARGER, UNBOUNDED, FAR = CUSTOMARY[SGD], 0.5, c03.GRID[-1], 50
+USUAL, LARGER, UNBOUNDED, FAR = CUSTOMARY[SGD], 0.5, limits.GRID[-1], 50
 
 
 def plan(preset: Preset, available: Available) -> Arms:
@@ -49,9 +49,9 @@ def removes(arm: str) -> Endpoint:
     return Endpoint(
         f"{arm} removes the choice: by how many decades is its range of rates wider than SGD's?",
         WIDTHS[arm] - WIDTHS[SGD],
-        matters=c03.STEP,
+        matters=limits.STEP,
         # Each of four ends is rounded to a step, alike for all seeds: a variance of step²/12.
-        shared=c03.STEP / math.sqrt(3),
+        shared=limits.STEP / math.sqrt(3),
     )
 
 

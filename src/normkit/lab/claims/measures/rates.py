@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from normkit.lab.claims import c03
 from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures import limits
 from normkit.lab.claims.study import (
     DECADES,
     PERCENT,
@@ -39,7 +39,7 @@ __all__ = [
 
 SGD, ADADELTA, RMSPROP = "SGD", "Adadelta", "RMSProp"
 GRIDS: dict[str, tuple[float, ...]] = {
-    SGD: (0.02, 0.05, *c03.GRID),
+    SGD: (0.02, 0.05, *limits.GRID),
     ADADELTA: (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
     RMSPROP: (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
 }
@@ -87,7 +87,9 @@ WIDTHS = {arm: _range(arm, grid) for arm, grid in GRIDS.items()}
 def _stops(evidence: Evidence, arm: str) -> list[float]:
     """The rates at which half of the runs or more do not train (as in C3)."""
     at = {lr: evidence.of(arm, lr=lr) for lr in GRIDS[arm]}
-    return [lr for lr, runs in at.items() if runs and 2 * sum(map(c03.trains, runs)) <= len(runs)]
+    return [
+        lr for lr, runs in at.items() if runs and 2 * sum(map(limits.trains, runs)) <= len(runs)
+    ]
 
 
 def widths(evidence: Evidence) -> str:
@@ -114,7 +116,7 @@ def chart(key: str, title: str, x: str, *, relative: bool = False) -> Curves:
         band="range",  # an interval from few seeds would leave the scale of an accuracy
         extra=[Line("guessing", (min(ends), max(ends)), (10.0, 10.0), role="theory")],
         more="A cross stands where half of the runs or more do not train.",
-        failed=lambda run: not c03.trains(run),
+        failed=lambda run: not limits.trains(run),
         x_log=True,
     )  # fmt: skip
 
@@ -150,6 +152,6 @@ def rate_table(evidence: Evidence) -> Table:
         for lr in grid:
             runs = evidence.of(arm, lr=lr)
             accuracy = (PERCENT.cell(mean_of(runs, measure), 1) for measure in (TRAIN, TEST))
-            rows.append((arm, lr, *accuracy, f"{sum(map(c03.trains, runs))} of {len(runs)}"))
+            rows.append((arm, lr, *accuracy, f"{sum(map(limits.trains, runs))} of {len(runs)}"))
     columns = ("optimizer", "learning rate", "training accuracy, %", "test accuracy, %", "train")
     return Table("grid", "Last epoch, rate by rate, mean over the seeds", columns, tuple(rows))

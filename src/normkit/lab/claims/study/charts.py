@@ -256,8 +256,9 @@ class Dots:
             for line in lines
         )
         beside = [
-            published(label, {names.index(row): value for row, value in of.items() if row in names})
+            published(label, at)
             for label, of in self.extra.items()
+            if (at := {names.index(row): value for row, value in of.items() if row in names})
         ]
         apart = " of the paired differences" if self.difference else " of the mean"
         return Chart(

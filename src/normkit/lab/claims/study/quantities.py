@@ -36,6 +36,11 @@ class Quantity:
 
         return Quantity(by_seed, self.unit)
 
+    def __neg__(self) -> Quantity:
+        return Quantity(
+            lambda e: {seed: -value for seed, value in self.by_seed(e).items()}, self.unit
+        )
+
     def shown(self, evidence: Evidence) -> list[float]:
         """The finite values in the unit that is printed, by seed."""
         values = sorted(self.by_seed(evidence).items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 
 from normkit.cli import lab_claims
 from normkit.cli.app import app
+from normkit.lab import judge as lab_judge
+from normkit.lab import store as lab_store
 from normkit.lab.claims import c05
 from normkit.lab.claims.claim import Available
 from normkit.lab.leases import acquire
@@ -70,6 +73,35 @@ def test_list_has_verdict_and_cost_of_each_preset(store: Path) -> None:
     assert found["cost"]["quick"]["seconds"] == 60.0 * runs
     assert found["cost"]["paper"]["seconds"] is None
     assert found["last"]["preset"] == "quick"
+
+
+@pytest.mark.parametrize("command", ["report", "verdicts", "compare"])
+def test_each_run_is_read_and_judged_once(
+    command: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[str] = Counter()
+    findings: Counter[str] = Counter()
+    read_run, finding = lab_store.read_run, lab_judge.finding
+
+    def count_read(connection: Any, row: Any, path: Path) -> Any:
+        reads[f"{path} {row['key']}"] += 1
+        return read_run(connection, row, path)
+
+    def count_finding(claim: Any, evidence: Any, **options: Any) -> Any:
+        findings[f"{claim.key} {evidence.preset}"] += 1
+        return finding(claim, evidence, **options)
+
+    monkeypatch.setattr(lab_store, "read_run", count_read)
+    monkeypatch.setattr(lab_judge, "finding", count_finding)
+    if command == "compare":
+        second = tmp_path / "second.sqlite"
+        fill(second, "quick", 0.5)
+        call("compare", store, second)
+        assert findings == {"C5 full": 1, "C5 quick": 2}
+    else:
+        call(command, "--store", store, *(["--out", tmp_path / "a.html"] * (command == "report")))
+        assert findings == {"C5 quick": 1}
+    assert set(reads.values()) == {1}
 
 
 def test_the_last_verdict_is_the_claims_own_and_not_the_stores(tmp_path: Path) -> None:

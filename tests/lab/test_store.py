@@ -48,6 +48,11 @@ def test_what_is_measured_comes_back(store: Store, make_config: Make) -> None:
     assert run is not None
     assert run.metrics["train_loss"] == ((1, 0, 2.5), (2, 0, None))
     assert run.vectors == {"q": {1: (0.5, 1.5)}}
+    store.connection.execute("UPDATE vectors SET data = '[0.5'")
+    damaged = store.get(config.key)
+    assert damaged is not None
+    with pytest.raises(StoreError, match="cannot be read"):
+        damaged.vectors["q"]
     assert (run.status, run.diverged_step, run.seconds) == ("diverged", 2, 1.5)
     assert run.last("train_loss") is None
     assert run.versions["torch"]

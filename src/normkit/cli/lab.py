@@ -20,7 +20,7 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
-from normkit.cli.lab_claims import finished, list_claims, nothing_to_judge, verdicts
+from normkit.cli.lab_claims import list_claims, nothing_to_judge, verdicts
 from normkit.cli.lab_executors import (
     AddressOption,
     DeviceName,
@@ -47,8 +47,8 @@ from normkit.errors import OptionError, explain
 if TYPE_CHECKING:
     from normkit.lab.claims.claim import Preset
     from normkit.lab.findings import Finding
+    from normkit.lab.judge import Judged
     from normkit.lab.runs import Run
-    from normkit.lab.store import Store
 
 __all__ = ["app"]
 
@@ -85,7 +85,7 @@ def run(
         from normkit.lab import runner
         from normkit.lab.claims.registry import select
         from normkit.lab.data import is_here
-        from normkit.lab.judge import judge
+        from normkit.lab.judge import judge_with_runs
         from normkit.lab.store import Store as OpenStore
 
         processes = joined(executor_name, address, workers, threads, device)
@@ -105,7 +105,6 @@ def run(
                 device=device, processes=processes,
             ) as pool:  # fmt: skip
                 summary = carry_out(opened, keys, pool, out)
-            findings = judge(opened, name, chosen)
             if summary.interrupted:
                 again = ["normkit", "lab", "run", *(claims or ()), "--preset", name]
                 again += ["--store", str(store), "--report", str(report)]
@@ -117,9 +116,12 @@ def run(
                     soft_wrap=True,
                 )
                 raise typer.Exit(INTERRUPTED)
-            # A command that found all runs done took no time worth telling.
-            trained = summary.seconds if summary.finished else None
-            path = _write(opened, report, name, trained)
+            judged = judge_with_runs(opened, name)
+        # A command that found all runs done took no time worth telling.
+        trained = summary.seconds if summary.finished else None
+        path = _write(judged, report, name, trained)
+    by_key = {finding.key: finding for finding in judged.findings}
+    findings = [by_key[claim.key] for claim in chosen if claim.key in by_key]
     if as_json:
         print_json(_as_data(findings, path))
     else:
@@ -144,20 +146,20 @@ def report(
     """Judge what the store holds, as far as it has come, and write the report. Trains nothing."""
     needs_lab()
     with errors():
-        from normkit.lab.judge import judge, last_preset
+        from normkit.lab.judge import Judged, judge_with_runs, last_preset
         from normkit.lab.store import Store as OpenStore
 
         _check_report(out, store)
         with OpenStore(store, read_only=True) as opened:
             name = preset.value if preset else last_preset(opened)
-            findings = judge(opened, name) if name else []
-            if name is None or not findings:
-                raise nothing_to_judge(store, name)
-            path = _write(opened, out, name, None)
+            judged = judge_with_runs(opened, name) if name else Judged([], ())
+        if name is None or not judged.findings:
+            raise nothing_to_judge(store, name)
+        path = _write(judged, out, name, None)
     if as_json:
-        print_json(_as_data(findings, path))
+        print_json(_as_data(judged.findings, path))
     else:
-        _print(findings, path)
+        _print(judged.findings, path)
 
 
 def _check_report(report: Path, store: Path) -> None:
@@ -175,14 +177,12 @@ def _check_report(report: Path, store: Path) -> None:
     check_target(report)
 
 
-def _write(store: Store, path: Path, preset: str, seconds: float | None) -> Path:
+def _write(judged: Judged, path: Path, preset: str, seconds: float | None) -> Path:
     from normkit import report as page
     from normkit.lab import machine
-    from normkit.lab.judge import judge
     from normkit.report.text import duration
 
-    findings = judge(store, preset)
-    runs = finished(store, findings)
+    findings, runs = judged
     about = {
         "preset": preset,
         "trained on": "; ".join(dict.fromkeys(run.machine for run in runs)) or machine.summary(),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from normkit.lab.runs import Run
     from normkit.lab.store import Store
 
-__all__ = ["finished", "list_claims", "nothing_to_judge", "verdicts"]
+__all__ = ["list_claims", "nothing_to_judge", "verdicts"]
 
 Row = dict[str, Any]
 INDENT = 4
@@ -158,19 +158,19 @@ def verdicts(
     needs_lab()
     with errors():
         from normkit.lab.claims.registry import select
-        from normkit.lab.judge import judge, last_preset
+        from normkit.lab.judge import Judged, judge_with_runs, last_preset
         from normkit.lab.store import Store
         from normkit.report import markdown
 
         with Store(store, read_only=True) as opened:
             name = preset.value if preset else last_preset(opened)
-            findings = judge(opened, name, select(claims) if claims else None) if name else []
-            if not findings:
-                raise nothing_to_judge(store, name, claims or ())
-            if into:
-                _check_planned(findings, str(name))
-            caption = _caption(opened, str(name), findings)
-        text = markdown.table(findings, caption)
+            chosen = select(claims) if claims else None
+            judged = judge_with_runs(opened, name, chosen) if name else Judged([], ())
+        if not judged.findings:
+            raise nothing_to_judge(store, name, claims or ())
+        if into:
+            _check_planned(judged.findings, str(name))
+        text = markdown.table(judged.findings, _caption(judged.runs, str(name)))
         changed = markdown.put_between(into, text) if into else False
     if as_json:
         print_json({"into": str(into) if into else None, "changed": changed, "markdown": text})
@@ -212,17 +212,10 @@ def _check_planned(findings: Sequence[Finding], preset: str) -> None:
         )
 
 
-def finished(store: Store, findings: Sequence[Finding]) -> list[Run]:
-    """The results behind these findings, each once, whichever claims share it."""
-    keys = {record["key"] for found in findings for record in found.records}
-    return [run for key in sorted(keys) if (run := store.get(key)) and run.finished_training]
-
-
-def _caption(store: Store, preset: str, findings: list[Finding]) -> str:
-    """Where the numbers come from, in one line."""
+def _caption(runs: Sequence[Run], preset: str) -> str:
+    """Say in one line which runs the numbers come from."""
     from normkit.report.text import duration
 
-    runs = finished(store, findings)
     if not runs:
         return f"(`{preset}` preset: no run done yet.)"
     machines = dict.fromkeys(run.machine for run in runs)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from normkit.lab.findings import Comparison, Finding
-from normkit.lab.judge import judge
+from normkit.lab.judge import judge_with_runs
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 
@@ -112,34 +112,39 @@ class StorePair:
 def compare_stores(first: Store, second: Store) -> StorePair:
     """Compare two stores, which may be open for reading only."""
     with first.snapshot(), second.snapshot():
+        ours, theirs = first.runs(), second.runs()
         return StorePair(
-            sides=(_side(first), _side(second)),
-            claims=tuple(_claims(first, second)),
-            shared=_shared(first, second),
+            sides=(_side(first, ours), _side(second, theirs)),
+            claims=tuple(_claims([(first, ours), (second, theirs)])),
+            shared=_shared(ours, theirs),
         )
 
 
-def _side(store: Store) -> Side:
-    keys = store.run_keys()
-    runs = [run for run in map(store.get, keys) if run is not None and run.finished_training]
+def _side(store: Store, all_runs: Mapping[str, Run]) -> Side:
+    runs = [run for run in all_runs.values() if run.finished_training]
     versions = (
         ", ".join(f"{name} {v}" for name, v in sorted(run.versions.items())) for run in runs
     )
     return Side(
         store=str(store.path),
-        runs=len(keys),
+        runs=len(all_runs),
         finished=len(runs),
         machines=tuple(dict.fromkeys(run.machine for run in runs)),
         versions=tuple(dict.fromkeys(versions)),
     )
 
 
-def _claims(first: Store, second: Store) -> list[ClaimPair]:
+def _claims(sides: Sequence[tuple[Store, dict[str, Run]]]) -> list[ClaimPair]:
     pairs = []
-    for preset in dict.fromkeys(p for store in (first, second) for _, p in store.plans()):
-        ours = {finding.key: finding for finding in judge(first, preset)}
-        theirs = {finding.key: finding for finding in judge(second, preset)}
-        plans = [_plan(store, preset) for store in (first, second)]
+    for preset in dict.fromkeys(p for store, _ in sides for _, p in store.plans()):
+        ours, theirs = (
+            {
+                finding.key: finding
+                for finding in judge_with_runs(store, preset, known=runs).findings
+            }
+            for store, runs in sides
+        )
+        plans = [_plan(store, preset) for store, _ in sides]
         for key in dict.fromkeys((*ours, *theirs)):
             one, other = ours.get(key), theirs.get(key)
             known = one or other
@@ -177,11 +182,11 @@ def _effects(one: Finding | None, other: Finding | None) -> tuple[EffectPair, ..
     return tuple(EffectPair(each, sides[0].get(each), sides[1].get(each)) for each in questions)
 
 
-def _shared(first: Store, second: Store) -> Shared:
+def _shared(first: Mapping[str, Run], second: Mapping[str, Run]) -> Shared:
     pairs: list[tuple[str, Run, Run]] = []
-    for key in first.run_keys():
-        one, other = first.get(key), second.get(key)
-        if one and other and one.finished_training and other.finished_training:
+    for key, one in first.items():
+        other = second.get(key)
+        if other and one.finished_training and other.finished_training:
             pairs.append((key, one, other))
     ratios = [other.seconds / one.seconds for _, one, other in pairs if one.seconds > 0]
     return Shared(

@@ -105,13 +105,13 @@ def _verdicts(store: Store) -> Iterator[Row]:
             about = (found.key, preset, found.title, found.word, found.sentence)
             counts = (found.runs, found.diverged, found.seconds)
             for each in found.comparisons:
-                effect = (each.effect, each.low, each.high, each.smallest, each.p)
+                effect = (each.effect, each.low, each.high, each.smallest, each.margin, each.p)
                 yield (
                     *(*about, *counts, each.question, each.decides, each.word, each.unit),
                     *(*effect, each.seeds, each.needed, each.shared, each.freedom),
                 )
             if not found.comparisons:
-                yield (*about, *counts, "", False, "", "", *[None] * 9)
+                yield (*about, *counts, "", False, "", "", *[None] * 10)
 
 
 _PLAYED = ("claim", "preset", "arm")
@@ -185,7 +185,10 @@ TABLES: dict[str, Table] = {
                 ("decides", pa.bool_()),
                 ("word", pa.string()),
                 ("unit", pa.string()),
-                *((name, pa.float64()) for name in ("effect", "low", "high", "smallest", "p")),
+                *(
+                    (name, pa.float64())
+                    for name in ("effect", "low", "high", "smallest", "margin", "p")
+                ),
                 ("seeds", pa.int64()),
                 ("needed", pa.int64()),
                 *((name, pa.float64()) for name in ("shared", "freedom")),

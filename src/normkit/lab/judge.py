@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from normkit.lab.claims.claim import Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.registry import all_claims, forms
@@ -19,7 +19,14 @@ from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
 from normkit.lab.verdicts import decide, seeds_needed
 
-__all__ = ["finding", "judge", "last_preset"]
+__all__ = ["Judged", "finding", "judge", "judge_with_runs", "last_preset"]
+
+
+class Judged(NamedTuple):
+    """Findings, and the finished runs behind them: each once, whichever claims share it."""
+
+    findings: list[Finding]
+    runs: tuple[Run, ...]
 
 
 def recorded(config: RunConfig) -> tuple[str, ...]:
@@ -35,17 +42,31 @@ def last_preset(store: Store) -> str | None:
 
 def judge(store: Store, preset: str, claims: Sequence[Claim] | None = None) -> list[Finding]:
     """The findings of these claims, or of all that were planned at this preset, in order."""
+    return judge_with_runs(store, preset, claims).findings
+
+
+def judge_with_runs(
+    store: Store,
+    preset: str,
+    claims: Sequence[Claim] | None = None,
+    known: dict[str, Run] | None = None,
+) -> Judged:
+    """Judge as :func:`judge` does, reading each run once, and keep the runs.
+
+    Args:
+        known: runs read before, by key, which are not read again; the others are added.
+    """
     planned = {claim for claim, at in store.plans() if at == preset}
     chosen = forms(all_claims().values()) if claims is None else claims
-    return [
-        finding(
-            claim,
-            Evidence(preset, tuple(store.planned(claim.key, preset))),
-            data=_data(store, claim),
-        )
-        for claim in chosen
-        if claim.key in planned
-    ]
+    known = {} if known is None else known
+    runs: dict[str, Run] = {}
+    findings = []
+    for claim in chosen:
+        if claim.key in planned:
+            evidence = Evidence(preset, tuple(store.planned(claim.key, preset, known)))
+            runs |= {run.config.key: run for run in evidence.runs}
+            findings.append(finding(claim, evidence, data=_data(store, claim)))
+    return Judged(findings, tuple(runs[key] for key in sorted(runs)))
 
 
 def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:

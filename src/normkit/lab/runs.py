@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,6 +63,36 @@ class Run:
         return points[-1][2] if points else None
 
 
+class _Vectors(Mapping[str, Mapping[int, tuple[float, ...]]]):
+    """The vectors of a run, parsed where they are asked for: few readers want them.
+
+    Raises:
+        StoreError: on access, what is stored is not a vector.
+    """
+
+    def __init__(self, texts: Mapping[str, Mapping[int, str]], key: str, path: Path) -> None:
+        self._texts, self._key, self._path = texts, key, path
+        self._parsed: dict[str, dict[int, tuple[float, ...]]] = {}
+
+    def __getitem__(self, name: str) -> dict[int, tuple[float, ...]]:
+        if name not in self._parsed:
+            texts = self._texts[name].items()
+            try:
+                self._parsed[name] = {step: tuple(json.loads(text)) for step, text in texts}
+            except (ValueError, TypeError) as error:
+                raise _unreadable(self._path, self._key, error) from error
+        return self._parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """A run with the part it plays in a claim."""
@@ -91,7 +121,7 @@ def read_run(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Ru
         StoreError: a newer normkit's run, or a damaged one.
     """
     try:
-        return _parse(connection, row)
+        return _parse(connection, row, path)
     except OptionError as error:
         # Sound, and a value that this version's fields do not take.
         raise StoreError(
@@ -102,21 +132,25 @@ def read_run(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Ru
             )
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise damaged(path, f"run {row['key'][:12]} cannot be read ({error})") from error
+        raise _unreadable(path, row["key"], error) from error
 
 
-def _parse(connection: sqlite3.Connection, row: sqlite3.Row) -> Run:
+def _unreadable(path: Path, key: str, error: Exception) -> StoreError:
+    return damaged(path, f"run {key[:12]} cannot be read ({error})")
+
+
+def _parse(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Run:
     metrics: dict[str, list[tuple[int, int, float | None]]] = {}
     for name, step, epoch, value in connection.execute(
         "SELECT name, step, epoch, value FROM metrics WHERE run = ? ORDER BY name, step",
         (row["id"],),
     ):
         metrics.setdefault(name, []).append((step, epoch, value))
-    vectors: dict[str, dict[int, tuple[float, ...]]] = {}
+    vectors: dict[str, dict[int, str]] = {}
     for name, step, data in connection.execute(
         "SELECT name, step, data FROM vectors WHERE run = ? ORDER BY name, step", (row["id"],)
     ):
-        vectors.setdefault(name, {})[step] = tuple(json.loads(data))
+        vectors.setdefault(name, {})[step] = data
     return Run(
         config=RunConfig.from_json(row["config"]),
         status=row["status"],
@@ -128,5 +162,5 @@ def _parse(connection: sqlite3.Connection, row: sqlite3.Row) -> Run:
         machine=row["machine"],
         finished=row["finished"],
         metrics={name: tuple(points) for name, points in metrics.items()},
-        vectors=vectors,
+        vectors=_Vectors(vectors, row["key"], path),
     )

@@ -168,15 +168,25 @@ class Store:
             if row["key"] in wanted
         }
 
-    def planned(self, claim: str, preset: str) -> list[Planned]:
-        """The runs of a claim in the order planned, whatever their status."""
+    def planned(
+        self, claim: str, preset: str, known: dict[str, Run] | None = None
+    ) -> list[Planned]:
+        """Read the runs of a claim, in the order planned, whatever their status.
+
+        Args:
+            known: runs read before, by key: they are not read again, and the others are added.
+        """
+        known = {} if known is None else known
         with guarded(self.path):
             rows = self.connection.execute(
                 "SELECT plans.arm AS arm, runs.* FROM plans JOIN runs ON runs.id = plans.run "
                 "WHERE claim = ? AND preset = ? ORDER BY position",
                 (claim, preset),
             ).fetchall()
-            return [Planned(row["arm"], read_run(self.connection, row, self.path)) for row in rows]
+            for row in rows:
+                if row["key"] not in known:
+                    known[row["key"]] = read_run(self.connection, row, self.path)
+        return [Planned(row["arm"], known[row["key"]]) for row in rows]
 
     def plans(self) -> list[tuple[str, str]]:
         """The pairs (claim, preset) that were ever planned."""
@@ -185,6 +195,12 @@ class Store:
                 "SELECT DISTINCT claim, preset FROM plans ORDER BY claim, preset"
             ).fetchall()
         return [(row["claim"], row["preset"]) for row in rows]
+
+    def runs(self) -> dict[str, Run]:
+        """Read all runs, by key, in the order in which they were first planned."""
+        with guarded(self.path):
+            rows = self.connection.execute("SELECT * FROM runs ORDER BY id").fetchall()
+            return {row["key"]: read_run(self.connection, row, self.path) for row in rows}
 
     def run_keys(self) -> list[str]:
         """The keys of all runs, in the order in which they were first planned."""

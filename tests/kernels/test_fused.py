@@ -19,8 +19,9 @@ from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
-from normkit.kernels import cpu, fused
-from normkit.kernels.autograd import normalize
+from normkit.kernels import cpu
+from normkit.kernels.call import Call
+from normkit.kernels.dispatch import normalize
 from tests.tolerances import assert_accurate
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
@@ -58,7 +59,7 @@ def _by_layer(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> Results:
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     x, w, b, r = leaves
     assert x is not None
-    y = normalize(x, spec, w, b, r).y
+    y = normalize(Call(x, spec, w, b, r)).y
     y.backward(dy)
     return _results(y, leaves)
 
@@ -172,24 +173,17 @@ def test_bits_do_not_depend_on_the_number_of_threads(
 
 def test_the_gradient_is_written_over_dy_only_where_nobody_sees_it() -> None:
     x = torch.randn(8, 4, 6, 6, requires_grad=True)
-    y = normalize(x, Spec(PER_CHANNEL, 1e-5)).y
+    y = normalize(Call(x, Spec(PER_CHANNEL, 1e-5))).y
     dy = torch.randn_like(y)
     kept = dy.clone()
     y.backward(dy)
     assert torch.equal(dy, kept)
     # And of a tensor that others look at through a view.
-    y = normalize(x, Spec(PER_CHANNEL, 1e-5)).y
+    y = normalize(Call(x, Spec(PER_CHANNEL, 1e-5))).y
     seen = []
     y.register_hook(lambda g: seen.append(g.view(-1)))
     (y * 2).sum().backward()
     assert bool((seen[0] == 2).all())
-
-
-def test_refusals_are_told() -> None:
-    spec = Spec(PER_CHANNEL, 1e-5)
-    assert fused.refuses(torch.ones(2, 3), spec) is None
-    assert "empty" in (fused.refuses(torch.ones(0, 3), spec) or "")
-    assert "meta" in (fused.refuses(torch.ones(2, 3, device="meta"), spec) or "")
 
 
 @pytest.mark.slow
@@ -213,7 +207,7 @@ def test_more_than_two_to_the_31_values(last: bool) -> None:
     few = torch.tensor([[0.0, 1, 2, 3, 4]], dtype=torch.float64, requires_grad=True)
     z = ((few - few.mean()) / (few.var(correction=0) + 1e-5).sqrt()).clamp_min(0)
     (expected,) = torch.autograd.grad(z, few, torch.tensor([[3.0, 1, 2, 0, 2]]).double())
-    y = normalize(x, Spec(PER_CHANNEL, 1e-5, Act("relu"))).y
+    y = normalize(Call(x, Spec(PER_CHANNEL, 1e-5, Act("relu")))).y
     (dx,) = torch.autograd.grad(y, x, dy)
     for got, truth in ((y.detach(), z.detach()), (dx, expected)):
         for channel in range(4):

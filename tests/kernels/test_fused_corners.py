@@ -13,8 +13,9 @@ from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels import cpu
-from normkit.kernels.autograd import normalize
+from normkit.kernels.call import Call, FixedStats
 from normkit.kernels.cpu import fused as extension
+from normkit.kernels.dispatch import normalize
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
@@ -42,7 +43,7 @@ def test_long_runs_that_begin_anywhere_past_the_caches(
     found = []
     for cache in (2**60, 0):
         extension.assume_cache(cache)
-        y = normalize(x, Spec(pool, 1e-5, Act("relu"))).y
+        y = normalize(Call(x, Spec(pool, 1e-5, Act("relu")))).y
         found.append((y.detach(), *torch.autograd.grad(y, x, dy)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
@@ -164,10 +165,10 @@ def test_channels_that_lie_apart_from_the_rest(channels: int, far: float) -> Non
     """The first guess of the mean comes from some channels; here from the worst."""
     x = torch.randn(1, channels, 5, 20)
     x[:, :: max(1, channels // 32)] += far
-    truth = normalize(x.double(), Spec(PER_POSITION, 1e-5)).y
+    truth = normalize(Call(x.double(), Spec(PER_POSITION, 1e-5))).y
     permuted = x.permute(0, 2, 3, 1)
     torchs = nn.functional.layer_norm(permuted, (channels,), eps=1e-5).permute(0, 3, 1, 2)
-    ours = normalize(x, Spec(PER_POSITION, 1e-5)).y
+    ours = normalize(Call(x, Spec(PER_POSITION, 1e-5))).y
     size = float(truth.abs().max())
     error = float((ours - truth).abs().max())
     assert error <= 2 * float((torchs - truth).abs().max()) + size * 2**-24
@@ -199,7 +200,7 @@ def test_many_samples_of_few_positions(shape: tuple[int, ...]) -> None:
 def test_silu_far_out(value: float) -> None:
     x = torch.tensor([[value, 1.0]], requires_grad=True)
     zero, one = torch.zeros(2), torch.ones(2)
-    y = normalize(x, Spec(PER_CHANNEL, 0.0, Act("silu")), None, None, None, (zero, one)).y
+    y = normalize(Call(x, Spec(PER_CHANNEL, 0.0, Act("silu")), stats=FixedStats(zero, one))).y
     (dx,) = torch.autograd.grad(y.sum(), x)
     expected = nn.functional.silu(x)
     torch.testing.assert_close(y, expected)

@@ -12,9 +12,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
-from normkit.kernels import cpu, dispatch, native
-from normkit.kernels.aten import Aten
-from normkit.kernels.autograd import normalize
+from normkit.kernels import cpu, dispatch
+from normkit.kernels.aten import Aten, Portable
+from normkit.kernels.autograd import run_pair
+from normkit.kernels.call import Call, FixedStats, Normalized
+from normkit.kernels.dispatch import normalize
 
 POOLS = {
     "batch": PER_CHANNEL,
@@ -37,15 +39,10 @@ def _inputs(shape: tuple[int, ...] = (4, 4, 2, 2), last: bool = False) -> list[T
     return [t.clone().requires_grad_() for t in (x, w, b, r)]
 
 
-def _only_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "fused", None)
-    monkeypatch.setattr(native, "refuses", lambda x, spec: "a test wants a backend")
-
-
-@pytest.fixture(params=["aten", "native", "any"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "aten":
-        _only_backends(monkeypatch)
+@pytest.fixture(params=["portable", "native", "any"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "portable":
+        monkeypatch.setattr(dispatch, "WAYS", (Portable(),))
     elif request.param == "native":
         monkeypatch.setattr(cpu, "fused", None)
     return str(request.param)
@@ -53,13 +50,13 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("act", ACTS, ids=str)
-def test_gradients(pool: Pool, act: Act | None, backend: str) -> None:
+def test_gradients(pool: Pool, act: Act | None, way: str) -> None:
     for centred, residual, last in itertools.product((True, False), repeat=3):
         x, w, b, r = _inputs(last=last)
         spec = Spec(pool, 1e-2, act, centred)
 
         def f(x: Tensor, w: Tensor, b: Tensor, *rest: Tensor, spec: Spec = spec) -> Tensor:
-            return normalize(x, spec, w, b, rest[0] if rest else None).y
+            return normalize(Call(x, spec, w, b, rest[0] if rest else None)).y
 
         inputs = (x, w, b, r) if residual else (x, w, b)
         assert gradcheck(f, inputs, fast_mode=True)
@@ -67,13 +64,13 @@ def test_gradients(pool: Pool, act: Act | None, backend: str) -> None:
 
 
 @pytest.mark.parametrize("act", ACTS, ids=str)
-def test_gradients_with_given_moments(act: Act | None, backend: str) -> None:
+def test_gradients_with_given_moments(act: Act | None, way: str) -> None:
     x, w, b, r = _inputs()
-    stats = (torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5)
+    stats = FixedStats(torch.randn(4).double(), torch.rand(4).double() + 0.5)
     spec = Spec(PER_CHANNEL, 1e-5, act)
 
     def f(x: Tensor, w: Tensor, b: Tensor, r: Tensor) -> Tensor:
-        return normalize(x, spec, w, b, r, stats).y
+        return normalize(Call(x, spec, w, b, r, stats)).y
 
     assert gradcheck(f, (x, w, b, r), fast_mode=True)
     assert gradgradcheck(f, (x, w, b, r), fast_mode=True, atol=1e-4)
@@ -81,44 +78,44 @@ def test_gradients_with_given_moments(act: Act | None, backend: str) -> None:
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("wanted", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
-def test_only_what_is_asked_for(pool: Pool, wanted: tuple[int, ...], backend: str) -> None:
+def test_single_gradient_matches_all_four(pool: Pool, wanted: tuple[int, ...], way: str) -> None:
     tensors = _inputs()
     spec = Spec(pool, 1e-5, Act("silu"))
-    y = normalize(tensors[0], spec, *tensors[1:]).y
+    y = normalize(Call(tensors[0], spec, *tensors[1:])).y
     dy = torch.randn_like(y)
     all_four = torch.autograd.grad(y, tensors, dy)
     for t, need in zip(tensors, wanted, strict=True):
         t.requires_grad_(bool(need))
-    again = normalize(tensors[0], spec, *tensors[1:]).y
+    again = normalize(Call(tensors[0], spec, *tensors[1:])).y
     chosen = wanted.index(1)
     (one,) = torch.autograd.grad(again, [tensors[chosen]], dy)
     torch.testing.assert_close(one, all_four[chosen])
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
-def test_without_parameters(pool: Pool, backend: str) -> None:
+def test_without_parameters(pool: Pool, way: str) -> None:
     x = _inputs()[0]
-    assert gradcheck(lambda x: normalize(x, Spec(pool, 1e-2)).y, (x,), fast_mode=True)
+    assert gradcheck(lambda x: normalize(Call(x, Spec(pool, 1e-2))).y, (x,), fast_mode=True)
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("which", ["weight", "bias"])
-def test_with_one_of_the_parameters(pool: Pool, which: str, backend: str) -> None:
+def test_with_one_of_the_parameters(pool: Pool, which: str, way: str) -> None:
     x, v = _inputs()[:2]
 
     def f(x: Tensor, v: Tensor) -> Tensor:
         both = {"weight": None, "bias": None, which: v}
-        return normalize(x, Spec(pool, 1e-2), both["weight"], both["bias"]).y
+        return normalize(Call(x, Spec(pool, 1e-2), both["weight"], both["bias"])).y
 
     assert gradcheck(f, (x, v), fast_mode=True)
     assert gradgradcheck(f, (x, v), fast_mode=True, atol=1e-4)
 
 
-def test_inputs_are_left_alone(backend: str) -> None:
+def test_inputs_are_unchanged(way: str) -> None:
     for pool, act, centred in itertools.product(POOLS.values(), ACTS, (True, False)):
         tensors = _inputs()
         before = [t.detach().clone() for t in tensors]
-        y = normalize(tensors[0], Spec(pool, 1e-5, act, centred), *tensors[1:]).y
+        y = normalize(Call(tensors[0], Spec(pool, 1e-5, act, centred), *tensors[1:])).y
         dy = torch.randn_like(y)
         kept = dy.clone()
         y.backward(dy)
@@ -126,7 +123,7 @@ def test_inputs_are_left_alone(backend: str) -> None:
         assert all(torch.equal(t, b) for t, b in zip(tensors, before, strict=True))
 
 
-def test_a_backend_that_forgets_the_mean_gradient_is_caught(
+def test_missing_gradient_of_the_mean_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The check above can fail: dropping g₁ from dx is seen."""
@@ -135,8 +132,11 @@ def test_a_backend_that_forgets_the_mean_gradient_is_caught(
         def backward(self, *args):  # type: ignore[no-untyped-def]
             return super().backward(*args[:-1], lambda g1, g2: (g1 * 0, g2 / 16))
 
-    _only_backends(monkeypatch)
-    monkeypatch.setattr(dispatch, "_BACKENDS", (Forgetful(),))
+    class Wrong(Portable):
+        def run(self, call: Call) -> Normalized:
+            return run_pair(Forgetful(), call)
+
+    monkeypatch.setattr(dispatch, "WAYS", (Wrong(),))
     x = _inputs()[0]
     with pytest.raises(RuntimeError, match="Jacobian"):
-        gradcheck(lambda x: normalize(x, Spec(PER_CHANNEL, 1e-2)).y, (x,), fast_mode=True)
+        gradcheck(lambda x: normalize(Call(x, Spec(PER_CHANNEL, 1e-2))).y, (x,), fast_mode=True)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize, prune
 
 import normkit as nk
 from normkit.kernels import cpu, fused
+from normkit.nn.layer import Layer
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
@@ -111,8 +112,7 @@ def at_once_only() -> Iterator[None]:
         raise AssertionError("went step by step")
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("batchnorm", "frozen", "groupnorm", "instancenorm", "layernorm"):
-            patch.setattr(f"normkit.nn.{name}.normalize", steps)
+        patch.setattr(Layer, "_normalize", staticmethod(steps))
         yield
 
 
@@ -281,10 +281,10 @@ def test_what_is_unusual_is_refused_before_anything_moves(name: str) -> None:
     layer: Any = make()
     buffers = list(layer.buffers())
     kept, versions = [b.clone() for b in buffers], [b._version for b in buffers]
-    assert layer._at_once(*given()) is None
+    assert layer._fused_forward(*given()) is None
     assert all(torch.equal(a, b) for a, b in zip(buffers, kept, strict=True))
     assert [b._version for b in buffers] == versions
-    assert not layer._has_moved
+    assert not layer._stats_updated
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
@@ -514,7 +514,7 @@ def test_saved_tensors_go_through_hooks(act: str | None) -> None:
 def test_without_the_kernels_there_is_no_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "fused", None)
     layer, x = nk.BatchNorm2d(3), torch.randn(X)
-    assert layer._at_once(x, None) is None
+    assert layer._fused_forward(x, None) is None
     torch.testing.assert_close(layer(x), nn.BatchNorm2d(3)(x))
 
 
@@ -531,14 +531,14 @@ def test_the_kernels_refuse_what_is_no_dictionary() -> None:
         def __getitem__(self, key: str) -> Tensor:
             raise AssertionError
 
-    call = (fused.kind("group", (4,)), 1, None, 1e-5, None)
+    call = (fused.signature("group", (4,)), 1, None, 1e-5, None)
     assert fused.layer(x, None, layer._parameters, None, *call) is not None
     assert fused.layer(x, None, Reading(layer._parameters), None, *call) is None
 
 
 def test_without_parameters_the_layer_knows_its_channels() -> None:
     x = torch.randn(X)
-    with pytest.raises(nk.errors.ShapeError, match="made for 5 channels"):
+    with pytest.raises(nk.errors.ShapeError, match="Expected 5 channels"):
         nk.LayerNorm2d(5, elementwise_affine=False)(x)
     with pytest.warns(UserWarning, match="does not match num_features"):
         y = nk.InstanceNorm2d(5)(x)

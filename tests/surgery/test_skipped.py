@@ -156,7 +156,7 @@ def test_undo_leaves_what_others_have_changed() -> None:
     with pytest.warns(UserWarning, match=r"0 \(.*ParametrizedBatchNorm2d\): its class was changed"):
         handle.undo()
     assert isinstance(model[0], nk.BatchNorm2d) and type(model[2]) is nn.GroupNorm
-    assert type(model) is nn.Sequential and not {"_act", "_act_given"} & set(vars(model[2]))
+    assert type(model) is nn.Sequential and not {"_act", "_act_option"} & set(vars(model[2]))
     handle.undo()
 
 

@@ -98,23 +98,41 @@ def normalize(
 
 
 def gradients(
-    z: Tensor,
-    dy: Tensor,
     inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    y: Tensor | None,
+    fixed: tuple[Tensor, Tensor] | None,
+    dy: Tensor,
     needs: Sequence[bool],
+    spec: Spec,
     again: bool,
 ) -> list[Tensor | None]:
-    """Those of ``z``, made by :func:`normalize`, for x, weight, bias and residual.
+    """Return the gradients of x, weight, bias and residual as PyTorch's autograd derives them.
 
-    ``needs`` says which are wanted; with ``again`` they can be differentiated in turn. A residual
-    that is wanted and None was not kept, because ``z`` is linear in it.
+    Args:
+        inputs: x, weight, bias, residual. A residual that is needed and None was not saved,
+            because the output is linear in it.
+        y: the output, where its sign gives the derivative of the activation.
+        fixed: mean and 1/√(σ² + ε), where the moments are constants.
+        dy: gradient of the output.
+        needs: which gradients to compute; the others are None.
+        again: whether they can be differentiated in turn.
     """
+    x, weight, bias, residual = inputs
+    if y is not None and spec.act is not None:
+        # The activation is piecewise linear, and y tells which piece.
+        dy = spec.act.backward_from_output(dy, y.detach())
+        spec = dataclasses.replace(spec, act=None)
+    if fixed is None:
+        mean, var = stats_of(x, spec.pool, spec.centred)
+    else:
+        mean, var = fixed[0], fixed[1].pow(-2) - spec.eps
+    z = normalize(x, spec, weight, bias, residual, mean, var)
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(z, wanted, dy, create_graph=again) if wanted else ())
+    derived = iter(torch.autograd.grad(z, wanted, dy, create_graph=again) if wanted else ())
     grads: list[Tensor | None] = [
-        next(found) if need and t is not None else None
+        next(derived) if need and t is not None else None
         for t, need in zip(inputs, needs, strict=True)
     ]
-    if needs[3] and inputs[3] is None:
+    if needs[3] and residual is None:
         grads[3] = dy
     return grads

@@ -1,7 +1,7 @@
-"""The portable backend: elementary ATen operations, any device, any floating type.
+"""The portable way: elementary ATen operations, any device, any floating type.
 
-For the pools, layouts and splits across processes that ATen has no fused kernel for. Each line
-below that touches the whole tensor is one pass over memory; those in place are the cheap ones.
+For the pools, layouts and process groups that PyTorch has no fused kernel for. Each line below
+that touches the whole tensor is one pass over memory; those in place are the cheap ones.
 """
 
 from __future__ import annotations
@@ -14,19 +14,29 @@ from torch import Tensor
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
+from normkit.kernels.autograd import run_pair
+from normkit.kernels.call import Call, Normalized
 from normkit.kernels.contract import Forward, Gradients
 
-__all__ = ["Aten"]
+__all__ = ["Aten", "Portable"]
+
+
+class Portable:
+    """Take every call, also those whose moments span several processes."""
+
+    name = "portable operations"
+
+    def refuses(self, call: Call) -> str | None:
+        return None
+
+    def run(self, call: Call) -> Normalized:
+        return run_pair(Aten(), call)
 
 
 class Aten:
-    """See the module's docstring and :class:`normkit.kernels.contract.Backend`."""
+    """Forward and backward as :class:`normkit.kernels.contract.Pair` describes them."""
 
-    name = "aten"
     keeps_output = True
-
-    def refuses(self, x: Tensor, spec: Spec) -> str | None:
-        return None
 
     def forward(
         self,
@@ -49,11 +59,11 @@ class Aten:
         elif spec.centred:
             mean = x4.mean(pool.dims, keepdim=True, dtype=acc)
             z = x4 - mean
-            # The rounded mean leaves a rest, which matters when it is large against the
-            # deviation. Corrected two-pass: Chan, Golub & LeVeque 1979.
-            rest = z.mean(pool.dims, keepdim=True)
-            var = z.sub_(rest).square().mean(pool.dims, keepdim=True)
-            mean = mean + rest
+            # What rounding took from the mean matters where it is large against the deviation.
+            # Corrected two-pass: Chan, Golub & LeVeque 1979.
+            rounding = z.mean(pool.dims, keepdim=True)
+            var = z.sub_(rounding).square().mean(pool.dims, keepdim=True)
+            mean = mean + rounding
         else:
             mean = torch.zeros(pool.stats(n, c, s), dtype=acc, device=x.device)
             z = None
@@ -100,24 +110,24 @@ class Aten:
         need_sums = need_w or need_b or (need_x and own_stats)
         if need_sums:
             sum_dz, sum_dzx = _sum(dz, pool.shared_dims), _sum(dz * xc, pool.shared_dims)
-            left = tuple(d for d in pool.param_dims if d not in pool.shared_dims)
+            param_only = tuple(d for d in pool.param_dims if d not in pool.shared_dims)
             if need_w and weight is not None:
-                dweight = _sum(sum_dzx * rstd, left).reshape(weight.shape).to(weight.dtype)
+                dweight = _sum(sum_dzx * rstd, param_only).reshape(weight.shape).to(weight.dtype)
             if need_b and bias is not None:
-                dbias = _sum(sum_dz, left).reshape(bias.shape).to(bias.dtype)
+                dbias = _sum(sum_dz, param_only).reshape(bias.shape).to(bias.dtype)
         if need_x:
             scale = rstd if gamma is None else rstd * gamma
             if own_stats:
                 if gamma is not None:
                     sum_dz, sum_dzx = sum_dz * gamma, sum_dzx * gamma
-                rest = tuple(d for d in pool.dims if d not in pool.shared_dims)
-                g1, g2 = _sum(sum_dz, rest), _sum(sum_dzx, rest)
+                stats_only = tuple(d for d in pool.dims if d not in pool.shared_dims)
+                g1, g2 = _sum(sum_dz, stats_only), _sum(sum_dzx, stats_only)
                 if reduce is not None:
                     g1, g2 = reduce(g1, g2)
                 else:
                     count = max(pool.count(n, c, s), 1)
                     g1, g2 = g1 / count, g2 / count
-                # Without centring xc may be x itself, which is not ours to write over.
+                # Without centring xc may be x itself, which must not be written over.
                 # r·g₂ first: r³ alone underflows for deviations of 1e13 and more.
                 slope = (rstd * g2) * rstd * -rstd
                 dx4 = xc.mul_(slope) if spec.centred else xc * slope

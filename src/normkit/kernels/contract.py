@@ -1,4 +1,4 @@
-r"""What a backend computes, on which shapes and types, and what may be saved for backward.
+r"""The contract of a forward and backward pair: shapes, types, and what is saved for backward.
 
 Notation: x is seen through ``spec.pool`` as a ``(N, G, K, S)`` view (:mod:`normkit.core.pools`);
 μ and σ² have the shape ``pool.stats(N, C, S)``; r = 1/√(σ² + ε); x̂ = (x − μ)·r.
@@ -6,7 +6,7 @@ Notation: x is seen through ``spec.pool`` as a ``(N, G, K, S)`` view (:mod:`norm
 **Forward**: z = γ·x̂ + β + residual; y = act(z).
 
 **Saved for backward**: x, γ, β, residual (only if there is an activation), μ and r. No mask, no
-x̂, no z: they are recomputed from what is saved anyway. A backend that cannot recompute cheaply may
+x̂, no z: they are recomputed from what is saved anyway. A pair that cannot recompute cheaply may
 ask for y instead (``keeps_output``) where it tells act′: for ReLU and leaky ReLU, whose output the
 next layer keeps as its input in any case.
 
@@ -19,7 +19,7 @@ tensors, A and B, everything else follows:
 - second pass: dx = r·γ·dz − r·g₁ − r³·g₂·(x − μ),
 - d residual = dz.
 
-Where the moments were given and not computed from x (evaluation), dx = r·γ·dz.
+Where the moments are fixed and not computed from x (evaluation), dx = r·γ·dz.
 
 **Types**: x, residual, y, dy and dx share one floating type; μ and r are float32, or float64 for
 float64 input; γ and β are of any floating type; sums are kept in the type of μ.
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from normkit.core.formula import Spec
 
-__all__ = ["Backend", "Forward", "Gradients"]
+__all__ = ["Forward", "Gradients", "Pair"]
 
 
 class Forward(NamedTuple):
@@ -48,7 +48,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Result of a backward pass; None where it was not asked for."""
+    """Result of a backward pass; None where not needed."""
 
     x: Tensor | None
     weight: Tensor | None
@@ -56,16 +56,13 @@ class Gradients(NamedTuple):
     residual: Tensor | None
 
 
-class Backend(Protocol):
-    """One way to compute the operations above. All tensors are detached."""
+class Pair(Protocol):
+    """Forward and backward of the operations above, on detached tensors.
 
-    name: str
+    :func:`normkit.kernels.autograd.run_pair` gives it a graph.
+    """
+
     keeps_output: bool
-
-    def refuses(self, x: Tensor, spec: Spec) -> str | None:
-        """Why this backend cannot take ``x``, as a clause that finishes 'not used because'; or
-        None if it can."""
-        ...
 
     def forward(
         self,
@@ -76,7 +73,7 @@ class Backend(Protocol):
         stats: tuple[Tensor, Tensor] | None,
         spec: Spec,
     ) -> Forward:
-        """Normalize ``x``; with ``stats`` (mean, variance) given, by them, else by its own."""
+        """Normalize ``x`` by ``stats`` (mean, variance), or by its own moments if that is None."""
         ...
 
     def backward(
@@ -94,11 +91,11 @@ class Backend(Protocol):
         spec: Spec,
         reduce: Any = None,
     ) -> Gradients:
-        """Gradients of x, weight, bias and residual where ``needs`` asks for them.
+        """Return the gradients of x, weight, bias and residual that ``needs`` marks.
 
-        ``y``: the output, if it was kept.
+        ``y``: the output, where ``keeps_output`` had it saved.
         ``own_stats``: the moments were computed from the values, so they have a gradient.
         ``reduce``: called as ``g1, g2 = reduce(sum_g, sum_gx)`` with the pool's *sums* of γ·dz
-        and γ·dz·(x − μ); returns their *means*. Given where a pool spans processes.
+        and γ·dz·(x − μ); returns their *means*. Not None where a pool spans processes.
         """
         ...

@@ -1,50 +1,65 @@
-"""Picks what computes a layer's output for an input, and can say why."""
+"""Choose what computes a call, and say why: one loop over :data:`WAYS`."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
 
 from normkit.core.formula import Spec
-from normkit.kernels import fused, native
-from normkit.kernels.aten import Aten
-from normkit.kernels.contract import Backend
+from normkit.core.pools import PER_CHANNEL
+from normkit.kernels.aten import Portable
+from normkit.kernels.call import Call, Normalized, Way
+from normkit.kernels.fused import FusedCPU
+from normkit.kernels.native import TorchNative
+from normkit.kernels.traced import Traced
 
-__all__ = ["PORTABLE", "choose", "explain_choice"]
+__all__ = ["WAYS", "choose", "explain", "normalize", "usual_way"]
 
-PORTABLE: Backend = Aten()
-# In order of preference; the last one takes everything.
-_BACKENDS: tuple[Backend, ...] = (PORTABLE,)
-
-
-def choose(x: Tensor, spec: Spec) -> Backend | None:
-    """The backend for ``x``, or None where PyTorch's own kernels take it.
-
-    Asked where :mod:`normkit.kernels.fused` did not take ``x``.
-    """
-    if native.refuses(x, spec) is None:
-        return None
-    for backend in _BACKENDS:
-        if backend.refuses(x, spec) is None:
-            return backend
-    return PORTABLE
+WAYS: tuple[Way, ...] = (Traced(), FusedCPU(), TorchNative(), Portable())
+"""In order of preference; the last one takes everything."""
 
 
-def explain_choice(x: Tensor, spec: Spec) -> list[str]:
-    """One line for each way that was considered, the chosen one last.
+def choose(call: Call) -> list[tuple[Way, str | None]]:
+    """Return the ways considered for ``call`` with their refusals; the last one takes it."""
+    considered: list[tuple[Way, str | None]] = []
+    for way in WAYS:
+        refusal = way.refuses(call)
+        considered.append((way, refusal))
+        if refusal is None:
+            break
+    return considered
 
-    >>> import torch
+
+def normalize(call: Call) -> Normalized:
+    """Compute ``call`` by the first way that takes it."""
+    way, _ = choose(call)[-1]
+    return way.run(call)
+
+
+def explain(call: Call) -> list[str]:
+    """Return one line for each way considered, the one that :func:`normalize` takes last.
+
     >>> from normkit.core.pools import PER_POSITION
-    >>> for line in explain_choice(torch.ones(4, 3, device="meta"), Spec(PER_POSITION, 1e-5)):
+    >>> call = Call(torch.ones(4, 3, device="meta"), Spec(PER_POSITION, 1e-5))
+    >>> for line in explain(call):
     ...     print(line)
-    fused: not used because ...
-    native: not used because PyTorch has no kernel for pools over position
-    aten: used
+    traced formula: not used because nothing traces or transforms this call
+    fused C++ kernels: not used because ...
+    PyTorch's kernels: not used because PyTorch has no kernel for pools over position
+    portable operations: used
     """
-    lines: list[str] = []
-    ways = [("fused", fused.refuses), ("native", native.refuses)]
-    for name, refuses in [*ways, *((b.name, b.refuses) for b in _BACKENDS)]:
-        reason = refuses(x, spec)
-        if reason is None:
-            return [*lines, f"{name}: used"]
-        lines.append(f"{name}: not used because {reason}")
-    return lines
+    return [
+        f"{way.name}: used" if refusal is None else f"{way.name}: not used because {refusal}"
+        for way, refusal in choose(call)
+    ]
+
+
+def usual_way(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Explain a small batch normalization on ``device`` in ``dtype``.
+
+    For a model whose input is not known yet.
+
+    >>> usual_way(torch.device("meta"), torch.float32)[-1]
+    "PyTorch's kernels: used"
+    """
+    x = torch.zeros(2, 2, 2, 2, device=device, dtype=dtype)
+    return explain(Call(x, Spec(PER_CHANNEL, 1e-5)))

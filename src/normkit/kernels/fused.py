@@ -1,13 +1,11 @@
 """The fused C++ kernels: a layer's tensors in, its output and graph out.
 
-:func:`layer` is all of a usual forward pass in one call, since on a small input each step that
-Python takes costs as much as the kernel. :func:`normalize` is one of the ways that
-:mod:`normkit.kernels.autograd` tries for everything else.
+:func:`layer` is a whole eager forward pass in one call, since on a small input each step in Python
+costs as much as the kernel. :class:`FusedCPU` is the way for everything else that the kernels take.
 
-They are no :class:`normkit.kernels.contract.Backend`: like PyTorch's own kernels they bring their
-node of the autograd graph with them, since one written in Python costs more than a small layer
-takes in all. Derivatives of the backward come from :mod:`normkit.core.formula`, as for every other
-way.
+Like PyTorch's own kernels they bring their node of the autograd graph with them, since one written
+in Python costs more than a whole small layer. Derivatives of the backward come from
+:mod:`normkit.core.formula`, as for every other way.
 """
 
 from __future__ import annotations
@@ -17,44 +15,51 @@ from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from normkit.core import formula
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
-from normkit.core.pools import Pool
+from normkit.core.pools import Pool, as_ncs
 from normkit.kernels import cpu
-from normkit.kernels.native import Running
+from normkit.kernels.call import Call, FixedStats, Normalized, dense
 
-__all__ = ["GIVEN", "MOVED", "NONE", "kind", "layer", "normalize", "refuses"]
+__all__ = ["FusedCPU", "Stats", "layer", "signature"]
 
 # In the order of problem.h.
 _OVER = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
 _ACTS = {"silu": 1, "gelu": 2}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# What of a layer's buffers takes part: nothing, since it has none; moments that this call moves;
-# moments to normalize with. In the order of glue.cpp.
-NONE: Final = 0
-MOVED: Final = 1
-GIVEN: Final = 2
 
-Result = tuple[Tensor, Tensor | None, Tensor | None]
+class Stats:
+    """What part a layer's running statistics play in a call of :func:`layer`.
+
+    In the order of the extension. Plain integers, which cost less to pass than an enumeration.
+    """
+
+    NONE: Final = 0
+    """None: the layer normalizes with the moments of its input and keeps none."""
+    UPDATE: Final = 1
+    """The call updates them with the moments of its input."""
+    FIXED: Final = 2
+    """The call normalizes with them."""
 
 
-def kind(
+def signature(
     over: Literal["batch", "group", "position"],
     ranks: Iterable[int],
     centred: bool = True,
     rows: bool = False,
 ) -> int:
-    """What all layers of a class have in common, as :func:`layer` wants it.
+    """Encode for :func:`layer` what all layers of a class have in common.
 
     Args:
         ranks: how many axes an input may have, up to 32.
         rows: an input is rows of values, whatever its axes are, and not (N, C, \\*).
 
-    >>> bin(kind("group", ranks=(2, 4)))
+    >>> bin(signature("group", ranks=(2, 4)))
     '0b101000110'
     """
     return _OVER[over] + 4 * centred + 8 * rows + 16 * sum(1 << rank for rank in ranks)
@@ -65,19 +70,19 @@ def layer(
     residual: Tensor | None,
     parameters: dict[str, Any],
     buffers: dict[str, Any] | None,
-    kind: int,
+    signature: int,
     groups: int | None,
     shape: int | tuple[int, ...] | None,
     eps: float | None,
     act: Act | None,
-    memory: int = NONE,
+    stats: int = Stats.NONE,
     momentum: float | None = None,
-    counted: bool = False,
+    stats_updated: bool = False,
 ) -> Tensor | None:
-    """The whole forward pass of a layer, or None where anything at all is not as usual.
+    """Compute the whole forward pass of a layer, or return None where anything is unusual.
 
-    Then nothing has been written, and the layer goes step by step and tells what is wrong. Not to
-    be called while compiling.
+    Nothing has been modified in that case; the caller takes the slow path, which raises the proper
+    errors. Not to be called while compiling.
 
     Args:
         parameters, buffers: where a layer keeps ``weight`` and ``bias``, and ``running_mean``,
@@ -86,61 +91,99 @@ def layer(
         shape: the last axes, which make a row; without rows how many channels the input must
             have, or None if the parameters alone decide.
         eps: None for the machine epsilon (RMS normalization only).
-        memory: :data:`NONE`, :data:`MOVED` or :data:`GIVEN`.
-        counted: with :data:`MOVED`, whether the layer has moved its buffers before. Then it does
-            not within a backward pass.
+        stats: one of :class:`Stats`.
+        stats_updated: with :attr:`Stats.UPDATE`, whether the layer has updated its buffers before.
+            Then it does not within a backward pass.
     """
     if cpu.fused is None:
         return None
     y: Tensor | None = cpu.fused.layer(
-        x, residual, parameters, buffers, kind, groups, shape, eps,
+        x, residual, parameters, buffers, signature, groups, shape, eps,
         0 if act is None else _ACTS.get(act.name, 0), 1.0 if act is None else act.slope,
-        memory, momentum, counted,
+        stats, momentum, stats_updated,
     )  # fmt: skip
     return y
 
 
-def refuses(x: Tensor, spec: Spec) -> str | None:
-    """Why the kernels cannot take ``x``, to finish 'not used because'; or None if they can."""
-    if cpu.fused is None:
-        return cpu.reason
-    if x.device.type != "cpu":
-        return f"they run on a CPU and the input is on {x.device}"
-    if x.dtype not in _FLOATS:
-        return f"they do not know {x.dtype}"
-    if x.numel() == 0:
-        return "the input is empty"
-    return None
+class FusedCPU:
+    """Take dense CPU tensors of any pool, layout and floating type."""
 
+    name = "fused C++ kernels"
 
-def normalize(
-    x: Tensor,
-    spec: Spec,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stats: tuple[Tensor, Tensor] | None,
-    running: Running | None,
-    moments: bool,
-) -> Result | None:
-    """Output, mean and biased variance, or None where the kernels do not take the input.
-
-    The moments are None unless ``moments`` asks for them. With ``running`` the kernel moves the
-    buffers itself.
-    """
-    if cpu.fused is None:
+    def refuses(self, call: Call) -> str | None:
+        """Decide as ``normalize`` of the extension does, which tests/kernels/test_ways.py holds."""
+        x, spec, stats = call.x, call.spec, call.stats
+        if cpu.fused is None:
+            return cpu.reason
+        if call.group is not None:
+            return "the moments span several processes"
+        if not x.is_cpu:
+            return f"they run on a CPU and the input is on {x.device}"
+        if x.dtype not in _FLOATS:
+            return f"they have no code for {x.dtype}"
+        if x.numel() == 0:
+            return "the input is empty"
+        if torch._C._dispatch_tls_local_include_set().raw_repr() & _OBSERVERS:
+            return "a mode or transform around the call observes its operations"
+        if not _is_plain(x):
+            return "the input is not a plain dense tensor"
+        n, c = x.shape[:2]
+        parts = {"ghost": n, "group": c}.get(spec.pool.over, 0)
+        if parts % spec.pool.groups:
+            return f"{spec.pool.groups} groups do not divide {parts}"
+        running = () if isinstance(stats, FixedStats) or stats.update is None else stats.update[:2]
+        constants = (*stats,) if isinstance(stats, FixedStats) else running
+        for t in (call.weight, call.bias, *constants):
+            if t is not None and not (_is_plain(t) and t.numel() == c and t.dtype in _FLOATS):
+                return f"a weight, bias or statistic is not a plain CPU tensor of {c} numbers"
+        for t in running:
+            if t.dtype != accumulator(x.dtype) or not t.is_contiguous() or t.is_inference():
+                return f"running statistics are not contiguous {accumulator(x.dtype)}"
+        r = call.residual
+        if r is not None and not (_is_plain(r) and r.dtype == x.dtype and r.shape == x.shape):
+            return "the residual is not a plain CPU tensor like the input"
         return None
-    pool, act = spec.pool, spec.act
-    mean, var = (None, None) if stats is None else stats
-    running_mean, running_var, share = (None, None, 0.0) if running is None else running
-    found: Any = cpu.fused.normalize(
-        x, weight, bias, residual, mean, var, _OVER[pool.over], pool.groups, spec.eps,
-        0 if act is None else _ACTS.get(act.name, 0), 1.0 if act is None else act.slope,
-        spec.centred, running_mean, running_var, share, moments,
-    )  # fmt: skip
-    if found is None:
-        return None
-    return found if moments else (found, None, None)
+
+    def run(self, call: Call) -> Normalized:
+        x, spec, stats = call.x, call.spec, call.stats
+        pool, act = spec.pool, spec.act
+        mean = var = running_mean = running_var = None
+        share = 0.0
+        if isinstance(stats, FixedStats):
+            mean, var = stats
+        elif stats.update is not None:
+            running_mean, running_var, share = stats.update
+        moments = call.wants_moments and mean is None and running_mean is None
+        assert cpu.fused is not None
+        result: Any = cpu.fused.normalize(
+            dense(x), call.weight, call.bias, call.residual, mean, var, _OVER[pool.over],
+            pool.groups, spec.eps, 0 if act is None else _ACTS.get(act.name, 0),
+            1.0 if act is None else act.slope, spec.centred, running_mean, running_var, share,
+            moments,
+        )  # fmt: skip
+        assert result is not None, "the extension refuses a call that FusedCPU.refuses() does not"
+        count = pool.count(*as_ncs(x))
+        return Normalized(*result, count) if moments else Normalized(result, None, None, count)
+
+
+# The keys of a dense CPU tensor and of modes that observe operations: plain_cpu() and watched()
+# of the extension.
+def _raw(*names: str) -> int:
+    raw = 0
+    for name in names:
+        raw |= torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name)).raw_repr()
+    return raw
+
+
+_PLAIN = _raw("CPU", "AutogradCPU", "AutocastCPU", "ADInplaceOrView")
+_OBSERVERS = _raw("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMode", "Python",
+                  "PythonDispatcher", "Tracer")  # fmt: skip
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether ``t`` is a dense CPU tensor and nothing else: not nested, negated, functional."""
+    exact = type(t) is Tensor or type(t) is Parameter
+    return exact and not torch._C._dispatch_keys(t).raw_repr() & ~_PLAIN
 
 
 def _differentiable(
@@ -155,34 +198,30 @@ def _differentiable(
     needs: tuple[bool, bool, bool, bool],
     options: tuple[int, int, float, int, float, bool, int],
 ) -> list[Tensor | None]:
-    """The gradients once more, as a function that autograd can differentiate again.
+    """Compute the gradients as a function that autograd can differentiate again.
 
-    Also for incoming gradients that the kernels cannot read, such as batched ones: it is made of
-    PyTorch's operations.
+    Also for incoming gradients that the kernels cannot read, such as batched ones.
     """
     over, groups, eps, act, slope, centred, row = options
     names: dict[int, Any] = {number: name for name, number in _OVER.items()}
     pool = Pool(names[over], groups)
     activation = {1: Act("silu"), 2: Act("gelu")}.get(act, Act("leaky_relu", slope))
     spec = Spec(pool, eps, None if act == 0 and slope == 1 else activation, centred)
-    if y is not None and spec.act is not None:
-        # The activation is piecewise linear, and y says which piece.
-        dy = spec.act.backward_from_output(dy, y.detach())
-        spec = Spec(pool, eps, None, centred)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        flat = x.reshape(-1, row) if row else x
-        if own:
-            mean, var = formula.stats_of(flat, pool, centred)
-        else:
-            c = x.shape[1]
-            shape = pool.stats(x.shape[0], c, x[0, 0].numel())
-            mean = stats[0].reshape(shape)
-            var = (stats[2].to(accumulator(stats.dtype)).pow(-2) - eps).reshape(shape)
+        # Where an input is rows, whatever its axes are, they are taken as (N, C).
+        shape = (-1, row) if row else x.shape
+        fixed = None
+        if not own:
+            per_pool = pool.stats(*as_ncs(x))
+            fixed = stats[0].reshape(per_pool), stats[2].reshape(per_pool)
         if needs[2] and bias is not None and not bias.requires_grad:
-            bias = bias.detach().requires_grad_()  # kept for its shape: no gradient reads it
-        z = formula.normalize(flat, spec, weight, bias, residual, mean, var).reshape(x.shape)
-        return formula.gradients(z, dy, (x, weight, bias, residual), needs, again)
+            bias = bias.detach().requires_grad_()  # saved for its shape alone
+        flat_y = None if y is None else y.reshape(shape)
+        inputs = (x.reshape(shape), weight, bias, residual)
+        grads = formula.gradients(inputs, flat_y, fixed, dy.reshape(shape), needs, spec, again)
+    return [None if g is None else g.reshape(x.shape) if i in (0, 3) else g
+            for i, g in enumerate(grads)]  # fmt: skip
 
 
 if cpu.fused is not None:

@@ -1,6 +1,8 @@
-"""Mean and variance alone, for those who measure and do not normalize."""
+"""Mean and variance without a normalization, for measuring."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,10 +17,10 @@ _OVER = {"batch": 0, "group": 2}
 
 
 def moments(x: Tensor, pool: Pool) -> Moments:
-    """Moments of ``x`` (N, C, \\*) over a pool, one entry per pool, flat.
+    """Compute moments of ``x`` (N, C, \\*) over a pool, one entry per pool, flat.
 
-    The values of a call are read in float32 or wider, in two passes about their mean; what is
-    given back is float64, so that merging many of them costs no digits.
+    Values are read in float32 or wider, in two passes about their mean; the result is float64, so
+    that merging many of them costs no digits.
 
     Args:
         x: floating-point, (N, C, \\*), in any memory format and on any device.
@@ -29,20 +31,30 @@ def moments(x: Tensor, pool: Pool) -> Moments:
     >>> moments(far, PER_CHANNEL).variance
     tensor([0.0156], dtype=torch.float64)
     """
-    n, c, s = as_ncs(x)
-    count = pool.count(n, c, s)
-    found = None
-    if cpu.fused is not None and pool.over in _OVER:
-        found = cpu.fused.moments(x, _OVER[pool.over], pool.groups)
-    if found is not None:
-        high, low, _, variance = found.double().unbind(0)
-        of = torch.full((), float(count), dtype=torch.float64)
-        return Moments(of, high + low, variance * count)
-    # Where float64 is not to be had (Apple's GPUs) the merging is done on the CPU.
-    plain = Moments.of(x.detach().reshape(pool.view(n, c, s)), pool.dims)
+    return next(m for way in WAYS if (m := way(x, pool)) is not None)
+
+
+def _fused(x: Tensor, pool: Pool) -> Moments | None:
+    if cpu.fused is None or pool.over not in _OVER:
+        return None
+    rows = cpu.fused.moments(x, _OVER[pool.over], pool.groups)
+    if rows is None:
+        return None
+    high, low, _, variance = rows.double().unbind(0)
+    count = pool.count(*as_ncs(x))
+    return Moments(torch.full((), float(count), dtype=torch.float64), high + low, variance * count)
+
+
+def _portable(x: Tensor, pool: Pool) -> Moments:
+    m = Moments.of(x.detach().reshape(pool.view(*as_ncs(x))), pool.dims)
+    # Apple's GPUs have no float64, so their moments are merged on the CPU.
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     return Moments(
-        plain.count.to(device).double(),
-        plain.mean.flatten().to(device).double(),
-        plain.m2.flatten().to(device).double(),
+        m.count.to(device).double(),
+        m.mean.flatten().to(device).double(),
+        m.m2.flatten().to(device).double(),
     )
+
+
+WAYS: tuple[Callable[[Tensor, Pool], Moments | None], ...] = (_fused, _portable)
+"""In order of preference; each returns None for what it does not take, the last one never."""

@@ -1,8 +1,7 @@
 """PyTorch's own fused normalization kernels, for the pools that have one.
 
 They bring their own backward, double backward and little overhead, so they are called as they are
-and activation and residual follow in place where the backward allows it. Whatever PyTorch has no
-kernel for goes to a :class:`normkit.kernels.contract.Backend`.
+and activation and residual follow in place where the backward allows it.
 """
 
 from __future__ import annotations
@@ -10,87 +9,81 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
+from normkit.kernels.call import Call, FixedStats, Normalized, dense, layout
 
-__all__ = ["Running", "normalize", "refuses"]
-
-# Buffers for mean and variance to move, and the share to move them by.
-Running = tuple[Tensor, Tensor, float]
+__all__ = ["TorchNative"]
 
 
-def refuses(x: Tensor, spec: Spec) -> str | None:
-    """Why PyTorch's kernels cannot take ``x``, to finish 'not used because'; or None if they can.
+class TorchNative:
+    """Take batches, groups and rows on any device, if they are not empty and are centred."""
 
-    ``x`` is dense, contiguous or channels-last.
-    """
-    if not spec.centred:
-        return "PyTorch has no fused kernel without centring on every device"
-    if spec.pool.over in ("position", "ghost"):
-        return f"PyTorch has no kernel for pools over {spec.pool.over}"
-    if x.numel() == 0:
-        return "the input is empty"
-    if spec.pool.over == "group":
-        if x.dim() > 2 and spec.pool.groups == x.shape[1]:
+    name = "PyTorch's kernels"
+
+    def refuses(self, call: Call) -> str | None:
+        x, pool = call.x, call.spec.pool
+        if call.group is not None:
+            return "the moments span several processes"
+        if not call.spec.centred:
+            return "PyTorch has no fused kernel without centring on every device"
+        if pool.over in ("position", "ghost"):
+            return f"PyTorch has no kernel for pools over {pool.over}"
+        if x.numel() == 0:
+            return "the input is empty"
+        if pool.over == "batch":
+            return None
+        if call.wants_moments:
+            return "PyTorch's kernels for groups return no moments"
+        if x.dim() > 2 and pool.groups == x.shape[1]:
             # native_group_norm's backward multiplies x itself, not x − μ.
             return "PyTorch's kernel with a group for each channel loses digits far from zero"
-        if x.device.type != "cpu" and not x.is_contiguous():
+        if x.device.type != "cpu" and layout(x) is not torch.contiguous_format:
             return "off the CPU PyTorch's kernel turns channels-last into contiguous"
-    return None
+        return None
 
-
-def normalize(
-    x: Tensor,
-    spec: Spec,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stats: tuple[Tensor, Tensor] | None,
-    running: Running | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Output, mean and biased variance; the moments only for statistics across the batch.
-
-    With ``running`` given the kernel moves the buffers itself, and hands over no moments.
-    """
-    n, c, s = as_ncs(x)
-    cudnn = torch.backends.cudnn.enabled
-    gamma, beta = _affine(weight, c, x, 1.0), _affine(bias, c, x, 0.0)
-    if gamma is None and beta is not None:
-        # Without γ the backward of PyTorch's group norm raises an error that names no cause, and
-        # the double backward of its batch norm leaves out β.
-        gamma = torch.ones_like(beta)
-    mean = var = None
-    if spec.pool.over == "group":
-        if s == 1 and spec.pool.groups == 1:
-            rows = x if x.dim() == 2 else x.reshape(n, c)
-            z = torch.layer_norm(rows, [c], gamma, beta, spec.eps, cudnn)
-            z = z if x.dim() == 2 else z.reshape(x.shape)
+    def run(self, call: Call) -> Normalized:
+        x = dense(call.x)
+        spec, stats = call.spec, call.stats
+        n, c, s = as_ncs(x)
+        acc, cudnn = accumulator(x.dtype), torch.backends.cudnn.enabled
+        gamma, beta = _affine(call.weight, c, x, acc, 1.0), _affine(call.bias, c, x, acc, 0.0)
+        if gamma is None and beta is not None:
+            # Without γ the backward of PyTorch's group norm raises an error that names no cause,
+            # and the double backward of its batch norm omits β.
+            gamma = torch.ones_like(beta)
+        mean = var = None
+        if spec.pool.over == "group":
+            if s == 1 and spec.pool.groups == 1:
+                rows = x if x.dim() == 2 else x.reshape(n, c)
+                z = torch.layer_norm(rows, [c], gamma, beta, spec.eps, cudnn)
+                z = z if x.dim() == 2 else z.reshape(x.shape)
+            else:
+                z = torch.group_norm(x, spec.pool.groups, gamma, beta, spec.eps, cudnn)
+        elif isinstance(stats, FixedStats):
+            mean, var = (t.reshape(c) for t in call.fixed_moments() or stats)
+            z = torch.batch_norm(x, gamma, beta, mean, var, False, 0.0, spec.eps, cudnn)
+        elif stats.update is not None:
+            # The kernel updates the running buffers itself and returns no moments.
+            *running, share = stats.update
+            z = torch.batch_norm(x, gamma, beta, *running, True, share, spec.eps, cudnn)
         else:
-            z = torch.group_norm(x, spec.pool.groups, gamma, beta, spec.eps, cudnn)
-    elif stats is not None:
-        mean, var = stats[0].reshape(c), stats[1].reshape(c)
-        z = torch.batch_norm(x, gamma, beta, mean, var, False, 0.0, spec.eps, cudnn)
-    elif running is not None:
-        z = torch.batch_norm(x, gamma, beta, running[0], running[1], True, running[2], spec.eps,
-                             cudnn)  # fmt: skip
-    else:
-        # With a momentum of 1 the kernel hands over its moments as they are. To find the
-        # variance from 1/√(σ² + ε) would lose it where it is small against ε.
-        both = torch.zeros(2, c, dtype=accumulator(x.dtype), device=x.device)
-        z = torch.batch_norm(x, gamma, beta, both[0], both[1], True, 1.0, spec.eps, cudnn)
-        mean, var = both[0], both[1] * ((n * s - 1) / (n * s))
-    if residual is not None:
-        z = z.add_(residual)
-    return (z if spec.act is None else spec.act.onto(z)), mean, var
+            # With a momentum of 1 the kernel hands over its moments as they are. To recover the
+            # variance from 1/√(σ² + ε) would lose it where it is small against ε.
+            both = torch.zeros(2, c, dtype=acc, device=x.device)
+            z = torch.batch_norm(x, gamma, beta, both[0], both[1], True, 1.0, spec.eps, cudnn)
+            mean, var = both[0], both[1] * ((n * s - 1) / (n * s))
+        if call.residual is not None:
+            z = z.add_(call.residual)
+        y = z if spec.act is None else spec.act.onto(z)
+        return Normalized(y, mean, var, spec.pool.count(n, c, s))
 
 
-def _affine(v: Tensor | None, c: int, x: Tensor, neutral: float) -> Tensor | None:
-    """γ or β as the kernels want it: C elements of the accumulator's type.
+def _affine(v: Tensor | None, c: int, x: Tensor, acc: torch.dtype, neutral: float) -> Tensor | None:
+    """Return γ or β as the kernels need it: C elements of the accumulator's type.
 
-    With parameters of a half type, or none, they would keep the moments in the half type too.
+    With parameters of a half type, or none, the kernels would keep the moments in that type too.
     """
-    acc = accumulator(x.dtype)
     if v is not None:
         v = v if v.dim() == 1 else v.reshape(c)
         return v if v.dtype == acc else v.to(acc)

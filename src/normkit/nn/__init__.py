@@ -7,7 +7,7 @@ from normkit.nn.batchnorm import (
 )
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, Ramp
 from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d
-from normkit.nn.frozen import FrozenBatchNorm2d, Scale
+from normkit.nn.frozen import FrozenBatchNorm2d
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.nn.groupnorm import GroupNorm
 from normkit.nn.halfinstancenorm import HalfInstanceNorm2d
@@ -21,6 +21,7 @@ from normkit.nn.instancenorm import (
 )
 from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
 from normkit.nn.lazybatchnorm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from normkit.nn.scale import Scale
 from normkit.nn.syncbatchnorm import SyncBatchNorm
 
 __all__ = [

@@ -14,8 +14,8 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
 from normkit.kernels import fused
-from normkit.kernels.autograd import Normalized, normalize
-from normkit.kernels.native import Running
+from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
+from normkit.kernels.fused import Stats
 from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
@@ -25,6 +25,7 @@ from normkit.nn.layer import (
     check_more_than_one,
     check_rank,
     prepare,
+    step,
 )
 
 __all__ = [
@@ -32,12 +33,12 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchStatistics",
-    "Own",
+    "LayerTensors",
 ]
 
 
-class Own(NamedTuple):
-    """A layer's tensors: γ, β, the mean, the variance and the number of batches behind them."""
+class LayerTensors(NamedTuple):
+    """The tensors of one forward pass: γ, β, running mean and variance, number of batches."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -47,12 +48,12 @@ class Own(NamedTuple):
 
 
 class BatchStatistics(Layer, _BatchNorm):
-    """What every layer does that pools across the batch; its subclasses say which rank."""
+    """Shared behaviour of layers that pool across the batch; subclasses fix the input rank."""
 
     _average: averages.Average = "exponential"
-    _kind: ClassVar[int] = fused.kind("batch", ())
-    # Whether moments are taken over all samples of the batch, and no others.
-    _whole: ClassVar[bool] = True
+    _kernel_signature: ClassVar[int] = fused.signature("batch", ())
+    # Whether training takes moments over all samples of the batch, and no others.
+    _pools_whole_batch: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class BatchStatistics(Layer, _BatchNorm):
 
     @property
     def average(self) -> averages.Average:
-        """How moments are remembered; momentum 0 holds them still, whichever it is."""
+        """The kind of running average; with momentum 0 statistics stay, whichever it is."""
         return self._average
 
     @average.setter
@@ -86,101 +87,102 @@ class BatchStatistics(Layer, _BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
-        if self._usual and not is_compiling():
-            y = self._at_once(input, residual)
+        if self._fast_path_ok and not is_compiling():
+            y = self._fused_forward(input, residual)
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         self._check_input_dim(input)
         input, residual = prepare(self, input, residual)
-        own = self._tensors()
-        known = own.mean if own.weight is None else own.weight
-        if known is not None:
-            check_count(self, input, known.numel())
-        batch_statistics = self.training or (own.mean is None and own.var is None)
-        check_eps(self, self.eps, batch_statistics)
-        if not batch_statistics:
-            return self._by_memory(input, residual, own)
-        moves = self.training and self.track_running_stats and self.counts()
-        running = self._plain_average(input, own) if moves else None
-        result = self._by_batch(input, residual, own, running)
-        if moves:
-            self._remember(result, own)
+        tensors = self._layer_tensors()
+        weight, bias, mean, var, _ = tensors
+        per_channel = mean if weight is None else weight
+        if per_channel is not None:
+            check_count(self, input, per_channel.numel())
+        from_batch = self.training or (mean is None and var is None)
+        check_eps(self, self.eps, from_batch)
+        spec = Spec(PER_CHANNEL, self.eps, self._act)
+        if not from_batch:
+            fixed = FixedStats(mean, var)  # type: ignore[arg-type]
+            return self._normalize(Call(input, spec, weight, bias, residual, fixed)).y
+        updates = self.training and self.track_running_stats and self.updates_stats()
+        stats = self._update_in_kernel(mean, var, input.dtype) if updates else BatchStats()
+        call = Call(input, spec, weight, bias, residual, stats, wants_moments=updates)
+        result = self._forward_batch_stats(call, tensors)
+        if updates:
+            self._update_running_stats(result, tensors)
         return result.y
 
-    def _tensors(self) -> Own:
-        """Those that this call uses."""
-        return Own(self.weight, self.bias, self.running_mean, self.running_var,
-                   self.num_batches_tracked)  # fmt: skip
-
-    def _at_once(
+    def _fused_forward(
         self,
         input: Tensor,
         residual: Tensor | None,
         parameters: dict[str, Any] | None = None,
         buffers: dict[str, Any] | None = None,
     ) -> Tensor | None:
-        """All of the above in one call, or None where something is not as usual."""
-        memory, momentum, counted = fused.NONE, None, False
+        """Compute all of the above in one call, or return None where something is unusual."""
+        stats, momentum, updated = Stats.NONE, None, False
         if parameters is None or buffers is None:
             parameters, buffers = self._parameters, self._buffers
         if not self.training and buffers.get("running_mean") is not None:
-            memory = fused.GIVEN
-        elif not self._whole:
+            stats = Stats.FIXED
+        elif not self._pools_whole_batch:
             return None
         elif self.training and self.track_running_stats:
             if self._average != "exponential":
                 return None
-            memory, momentum, counted = fused.MOVED, self.momentum, self._has_moved
-        y = fused.layer(input, residual, parameters, buffers, self._kind, 1, None,
-                        self.eps, self._act, memory, momentum, counted)  # fmt: skip
-        if y is not None and memory == fused.MOVED and not counted:
-            self.counts()
+            stats, momentum, updated = Stats.UPDATE, self.momentum, self._stats_updated
+        y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, 1, None,
+                        self.eps, self._act, stats, momentum, updated)  # fmt: skip
+        if y is not None and stats == Stats.UPDATE and not updated:
+            self.updates_stats()
         return y
 
-    def _by_memory(self, input: Tensor, residual: Tensor | None, own: Own) -> Tensor:
-        spec = Spec(PER_CHANNEL, self.eps, self._act)
-        stats = (own.mean, own.var)
-        return normalize(input, spec, own.weight, own.bias, residual, stats).y  # type: ignore[arg-type]
+    @step
+    def _layer_tensors(self) -> LayerTensors:
+        """Return the tensors that this forward pass uses."""
+        return LayerTensors(self.weight, self.bias, self.running_mean, self.running_var,
+                            self.num_batches_tracked)  # fmt: skip
 
-    def _plain_average(self, input: Tensor, own: Own) -> Running | None:
-        """The buffers and the share to move them by, where a kernel can do that on its way."""
-        mean, var, momentum = own.mean, own.var, self.momentum
-        if self.average != "exponential" or momentum is None or mean is None or var is None:
-            return None
-        return (mean, var, momentum) if mean.dtype == accumulator(input.dtype) else None
+    def _update_in_kernel(
+        self, mean: Tensor | None, var: Tensor | None, dtype: torch.dtype
+    ) -> BatchStats:
+        """Return the batch's statistics, with the buffers that a kernel may update as it goes."""
+        if self._average != "exponential" or self.momentum is None or mean is None or var is None:
+            return BatchStats()
+        return BatchStats((mean, var, self.momentum) if mean.dtype == accumulator(dtype) else None)
 
-    def _by_batch(
-        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
-    ) -> Normalized:
-        n, _, s = as_ncs(input)
-        check_more_than_one(self, input, n * s, "channel")
-        spec = Spec(PER_CHANNEL, self.eps, self._act)
-        return normalize(input, spec, own.weight, own.bias, residual, running=running)
+    @step
+    def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
+        """Normalize with the moments of the batch; subclasses change ``call`` first."""
+        n, _, s = as_ncs(call.x)
+        check_more_than_one(self, call.x, n * s, "channel")
+        return self._normalize(call)
 
+    @step
     @torch.no_grad()
-    def _remember(self, result: Normalized, own: Own) -> None:
-        """Take the moments of this batch into the average; an empty batch has none."""
-        mean, var, count = result.mean, result.var, result.values
+    def _update_running_stats(self, result: Normalized, tensors: LayerTensors) -> None:
+        """Average the moments of this batch into the buffers; an empty batch has none."""
+        (_, mean, var, count), tracked = result, tensors.tracked
         empty = isinstance(count, int) and count == 0
-        taken: float | Tensor = self.momentum or 0.0
-        # PyTorch counts empty batches, and so does what stands in for it. The averages it
-        # does not have divide by the count, so there an empty batch must not.
-        if own.tracked is not None and not (empty and self.average != "exponential"):
-            own.tracked.add_(1)
+        # PyTorch counts empty batches, and so does its drop-in. The averages that PyTorch lacks
+        # divide by the count, so there an empty batch must not count.
+        if tracked is not None and not (empty and self.average != "exponential"):
+            tracked.add_(1)
         if mean is None or var is None or empty:
             return
-        if own.tracked is not None:
-            taken = averages.share(self.average, self.momentum, own.tracked)
+        share: float | Tensor = self.momentum or 0.0
+        if tracked is not None:
+            share = averages.share(self.average, self.momentum, tracked)
         if isinstance(count, Tensor):
-            # Counted across processes. Whether all were empty is not worth waiting for a
-            # device; a step of length zero says the same.
-            taken, count = taken * (count > 0).to(count.dtype), count.clamp_min(2)
-        if own.mean is not None and own.var is not None:
-            averages.step_towards(own.mean, mean, taken)
+            # Counted across processes. If all were empty the step has length zero, so that no
+            # device has to be waited for.
+            share, count = share * (count > 0).to(count.dtype), count.clamp_min(2)
+        if tensors.mean is not None and tensors.var is not None:
+            averages.step_towards(tensors.mean, mean, share)
             # Biased to normalize with, unbiased to remember, as PyTorch does.
-            averages.step_towards(own.var, var * (count / (count - 1)), taken)
+            averages.step_towards(tensors.var, var * (count / (count - 1)), share)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
@@ -234,8 +236,9 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
     """
 
     _ranks = (2, 3)
-    _kind = fused.kind("batch", _ranks)
+    _kernel_signature = fused.signature("batch", _ranks)
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(self, input, self._ranks, "(N, C) or (N, C, L)", "use BatchNorm2d for images")
 
@@ -255,8 +258,9 @@ class BatchNorm2d(BatchStatistics, nn.BatchNorm2d):
     """
 
     _ranks = (4,)
-    _kind = fused.kind("batch", _ranks)
+    _kernel_signature = fused.signature("batch", _ranks)
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(
             self, input, self._ranks, "(N, C, H, W)", "add the missing axis, or use BatchNorm1d"
@@ -276,8 +280,9 @@ class BatchNorm3d(BatchStatistics, nn.BatchNorm3d):
     """
 
     _ranks = (5,)
-    _kind = fused.kind("batch", _ranks)
+    _kernel_signature = fused.signature("batch", _ranks)
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(
             self, input, self._ranks, "(N, C, D, H, W)", "add the missing axis, or use BatchNorm2d"

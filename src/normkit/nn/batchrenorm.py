@@ -10,17 +10,15 @@ from torch.compiler import is_compiling
 
 from normkit.core import formula
 from normkit.core.activations import ActLike
-from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
-from normkit.errors import OptionError, explain
-from normkit.kernels.autograd import Normalized, normalize
+from normkit.errors import OptionError, message
+from normkit.kernels.call import Call, Normalized
 from normkit.kernels.modes import transformed
 from normkit.kernels.moments import moments
-from normkit.kernels.native import Running
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, Own
-from normkit.nn.layer import check_more_than_one
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
+from normkit.nn.layer import step
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "Ramp"]
 
@@ -48,8 +46,8 @@ class Ramp(NamedTuple):
 
 
 class _Renorm(BatchStatistics):
-    _whole = False
-    # r and d of the last batch, for a checkpoint that runs it again.
+    _pools_whole_batch = False
+    # r and d of the last batch, for activation checkpointing, which runs it again.
     _last: tuple[Tensor, Tensor] | None = None
 
     def __init__(
@@ -78,7 +76,7 @@ class _Renorm(BatchStatistics):
         self.d_max = d_max
 
     def limits(self, step: int | None = None) -> tuple[float, float]:
-        """The limits of r and d after ``step`` batches; None for those seen so far.
+        """Return the limits of r and d after ``step`` batches, by default after those seen so far.
 
         >>> BatchRenorm2d(3).limits(), BatchRenorm2d(3, r_max=2.0).limits(15_000)
         ((1.0, 0.0), (2.0, 2.5))
@@ -87,42 +85,39 @@ class _Renorm(BatchStatistics):
             step = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
         return _at(self.r_max, float(step)), _at(self.d_max, float(step))
 
-    def _by_batch(
-        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
-    ) -> Normalized:
-        n, _, s = as_ncs(input)
-        if own.mean is None or own.var is None or not self.track_running_stats or n * s == 0:
-            return super()._by_batch(input, residual, own, running)
-        check_more_than_one(self, input, n * s, "channel")
-        if self._last is not None and not self.counts():
-            r, d = self._last  # a checkpoint: by now the statistics have moved
+    @step
+    def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
+        n, _, s = as_ncs(call.x)
+        mean, var = tensors.mean, tensors.var
+        if mean is None or var is None or not self.track_running_stats or n * s == 0:
+            return super()._forward_batch_stats(call, tensors)
+        if self._last is not None and not self.updates_stats():
+            r, d = self._last  # recomputed under checkpointing: the statistics have moved since
         else:
-            r, d = self._correction(input, own, own.mean, own.var)
-            if not is_compiling() and not transformed(input):
+            r, d = self._correction(call.x, mean, var, tensors.tracked)
+            if not is_compiling() and not transformed(call.x):
                 self._last = r, d
-        # γ(x̂·r + d) + β is a scale and a shift of x̂, so every kernel can do it.
-        weight = r if own.weight is None else own.weight.to(r.dtype) * r
-        bias = d if own.weight is None else own.weight.to(r.dtype) * d
-        if own.bias is not None:
-            bias = bias + own.bias.to(r.dtype)
-        spec = Spec(PER_CHANNEL, self.eps, self._act)
-        return normalize(input, spec, weight, bias, residual, running=running)
+        # γ(x̂·r + d) + β is a scale and a shift of x̂, so every way can compute it.
+        gamma = 1.0 if call.weight is None else call.weight.to(r.dtype)
+        beta = 0.0 if call.bias is None else call.bias.to(r.dtype)
+        call = call._replace(weight=gamma * r, bias=gamma * d + beta)
+        return super()._forward_batch_stats(call, tensors)
 
     @torch.no_grad()
     def _correction(
-        self, input: Tensor, own: Own, mean: Tensor, var: Tensor
+        self, x: Tensor, mean: Tensor, var: Tensor, tracked: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """r and d of a batch, C elements each."""
-        x = input.detach()
+        """Return r and d of a batch, C elements each."""
+        x = x.detach()
         if is_compiling() or transformed(x):
             batch_mean, batch_var = formula.stats_of(x, PER_CHANNEL)
         else:
-            found = moments(x, PER_CHANNEL)
-            batch_mean, batch_var = found.mean, found.variance
-        acc = accumulator(input.dtype)
+            batch = moments(x, PER_CHANNEL)
+            batch_mean, batch_var = batch.mean, batch.variance
+        acc = accumulator(x.dtype)
         deviation = torch.sqrt(var.to(batch_mean.dtype) + self.eps)
-        step = 0.0 if own.tracked is None else own.tracked.to(deviation.dtype)
-        r_max, d_max = _at(self.r_max, step), _at(self.d_max, step)
+        after = 0.0 if tracked is None else tracked.to(deviation.dtype)
+        r_max, d_max = _at(self.r_max, after), _at(self.d_max, after)
         r = torch.sqrt(batch_var.flatten() + self.eps) / deviation
         d = (batch_mean.flatten() - mean) / deviation
         return r.clamp(1 / r_max, r_max).to(acc), d.clamp(-d_max, d_max).to(acc)
@@ -194,8 +189,8 @@ def _check_limit(name: str, limit: float | Ramp, least: float) -> None:
     numbers = all(isinstance(v, (int, float)) and v >= least for v in values)
     if not numbers or (isinstance(limit, Ramp) and limit.last < limit.first):
         raise OptionError(
-            explain(
-                f"{name} is a number of at least {least}, or a Ramp between two such",
+            message(
+                f"{name} to be a number of at least {least}, or a Ramp between two such numbers",
                 f"{name}={limit!r}",
                 f"use {name}={3.0 if least else 5.0}, or leave it out for the paper's schedule",
             )

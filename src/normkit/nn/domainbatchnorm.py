@@ -1,4 +1,4 @@
-"""Batch normalization that remembers each domain for itself."""
+"""Batch normalization with running statistics for each domain."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from normkit.core.activations import ActLike
-from normkit.errors import OptionError, StatisticsError, explain
+from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, Own
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
+from normkit.nn.layer import step
 
 __all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains"]
 
 
 class Domains(BatchStatistics):
-    """What the layers with a bank of statistics for each domain do."""
+    """Shared behaviour of layers with statistics for each domain."""
 
     _domain: int | None = None
 
@@ -38,8 +39,8 @@ class Domains(BatchStatistics):
     ) -> None:
         if not isinstance(domains, int) or isinstance(domains, bool) or domains < 1:
             raise OptionError(
-                explain(
-                    "domains is how many there are, an integer of at least 1",
+                message(
+                    "domains, their number, to be an integer of at least 1",
                     f"domains={domains!r}",
                     "use for example 2",
                 )
@@ -66,40 +67,40 @@ class Domains(BatchStatistics):
     def domain(self, domain: int | None) -> None:
         if domain is not None and not (type(domain) is int and 0 <= domain < self.domains):
             raise OptionError(
-                explain(
-                    f"domains of {type(self).__name__} are the integers from 0 to "
-                    f"{self.domains - 1}",
+                message(
+                    f"a domain of {type(self).__name__} from 0 to {self.domains - 1}",
                     repr(domain),
-                    "choose one of them, or make the layer with more domains",
+                    "choose one of them, or construct the layer with more domains",
                 )
             )
         self._domain = domain
 
     def chosen(self) -> int:
-        """The domain, which must be known by now.
+        """Return the chosen domain.
 
         Raises:
-            StatisticsError: none has been chosen.
+            StatisticsError: no domain has been chosen.
         """
         if self._domain is None:
             raise StatisticsError(
-                explain(
-                    f"{type(self).__name__} keeps statistics for each of {self.domains} domains "
-                    "and must know which one a batch is of",
+                message(
+                    f"a chosen domain, one of {self.domains}, of which {type(self).__name__} uses "
+                    "the statistics",
                     "a batch and no domain",
                     "with normkit.use_domain(model, k): model(batch)",
                 )
             )
         return self._domain
 
-    def _tensors(self) -> Own:
+    @step
+    def _layer_tensors(self) -> LayerTensors:
         k = self.chosen()
-        own = super()._tensors()
-        memory = [None if t is None else t[k] for t in own[2:]]
-        affine = own[:2] if self.share_affine else [None if t is None else t[k] for t in own[:2]]
-        return Own(*affine, *memory)
+        all_domains = super()._layer_tensors()
+        rows = [None if t is None else t[k] for t in all_domains]
+        affine = all_domains[:2] if self.share_affine else rows[:2]
+        return LayerTensors(*affine, *rows[2:])
 
-    def _at_once(
+    def _fused_forward(
         self,
         input: Tensor,
         residual: Tensor | None,
@@ -111,15 +112,17 @@ class Domains(BatchStatistics):
         buffers, parameters = _row(self._buffers, k), self._parameters
         if not self.share_affine:
             parameters = _row(parameters, k)
-        return super()._at_once(input, residual, parameters, buffers)
+        return super()._fused_forward(input, residual, parameters, buffers)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Of a layer without domains: the same start for each.
-        for name, own in {**self._parameters, **self._buffers}.items():
+        # The checkpoint of a layer without domains: each starts with its tensors.
+        for name, tensor in {**self._parameters, **self._buffers}.items():
             value = state_dict.get(prefix + name)
-            if own is not None and isinstance(value, Tensor) and value.dim() == own.dim() - 1:
+            if tensor is None or not isinstance(value, Tensor):
+                continue
+            if value.dim() == tensor.dim() - 1:
                 state_dict[prefix + name] = _rows(value, self.domains)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

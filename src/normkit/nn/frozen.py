@@ -1,4 +1,4 @@
-"""Batch normalization that no longer changes, and the scale that Caffe puts behind its own."""
+"""Batch normalization with constant moments and constant γ and β."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL
-from normkit.errors import TypeMismatchError, explain
+from normkit.errors import TypeMismatchError, message
 from normkit.kernels import fused
-from normkit.kernels.autograd import normalize
+from normkit.kernels.call import Call, FixedStats
+from normkit.kernels.fused import Stats
 from normkit.nn.layer import (
     Layer,
-    affine_parameters,
     as_leaf,
     check_channels,
     check_eps,
@@ -27,9 +27,9 @@ from normkit.nn.layer import (
     reset_affine,
 )
 
-__all__ = ["FrozenBatchNorm2d", "Scale"]
+__all__ = ["FrozenBatchNorm2d"]
 
-_KIND = fused.kind("batch", (4,))
+_SIGNATURE = fused.signature("batch", (4,))
 
 
 class FrozenBatchNorm2d(Layer):
@@ -92,22 +92,22 @@ class FrozenBatchNorm2d(Layer):
 
     @classmethod
     def from_batch_norm(cls, layer: _BatchNorm) -> FrozenBatchNorm2d:
-        """A frozen copy of a batch normalization that has remembered moments.
+        """Return a frozen copy of a batch normalization with running statistics.
 
         Raises:
-            TypeMismatchError: ``layer`` is something else, or remembers nothing.
+            TypeMismatchError: ``layer`` is something else, or keeps no running statistics.
         """
         others = (nn.BatchNorm1d, nn.BatchNorm3d)
         mean = getattr(layer, "running_mean", None)
         if not isinstance(layer, _BatchNorm) or isinstance(layer, others) or mean is None:
             raise TypeMismatchError(
-                explain(
-                    "freezing needs a batch normalization of images with running statistics",
+                message(
+                    "a batch normalization of images with running statistics",
                     repr(layer),
-                    "make it with track_running_stats=True and train or recalibrate it first",
+                    "construct it with track_running_stats=True and train or recalibrate it first",
                 )
             )
-        # Of a half model too the moments stay in float32.
+        # The moments of a half-precision model stay in float32 too.
         frozen = cls(
             layer.num_features, layer.eps, mean.device, accumulator(mean.dtype),
             act=getattr(layer, "act", None),
@@ -122,8 +122,8 @@ class FrozenBatchNorm2d(Layer):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
         if not is_compiling():
-            y = fused.layer(input, residual, self._buffers, self._buffers, _KIND, 1, None, self.eps,
-                            self._act, fused.GIVEN)  # fmt: skip
+            y = fused.layer(input, residual, self._buffers, self._buffers, _SIGNATURE, 1, None,
+                            self.eps, self._act, Stats.FIXED)  # fmt: skip
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):
@@ -133,14 +133,14 @@ class FrozenBatchNorm2d(Layer):
         check_channels(self, input)
         check_eps(self, self.eps, False)
         spec = Spec(PER_CHANNEL, self.eps, self._act)
-        stats = (self.running_mean, self.running_var)
-        return normalize(input, spec, self.weight, self.bias, residual, stats).y
+        stats = FixedStats(self.running_mean, self.running_var)
+        return self._normalize(Call(input, spec, self.weight, self.bias, residual, stats)).y
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
-        # Of a layer without affine: γ and β are 1 and 0, and stay what they are here.
+        # The checkpoint of a layer without affine: γ and β stay as they are.
         for name in ("weight", "bias"):
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -153,73 +153,4 @@ class FrozenBatchNorm2d(Layer):
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}"
-        return shown if self.act is None else f"{shown}, act={self.act!r}"
-
-
-class Scale(Layer):
-    r"""Scale and shift each channel.
-
-    .. math::
-        y = \mathrm{act}(\gamma x + \beta + \mathrm{residual})
-
-    Caffe keeps the learned scale apart from the normalization, BatchNorm then Scale. A batch
-    normalization with ``affine=False`` followed by this layer is the same function as one with
-    ``affine=True``.
-
-    Args:
-        num_features: number of channels C.
-        bias: learn β too.
-        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
-
-    Shape:
-        input, residual and output: (N, C, \*).
-
-    Raises:
-        ShapeError: fewer than two axes, or another number of channels.
-        TypeMismatchError: not a floating-point tensor.
-
-    Source: Jia et al. 2014, *Caffe*, arXiv 1408.5093 (ScaleLayer).
-
-    >>> Scale(2)(torch.ones(1, 2)).detach()
-    tensor([[1., 1.]])
-    """
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        num_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        act: ActLike = None,
-    ) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.act = act
-        affine_parameters(self, num_features, True, bias, device, dtype)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Scale and shift ``input``, add ``residual`` if given, apply the activation."""
-        if isinstance(input, fx.Proxy):
-            return as_leaf(self, input, residual)
-        check_rank(self, input, (2, 3, 4, 5), "(N, C, *)", "add the batch axis")
-        input, residual = prepare(self, input, residual)
-        check_channels(self, input)
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        y = input * self.weight.view(shape)
-        if self.bias is not None:
-            y = y + self.bias.view(shape)
-        if residual is not None:
-            y = y + residual
-        return y if self._act is None else self._act(y)
-
-    def reset_parameters(self) -> None:
-        """γ to 1 and β to 0."""
-        reset_affine(self)
-
-    def extra_repr(self) -> str:
-        shown = f"{self.num_features}, bias={self.bias is not None}"
         return shown if self.act is None else f"{shown}, act={self.act!r}"

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normkit.core.activations import ActLike
-from normkit.core.formula import Spec
 from normkit.core.moments import merge_rows
 from normkit.core.pools import Pool, as_ncs
-from normkit.errors import OptionError, explain
-from normkit.kernels.autograd import Normalized, normalize
-from normkit.kernels.native import Running
+from normkit.errors import OptionError, message
+from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, Own
-from normkit.nn.layer import check_more_than_one, join
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
+from normkit.nn.layer import check_more_than_one, join, step
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 
 
 class _Ghost(BatchStatistics):
-    _whole = False
+    _pools_whole_batch = False
 
     def __init__(
         self,
@@ -41,8 +40,8 @@ class _Ghost(BatchStatistics):
     ) -> None:
         if not isinstance(ghost_size, int) or ghost_size < 1:
             raise OptionError(
-                explain(
-                    "ghost_size is the number of samples that share moments, an integer of at "
+                message(
+                    "ghost_size, the number of samples that share moments, to be an integer of at "
                     "least 1",
                     f"ghost_size={ghost_size!r}",
                     "use for example 32",
@@ -55,7 +54,7 @@ class _Ghost(BatchStatistics):
         self.ghost_size = ghost_size
 
     def part_sizes(self, n: int) -> list[int]:
-        """Samples in each part of a batch of ``n``: none above ``ghost_size``, none two apart.
+        """Split a batch of ``n``: no part above ``ghost_size``, sizes equal or one apart.
 
         >>> GhostBatchNorm2d(3, ghost_size=32).part_sizes(100)
         [25, 25, 25, 25]
@@ -67,31 +66,29 @@ class _Ghost(BatchStatistics):
         size, larger = n // parts, n % parts
         return [size + 1] * larger + [size] * (parts - larger)
 
-    def _by_batch(
-        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
-    ) -> Normalized:
-        n, c, s = as_ncs(input)
+    @step
+    def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
+        n, c, s = as_ncs(call.x)
         sizes = self.part_sizes(n)
-        check_more_than_one(self, input, sizes[-1] * s, "channel and ghost batch")
+        check_more_than_one(self, call.x, sizes[-1] * s, "channel and ghost batch")
         outputs, counts, means, m2s, start = [], [], [], [], 0
         for size in sorted(set(sizes), reverse=True):  # at most two sizes
             parts = sizes.count(size)
-            stop = start + parts * size
-            whole = stop - start == n
-            result = normalize(
-                input if whole else input[start:stop],
-                Spec(Pool("ghost", parts), self.eps, self._act),
-                own.weight,
-                own.bias,
-                residual if residual is None or whole else residual[start:stop],
-            )
+            spec = dataclasses.replace(call.spec, pool=Pool("ghost", parts))
+            of_size = call._replace(spec=spec, stats=BatchStats())
+            if (stop := start + parts * size) - start < n:
+                residual = None if call.residual is None else call.residual[start:stop]
+                of_size = of_size._replace(x=call.x[start:stop], residual=residual)
+            result = self._normalize(of_size)
             start = stop
             outputs.append(result.y)
-            assert result.mean is not None and result.var is not None
-            means.append(result.mean.reshape(parts, c))
-            m2s.append(result.var.reshape(parts, c) * (size * s))
-            counts.append(torch.full_like(means[-1], size * s))
-        y = join(outputs, input)
+            if result.mean is not None and result.var is not None:
+                means.append(result.mean.reshape(parts, c))
+                m2s.append(result.var.reshape(parts, c) * (size * s))
+                counts.append(torch.full_like(means[-1], size * s))
+        y = join(outputs, call.x)
+        if not call.wants_moments:
+            return Normalized(y, None, None, n * s)
         with torch.no_grad():
             batch = merge_rows(torch.cat(counts), torch.cat(means), torch.cat(m2s))
             variance = (batch.m2 / max(n * s, 1)).to(batch.m2.dtype)
@@ -112,14 +109,14 @@ class GhostBatchNorm1d(_Ghost, BatchNorm1d, nn.BatchNorm1d):
 class GhostBatchNorm2d(_Ghost, BatchNorm2d, nn.BatchNorm2d):
     """Batch normalization of each part of ``ghost_size`` samples by its own moments.
 
-    Sets the normalization batch size apart from the batch size of the optimizer. A batch that is
-    no multiple is split as evenly as it goes, so that no small rest is normalized by few values.
-    Evaluation takes batches of any size: it uses the remembered moments, which are those of the
-    whole batch, the parts merged exactly (mean of means, and the variance between them included).
+    Separates the normalization batch size from the batch size of the optimizer. A batch that is
+    not a multiple is split as evenly as possible, so that no small remainder is normalized by few
+    values. Evaluation takes batches of any size: its running statistics are those of the whole
+    batch, the parts merged exactly (mean of means, and the variance between them included).
 
     Args:
         num_features: number of channels C.
-        ghost_size: most samples that share moments.
+        ghost_size: largest number of samples that share moments.
         The others as :class:`normkit.BatchNorm2d`.
 
     Shape:

@@ -10,9 +10,9 @@ from torch.compiler import is_compiling
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
-from normkit.errors import ShapeError, explain
+from normkit.errors import ShapeError, message
 from normkit.kernels import fused
-from normkit.kernels.autograd import normalize
+from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.layer import (
     Layer,
@@ -25,7 +25,7 @@ from normkit.nn.layer import (
 
 __all__ = ["GroupNorm"]
 
-_KIND = fused.kind("group", range(2, 33))
+_SIGNATURE = fused.signature("group", range(2, 33))
 
 
 class GroupNorm(Layer, nn.GroupNorm):
@@ -82,16 +82,16 @@ class GroupNorm(Layer, nn.GroupNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
         if not is_compiling():
-            y = fused.layer(input, residual, self._parameters, None, _KIND, self.num_groups, None,
-                            self.eps, self._act)  # fmt: skip
+            y = fused.layer(input, residual, self._parameters, None, _SIGNATURE, self.num_groups,
+                            None, self.eps, self._act)  # fmt: skip
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         if input.dim() < 2:
             raise ShapeError(
-                explain(
-                    "GroupNorm expected at least 2D input (N, C, ...)",
+                message(
+                    "at least 2D input (N, C, ...) of GroupNorm",
                     f"{input.dim()}D input {tuple(input.shape)}",
                     "add the batch axis",
                 )
@@ -105,13 +105,13 @@ class GroupNorm(Layer, nn.GroupNorm):
         check_more_than_one(self, input, n * (c // self.num_groups) * s, "channel")
         x, rest = autocast_wide(input, residual)
         spec = Spec(Pool("group", self.num_groups), self.eps, self._act)
-        return normalize(x, spec, self.weight, self.bias, rest).y
+        return self._normalize(Call(x, spec, self.weight, self.bias, rest)).y
 
 
 def _uneven(channels: int, groups: int) -> str:
-    fits = [g for g in range(1, channels + 1) if channels % g == 0]
-    return explain(
-        f"num_channels ({channels}) must be divisible by num_groups ({groups})",
+    divisors = [g for g in range(1, channels + 1) if channels % g == 0]
+    return message(
+        f"num_channels ({channels}) to be divisible by num_groups ({groups})",
         f"{groups} groups for {channels} channels",
-        f"use one of {fits} groups",
+        f"use one of {divisors} groups",
     )

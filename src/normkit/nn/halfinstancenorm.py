@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
-from normkit.errors import OptionError, explain
-from normkit.kernels.autograd import normalize
+from normkit.errors import OptionError, message
+from normkit.kernels.call import Call
 from normkit.nn.layer import (
     Layer,
     affine_parameters,
@@ -28,10 +28,10 @@ __all__ = ["HalfInstanceNorm2d"]
 
 
 class HalfInstanceNorm2d(Layer):
-    """Instance normalization of the first half of the channels; the other half passes as it is.
+    """Instance normalization of the first half of the channels; the other half passes unchanged.
 
-    Keeps what instance normalization throws away, the contrast of each image, in half of the
-    channels. With an odd number the normalized half is the larger one.
+    Half of the channels keep the contrast of each image, which instance normalization removes.
+    With an odd number the normalized half is the larger one.
 
     Args:
         num_features: number of channels C; (C + 1) // 2 are normalized.
@@ -73,7 +73,9 @@ class HalfInstanceNorm2d(Layer):
         super().__init__()
         if num_features < 1:
             raise OptionError(
-                explain("num_features is at least 1", f"{num_features}", "give the channels C")
+                message(
+                    "num_features of at least 1", f"{num_features}", "pass the number of channels C"
+                )
             )
         self.num_features = num_features
         self.normalized = (num_features + 1) // 2
@@ -99,7 +101,7 @@ class HalfInstanceNorm2d(Layer):
             rest = rest + residual[:, half:]
         if self._act is not None:
             rest = self._act(rest)
-        y = normalize(input[:, :half], spec, self.weight, self.bias, first).y
+        y = self._normalize(Call(input[:, :half], spec, self.weight, self.bias, first)).y
         return join([y, rest], input, dim=1)
 
     def reset_parameters(self) -> None:

@@ -14,7 +14,8 @@ from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
 from normkit.kernels import fused
-from normkit.kernels.autograd import Normalized, normalize
+from normkit.kernels.call import Call, FixedStats, Normalized
+from normkit.kernels.fused import Stats
 from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
@@ -24,6 +25,7 @@ from normkit.nn.layer import (
     check_more_than_one,
     check_rank,
     prepare,
+    step,
 )
 
 __all__ = [
@@ -38,7 +40,7 @@ __all__ = [
 
 class _Instance(Layer, _InstanceNorm):
     _ranks: ClassVar[tuple[int, int]]  # without and with a batch axis
-    _kind: ClassVar[int]  # for the kernels: with one
+    _kernel_signature: ClassVar[int]  # with a batch axis
 
     def __init__(
         self,
@@ -60,8 +62,8 @@ class _Instance(Layer, _InstanceNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
-        if self._usual and not is_compiling():
-            y = self._at_once(input, residual)
+        if self._fast_path_ok and not is_compiling():
+            y = self._fused_forward(input, residual)
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):
@@ -84,37 +86,42 @@ class _Instance(Layer, _InstanceNorm):
         rest = None if residual is None else residual.unsqueeze(0)
         return self._batched(input.unsqueeze(0), rest).squeeze(0)
 
-    def _at_once(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
-        """All of the above in one call, or None where something is not as usual."""
-        given = not self.training and self.track_running_stats
+    def _fused_forward(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Compute all of the above in one call, or return None where something is unusual."""
+        stats = Stats.FIXED if self.track_running_stats and not self.training else Stats.NONE
         return fused.layer(input, residual, self._parameters, self._buffers,
-                           self._kind, None, None if self.affine else self.num_features,
-                           self.eps, self._act, fused.GIVEN if given else fused.NONE)  # fmt: skip
+                           self._kernel_signature, None, None if self.affine else self.num_features,
+                           self.eps, self._act, stats)  # fmt: skip
 
+    @step
     def _batched(self, input: Tensor, residual: Tensor | None) -> Tensor:
         n, c, s = as_ncs(input)
+        weight, bias = self.weight, self.bias
         if not self.training and self.track_running_stats:
-            stats = (self.running_mean, self.running_var)
+            fixed = FixedStats(self.running_mean, self.running_var)  # type: ignore[arg-type]
             spec = Spec(PER_CHANNEL, self.eps, self._act)
-            return normalize(input, spec, self.weight, self.bias, residual, stats).y  # type: ignore[arg-type]
+            return self._normalize(Call(input, spec, weight, bias, residual, fixed)).y
         check_more_than_one(self, input, s, "channel and sample (spatial element)")
         spec = Spec(Pool("group", max(c, 1)), self.eps, self._act)
-        result = normalize(input, spec, self.weight, self.bias, residual)
-        if self.running_mean is not None and n > 0 and s > 0 and self.counts():
-            self._remember(result, n, c, s)
+        updates = self.running_mean is not None and n > 0 and s > 0 and self.updates_stats()
+        call = Call(input, spec, weight, bias, residual, wants_moments=updates)
+        result = self._normalize(call)
+        if updates:
+            self._update_running_stats(result, n, c, s)
         return result.y
 
+    @step
     @torch.no_grad()
-    def _remember(self, result: Normalized, n: int, c: int, s: int) -> None:
-        """Average the samples' moments, then step towards them; PyTorch counts no batches here."""
-        taken = self.momentum or 0.0
+    def _update_running_stats(self, result: Normalized, n: int, c: int, s: int) -> None:
+        """Average the samples' moments into the buffers; PyTorch counts no batches here."""
+        share = self.momentum or 0.0
         if result.mean is None or result.var is None:
             return
         mean = result.mean.reshape(n, c).mean(0)
         var = result.var.reshape(n, c).mean(0) * (s / (s - 1))
         if self.running_mean is not None and self.running_var is not None:
-            averages.step_towards(self.running_mean, mean, taken)
-            averages.step_towards(self.running_var, var, taken)
+            averages.step_towards(self.running_mean, mean, share)
+            averages.step_towards(self.running_var, var, share)
 
 
 class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
@@ -151,8 +158,9 @@ class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
     """
 
     _ranks = (2, 3)
-    _kind = fused.kind("group", _ranks[1:])
+    _kernel_signature = fused.signature("group", _ranks[1:])
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(self, input, self._ranks, "(C, L) or (N, C, L)", "use InstanceNorm2d for images")
 
@@ -169,8 +177,9 @@ class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
     """
 
     _ranks = (3, 4)
-    _kind = fused.kind("group", _ranks[1:])
+    _kernel_signature = fused.signature("group", _ranks[1:])
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(self, input, self._ranks, "(C, H, W) or (N, C, H, W)", "add the missing axis")
 
@@ -187,8 +196,9 @@ class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
     """
 
     _ranks = (4, 5)
-    _kind = fused.kind("group", _ranks[1:])
+    _kernel_signature = fused.signature("group", _ranks[1:])
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(
             self, input, self._ranks, "(C, D, H, W) or (N, C, D, H, W)", "add the missing axis"

@@ -1,22 +1,34 @@
-"""What all layers share: the activation they may apply, and the checks of what comes in."""
+"""What all layers share: the activation they may apply, and the checks of their input."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from normkit.core.activations import Act, ActLike, parse_act
-from normkit.errors import OptionError, ShapeError, TypeMismatchError, explain
+from normkit.errors import OptionError, ShapeError, TypeMismatchError, message
+from normkit.kernels.dispatch import normalize
 from normkit.kernels.modes import recomputing
 
-__all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare"]
+__all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
+
+Step = TypeVar("Step", bound=Callable[..., Any])
 
 
-# Methods that forward is made of.
-_STEPS = {"_batched", "_by_batch", "_by_memory", "_check_input_dim", "_plain_average", "_remember",
-          "_tensors", "counts"}  # fmt: skip
+def step(method: Step) -> Step:
+    """Mark a method that ``forward`` consists of and that the fused call replaces.
+
+    A subclass that overrides one without this mark takes the slow path, which calls it.
+    """
+    method.is_step = True  # type: ignore[attr-defined]
+    return method
+
+
+def _is_step(method: object) -> bool:
+    return getattr(method, "is_step", False) is True
 
 
 class Layer(nn.Module):
@@ -28,38 +40,42 @@ class Layer(nn.Module):
 
     # Class attributes, so that a layer unpickled from before they existed still has them.
     _act: Act | None = None
-    _act_given: ActLike = None
-    _has_moved: bool = False
-    # Whether forward may be one call: not where somebody's subclass has changed one of its steps.
-    _usual: ClassVar[bool] = True
+    _act_option: ActLike = None
+    _stats_updated: bool = False
+    # Whether the fused call does what every step of forward does.
+    _fast_path_ok: ClassVar[bool] = True
+    # Every layer normalizes through this.
+    _normalize = staticmethod(normalize)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__module__.startswith("normkit."):
-            cls._usual = cls._usual and _STEPS.isdisjoint(vars(cls))
+        steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
+        cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
 
     @property
     def act(self) -> ActLike:
-        """The activation as it was given: None, a name, or ``("leaky_relu", slope)``."""
-        return self._act_given
+        """The activation as passed: None, a name, or ``("leaky_relu", slope)``."""
+        return self._act_option
 
     @act.setter
     def act(self, act: ActLike) -> None:
         self._act = parse_act(act)
-        self._act_given = act
+        self._act_option = act
 
-    def counts(self) -> bool:
-        """Whether this forward pass moves the statistics: once for each batch.
+    @step
+    def updates_stats(self) -> bool:
+        """Return whether this forward pass updates the statistics: once for each batch.
 
-        A checkpointed layer runs a second time within the backward pass. A layer that has never
-        run outside one is no checkpointed layer, but belongs to something solved backward.
+        A checkpointed layer runs a second time within the backward pass. If the layer has only
+        ever run inside a backward pass, this is not recomputation (for example an ODE adjoint), so
+        statistics are updated.
         """
         if torch.compiler.is_compiling():
-            return True  # a compiled graph repeats what it needs without running this again
+            return True  # a compiled graph recomputes without running this again
         if recomputing():
-            return not self._has_moved
-        if not self._has_moved:
-            self._has_moved = True
+            return not self._stats_updated
+        if not self._stats_updated:
+            self._stats_updated = True
         return True
 
     def extra_repr(self) -> str:
@@ -76,11 +92,11 @@ def affine_parameters(
     dtype: Any = None,
 ) -> None:
     """Register γ = 1 as ``weight`` and β = 0 as ``bias``, or None for either."""
-    for name, wanted, make in (
+    for name, needed, fill in (
         ("weight", affine, torch.ones),
         ("bias", affine and bias, torch.zeros),
     ):
-        values = nn.Parameter(make(shape, device=device, dtype=dtype)) if wanted else None
+        values = nn.Parameter(fill(shape, device=device, dtype=dtype)) if needed else None
         layer.register_parameter(name, values)
 
 
@@ -95,13 +111,13 @@ def reset_affine(layer: nn.Module) -> None:
 def join(parts: list[Tensor], like: Tensor, dim: int = 0) -> Tensor:
     """Concatenate ``parts`` in the memory format of ``like``.
 
-    Left to itself ``torch.cat`` falls back to contiguous where a part has an axis of size one.
+    ``torch.cat`` alone falls back to contiguous where a part has an axis of size one.
     """
-    return laid_like(parts[0] if len(parts) == 1 else torch.cat(parts, dim), like)
+    return match_layout(parts[0] if len(parts) == 1 else torch.cat(parts, dim), like)
 
 
-def laid_like(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` channels-last where ``x`` is, otherwise as it is."""
+def match_layout(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` channels-last where ``x`` is, otherwise unchanged."""
     if (
         x.dim() == 4
         and not x.is_contiguous()
@@ -112,21 +128,25 @@ def laid_like(y: Tensor, x: Tensor) -> Tensor:
 
 
 def nested(layer: Layer, z: Tensor, residual: Tensor | None) -> Tensor:
-    """Residual and activation after PyTorch's own layer, the one that knows nested tensors."""
+    """Apply residual and activation after PyTorch's own layer, which takes nested tensors."""
     z = z if residual is None else z + residual
     return z if layer._act is None else layer._act(z)
 
 
 def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Refuse what no layer can normalize: integers, complex numbers, a residual that differs.
+    """Return input and residual in one floating type; refuse what no layer can normalize.
 
     A residual of another floating type, as autocast makes them, widens both to the wider type,
     as adding them would.
+
+    Raises:
+        TypeMismatchError: the input is not a floating-point tensor.
+        ShapeError: the residual is no such tensor, or of another shape or device.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeMismatchError(
-            explain(
-                f"{_name(layer)} normalizes floating-point tensors",
+            message(
+                f"a floating-point tensor as input of {_name(layer)}",
                 f"{x.dtype if isinstance(x, Tensor) else type(x).__name__}",
                 "convert the input first, for example with x.float()",
             )
@@ -140,11 +160,11 @@ def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tenso
         or residual.device != x.device
     ):
         raise ShapeError(
-            explain(
-                f"the residual of {_name(layer)} is a floating-point tensor of the shape and on "
-                "the device of its input",
+            message(
+                f"a floating-point residual of {_name(layer)} with the shape and device of its "
+                "input",
                 f"{_describe(residual)} for {_describe(x)}",
-                "project or move the residual before it is added",
+                "project or move the residual first",
             )
         )
     if residual.dtype != x.dtype:
@@ -165,18 +185,18 @@ def as_leaf(layer: nn.Module, x: fx.Proxy, residual: object) -> Any:
     return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), args, {})  # type: ignore[attr-defined]
 
 
-def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, other: str) -> None:
+def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, fix: str) -> None:
     """Refuse an input whose number of axes is not one of ``ranks``.
 
-    ``shape`` names the expected shape, ``other`` what to do instead.
+    ``shape`` names the expected shape, ``fix`` what to do.
     """
     if x.dim() not in ranks:
         expected = " or ".join(f"{r}D" for r in ranks)
         raise ShapeError(
-            explain(
-                f"{_name(layer)} expected {expected} input {shape}",
+            message(
+                f"{expected} input {shape} of {_name(layer)}",
                 f"{x.dim()}D input {tuple(x.shape)}",
-                other,
+                fix,
             )
         )
 
@@ -184,8 +204,8 @@ def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, 
 def check_channels(layer: nn.Module, x: Tensor, dim: int = 1) -> None:
     """Refuse an input with another number of channels than the layer's tensors have.
 
-    The tensors are asked and not ``num_features``, which a lazy layer, a pruned one or a loaded
-    one may not have kept up to date. A layer without tensors takes any number, as PyTorch's do.
+    The tensors decide and not ``num_features``, which may be out of date in a lazy, pruned or
+    loaded layer. A layer without tensors takes any number, as PyTorch's do.
     """
     for name in ("weight", "running_mean"):
         tensor = getattr(layer, name, None)
@@ -195,25 +215,24 @@ def check_channels(layer: nn.Module, x: Tensor, dim: int = 1) -> None:
 
 
 def check_count(layer: nn.Module, x: Tensor, channels: int, dim: int = 1) -> None:
-    """Refuse an input with another number of channels than the layer was made for."""
+    """Refuse an input whose axis ``dim`` does not have ``channels`` entries."""
     if x.shape[dim] != channels:
         raise ShapeError(
-            explain(
-                f"{_name(layer)} was made for {channels} channels on axis {dim}",
+            message(
+                f"{channels} channels on axis {dim} of the input of {_name(layer)}",
                 f"{x.shape[dim]} in an input of shape {tuple(x.shape)}",
-                f"make the layer with {x.shape[dim]}, or move the channels to axis {dim} "
-                "(channels last is a memory format, not another order of axes)",
+                f"construct the layer with {x.shape[dim]} channels, or move the channels to axis "
+                f"{dim} (channels last is a memory format, not another order of axes)",
             )
         )
 
 
 def check_more_than_one(layer: nn.Module, x: Tensor, count: int, per: str) -> None:
-    """Refuse to take a variance of a single value."""
+    """Refuse a pool of a single value, which has no variance."""
     if count == 1:
         raise ShapeError(
-            explain(
-                f"Expected more than 1 value per {per} when training: {_name(layer)} cannot take "
-                "the variance of one",
+            message(
+                f"more than 1 value per {per} when training {_name(layer)}",
                 f"input size {list(x.shape)}",
                 "use a larger batch, drop_last=True in the loader, or evaluation mode",
             )
@@ -224,8 +243,8 @@ def check_eps(layer: nn.Module, eps: float, training: bool) -> None:
     """Refuse an ε that does not keep the division finite."""
     if eps < 0 or (training and eps == 0):
         raise OptionError(
-            explain(
-                f"{_name(layer)}: eps must be positive (in evaluation it may be 0)",
+            message(
+                f"a positive eps for {_name(layer)} (or 0 in evaluation)",
                 f"eps={eps}",
                 "use 1e-5, PyTorch's default",
             )

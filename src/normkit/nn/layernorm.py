@@ -14,9 +14,9 @@ from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_POSITION, Pool
-from normkit.errors import ShapeError, explain
+from normkit.errors import ShapeError, message
 from normkit.kernels import fused
-from normkit.kernels.autograd import normalize
+from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.layer import (
     Layer,
@@ -24,16 +24,16 @@ from normkit.nn.layer import (
     check_count,
     check_eps,
     check_rank,
-    laid_like,
+    match_layout,
     nested,
     prepare,
 )
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 
-_CENTRED = fused.kind("group", range(1, 33), rows=True)
-_UNCENTRED = fused.kind("group", range(1, 33), centred=False, rows=True)
-_AT_PIXELS = fused.kind("position", (4,))
+_CENTRED = fused.signature("group", range(1, 33), rows=True)
+_UNCENTRED = fused.signature("group", range(1, 33), centred=False, rows=True)
+_AT_PIXELS = fused.signature("position", (4,))
 
 
 class LayerNorm(Layer, nn.LayerNorm):
@@ -153,7 +153,7 @@ class LayerNorm2d(LayerNorm):
         check_eps(self, self.eps, False)
         x, rest = autocast_wide(input, residual)
         spec = Spec(PER_POSITION, self.eps, self._act)
-        return normalize(x, spec, self.weight, self.bias, rest).y
+        return self._normalize(Call(x, spec, self.weight, self.bias, rest)).y
 
 
 class RMSNorm(Layer, nn.RMSNorm):
@@ -228,11 +228,11 @@ def _over_last(
     axes = len(shape)
     if axes == 0 or x.dim() < axes or tuple(x.shape[x.dim() - axes :]) != shape:
         raise ShapeError(
-            explain(
-                f"{type(layer).__name__} with normalized_shape={list(shape)} expected input with "
-                f"shape [*, {', '.join(map(str, shape))}]",
+            message(
+                f"input with shape [*, {', '.join(map(str, shape))}] of {type(layer).__name__} "
+                f"with normalized_shape={list(shape)}",
                 f"input of size {list(x.shape)}",
-                "make the layer for the last axes of the input, or move them there",
+                "construct the layer for the last axes of the input, or move them there",
             )
         )
     wide, rest = autocast_wide(x, residual)
@@ -240,5 +240,5 @@ def _over_last(
     spec = Spec(Pool("group", 1), eps, layer._act, centred)
     rows = None if rest is None else rest.reshape(view)
     flat = wide if wide.shape == view else wide.reshape(view)
-    y = normalize(flat, spec, layer.weight, bias, rows).y
-    return y if y.shape == x.shape else laid_like(y.reshape(x.shape), x)
+    y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
+    return y if y.shape == x.shape else match_layout(y.reshape(x.shape), x)

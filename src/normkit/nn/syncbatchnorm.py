@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.core.activations import ActLike
-from normkit.core.formula import Spec
-from normkit.core.pools import PER_CHANNEL
-from normkit.errors import ShapeError, explain
+from normkit.errors import ShapeError, message
 from normkit.kernels import fused
-from normkit.kernels.autograd import Normalized, normalize
-from normkit.kernels.native import Running
+from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchStatistics, Own
+from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, hold
+from normkit.nn.layer import step
 
 __all__ = ["SyncBatchNorm"]
 
@@ -26,14 +24,13 @@ __all__ = ["SyncBatchNorm"]
 class SyncBatchNorm(BatchStatistics):
     r"""Batch normalization whose moments span the processes of a group, on CPU and GPU.
 
-    As ``torch.nn.SyncBatchNorm``, and it also trains on a CPU over gloo. The processes exchange
-    count, mean and squared deviations and merge them exactly, so shares may be unequal and a
-    process may be empty; all end with the same bits. In evaluation, or with a single process, it
+    Like ``torch.nn.SyncBatchNorm``, and it also trains on a CPU over gloo. The processes exchange
+    count, mean and squared deviations and merge them exactly, so their batches may differ in size
+    or be empty; all end with the same bits. In evaluation, or with a single process, it
     is plain batch normalization.
 
     It is not a subclass of ``torch.nn.SyncBatchNorm`` but of its base:
-    ``DistributedDataParallel`` refuses every instance of that class on a CPU, whatever it can
-    do.
+    ``DistributedDataParallel`` refuses every instance of that class on a CPU.
 
     Args:
         process_group: the processes that share moments; None for all.
@@ -54,8 +51,8 @@ class SyncBatchNorm(BatchStatistics):
     torch.Size([6, 4, 3])
     """
 
-    _kind = fused.kind("batch", range(2, 33))
-    _whole = False
+    _kernel_signature = fused.signature("batch", range(2, 33))
+    _pools_whole_batch = False
 
     def __init__(
         self,
@@ -78,11 +75,12 @@ class SyncBatchNorm(BatchStatistics):
         )  # fmt: skip
         self.process_group = process_group
 
+    @step
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ShapeError(
-                explain(
-                    "SyncBatchNorm expected at least 2D input (N, C, ...)",
+                message(
+                    "at least 2D input (N, C, ...) of SyncBatchNorm",
                     f"{input.dim()}D input {tuple(input.shape)}",
                     "add the batch axis",
                 )
@@ -94,23 +92,21 @@ class SyncBatchNorm(BatchStatistics):
         group = self.process_group or dist.group.WORLD
         return group if dist.get_world_size(group) > 1 else None
 
-    def _by_batch(
-        self, input: Tensor, residual: Tensor | None, own: Own, running: Running | None
-    ) -> Normalized:
+    @step
+    def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
         group = self._group()
         if group is None:
-            return super()._by_batch(input, residual, own, running)
-        spec = Spec(PER_CHANNEL, self.eps, self._act)
-        return normalize(input, spec, own.weight, own.bias, residual, group=group)
+            return super()._forward_batch_stats(call, tensors)
+        return self._normalize(call._replace(stats=BatchStats(), group=group))
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
 
-        All but those with a bank for each domain, which it has not.
+        All but those with statistics for each domain, which it cannot keep.
 
-        Parameters and buffers are shared, ``state_dict`` keys stay, a layer that stands in
-        several places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
+        Parameters and buffers are shared, ``state_dict`` keys stay, a layer used in several
+        places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
         layer where ``module`` itself is one.
 
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))

@@ -151,7 +151,7 @@ def c1() -> Finding:
                 decides=True,
             ),
             Comparison(
-                "Is 87 % reached in fewer epochs (decides)?",
+                "Is 87 % reached in fewer epochs?",
                 "epochs",
                 2.1,
                 1.4,
@@ -162,7 +162,7 @@ def c1() -> Finding:
                 decides=True,
             ),
             Comparison(
-                "For information: is the last training loss lower?",
+                "Is the last training loss lower?",
                 "nats",
                 0.09,
                 0.07,
@@ -249,7 +249,7 @@ def c2() -> Finding:
                 "Density",
                 (
                     *(
-                        Line(f"{arm} (mean of 10)", tuple(x.tolist()), density(*four[i]), arm=arm)
+                        Line(arm, tuple(x.tolist()), density(*four[i]), arm=arm, note="mean of 10")
                         for arm, four in shapes.items()
                     ),
                     Line("N(0, 1)", tuple(x.tolist()), tuple(normal.tolist()), role="theory"),

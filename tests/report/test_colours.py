@@ -90,10 +90,15 @@ def test_two_points_at_one_place_are_drawn_both_and_not_tabled() -> None:
 
 
 def test_the_name_at_a_curves_end_leaves_out_how_many_were_averaged() -> None:
-    names = ("with BN (mean of 10)", "BN (median of 5)", "DenseNet (mean, 95 % interval)", "γ (1)")
-    lines = tuple(Line(name, (1.0,), (2.0,)) for name in names)
-    drawn = charts.spec(Chart("k", "t", "x", "y", lines, ""), {})["lines"]
-    assert [line["short"] for line in drawn] == ["with BN", "BN", "DenseNet", "γ (1)"]
+    lines = (
+        Line("with BN", (1.0,), (2.0,), note="mean of 10"),
+        Line("with BN", (1.0,), (2.0,), role="published", note="least, median, greatest"),
+        Line("γ (1)", (1.0,), (2.0,)),
+    )
+    chart = Chart("k", "t", "x", "y", lines, "")
+    drawn = charts.spec(chart, {})["lines"]
+    assert [line["short"] for line in drawn] == ["with BN", "with BN, publ.", "γ (1)"]
+    assert [key.note for key in charts.keys(chart, {})] == [line.note for line in lines]
 
 
 @pytest.fixture(scope="module")

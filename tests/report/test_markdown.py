@@ -12,10 +12,10 @@ from normkit.lab.findings import Comparison, Finding
 from normkit.report.markdown import BEGIN, END, effect, put_between, table
 
 FASTER = Comparison(
-    "Faster (decides): how much higher is it?", "accuracy", 0.135752, 0.112751, 0.158752, 5,
+    "Faster: how much higher is it?", "points", 13.5752, 11.2751, 15.8752, 5,
     "supported", decides=True,
 )  # fmt: skip
-ASIDE = dataclasses.replace(FASTER, question="For information: and so?", decides=False)
+ASIDE = dataclasses.replace(FASTER, question="And so?", decides=False)
 
 
 def finding(*comparisons: Comparison, done: int = 10, title: str = "It helps") -> Finding:
@@ -30,9 +30,9 @@ def finding(*comparisons: Comparison, done: int = 10, title: str = "It helps") -
     ("numbers", "unit", "shown"),
     [
         ((0.26, 0.2354, 0.2847), "nats", "0.260 [0.235, 0.285] nats"),
-        ((0.56, 0.43, 0.69), "accuracy", "56 [43, 69] points"),
-        ((-0.003, -0.008, 0.002), "test error", "−0.30 [−0.80, 0.20] points"),
-        ((0.1, 0.05, 0.15), "accuracy, mean of both", "10.0 [5.0, 15.0] points, mean of both"),
+        ((56, 43, 69), "points", "56 [43, 69] points"),
+        ((-0.3, -0.7, 0.1), "points", "−0.30 [−0.70, 0.10] points"),
+        ((10, 4.9, 15.1), "points", "10 [5, 15] points"),
         ((0.5, 0.5, 0.5), "nats", "0.5 [0.5, 0.5] nats"),
         ((1234.0, 1000.0, 1468.0), "steps", "1,234 [1,000, 1,468] steps"),
     ],
@@ -41,7 +41,7 @@ def test_an_effect_has_the_decimals_that_its_interval_leaves(
     numbers: tuple[float, float, float], unit: str, shown: str
 ) -> None:
     value, low, high = numbers
-    found = Comparison("Decides: how much?", unit, value, low, high, 5, "supported")
+    found = Comparison("How much?", unit, value, low, high, 5, "supported")
     assert effect(found) == f"How much? {shown}"
 
 

@@ -121,7 +121,7 @@ def test_where_the_source_says_otherwise_it_is_said_and_why(page: str, samples: 
     # Nobody knows why: that is said as well. Undecided without a reason is no contradiction.
     unknown = dataclasses.replace(against, differs="")
     assert (
-        "The source says otherwise. Why, we do not know."
+        "The source says otherwise. We have no explanation."
         in Outline(render([unknown], about={})).words()
     )
     unsaid = dataclasses.replace(open_, differs="")
@@ -133,8 +133,7 @@ def test_tells_what_decides_and_how_surely(samples: ModuleType) -> None:
     first, second = words.split("These decide")[1:]
     decide, rest = first.split("For information", 1)
     assert "Is test accuracy higher after epoch 5?" in decide
-    assert "matters from 0.5 under 0.1 %" in decide
-    # What the heading says is not said again.
+    assert "matters from 0.5 p-value under 0.1 %" in decide
     assert "Is 87 % reached in fewer epochs?" in decide
     assert "1.2 %" in decide
     assert rest.lstrip().startswith("Is the last training loss lower?")

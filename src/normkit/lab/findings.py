@@ -112,16 +112,20 @@ class Comparison:
     margin: float = 0.0
 
     @property
-    def decimals(self) -> int:
-        """As many decimals as the interval's width leaves a meaning.
+    def decimals(self) -> int | None:
+        """As many decimals as the interval deserves: one digit of its half, two below 5.
+
+        None where there is no width to tell by.
 
         >>> Comparison("", "points", 13.5752, 11.2751, 15.8752, 5, "supported").decimals
         1
         """
-        half = (self.high - self.low) / 2
-        if not math.isfinite(half) or half <= 0:
-            return 2
-        return min(6, max(0, 1 - math.floor(math.log10(half))))
+        width = self.high - self.low
+        half = abs(width) / 2 if math.isfinite(width) else abs(self.effect)
+        if not math.isfinite(half) or half < 1e-5:
+            return None
+        exponent = math.floor(math.log10(half))
+        return max(0, min(6, (1 if half / 10**exponent < 4.95 else 0) - exponent))
 
 
 @dataclasses.dataclass(frozen=True)

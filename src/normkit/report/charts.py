@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,22 +28,6 @@ _DATA_DASHES = ("solid", "dashdot", "longdashdot", "6px,2px,1px,2px,1px,2px")
 # Longer columns are read from the download, not from the page.
 _TABLE_ROWS = 40
 _TABLE_LINES = 12
-# "(mean of 10)": said in the legend, and no part of a curve's name.
-_COUNT = re.compile(r" \((mean|median)\b[^)]*\)")
-# What claims call one and the same thing, each where it reads best.
-_ALIKE = {
-    "BN": "with BN",
-    "GN": "GroupNorm",
-    "LeNet without BN": "without BN",
-    "batch statistics at test": "batch statistics",
-    "test, batch statistics": "batch statistics",
-    "test, population statistics": "population statistics",
-    "neither": "without BN",
-    "no normalizer": "without BN",
-    "none": "without BN",
-    "without": "without BN",
-}
-_PUBLISHED = re.compile(r",? \(?published\b.*")
 # How far apart the dots of one row stand, in rows.
 _APART = 0.24
 
@@ -66,8 +49,8 @@ class Key:
 
     @property
     def published(self) -> bool:
-        """Whether the label needs the word to say so."""
-        return self.role == "published" and "publish" not in self.label.lower()
+        """Whether the curve is a source's."""
+        return self.role == "published"
 
     @property
     def name(self) -> str:
@@ -77,9 +60,8 @@ class Key:
     @property
     def short(self) -> str:
         """The label at the end of the curve itself, where there is little room."""
-        tail = ", publ." if self.role == "published" else ""
-        name = _PUBLISHED.sub("", _COUNT.sub("", self.label))
-        return shorten(name, 34 - len(tail)) + tail
+        tail = ", publ." if self.published else ""
+        return shorten(self.label, 34 - len(tail)) + tail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +86,10 @@ class Numbers:
 def arm(line: Line) -> str:
     """The name that decides the colour: the arm, or for a lone data curve its label.
 
-    >>> arm(Line("BN", (1.0,), (2.0,), arm="BN"))
-    'with BN'
+    >>> arm(Line("ours", (1.0,), (2.0,), arm="with BN")), arm(Line("ours", (1.0,), (2.0,)))
+    ('with BN', 'ours')
     """
-    name = line.arm or (line.label if line.role == "data" else "")
-    return _ALIKE.get(name, name)
+    return line.arm or (line.label if line.role == "data" else "")
 
 
 def palette(charts: Iterable[Chart]) -> dict[str, int]:
@@ -117,7 +98,7 @@ def palette(charts: Iterable[Chart]) -> dict[str, int]:
     Arms are served in the order in which they come up. Where there are more arms than colours,
     two share one only if no chart shows both, as far as that can be had.
 
-    >>> bn, plain = (Line(name, (1.0,), (2.0,), arm=name) for name in ("BN", "plain"))
+    >>> bn, plain = (Line(name, (1.0,), (2.0,), arm=name) for name in ("with BN", "plain"))
     >>> palette([Chart("loss", "Loss", "epoch", "loss", (bn, plain), "")])
     {'with BN': 0, 'plain': 1}
     """

@@ -59,7 +59,7 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
     """
     effect, low, high = comparison.effect, comparison.low, comparison.high
     scale = scale or reach([comparison])
-    decimals = _decimals(effect, low, high)
+    decimals = comparison.decimals
 
     def text(value: float) -> str:
         return number(value, decimals=decimals, signed=True)
@@ -104,12 +104,3 @@ def remark(comparison: Comparison) -> str:
         corrected = "above zero by itself, not among several questions"
         return f"{corrected}; {seeds}" if seeds else corrected
     return seeds
-
-
-def _decimals(effect: float, low: float, high: float) -> int | None:
-    """As many decimals as the interval's width deserves: one digit of its half, two below 5."""
-    half = abs(high - low) / 2 if math.isfinite(high - low) else abs(effect)
-    if not math.isfinite(half) or half < 1e-5:
-        return None
-    exponent = math.floor(math.log10(half))
-    return max(0, min(6, (1 if half / 10**exponent < 4.95 else 0) - exponent))

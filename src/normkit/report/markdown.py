@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from normkit.errors import StoreError, explain
 from normkit.lab.findings import Comparison, Finding
-from normkit.report.text import asked, number
+from normkit.report.text import number
 
 __all__ = ["BEGIN", "END", "effect", "put_between", "table"]
 
 BEGIN = "<!-- normkit lab verdicts: begin -->"
 END = "<!-- normkit lab verdicts: end -->"
 
-_SHARES = ("accuracy", "error", "test error", "share")
-"""How units begin whose hundredths are called points."""
-
 
 def table(findings: Sequence[Finding], caption: str) -> str:
     """One row for each claim: its verdict, what decided it with intervals, from how many seeds."""
     rows = [
-        "| claim | verdict | what decides it, with 95 % interval | seeds |",
+        "| claim | verdict | deciding effects [95 % CI] | seeds |",
         "|---|---|---|---|",
     ]
     for found in findings:
@@ -40,27 +36,18 @@ def table(findings: Sequence[Finding], caption: str) -> str:
 
 
 def effect(found: Comparison) -> str:
-    """An effect in words: what was asked, and the answer with its interval.
+    """An effect in words: the question, and the answer with its interval.
 
-    The decimals are those that the interval leaves a meaning.
-
-    >>> effect(Comparison("Faster (decides): how much higher is accuracy?", "accuracy",
-    ...                   0.135752, 0.112751, 0.158752, 5, "supported"))
+    >>> effect(Comparison("Faster: how much higher is accuracy?", "points",
+    ...                   13.5752, 11.2751, 15.8752, 5, "supported"))
     'Faster: how much higher is accuracy? 13.6 [11.3, 15.9] points'
     """
-    question = asked(found.question)
-    share = found.unit.startswith(_SHARES)
-    scale = 100 if share else 1
-    _, comma, rest = found.unit.partition(", ")
-    unit = f"points{comma}{rest}" if share else found.unit
-    half = scale * (found.high - found.low) / 2
-    places = None
-    if math.isfinite(half) and half > 0:
-        places = min(6, max(0, 1 - math.floor(math.log10(half))))
     value, low, high = (
-        number(scale * each, decimals=places) for each in (found.effect, found.low, found.high)
+        number(each, decimals=found.decimals) for each in (found.effect, found.low, found.high)
     )
-    text = f"{question} {value} [{low}, {high}] {unit}"
+    text = f"{found.question} {value} [{low}, {high}] {found.unit}".rstrip()
+    if found.margin:
+        text += f" (margin {number(found.margin)})"
     if found.needed is not None:
         text += f"; about {found.needed} seeds would decide"
     return text

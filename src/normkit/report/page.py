@@ -128,7 +128,6 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        asked=text.asked,
         chance=text.chance,
         number=text.number,
         remark=intervals.remark,

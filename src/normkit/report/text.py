@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 __all__ = [
-    "asked",
     "chance",
     "decimals",
     "duration",
@@ -81,19 +80,6 @@ def chance(p: float) -> str:
     if percent < 0.1:
         return "under 0.1\u00a0%"
     return f"{percent:.0f}\u00a0%" if percent >= 10 else f"{percent:.1f}\u00a0%"
-
-
-def asked(question: str) -> str:
-    """A question without what its place in the table says already.
-
-    >>> asked("BN loses (decides): by how much?"), asked("For information: how much at 0.5?")
-    ('BN loses: by how much?', 'How much at 0.5?')
-    >>> asked("ε (decides): how much higher with 1e-10?")
-    'ε: how much higher with 1e-10?'
-    """
-    bare = re.sub(r" \(decides\)|^(Decides|For information): ", "", question).strip()
-    # A symbol stays as it is: a capital ε is an E.
-    return bare[:1].upper() + bare[1:] if bare[:1].isascii() else bare
 
 
 def duration(seconds: float) -> str:

@@ -74,9 +74,12 @@ class ClaimView:
         """That the verdict is not the source's, and why that may be; None where it is."""
         word, why = self.finding.word, self.finding.differs
         if word == "not supported":
-            why = f"Why it may be: {why}" if why else "Why, we do not know."
+            why = f"Why it may be: {why}" if why else "We have no explanation."
             partly = any(c.decides and c.word == "supported" for c in self.finding.comparisons)
-            return "The source says " + ("more than came out." if partly else "otherwise."), why
+            said = (
+                "Only part of the claim was confirmed." if partly else "The source says otherwise."
+            )
+            return said, why
         if word == "undecided" and why:
             return "The source says yes, and these runs cannot tell.", f"Why it may be: {why}"
         return None

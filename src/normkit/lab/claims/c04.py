@@ -60,10 +60,9 @@ CLAIM = define(
     setup=alexnet.SETUP,
     demo=False,
     differs="An arm that does not come near a training accuracy of 100 %, as the claim "
-    "presupposes, has "
-    " a narrow gap for that reason alone: see what each arm's was. The source trains on all of "
-    "CIFAR-100; quick and full have a thousand images or fewer of Fashion-MNIST (of CIFAR-100 five "
-    "times as many), and an AlexNet with a quarter of its channels. How much dropout costs or "
-    "gains depends on how long it is trained and with which optimizer, which the source does not "
-    "say.",
+    "presupposes, has a narrow gap for that reason alone: see what each arm's was. The source "
+    "trains on all of CIFAR-100; quick and full have a thousand images or fewer of Fashion-MNIST "
+    "(of CIFAR-100 five times as many), and an AlexNet with a quarter of its channels. How much "
+    "dropout costs or gains depends on how long it is trained and with which optimizer, which the "
+    "source does not say.",
 )

@@ -71,7 +71,7 @@ class Effect:
 
     >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "supported")
     >>> f"{Effect(found)}; {Effect(found):plain}; {Effect(found):x2}; {Effect(None)}"
-    '+1.00 [+0.50, +1.50]; +1.00; 2.0 [1.4, 2.8]; not yet known'
+    '+1.0 [+0.5, +1.5]; +1.0; 2.0 [1.4, 2.8]; not yet known'
     """
 
     of: Comparison | None
@@ -86,6 +86,6 @@ class Effect:
                 f"{base**end:.1f}" for end in (found.effect, found.low, found.high)
             )
             return f"{middle} [{low}, {high}]"
-        places = found.decimals
+        places = 2 if found.decimals is None else found.decimals
         middle, low, high = (f"{end:+.{places}f}" for end in (found.effect, found.low, found.high))
         return middle if spec == "plain" else f"{middle} [{low}, {high}]"

@@ -1,6 +1,6 @@
-"""The commands: ``normkit bench``, ``data``, ``lab``, ``recalibrate``.
+"""The commands ``normkit bench``, ``data``, ``lab`` and ``recalibrate``.
 
-Each imports what it needs when it is called, so that ``normkit --help`` answers at once.
+Each imports its modules when it is called, so that ``normkit --help`` is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="normkit",
-    help="Normalization for PyTorch: layers, statistics, and a lab that tests the claims.",
+    help="Normalization for PyTorch: layers, statistics, and a lab that tests claims.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,8 +30,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         typer.echo(f"normkit {importlib.metadata.version('normkit')}")
         raise typer.Exit
 

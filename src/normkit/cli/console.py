@@ -1,4 +1,4 @@
-"""What all commands share: printing, JSON, and errors that end in one clear message."""
+"""Functions that all commands share: printing, JSON, errors, and missing packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from normkit.cli import INTERRUPTED, USAGE
-from normkit.errors import NormkitError
+from normkit.errors import NormkitError, message
 
 __all__ = [
     "INTERRUPTED",
@@ -32,9 +32,9 @@ LAB = ("platformdirs", "pooch", "scipy", "plotly", "jinja2")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal. Text is never taken for markup, as it may hold brackets of its own.
+    """Return the terminal. Markup is off, since messages may contain brackets.
 
-    What is not a terminal (a file, a pipe) gets lines that are not broken.
+    Lines that go to a file or a pipe are not wrapped.
     """
     out = Console(stderr=stderr, markup=False, highlight=False, soft_wrap=False)
     if not out.is_terminal:
@@ -43,16 +43,16 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print for a program to read: one JSON document, numbers that are not finite as null."""
-    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on standard output; NaN and infinity become null."""
+    sys.stdout.write(json.dumps(_to_json(value), indent=2, ensure_ascii=False, allow_nan=False))
     sys.stdout.write("\n")
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
+        return {str(name): _to_json(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_to_json(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -60,17 +60,17 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Answer SIGTERM, which ``docker stop`` and batch systems send, as Ctrl-C is answered."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Handle SIGTERM, which ``docker stop`` and batch systems send, as Ctrl-C."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
-    """Print an error of normkit's as one message, and end with exit code 2."""
+    """Print an error raised by normkit as one message and exit with code 2."""
     try:
         yield
     except NormkitError as error:
@@ -79,17 +79,21 @@ def errors() -> Iterator[None]:
 
 
 def needs_lab() -> None:
-    """End with a clear message where the packages of the lab are not installed."""
+    """Exit with a message if packages of the lab are not installed."""
     needs("the lab", "lab", LAB)
 
 
 def needs(what: str, extra: str, packages: Sequence[str]) -> None:
-    """End with a clear message where the packages of an extra are not installed."""
+    """Exit with a message if packages of an extra are not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         console(stderr=True).print(
-            f"normkit: {what} needs packages that the layers do not, and these are missing: "
-            f"{', '.join(missing)}. To fix: pip install 'normkit[{extra}]'",
+            "normkit: "
+            + message(
+                f"the packages of {what}",
+                f"an installation without {', '.join(missing)}",
+                f"pip install 'normkit[{extra}]'",
+            ),
             style="bold red",
             soft_wrap=True,
         )

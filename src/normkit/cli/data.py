@@ -1,4 +1,4 @@
-"""``normkit data``: the data sets of the lab."""
+"""``normkit data``: list and fetch the data sets of the lab."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["app"]
 
 app = typer.Typer(help="List and fetch the data sets of the lab.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
 def list_data(as_json: JsonOption = False) -> None:
-    """List the data sets, and whether and where they are on this machine. Fetches nothing."""
+    """List the data sets and their location on this machine. Downloads nothing."""
     needs_lab()
     with errors():
         from normkit.lab import data
 
-        found = data.status()
+        datasets = data.status()
     if as_json:
-        print_json([each._asdict() for each in found])
+        print_json([each._asdict() for each in datasets])
         return
-    table = Table("data set", "here", "where", "size")
-    for each in found:
+    table = Table("data set", "available", "location", "size")
+    for each in datasets:
         size = f"{each.size / 1e6:.1f} MB" if each.size else ""
         table.add_row(each.name, "yes" if each.available else "no", each.where, size)
     console().print(table)
@@ -38,26 +38,26 @@ def list_data(as_json: JsonOption = False) -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="The data set.")] = "fashion-mnist",
+    name: Annotated[str, typer.Argument(help="Name of the data set.")] = "fashion-mnist",
     folder: Annotated[
         Path | None,
-        typer.Option(help="Keep the files under this folder, not in the system's cache."),
+        typer.Option(help="Store the files in this folder instead of the system's cache."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make sure that a data set is on this machine. What is here already is not fetched again."""
+    """Download a data set unless it is on this machine already."""
     needs_lab()
     with errors():
         from normkit.lab import data
 
         if folder is not None:
-            # The loader keeps what it fetches in its cache; this names the cache.
+            # The loader stores downloads in this cache.
             os.environ["NORMKIT_CACHE"] = str(folder.absolute())
-        found = data.fetch(name, progress=not as_json)
+        dataset = data.fetch(name, progress=not as_json)
     if as_json:
-        print_json(found._asdict())
+        print_json(dataset._asdict())
         return
     out = console()
-    out.print(f"{found.name}: {found.where}", soft_wrap=True)
+    out.print(f"{dataset.name}: {dataset.where}", soft_wrap=True)
     if folder is not None:
-        out.print(f"To use it from there: export NORMKIT_CACHE={folder.absolute()}", soft_wrap=True)
+        out.print(f"To use that folder: export NORMKIT_CACHE={folder.absolute()}", soft_wrap=True)

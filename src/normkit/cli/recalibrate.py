@@ -96,14 +96,14 @@ def _run(
 
     from normkit.cli import checkpoint as parts
     from normkit.cli import checkpoint_files as files
-    from normkit.cli.objects import find_object, made
+    from normkit.cli.objects import call_or_return, find_object
     from normkit.statistics import recalibrate as recalibrated
     from normkit.statistics.batches import check_batches, moved, prepared
 
     files.check_target(target, checkpoint, force=force)
     device = _device(device_name)
     content = files.read(checkpoint)
-    model = made(
+    model = call_or_return(
         find_object(model_name, "--model"),
         lambda found: isinstance(found, nn.Module),
         "a torch.nn.Module",
@@ -111,7 +111,7 @@ def _run(
     )
     place = parts.locate(content, model, key)
     parts.fill(model, place, content)
-    batches = made(
+    batches = call_or_return(
         find_object(batches_name, "--batches"),
         lambda found: isinstance(found, Iterable) and not isinstance(found, type),
         "an iterable of batches, such as a DataLoader",

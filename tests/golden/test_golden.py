@@ -27,6 +27,7 @@ FIGURES = ("effect", "low", "high", "seeds", "word", "smallest", "p", "decides",
            "shared", "freedom")  # fmt: skip
 # What differs from the version before, and why: (claim, what): reason. See docs/log.md.
 EXPLAINED: dict[tuple[str, str], str] = {
+    ("C6", "tables"): "training loss and test accuracy, seed by seed, have a digit more",
     ("C11", "tables"): "seeds and gains of the arms stand in the comparisons and the chart",
 }
 # The comparisons for information, by their place, that said again what a margin now says.

@@ -13,9 +13,9 @@ from __future__ import annotations
 from normkit.lab.claims.sources import BAYES_NOTES, CAFFE_QUICK
 from normkit.lab.claims.study import (
     BN,
-    NATS,
     NUMBER,
     PERCENT,
+    TRAIN_LOSS,
     ByArm,
     Curves,
     Endpoint,
@@ -123,7 +123,7 @@ CLAIM = define(
                 ("cumulative, published (CIFAR-10)", 60, 40, None),
             ],
         ),
-        Seeds((RUNNING, BATCH, last("epoch_train_loss", "last training loss", NATS))),
+        Seeds((RUNNING, BATCH, TRAIN_LOSS)),
     ),
     also=("cifar-10",),
     demo=False,

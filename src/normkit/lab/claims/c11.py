@@ -19,9 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 from normkit.lab.claims.c10 import BATCH, CAFFE_NETWORK, OF_BATCH, RUNNING
+from normkit.lab.claims.claim import Preset
 from normkit.lab.claims.sources import BAYES_NOTES, CAFFE_QUICK
 from normkit.lab.claims.study import (
-    NATS,
+    TRAIN_LOSS,
     ByArm,
     Dots,
     Endpoint,
@@ -31,7 +32,6 @@ from normkit.lab.claims.study import (
     Scale,
     Seeds,
     define,
-    last,
 )
 
 DEFAULT, SMALL, STARTED = "default: ε 1e-5, γ 1, β 0", "ε 1e-10", "γ 1.0000001, β 1e-7"
@@ -39,7 +39,7 @@ LARGE = "ε 1e-3"
 USUAL, USUAL_SMALL = "default, PyTorch's first weights", "ε 1e-10, PyTorch's first weights"
 CHANGES = {SMALL: DEFAULT, STARTED: DEFAULT, LARGE: DEFAULT, USUAL_SMALL: USUAL}
 PYTORCH = {"model_options": (("init", "pytorch"),)}
-FEWER = {"quick": 0, "full": 5, "paper": 10}
+FEWER: dict[Preset, int] = {"quick": 0, "full": 5, "paper": 10}
 
 
 def norm(**options: float) -> dict[str, Any]:
@@ -119,7 +119,7 @@ CLAIM = define(
             "Test accuracy after the last epoch, mean over the seeds (the source gives no figures)",
             [("published: ε 1e-10 and these starts are better", None, None)],
         ),
-        Seeds((BATCH, RUNNING, last("epoch_train_loss", "last training loss", NATS))),
+        Seeds((BATCH, RUNNING, TRAIN_LOSS)),
     ),
     also=("cifar-10",),
     setup=(

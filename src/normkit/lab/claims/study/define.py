@@ -54,7 +54,8 @@ def define(
 
     def judge(evidence: Evidence) -> Judgement:
         found = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
-        seeds = min(len(endpoint.of.by_seed(evidence)) for endpoint in decides.values())
+        counts = (len(endpoint.of.by_seed(evidence)) for endpoint in decides.values())
+        seeds = min(filter(None, counts), default=0)  # an effect of none says "not yet known"
         text = sentence.format(
             **{key: Effect(each) for key, each in found.items()},
             **{key: each(evidence) for key, each in said.items()},

@@ -71,7 +71,7 @@ def test_a_full_disk_loses_nothing_and_the_next_call_goes_on(
     done = CliRunner().invoke(app, [*run, "--workers", "1"])
     said = " ".join(done.output.split())
     assert done.exit_code == 2, said
-    assert "the disk of the store must have space left" in said
+    assert "free space on the disk of the store" in said
     assert f"make room in {store.parent}" in said
     assert "Traceback" not in said
     before, status = recorded(store)

@@ -227,7 +227,7 @@ def test_every_command_refuses_a_store_that_is_none(
     bad.write_bytes(content)
     given = [part.format(out=tmp_path / "out", good=store) for part in command]
     said = " ".join(call(*given, bad, code=2).split())
-    assert "To fix:" in said
+    assert "Fix:" in said
     assert ("upgrade normkit" if what == "newer" else "sound SQLite file") in said
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"lab.sqlite": content}
     assert not (tmp_path / "out" / "page.html").exists()

@@ -136,5 +136,5 @@ def test_fields_of_a_newer_version_are_refused() -> None:
 def test_values_no_training_can_use_are_refused(
     make_config: Make, wrong: dict[str, object]
 ) -> None:
-    with pytest.raises(OptionError, match="To fix"):
+    with pytest.raises(OptionError, match="Fix"):
         make_config(**wrong)

@@ -152,7 +152,7 @@ def test_population_statistics_are_those_of_noisy_images(make: Make, dataset: da
 def test_a_model_must_give_what_the_task_needs(
     make: Make, dataset: data.Dataset, make_log: Any, wrong: dict[str, Any]
 ) -> None:
-    with pytest.raises(OptionError, match="must give"):
+    with pytest.raises(OptionError, match="a model that outputs"):
         train(make(**wrong), dataset, make_log())
 
 

@@ -204,7 +204,7 @@ def test_an_export_that_breaks_off_changes_nothing_and_can_be_repeated(
     with Store(filled, read_only=True) as store:
         with monkeypatch.context() as patch:
             patch.setitem(TABLES, "verdicts", dataclasses.replace(TABLES["verdicts"], rows=full))
-            with pytest.raises(StoreError, match="make room"):
+            with pytest.raises(StoreError, match="free some space"):
                 write(store, out, kind)
         assert list(out.iterdir()) == []
         assert write(store, out, kind)["runs"] > 0

@@ -186,7 +186,7 @@ def test_a_checkpoint_that_claims_to_be_packed_otherwise(
 def test_a_first_page_of_garbage_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     damage(whole, path, 0)
-    with pytest.raises(StoreError, match=r"first page.*To fix"):
+    with pytest.raises(StoreError, match=r"first page.*Fix"):
         salvage(path, tmp_path / "new.sqlite")
     assert not (tmp_path / "new.sqlite").exists()
 

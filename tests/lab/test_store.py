@@ -78,7 +78,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(
 ) -> None:
     path = tmp_path / "lab.sqlite"
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"To fix"):
+    with pytest.raises(StoreError, match=r"Fix"):
         Store(path)
     assert path.read_bytes() == content
 

@@ -42,7 +42,7 @@ from normkit.cli.lab_options import (
 )
 from normkit.cli.lab_salvage import salvage
 from normkit.cli.lab_sharing import compare, export, tensorboard
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 if TYPE_CHECKING:
     from normkit.lab.claims.claim import Preset
@@ -168,8 +168,8 @@ def _check_report(report: Path, store: Path) -> None:
 
     if report.resolve() == store.resolve():
         raise OptionError(
-            explain(
-                "the report and the store are two files",
+            message(
+                "the report and the store to be two files",
                 f"{report} for both",
                 "name another file with --report (lab run) or --out (lab report)",
             )

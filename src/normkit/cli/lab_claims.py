@@ -21,7 +21,7 @@ from normkit.cli.lab_options import (
     PresetName,
     StoreOption,
 )
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,10 +186,10 @@ def nothing_to_judge(store: Path, preset: str | None, claims: Sequence[str] = ()
     again = ["normkit", "lab", "run", *claims, "--store", str(store)]
     again += ["--preset", preset] if preset else []
     return OptionError(
-        explain(
-            "verdicts need a store in which the claims were run",
+        message(
+            "a store in which the claims were run",
             f"{store}, without {', '.join(claims) or 'any'}{at}",
-            shlex.join(again),
+            f"run them: {shlex.join(again)}",
         )
     )
 
@@ -203,11 +203,11 @@ def _check_planned(findings: Sequence[Finding], preset: str) -> None:
     stale = [found.key for found in findings if found.stale]
     if stale:
         raise OptionError(
-            explain(
-                "a table is made of verdicts",
-                f"plans of another version of normkit, for {', '.join(stale)}",
-                f"normkit lab run {' '.join(stale)} --preset {preset} plans them anew; runs that "
-                "are the same are not repeated",
+            message(
+                "plans of this version of normkit, which can be judged",
+                f"stored plans of another version, for {', '.join(stale)}",
+                f"plan them again: normkit lab run {' '.join(stale)} --preset {preset}; equal "
+                "runs are not repeated",
             )
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 if TYPE_CHECKING:
     from normkit.lab.data import Dataset
@@ -98,7 +98,7 @@ def executor(
         )
     if address is not None:
         raise OptionError(
-            explain("an address is that of a Ray cluster", address, "add --executor ray")
+            message("--address together with --executor ray", address, "add --executor ray")
         )
     from normkit.lab import machine
     from normkit.lab.executors import LocalPool
@@ -129,10 +129,9 @@ def joined(
     for name, value in given.items():
         if value:
             raise OptionError(
-                explain(
-                    "under torchrun all processes train each run together, on this machine or on "
-                    "those where torchrun was started",
-                    f"{name} besides",
+                message(
+                    "no such option under torchrun, where all processes train each run together",
+                    name,
                     f"leave out {name}, or torchrun",
                 )
             )

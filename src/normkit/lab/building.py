@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab import models
 from normkit.lab.config import RunConfig
 from normkit.lab.tasks import task_of
@@ -31,13 +31,13 @@ def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Modu
         OptionError: no such model; one that gives logits for a task that needs images, or the
             other way round.
     """
-    needed = task_of(config).gives
-    if models.GIVES.get(config.model, needed) != needed:
-        fit = ", ".join(name for name, gives in models.GIVES.items() if gives == needed)
+    needed = task_of(config).output
+    if models.OUTPUTS.get(config.model, needed) != needed:
+        fit = ", ".join(name for name, output in models.OUTPUTS.items() if output == needed)
         raise OptionError(
-            explain(
-                f"for {config.task} a model must give {needed}",
-                f"{config.model}, which gives {models.GIVES[config.model]}",
+            message(
+                f"a model that outputs {needed}, for {config.task}",
+                f"{config.model}, which outputs {models.OUTPUTS[config.model]}",
                 f"use one of {fit}",
             )
         )

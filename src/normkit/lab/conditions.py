@@ -22,7 +22,7 @@ does is in :mod:`normkit.lab.evaluations`.
 
 from __future__ import annotations
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.data.composition import Composition
 
 __all__ = ["CONDITIONS", "Condition", "check_condition", "named"]
@@ -61,21 +61,22 @@ def check_condition(
     meanings = CONDITIONS.get(str(name))
     if meanings is None:
         raise OptionError(
-            explain(f"a condition is one of {', '.join(CONDITIONS)}", repr(name), "choose one")
+            message(
+                f"one of the conditions {', '.join(CONDITIONS)}", repr(name), "use one of these"
+            )
         )
     if str(name).startswith("domains-") != bool(domains):
         raise OptionError(
-            explain(
-                "a run on several domains is evaluated under those conditions that know them, and "
-                "no other run is",
+            message(
+                "the conditions domains-… for a run with domains, and for no other run",
                 f"{name!r} and domains={domains!r}",
-                "leave out one of the two",
+                "leave out the condition, or change domains",
             )
         )
     if len(numbers) != len(meanings) or not all(type(n) is int and n >= 1 for n in numbers):
         raise OptionError(
-            explain(
-                f"the condition {name!r} has {' and '.join(meanings)}, whole numbers from 1 on",
+            message(
+                f"the condition {name!r} with {' and '.join(meanings)}, integers from 1",
                 repr(numbers),
                 f"write ({', '.join([repr(name), *meanings])})",
             )
@@ -87,18 +88,18 @@ def check_condition(
     images = given.get("samples", test_images)
     if images > train_images and "samples" in given:
         raise OptionError(
-            explain(
-                "statistics are estimated from the training images of the run",
-                f"{images} of {train_images}",
+            message(
+                f"samples from the run's {train_images} training images",
+                str(images),
                 f"ask for {train_images} or fewer",
             )
         )
     if name == "train":
         if given["images"] > train_images:
             raise OptionError(
-                explain(
-                    "the training images to evaluate on are those of the run",
-                    f"{given['images']} of {train_images}",
+                message(
+                    f"images among the run's {train_images} training images",
+                    str(given["images"]),
                     f"ask for {train_images} or fewer",
                 )
             )
@@ -106,9 +107,9 @@ def check_condition(
     size = given.get("batch_size", given.get("group", 0))
     if images % size == 1 or size == 1:
         raise OptionError(
-            explain(
-                "a batch needs two images to have statistics in a dense layer",
+            message(
+                "at least two images in each batch, because a dense layer has no statistics of one",
                 f"{images} images in batches of {size}, the last of them of one",
-                "choose another size",
+                "choose another batch size",
             )
         )

@@ -16,7 +16,7 @@ import json
 import math
 from typing import Any, Literal
 
-from normkit.errors import OptionError, StoreError, explain
+from normkit.errors import OptionError, StoreError, message
 from normkit.lab.conditions import Condition, check_condition
 from normkit.lab.data.composition import Composition
 from normkit.lab.data.domains import check_domains
@@ -113,42 +113,41 @@ class RunConfig:
             value = getattr(self, name)
             if value < 1:
                 raise OptionError(
-                    explain(f"{name} must be at least 1", repr(value), f"give {name}=1 or more")
+                    message(f"{name} of at least 1", repr(value), f"use {name}=1 or more")
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise OptionError(
-                explain("lr must be positive and finite", repr(self.lr), "give for example lr=0.1")
-            )
+            raise OptionError(message("a positive, finite lr", repr(self.lr), "use e.g. lr=0.1"))
         if self.optimizer not in _OPTIMIZERS:
             raise OptionError(
-                explain(
-                    f"optimizer must be one of {', '.join(_OPTIMIZERS)}",
+                message(
+                    f"optimizer to be one of {', '.join(_OPTIMIZERS)}",
                     repr(self.optimizer),
-                    "choose one of them",
+                    "use one of these",
                 )
             )
         if self.schedule not in _SCHEDULES:
             raise OptionError(
-                explain(
-                    f"schedule must be one of {', '.join(_SCHEDULES)}",
+                message(
+                    f"schedule to be one of {', '.join(_SCHEDULES)}",
                     repr(self.schedule),
-                    "choose one of them",
+                    "use one of these",
                 )
             )
         if not 0 <= self.frozen_epochs < self.epochs:
             raise OptionError(
-                explain(
-                    f"frozen_epochs are some of {self.epochs} epochs, not all",
+                message(
+                    f"frozen_epochs smaller than epochs ({self.epochs})",
                     repr(self.frozen_epochs),
-                    "leave at least one epoch to the batch's own statistics",
+                    "leave at least one epoch with batch statistics",
                 )
             )
         if self.frozen_epochs and (self.evaluations or self.final_evaluations):
             raise OptionError(
-                explain(
-                    "layers whose statistics are held cannot be evaluated with others",
+                message(
+                    "no evaluation conditions for a run with frozen statistics",
                     f"frozen_epochs={self.frozen_epochs} with evaluations",
-                    "leave the conditions out; test_accuracy is with the statistics held",
+                    "leave the conditions out; test_accuracy is measured with the frozen "
+                    "statistics",
                 )
             )
         if self.composition:
@@ -165,26 +164,28 @@ class RunConfig:
         self._check_task()
         if self.kind not in ("training", "timing"):
             raise OptionError(
-                explain('kind must be "training" or "timing"', repr(self.kind), "choose one")
+                message('kind "training" or "timing"', repr(self.kind), "use one of these")
             )
         for probe, every in self.probes:
             if every < 1:
                 raise OptionError(
-                    explain("a probe reads every 1 step or more", f"{probe}: {every}", "raise it")
+                    message(
+                        "a probe interval of at least 1 step", f"{probe}: {every}", "use 1 or more"
+                    )
                 )
 
     def _check_task(self) -> None:
         if self.task not in ("classification", "denoising"):
             raise OptionError(
-                explain('task must be "classification" or "denoising"', repr(self.task), "choose")
+                message('task "classification" or "denoising"', repr(self.task), "use one of these")
             )
         denoising = self.task == "denoising"
         if denoising != (math.isfinite(self.noise) and self.noise > 0):
             raise OptionError(
-                explain(
-                    "denoising needs noise above 0, and no other task has any",
+                message(
+                    "noise above 0 for denoising, and no noise for any other task",
                     f"task={self.task!r} with noise={self.noise!r}",
-                    "give for example task='denoising', noise=0.1",
+                    "use e.g. task='denoising', noise=0.1",
                 )
             )
         conditions = (*self.evaluations, *self.final_evaluations)
@@ -192,9 +193,8 @@ class RunConfig:
         if denoising and (labelled or self.composition or self.domains):
             # Each test image has its one noise, which goes by the place in the split's order.
             raise OptionError(
-                explain(
-                    "denoising is evaluated as it is and with population statistics, on batches "
-                    "made by chance in one domain",
+                message(
+                    "denoising to have one domain, random batches, and no condition but population",
                     f"{conditions or ''} {self.composition or ''} {self.domains}".strip(),
                     "leave it out",
                 )
@@ -245,8 +245,8 @@ class RunConfig:
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise StoreError(
-                explain(
-                    "a run may only use fields that this version of normkit knows",
+                message(
+                    "only fields that this version of normkit knows in a run",
                     ", ".join(sorted(unknown)),
                     "upgrade normkit, or name another store with --store",
                 )

@@ -14,7 +14,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 from normkit.lab import schema
 from normkit.lab.read_only import BUSY_SECONDS, connect, must_exist
 from normkit.lab.schema import guarded, log_of, migrate, transaction
@@ -36,8 +36,8 @@ def open_database(path: Path, *, create: bool = True, check: bool = True) -> sql
         must_exist(path)
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         raise StoreError(
-            explain(
-                "the store must be a file that can be read and written",
+            message(
+                "a store that can be read and written",
                 f"{path}, which this user may not write",
                 f"change its permissions (chmod u+rw {path.name}) or name another with --store",
             )
@@ -46,8 +46,8 @@ def open_database(path: Path, *, create: bool = True, check: bool = True) -> sql
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            explain(
-                "the store's folder must be one that can be made",
+            message(
+                "a folder for the store that exists or can be created",
                 f"{path.parent}: {error}",
                 "name another file with --store",
             )
@@ -80,10 +80,10 @@ def _look(path: Path) -> None:
     if size == 0 and log:
         # SQLite takes the file for a new one, and deletes the log.
         raise StoreError(
-            explain(
-                "a store and its write-ahead log belong together",
+            message(
+                "the store that its write-ahead log belongs to",
                 f"{log} with records in it, and {path} empty or missing",
-                f"bring back the file {path.name} that the log belongs to, or move the log away",
+                f"restore the file {path.name} that the log belongs to, or move the log away",
             )
         )
     if size:

@@ -20,7 +20,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 from normkit.lab.config import RunConfig
 from normkit.lab.runs import Planned, Run
 from normkit.lab.store import Store
@@ -51,10 +51,10 @@ def write(store: Store, folder: Path) -> list[Path]:
                 written[target] = None
     except OSError as error:
         raise StoreError(
-            explain(
-                "event files need a folder that can be written",
+            message(
+                "a folder that can be written, for event files",
                 f"{folder}: {error}",
-                "name another with --out, or make room",
+                "name another with --out, or free some space",
             )
         ) from error
     return list(written)
@@ -65,8 +65,8 @@ def _clear(folder: Path) -> None:
     foreign = [event for event in events if not event.name.endswith(SUFFIX)]
     if foreign:
         raise StoreError(
-            explain(
-                "event files of another program are left alone, and TensorBoard would mix them",
+            message(
+                "a folder without event files of other programs, which TensorBoard would mix in",
                 f"{foreign[0]}",
                 "name another folder with --out",
             )

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 from normkit.lab import machine
 from normkit.lab.export_tables import TABLES, Row, Table
 from normkit.lab.store import Store
@@ -72,10 +72,10 @@ def write(store: Store, folder: Path, kind: Format) -> dict[str, int]:
                     (folder / f"{name}.{other}").unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
-            explain(
-                "an export needs a folder that can be written",
+            message(
+                "a folder that can be written, for an export",
                 f"{folder}: {error}",
-                "name another with --out, or make room",
+                "name another with --out, or free some space",
             )
         ) from error
     return counts
@@ -89,8 +89,8 @@ def _check_ours(about: Path, targets: Iterable[Path]) -> None:
     foreign = [target.name for target in targets if target.exists()]
     if foreign and made_by != MADE_BY:
         raise StoreError(
-            explain(
-                "an export replaces only what an export wrote",
+            message(
+                "a folder without files of other programs under the names of an export",
                 f"{', '.join(foreign)} in {about.parent}, from elsewhere",
                 "name another folder with --out",
             )

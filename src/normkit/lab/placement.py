@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.config import RunConfig
 
 __all__ = [
@@ -199,8 +199,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise OptionError(
-            explain(
-                "the device cuda needs a GPU and a build of PyTorch for it",
+            message(
+                "a GPU, and a build of PyTorch for it, for the device cuda",
                 f"PyTorch {torch.__version__}, which sees none",
                 "leave out --device, or run on a machine with a GPU",
             )

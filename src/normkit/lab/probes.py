@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["HISTOGRAM_EDGES", "LEVELS", "PROBES", "Reading", "normal_quantiles", "probe"]
 
@@ -100,10 +100,10 @@ def nonlinearities(model: nn.Module) -> list[nn.Module]:
             after_convolution = False
     if not found:
         raise OptionError(
-            explain(
-                "the probe 'activations' needs a nonlinearity module after a convolution",
+            message(
+                "a nonlinearity module after a convolution, for the probe 'activations'",
                 type(model).__name__,
-                "use a model whose nonlinearities are modules, such as convnet4",
+                "use a model whose nonlinearities are modules, e.g. convnet4",
             )
         )
     return found
@@ -209,6 +209,8 @@ def probe(name: str, model: nn.Module) -> contextlib.AbstractContextManager[Read
     """
     if name not in PROBES:
         raise OptionError(
-            explain(f"a probe is one of {', '.join(sorted(PROBES))}", repr(name), "choose one")
+            message(
+                f"one of the probes {', '.join(sorted(PROBES))}", repr(name), "use one of these"
+            )
         )
     return PROBES[name](model)

@@ -23,7 +23,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 from normkit.lab import schema
 from normkit.lab.schema import check, guarded, log_of, migrate
 
@@ -41,8 +41,8 @@ def open_reading(path: Path) -> sqlite3.Connection:
     must_exist(path)
     if not os.access(path, os.R_OK):
         raise StoreError(
-            explain(
-                "the store must be a file that can be read",
+            message(
+                "a store that can be read",
                 f"{path}, which this user may not read",
                 f"change its permissions (chmod u+r {path.name}) or name another with --store",
             )
@@ -69,10 +69,10 @@ def must_exist(path: Path) -> None:
     """Refuse a store that is not there."""
     if not path.is_file():
         raise StoreError(
-            explain(
-                "the store must exist",
+            message(
+                "an existing store",
                 f"no file {path}",
-                "make one with: normkit lab run, or name the right one with --store",
+                "create it with: normkit lab run, or name the right one with --store",
             )
         )
 
@@ -126,10 +126,10 @@ def _into_memory(connection: sqlite3.Connection) -> sqlite3.Connection:
 def _empty(path: Path) -> StoreError:
     log = path.name + "-wal"
     return StoreError(
-        explain(
-            "a store that is read must hold something",
-            f"{path}, without any record",
-            f"fill it with: normkit lab run --store {path}; if this is a copy, copy {log} along "
-            "with it, which holds the newest records while a run goes on",
+        message(
+            "a store that holds records",
+            f"{path}, without any",
+            f"fill it with: normkit lab run --store {path}; if this is a copy, copy {log} with "
+            "it, which holds the newest records of a run in progress",
         )
     )

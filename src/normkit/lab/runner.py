@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
-from normkit.errors import DataError, explain
+from normkit.errors import DataError, message
 from normkit.lab import data, worker
 from normkit.lab.claims.claim import Available, Claim, Preset
 from normkit.lab.executors import Executor
@@ -87,9 +87,8 @@ def plan(
             missing = sum(not planned.run.finished_training for planned in before)
             if missing:
                 raise DataError(
-                    explain(
-                        f"{claim.key} goes on with the data it was begun with, the whole of "
-                        f"{dataset.title}",
+                    message(
+                        f"all of {dataset.title}, with which {claim.key} was begun",
                         f"only the shipped subset, with {missing} of {len(before)} runs missing",
                         f"fetch it with normkit data fetch {claim.data}, or name another --store",
                     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from normkit.errors import OptionError, StoreError, explain
+from normkit.errors import OptionError, StoreError, message
 from normkit.lab.config import RunConfig
 from normkit.lab.schema import damaged
 
@@ -125,8 +125,8 @@ def read_run(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Ru
     except OptionError as error:
         # Sound, and a value that this version's fields do not take.
         raise StoreError(
-            explain(
-                "a run must be one that this version of normkit knows how to describe",
+            message(
+                "a run that this version of normkit can describe",
                 f"{row['key'][:12]} in {path}: {error}",
                 "upgrade normkit, or name another store with --store",
             )

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from normkit.errors import NormkitError, StoreError, explain
+from normkit.errors import NormkitError, StoreError, message
 from normkit.lab.claims.claim import PRESETS
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
@@ -76,8 +76,8 @@ def salvage(damaged: Path, out: Path) -> Salvaged:
     must_exist(damaged)
     if out.exists():
         raise StoreError(
-            explain(
-                "what is saved goes into a new file",
+            message(
+                "a new file for the salvaged runs",
                 f"{out}, which exists",
                 "name another with --out",
             )
@@ -107,10 +107,10 @@ def _copy(path: Path) -> Iterator[sqlite3.Connection]:
                 shutil.copyfile(log, copy.with_name(copy.name + "-wal"))
         except OSError as error:
             raise StoreError(
-                explain(
-                    "what is damaged is read from a copy among the temporary files",
+                message(
+                    "space for a temporary copy of the damaged store",
                     f"{path}: {error}",
-                    f"make room in {folder}, or set TMPDIR to a folder that has it",
+                    f"free some space in {folder}, or set TMPDIR to another folder",
                 )
             ) from error
         with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as source:
@@ -130,10 +130,10 @@ def _copy(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _hopeless(path: Path, what: str) -> StoreError:
     return StoreError(
-        explain(
-            "the first page of a store says what is in the others, and must be readable",
+        message(
+            "a readable first page of the store, which describes the others",
             f"{path}: {what}",
-            "bring back a copy of the file, or begin a new store: normkit lab run --store NEW",
+            "restore a copy of the file, or begin a new store: normkit lab run --store NEW",
         )
     )
 

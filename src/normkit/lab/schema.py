@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 
 __all__ = [
     "APPLICATION_ID",
@@ -99,16 +99,16 @@ def guarded(path: Path) -> Iterator[None]:
             raise damaged(path, said) from error
         if any(sign in said for sign in FULL):
             raise StoreError(
-                explain(
-                    "the disk of the store must have space left",
+                message(
+                    "free space on the disk of the store",
                     f"{path}: {said}",
-                    f"make room in {path.parent} (df -h shows how much there is); what was "
-                    "recorded is kept, and the same command goes on from there",
+                    f"free some space in {path.parent} (df -h shows how much there is), then "
+                    "run the same command again; everything recorded is kept",
                 )
             ) from error
         raise StoreError(
-            explain(
-                "the store must be a file that can be read and written",
+            message(
+                "a store that can be read and written",
                 f"{path}: {said}",
                 "check the folder, its permissions, free space, and whether another program "
                 "holds the file; then run the same command again",
@@ -116,10 +116,10 @@ def guarded(path: Path) -> Iterator[None]:
         ) from error
     except sqlite3.DataError as error:
         raise StoreError(
-            explain(
-                "a value in the store, such as a checkpoint, has less than 10^9 bytes",
+            message(
+                "values of less than 10^9 bytes in the store, checkpoints too",
                 f"{path}: {error}",
-                "use a smaller model, or an optimizer that remembers less (sgd)",
+                "use a smaller model, or an optimizer with less state (sgd)",
             )
         ) from error
     except sqlite3.ProgrammingError:
@@ -131,10 +131,10 @@ def guarded(path: Path) -> Iterator[None]:
 def damaged(path: Path, what: str) -> StoreError:
     """The error for a file that is no sound store; ``what`` says what is wrong with it."""
     return StoreError(
-        explain(
-            "the store must be a sound SQLite file",
+        message(
+            "a sound SQLite file as the store",
             f"{path}: {what}",
-            "nothing was changed; save what is readable of it with: normkit lab salvage "
+            "nothing was changed; salvage what is readable with: normkit lab salvage "
             f"{shlex.quote(str(path))} --out NEW, or name another store with --store",
         )
     )
@@ -172,8 +172,8 @@ def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) ->
     (identity,) = connection.execute("PRAGMA application_id").fetchone()
     if identity != APPLICATION_ID and tables:
         raise StoreError(
-            explain(
-                "the store must be a file that normkit made",
+            message(
+                "a store made by normkit",
                 f"{path}, a database of another program",
                 "name another file with --store; this one was not changed",
             )
@@ -181,8 +181,8 @@ def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) ->
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
         raise StoreError(
-            explain(
-                f"this normkit reads stores up to version {len(MIGRATIONS)}",
+            message(
+                f"a store of version {len(MIGRATIONS)} or older",
                 f"{path}, version {version}",
                 "upgrade normkit (pip install --upgrade normkit), or name another store with "
                 "--store; this one was not changed",

@@ -41,7 +41,7 @@ class Task:
     """One kind of learning.
 
     Attributes:
-        gives: what the networks for it give, see :data:`normkit.lab.models.GIVES`.
+        output: of the networks for it, see :data:`normkit.lab.models.OUTPUTS`.
         figure: what is measured besides the loss: metrics are called ``test_{figure}`` and
             ``epoch_train_{figure}``. More is better.
         shown: a format for that figure, in words.
@@ -54,7 +54,7 @@ class Task:
         guess: called as ``guess(classes, batches)``: the figure of guessing, on these batches.
     """
 
-    gives: Literal["logits", "images"]
+    output: Literal["logits", "images"]
     figure: str
     shown: str
     batches: Callable[..., Batches]
@@ -81,7 +81,7 @@ def _noisy(config: RunConfig, split: data.Split, batch_size: int, **order: Any) 
 
 TASKS: dict[str, Task] = {
     "classification": Task(
-        gives="logits",
+        output="logits",
         figure="accuracy",
         shown="test accuracy {:.4f}",
         batches=_labelled,
@@ -91,7 +91,7 @@ TASKS: dict[str, Task] = {
         chance_figure=lambda classes, _: 1 / classes,
     ),
     "denoising": Task(
-        gives="images",
+        output="images",
         figure="psnr",
         shown="test PSNR {:.2f} dB",
         batches=_noisy,

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from normkit.errors import DataError, StoreError, explain
+from normkit.errors import DataError, StoreError, message
 from normkit.lab import data, machine
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import Holder, LeaseLostError, acquire
@@ -159,8 +159,8 @@ def checked(config: RunConfig, dataset: data.Dataset) -> data.Dataset:
     edition = "subset" if dataset.subset else "full"
     if edition != config.edition:
         raise DataError(
-            explain(
-                f"this run needs the {config.edition} data set {config.data}",
+            message(
+                f"the {config.edition} data set {config.data}, which this run needs",
                 f"the {edition} one",
                 f"fetch it with: normkit data fetch {config.data}",
             )

@@ -15,7 +15,7 @@ from normkit.lab.claims.claim import PRESETS, Available, Evidence
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding
-from normkit.lab.models import GIVES, build
+from normkit.lab.models import OUTPUTS, build
 
 Synthetic = Callable[..., Evidence]
 Values = Mapping[str, Sequence[float | None]]
@@ -128,7 +128,7 @@ def test_the_plan_is_paired(preset: Any) -> None:
         assert bool(config.final_evaluations) == (arm == c23.BN)
     config = arms[0][1]
     assert (config.task, config.noise, config.optimizer) == ("denoising", 0.1, "adam")
-    assert GIVES[config.model] == "images"
+    assert OUTPUTS[config.model] == "images"
     build(config.model, act=config.act, size=config.size, **dict(config.model_options))  # type: ignore[arg-type]
 
 

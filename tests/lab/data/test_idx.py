@@ -25,13 +25,13 @@ def test_the_header_is_the_formats() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "begins with 00 00 08; got no bytes"),
+        (b"", "begins with 00 00 08; received no bytes"),
         (b"\x00\x00\x08", "begins with"),
-        (b"\x00\x00\x0d\x01" + bytes(8), "begins with 00 00 08; got 00 00 0d 01"),
+        (b"\x00\x00\x0d\x01" + bytes(8), "begins with 00 00 08; received 00 00 0d 01"),
         (b"PK\x03\x04" + bytes(40), "begins with"),
-        (DATA[:10], "header of x must hold 3 sizes"),
-        (DATA[:-1], "2 × 3 × 4 bytes after its header; got 23.*cut off"),
-        (DATA + b"\x00", "got 25.*too long"),
+        (DATA[:10], "header of x to hold 3 sizes"),
+        (DATA[:-1], "2 × 3 × 4 bytes after its header; received 23.*truncated"),
+        (DATA + b"\x00", "received 25.*too long"),
     ],
 )
 def test_damage_is_refused(data: bytes, message: str) -> None:
@@ -59,7 +59,7 @@ def test_content(tmp_path: Path) -> None:
 def test_damaged_gzip_is_a_data_error(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(damage(gzip.compress(DATA, mtime=0)))  # type: ignore[operator]
-    with pytest.raises(DataError, match="whole, readable file"):
+    with pytest.raises(DataError, match="complete, readable file"):
         idx.content(path, 40, unpack=True)
 
 
@@ -67,7 +67,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(bytes(50_000_000)))
     tracemalloc.start()
-    with pytest.raises(DataError, match="must hold 40 bytes; got more"):
+    with pytest.raises(DataError, match="to hold 40 bytes; received more"):
         idx.content(path, 40, unpack=True)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -33,7 +33,7 @@ def ids(split: Split) -> list[int]:
         (torch.zeros(2, 2, 2).byte(), torch.zeros(2).long(), ShapeError, r"\(N, C, H, W\)"),
         (torch.zeros(2, 1, 2, 2).byte(), torch.zeros(2, 1).long(), ShapeError, r"\(N,\)"),
         (torch.zeros(2, 1, 2, 2).byte(), torch.zeros(3).long(), ShapeError, "2 images and 3"),
-        (torch.zeros(2, 1, 2, 2).byte(), torch.tensor([0, -1]), DataError, "count from 0"),
+        (torch.zeros(2, 1, 2, 2).byte(), torch.tensor([0, -1]), DataError, "labels from 0"),
     ],
 )
 def test_wrong_tensors_are_refused(
@@ -46,7 +46,7 @@ def test_wrong_tensors_are_refused(
 def test_labels_beyond_the_classes_are_refused() -> None:
     good, bad = split_of(torch.tensor([0, 1])), split_of(torch.tensor([0, 2]))
     Dataset("x", "X", "here", "none", ("a", "b"), good, good)
-    with pytest.raises(DataError, match="labels 0 to 1; got 2 in test"):
+    with pytest.raises(DataError, match=r"labels 0 to 1 in .*; received 2 in test"):
         Dataset("x", "X", "here", "none", ("a", "b"), good, bad)
 
 
@@ -107,5 +107,5 @@ def test_moments_match_a_plain_computation() -> None:
     mean, std = split.moments()
     assert mean == pytest.approx(wide.mean((0, 2, 3)).tolist(), rel=1e-12)
     assert std == pytest.approx(wide.std((0, 2, 3), unbiased=False).tolist(), rel=1e-12)
-    with pytest.raises(DataError, match="need images"):
+    with pytest.raises(DataError, match="at least one image"):
         split.take(0).moments()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from normkit.errors import OptionError, TypeMismatchError, explain
+from normkit.errors import OptionError, TypeMismatchError, message
 from normkit.lab.data.split import Split
 
 __all__ = ["batches"]
@@ -16,25 +16,27 @@ __all__ = ["batches"]
 
 def _whole(what: str, came: object, least: int) -> int:
     if not isinstance(came, int) or isinstance(came, bool):
-        raise TypeMismatchError(explain(f"{what} must be an int", repr(came), "pass an int"))
+        raise TypeMismatchError(message(f"{what} to be an int", repr(came), "pass an int"))
     if came < least:
-        raise OptionError(explain(f"{what} must be at least {least}", str(came), "use that"))
+        raise OptionError(message(f"{what} of at least {least}", str(came), f"use {least} or more"))
     return came
 
 
 def _per_channel(what: str, came: Sequence[float] | None, channels: int) -> torch.Tensor:
     if came is None:
         raise OptionError(
-            explain(
-                f"batches are standardised with the training images' {what}",
+            message(
+                f"a split with {what}, to standardize its batches",
                 "a split without it",
-                "pass mean and std, for instance from train.moments()",
+                "pass mean and std, e.g. from train.moments()",
             )
         )
     values = torch.tensor([float(v) for v in came])
     if len(values) != channels:
         raise OptionError(
-            explain(f"{what} needs one value for each of {channels} channels", repr(came), "add it")
+            message(
+                f"one {what} for each of {channels} channels", repr(came), f"pass {channels} values"
+            )
         )
     return values.reshape(1, channels, 1, 1)
 
@@ -110,11 +112,11 @@ def batches(
     if size is not None:
         _whole("size", size, 1)
     if fit not in ("resize", "pad"):
-        raise OptionError(explain("fit must be resize or pad", repr(fit), "use one of those"))
+        raise OptionError(message('fit "resize" or "pad"', repr(fit), "use one of these"))
     if fit == "pad" and size is not None and size < max(height, width):
         raise OptionError(
-            explain(
-                f"padding cannot make {height}×{width} images smaller",
+            message(
+                f"a size of at least {max(height, width)} to pad {height}×{width} images to",
                 f"size={size}",
                 "use fit='resize'",
             )
@@ -122,7 +124,9 @@ def batches(
     centre = _per_channel("mean", split.mean if mean is None else mean, channels)
     spread = _per_channel("std", split.std if std is None else std, channels)
     if not bool((spread > 0).all()):
-        raise OptionError(explain("std must be above 0", repr(spread.flatten().tolist()), "use 1"))
+        raise OptionError(
+            message("std above 0", repr(spread.flatten().tolist()), "use 1 for a constant channel")
+        )
     # One multiplication and one subtraction for each pixel.
     scale, shift = 1 / (255 * spread), centre / spread
     picked = order(len(split), seed, epoch) if shuffle else None

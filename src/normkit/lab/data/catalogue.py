@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["SPECS", "SUBSET", "File", "Spec", "spec_of"]
 
@@ -251,6 +251,8 @@ def spec_of(name: str) -> Spec:
     """
     if name not in SPECS:
         raise OptionError(
-            explain(f"data sets are {', '.join(SPECS)}", repr(name), "use one of those names")
+            message(
+                f"one of the data sets {', '.join(SPECS)}", repr(name), "use one of these names"
+            )
         )
     return SPECS[name]

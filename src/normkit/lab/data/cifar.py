@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from normkit.errors import DataError, explain
+from normkit.errors import DataError, message
 
 __all__ = ["read"]
 
@@ -42,10 +42,10 @@ class _ArraysOnly(pickle.Unpickler):
             return _KNOWN[module, name]
         except KeyError:
             raise DataError(
-                explain(
-                    "a CIFAR batch holds arrays and lists and nothing else",
+                message(
+                    "only arrays and lists in a CIFAR batch",
                     f"a pickle that asks for {module}.{name}",
-                    "do not use this file; get the official archive, best its binary form",
+                    "do not use this file; get the official archive, preferably its binary form",
                 )
             ) from None
 
@@ -78,16 +78,16 @@ def read(
                     break
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(
-            explain(
-                f"{what} must be a whole .tar.gz archive",
+            message(
+                f"{what} to be a complete .tar.gz archive",
                 f"{type(error).__name__}: {error}",
-                "get it anew",
+                "fetch it again",
             )
         ) from error
     missing = [name for name in names if name not in parts]
     if missing:
         raise DataError(
-            explain(f"{what} must hold {', '.join(names)}", f"no {missing[0]}", "get it anew")
+            message(f"{what} to hold {', '.join(names)}", f"no {missing[0]}", "fetch it again")
         )
     return (
         torch.cat([parts[name][0] for name in names]),
@@ -104,7 +104,13 @@ def _member(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     where = f"{member.name} in {what}"
     if member.size > _LIMIT:
-        raise DataError(explain(f"{where} is too large", f"{member.size} bytes", "get it anew"))
+        raise DataError(
+            message(
+                f"{where} to have at most {_LIMIT:,} bytes",
+                f"{member.size} bytes",
+                "fetch it again",
+            )
+        )
     file = archive.extractfile(member)
     assert file is not None  # it is for directories and links only, and this is a file
     data = file.read()
@@ -124,10 +130,10 @@ def _records(data: bytes, where: str, pixels: int, labels: int) -> tuple[Any, An
         # The last label byte is CIFAR-100's fine one.
         return table[:, labels:], table[:, labels - 1]
     raise DataError(
-        explain(
-            f"{where} must be records of {labels} label bytes and {pixels} pixels",
+        message(
+            f"{where} to be records of {labels} label bytes and {pixels} pixels",
             f"{len(data)} bytes",
-            "get the archive anew",
+            "fetch the archive again",
         )
     )
 
@@ -144,10 +150,10 @@ def _pickled(data: bytes, where: str, pixels: int) -> tuple[Any, Any]:
     # A damaged pickle can fail in any way.
     except Exception as error:
         raise DataError(
-            explain(
-                f"{where} must be a pickled dictionary with data and labels",
+            message(
+                f"{where} to be a pickled dictionary with data and labels",
                 f"{type(error).__name__}: {error}",
-                "get the archive anew",
+                "fetch the archive again",
             )
         ) from error
     fits = (
@@ -160,11 +166,11 @@ def _pickled(data: bytes, where: str, pixels: int) -> tuple[Any, Any]:
     )
     if not fits:
         raise DataError(
-            explain(
-                f"{where} must hold uint8 data (N, {pixels}) and N whole labels",
+            message(
+                f"{where} to hold uint8 data (N, {pixels}) and N integer labels",
                 f"{getattr(table, 'dtype', type(table).__name__)} "
                 f"{getattr(table, 'shape', '')} and labels {labels.dtype} {labels.shape}",
-                "get the archive anew",
+                "fetch the archive again",
             )
         )
     return table, labels

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.data.split import Split
 
 __all__ = ["Composition", "compose"]
@@ -45,10 +45,10 @@ class Composition:
     def __post_init__(self) -> None:
         if self.labels < 1 or self.group < 1 or self.group % self.labels:
             raise OptionError(
-                explain(
-                    "a group has an equal share of images for each of its labels",
+                message(
+                    "labels to divide group",
                     f"group={self.group}, labels={self.labels}",
-                    "choose for example group=32, labels=2",
+                    "use e.g. group=32, labels=2",
                 )
             )
 
@@ -63,10 +63,10 @@ class Composition:
         names = {field.name for field in dataclasses.fields(cls)}
         if not {"group", "labels"} <= set(values) <= names:
             raise OptionError(
-                explain(
-                    "a composition has group and labels, and may have mixed",
+                message(
+                    "group and labels, and optionally mixed, in a composition",
                     ", ".join(values) or "nothing",
-                    "give (('group', 32), ('labels', 2))",
+                    "use e.g. (('group', 32), ('labels', 2))",
                 )
             )
         return cls(int(values["group"]), int(values["labels"]), bool(values.get("mixed", False)))
@@ -134,9 +134,9 @@ def _check(images: list[np.ndarray], composition: Composition) -> None:
     fewest = min((len(own) for own in images), default=0)
     if len(images) < composition.labels or fewest < composition.share:
         raise OptionError(
-            explain(
-                f"groups need {composition.labels} labels with {composition.share} images each",
+            message(
+                f"{composition.labels} labels with at least {composition.share} images each",
                 f"{len(images)} labels, one of them with {fewest} images",
-                "take more images, or smaller groups",
+                "use more images, or smaller groups",
             )
         )

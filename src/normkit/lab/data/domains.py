@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.data.split import Split
 
 __all__ = ["DOMAINS", "check_domains", "in_domain"]
@@ -40,7 +40,7 @@ def check_domains(name: str) -> None:
     """
     if name not in DOMAINS:
         raise OptionError(
-            explain(f"domains are one of {', '.join(DOMAINS)}", repr(name), "choose one")
+            message(f"domains to be one of {', '.join(DOMAINS)}", repr(name), "use one of these")
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from normkit.errors import DataError, explain
+from normkit.errors import DataError, message
 
 __all__ = ["content", "decode", "encode"]
 
@@ -36,16 +36,16 @@ def content(path: Path, limit: int, *, unpack: bool) -> bytes:
             data: bytes = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            explain(
-                f"{path.name} must be a whole, readable file",
+            message(
+                f"{path.name} to be a complete, readable file",
                 f"{type(error).__name__}: {error}",
-                f"get it anew; this one is {path}",
+                f"fetch it again; this one is {path}",
             )
         ) from error
     if len(data) > limit:
         raise DataError(
-            explain(
-                f"{path.name} must hold {limit} bytes",
+            message(
+                f"{path.name} to hold {limit} bytes",
                 f"more, in {path}",
                 "get the official file",
             )
@@ -68,8 +68,8 @@ def decode(data: bytes, what: str) -> torch.Tensor:
     """
     if len(data) < 4 or data[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
         raise DataError(
-            explain(
-                f"{what} must be an IDX file of unsigned bytes, which begins with 00 00 08",
+            message(
+                f"{what} to be an IDX file of unsigned bytes, which begins with 00 00 08",
                 data[:4].hex(" ") or "no bytes",
                 "get the official file",
             )
@@ -78,20 +78,20 @@ def decode(data: bytes, what: str) -> torch.Tensor:
     start = 4 + 4 * rank
     if len(data) < start:
         raise DataError(
-            explain(
-                f"the header of {what} must hold {rank} sizes",
+            message(
+                f"the header of {what} to hold {rank} sizes",
                 f"a file of {len(data)} bytes",
-                "get it anew: this one is cut off",
+                "fetch it again: this one is truncated",
             )
         )
     shape = struct.unpack(f">{rank}I", data[4:start])
     if len(data) - start != math.prod(shape):
         raise DataError(
-            explain(
-                f"{what} must hold {' × '.join(map(str, shape))} bytes after its header",
+            message(
+                f"{what} to hold {' × '.join(map(str, shape))} bytes after its header",
                 f"{len(data) - start}",
-                "get it anew: this one is "
-                + ("cut off" if len(data) - start < math.prod(shape) else "too long"),
+                "fetch it again: this one is "
+                + ("truncated" if len(data) - start < math.prod(shape) else "too long"),
             )
         )
     # copy: a tensor over the bytes themselves could be written to, and bytes must not be.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from normkit.errors import DataError, explain
+from normkit.errors import DataError, message
 from normkit.lab.data.catalogue import SPECS, SUBSET, Spec, spec_of
 from normkit.lab.data.debian import from_package
 from normkit.lab.data.fetching import ORIGIN_FILE, fetched
@@ -58,7 +58,7 @@ def _say(text: str) -> None:
 def _named(spec: Spec, folder: Path, how: str) -> _Found:
     if not folder.is_dir():
         raise DataError(
-            explain(f"{how} must name a folder", str(folder), "correct it, or leave it out")
+            message(f"{how} to name a folder", str(folder), "correct it, or leave it out")
         )
     reasons = []
     for inside in ("", spec.name, *spec.aliases):
@@ -137,7 +137,7 @@ def _locate(spec: Spec, folder: Path | None, offline: bool, progress: bool) -> _
     raise _NowhereError(
         f"{spec.title} is not on this machine and could not be fetched. Tried, in this order:\n"
         f"{listed}\n"
-        f"To fix: put {needed} into a folder and name it with folder=… or NORMKIT_DATA, or run "
+        f"Fix: put {needed} into a folder and name it with folder=… or NORMKIT_DATA, or run "
         f"`normkit data fetch {spec.name}` where there is a network."
     )
 

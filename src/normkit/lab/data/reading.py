@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from normkit.errors import DataError, explain
+from normkit.errors import DataError, message
 from normkit.lab.data import cifar, idx
 from normkit.lab.data.catalogue import File, Spec
 from normkit.lab.data.split import Dataset, Split
@@ -67,19 +67,19 @@ def _verified(file: File, path: Path) -> bytes:
     data = idx.content(path, file.size, unpack=path.name == f"{file.name}.gz")
     if len(data) != file.size:
         raise DataError(
-            explain(
-                f"{path.name} must hold {file.size} bytes",
+            message(
+                f"{path.name} to hold {file.size} bytes",
                 f"{len(data)}, in {path}",
-                "get the official file anew",
+                "get the official file again",
             )
         )
     digest = hashlib.sha256(data).hexdigest()
     if digest != file.sha256:
         raise DataError(
-            explain(
-                f"the content of {path.name} must have SHA-256 {file.sha256}",
+            message(
+                f"{path.name} with SHA-256 {file.sha256}",
                 f"{digest}, in {path}",
-                "get the official file anew: this one is damaged or another",
+                "get the official file again: this one is damaged or another file",
             )
         )
     return data
@@ -111,8 +111,8 @@ def read(spec: Spec, folder: Path, origin: str, *, subset: bool = False) -> Data
     for half, count in zip(halves, spec.counts, strict=True):
         if tuple(half.images.shape) != (count, *spec.shape):
             raise DataError(
-                explain(
-                    f"{spec.title} must have images {(count, *spec.shape)}",
+                message(
+                    f"{spec.title} with images {(count, *spec.shape)}",
                     f"{tuple(half.images.shape)}",
                     "get the official files",
                 )

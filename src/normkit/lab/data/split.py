@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from normkit.errors import DataError, OptionError, ShapeError, TypeMismatchError, explain
+from normkit.errors import DataError, OptionError, ShapeError, TypeMismatchError, message
 
 __all__ = ["Dataset", "Split"]
 
@@ -45,24 +45,24 @@ class Split:
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
                 came = getattr(tensor, "dtype", type(tensor).__name__)
                 raise TypeMismatchError(
-                    explain(f"{what} must be {dtype}", str(came), f"convert with .to({dtype})")
+                    message(f"{what} of {dtype}", str(came), f"convert with .to({dtype})")
                 )
             if tensor.ndim != rank:
                 shape = "(N, C, H, W)" if rank == 4 else "(N,)"
                 raise ShapeError(
-                    explain(f"{what} must be {shape}", str(tuple(tensor.shape)), "reshape them")
+                    message(f"{what} of shape {shape}", str(tuple(tensor.shape)), "reshape them")
                 )
         if len(self.images) != len(self.labels):
             raise ShapeError(
-                explain(
-                    "every image needs one label",
+                message(
+                    "one label for every image",
                     f"{len(self.images)} images and {len(self.labels)} labels",
-                    "pass as many of one as of the other",
+                    "pass as many labels as images",
                 )
             )
         if len(self.labels) and int(self.labels.min()) < 0:
             raise DataError(
-                explain("labels count from 0", f"{int(self.labels.min())}", "renumber the classes")
+                message("labels from 0", f"{int(self.labels.min())}", "renumber the classes")
             )
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Split:
         """
         if not 0 <= n <= len(self):
             raise OptionError(
-                explain(f"there are {len(self)} images to take from", str(n), "ask for fewer")
+                message(f"between 0 and {len(self)} images to take", str(n), "take fewer")
             )
         if seed is None:
             chosen = torch.arange(n)
@@ -115,7 +115,9 @@ class Split:
         ((1.0,), (0.0,))
         """
         if not self.images.numel():
-            raise DataError(explain("moments need images", "none", "take at least one"))
+            raise DataError(
+                message("at least one image to compute moments of", "none", "take at least one")
+            )
         values = torch.arange(256, dtype=torch.float64) / 255
         means, deviations = [], []
         for channel in self.images.unbind(1):
@@ -158,18 +160,18 @@ class Dataset:
         for what, split in (("train", self.train), ("test", self.test)):
             if len(split) and int(split.labels.max()) >= len(self.classes):
                 raise DataError(
-                    explain(
-                        f"{self.title} has the labels 0 to {len(self.classes) - 1}",
+                    message(
+                        f"labels 0 to {len(self.classes) - 1} in {self.title}",
                         f"{int(split.labels.max())} in {what}",
-                        "get the files anew, or name all classes",
+                        "get the files again, or name all classes",
                     )
                 )
         shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
         if shapes[0] != shapes[1]:
             raise DataError(
-                explain(
-                    "train and test images must have one shape",
+                message(
+                    "train and test images of one shape",
                     f"{shapes[0]} and {shapes[1]}",
-                    "use two halves of the same data set",
+                    "use two halves of one data set",
                 )
             )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.executors.protocol import EndedJob, Job
 from normkit.lab.memory import keep_freed_memory
 
@@ -52,7 +52,7 @@ class LocalPool:
         for name, value in (("workers", workers), ("threads", threads)):
             if value < 1:
                 raise OptionError(
-                    explain(f"{name} must be at least 1", str(value), f"give {name} 1 or more")
+                    message(f"{name} of at least 1", str(value), f"use {name}=1 or more")
                 )
         self._job = job
         self._threads = threads

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.memory import keep_freed_memory
 from normkit.lab.placement import DistributedPlacement, Placement, find_device
 
@@ -88,10 +88,10 @@ def _own_gpu() -> int:
     index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= there:
         raise OptionError(
-            explain(
-                "each process needs a GPU of its own",
+            message(
+                "one GPU for each process",
                 f"{index + 1} processes or more on a machine with {there}",
-                f"torchrun --nproc-per-node {there}",
+                f"run torchrun --nproc-per-node {there}",
             )
         )
     return index

@@ -10,7 +10,7 @@ import socket
 import threading
 from typing import Any
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["call", "connect", "import_ray"]
 
@@ -23,8 +23,8 @@ def import_ray() -> Any:
         importlib.import_module("ray.util.scheduling_strategies")
     except ImportError:
         raise OptionError(
-            explain(
-                "runs on a Ray cluster need Ray",
+            message(
+                "Ray, for runs on a Ray cluster",
                 "an installation without it",
                 "pip install 'normkit[ray]'",
             )
@@ -38,9 +38,9 @@ def connect(ray: Any, address: str | None) -> bool:
         return False
     if address is not None and address.startswith("ray://"):
         raise OptionError(
-            explain(
-                "the command must run on a node of the cluster, beside its store",
-                f"{address}, which is a connection from outside",
+            message(
+                "an address on a node of the cluster, beside its store",
+                f"{address}, which connects from outside",
                 "join this machine with ray start --address=HOST:6379 (--num-cpus=0 if it is not "
                 "to train), and leave out --address",
             )
@@ -78,10 +78,10 @@ def _reach(address: str | None) -> None:
 
 def _no_cluster(address: str | None, error: Exception) -> OptionError:
     return OptionError(
-        explain(
-            "a Ray cluster must be there to be joined",
+        message(
+            "a Ray cluster to join",
             f"{address or 'none named'}: {error}",
-            "start one with ray start --head, and name its address with --address",
+            "start one with ray start --head, and pass its address with --address",
         )
     )
 

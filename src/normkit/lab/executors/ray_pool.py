@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from normkit.errors import NormkitError, OptionError, explain
+from normkit.errors import NormkitError, OptionError, message
 from normkit.lab import machine, worker
 from normkit.lab.config import RunConfig
 from normkit.lab.data import Dataset
@@ -66,7 +66,7 @@ class RayPool:
         for name, value in (("workers", workers), ("threads", threads)):
             if value is not None and value < 1:
                 raise OptionError(
-                    explain(f"{name} must be at least 1", str(value), f"give {name} 1 or more")
+                    message(f"{name} of at least 1", str(value), f"use {name}=1 or more")
                 )
         self._ray = import_ray()
         self._workers = workers
@@ -77,9 +77,10 @@ class RayPool:
         try:
             if self._places() == 0:
                 raise OptionError(
-                    explain(
-                        f"a run of {threads} threads needs a node with as many CPUs for Ray"
-                        + (", and a GPU" if self._gpus else ""),
+                    message(
+                        f"a node with at least {threads} CPUs for Ray"
+                        + (" and a GPU" if self._gpus else "")
+                        + f", for runs of {threads} threads",
                         f"nodes with (CPUs, GPUs) {self._nodes()}",
                         "use fewer --threads, leave out --device, or start the nodes with ray "
                         "start --num-cpus, --num-gpus",
@@ -161,11 +162,11 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise NormkitError(
-                explain(
-                    "the cluster must be there until the study ends",
+                message(
+                    "the cluster to be there until the study ends",
                     f"{type(error).__name__}: {reason}",
-                    "what was recorded is kept; start the cluster anew (ray start --head), and run "
-                    "the same command again",
+                    "restart the cluster (ray start --head) and run the same command again; "
+                    "everything recorded is kept",
                 )
             ) from error
 

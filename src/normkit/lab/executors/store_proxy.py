@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab import machine
 from normkit.lab.leases import COMPARABLE, Holder, Lease, LeaseLostError, acquire
 from normkit.lab.schema import guarded
@@ -68,13 +68,13 @@ class StoreProxy:
         other = [name for name in COMPARABLE if versions.get(name) != here[name]]
         if other:
             raise OptionError(
-                explain(
-                    "all machines of a study need the same versions of " + ", ".join(COMPARABLE),
+                message(
+                    "the same versions on all machines of a study: " + ", ".join(COMPARABLE),
                     " and ".join(
                         f"{name} {versions.get(name)} on a worker ({where}), {here[name]} here"
                         for name in other
                     ),
-                    "install the same ones on every node of the cluster",
+                    "install the same versions on every node of the cluster",
                 )
             )
         known = self._store.get(key)

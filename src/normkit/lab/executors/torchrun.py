@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-from normkit.errors import NormkitError, explain
+from normkit.errors import NormkitError, message
 from normkit.lab import worker
 from normkit.lab.building import build_model
 from normkit.lab.config import RunConfig
@@ -77,10 +77,10 @@ class Torchrun:
         """
         if self._broken and not self._ended:
             raise NormkitError(
-                explain(
-                    "all processes must go on together",
+                message(
+                    "all processes to continue together",
                     self._broken,
-                    "correct what it says, and run the same command again",
+                    "fix the cause, and run the same command again",
                 )
             )
         if self._waiting and not self._ended:

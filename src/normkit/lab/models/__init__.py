@@ -9,6 +9,6 @@
 from __future__ import annotations
 
 from normkit.lab.models.norms import ACTIVATIONS, NORM_POSITIONS, NORMS, NormFactory
-from normkit.lab.models.registry import GIVES, MODELS, build
+from normkit.lab.models.registry import MODELS, OUTPUTS, build
 
-__all__ = ["ACTIVATIONS", "GIVES", "MODELS", "NORMS", "NORM_POSITIONS", "NormFactory", "build"]
+__all__ = ["ACTIVATIONS", "MODELS", "NORMS", "NORM_POSITIONS", "OUTPUTS", "NormFactory", "build"]

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.models.norms import Layers
 from normkit.lab.models.parts import Image, initialise, pooled, too_small, whole
 
@@ -51,7 +51,7 @@ def alexnet(
         dropout = 0.5 if layers.plain else 0.0
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise OptionError(
-            explain("dropout must be at least 0 and below 1", repr(dropout), "use 0 to have none")
+            message("dropout at least 0 and below 1", repr(dropout), "use 0 for none")
         )
     small = image.size < 64
     kernel, stride, padding, pool = (3, 2, 1, 2) if small else (11, 4, 2, 3)

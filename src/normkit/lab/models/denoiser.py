@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.models.norms import Layers
 from normkit.lab.models.parts import Image, initialise, whole
 
@@ -100,8 +100,8 @@ def denoiser(
     whole("depth", depth)
     if image.size % 2 ** (depth - 1):
         raise OptionError(
-            explain(
-                f"a denoiser of depth {depth} halves the sides {depth - 1} times",
+            message(
+                f"a size that can be halved {depth - 1} times, for a denoiser of depth {depth}",
                 f"size={image.size}",
                 f"use a multiple of {2 ** (depth - 1)}, or less depth",
             )

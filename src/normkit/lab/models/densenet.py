@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.models.norms import Layers
 from normkit.lab.models.parts import Image, initialise, too_small, whole
 
@@ -80,7 +80,7 @@ def densenet(
     """
     layers.conv_only("densenet")
     if not blocks:
-        raise OptionError(explain("blocks must name at least one block", "none", "use (4, 4)"))
+        raise OptionError(message("at least one block", "none", "use e.g. blocks=(4, 4)"))
     for count in blocks:
         whole("every entry of blocks", count)
     whole("growth", growth)

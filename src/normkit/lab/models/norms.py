@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from normkit.errors import OptionError, TypeMismatchError, explain
+from normkit.errors import OptionError, TypeMismatchError, message
 from normkit.lab.models.parts import choice
 
 __all__ = [
@@ -213,8 +213,8 @@ class Layers:
         """Refuse ``norm_at="fc"`` for a network whose only dense layer gives the logits."""
         if self.norm_at == "fc":
             raise OptionError(
-                explain(
-                    f"{model} has no hidden dense layer to normalise",
+                message(
+                    f"a network with a hidden dense layer, which {model} is not",
                     "norm_at='fc'",
                     "use norm_at='conv', or lenet5, convnet4, alexnet or cifar10-quick",
                 )
@@ -237,16 +237,16 @@ def layers_for(
         TypeMismatchError: ``affine`` is not a bool.
     """
     if not isinstance(affine, bool):
-        raise TypeMismatchError(explain("affine must be a bool", repr(affine), "use True or False"))
+        raise TypeMismatchError(message("affine to be a bool", repr(affine), "use True or False"))
     choice("act", act, ACTIVATIONS)
     place = cast("NormPosition", choice("norm_at", norm_at, NORM_POSITIONS))
     if callable(norm):
         if not affine or options:
             raise OptionError(
-                explain(
-                    "affine and options belong to the normalizers named here",
+                message(
+                    "affine and options with a normalizer's name only",
                     f"affine={affine}, {dict(options)} with a factory",
-                    "let the factory build its layers as they should be",
+                    "let the factory build its layers as needed",
                 )
             )
         return Layers(norm, act, place, plain=False)
@@ -264,11 +264,11 @@ def _check_options(norm: str, options: Mapping[str, Any]) -> None:
     needed, example = _NEEDED.get(norm, ("", 0))
     if unknown or (needed and needed not in options):
         raise OptionError(
-            explain(
-                f"the normalizer {norm!r} has the options {', '.join(allowed) or '(none)'}"
-                + (f", and {needed} must be given" if needed else ""),
+            message(
+                f"options among {', '.join(allowed) or '(none)'} for the normalizer {norm!r}"
+                + (f", with {needed}" if needed else ""),
                 ", ".join(unknown) or f"no {needed}",
-                f"give those that it has, such as {needed or 'ghost_size'}={example or 32}",
+                f"use only these, e.g. {needed or 'ghost_size'}={example or 32}",
             )
         )
 
@@ -277,8 +277,8 @@ def _check_start(affine: bool, options: Mapping[str, Any]) -> None:
     given = {name: options[name] for name in ("gamma", "beta") if name in options}
     if given and not affine:
         raise OptionError(
-            explain(
-                "γ and β can only be started where there are any",
+            message(
+                "γ and β (affine=True) where their start is set",
                 f"affine=False with {given}",
                 "leave out either",
             )
@@ -286,5 +286,5 @@ def _check_start(affine: bool, options: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise OptionError(
-                explain(f"{name} starts at a finite number", repr(value), f"give {name}=1.0, say")
+                message(f"a finite start for {name}", repr(value), f"use e.g. {name}=1.0")
             )

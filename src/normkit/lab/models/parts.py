@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from normkit.errors import OptionError, TypeMismatchError, explain
+from normkit.errors import OptionError, TypeMismatchError, message
 
 __all__ = [
     "INITS",
@@ -39,7 +39,7 @@ def choice(what: str, came: object, allowed: tuple[str, ...]) -> str:
     if isinstance(came, str) and came in allowed:
         return came
     raise OptionError(
-        explain(f"{what} must be one of {', '.join(allowed)}", repr(came), "use one of those")
+        message(f"{what} to be one of {', '.join(allowed)}", repr(came), "use one of these")
     )
 
 
@@ -55,12 +55,10 @@ def whole(what: str, came: object, least: int = 1) -> int:
     """
     if not isinstance(came, int) or isinstance(came, bool):
         raise TypeMismatchError(
-            explain(f"{what} must be an int", f"{came!r} ({type(came).__name__})", "pass an int")
+            message(f"{what} to be an int", f"{came!r} ({type(came).__name__})", "pass an int")
         )
     if came < least:
-        raise OptionError(
-            explain(f"{what} must be at least {least}", str(came), f"use {least} or more")
-        )
+        raise OptionError(message(f"{what} of at least {least}", str(came), f"use {least} or more"))
     return came
 
 
@@ -118,8 +116,8 @@ def too_small(model: str, size: int, least: int) -> None:
     """
     if size < least:
         raise OptionError(
-            explain(
-                f"{model} needs images of at least {least}×{least} pixels",
+            message(
+                f"images of at least {least}×{least} pixels for {model}",
                 f"size={size}",
                 f"use size={least} or more, or a network with fewer reductions",
             )

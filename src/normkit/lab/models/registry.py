@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.models.alexnet import alexnet
 from normkit.lab.models.cifar10_quick import cifar10_quick
 from normkit.lab.models.denoiser import denoiser
@@ -19,7 +19,7 @@ from normkit.lab.models.norms import NormFactory, layers_for
 from normkit.lab.models.parts import Image, Maker, choice, whole
 from normkit.lab.models.resnet import RESNETS
 
-__all__ = ["GIVES", "MODELS", "build"]
+__all__ = ["MODELS", "OUTPUTS", "build"]
 
 _CLASSIFIERS: dict[str, Maker] = {
     "lenet5": lenet5,
@@ -35,7 +35,7 @@ _MAKERS = _CLASSIFIERS | _RESTORERS
 MODELS: tuple[str, ...] = tuple(_MAKERS)
 """The names that :func:`build` knows."""
 
-GIVES: Mapping[str, Literal["logits", "images"]] = MappingProxyType(
+OUTPUTS: Mapping[str, Literal["logits", "images"]] = MappingProxyType(
     {name: "images" if name in _RESTORERS else "logits" for name in MODELS}
 )
 """What comes out of each: logits (N, classes), or images of the shape of those that go in."""
@@ -81,7 +81,7 @@ def build(
         act: "relu", "sigmoid", "tanh", "silu", "gelu", "leaky_relu" or "leaky_relu_0.2" (with
             that slope below zero, where the other has 0.01).
         in_channels: channels of the images.
-        classes: how many logits; without a meaning where :data:`GIVES` says images.
+        classes: how many logits; without a meaning where :data:`OUTPUTS` says images.
         size: side of the images, in pixels.
         norm_at: normalise after convolutions ("conv"), after hidden dense layers ("fc") or after
             both ("all").
@@ -115,8 +115,8 @@ def build(
     unknown = [option for option in options if option not in allowed]
     if unknown:
         raise OptionError(
-            explain(
-                f"{name} has the options {', '.join(allowed)}",
+            message(
+                f"options among {', '.join(allowed)} for {name}",
                 ", ".join(unknown),
                 "leave it out, or correct its spelling",
             )

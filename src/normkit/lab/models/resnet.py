@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.models.norms import Layers
 from normkit.lab.models.parts import Image, Maker, initialise, too_small, whole
 
@@ -155,8 +155,8 @@ def _zero_last_norms(model: nn.Module) -> None:
             gamma = getattr(block.body[-1], "weight", None)
             if not isinstance(gamma, torch.Tensor):
                 raise OptionError(
-                    explain(
-                        "zero_init sets the γ of each block's last normalizer to 0",
+                    message(
+                        "a γ in each block's last normalizer, for zero_init to set to 0",
                         f"{type(block.body[-1]).__name__} without γ",
                         "leave zero_init out, or use a normalizer with affine=True",
                     )

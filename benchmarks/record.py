@@ -1,10 +1,10 @@
-"""Measure on this machine, keep the results, and put them into the documentation.
+"""Measure on this machine, store the results, and write them into the documentation.
 
-    python benchmarks/record.py NAME                 # measures everything: half an hour
+    python benchmarks/record.py NAME                 # all cases: half an hour
     python benchmarks/record.py NAME --preset quick
-    python benchmarks/record.py NAME --redraw        # from benchmarks/NAME.json, measures nothing
+    python benchmarks/record.py NAME --redraw        # from benchmarks/NAME.json, without measuring
 
-NAME says what kind of machine it is, such as ``epyc-2-cores``. Needs ``pip install '.[bench]'``.
+NAME states the kind of machine, such as ``epyc-2-cores``. Needs ``pip install '.[bench]'``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", help="the kind of machine")
     parser.add_argument("--preset", default="full", choices=("quick", "default", "full"))
-    parser.add_argument("--redraw", action="store_true", help="from the file that is there")
-    asked = parser.parse_args()
-    path = ROOT / "benchmarks" / f"{asked.name}.json"
-    if not asked.redraw:
-        command = ["bench", "--preset", asked.preset, "--steps", "--json", str(path)]
+    parser.add_argument("--redraw", action="store_true", help="use the existing file")
+    options = parser.parse_args()
+    path = ROOT / "benchmarks" / f"{options.name}.json"
+    if not options.redraw:
+        command = ["bench", "--preset", options.preset, "--steps", "--json", str(path)]
         subprocess.run([sys.executable, "-m", "normkit.cli.main", *command], check=True)
     results = results_file.read(path)
     write_image(speed_chart(results["cases"]), DOCS / "benchmarks-speed.svg")

@@ -94,4 +94,4 @@ pixels, which trains in seconds on a CPU; at the sources' own scale ResNet-50 an
 
 def population(images: int, batch: int) -> Any:
     """Evaluation with the population statistics of so many training images, or of all of them."""
-    return lambda at: (("population", min(images, at.train), batch),)
+    return lambda at: (("population", min(images, at.train), min(images, at.train, batch)),)

@@ -110,7 +110,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 130, error
-    assert "to go on: normkit lab run C5 --preset quick" in out
+    assert "To resume: normkit lab run C5 --preset quick" in out
     assert "--workers 1" in out
     assert "Traceback" not in out + error
     with Store(store) as opened:

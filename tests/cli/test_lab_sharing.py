@@ -157,7 +157,7 @@ def test_verdicts_go_into_a_readme(store: Path, tmp_path: Path) -> None:
     assert text.startswith(f"# Mine\n\n{BEGIN}\n| claim |")
     assert text.endswith(f"{END}\n\nmore\n")
     assert re.search(r"^\| C5 .* \| supported \| How much .* points \| \d+ \|$", text, re.MULTILINE)
-    assert "as it was" in call("verdicts", "--store", store, "--into", readme)
+    assert "unchanged" in call("verdicts", "--store", store, "--into", readme)
     table = call("verdicts", "c5", "--store", store, "--preset", "full")
     assert "(`full` preset: " in table
     assert "on " in table
@@ -186,7 +186,7 @@ def test_compare_marks_what_differs(store: Path, tmp_path: Path) -> None:
     fill(other, "quick", -0.1)
     said = call("compare", store, other)
     assert "1 of 1 verdicts that both have differ: C5 (quick)." in said
-    assert "the intervals lie apart" in said
+    assert "disjoint intervals" in said
     found = json.loads(call("compare", store, other, "--json"))
     assert [(each["preset"], each["differs"]) for each in found["claims"]] == [
         ("quick", True),

@@ -1,4 +1,4 @@
-"""``normkit lab``: run what the claims need, report what was found; and its other commands."""
+"""``normkit lab``: train the runs that claims need, judge the claims, report; other commands."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Put the claims about normalization to the test.", no_args_is_help=True)
+app = typer.Typer(help="Test the claims about normalization.", no_args_is_help=True)
 
 app.command("list")(list_claims)
 for command in (verdicts, export, tensorboard, compare, salvage):
@@ -62,22 +62,22 @@ for command in (verdicts, export, tensorboard, compare, salvage):
 @app.command()
 def run(
     claims: ClaimsArgument = None,
-    preset: Annotated[PresetName, typer.Option(help="How much to train.")] = PresetName.quick,
+    preset: Annotated[PresetName, typer.Option(help="Amount of training.")] = PresetName.quick,
     store: StoreOption = STORE,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at once, at most; as many as there are cores if not given."),
+        typer.Option(min=1, help="Maximum number of runs at once. Default: one per core."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads in each worker.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per worker.")] = 1,
     executor_name: ExecutorOption = ExecutorName.local,
     address: AddressOption = None,
     device: DeviceOption = DeviceName.cpu,
     report: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
     as_json: JsonOption = False,
 ) -> None:
-    """Train what the claims need and the store lacks, judge them, write the report.
+    """Train the runs that claims need and the store lacks, judge the claims, write the report.
 
-    It can be stopped with Ctrl-C, or killed, at any time: the same command goes on where it was.
+    Stop it with Ctrl-C, or kill it, at any time: the same command resumes where it stopped.
     """
     needs_lab()
     with errors():
@@ -91,7 +91,7 @@ def run(
         processes = joined(executor_name, address, workers, threads, device)
         chosen = select(claims or (), present=is_here)
         name: Preset = preset.value
-        # All that can be wrong with what was asked for is found out before anything is trained.
+        # Fail on wrong options before anything is trained.
         _check_report(report, store)
         found = runner.datasets(chosen, progress=True)
         with OpenStore(store) as opened, terminated_like_interrupted():
@@ -111,13 +111,13 @@ def run(
                 again += options(executor_name, address, workers, threads, device)
                 under = ", under torchrun as before" if processes else ""
                 out.print(
-                    f"Stopped. What is done is kept in {store}; to go on{under}: "
+                    f"Stopped. Everything recorded is kept in {store}. To resume{under}: "
                     f"{shlex.join(again)}",
                     soft_wrap=True,
                 )
                 raise typer.Exit(INTERRUPTED)
             judged = judge_with_runs(opened, name)
-        # A command that found all runs done took no time worth telling.
+        # The time of a command that trained nothing means nothing.
         trained = summary.seconds if summary.finished else None
         path = _write(judged, report, name, trained)
     by_key = {finding.key: finding for finding in judged.findings}
@@ -128,7 +128,7 @@ def run(
         _print(findings, path)
     if summary.failed:
         console(stderr=True).print(
-            f"normkit: {len(summary.failed)} runs failed; the same command tries them again.",
+            f"normkit: {len(summary.failed)} runs failed; run the same command to retry them.",
             style="bold red",
         )
         raise typer.Exit(1)
@@ -138,12 +138,10 @@ def run(
 def report(
     store: StoreOption = STORE,
     out: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
-    preset: Annotated[
-        PresetName | None, typer.Option(help="Which preset; the one last run if not given.")
-    ] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="Default: the preset last run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge what the store holds, as far as it has come, and write the report. Trains nothing."""
+    """Judge the runs in the store, finished or not, and write the report. Trains nothing."""
     needs_lab()
     with errors():
         from normkit.lab.judge import Judged, judge_with_runs, last_preset
@@ -163,7 +161,7 @@ def report(
 
 
 def _check_report(report: Path, store: Path) -> None:
-    """Refuse a report that cannot be written, or that would take the place of the store."""
+    """Raise if the report cannot be written, or would overwrite the store."""
     from normkit.report import check_target
 
     if report.resolve() == store.resolve():
@@ -193,14 +191,14 @@ def _write(judged: Judged, path: Path, preset: str, seconds: float | None) -> Pa
         about["total time"] = duration(seconds)
     if any(record.get("edition") == "subset" for found in findings for record in found.records):
         about["notice"] = (
-            "Made with the small subset of the data that normkit ships, because the whole data "
-            "set could not be had here. Fetch it with: normkit data fetch"
+            "Made with the small subset of the data that normkit ships, because the full data set "
+            "was not available. Fetch it with: normkit data fetch"
         )
     return page.write(findings, path, about=about)
 
 
 def _versions(runs: Sequence[Run]) -> dict[str, str]:
-    """What the runs were computed with; what this process has where there are none."""
+    """Return the versions that the runs were computed with, or this process's if there are none."""
     from normkit.lab import machine
 
     if not runs:
@@ -229,7 +227,7 @@ def _as_data(findings: list[Finding], path: Path) -> dict[str, Any]:
 
 
 def _print(findings: list[Finding], path: Path) -> None:
-    table = Table("claim", "verdict", "what was found", "runs", show_lines=True)
+    table = Table("claim", "verdict", "finding", "runs", show_lines=True)
     for finding in findings:
         table.add_row(
             finding.key,

@@ -1,4 +1,4 @@
-"""``normkit lab list`` and ``verdicts``: the claims, what each costs, what was found."""
+"""``normkit lab list`` and ``verdicts``: the claims with their cost and their verdicts."""
 
 from __future__ import annotations
 
@@ -49,17 +49,16 @@ def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None
     for row in rows:
         _print_claim(out, row)
     out.print(
-        "Of each preset: the verdict in the store (▸ where it was last run), how many runs, how "
-        "many million images go through a training step, and the core-minutes that this took where "
-        "it is done. Runs that claims share count for each of them. Without a claim named, normkit "
-        "lab run does those of the demo."
+        "Per preset: verdict (▸ = last preset run), number of runs, training images (millions), "
+        "core-minutes if complete. Runs shared by claims count for each. Without claim keys, "
+        "normkit lab run runs the claims of the demo."
     )
     if not store.exists():
-        out.print(f"There is no store {store}: nothing was run into it.", soft_wrap=True)
+        out.print(f"There is no store {store}: nothing has been run into it.", soft_wrap=True)
 
 
 def _print_claim(out: Console, row: Row) -> None:
-    """A claim in a few lines that fit a terminal of any width: a table of it would be all wrap."""
+    """Print a claim in a few short lines, which fit a terminal of any width."""
     out.print(Text.assemble((f"{row['claim']}  ", "bold"), (row["title"], "bold")))
     about = "; ".join([row["sources"][0], row["data"], *(["in the demo"] if row["demo"] else [])])
     out.print(Padding(Text(about, style="dim"), (0, 0, 0, INDENT)))
@@ -77,7 +76,7 @@ def _print_claim(out: Console, row: Row) -> None:
 
 @contextlib.contextmanager
 def _if_there(path: Path) -> Iterator[Store | None]:
-    """The store, open for reading, or None if there is no such file."""
+    """Open the store for reading; None if there is no such file."""
     from normkit.lab.store import Store
 
     if not path.exists():
@@ -109,7 +108,7 @@ def _rows(store: Store | None) -> list[Row]:
 def _about_claim(
     claim: Claim, found: Mapping[str, Mapping[str, Finding]], store: Store | None
 ) -> Row:
-    """A claim as plain values; its cost is that on the whole data set."""
+    """Return a claim as plain values, with its cost on the full data set."""
     from normkit.lab.claims.claim import PRESETS, Available
 
     cost = {}
@@ -145,16 +144,14 @@ def _about_claim(
 def verdicts(
     claims: ClaimsArgument = None,
     store: StoreOption = STORE,
-    preset: Annotated[
-        PresetName | None, typer.Option(help="Which preset; the one last run if not given.")
-    ] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="Default: the preset last run.")] = None,
     into: Annotated[
         Path | None,
-        typer.Option(help="A file whose table, between two marks, is replaced by this one."),
+        typer.Option(help="Write the table into this file, between its two marks."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the verdicts as a Markdown table, or put it into a README. Trains nothing."""
+    """Print the verdicts as a Markdown table, or write it into a README. Trains nothing."""
     needs_lab()
     with errors():
         from normkit.lab.claims.registry import select
@@ -175,13 +172,13 @@ def verdicts(
     if as_json:
         print_json({"into": str(into) if into else None, "changed": changed, "markdown": text})
     elif into:
-        console().print(f"{into}: {'replaced' if changed else 'as it was'}", soft_wrap=True)
+        console().print(f"{into}: {'replaced' if changed else 'unchanged'}", soft_wrap=True)
     else:
         print(text)
 
 
 def nothing_to_judge(store: Path, preset: str | None, claims: Sequence[str] = ()) -> OptionError:
-    """The error for a store in which nothing was run, or nothing of it at this preset."""
+    """Return the error for a store without runs of these claims at this preset."""
     at = f" at preset {preset}" if preset else ""
     again = ["normkit", "lab", "run", *claims, "--store", str(store)]
     again += ["--preset", preset] if preset else []
@@ -195,10 +192,10 @@ def nothing_to_judge(store: Path, preset: str | None, claims: Sequence[str] = ()
 
 
 def _check_planned(findings: Sequence[Finding], preset: str) -> None:
-    """Refuse to put into a file what could not be judged by this version.
+    """Raise if this version cannot judge one of the stored plans.
 
     Raises:
-        OptionError: a plan is another version's.
+        OptionError: a plan was made by another version.
     """
     stale = [found.key for found in findings if found.stale]
     if stale:

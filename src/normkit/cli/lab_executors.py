@@ -1,4 +1,4 @@
-"""Where ``normkit lab run`` has its runs carried out: options, and the executor they ask for."""
+"""The executor of ``normkit lab run``, and the options that choose it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
 
 
 class DeviceName(str, enum.Enum):
-    """What a run is trained on."""
+    """The device of a training."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
 class ExecutorName(str, enum.Enum):
-    """Who carries out the runs."""
+    """The kind of executor."""
 
     local = "local"
     ray = "ray"
@@ -47,16 +47,15 @@ class ExecutorName(str, enum.Enum):
 ExecutorOption = Annotated[
     ExecutorName,
     typer.Option(
-        "--executor", help="Processes of this machine, or a Ray cluster: docs/beyond-one-machine.md"
+        "--executor",
+        help="Processes on this machine, or a Ray cluster; see docs/beyond-one-machine.md.",
     ),
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(
-        help="Of the Ray cluster; if not given, the one this machine is part of, or a new one."
-    ),
+    typer.Option(help="Address of the Ray cluster. Default: this machine's cluster, or a new one."),
 ]
-DeviceOption = Annotated[DeviceName, typer.Option(help="What the runs are trained on.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Device to train on.")]
 
 
 def executor(
@@ -70,13 +69,13 @@ def executor(
     device: DeviceName,
     processes: Processes | None = None,
 ) -> AbstractContextManager[Executor]:
-    """What was asked for, ready.
+    """Create the executor that the options choose.
 
     Args:
-        processes: those that torchrun started, if it did.
+        processes: the ones that torchrun started; None without torchrun.
 
     Raises:
-        OptionError: options that do not go together, or that this machine cannot serve.
+        OptionError: the options conflict, or this machine lacks what they name.
     """
     if processes is not None:
         import torch
@@ -105,7 +104,7 @@ def executor(
     from normkit.lab.placement import find_device
     from normkit.lab.worker import run
 
-    find_device(device.value)  # here it is one error, in the workers one for each run
+    find_device(device.value)  # one error here, not one for each run in the workers
     job = functools.partial(run, device=device.value)
     # Runs that share one GPU gain little from each other, and each takes its memory.
     count = machine.cores() if device is DeviceName.cpu else 1
@@ -115,18 +114,18 @@ def executor(
 def joined(
     kind: ExecutorName, address: str | None, workers: int | None, threads: int, device: DeviceName
 ) -> Processes | None:
-    """The processes that torchrun started, this one among them; None if it did not.
+    """Connect to the other processes that torchrun started; None without torchrun.
 
     Raises:
-        OptionError: an option that asks for another executor.
-        Exit: this is not the first of them, and there is nothing left to do.
+        OptionError: an option asks for another executor.
+        Exit: this process is not rank 0, and the study has ended.
     """
     from normkit.lab.executors import process_group, torchrun
 
     if not process_group.launched():
         return None
-    given = {"--executor": kind is ExecutorName.ray, "--address": address, "--workers": workers}
-    for name, value in given.items():
+    conflicts = {"--executor": kind is ExecutorName.ray, "--address": address, "--workers": workers}
+    for name, value in conflicts.items():
         if value:
             raise OptionError(
                 message(
@@ -151,8 +150,8 @@ def options(
     threads: int,
     device: DeviceName,
 ) -> list[str]:
-    """The same as one types it, where it is not the default."""
-    given = {
+    """Return the options as typed on the command line, without those at their default."""
+    typed = {
         "--executor": None if kind is ExecutorName.local else kind.value,
         "--address": address,
         "--workers": workers,
@@ -160,5 +159,5 @@ def options(
         "--device": None if device is DeviceName.cpu else device.value,
     }
     return [
-        word for name, value in given.items() if value is not None for word in (name, str(value))
+        word for name, value in typed.items() if value is not None for word in (name, str(value))
     ]

@@ -1,4 +1,4 @@
-"""Options that several commands of ``normkit lab`` share."""
+"""Options shared by commands of ``normkit lab``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ WORD_STYLE = {"supported": "green", "not supported": "red", "undecided": "yellow
 
 
 class PresetName(str, enum.Enum):
-    """How much is trained."""
+    """The amount of training."""
 
     quick = "quick"
     full = "full"
     paper = "paper"
 
 
-StoreOption = Annotated[Path, typer.Option("--store", help="The file that keeps all runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+StoreOption = Annotated[Path, typer.Option("--store", help="The store: the file with all runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ClaimsArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="Claims by their key, such as C1, or 'all'; those of the demo if none."),
+    typer.Argument(help='Claim keys such as C1, or "all". Default: the demo claims.'),
 ]

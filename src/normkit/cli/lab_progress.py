@@ -1,4 +1,4 @@
-"""Shows how a study comes along: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of a study: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE_SECONDS = 15.0
 
 
 def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Console) -> Summary:
-    """Carry out the runs that are missing, and show it."""
+    """Carry out the unfinished runs and show the progress."""
     bar = progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -61,7 +61,7 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
 
 
 def describe(run: Run) -> str:
-    """A run in one line: what it was and how it ended."""
+    """Describe a run and its result in one line."""
     config = run.config
     words = [config.model, config.norm, *(f"{name} {value}" for name, value in config.norm_options)]
     words += [config.act, f"lr {config.lr:g}", f"seed {config.seed}"]

@@ -1,4 +1,4 @@
-"""``normkit lab salvage``: what is left of a damaged store."""
+"""``normkit lab salvage``: copy the readable runs of a damaged store into a new one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["salvage"]
 
 
 def salvage(
-    damaged: Annotated[Path, typer.Argument(help="The damaged store. It is not changed.")],
-    out: Annotated[Path, typer.Option(help="The new store, with what could be read.")],
+    damaged: Annotated[Path, typer.Argument(help="The damaged store; left unchanged.")],
+    out: Annotated[Path, typer.Option(help="The new store, for what is readable.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Save what is readable of a damaged store. A run is saved whole, or planned anew."""
+    """Copy the readable runs of a damaged store into a new one; plan the others again."""
     needs_lab()
     with errors():
         from normkit.lab.salvage import salvage as save
@@ -29,12 +29,11 @@ def salvage(
         print_json({"out": str(out), **dataclasses.asdict(found)})
         return
     lines = (
-        f"{found.results} runs with their results saved to {out}, and {found.unfinished} "
-        "unfinished ones",
-        f"{found.anew} runs begin again: not all that they had is readable",
+        f"{found.results} finished and {found.unfinished} unfinished runs saved to {out}",
+        f"{found.anew} runs restart from the beginning: part of their data is unreadable",
         f"{found.lost} runs lost",
         f"{len(found.plans)} plans saved",
-        *(f"plan of {claim} ({preset}) not whole" for claim, preset in found.left_out),
+        *(f"plan of {claim} ({preset}) incomplete" for claim, preset in found.left_out),
     )
     for line in lines:
         console().print(line, soft_wrap=True)

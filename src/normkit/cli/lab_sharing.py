@@ -1,6 +1,6 @@
-"""``normkit lab export``, ``tensorboard``, ``compare``: a store, for other programs and people.
+"""``normkit lab export``, ``tensorboard``, ``compare``: share the results in a store.
 
-None of them changes a store.
+None of these commands changes a store.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["compare", "export", "tensorboard"]
 
 
 class FormatName(str, enum.Enum):
-    """How tables are written."""
+    """The file format of exported tables."""
 
     csv = "csv"
     parquet = "parquet"
@@ -37,11 +37,11 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to write the tables to.")],
     store: StoreOption = STORE,
     kind: Annotated[
-        FormatName, typer.Option("--format", help="Text for any program, or typed and compressed.")
+        FormatName, typer.Option("--format", help="CSV text, or typed and compressed Parquet.")
     ] = FormatName.csv,
     as_json: JsonOption = False,
 ) -> None:
-    """Write runs, measurements and verdicts as tables, to CSV or Parquet."""
+    """Export runs, measurements and verdicts as CSV or Parquet tables."""
     needs_lab()
     needs("an export", "export", ("pyarrow",))
     with errors():
@@ -62,7 +62,7 @@ def tensorboard(
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Write all runs as event files, a folder each, for TensorBoard."""
+    """Export all runs as TensorBoard event files, one folder per run."""
     needs_lab()
     needs("TensorBoard", "export", ("tensorboard",))
     with errors():
@@ -75,16 +75,16 @@ def tensorboard(
         print_json({"out": str(out), "runs": [str(folder) for folder in folders]})
         return
     console().print(
-        f"{len(folders)} runs. To look at them: tensorboard --logdir {out}", soft_wrap=True
+        f"{len(folders)} runs. View them with: tensorboard --logdir {out}", soft_wrap=True
     )
 
 
 def compare(
     first: Annotated[Path, typer.Argument(help="A store.")],
-    second: Annotated[Path, typer.Argument(help="The store to set beside it.")],
+    second: Annotated[Path, typer.Argument(help="The store to compare it with.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Set two stores side by side: verdicts, effects, and how far equal runs are apart."""
+    """Compare two stores: verdicts, effects, and the differences between equal runs."""
     needs_lab()
     with errors():
         from normkit.lab.compare import compare_stores
@@ -143,7 +143,7 @@ def _word(word: str | None, mark: str) -> Text:
 
 
 def _effect(pair: EffectPair) -> str:
-    apart = "  (the intervals lie apart)" if pair.overlap is False else ""
+    apart = "  (disjoint intervals)" if pair.overlap is False else ""
     shown = "\n".join(
         f"  {letter} {_interval(side)}" for letter, side in (("A", pair.first), ("B", pair.second))
     )
@@ -163,10 +163,10 @@ def _print_shared(out: Console, shared: Shared) -> None:
     from normkit.report.text import number
 
     if not shared.runs:
-        out.print("No run was done in both.")
+        out.print("No run finished in both.")
         return
-    time = f", where B took {number(shared.time)} times as long" if shared.time else ""
-    out.print(f"{shared.runs} runs were done in both{time}. Their last figures:", soft_wrap=True)
+    time = f" (B took {number(shared.time)} times as long)" if shared.time else ""
+    out.print(f"{shared.runs} runs finished in both{time}. Their last figures:", soft_wrap=True)
     table = Table("metric", "runs", "equal", "median difference", "largest", "in run")
     for each in shared.figures:
         table.add_row(

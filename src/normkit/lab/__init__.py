@@ -1,4 +1,4 @@
-"""The lab: claims about normalization, put to the test on real data.
+"""The lab: test claims about normalization on real data.
 
 A claim (:mod:`normkit.lab.claims`) plans runs (:mod:`normkit.lab.config`); runs are trained
 (:mod:`normkit.lab.training`) by workers (:mod:`normkit.lab.executors`) that write to a store

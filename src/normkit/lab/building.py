@@ -1,4 +1,4 @@
-"""From a run's description to its model and its optimizer, and how arms are paired.
+"""Build a run's model and optimizer from its description, with paired arms.
 
 Two runs with one seed see the same images: the seed draws them from the
 training set and decides their order in each epoch, whatever the model. Their convolutions and
@@ -25,7 +25,7 @@ __all__ = ["build_model", "build_optimizer"]
 
 
 def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Module:
-    """The model of a run with the initial weights that its seed gives; see the module's text.
+    """Build the model of a run with the initial weights of its seed; see the module's docstring.
 
     Raises:
         OptionError: no such model; one that gives logits for a task that needs images, or the
@@ -61,7 +61,7 @@ def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Modu
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a run's description names."""
+    """Build the optimizer that a run's description names."""
     parameters = model.parameters()
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":

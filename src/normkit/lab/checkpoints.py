@@ -1,4 +1,4 @@
-"""A training's state as bytes, and back: all that a run needs to go on to the same last bit."""
+"""Convert a training's state to bytes and back, so that a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @dataclasses.dataclass
 class Progress:
-    """All of a run's state that is not in the model, the optimizer or the generators.
+    """The state of a run outside its model, optimizer and generators.
 
     A checkpoint of an older version lacks the fields that came later, and they get their defaults.
     """
@@ -48,13 +48,13 @@ class Progress:
         return mean
 
     def end_epoch(self) -> None:
-        """Count the next epoch from zero."""
+        """Start counting the next epoch from zero."""
         self.epoch_loss, self.epoch_images, self.epoch_seconds = 0.0, 0, 0.0
         self.epoch_correct, self.epoch_judged = 0, 0
 
     @property
     def epoch_figure(self) -> float | None:
-        """The task's figure over this epoch's images; None if not all were looked at."""
+        """The task's figure over this epoch's images; None unless all were counted."""
         whole = self.epoch_judged == self.epoch_images > 0
         return self.epoch_correct / self.epoch_judged if whole else None
 
@@ -65,7 +65,7 @@ def state(
     at: Progress,
     device: torch.device = CPU,
 ) -> bytes:
-    """Model, optimizer, generators and progress."""
+    """Serialize model, optimizer, generators and progress."""
     buffer = io.BytesIO()
     kept: dict[str, Any] = {
         "model": model.state_dict(),
@@ -86,7 +86,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     device: torch.device = CPU,
 ) -> Progress:
-    """Put into ``model`` and ``optimizer`` what :func:`state` saved of them, on any device.
+    """Load what :func:`state` saved into ``model`` and ``optimizer``, on any device.
 
     A run that goes on on another kind of device than it was begun on draws other dropout masks.
     """

@@ -1,4 +1,4 @@
-"""Two stores side by side: another machine, another version, another day.
+"""Compare two stores: of two machines, two versions, two days.
 
 For each claim at each preset that either has: both verdicts and the effects behind them. For the
 runs that both have finished under the same key, which means the same description: how far their
@@ -24,7 +24,7 @@ TIMES = ("epoch_seconds",)
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """Where a store's runs come from. ``versions`` has a text for each set that occurs."""
+    """The origin of a store's runs. ``versions`` has a text for each set of versions."""
 
     store: str
     runs: int
@@ -35,7 +35,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class EffectPair:
-    """An effect as both stores have it; None where one has no such effect."""
+    """An effect in both stores; None where a store lacks it."""
 
     question: str
     first: Comparison | None
@@ -43,7 +43,7 @@ class EffectPair:
 
     @property
     def overlap(self) -> bool | None:
-        """Whether the two intervals have a point in common, None if there are not two."""
+        """Whether the two intervals overlap; None unless there are two."""
         if self.first is None or self.second is None:
             return None
         return self.first.low <= self.second.high and self.second.low <= self.first.high
@@ -51,7 +51,7 @@ class EffectPair:
 
 @dataclasses.dataclass(frozen=True)
 class ClaimPair:
-    """A claim at a preset in both stores; a verdict is None where the store lacks the claim.
+    """A claim at a preset in both stores; a verdict is None where a store lacks the claim.
 
     ``common`` counts the runs that both have planned for it; ``planned`` all, for each.
     """
@@ -66,14 +66,14 @@ class ClaimPair:
 
     @property
     def differs(self) -> bool:
-        """Whether both have a verdict and the two are not the same."""
+        """Whether both stores have a verdict and the verdicts differ."""
         first, second = self.verdicts
         return first is not None and second is not None and first != second
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A metric's last value in runs of the same key: how far apart.
+    """The differences of a metric's last value between runs of the same key.
 
     ``median`` and ``largest`` are of the absolute differences; ``run`` is the key of the largest.
     """
@@ -102,7 +102,7 @@ class Shared:
 
 @dataclasses.dataclass(frozen=True)
 class StorePair:
-    """All that the comparison found. Claims whose verdicts differ come first."""
+    """The result of a comparison. Claims whose verdicts differ come first."""
 
     sides: tuple[Side, Side]
     claims: tuple[ClaimPair, ...]
@@ -110,7 +110,7 @@ class StorePair:
 
 
 def compare_stores(first: Store, second: Store) -> StorePair:
-    """Compare two stores, which may be open for reading only."""
+    """Compare two stores, which may be open read-only."""
     with first.snapshot(), second.snapshot():
         ours, theirs = first.runs(), second.runs()
         return StorePair(

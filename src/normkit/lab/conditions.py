@@ -1,4 +1,4 @@
-"""Under what a model is evaluated besides: other statistics, or other images; as plain values.
+"""Further conditions of evaluation, as plain values: other statistics, or other images.
 
 A *condition* is a tuple of a name and whole numbers:
 
@@ -41,7 +41,7 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 
 
 def named(metric: str, condition: Condition) -> str:
-    """The name of a metric measured under a condition.
+    """Return the name of a metric measured under a condition.
 
     >>> named("test_accuracy", ("batch", 100))
     'test_accuracy@batch-100'
@@ -52,10 +52,10 @@ def named(metric: str, condition: Condition) -> str:
 def check_condition(
     condition: Condition, *, train_images: int, test_images: int, domains: str = ""
 ) -> None:
-    """Refuse a condition that no run with so many images, or domains, can be evaluated under.
+    """Raise if a run with so many images, or these domains, cannot be evaluated like this.
 
     Raises:
-        OptionError: as said.
+        OptionError: unknown condition, wrong numbers, or too few images for them.
     """
     name, *numbers = condition or ("",)
     meanings = CONDITIONS.get(str(name))

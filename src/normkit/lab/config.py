@@ -1,4 +1,4 @@
-"""One training, fully described by values: what a run is, and the key that names it.
+"""One training described by values, and the key that identifies it.
 
 Two claims that need the same training share one run, because a run is stored under the SHA-256
 of its description. What cannot change the numbers (the number of threads or workers, where the
@@ -216,7 +216,7 @@ class RunConfig:
         return self.epochs * self.train_images
 
     def conditions(self, epoch: int) -> tuple[Condition, ...]:
-        """What the model is evaluated under after this epoch (from 0), each once."""
+        """Return the further conditions of evaluation after this epoch (from 0), each once."""
         last = self.final_evaluations if epoch == self.epochs - 1 else ()
         return tuple(dict.fromkeys((*self.evaluations, *last)))
 
@@ -226,7 +226,7 @@ class RunConfig:
         return hashlib.sha256(f"{FORMAT}:{self.to_json()}".encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The canonical text: sorted names, no blanks, fields at their default left out."""
+        """Return the canonical text: sorted names, no blanks, fields at their default left out."""
         values = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)

@@ -1,4 +1,4 @@
-"""Opening the file behind the store to write to it.
+"""Open the file behind the store for writing.
 
 SQLite in write-ahead mode: several processes read and write at once, and what is committed
 outlives a process that is killed. An older schema is brought up to date in one transaction; a newer
@@ -23,7 +23,7 @@ __all__ = ["guarded", "open_database", "transaction"]
 
 
 def open_database(path: Path, *, create: bool = True, check: bool = True) -> sqlite3.Connection:
-    """Open a store file for writing, make it if ``create``, bring its schema up to date.
+    """Open a store file for writing, create it if ``create``, migrate its schema.
 
     ``check`` looks through all pages for damage; workers that open a file which their parent
     has just checked leave it out.
@@ -74,7 +74,7 @@ def open_database(path: Path, *, create: bool = True, check: bool = True) -> sql
 
 
 def _look(path: Path) -> None:
-    """Refuse what no connection that writes may touch."""
+    """Raise if the file must not be touched by a connection that writes."""
     size = path.stat().st_size if path.is_file() else 0
     log = log_of(path)
     if size == 0 and log:

@@ -1,4 +1,4 @@
-"""Taking noise off images: the noise, the loss, and the figure that says how well it is done.
+"""Denoising: the noise, the loss, and the figure of merit.
 
 Gaussian noise is added to images whose pixels lie between 0 (black) and 1 (white), and the noisy
 image is not clipped: what the network sees is the image and noise that is independent of it.
@@ -31,7 +31,7 @@ def noisy(
     epoch: int = 0,
     shuffle: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (noisy, clean) from pairs (clean, labels).
+    """Yield pairs (noisy, clean) from pairs (clean, labels).
 
     The noise depends on ``seed``, ``epoch`` and the place of the batch in the epoch only, not on
     the global generator, and not on the device that the network is on. Images in order
@@ -54,7 +54,7 @@ def noisy(
 
 
 def psnr_loss(restored: Tensor, clean: Tensor, /, *, reduction: str) -> Tensor:
-    """Less PSNR, in dB: negative, and the lower the better.
+    """Return the negative PSNR, in dB: the lower, the better.
 
     The restored image is not clipped here, so that a pixel outside [0, 1] is pulled back.
 
@@ -68,7 +68,7 @@ def psnr_loss(restored: Tensor, clean: Tensor, /, *, reduction: str) -> Tensor:
 
 
 def psnr(restored: Tensor, clean: Tensor) -> float:
-    """PSNR of each image, in dB, summed. Restored images are clipped to [0, 1] first.
+    """Return the sum of the images' PSNR, in dB. Restored images are clipped to [0, 1] first.
 
     What is not a number counts as black.
 
@@ -82,7 +82,7 @@ def psnr(restored: Tensor, clean: Tensor) -> float:
 
 
 def handed_back(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """Mean PSNR of the noisy images themselves, in dB: what doing nothing is worth."""
+    """Return the mean PSNR of the noisy images themselves, in dB: the chance level."""
     total, count = 0.0, 0
     for images, clean in batches:
         total += psnr(images, clean)

@@ -1,4 +1,4 @@
-"""Training and evaluating on several domains at once, in three phases.
+"""Train and evaluate on several domains at once, in three phases.
 
 A run with ``domains`` sees every image in each of them. In each phase the statistics of a
 normalizer are either *shared* by the domains or *specific* to each (Wu & Johnson 2021, arXiv
@@ -35,13 +35,13 @@ __all__ = ["all_domains", "evaluate_domains", "forward", "under_shared", "under_
 
 
 def all_domains(parts: list[Batches]) -> Batches:
-    """Batches of the images of all domains, one domain after another, from the batches of each."""
+    """Concatenate the batches of each domain, one domain after another."""
     for each in zip(*parts, strict=True):
         yield torch.cat([images for images, _ in each]), torch.cat([labels for _, labels in each])
 
 
 def forward(config: RunConfig, model: nn.Module, images: Tensor) -> Tensor:
-    """The scores of a training batch, in the SGD phase of the run."""
+    """Compute the scores of a training batch, in the SGD phase of the run."""
     if not (config.domains and _knows(model)):
         scores: Tensor = model(images)
         return scores
@@ -50,7 +50,7 @@ def forward(config: RunConfig, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def evaluate_domains(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
-    """Mean over the domains, in evaluation mode, with the statistics that are remembered."""
+    """Average over the domains, in evaluation mode, with the running statistics."""
     model.eval()
     return _mean([_test(model, split, config, domain) for domain in _all(config)])
 
@@ -63,7 +63,7 @@ def under_shared(
     samples: int,
     batch_size: int,
 ) -> Score:
-    """With one set of population statistics for all domains, of ``samples`` images in each."""
+    """Evaluate with population statistics shared by all domains, of ``samples`` images in each."""
     images = _population(dataset, config, epoch, samples, batch_size)
     with _recalibrated(model, config, all_domains(images)):
         for layer in _layers(model):
@@ -79,7 +79,7 @@ def under_specific(
     samples: int,
     batch_size: int,
 ) -> Score:
-    """With the population statistics of each domain's own images."""
+    """Evaluate with the population statistics of each domain's own images."""
     images = _population(dataset, config, epoch, samples, batch_size)
     if _knows(model):
         with _recalibrated(model, config, all_domains(images)):
@@ -149,7 +149,7 @@ def _recalibrated(model: nn.Module, config: RunConfig, batches: Batches) -> Iter
 
 
 def _merge(layer: Domains) -> None:
-    """One set of statistics for all domains, each of which has as many images."""
+    """Merge the statistics of all domains, which have equally many images, into one set."""
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None and var is not None
     # Total variance: that within the domains, and that between them.

@@ -1,4 +1,4 @@
-"""What a training sees in one epoch."""
+"""The training batches of one epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["epoch_batches"]
 
 
 def epoch_batches(config: RunConfig, split: data.Split, epoch: int) -> Batches:
-    """The batches of one epoch, as the run's description wants them.
+    """Yield the batches of one epoch, as the run's description defines them.
 
     They depend on the description and on ``epoch`` only, so a run that goes on in the middle of
     an epoch finds the same ones again.

@@ -1,4 +1,4 @@
-"""Evaluating a model on the test images, with the statistics it remembered or under a condition.
+"""Evaluate a model on the test images, with running statistics or under a condition.
 
 Like a probe, an evaluation leaves the model, its buffers, its modes and the random generators as
 they were: a run that is evaluated under conditions gives the same numbers as one that is not.
@@ -31,7 +31,7 @@ __all__ = ["chance_level", "evaluate", "evaluate_under", "population"]
 
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
-    """The task's figure and the mean loss, None where it is not finite, in evaluation mode."""
+    """Return the task's figure and the mean loss (None if not finite) in evaluation mode."""
     with modes_kept(model):
         if config.domains:
             return evaluate_domains(model, split, config)
@@ -51,7 +51,7 @@ def evaluate_under(
     config: RunConfig,
     epoch: int,
 ) -> dict[str, float | None]:
-    """``test_accuracy@…`` (or what the task's figure is) and ``test_loss@…`` for each condition.
+    """Measure ``test_accuracy@…`` (or the task's other figure) and ``test_loss@…`` per condition.
 
     A model with a weight that is not finite, or in which values grow beyond all numbers, has no
     statistics; it counts as guessing, without a loss.

@@ -1,4 +1,4 @@
-"""A store as event files for TensorBoard: a folder for each run.
+"""Export a store as event files for TensorBoard, one folder per run.
 
 ``CLAIM/PRESET/ARM/seed N`` holds what was measured, by step, and the run's description as
 hyperparameters with its last figures. A run that plays a part in two claims is written for both.
@@ -32,7 +32,7 @@ SUFFIX = ".normkit"
 
 
 def write(store: Store, folder: Path) -> list[Path]:
-    """Write the runs of all plans that have begun; the folders, in order.
+    """Write the begun runs of all plans; return their folders, in order.
 
     What an earlier call wrote there is taken out first, because TensorBoard would show both.
 
@@ -76,7 +76,7 @@ def _clear(folder: Path) -> None:
 
 
 def _places(planned: Sequence[Planned]) -> list[tuple[Path, Run]]:
-    """A folder for each run: its arm, its seed, and what else tells it from others of both."""
+    """Return a folder for each run: its arm, its seed, and what distinguishes it from others."""
     places: dict[Path, Run] = {}
     for each in planned:
         config = each.run.config
@@ -98,7 +98,7 @@ def _places(planned: Sequence[Planned]) -> list[tuple[Path, Run]]:
 
 
 def _name(text: str) -> str:
-    """A text as the name of a folder on any system."""
+    """Return a text as a folder name that is valid on any system."""
     return re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "_", text)[:100].strip(" .") or "_"
 
 

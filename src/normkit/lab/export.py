@@ -1,4 +1,4 @@
-"""A store as tables that other programs read: CSV or Parquet.
+"""Export a store as CSV or Parquet tables.
 
 Five tables, each a file: ``runs`` (a row each: every field of its description, how it ended, where
 and with what), ``parts`` (which run plays which part in which claim), ``measurements`` and
@@ -39,7 +39,7 @@ PIECE = 50_000
 
 
 def write(store: Store, folder: Path, kind: Format) -> dict[str, int]:
-    """Write all tables of a store into a folder; the number of rows of each.
+    """Write all tables of a store into a folder; return the number of rows of each.
 
     All are of one moment, also while a run goes on. Files that an export wrote before are replaced
     when all successors are whole.
@@ -99,7 +99,7 @@ def _check_ours(about: Path, targets: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A file beside the target to write to; gone afterwards, if it was not moved."""
+    """Yield a temporary file beside the target, removed afterwards unless moved."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield part

@@ -1,4 +1,4 @@
-"""What an export holds: its tables, their columns with types, and where the rows come from."""
+"""The tables of an export: columns with types, and the source of their rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SCALARS = {"int": pa.int64(), "float": pa.float64()}
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: its columns with their types, and where its rows come from."""
+    """A table: columns with their types, and the source of its rows."""
 
     columns: pa.Schema
     rows: Callable[[Store], Iterator[Row]]
 
 
 def _fields() -> list[tuple[str, pa.DataType]]:
-    """The fields of a run's description; those that hold several values become JSON."""
+    """Return the fields of a run's description; those with several values become JSON."""
     return [
         (field.name, _SCALARS.get(str(field.type), pa.string()))
         for field in dataclasses.fields(RunConfig)
@@ -65,7 +65,7 @@ def _runs(store: Store) -> Iterator[Row]:
 
 
 def _reason(error: str) -> str:
-    """The error without the trace before it, which tells of this machine's folders."""
+    """Return the error without its traceback, which contains this machine's folders."""
     _, trace, rest = error.rpartition("Traceback (most recent call last):\n")
     if not trace:
         return error

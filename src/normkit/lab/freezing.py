@@ -1,4 +1,4 @@
-"""The last epochs of a training, with population statistics in place of the batch's.
+"""Train the last epochs with population statistics in place of the batch's.
 
 When that phase begins, the statistics of the weights as they are then are estimated from training
 images, and the layers are held to them: they normalize with them in training too, while all
@@ -25,12 +25,12 @@ SAMPLES = 10_000
 
 
 def is_frozen_epoch(config: RunConfig, epoch: int) -> bool:
-    """Whether this epoch, from 0, is one of the last, with statistics held."""
+    """Whether this epoch, from 0, is one of the last, with frozen statistics."""
     return epoch >= config.epochs - config.frozen_epochs
 
 
 def freeze_statistics(model: nn.Module, train: data.Split, config: RunConfig, done: int) -> None:
-    """Put the model into the phase; it has made ``done`` steps.
+    """Freeze the statistics of a model that has trained for ``done`` steps.
 
     At the first step of the phase the statistics are estimated; a model that comes back from a
     checkpoint within it has them.

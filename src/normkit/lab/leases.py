@@ -1,4 +1,4 @@
-"""Who does which run: leases, so that two processes never train the same thing.
+"""Leases of runs, so that two processes never train the same one.
 
 A lease is taken in one transaction that succeeds for one process only. It names its owner by host
 and process number and is kept alive by a heartbeat. It can be taken over once its owner is dead:
@@ -37,12 +37,12 @@ BEAT = "UPDATE runs SET beat = ? WHERE id = ? AND owner = ?"
 
 
 class LeaseLostError(Exception):
-    """Another process has taken this run over; nothing of it may be written here any more."""
+    """Another process has taken over this run, so this one must not write to it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who takes a lease, and what the run is computed with.
+    """The process that takes a lease, and the versions it computes with.
 
     Attributes:
         owner: a name for this taking of the lease, as no other has it.
@@ -58,7 +58,7 @@ class Holder:
 
 
 def is_held(status: str, host: str, pid: int, beat: float) -> bool:
-    """Whether a run has an owner who is alive.
+    """Whether a run has a live owner.
 
     >>> is_held("running", machine.host(), os.getpid(), time.time())
     True
@@ -73,7 +73,7 @@ def is_held(status: str, host: str, pid: int, beat: float) -> bool:
 
 
 def acquire(store: Store, key: str, holder: Holder | None = None) -> Lease | None:
-    """Take the lease of a run that waits, or whose owner is dead; None if it is not to be had.
+    """Acquire the lease of a run that waits or whose owner is dead; None if not available.
 
     The holder is this process if none is given.
 
@@ -118,7 +118,7 @@ def acquire(store: Store, key: str, holder: Holder | None = None) -> Lease | Non
 
 
 class Lease:
-    """The right to write one run. Made by :func:`acquire`.
+    """The right to write one run, from :func:`acquire`.
 
     Made anew from its run's number and its owner, it is the same right: whether it is still held
     is asked of the store at each write.
@@ -136,7 +136,7 @@ class Lease:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction in which the lease is known to be ours."""
+        """Open a transaction in which the lease is known to be ours."""
         with guarded(self._store.path), transaction(self._store.connection):
             changed = self._store.connection.execute(
                 "UPDATE runs SET beat = ? WHERE id = ? AND owner = ? AND status = 'running'",
@@ -148,7 +148,7 @@ class Lease:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Keep the lease alive meanwhile, also through steps that take minutes."""
+        """Send heartbeats in the meantime, also during steps that take minutes."""
         done = threading.Event()
         thread = threading.Thread(
             target=_beat, args=(self._store.path, self._run, self._owner, done), daemon=True
@@ -161,7 +161,7 @@ class Lease:
             thread.join()
 
     def beat(self) -> None:
-        """Say that the owner lives, once; :meth:`beating` does it by itself."""
+        """Send one heartbeat; :meth:`beating` sends them regularly."""
         with guarded(self._store.path):
             self._store.connection.execute(BEAT, (time.time(), self._run, self._owner))
 
@@ -172,7 +172,7 @@ class Lease:
         metrics: Mapping[str, float | None],
         vectors: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """Record what was measured at a step, and that the run has come so far."""
+        """Record the measurements of a step, and that the run has reached it."""
         with self._writing():
             connection = self._store.connection
             connection.execute("UPDATE runs SET step = ? WHERE id = ?", (step, self._run))
@@ -190,7 +190,7 @@ class Lease:
             )
 
     def checkpoint(self, step: int, state: bytes) -> None:
-        """Keep the state from which the run can go on, in place of the one before."""
+        """Save the state from which the run can resume, replacing the previous one."""
         with self._writing():
             self._store.connection.execute(
                 "INSERT OR REPLACE INTO checkpoints (run, step, state) VALUES (?, ?, ?)",
@@ -198,7 +198,7 @@ class Lease:
             )
 
     def resume(self) -> bytes | None:
-        """The state of the last checkpoint, None if the run starts from the beginning."""
+        """Return the last checkpoint, None if the run starts from the beginning."""
         with guarded(self._store.path):
             row = self._store.connection.execute(
                 "SELECT state FROM checkpoints WHERE run = ?", (self._run,)
@@ -206,16 +206,16 @@ class Lease:
         return bytes(row["state"]) if row else None
 
     def finish(self, *, seconds: float, diverged_step: int | None) -> None:
-        """The run is a result; its checkpoint is no longer needed."""
+        """Record the run as finished, and delete its checkpoint."""
         status = "done" if diverged_step is None else "diverged"
         self._end(status, seconds=seconds, diverged_step=diverged_step)
 
     def fail(self, error: str) -> None:
-        """The run cannot be done, for the reason given."""
+        """Record the run as failed, with the error."""
         self._end("failed", error=error)
 
     def release(self) -> None:
-        """Give the run back unfinished; it goes on from its checkpoint."""
+        """Return the run unfinished; it resumes from its checkpoint."""
         self._end("waiting")
 
     def _end(

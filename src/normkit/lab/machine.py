@@ -1,4 +1,4 @@
-"""Who runs, on what, with which versions: noted beside each run and printed in the report."""
+"""Host, hardware and versions, noted beside each run and printed in the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["cores", "host", "is_alive", "summary", "versions"]
 
 
 def cores() -> int:
-    """Processor cores that this process may use (fewer than the machine has, in a container)."""
+    """Return the number of processor cores that this process may use (a container may limit it)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -22,7 +22,7 @@ def cores() -> int:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers: Python, torch, numpy, normkit.
+    """Return the versions that decide the numbers: Python, torch, numpy, normkit.
 
     >>> sorted(versions())
     ['normkit', 'numpy', 'python', 'torch']
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def summary(place: str = "") -> str:
-    """The machine in one line: system, processor, cores; and where on it, if not on the CPU.
+    """Describe the machine in one line: system, processor, cores, and the place if not the CPU.
 
     >>> summary("2 processes together") == summary() + "; 2 processes together"
     True
@@ -58,7 +58,7 @@ def _machine() -> str:
 
 @functools.cache
 def host() -> str:
-    """Names the space in which a process number means one process.
+    """Return a name for the space in which a process number identifies a process.
 
     The host's name alone is not enough: after a restart, or in another container with the same
     name, the same number is another process. Where Linux tells them, the boot and the process
@@ -72,7 +72,7 @@ def host() -> str:
 
 
 def is_alive(pid: int) -> bool | None:
-    """Whether a process of this host runs; None where the system cannot be asked.
+    """Whether a process of this host is alive; None where the system cannot tell.
 
     >>> is_alive(os.getpid()) in (True, None)
     True

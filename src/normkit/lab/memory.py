@@ -1,4 +1,4 @@
-"""Keeping the memory that a training gives back and takes again at each step."""
+"""Keep the memory that a training frees and allocates again at each step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST_KEPT = (2**30, 2**25)  # older glibcs refuse the first
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, instead of giving it back to the system.
+    """Let this process keep the memory it frees, instead of returning it to the system.
 
     glibc gives large blocks back at once, and the system hands them out again zeroed, page by page.
     A training step takes and frees the same blocks each time: kept, a step of BN-LeNet (batch 256)

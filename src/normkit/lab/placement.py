@@ -41,7 +41,7 @@ Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
 class Placement:
-    """One process on one device; :class:`DistributedPlacement` is several.
+    """One process on one device; :class:`DistributedPlacement` for several.
 
     Args:
         device: on which model, batches and the optimizer's state are.
@@ -56,38 +56,38 @@ class Placement:
         self.device = torch.device(device)
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Bring a model to the device; returns what to call in a training step."""
+        """Move a model to the device; return the module to call in a training step."""
         return model.to(self.device)
 
     def to_device(self, batches: Pairs) -> Pairs:
-        """The batches, on the device."""
+        """Move the batches to the device."""
         if self.device.type == "cpu":
             return batches
         return ((images.to(self.device), targets.to(self.device)) for images, targets in batches)
 
     def shard_batch(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """This process's part of a training batch, on the device."""
+        """Return this process's shard of a training batch, on the device."""
         return images.to(self.device), targets.to(self.device)
 
     def shard_batches(self, batches: Pairs) -> Pairs:
-        """Those of the batches that this process works on, where each is worked on whole."""
+        """Yield the batches that this process works on, each of them whole."""
         return batches
 
     def all_sum(self, *numbers: float) -> tuple[float, ...]:
-        """Each number summed over the processes."""
+        """Sum each number over the processes."""
         return numbers
 
     def broadcast_flag(self, asked: bool) -> bool:
-        """What the first process says."""
+        """Return rank 0's flag."""
         return asked
 
     @contextlib.contextmanager
     def without_sync(self, model: nn.Module) -> Iterator[None]:
-        """Each process runs the model on batches of its own meanwhile."""
+        """Let each process run the model on its own batches in the meantime."""
         yield
 
     def __str__(self) -> str:
-        """What to note beside a run; nothing for one process on a CPU."""
+        """Describe the placement for a run's record; empty for one process on a CPU."""
         if self.device.type == "cpu":
             return ""
         return f"{self.device.type}: {torch.get_device_module(self.device).get_device_name()}"
@@ -109,7 +109,7 @@ class DistributedPlacement(Placement):
         self._single_rank_group = groups[self.rank]
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Layers that pool over the batch do so over all processes; gradients are averaged."""
+        """Make layers pool over the batches of all processes, and average gradients."""
         from normkit.nn import SyncBatchNorm
 
         SyncBatchNorm.convert_sync_batchnorm(super().prepare_model(model))
@@ -158,7 +158,7 @@ class DistributedPlacement(Placement):
 
 
 def why_single_process(config: RunConfig, model: nn.Module) -> str:
-    """Why one process trains this run by itself, although there are several; empty if none does.
+    """Explain why one of several processes trains this run alone; empty if all do.
 
     >>> run = RunConfig(model="lenet5", norm="batch", lr=0.1, train_images=8, test_images=8,
     ...                 batch_size=4, epochs=1, seed=0)
@@ -184,7 +184,7 @@ def why_single_process(config: RunConfig, model: nn.Module) -> str:
 
 @functools.cache
 def _whole_batch() -> tuple[type[Any], ...]:
-    """The layers that SyncBatchNorm takes the place of, number for number."""
+    """Return the layers that SyncBatchNorm replaces with equal numbers."""
     from normkit import nn as own
 
     names = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
@@ -192,7 +192,7 @@ def _whole_batch() -> tuple[type[Any], ...]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name.
+    """Return the device of this name.
 
     Raises:
         OptionError: there is none here.
@@ -213,13 +213,13 @@ _CPU = Placement()
 
 
 def current_placement() -> Placement:
-    """The place that is in force; one process on the CPU if none was named."""
+    """Return the placement in force; one process on the CPU by default."""
     return _current.get(_CPU)
 
 
 @contextlib.contextmanager
 def use_placement(place: Placement) -> Iterator[Placement]:
-    """Put a place in force meanwhile."""
+    """Put a placement in force in the meantime."""
     before = _current.set(place)
     try:
         yield place

@@ -1,4 +1,4 @@
-"""Measurements taken inside a training step, by name.
+"""Measure inside a training step, with probes by name.
 
 A probe is a context manager around one step's forward and backward pass. It yields a
 :class:`Reading` and has filled it when it ends. It must leave the model, its buffers and the
@@ -36,7 +36,7 @@ NONLINEARITIES = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU, nn.LeakyReLU)
 
 @dataclasses.dataclass
 class Reading:
-    """What a probe saw: numbers and short lists of numbers, by name."""
+    """The readings of a probe: numbers and short vectors, by name."""
 
     scalars: dict[str, float | None] = dataclasses.field(default_factory=dict)
     vectors: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -46,7 +46,7 @@ Probe = Callable[[nn.Module], contextlib.AbstractContextManager[Reading]]
 
 
 def normal_quantiles() -> tuple[float, ...]:
-    """The quantiles of N(0, 1) at ``LEVELS``.
+    """Return the quantiles of N(0, 1) at ``LEVELS``.
 
     >>> round(normal_quantiles()[97], 2)
     1.96
@@ -56,7 +56,7 @@ def normal_quantiles() -> tuple[float, ...]:
 
 @contextlib.contextmanager
 def activations(model: nn.Module) -> Iterator[Reading]:
-    """What the nonlinearity after each convolution is given, in the training step itself.
+    """Measure the input of the nonlinearity after each convolution, in the training step itself.
 
     For the k-th convolution: ``activation{k}_mean`` and ``_std``, and as vectors its quantiles at
     ``LEVELS`` and the density in the bins of ``HISTOGRAM_EDGES`` (per unit, so that it can be
@@ -75,14 +75,14 @@ def activations(model: nn.Module) -> Iterator[Reading]:
 
 
 class _Hook:
-    """A hook that is taken off by ``close``, as :func:`contextlib.closing` wants it."""
+    """A hook that ``close`` removes, for :func:`contextlib.closing`."""
 
     def __init__(self, handle: RemovableHandle) -> None:
         self.close = handle.remove
 
 
 def nonlinearities(model: nn.Module) -> list[nn.Module]:
-    """The first nonlinearity after each convolution, in the order of the model's modules.
+    """Return the first nonlinearity after each convolution, in module order.
 
     Raises:
         OptionError: the model has no convolution with a nonlinearity module after it.
@@ -110,7 +110,7 @@ def nonlinearities(model: nn.Module) -> list[nn.Module]:
 
 
 def describe(name: str, tensor: Tensor, reading: Reading) -> None:
-    """Put moments, quantiles and density of all elements of a tensor into a reading."""
+    """Add moments, quantiles and density of all elements of a tensor to a reading."""
     values = tensor.float().flatten()
     finite = bool(torch.isfinite(values).all())
     reading.scalars[f"{name}_mean"] = values.mean().item() if finite else None
@@ -134,7 +134,7 @@ def describe(name: str, tensor: Tensor, reading: Reading) -> None:
 
 @contextlib.contextmanager
 def gradients(model: nn.Module) -> Iterator[Reading]:
-    """The norm of the loss's gradient in each weight layer: ``gradient{k}_norm``, in order."""
+    """Measure the norm of the loss's gradient in each weight layer: ``gradient{k}_norm``."""
     reading = Reading()
     yield reading
     for number, module in enumerate(weight_layers(model), start=1):
@@ -145,7 +145,7 @@ def gradients(model: nn.Module) -> Iterator[Reading]:
 
 @contextlib.contextmanager
 def layers(model: nn.Module) -> Iterator[Reading]:
-    """What each weight layer is given, what it holds, and what comes back to it.
+    """Measure the input, the weight and the output gradient of each weight layer.
 
     For the k-th weight layer in order, before the optimizer's step:
 
@@ -189,7 +189,7 @@ def layers(model: nn.Module) -> Iterator[Reading]:
 
 
 def weight_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    """All convolutions and dense layers, in the order of the model's modules.
+    """Return all convolutions and dense layers, in module order.
 
     >>> len(weight_layers(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))))
     2
@@ -202,7 +202,7 @@ PROBES: dict[str, Probe] = {"activations": activations, "gradients": gradients, 
 
 
 def probe(name: str, model: nn.Module) -> contextlib.AbstractContextManager[Reading]:
-    """The probe of this name, on this model.
+    """Return the probe of this name, on this model.
 
     Raises:
         OptionError: there is no such probe.

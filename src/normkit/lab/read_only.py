@@ -1,4 +1,4 @@
-"""Opening a store to read it, so that nothing of it changes.
+"""Open a store for reading, without changing the file or its folder.
 
 A reading connection takes part in the write-ahead mode of a store that others write to, and sees
 what they have committed. How it opens the file depends on what is there, because SQLite leaves
@@ -33,7 +33,7 @@ BUSY_SECONDS = 30.0
 
 
 def open_reading(path: Path) -> sqlite3.Connection:
-    """Open a store file for reading, whole and sound or not at all.
+    """Open a sound store file for reading.
 
     Raises:
         StoreError: missing, empty, not ours, damaged, from a newer normkit, or not readable.
@@ -66,7 +66,7 @@ def open_reading(path: Path) -> sqlite3.Connection:
 
 
 def must_exist(path: Path) -> None:
-    """Refuse a store that is not there."""
+    """Raise if there is no store."""
     if not path.is_file():
         raise StoreError(
             message(
@@ -78,7 +78,7 @@ def must_exist(path: Path) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection to an existing file that changes nothing, not even beside it."""
+    """Connect to an existing file without changing it or its folder."""
     writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
     with guarded(path):
         if log_of(path) is None:
@@ -106,7 +106,7 @@ def _open(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _copied(path: Path) -> sqlite3.Connection:
-    """The store read from a copy; nobody writes to it, or the index of the log would be there."""
+    """Read the store from a copy; nobody writes to it, or its log would have an index."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "store.sqlite"
         shutil.copyfile(path, copy)

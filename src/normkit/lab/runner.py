@@ -51,7 +51,7 @@ class Summary:
 
 
 def datasets(claims: Sequence[Claim], *, progress: bool = False) -> dict[str, data.Dataset]:
-    """The data that the claims need, by name.
+    """Load the data that the claims need, by name.
 
     A data set that is missing is fetched; where that fails, the shipped subset takes its place
     and the findings say so.
@@ -69,7 +69,7 @@ def plan(
     preset: Preset,
     found: Mapping[str, data.Dataset] | None = None,
 ) -> list[str]:
-    """Write down which runs the claims need with the data that are there; their keys, in order.
+    """Plan the runs that the claims need, with the data available; return their keys, in order.
 
     ``found`` is what :func:`datasets` returned. A study that was planned with a whole data set
     is not planned anew with the subset: complete, it stands; otherwise it waits for its data.

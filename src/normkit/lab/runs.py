@@ -1,4 +1,4 @@
-"""A run as the store holds it, and the part it plays in a claim: plain values, read and checked."""
+"""A run as stored, and its part in a claim: plain values, read and validated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Points = tuple[tuple[int, int, float | None], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run as stored: its description and all that was measured, as plain values.
+    """A run as stored: its description and its measurements, as plain values.
 
     ``metrics`` maps a name to points (step, epoch, value); a value is None where there was
     nothing to measure. ``vectors`` maps a name to {step: numbers}.
@@ -41,12 +41,12 @@ class Run:
 
     @property
     def finished_training(self) -> bool:
-        """Whether this is a result: trained to the end, or diverged, which is a result too."""
+        """Whether this is a result: trained to the end, or diverged."""
         return self.status in ("done", "diverged")
 
     @property
     def ending(self) -> str:
-        """How the run ended, in words."""
+        """The end of the run, in words."""
         if self.status != "diverged":
             return self.status
         if self.last("epoch_train_loss") is None:
@@ -54,17 +54,17 @@ class Run:
         return f"no better than guessing after step {self.diverged_step}"
 
     def by_epoch(self, name: str) -> tuple[float | None, ...]:
-        """The values of a metric that is measured once an epoch, in order."""
+        """Return the values of a metric that is measured once an epoch, in order."""
         return tuple(value for _, _, value in self.metrics.get(name, ()))
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric, None if there is none."""
+        """Return the last value of a metric, None if there is none."""
         points = self.metrics.get(name, ())
         return points[-1][2] if points else None
 
 
 class _Vectors(Mapping[str, Mapping[int, tuple[float, ...]]]):
-    """The vectors of a run, parsed where they are asked for: few readers want them.
+    """The vectors of a run, parsed on access, since few readers need them.
 
     Raises:
         StoreError: on access, what is stored is not a vector.
@@ -95,14 +95,14 @@ class _Vectors(Mapping[str, Mapping[int, tuple[float, ...]]]):
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run with the part it plays in a claim."""
+    """A run with its arm in a claim."""
 
     arm: str
     run: Run
 
 
 class Part(NamedTuple):
-    """A row of a plan: the run with this key has this part in a claim at a preset."""
+    """A row of a plan: an arm of a claim at a preset, and the key of its run."""
 
     claim: str
     preset: str
@@ -112,7 +112,7 @@ class Part(NamedTuple):
 
 
 def read_run(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Run:
-    """The run of this row, with all that was measured.
+    """Read the run of this row, with its measurements.
 
     Args:
         path: of the store, for the errors.

@@ -1,4 +1,4 @@
-"""What can still be read of a damaged store, moved into a new one.
+"""Copy what is readable of a damaged store into a new one.
 
 ``sqlite3 .recover`` would do this for any database, but many systems' SQLite, Debian's among them,
 is built without what it needs (``SQLITE_ENABLE_DBPAGE_VTAB``), and it knows nothing of runs. Here,
@@ -50,7 +50,7 @@ Row = tuple[Any, ...]
 
 @dataclasses.dataclass
 class Salvaged:
-    """What came along. Runs are counted; plans are (claim, preset).
+    """The result of a salvage: counts of runs, and plans as (claim, preset).
 
     ``results`` are whole; ``unfinished`` had none, and go on from their checkpoint where that is
     readable; ``anew`` were results, or had a checkpoint, and have to be trained from the beginning;
@@ -67,7 +67,7 @@ class Salvaged:
 
 
 def salvage(damaged: Path, out: Path) -> Salvaged:
-    """Make a new store of what is readable in a damaged one, which is not changed.
+    """Copy what is readable of a damaged store, which is not changed, into a new store.
 
     Raises:
         StoreError: nothing of the file is readable, it is not ours or comes from another version,
@@ -98,7 +98,7 @@ def salvage(damaged: Path, out: Path) -> Salvaged:
 
 @contextlib.contextmanager
 def _copy(path: Path) -> Iterator[sqlite3.Connection]:
-    """A copy of the file and its log, open: SQLite may write to what it opens."""
+    """Open a copy of the file and its log: SQLite may write to what it opens."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "store.sqlite"
         try:
@@ -155,7 +155,7 @@ def _move(source: sqlite3.Connection, new: sqlite3.Connection) -> Salvaged:
 
 
 def _numbers(source: sqlite3.Connection) -> list[int]:
-    """Every number that may be a run's: in a gap between those that are read, runs are lost."""
+    """Return all numbers that may be a run's: a gap between readable ones means lost runs."""
     seen = {
         row[0]
         for table, column in (("runs", "id"), ("plans", "run"), ("metrics", "run"))
@@ -170,7 +170,7 @@ def _numbers(source: sqlite3.Connection) -> list[int]:
 
 
 def _both_ends(source: sqlite3.Connection, table: str, *columns: str) -> list[Row]:
-    """The rows in order up to the first that is unreadable, and backwards up to the last."""
+    """Read the rows in order up to the first unreadable one, and backwards up to the last."""
     rows: dict[Row, None] = {}
     for direction in ("ASC", "DESC"):
         order = ", ".join(f"{column} {direction}" for column in columns)
@@ -187,7 +187,7 @@ def _both_ends(source: sqlite3.Connection, table: str, *columns: str) -> list[Ro
 def _move_run(
     source: sqlite3.Connection, new: sqlite3.Connection, run: int, found: Salvaged
 ) -> bool:
-    """Move a run with all that belongs to it, or its description alone; whether it came along."""
+    """Copy a run with its data, or its description alone; return whether it was copied."""
     columns = [str(column[1]) for column in new.execute("PRAGMA table_info(runs)")]
     try:
         values = source.execute(
@@ -226,7 +226,7 @@ def _insert(new: sqlite3.Connection, table: str, row: Row) -> None:
 
 
 def _sound(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a run, if its description is the one that its key was made of."""
+    """Return the row of a run, if its description matches its key."""
     if RunConfig.from_json(row["config"]).key != row["key"]:
         raise ValueError("not the description that the key was made of")
     if row["status"] not in STATUS or not isinstance(row["steps"], int):
@@ -236,7 +236,7 @@ def _sound(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _belongings(source: sqlite3.Connection, row: dict[str, Any]) -> dict[str, list[Row]]:
-    """Measurements and checkpoint of a run.
+    """Read measurements and checkpoint of a run.
 
     Raises:
         ValueError, sqlite3.Error: they are not all there.
@@ -265,7 +265,7 @@ def _belongings(source: sqlite3.Connection, row: dict[str, Any]) -> dict[str, li
 
 
 def _intact(checkpoint: bytes) -> bool:
-    """Whether this is an archive, as torch.save writes them, of parts that fit their checksums."""
+    """Whether this is an archive as torch.save writes it, with valid checksums."""
     try:
         with zipfile.ZipFile(io.BytesIO(checkpoint)) as archive:
             return archive.testzip() is None
@@ -274,7 +274,7 @@ def _intact(checkpoint: bytes) -> bool:
 
 
 def _pairs(source: sqlite3.Connection) -> list[tuple[str, str]]:
-    """All plans there may be: those this version knows, and any others that can be read."""
+    """Return all possible plans: those this version knows, and any others that are readable."""
     known = [(claim.key, preset) for claim in forms(all_claims().values()) for preset in PRESETS]
     read = [(row[0], row[1]) for row in _both_ends(source, "plans", "claim", "preset")]
     others = [pair for pair in read if all(isinstance(text, str) for text in pair)]
@@ -282,7 +282,7 @@ def _pairs(source: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def _plan(source: sqlite3.Connection, plan: tuple[str, str], runs: set[int]) -> list[Row] | None:
-    """The rows of a plan, none if there is no such plan; None if they are not all there."""
+    """Read the rows of a plan; none if there is no such plan, None if it is incomplete."""
     try:
         rows = [
             tuple(row)

@@ -1,4 +1,4 @@
-r"""How the learning rate goes along training, by name.
+r"""Learning rate schedules, by name.
 
 With T steps in all and t of them done, a step is made at the rate ``lr`` times
 
@@ -21,7 +21,7 @@ __all__ = ["rate", "set_rate"]
 
 
 def rate(config: RunConfig, done: int) -> float:
-    """The learning rate of the step after ``done`` steps.
+    """Return the learning rate of the step after ``done`` steps.
 
     >>> run = RunConfig(model="lenet5", norm="batch", lr=0.4, train_images=128, test_images=2,
     ...                 batch_size=64, epochs=4, seed=0, schedule="step")
@@ -37,7 +37,7 @@ def rate(config: RunConfig, done: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: RunConfig, done: int) -> None:
-    """Give the optimizer the rate of its next step."""
+    """Set the optimizer's rate for its next step."""
     if config.schedule == "constant":
         return
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""What the file behind the store holds, and the errors that say what to do about it.
+"""The schema of the store's file, and errors that name the fix.
 
 ``application_id`` marks the file as ours and ``user_version`` counts its schema.
 """
@@ -90,7 +90,7 @@ MIGRATIONS: tuple[str, ...] = (
 
 @contextlib.contextmanager
 def guarded(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a :class:`StoreError` that names the file and the way out."""
+    """Turn SQLite's errors into a :class:`StoreError` that names the file and the fix."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -129,7 +129,7 @@ def guarded(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, what: str) -> StoreError:
-    """The error for a file that is no sound store; ``what`` says what is wrong with it."""
+    """Return the error for a damaged store; ``what`` describes the damage."""
     return StoreError(
         message(
             "a sound SQLite file as the store",
@@ -142,7 +142,7 @@ def damaged(path: Path, what: str) -> StoreError:
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """One write transaction: all of it or nothing.
+    """Open a write transaction: all of it or nothing.
 
     ``BEGIN IMMEDIATE`` takes the write lock at once. A transaction that reads first and asks for
     the lock later can be refused without waiting, whatever the busy timeout.
@@ -160,13 +160,13 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def log_of(path: Path) -> Path | None:
-    """The write-ahead log beside a store, None if there is none or it is empty."""
+    """Return the write-ahead log beside a store, None if there is none or it is empty."""
     log = path.with_name(path.name + "-wal")
     return log if log.is_file() and log.stat().st_size else None
 
 
 def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) -> None:
-    """Refuse what is not ours before anything is written; ``pages``: and look at every page."""
+    """Raise if the file is not ours, before anything is written; ``pages`` checks every page."""
     # In this order: another process may be making it, and writes both in one transaction.
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (identity,) = connection.execute("PRAGMA application_id").fetchone()
@@ -199,7 +199,7 @@ def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) ->
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema to the newest version; all steps or none."""
+    """Migrate the schema to the newest version, in one transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == len(MIGRATIONS):
         return

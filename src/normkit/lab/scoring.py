@@ -1,4 +1,4 @@
-"""Running a model on images and measuring what comes out, whatever its task."""
+"""Run a model on images and score its output, for any task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Score = tuple[float, float | None]
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Batches, config: RunConfig) -> Score:
-    """The figure of the run's task and the mean loss of the model, in whatever mode it is.
+    """Return the figure of the run's task and the mean loss of the model, in its current mode.
 
     Of several processes that train together, each works on some of the batches.
     """
@@ -38,7 +38,7 @@ def score(model: nn.Module, batches: Batches, config: RunConfig) -> Score:
 
 
 def in_order(split: data.Split, config: RunConfig, batch_size: int = EVALUATION_BATCH) -> Batches:
-    """The images as they come."""
+    """Yield the images in the split's order."""
     batches = task_of(config).batches(config, split, batch_size, seed=0, shuffle=False)
     return current_placement().to_device(batches)
 
@@ -46,7 +46,7 @@ def in_order(split: data.Split, config: RunConfig, batch_size: int = EVALUATION_
 def population(
     split: data.Split, samples: int, batch_size: int, config: RunConfig, epoch: int
 ) -> Batches:
-    """Training images to estimate statistics from: drawn anew, without replacement, by the seed.
+    """Yield training images to estimate statistics from, drawn without replacement by the seed.
 
     A split of its own order would not do: it has the classes in turn, and small batches of it
     would be better mixed than those of chance.

@@ -1,4 +1,4 @@
-"""The store: every run, as it goes, in one SQLite file.
+"""The store: every run, with its progress, in one SQLite file.
 
 What is written when: a run's row when it is planned; its metrics at each recorded step, each in a
 transaction of its own; a checkpoint (model, optimizer, generators) as often as a twentieth of the
@@ -27,7 +27,7 @@ __all__ = ["Store"]
 
 
 class Store:
-    """A store file, open. Use it in ``with``, or call :meth:`close`.
+    """An open store file. Use it in ``with``, or call :meth:`close`.
 
     ``read_only`` changes nothing of the file, nor beside it, and never makes one; see
     :mod:`normkit.lab.read_only`. ``check`` as in :func:`normkit.lab.database.open_database`.
@@ -69,13 +69,13 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file. A closed store can do nothing more."""
+        """Close the file; the store cannot be used afterwards."""
         self.connection.close()
 
     # Planning -------------------------------------------------------------------------------
 
     def plan(self, claim: str, preset: str, runs: Sequence[tuple[str, RunConfig]]) -> None:
-        """Note which runs a claim needs, by arm; runs that are known already are shared."""
+        """Record the runs that a claim needs, by arm; runs that exist already are shared."""
         with guarded(self.path), transaction(self.connection):
             self.connection.execute(
                 "DELETE FROM plans WHERE claim = ? AND preset = ?", (claim, preset)
@@ -89,7 +89,7 @@ class Store:
             self._note(f"preset:{claim}", preset)
 
     def add(self, config: RunConfig) -> None:
-        """Note a run that no claim asks for."""
+        """Add a run that belongs to no claim."""
         with guarded(self.path), transaction(self.connection):
             self._add(config)
 
@@ -104,7 +104,7 @@ class Store:
         return int(found["id"])
 
     def retry_failed(self, keys: Iterable[str]) -> None:
-        """Make failed runs wait again, from their beginning: what failed may be their state."""
+        """Reset failed runs to their beginning, since their saved state may be the cause."""
         with guarded(self.path), transaction(self.connection):
             failed = [
                 row["id"]
@@ -126,7 +126,7 @@ class Store:
     # Facts ----------------------------------------------------------------------------------
 
     def note(self, name: str, value: str) -> None:
-        """Keep a fact about the store, such as the preset of the last call."""
+        """Record a fact about the store, such as the preset of the last call."""
         with guarded(self.path), transaction(self.connection):
             self._note(name, value)
 
@@ -138,7 +138,7 @@ class Store:
         )
 
     def fact(self, name: str) -> str | None:
-        """Read a fact, None if it was never noted."""
+        """Return a fact, None if it was never recorded."""
         with guarded(self.path):
             row = self.connection.execute(
                 "SELECT value FROM facts WHERE name = ?", (name,)
@@ -149,7 +149,7 @@ class Store:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Meanwhile, all reading is of one moment, whatever other processes write."""
+        """Read from one moment inside the block, whatever other processes write."""
         with guarded(self.path):
             self.connection.execute("BEGIN")
         try:
@@ -158,7 +158,7 @@ class Store:
             self.connection.execute("ROLLBACK")
 
     def progress(self, keys: Iterable[str]) -> dict[str, tuple[Status, int, int]]:
-        """Of each run: its status, the step it has reached, the steps it has in all."""
+        """Return each run's status, the step it has reached, and its number of steps."""
         with guarded(self.path):
             rows = self.connection.execute("SELECT key, status, step, steps FROM runs").fetchall()
         wanted = set(keys)
@@ -189,7 +189,7 @@ class Store:
         return [Planned(row["arm"], known[row["key"]]) for row in rows]
 
     def plans(self) -> list[tuple[str, str]]:
-        """The pairs (claim, preset) that were ever planned."""
+        """Return all planned pairs (claim, preset)."""
         with guarded(self.path):
             rows = self.connection.execute(
                 "SELECT DISTINCT claim, preset FROM plans ORDER BY claim, preset"
@@ -203,13 +203,13 @@ class Store:
             return {row["key"]: read_run(self.connection, row, self.path) for row in rows}
 
     def run_keys(self) -> list[str]:
-        """The keys of all runs, in the order in which they were first planned."""
+        """Return the keys of all runs, in the order in which they were first planned."""
         with guarded(self.path):
             rows = self.connection.execute("SELECT key FROM runs ORDER BY id").fetchall()
         return [row["key"] for row in rows]
 
     def parts(self) -> list[Part]:
-        """Which run plays which part: every plan's rows, in order."""
+        """Return the rows of every plan, in order."""
         with guarded(self.path):
             rows = self.connection.execute(
                 "SELECT claim, preset, position, arm, key FROM plans "
@@ -218,7 +218,7 @@ class Store:
         return [Part(*row) for row in rows]
 
     def last_preset(self, claim: str) -> str | None:
-        """The preset at which this claim was last planned, None if it never was.
+        """Return the preset at which this claim was last planned, None if it never was.
 
         A store that an older version filled does not say; there it is the preset of whose runs
         one ended last.
@@ -235,7 +235,7 @@ class Store:
         return str(row["preset"]) if row else None
 
     def get(self, key: str) -> Run | None:
-        """The run with this key, None if it is not known."""
+        """Return the run with this key, None if there is none."""
         with guarded(self.path):
             row = self.connection.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone()
             return read_run(self.connection, row, self.path) if row else None

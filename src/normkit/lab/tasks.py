@@ -1,4 +1,4 @@
-"""What a network learns: to classify images, or to take the noise off them.
+"""The task of a network: to classify images, or to denoise them.
 
 A *task* makes the batches, from what the data hold to pairs of what goes in and what should come
 out; it says what the loss of a step is, which *figure* is counted along an epoch and measured on
@@ -38,7 +38,7 @@ class Loss(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One kind of learning.
+    """A task of learning.
 
     Attributes:
         output: of the networks for it, see :data:`normkit.lab.models.OUTPUTS`.
@@ -106,5 +106,5 @@ TASKS: dict[str, Task] = {
 
 
 def task_of(config: RunConfig) -> Task:
-    """The task of a run."""
+    """Return the task of a run."""
     return TASKS[config.task]

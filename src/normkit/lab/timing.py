@@ -1,4 +1,4 @@
-"""A run that is a measurement: how long a training step takes, and in which layers.
+"""Measure the time of a training step, and of its layers, as a run.
 
 The network is built twice from one seed, with PyTorch's layers as everybody writes them and with
 normkit's fused ones (:mod:`normkit.lab.models.forms`), and both are trained in turn on one batch

@@ -36,7 +36,7 @@ network of many megabytes gets one every few seconds."""
 
 
 class Log(Protocol):
-    """Where a training writes its measurements and checkpoints, such as a lease of the store."""
+    """The destination of a training's measurements and checkpoints, such as a lease."""
 
     def record(
         self,

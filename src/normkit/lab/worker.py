@@ -1,4 +1,4 @@
-"""What a worker process does with one run: take it, train it, write it down.
+"""Carry out one run in a worker process: acquire, train, record.
 
 The argument is text (the store's path and the run's key), so that any executor can carry it.
 """
@@ -29,19 +29,19 @@ __all__ = [
     "argument",
     "attempt",
     "carry_out",
-    "checked",
     "fail",
     "key_of",
     "load",
+    "require_edition",
     "run",
 ]
 
 TrainFn = Callable[..., Outcome]
-"""Called as ``trainer(config, dataset, log, resume=, stopping=)``."""
+"""Called as ``train_fn(config, dataset, log, resume=, stopping=)``."""
 
 
 class RunLog(Log, Protocol):
-    """The right to write one run, here (:class:`normkit.lab.leases.Lease`) or from elsewhere."""
+    """The right to write one run, here (:class:`normkit.lab.leases.Lease`) or remotely."""
 
     def beating(self) -> AbstractContextManager[None]: ...
 
@@ -55,30 +55,30 @@ class RunLog(Log, Protocol):
 
 
 def argument(store: Path, key: str) -> str:
-    """The text that tells a worker what to do."""
+    """Encode a worker's task as text."""
     return json.dumps({"store": str(Path(store).resolve()), "key": key})
 
 
 def key_of(text: str) -> str:
-    """The run's key in a worker's argument."""
+    """Return the run's key in a worker's argument."""
     return str(json.loads(text)["key"])
 
 
 @functools.lru_cache(maxsize=2)
 def load(name: str) -> data.Dataset:
-    """The data set of this name, read once in each process; nothing is downloaded."""
+    """Load the data set of this name, once per process; downloads nothing."""
     return data.load(name, offline=True)
 
 
 def run(text: str, stopping: Callable[[], bool], device: str = "cpu") -> str:
-    """Carry out one run on a device; says how it went.
+    """Carry out one run on a device; return its result in a word.
 
     Returns:
-        "done" or "diverged": a result is stored; "stopped": it was asked to, and can go on;
-        "held": another process is at it, or has done it; "failed": an error is stored.
+        "done" or "diverged": a result is stored; "stopped": on request, it can be resumed;
+        "held": another process has it, or has finished it; "failed": an error is stored.
 
     Raises:
-        StoreError: the store cannot be written; what it holds stands, and the run can go on.
+        StoreError: the store cannot be written; its records remain, and the run can be resumed.
     """
     place = Placement(find_device(device))
     return carry_out(text, stopping, functools.partial(train, place=place), lambda _: str(place))
@@ -87,10 +87,10 @@ def run(text: str, stopping: Callable[[], bool], device: str = "cpu") -> str:
 def carry_out(
     text: str,
     stopping: Callable[[], bool],
-    trainer: TrainFn,
+    train_fn: TrainFn,
     where: Callable[[RunConfig], str],
 ) -> str:
-    """As :func:`run`, with a training of one's own; ``where`` says what to note as its place."""
+    """Carry out a run with this ``train_fn``; ``where`` returns the placement to record."""
     task = json.loads(text)
     with Store(Path(task["store"]), create=False, check=False) as store:
         known = store.get(task["key"])
@@ -100,7 +100,7 @@ def carry_out(
         lease = acquire(store, task["key"], Holder(machine=machine.summary(place)))
         if lease is None:
             return "held"
-        return attempt(known.config, lease, stopping, trainer=trainer)
+        return attempt(known.config, lease, stopping, train_fn=train_fn)
 
 
 def attempt(
@@ -108,20 +108,20 @@ def attempt(
     lease: RunLog,
     stopping: Callable[[], bool],
     find: Callable[[str], data.Dataset] | None = None,
-    trainer: TrainFn | None = None,
+    train_fn: TrainFn | None = None,
 ) -> str:
-    """Carry out a run whose lease is taken; says how it went, as :func:`run` does.
+    """Carry out a run whose lease is acquired; return its result as :func:`run` does.
 
-    ``find`` gives the data set of a name, :func:`load` if not given; ``trainer`` trains,
+    ``find`` gives the data set of a name, :func:`load` if not given; ``train_fn`` trains,
     :func:`normkit.lab.training.train` if not given. Time is taken here and on the CPU, always.
 
     Raises:
-        StoreError: as :func:`run` does.
+        StoreError: see :func:`run`.
     """
     try:
         with lease.beating():
             try:
-                return _train(config, lease, stopping, find or load, trainer or train)
+                return _train(config, lease, stopping, find or load, train_fn or train)
             except (LeaseLostError, StoreError):
                 raise  # a full disk, say: no fault of the run, which goes on another time
             except Exception:  # whatever it is belongs to this run; the others go on
@@ -136,13 +136,13 @@ def _train(
     lease: RunLog,
     stopping: Callable[[], bool],
     find: Callable[[str], data.Dataset],
-    trainer: TrainFn,
+    train_fn: TrainFn,
 ) -> str:
-    dataset = checked(config, find(config.data))
+    dataset = require_edition(config, find(config.data))
     if config.kind == "timing":
         outcome = measure_step_time(config, dataset, lease, stopping=stopping)
     else:
-        outcome = trainer(config, dataset, lease, resume=lease.resume(), stopping=stopping)
+        outcome = train_fn(config, dataset, lease, resume=lease.resume(), stopping=stopping)
     if outcome.stopped:
         lease.release()
         return "stopped"
@@ -150,11 +150,11 @@ def _train(
     return "done" if outcome.diverged_step is None else "diverged"
 
 
-def checked(config: RunConfig, dataset: data.Dataset) -> data.Dataset:
-    """The data set, if it is the edition that the run needs.
+def require_edition(config: RunConfig, dataset: data.Dataset) -> data.Dataset:
+    """Return the data set, if it is the edition that the run needs.
 
     Raises:
-        DataError: it is the other one.
+        DataError: it is the other edition.
     """
     edition = "subset" if dataset.subset else "full"
     if edition != config.edition:
@@ -169,7 +169,7 @@ def checked(config: RunConfig, dataset: data.Dataset) -> data.Dataset:
 
 
 def fail(path: Path, key: str, error: str) -> None:
-    """Note that a run cannot be done, when the worker itself could not say so."""
+    """Record a run as failed, when its worker could not."""
     with Store(path, create=False, check=False) as store:
         lease = acquire(store, key)
         if lease is not None:

@@ -1,4 +1,4 @@
-"""Real data, checked, in memory: Fashion-MNIST, CIFAR-10 and CIFAR-100.
+"""Real data, verified, in memory: Fashion-MNIST, CIFAR-10 and CIFAR-100.
 
 >>> from normkit.lab import data
 >>> fashion = data.load("fashion-mnist", offline=True)

@@ -1,4 +1,4 @@
-"""Batches from a split that lies in memory."""
+"""Make batches from a split in memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from normkit.lab.data.split import Split
 __all__ = ["batches"]
 
 
-def _whole(what: str, came: object, least: int) -> int:
-    if not isinstance(came, int) or isinstance(came, bool):
-        raise TypeMismatchError(message(f"{what} to be an int", repr(came), "pass an int"))
-    if came < least:
-        raise OptionError(message(f"{what} of at least {least}", str(came), f"use {least} or more"))
-    return came
+def _whole(what: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeMismatchError(message(f"{what} to be an int", repr(value), "pass an int"))
+    if value < least:
+        raise OptionError(
+            message(f"{what} of at least {least}", str(value), f"use {least} or more")
+        )
+    return value
 
 
-def _per_channel(what: str, came: Sequence[float] | None, channels: int) -> torch.Tensor:
-    if came is None:
+def _per_channel(what: str, value: Sequence[float] | None, channels: int) -> torch.Tensor:
+    if value is None:
         raise OptionError(
             message(
                 f"a split with {what}, to standardize its batches",
@@ -31,18 +33,20 @@ def _per_channel(what: str, came: Sequence[float] | None, channels: int) -> torc
                 "pass mean and std, e.g. from train.moments()",
             )
         )
-    values = torch.tensor([float(v) for v in came])
+    values = torch.tensor([float(v) for v in value])
     if len(values) != channels:
         raise OptionError(
             message(
-                f"one {what} for each of {channels} channels", repr(came), f"pass {channels} values"
+                f"one {what} for each of {channels} channels",
+                repr(value),
+                f"pass {channels} values",
             )
         )
     return values.reshape(1, channels, 1, 1)
 
 
 def order(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of an epoch: a permutation that depends on its arguments and nothing else.
+    """Return the order of an epoch: a permutation that depends on the arguments only.
 
     >>> torch.equal(order(9, seed=0, epoch=1), order(9, seed=0, epoch=1))
     True
@@ -67,7 +71,7 @@ def batches(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch of batches: float32 images (B, C, size, size), standardised, and int64 labels (B,).
+    """Yield one epoch: float32 images (B, C, size, size), standardised, and int64 labels (B,).
 
     ``x = (pixel / 255 − mean) / std``, per channel, with the moments of the training images. Each
     batch is gathered by index from the one uint8 tensor and converted after that, which is as fast

@@ -1,4 +1,4 @@
-"""What is known of each data set: its files, how to check them, where they are published."""
+"""The known data sets: their files, checksums and mirrors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Spec:
 
     @property
     def is_idx(self) -> bool:
-        """Four IDX files, of the MNIST family, and not an archive."""
+        """Whether the data set is four IDX files (MNIST family) and not an archive."""
         return self.files[0].name.endswith("-ubyte")
 
 
@@ -241,7 +241,7 @@ SUBSET = dataclasses.replace(
 
 
 def spec_of(name: str) -> Spec:
-    """What is known of a data set.
+    """Return the catalogue's entry for a data set.
 
     Raises:
         OptionError: no such name.

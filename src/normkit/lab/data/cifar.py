@@ -1,4 +1,4 @@
-"""CIFAR's archives, in both forms that their authors publish.
+"""Read CIFAR's archives, in both published forms.
 
 Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html. The binary form is records of
 one or two label bytes (CIFAR-100: coarse, then fine) and 3,072 pixels. The Python form is pickled
@@ -35,7 +35,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Numbers, strings, lists, dictionaries and numpy arrays; anything else is refused."""
+    """An unpickler for numbers, strings, lists, dictionaries and numpy arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -53,7 +53,7 @@ class _ArraysOnly(pickle.Unpickler):
 def read(
     data: bytes, names: tuple[str, ...], what: str, shape: tuple[int, ...], label_bytes: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 (N, *shape) and labels int64 (N,) from some members of a gzipped tar archive.
+    """Read images uint8 (N, *shape) and labels int64 (N,) from members of a .tar.gz archive.
 
     Args:
         data: the archive.

@@ -1,4 +1,4 @@
-"""Batches whose images are chosen by their labels.
+"""Compose batches of images chosen by their labels.
 
 In a batch drawn by chance the label of one image says nothing about that of another. Many real
 batches are otherwise: the regions of one picture, the frames of one film, the positives and
@@ -23,7 +23,7 @@ Pairs = tuple[tuple[str, int | bool], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """How batches are composed.
+    """The composition of batches.
 
     Attributes:
         group: images in a row that belong together.
@@ -54,7 +54,7 @@ class Composition:
 
     @classmethod
     def of(cls, pairs: Pairs) -> Composition:
-        """From the pairs (name, value) of a run's description.
+        """Create it from the pairs (name, value) of a run's description.
 
         Raises:
             OptionError: a name that is not known, or one that is missing.
@@ -73,14 +73,14 @@ class Composition:
 
     @property
     def share(self) -> int:
-        """Images of one label in a group."""
+        """Images per label in a group."""
         return self.group // self.labels
 
 
 def compose(
     split: Split, composition: Composition, batch_size: int, *, seed: int, epoch: int
 ) -> Split:
-    """As many images as a split has, in an order whose groups have few labels.
+    """Order as many images as a split has so that each group has few labels.
 
     Which labels meet in a group is drawn by chance, in proportion to the images that are left of
     each. No group is an exception: where a label has no share left, it begins anew, so that near

@@ -1,4 +1,4 @@
-"""Getting a data set from the system's package archive, without installing anything."""
+"""Get a data set from the system's package archive, without installing anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OLD_LISTS = ("Unable to locate package", "no installation candidate", "404", "f
 
 
 def from_package(spec: Spec, folder: Path, say: Callable[[str], None]) -> None:
-    """Get a Debian package's files without installing it; needs no root.
+    """Download and unpack a Debian package's files without installing it; needs no root.
 
     ``apt-get download`` checks the package's signature and ``dpkg-deb -x`` only unpacks it. Where
     the system has no package lists (a fresh container) or old ones, they are fetched into

@@ -1,4 +1,4 @@
-"""The same images as they would be in another domain: pairs of deterministic changes."""
+"""Move images to another domain: pairs of deterministic changes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ DOMAINS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
 
 
 def check_domains(name: str) -> None:
-    """Refuse a name that is not known.
+    """Raise if there are no domains of this name.
 
     Raises:
-        OptionError: as said.
+        OptionError: unknown domains.
     """
     if name not in DOMAINS:
         raise OptionError(
@@ -45,7 +45,7 @@ def check_domains(name: str) -> None:
 
 
 def in_domain(split: Split, name: str, domain: int) -> Split:
-    """The images of a split in one domain; labels, order and standardising stay the same.
+    """Return a split in one domain; labels, order and standardisation stay the same.
 
     >>> import torch
     >>> split = Split(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), torch.tensor([3]))

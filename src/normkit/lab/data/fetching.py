@@ -1,4 +1,4 @@
-"""Fetching a data set into the cache, whichever source it comes from.
+"""Fetch a data set into the cache, from any source.
 
 Whatever is fetched goes into a new folder inside the cache, is checked and read there, and only
 then moved, file by file, to its name. An interruption leaves nothing that looks like a whole file,
@@ -27,7 +27,7 @@ _DAY = 86_400.0
 
 
 def fetched(spec: Spec, origin: str, fill: Callable[[Path], None]) -> Dataset:
-    """Have ``fill`` put a data set's files into a new folder, check them, keep them in the cache.
+    """Let ``fill`` put a data set's files into a new folder, check them, move them to the cache.
 
     Raises:
         UnavailableError: ``fill`` could not, what it brought is damaged, or the cache is read-only.

@@ -24,7 +24,7 @@ _UNSIGNED_BYTE = 8
 
 
 def content(path: Path, limit: int, *, unpack: bool) -> bytes:
-    """What a file holds, at most ``limit`` bytes; with ``unpack`` what is compressed in it.
+    """Read at most ``limit`` bytes of a file, decompressed with ``unpack``.
 
     Raises:
         DataError: unreadable, cut off, damaged, or more than ``limit`` bytes, which are not read:
@@ -54,7 +54,7 @@ def content(path: Path, limit: int, *, unpack: bool) -> bytes:
 
 
 def decode(data: bytes, what: str) -> torch.Tensor:
-    """Turn the bytes of an IDX file into a uint8 tensor of the shape that its header tells.
+    """Convert the bytes of an IDX file to a uint8 tensor of the shape in its header.
 
     Args:
         data: the file's content, decompressed.
@@ -99,7 +99,7 @@ def decode(data: bytes, what: str) -> torch.Tensor:
 
 
 def encode(values: torch.Tensor) -> bytes:
-    """The bytes of an IDX file that holds a uint8 tensor.
+    """Return the bytes of an IDX file of a uint8 tensor.
 
     >>> decode(encode(torch.tensor([[1, 2]], dtype=torch.uint8)), "a row")
     tensor([[1, 2]], dtype=torch.uint8)

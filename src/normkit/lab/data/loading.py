@@ -1,4 +1,4 @@
-"""Finding a data set: the sources in their order, and what is said when none has it."""
+"""Find a data set: its sources in order, and the error if none has it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Status(NamedTuple):
 
 
 class _NowhereError(DataError):
-    """No source has it, as opposed to: a folder that the user named is wrong."""
+    """No source has the data set; distinct from a wrong folder named by the user."""
 
 
 class _Found(NamedTuple):
@@ -92,7 +92,7 @@ def _kept(spec: Spec, origin: str, fill: Callable[[Path], None]) -> _Found:
 
 
 def _sources(spec: Spec, folder: Path | None, offline: bool, progress: bool) -> Iterator[_Source]:
-    """The places to look in, in order. What each does is done only when it is called."""
+    """Yield the sources in order; none is accessed before it is called."""
     if folder is not None:
         yield "the folder argument", lambda: _named(spec, Path(folder), "the folder argument")
     if variable := os.environ.get("NORMKIT_DATA"):
@@ -150,7 +150,7 @@ def load(
     progress: bool = False,
     offline: bool = False,
 ) -> Dataset:
-    """Load a data set from the first source that has it, fetching it where need be.
+    """Load a data set from the first source that has it, downloading it if needed.
 
     The sources, in order: ``folder``; the folder in ``NORMKIT_DATA``; the cache (``NORMKIT_CACHE``
     or the system's place for caches); the installed system package (Debian's
@@ -188,7 +188,7 @@ def load(
 
 
 def status() -> list[Status]:
-    """Which data sets are on this machine, without asking the network.
+    """Report which data sets are on this machine, without network access.
 
     Reads and checks whatever it finds, which takes a second or two for each.
 
@@ -199,7 +199,7 @@ def status() -> list[Status]:
 
 
 def is_here(name: str) -> bool:
-    """Whether this whole data set is on this machine, without asking the network.
+    """Whether this full data set is on this machine; needs no network.
 
     >>> is_here("cifar-100") in (True, False)
     True
@@ -222,7 +222,7 @@ def _status(spec: Spec, found: _Found | None) -> Status:
 
 
 def fetch(name: str, *, progress: bool = True) -> Status:
-    """Make sure that a data set is on this machine: look for it, and fetch it if it is not there.
+    """Download a data set unless it is on this machine already.
 
     Args:
         name: "fashion-mnist", "cifar-10" or "cifar-100".

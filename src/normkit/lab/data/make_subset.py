@@ -1,4 +1,4 @@
-"""Draw the images that come with the package: 500 of each class to train on, 100 to test with.
+"""Draw the images shipped with the package: 500 per class to train on, 100 to test with.
 
 ``python -m normkit.lab.data.make_subset FOLDER`` writes them from the whole Fashion-MNIST. Their
 content does not depend on the machine, and its SHA-256 stand in the catalogue; the compressed
@@ -26,7 +26,7 @@ PER_CLASS = (500, 100)
 
 
 def choose(labels: list[int], per_class: int, seed: int) -> list[int]:
-    """Positions of ``per_class`` random entries of each label, in ascending order.
+    """Return positions of ``per_class`` random entries of each label, in ascending order.
 
     Sorts by Python's ``random()``, the one generator whose numbers are promised to stay the same.
 
@@ -43,7 +43,7 @@ def choose(labels: list[int], per_class: int, seed: int) -> list[int]:
 
 
 def make_subset(dataset: Dataset, folder: Path) -> dict[str, tuple[str, int]]:
-    """Write the subset's four files into ``folder``; give the SHA-256 and size of each content."""
+    """Write the subset's four files into ``folder``; return SHA-256 and size of each content."""
     folder.mkdir(parents=True, exist_ok=True)
     names = iter(file.name for file in SPECS["fashion-mnist"].files)
     made: dict[str, tuple[str, int]] = {}

@@ -1,4 +1,4 @@
-"""Downloading a data set from an official mirror, through pooch."""
+"""Download a data set from an official mirror, with pooch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ READ_SECONDS = 20.0
 
 
 def from_mirror(spec: Spec, mirror: str, folder: Path, progress: bool) -> None:
-    """Download a data set's files from one official place.
+    """Download a data set's files from one official mirror.
 
     Raises:
         UnavailableError: no answer within a few seconds, a refusal, a wrong file.
@@ -81,7 +81,7 @@ def _check_answer(mirror: str) -> None:
 
 @contextlib.contextmanager
 def _bar(name: str, progress: bool) -> Iterator[Any]:
-    """A progress bar with the face that pooch expects, or False."""
+    """Show a progress bar with the interface that pooch expects; False without progress."""
     if not progress:
         yield False
         return

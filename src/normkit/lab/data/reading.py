@@ -1,4 +1,4 @@
-"""From a folder with a data set's files to the data set: checked first, then read.
+"""Read a data set from a folder with its files, verifying them first.
 
 What is checked is what is used: a file is read into memory once, its SHA-256 taken there, and the
 tensors made from the same bytes.
@@ -21,11 +21,11 @@ __all__ = ["UnavailableError", "cache_folder", "find", "read"]
 
 
 class UnavailableError(Exception):
-    """A source does not have the data set; the message says why. The next one may."""
+    """A source lacks the data set, for the reason in the message; the next one may have it."""
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: ``$NORMKIT_CACHE``, or this system's place for caches.
+    """Return the folder for downloads: ``$NORMKIT_CACHE``, or the system's cache folder.
 
     Raises:
         UnavailableError: the variable is not set and platformdirs is not installed.
@@ -40,7 +40,7 @@ def cache_folder() -> Path:
 
 
 def find(spec: Spec, folder: Path) -> list[tuple[File, Path]]:
-    """The files of a data set that a folder holds, where it holds enough of them.
+    """Find the files of a data set in a folder.
 
     Raises:
         UnavailableError: it does not.
@@ -86,7 +86,7 @@ def _verified(file: File, path: Path) -> bytes:
 
 
 def read(spec: Spec, folder: Path, origin: str, *, subset: bool = False) -> Dataset:
-    """Check and read a data set's files.
+    """Verify and read a data set's files.
 
     Raises:
         UnavailableError: the folder does not have them.

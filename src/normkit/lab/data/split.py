@@ -1,4 +1,4 @@
-"""Images and labels in memory: a half of a data set, :class:`Split`, and both, :class:`Dataset`."""
+"""Images and labels in memory: a :class:`Split`, and a :class:`Dataset` of two splits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Split:
         return len(self.labels)
 
     def take(self, n: int, seed: int | None = None) -> Split:
-        """The first ``n`` images, or with a seed ``n`` random ones with the classes balanced.
+        """Return the first ``n`` images, or with a seed ``n`` random ones with balanced classes.
 
         With a seed every class gives as many as every other, or one more, until a class has no
         more to give; the order is mixed. The same seed gives nested choices: ``take(100, seed=0)``
@@ -103,7 +103,7 @@ class Split:
         return Split(self.images[chosen], self.labels[chosen], self.mean, self.std)
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel, over all pixels, on the scale where 255 is 1.
+        """Return mean and standard deviation per channel, over all pixels; 255 counts as 1.
 
         Computed from counts of the 256 values, in float64.
 
@@ -131,7 +131,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, whole in memory.
+    """A data set in memory.
 
     Attributes:
         name: as :func:`normkit.lab.data.load` takes it, "fashion-mnist".

@@ -1,4 +1,4 @@
-"""Where runs are carried out: this machine's processes, or the machines of a Ray cluster.
+"""Executors of runs: processes of this machine, or the machines of a Ray cluster.
 
 :mod:`~normkit.lab.executors.protocol` says what the lab asks of such a place. The default is
 :class:`LocalPool`; :mod:`~normkit.lab.executors.ray_pool` needs Ray, so it is imported by those

@@ -64,16 +64,16 @@ class LocalPool:
 
     @property
     def free(self) -> int:
-        """How many more jobs can start at once."""
+        """The number of jobs that can start now."""
         return len(self._idle) + self._unborn
 
     @property
     def busy(self) -> int:
-        """How many jobs were submitted that :meth:`wait` has not returned."""
+        """The number of submitted jobs that :meth:`wait` has not returned."""
         return len(self._busy)
 
     def submit(self, argument: str) -> None:
-        """Start the job on this argument, in an idle worker or a new one."""
+        """Start the job with this argument, in an idle worker or a new one."""
         while self._idle:
             worker = self._idle.pop()
             try:
@@ -97,7 +97,7 @@ class LocalPool:
             self._busy[worker.submit(_work, self._job, argument)] = (argument, worker)
 
     def wait(self, seconds: float) -> list[EndedJob]:
-        """The jobs that ended, as soon as there is one, or none when the time is over."""
+        """Return the jobs that ended, as soon as there is one; none on timeout."""
         if not self._busy:
             time.sleep(seconds)
             return []
@@ -119,7 +119,7 @@ class LocalPool:
         self._event.set()
 
     def close(self) -> None:
-        """Wait for what runs, then end the processes."""
+        """Wait for the running jobs, then end the processes."""
         workers = [*self._idle, *(worker for _, worker in self._busy.values())]
         for worker in workers:
             worker.shutdown(wait=True, cancel_futures=True)
@@ -135,7 +135,7 @@ class LocalPool:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes begun meanwhile never hear Ctrl-C, which reaches the whole group of processes.
+    """Shield processes started inside from Ctrl-C, which reaches the whole process group.
 
     The parent alone answers it, with ``stop``, and hears of it when this is over. A worker that
     only ignores it once it runs dies of it while Python starts, with a trace on the terminal.
@@ -151,7 +151,7 @@ def _deaf() -> Iterator[None]:
 
 
 def _start(event: multiprocessing.synchronize.Event, threads: int) -> None:
-    """Make ready a new worker process."""
+    """Initialize a new worker process."""
     global _stop
     _stop = event
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where _deaf does nothing
@@ -163,7 +163,7 @@ def _start(event: multiprocessing.synchronize.Event, threads: int) -> None:
 
 
 def _outlive_no_parent() -> None:
-    """End this process soon after its parent, which may have been killed without warning.
+    """End this process soon after its parent, which may have been killed.
 
     Without this, a worker waits for its next job for ever.
     """

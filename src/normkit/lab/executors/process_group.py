@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` started, connected, with what they exchange about a run."""
+"""Connect the processes that ``torchrun`` started, and exchange runs and errors among them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ERROR_SECONDS = 3.0
 
 
 def launched() -> bool:
-    """Whether ``torchrun`` started this process, with others."""
+    """Whether ``torchrun`` started this process as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class Processes:
-    """The processes that train together, joined: their place, and a board for errors.
+    """The connected processes: their placement, and a board for errors.
 
     Args:
         device: "cpu" or "cuda".
@@ -60,17 +60,17 @@ class Processes:
         self.rank = rank
 
     def broadcast(self, what: Any = None) -> Any:
-        """Give something from the first process to all; returns it."""
+        """Send an object from rank 0 to all processes; return it."""
         box = [what]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def publish_error(self, error: str) -> None:
-        """Put up an error for the others to find; the first one counts."""
+        """Publish an error to the other ranks; the first one wins."""
         self._store.compare_set(ERROR, "", f"process {self.rank}: {error}")
 
     def published_error(self) -> str:
-        """The error that a process put up before it ended; empty if none does soon."""
+        """Return the error of the process that failed first; empty if none appears soon."""
         until = time.monotonic() + ERROR_SECONDS
         while time.monotonic() < until:
             if self._store.check([ERROR]):
@@ -79,12 +79,12 @@ class Processes:
         return ""
 
     def leave(self) -> None:
-        """End the connection, once all are done."""
+        """Close the connection, once all are done."""
         dist.destroy_process_group()
 
 
 def _own_gpu() -> int:
-    """The GPU of this process, of those of its machine."""
+    """Return the index of this process's GPU on its machine."""
     index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= there:
         raise OptionError(
@@ -98,7 +98,7 @@ def _own_gpu() -> int:
 
 
 def join(device: str) -> Processes:
-    """Meet the other processes that ``torchrun`` started.
+    """Connect to the other processes that ``torchrun`` started.
 
     Raises:
         OptionError: no such device here.

@@ -1,4 +1,4 @@
-"""What the lab asks of the place where runs are carried out.
+"""The interface between the lab and an executor of runs.
 
 The lab hands an executor one job after another and asks which have ended. Nothing else passes
 between them: results and progress go through the store. So an executor that sends its jobs to
@@ -19,31 +19,31 @@ Job = Callable[[str, Callable[[], bool]], str]
 
 @dataclasses.dataclass(frozen=True)
 class EndedJob:
-    """A job that is over: ``result`` is what it returned, None if its worker died."""
+    """A job that ended: ``result`` is its return value, None if its worker died."""
 
     argument: str
     result: str | None
 
 
 class Executor(Protocol):
-    """What the lab asks of the place where runs are carried out."""
+    """The interface of an executor of runs."""
 
     @property
     def free(self) -> int:
-        """How many more jobs can start at once."""
+        """The number of jobs that can start now."""
 
     @property
     def busy(self) -> int:
-        """How many jobs were submitted that :meth:`wait` has not returned."""
+        """The number of submitted jobs that :meth:`wait` has not returned."""
 
     def submit(self, argument: str) -> None:
-        """Start the job on this argument."""
+        """Start the job with this argument."""
 
     def wait(self, seconds: float) -> list[EndedJob]:
-        """The jobs that ended, as soon as there is one, or none when the time is over."""
+        """Return the jobs that ended, as soon as there is one; none on timeout."""
 
     def stop(self) -> None:
         """Ask all jobs to end at their next step."""
 
     def close(self) -> None:
-        """Wait for what runs, then give everything back."""
+        """Wait for the running jobs, then release all resources."""

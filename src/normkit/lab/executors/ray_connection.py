@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster: joining one that runs, or starting one on this machine."""
+"""Connect to a Ray cluster, or start one on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def import_ray() -> Any:
 
 
 def connect(ray: Any, address: str | None) -> bool:
-    """Join the cluster; False if this process had joined one already, which is used as it is."""
+    """Join the cluster; return False if this process had joined one, which is then used."""
     if ray.is_initialized():
         return False
     if address is not None and address.startswith("ray://"):
@@ -66,7 +66,7 @@ def connect(ray: Any, address: str | None) -> bool:
 
 
 def _reach(address: str | None) -> None:
-    """Find out at once that nobody listens at an address, which Ray tries for minutes."""
+    """Fail at once if nobody listens at an address, which Ray would try for minutes."""
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdecimal():  # "auto", "local" or none
         return

@@ -107,24 +107,24 @@ class RayPool:
 
     @property
     def free(self) -> int:
-        """How many more jobs can start at once; more when a node joins, fewer when one is lost."""
+        """The number of jobs that can start now; it changes as nodes join and leave."""
         places = self._places()
         return max(0, min(places, self._workers or places) - len(self._busy))
 
     @property
     def busy(self) -> int:
-        """How many jobs were submitted that :meth:`wait` has not returned."""
+        """The number of submitted jobs that :meth:`wait` has not returned."""
         return len(self._busy)
 
     def submit(self, argument: str) -> None:
-        """Give the run to the cluster."""
+        """Submit the run to the cluster."""
         owner = uuid.uuid4().hex
         key = worker.key_of(argument)
         task = self._task.remote(self._proxy, key, owner, self._sets, self._threads, self._device)
         self._busy[task] = (argument, owner)
 
     def wait(self, seconds: float) -> list[EndedJob]:
-        """The jobs that ended, as soon as there is one, or none when the time is over."""
+        """Return the jobs that ended, as soon as there is one; none on timeout."""
         if not self._busy:
             time.sleep(seconds)
             return []
@@ -150,7 +150,7 @@ class RayPool:
         return None
 
     def stop(self) -> None:
-        """Ask all jobs to end at their next step, and take back what no worker has begun."""
+        """Ask all jobs to end at their next step, and cancel those that no worker has begun."""
         self._ask("stop")
         for task, (argument, owner) in self._busy.items():
             if not self._ask("holds", worker.key_of(argument), owner):
@@ -171,7 +171,7 @@ class RayPool:
             ) from error
 
     def close(self) -> None:
-        """Wait for what runs, then leave the cluster, or end it if it was begun here."""
+        """Wait for the running jobs, then leave the cluster, or shut it down if started here."""
         if self._busy:
             self._ray.wait(list(self._busy), num_returns=len(self._busy))
             self._busy = {}
@@ -189,7 +189,7 @@ class RayPool:
         )
 
     def _nodes(self) -> list[tuple[int, int]]:
-        """CPUs and GPUs of each node that is there."""
+        """Return CPUs and GPUs of each live node."""
         return [
             (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
             for node in self._ray.nodes()
@@ -210,7 +210,7 @@ class RayPool:
 def _carry_out(
     proxy: Any, key: str, owner: str, sets: Mapping[str, Any], threads: int, device: str
 ) -> str:
-    """One run, on a node of the cluster."""
+    """Carry out one run, on a node of the cluster."""
     import ray
     import torch
 
@@ -241,7 +241,7 @@ def _find(sets: Mapping[str, Any], name: str) -> Dataset:
 
 @functools.lru_cache(maxsize=2)
 def _fetch(reference: Any) -> Dataset:
-    """A data set from Ray's object store, once in each process."""
+    """Get a data set from Ray's object store, once per process."""
     import ray
 
     found: Dataset = ray.get(reference)

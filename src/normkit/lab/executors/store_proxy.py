@@ -38,7 +38,7 @@ Ask = Callable[..., Any]
 
 
 class StoreProxy:
-    """Writes into the store for workers elsewhere.
+    """Write to the store on behalf of remote workers.
 
     It keeps nothing in memory that the store does not know, but for the word to stop: a desk that
     is started anew goes on where the one before was.
@@ -56,7 +56,7 @@ class StoreProxy:
     def take(
         self, key: str, owner: str, versions: Mapping[str, str], where: str, place: str = ""
     ) -> Taken | None:
-        """Take a run's lease for a worker with these versions; None if it is not to be had.
+        """Acquire a run's lease for a worker with these versions; None if it is not available.
 
         ``where`` is its machine, and ``place`` where on it trainings take place.
 
@@ -88,13 +88,13 @@ class StoreProxy:
         return known.config.to_json(), lease.run
 
     def resume(self, run: int, owner: str) -> bytes | None:
-        """The run's last checkpoint."""
+        """Return the run's last checkpoint."""
         return Lease(self._store, run, owner).resume()
 
     def write(
         self, run: int, owner: str, what: str, given: Sequence[Any], named: Mapping[str, Any]
     ) -> bool:
-        """Do one of the ``WRITES`` of a lease; False if the lease is lost."""
+        """Call one of the ``WRITES`` of a lease; return False if the lease is lost."""
         assert what in WRITES
         try:
             getattr(Lease(self._store, run, owner), what)(*given, **named)
@@ -103,12 +103,12 @@ class StoreProxy:
         return True
 
     def beat(self, run: int, owner: str) -> bool:
-        """Keep a lease alive; says whether the worker is to stop."""
+        """Keep a lease alive; return whether the worker is to stop."""
         Lease(self._store, run, owner).beat()
         return self._stopping
 
     def release_dead(self, run_key: str, owner: str) -> None:
-        """Give back what a worker held that has died; its run goes on from its checkpoint."""
+        """Release the lease of a dead worker; its run resumes from its checkpoint."""
         with guarded(self._store.path):
             row = self._store.connection.execute(
                 "SELECT id FROM runs WHERE key = ?", (run_key,)
@@ -117,7 +117,7 @@ class StoreProxy:
             self.write(int(row["id"]), owner, "release", (), {})
 
     def holds(self, run_key: str, owner: str) -> bool:
-        """Whether a run's lease is this owner's."""
+        """Whether this owner holds the run's lease."""
         with guarded(self._store.path):
             row = self._store.connection.execute(
                 "SELECT 1 FROM runs WHERE key = ? AND owner = ?", (run_key, owner)
@@ -125,12 +125,12 @@ class StoreProxy:
         return row is not None
 
     def stop(self) -> None:
-        """From now on, tell all workers to stop."""
+        """Tell all workers to stop, from now on."""
         self._stopping = True
 
 
 class RemoteLease:
-    """The right to write one run, from another machine. Has the methods of a Lease.
+    """The right to write one run, from another machine, with the interface of a Lease.
 
     Args:
         ask: reaches the desk. It is called by two threads at once.
@@ -145,12 +145,12 @@ class RemoteLease:
         self._stop = threading.Event()
 
     def stopping(self) -> bool:
-        """Whether the desk said to stop, as last heard."""
+        """Whether the proxy said to stop, at the last heartbeat."""
         return self._stop.is_set()
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Keep the lease alive meanwhile, and hear whether to stop."""
+        """Send heartbeats in the meantime, and receive the request to stop."""
         done = threading.Event()
 
         def beat() -> None:
@@ -174,28 +174,28 @@ class RemoteLease:
         metrics: Mapping[str, float | None],
         vectors: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """Record what was measured at a step."""
+        """Record the measurements of a step."""
         self._write("record", step, epoch, metrics, vectors)
 
     def checkpoint(self, step: int, state: bytes) -> None:
-        """Keep the state from which the run can go on."""
+        """Save the state from which the run can resume."""
         self._write("checkpoint", step, state)
 
     def resume(self) -> bytes | None:
-        """The state of the last checkpoint, None if the run starts from the beginning."""
+        """Return the last checkpoint, None if the run starts from the beginning."""
         found: bytes | None = self._ask("resume", self._run, self._owner)
         return found
 
     def finish(self, *, seconds: float, diverged_step: int | None) -> None:
-        """The run is a result."""
+        """Record the run as finished."""
         self._write("finish", seconds=seconds, diverged_step=diverged_step)
 
     def fail(self, error: str) -> None:
-        """The run cannot be done, for the reason given."""
+        """Record the run as failed, with the error."""
         self._write("fail", error)
 
     def release(self) -> None:
-        """Give the run back unfinished."""
+        """Return the run unfinished."""
         self._write("release")
 
     def _write(self, what: str, *given: Any, **named: Any) -> None:

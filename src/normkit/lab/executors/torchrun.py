@@ -1,4 +1,4 @@
-"""An executor for all processes that ``torchrun`` started, training one run after another together.
+"""An executor of all processes that ``torchrun`` started, which train one run after another.
 
 The first of them is the lab: it has the store, prints, judges and reports, and to it the others
 are an executor with a place for one run. The others run :func:`worker_loop`: they receive the run
@@ -33,7 +33,7 @@ __all__ = ["Torchrun", "worker_loop"]
 
 
 class Torchrun:
-    """An executor with one place, in which all processes train together. For the first process.
+    """An executor of one run at a time, trained by all processes together. For rank 0.
 
     A run in which they cannot share the batches is trained by the first one alone, while the
     others wait: :func:`normkit.lab.placement.why_single_process`.
@@ -56,20 +56,20 @@ class Torchrun:
 
     @property
     def free(self) -> int:
-        """1, or 0 while a run waits or is trained."""
+        """0 while a run waits or is trained, else 1."""
         return 0 if self._waiting or self._ended else 1
 
     @property
     def busy(self) -> int:
-        """1 while a run waits or is trained."""
+        """1 while a run waits or is trained, else 0."""
         return len(self._waiting) + len(self._ended)
 
     def submit(self, argument: str) -> None:
-        """Take up the run; it is trained in :meth:`wait`."""
+        """Queue the run; it is trained in :meth:`wait`."""
         self._waiting.append(argument)
 
     def wait(self, seconds: float) -> list[EndedJob]:
-        """Train what was submitted, to its end.
+        """Train the submitted run to its end.
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM came meanwhile.
@@ -96,11 +96,11 @@ class Torchrun:
         return ended
 
     def stop(self) -> None:
-        """What is trained, and what is submitted from now on, ends at its next step."""
+        """End the current run, and any submitted later, at its next step."""
         self._asked = self._told = True
 
     def close(self) -> None:
-        """Send the others home."""
+        """Stop the other ranks."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if not self._broken:
@@ -165,7 +165,7 @@ class Torchrun:
 
 
 class _Silent:
-    """A log that keeps nothing: the first process writes for all."""
+    """A log that writes nothing: rank 0 writes for all."""
 
     def record(
         self,
@@ -181,7 +181,7 @@ class _Silent:
 
 
 def worker_loop(processes: Processes) -> bool:
-    """Train along with the first process until it has no more runs.
+    """Train along with rank 0 until it has no more runs.
 
     Returns:
         Whether all went well; what did not is printed, or known to the process that failed.
@@ -193,7 +193,7 @@ def worker_loop(processes: Processes) -> bool:
         while (task := processes.broadcast()) is not None:
             text, resume = task
             config = RunConfig.from_json(text)
-            dataset = worker.checked(config, worker.load(config.data))
+            dataset = worker.require_edition(config, worker.load(config.data))
             train(config, dataset, _Silent(), resume=resume, place=processes.together)
     except Exception:
         processes.publish_error(traceback.format_exc())

@@ -1,4 +1,4 @@
-"""The networks of the experiments, by name and with any normalizer.
+"""The networks of the experiments, by name, with any normalizer.
 
 >>> from normkit.lab import models
 >>> plain = models.build("resnet18", norm="none", in_channels=3, size=32)

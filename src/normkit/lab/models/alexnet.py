@@ -1,4 +1,4 @@
-"""AlexNet: with dropout where it has no normalizer, without where it has one."""
+"""AlexNet: with dropout if it has no normalizer, without if it has one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def alexnet(
     width: int = 64,
     init: str = "pytorch",
 ) -> nn.Sequential:
-    """AlexNet with five convolutions and three dense layers, the one-tower version.
+    """Build AlexNet with five convolutions and three dense layers, the one-tower version.
 
     From 64 pixels on it is the network of Krizhevsky 2014 (arXiv 1404.5997): first convolution
     11×11 with stride 4, 3×3 pooling with stride 2; 61,100,840 parameters at 224 pixels, 3 channels

@@ -16,7 +16,7 @@ _DEVIATIONS = {"conv1": 1e-4, "conv2": 1e-2, "conv3": 1e-2, "fc1": 1e-1, "fc2": 
 
 
 def cifar10_quick(layers: Layers, image: Image, *, init: str = "caffe") -> nn.Sequential:
-    """Three 5×5 convolutions of 32, 32 and 64 channels, a dense layer of 64, the classes.
+    """Build three 5×5 convolutions of 32, 32 and 64 channels, a dense layer of 64, the logits.
 
     Source: Caffe, ``examples/cifar10/cifar10_quick_train_test.prototxt``. Max pooling after the
     first convolution and average pooling after the others, all 3×3 with stride 2 and Caffe's

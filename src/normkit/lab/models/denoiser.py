@@ -1,4 +1,4 @@
-"""A small network that restores images: one subnetwork of HINet.
+"""A small network for image restoration: one subnetwork of HINet.
 
 Source: Chen et al. 2021, *HINet: Half Instance Normalization Network for Image Restoration*,
 arXiv 2105.06086, section 3; details that the text leaves open are as in the authors' code.
@@ -43,7 +43,7 @@ class RestoringBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """``x`` plus what a U-Net of :class:`RestoringBlock` makes of it; see :func:`denoiser`."""
+    """``x`` plus the output of a U-Net of :class:`RestoringBlock`; see :func:`denoiser`."""
 
     def __init__(self, layers: Layers, channels: int, width: int, depth: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
 def denoiser(
     layers: Layers, image: Image, *, width: int = 16, depth: int = 2, init: str = "pytorch"
 ) -> Denoiser:
-    """A U-Net that learns what is to be added to the noisy image.
+    """Build a U-Net that learns the correction to add to the noisy image.
 
     The normalizer stands where HINet has half instance normalization: after the first convolution
     of each block on the way down, and nowhere on the way up. HINet itself is two such networks in

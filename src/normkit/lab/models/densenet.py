@@ -1,4 +1,4 @@
-"""DenseNet: every layer of a block sees the output of all layers before it.
+"""DenseNet: every layer of a block receives the output of all layers before it.
 
 Source: Huang et al. 2016, *Densely Connected Convolutional Networks*, arXiv 1608.06993, and the
 d2l book for the small one.
@@ -19,7 +19,7 @@ __all__ = ["DenseLayer", "densenet", "densenet121"]
 
 
 class DenseLayer(nn.Module):
-    """``[x, body(x)]`` along the channels.
+    """``[x, body(x)]``, concatenated along the channels.
 
     Args:
         body: normalizer, activation and convolution, in this order, once or twice.
@@ -63,7 +63,7 @@ def densenet(
     stem: int = 64,
     init: str = "kaiming",
 ) -> nn.Sequential:
-    """Dense blocks with transitions between them that halve the channels and the image.
+    """Build dense blocks, with transitions that halve the channels and the image.
 
     The default is the source's small one: 4 blocks of 4 layers, growth 32, no bottleneck. A layer
     is normalizer, activation, convolution, in this order. From 64 pixels on the stem is 7×7 with
@@ -122,7 +122,7 @@ def densenet(
 
 
 def densenet121(layers: Layers, image: Image, *, init: str = "kaiming") -> nn.Sequential:
-    """DenseNet-121: blocks of 6, 12, 24 and 16, growth 32, bottlenecks of 4 times the growth.
+    """Build DenseNet-121: blocks of 6, 12, 24 and 16, growth 32, bottlenecks of 4 × growth.
 
     7,978,856 parameters at 224 pixels, 3 channels and 1000 classes, as published.
     """

@@ -1,4 +1,4 @@
-"""The same network in other forms: as everybody writes it, with fused layers, and the quickest.
+"""Forms of one network: as usually written, with fused layers, and the fastest.
 
 The networks of this package keep normalizer and activation apart and change nothing in place, so
 that a hook sees each value. Whoever trains for speed writes them otherwise. No form changes
@@ -48,7 +48,7 @@ class _FusedResidual(Residual):
 
 
 def as_written(model: nn.Module) -> nn.Module:
-    """Let activations and sums work in place; changes ``model`` and gives it back."""
+    """Let activations and sums work in place; change ``model`` and return it."""
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True
@@ -56,7 +56,7 @@ def as_written(model: nn.Module) -> nn.Module:
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """Let normkit's normalizers apply the ReLU that follows, and add a block's shortcut.
+    """Fuse normkit's normalizers with the following ReLU and a block's shortcut.
 
     An activation that its normalizer has taken over becomes ``nn.Identity``, so names stay.
     Changes ``model`` and gives it back.
@@ -77,7 +77,7 @@ def fused(model: nn.Module) -> nn.Module:
 
 
 def quickest(model: nn.Module) -> nn.Module:
-    """The form that trains fastest on a CPU with the same numbers, to the bit.
+    """Convert to the form that trains fastest on a CPU with bitwise equal numbers.
 
     On top of :func:`fused`: a ReLU that still stands before a max pooling changes places with it,
     and has a quarter of the values to go through (the largest of them is the same one, and where
@@ -131,7 +131,7 @@ def _takes_act(module: nn.Module | None) -> bool:
 
 
 def form(name: str, layers: str, **options: Any) -> nn.Module:
-    """The network ``name`` with batch normalization by PyTorch ("torch") or normkit ("ours").
+    """Build network ``name`` with batch normalization by PyTorch ("torch") or normkit ("ours").
 
     Args:
         name: one of :data:`normkit.lab.models.MODELS`.

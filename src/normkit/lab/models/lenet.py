@@ -1,4 +1,4 @@
-"""LeNet-5, and the network of four convolutions made from it.
+"""LeNet-5, and a network of four convolutions derived from it.
 
 Both are plain sequences with named layers, so ``model.conv1`` is the first convolution and
 ``model.norm1`` whatever follows it (``nn.Identity`` where nothing does).
@@ -26,7 +26,7 @@ def lenet5(
     pool: str = "max",
     init: str = "pytorch",
 ) -> nn.Sequential:
-    """LeNet-5: convolutions of 6 and 16 channels, 5×5, then dense layers of 120 and 84.
+    """Build LeNet-5: 5×5 convolutions of 6 and 16 channels, then dense layers of 120 and 84.
 
     Each convolution and each hidden dense layer is followed by normalizer and activation, each
     activation of a convolution by 2×2 pooling. LeCun et al. 1998 pool by averages and use tanh;
@@ -73,7 +73,7 @@ def lenet5(
 
 
 def convnet4(layers: Layers, image: Image, *, init: str = "pytorch") -> nn.Sequential:
-    """Four convolutions in LeNet-5's manner, for looking at what reaches each layer.
+    """Build four convolutions in LeNet-5's manner, to observe the inputs of each layer.
 
     Channels 6, 16, 32 and 64, all 5×5 with padding 2, so the image keeps its size but for 2×2 max
     pooling after the first, second and fourth; then LeNet-5's dense layers. The widths are chosen

@@ -56,7 +56,7 @@ ACTIVATIONS: tuple[str, ...] = tuple(_ACTIVATIONS)
 
 
 def activation(name: str) -> nn.Module:
-    """A new activation module. Never in place: what a hook saw before it must stay as it was.
+    """Return a new activation module, never in place: a hook before it keeps its values.
 
     >>> activation("gelu")
     GELU(approximate='none')
@@ -65,7 +65,7 @@ def activation(name: str) -> nn.Module:
 
 
 def groups_for(channels: int, rank: int) -> int:
-    """How many groups GroupNorm gets: the largest divisor of ``channels`` up to a limit.
+    """Return GroupNorm's number of groups: the largest divisor of ``channels`` up to a limit.
 
     The limit is 32 groups (Wu & He 2018, arXiv 1803.08494, their default), and for images at
     least 2 channels a group, because with one GroupNorm would be InstanceNorm. Dense input has one
@@ -86,7 +86,7 @@ def _none(channels: int, rank: int, affine: bool) -> nn.Module:
 
 
 def _started(layer: nn.Module, gamma: float, beta: float) -> nn.Module:
-    """The layer, its γ and β started at these values. Draws no random number."""
+    """Set the initial γ and β of a layer. Draws no random number."""
     if (gamma, beta) != (1.0, 0.0):
         nn.init.constant_(cast("torch.Tensor", layer.weight), gamma)
         nn.init.constant_(cast("torch.Tensor", layer.bias), beta)
@@ -182,7 +182,7 @@ NORMS: tuple[str, ...] = tuple(_NORMS)
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The normalizer and the activation of one network, and where the normalizer goes.
+    """The normalizer and the activation of one network, and the normalizer's position.
 
     Attributes:
         norm: makes a normalizer from (channels, rank).
@@ -198,19 +198,19 @@ class Layers:
     plain: bool
 
     def conv_norm(self, channels: int) -> nn.Module:
-        """What follows a convolution (or, before one, precedes it in DenseNet)."""
+        """Return the module after a convolution (or, in DenseNet, before one)."""
         return self.norm(channels, 2) if self.norm_at in ("all", "conv") else nn.Identity()
 
     def dense_norm(self, channels: int) -> nn.Module:
-        """What follows a hidden dense layer."""
+        """Return the module after a hidden dense layer."""
         return self.norm(channels, 0) if self.norm_at in ("all", "fc") else nn.Identity()
 
     def activation(self) -> nn.Module:
-        """A new activation."""
+        """Return a new activation."""
         return activation(self.act)
 
     def conv_only(self, model: str) -> None:
-        """Refuse ``norm_at="fc"`` for a network whose only dense layer gives the logits."""
+        """Raise for ``norm_at="fc"`` if the network's only dense layer gives the logits."""
         if self.norm_at == "fc":
             raise OptionError(
                 message(
@@ -228,7 +228,7 @@ def layers_for(
     affine: bool,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Layers:
-    """Check the choices that every network shares and put them together.
+    """Check the options that every network shares, and combine them.
 
     Raises:
         OptionError: an unknown name; an option that the normalizer does not have, or lacks;

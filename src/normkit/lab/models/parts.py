@@ -1,4 +1,4 @@
-"""What all networks share besides their layers: checks, sizes, first weights."""
+"""Parts that all networks share besides their layers: checks, sizes, initial weights."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Maker = Callable[..., nn.Module]
 INITS: tuple[str, ...] = ("pytorch", "xavier", "kaiming")
 
 
-def choice(what: str, came: object, allowed: tuple[str, ...]) -> str:
-    """Check that ``came`` is one of ``allowed`` and give it back.
+def choice(what: str, value: object, allowed: tuple[str, ...]) -> str:
+    """Check that ``value`` is one of ``allowed`` and return it.
 
     Raises:
         OptionError: it is not; the message lists those that are.
@@ -36,15 +36,15 @@ def choice(what: str, came: object, allowed: tuple[str, ...]) -> str:
     >>> choice("act", "relu", ("relu", "gelu"))
     'relu'
     """
-    if isinstance(came, str) and came in allowed:
-        return came
+    if isinstance(value, str) and value in allowed:
+        return value
     raise OptionError(
-        message(f"{what} to be one of {', '.join(allowed)}", repr(came), "use one of these")
+        message(f"{what} to be one of {', '.join(allowed)}", repr(value), "use one of these")
     )
 
 
-def whole(what: str, came: object, least: int = 1) -> int:
-    """Check that ``came`` is a whole number of at least ``least`` and give it back.
+def whole(what: str, value: object, least: int = 1) -> int:
+    """Check that ``value`` is an integer of at least ``least`` and return it.
 
     Raises:
         TypeMismatchError: not an int (True and 28.0 are not).
@@ -53,18 +53,20 @@ def whole(what: str, came: object, least: int = 1) -> int:
     >>> whole("size", 28)
     28
     """
-    if not isinstance(came, int) or isinstance(came, bool):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise TypeMismatchError(
-            message(f"{what} to be an int", f"{came!r} ({type(came).__name__})", "pass an int")
+            message(f"{what} to be an int", f"{value!r} ({type(value).__name__})", "pass an int")
         )
-    if came < least:
-        raise OptionError(message(f"{what} of at least {least}", str(came), f"use {least} or more"))
-    return came
+    if value < least:
+        raise OptionError(
+            message(f"{what} of at least {least}", str(value), f"use {least} or more")
+        )
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """What goes in and what comes out: (N, channels, size, size) in, (N, classes) out."""
+    """Input and output shapes: (N, channels, size, size) in, (N, classes) out."""
 
     channels: int
     size: int
@@ -72,7 +74,7 @@ class Image:
 
 
 def pooled(size: int, kernel: int, stride: int = 1, padding: int = 0, *, ceil: bool = False) -> int:
-    """Side of what a convolution or pooling leaves of a side of ``size``.
+    """Return the side that a convolution or pooling leaves of a side of ``size``.
 
     >>> pooled(28, 5, padding=2), pooled(28, 2, 2), pooled(32, 3, 2, ceil=True)
     (28, 14, 16)
@@ -84,7 +86,7 @@ def pooled(size: int, kernel: int, stride: int = 1, padding: int = 0, *, ceil: b
 def initialise(
     model: nn.Module, init: str, *, fan: Literal["fan_in", "fan_out"] = "fan_in"
 ) -> None:
-    """Draw the first weights of all convolutions and dense layers, in the order of the modules.
+    """Draw the initial weights of all convolutions and dense layers, in module order.
 
     Transposed convolutions keep what they draw themselves.
 
@@ -109,7 +111,7 @@ def initialise(
 
 
 def too_small(model: str, size: int, least: int) -> None:
-    """Refuse an image so small that nothing would be left of it.
+    """Raise if an image is so small that the reductions leave nothing of it.
 
     Raises:
         OptionError: ``size`` is below ``least``.

@@ -1,4 +1,4 @@
-"""Max pooling by halves, for networks with so few channels that PyTorch's own is slow."""
+"""Max pooling in two halves, for networks with so few channels that PyTorch's is slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VECTORIZED_FROM = 16
 
 
 class HalvingMaxPool2d(nn.MaxPool2d):
-    """``nn.MaxPool2d(2)``, with the same values, quicker where no gradient is wanted.
+    """``nn.MaxPool2d(2)`` with equal values, faster where no gradient is needed.
 
     On a CPU, PyTorch's max pooling walks each window and keeps the place of its largest value,
     wanted or not; for LeNet-5 that is a third of an evaluation. Windows of 2×2 that do not overlap
@@ -32,7 +32,7 @@ class HalvingMaxPool2d(nn.MaxPool2d):
         super().__init__(2)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The largest value of each window."""
+        """Return the maximum of each window."""
         if torch.is_grad_enabled() or not _gains(input):
             return super().forward(input)  # type: ignore[no-any-return]
         return _halved(_halved(input, 2), 3)

@@ -1,4 +1,4 @@
-"""ResNet-18 to ResNet-152, the narrow ResNet-20 to -110, and the plain networks of their depths.
+"""ResNet-18 to -152, the narrow ResNet-20 to -110, and plain networks of equal depth.
 
 Source: He et al. 2015, *Deep Residual Learning for Image Recognition*, arXiv 1512.03385.
 """
@@ -30,7 +30,7 @@ _DEPTHS: dict[int, tuple[tuple[int, ...], bool]] = {
 
 
 class Residual(nn.Module):
-    """``act(body(x) + shortcut(x))``, or ``act(body(x))`` where there is no shortcut.
+    """``act(body(x) + shortcut(x))``, or ``act(body(x))`` without a shortcut.
 
     Args:
         body: convolutions, normalizers and activations, ending in a normalizer.
@@ -96,7 +96,7 @@ def resnet(
     zero_init: bool = False,
     init: str = "kaiming",
 ) -> nn.Sequential:
-    """A residual network: stem, stages that double the channels and halve the image, logits.
+    """Build a residual network: stem, stages that double channels and halve the image, logits.
 
     With four stages, from 64 pixels on the stem is the paper's, 7×7 with stride 2 and 3×3 max
     pooling with stride 2; below, it is one 3×3 convolution with stride 1 (as in the paper's CIFAR

@@ -244,7 +244,7 @@ def test_an_error_that_all_seeds_share_does_not_average_out(seeds: int) -> None:
 def test_values_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="finite"):
         interval([0.1, float("nan")])
-    with pytest.raises(OptionError, match="negative"):
+    with pytest.raises(OptionError, match="0 or more"):
         paired_test("?", [1.0, 2.0], unit="", smallest=-1)
 
 

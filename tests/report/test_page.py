@@ -285,7 +285,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, samples: ModuleTyp
     assert [each.name for each in path.parent.iterdir()] == ["report.html"]
 
     (path.parent / "taken").mkdir()
-    with pytest.raises(StoreError, match=r"needs a file that can be written.*To fix: name"):
+    with pytest.raises(StoreError, match=r"writable file for the report.*Fix: name"):
         write([], path.parent / "taken", about={})
     with pytest.raises(StoreError, match=r"report\.html"):
         write([], path / "below.html", about={})

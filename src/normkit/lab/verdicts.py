@@ -11,15 +11,18 @@ the differences gets Student's 95 % interval (two-sided), and the interval decid
 
 Two equal arms come out *supported* in 2.5 % of claims, the upper tail of a 95 % interval.
 
-A claim that says several things at once (faster *and* lower) is supported if each of them is, and
-not supported if one of them is not. Who looks at four things finds one of them by chance more often
-than who looks at one, so their words are corrected for their number by Holm's method (Holm 1979,
-Scandinavian Journal of Statistics 6), which holds the chance of one wrong word among them to 2.5 %
-in each direction. That all parts pass would need no correction (Berger 1982); with it the claim's
-word and those of its parts agree. Printed intervals are of 95 % each, as they stand.
+An endpoint with a *margin* asks for non-inferiority: minus the margin takes the place of zero, and
+of the smallest effect that matters. The printed effect is the plain one.
 
-No run is ever added, left out or cut short for what the verdict would be: which seeds there are is
-planned beforehand, a run ends early only when its own loss is no number, and nothing is judged
+A claim with several deciding endpoints (faster *and* lower) is supported if each of them is, and
+not supported if one of them is not. The more questions a claim asks, the likelier a false positive,
+so p-values are corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6), which
+holds the probability of one wrong verdict among them to 2.5 % in each direction. That all parts
+pass would need no correction (Berger 1982); with it the claim's verdict and those of its parts
+agree. Printed intervals are of 95 % each, uncorrected.
+
+No run is ever added, left out or cut short because of the verdict: the seeds are planned
+beforehand, a run stops early only when its loss becomes NaN or infinite, and nothing is judged
 before all planned runs are there.
 """
 
@@ -33,21 +36,21 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.findings import Comparison, Verdict
 
 __all__ = ["decide", "interval", "paired_test", "seeds_needed", "spread_ratios"]
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
-"""What each direction of a two-sided interval may err."""
+"""The error of each direction of a two-sided interval."""
 
 POWER = 0.8
-"""With how many of a hundred studies the number of seeds that is told would decide."""
+"""The probability that a study with the suggested number of seeds is decided."""
 
 MOST_SEEDS = 1_000_000
 MOST_FREEDOM = 1e6
-"""Of Student's distribution, which is a normal one by then."""
+"""Degrees of freedom from which Student's distribution counts as normal."""
 
 
 def interval(
@@ -91,8 +94,8 @@ def _moments(
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
         raise OptionError(
-            explain(
-                "an interval needs at least two finite values",
+            message(
+                "at least two finite values for an interval",
                 repr([float(value) for value in sample]),
                 "run more seeds",
             )
@@ -138,9 +141,7 @@ def paired_test(
     'supported'
     """
     if smallest < 0:
-        raise OptionError(
-            explain("the smallest effect that matters is not negative", repr(smallest), "use 0")
-        )
+        raise OptionError(message("a smallest effect of 0 or more", repr(smallest), "use 0"))
     if len(differences) < 2:
         return None
     effect, low, high = interval(differences, resolution=resolution, shared=shared)

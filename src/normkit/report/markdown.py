@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 from normkit.lab.findings import Comparison, Finding
 from normkit.report.text import number
 
@@ -70,8 +70,8 @@ def put_between(path: Path, text: str) -> bool:
         marks = [before.count(mark) for mark in (BEGIN, END)]
         if marks != [1, 1] or before.index(BEGIN) > before.index(END):
             raise StoreError(
-                explain(
-                    f"the table takes the place of what is between {BEGIN} and {END}",
+                message(
+                    f"a file with the marks {BEGIN} and {END}, once each and in this order",
                     f"{path}, with {marks[0]} of the first and {marks[1]} of the second"
                     + (", in the other order" if marks == [1, 1] else ""),
                     "put each into the file once, on a line of its own",
@@ -92,8 +92,8 @@ def put_between(path: Path, text: str) -> bool:
             part.unlink(missing_ok=True)
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
-            explain(
-                "the table goes into a text file that can be read and written",
+            message(
+                "a text file that can be read and written",
                 f"{path}: {error}",
                 "name another with --into",
             )

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from normkit.errors import StoreError, explain
+from normkit.errors import StoreError, message
 from normkit.lab.findings import Finding, Verdict
 from normkit.report import intervals, payload, text, views
 
@@ -89,8 +89,8 @@ def check_target(path: Path) -> None:
                 start = file.read(_MARKED).lstrip()
             if start and _MARK not in start:
                 raise StoreError(
-                    explain(
-                        "a report takes the place of an older report and of nothing else",
+                    message(
+                        "a new file or an older report of normkit",
                         f"{str(path)!r}, which normkit did not write",
                         "name another file, such as report.html",
                     )
@@ -105,8 +105,8 @@ def check_target(path: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
-        explain(
-            "the report needs a file that can be written",
+        message(
+            "a writable file for the report",
             f"{str(path)!r}: {error.strerror or error}",
             "name a file in a folder of your own, such as report.html",
         )

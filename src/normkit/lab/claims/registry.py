@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 import normkit.lab.claims
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 from normkit.lab.claims.claim import Claim
 from normkit.lab.data.catalogue import spec_of
 
@@ -84,8 +84,8 @@ def select(
     unknown = [key for key in wanted if key not in every]
     if unknown:
         raise OptionError(
-            explain(
-                f"a claim is one of {', '.join(every)}",
+            message(
+                f"keys among {', '.join(every)}",
                 ", ".join(unknown),
                 "choose from: normkit lab list",
             )

@@ -49,21 +49,25 @@ class Plan:
     """Runs seed by seed, setting by setting, arm by arm.
 
     ``base`` holds the fields that all runs share, ``presets`` those that replace them at a preset;
-    each of ``settings`` and each arm adds its own. ``seeds`` gives an arm fewer seeds than the
-    preset has, for arms that decide nothing. A field may be a function of :class:`At`.
+    each of ``settings`` (which may differ by preset) and each arm adds its own. ``seeds`` gives an
+    arm fewer seeds than the preset has, for arms that decide nothing. A field may be a function of
+    :class:`At`.
     """
 
     scales: Mapping[Preset, Scale]
     arms: Mapping[str, Fields]
     base: Fields
     presets: Mapping[Preset, Fields] = dataclasses.field(default_factory=dict)
-    settings: Sequence[Fields] = ({},)
+    settings: Sequence[Fields] | Mapping[Preset, Sequence[Fields]] = ({},)
     seeds: Mapping[str, Mapping[Preset, int]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, preset: Preset, available: Available) -> Arms:
         """The runs of this preset, each with its arm."""
         scale = self.scales[preset]
         images = available.at_most(scale.train, scale.test)
+        settings = self.settings
+        if isinstance(settings, Mapping):
+            settings = settings[preset]
         at = At(preset, available, scale, images["train_images"], images["test_images"])
         shared = {**self.base, **self.presets.get(preset, {}), **images}
 
@@ -77,7 +81,7 @@ class Plan:
         return [
             (arm, config(seed, setting, fields))
             for seed in range(scale.seeds)
-            for setting in self.settings
+            for setting in settings
             for arm, fields in self.arms.items()
             if seed < self.seeds.get(arm, {}).get(preset, scale.seeds)
         ]

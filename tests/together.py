@@ -1,9 +1,13 @@
-"""Several processes of a test at once, over gloo on this machine."""
+"""Run a worker in several processes at once, over gloo on this machine."""
 
 from __future__ import annotations
 
-import subprocess
+import multiprocessing
+import os
+import runpy
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,30 +16,55 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 300.0
+
+# Workers are forked from a process that has imported these, which takes seconds. Optimizers and
+# DistributedDataParallel import _dynamo.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "normkit"])
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # workers get this path, and import themselves by name
 
 
 def together(
     worker: ModuleType, sizes: Sequence[int], scenario: str, folder: Path
 ) -> list[dict[str, Any]]:
-    """Run ``worker`` once for each size, and collect what each process wrote, by rank.
+    """Run ``worker`` once for each size, and return what each process wrote, by rank.
 
-    It is called with its rank, all sizes, a file to meet at, the folder and the scenario, and
+    Its arguments are its rank, all sizes, a file to meet at, the folder and the scenario; it
     writes ``{rank}.pt``.
     """
     joined = ",".join(map(str, sizes))
+    outputs = [folder / f"{rank}.txt" for rank in range(len(sizes))]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning:normkit", "-m", worker.__name__,
-             str(rank), joined, str(folder / "rendezvous"), str(folder), scenario],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        _context.Process(
+            target=_run,
+            args=(output, worker.__name__,
+                  [str(rank), joined, str(folder / "rendezvous"), str(folder), scenario]),
         )
-        for rank in range(len(sizes))
+        for rank, output in enumerate(outputs)
     ]  # fmt: skip
     try:
-        outputs = [p.communicate(timeout=300)[0] for p in processes]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + TIMEOUT
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
     finally:
-        for p in processes:
-            p.kill()
-    for p, output in zip(processes, outputs, strict=True):
-        assert p.returncode == 0, output
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.exitcode == 0, output.read_text()
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(len(sizes))]
+
+
+def _run(output: Path, worker: str, arguments: list[str]) -> None:
+    """Run a module as ``python -W error::UserWarning:normkit -m worker`` does."""
+    with output.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(ROOT)
+    warnings.filterwarnings("error", category=UserWarning, module=r"normkit\Z")
+    sys.argv = [worker, *arguments]
+    runpy.run_module(worker, run_name="__main__", alter_sys=True)

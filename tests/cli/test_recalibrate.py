@@ -103,7 +103,7 @@ def test_a_user_in_their_own_folder(tmp_path: Path, user: Any, checkpoint: dict[
     )
     assert done.returncode == 0, done.stderr
     assert "recalibrate: 3 layers from 5,000 samples, 50 batches" in done.stdout
-    assert "Read last.pt (at state_dict), written last.recalibrated.pt" in done.stdout
+    assert "Read last.pt (at state_dict), wrote last.recalibrated.pt" in done.stdout
     assert (tmp_path / "last.pt").read_bytes() == before
 
     new = load(tmp_path / "last.recalibrated.pt")
@@ -256,7 +256,7 @@ def test_of_several_that_fit_one_is_chosen(checkpoint: dict[str, Any]) -> None:
     content = {"model": state, "ema": state, "teacher": {f"net.{k}": v for k, v in state.items()}}
     torch.save(content, "last.pt")
     said = refused("last.pt", *MINE)
-    assert "several that fit the model: model, ema, teacher.net" in said
+    assert "several: model, ema, teacher.net" in said
     recalibrate("last.pt", *MINE, "--key", "ema", "--samples", "300")
     new = load(Path("last.recalibrated.pt"))
     assert bits(new["model"]) == bits(content["model"])
@@ -308,10 +308,10 @@ def test_a_checkpoint_of_another_model(checkpoint: dict[str, Any]) -> None:
     said = refused("other.pt", "--model", "mine:lenet", *batches)
     assert "missing 5.running_var; unexpected extra.weight" in said
     said = refused("last.pt", "--model", "mine:other", *batches)
-    assert "fits the model" in said
+    assert "entries fit the model" in said
     torch.save({"epoch": 3}, "none.pt")
     said = refused("none.pt", "--model", "mine:lenet", *batches)
-    assert "got a dict with epoch" in said
+    assert "received a dict with epoch" in said
     assert not list(Path().glob("*recalibrated*"))
 
 
@@ -323,7 +323,7 @@ class Whole(nn.Linear):
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save(Whole(1, 1), "whole.pt")
     said = refused("whole.pt", *MINE)
-    assert "torch.load(weights_only=True) says" in said
+    assert "torch.load(weights_only=True) refuses" in said
     assert "save its state dict alone" in said
     Path("text.pt").write_text("no checkpoint")
     assert "plain values only" in refused("text.pt", *MINE)
@@ -344,21 +344,21 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
         (("--model", "mine:number"), "a torch.nn.Module for --model"),
         (("--model", "mine:needs"), "which needs arguments"),
         (("--model", "mine:loader"), "which returns a list"),
-        (("--model", "mine:without", "--key", "state_dict"), "fits the model"),
+        (("--model", "mine:without", "--key", "state_dict"), "entries fit the model"),
         (("--batches", "mine:number"), "an iterable of batches, such as a DataLoader"),
         (("--batches", "mine:nothing"), "at least one batch"),
-        (("--batches", "mine:lenet"), "the first element of a batch is a tensor"),
-        (("--samples", "many"), "--samples is a number or 'all'"),
-        (("--samples", "0"), "samples is a number of at least 1"),
-        (("--tolerance", "-1"), "tolerance is a relative standard error"),
-        (("--device", "cuda:99"), "--device is a device that torch can use here"),
-        (("--device", "moon"), "--device is a device that torch can use here"),
-        (("--layerwise", "--batches", "mine:slow"), "goes over the batches several times"),
-        (("--out", "last.pt"), "the checkpoint itself is never written over"),
-        (("--out", "linked.pt", "--force"), "the checkpoint itself is never written over"),
+        (("--batches", "mine:lenet"), "whose first element is a tensor"),
+        (("--samples", "many"), "--samples as a number or 'all'"),
+        (("--samples", "0"), "samples of at least 1"),
+        (("--tolerance", "-1"), "tolerance as a relative standard error"),
+        (("--device", "cuda:99"), "--device as a device that torch can use here"),
+        (("--device", "moon"), "--device as a device that torch can use here"),
+        (("--layerwise", "--batches", "mine:slow"), "re-iterable batches for layerwise=True"),
+        (("--out", "last.pt"), "another file than the checkpoint itself"),
+        (("--out", "linked.pt", "--force"), "another file than the checkpoint itself"),
         (("--out", "there.pt"), "or add --force"),
-        (("--out", "nowhere/new.pt"), "a folder that exists and can be written"),
-        (("--out", "."), "a folder that exists and can be written"),
+        (("--out", "nowhere/new.pt"), "a folder that exists and is writable"),
+        (("--out", "."), "a folder that exists and is writable"),
     ],
 )
 def test_wrong_options_write_nothing(

@@ -47,7 +47,7 @@ def main(folder, look):
     )  # fmt: skip
     model = Model()
     trainer.fit(model, DataLoader(data, 5, shuffle=False), DataLoader(data, 20))
-    samples = callback.found.samples if look else 0
+    samples = callback.result.samples if look else 0
     result = (x, model.seen, model.state_dict(), samples)
     torch.save(result, Path(folder) / f"{look}-{trainer.global_rank}.pt")
 

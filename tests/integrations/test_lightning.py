@@ -158,14 +158,14 @@ def test_validation_sees_what_recalibrate_finds(images: Any, tmp_path: Path) -> 
     model, callback = Looks(), Recalibrate(samples=None)
     train = loader(images[0], shuffle=False)
     trainer(tmp_path, callback, epochs=1).fit(model, train, DataLoader(images[1], 100))
-    assert callback.found is not None
-    assert callback.found.samples == 600
+    assert callback.result is not None
+    assert callback.result.samples == 600
     inputs = [x for x, _ in DataLoader(images[0], 50)]
     expected = nk.recalibrate(model.net_then.train(), inputs, samples=None)
     (seen,) = model.seen
-    assert holds(seen, callback.found)
+    assert holds(seen, callback.result)
     assert holds({k.removeprefix("net."): v for k, v in seen.items()}, expected)
-    assert not holds(model.state_dict(), callback.found)
+    assert not holds(model.state_dict(), callback.result)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ def test_a_checkpoint_holds_the_statistics_it_was_judged_by(
     trainer(tmp_path, saves, callback).fit(model, loader(images[0]), DataLoader(images[1], 100))
     paths = sorted(p for p in tmp_path.glob("*.ckpt") if "last" not in p.name)
     assert len(paths) == 2
-    assert callback.found is not None
+    assert callback.result is not None
     for path, seen in zip(paths, model.seen, strict=True):
         saved = torch.load(path, weights_only=True)
         assert same(saved["state_dict"], seen)
-    assert holds(saved["state_dict"], callback.found)
+    assert holds(saved["state_dict"], callback.result)
     if "save_last" in when:
         last = torch.load(tmp_path / "last.ckpt", weights_only=True)
-        assert holds(last["state_dict"], callback.found)
+        assert holds(last["state_dict"], callback.result)
     # A checkpoint that no validation came before has training's own.
-    assert not holds(model.state_dict(), callback.found)
+    assert not holds(model.state_dict(), callback.result)
 
 
 def test_a_checkpoint_between_validations_is_trainings_own(images: Any, tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_training_resumed_goes_on_with_its_own_averages(images: Any, tmp_path: P
 def test_kept_they_stay_and_training_goes_on_from_them(images: Any, tmp_path: Path) -> None:
     model, callback = LeNet(), Recalibrate(keep=True)
     trainer(tmp_path, callback).fit(model, loader(images[0]), DataLoader(images[1], 100))
-    assert callback.found is not None
-    assert holds(model.state_dict(), callback.found)
+    assert callback.result is not None
+    assert holds(model.state_dict(), callback.result)
     assert callback.state_dict() == {}
 
 
@@ -239,12 +239,12 @@ def test_test_and_validate_by_themselves(images: Any, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     callback = Recalibrate()
     for name in ("validate", "test"):
-        with pytest.raises(OptionError, match="it has not trained"):
+        with pytest.raises(OptionError, match="the trainer has not trained"):
             getattr(trainer(tmp_path, callback), name)(model, test, verbose=False)
         given = Recalibrate(loader(images[0]))
         getattr(trainer(tmp_path, given), name)(model, test, verbose=False)
-        assert given.found is not None
-        assert holds(model.seen[-1], given.found)
+        assert given.result is not None
+        assert holds(model.seen[-1], given.result)
         assert same(model.state_dict(), before)
     trainer(tmp_path, Recalibrate(on_test=False)).test(model, test, verbose=False)
     assert same(model.seen[-1], before)
@@ -252,10 +252,10 @@ def test_test_and_validate_by_themselves(images: Any, tmp_path: Path) -> None:
     model.train()
     one = trainer(tmp_path, callback, epochs=1, limit_val_batches=0)
     one.fit(model, loader(images[0]), DataLoader(images[1], 100))
-    assert callback.found is None
+    assert callback.result is None
     one.test(model, test, verbose=False)
-    assert callback.found is not None
-    assert holds(model.seen[-1], callback.found)
+    assert callback.result is not None
+    assert holds(model.seen[-1], callback.result)
 
 
 class FromTheStart(LeNet):
@@ -280,9 +280,9 @@ def test_layers_held_still_in_training_are_left(
 ) -> None:
     model, callback = kind(), Recalibrate()
     trainer(tmp_path, callback, epochs=1).fit(model, loader(images[0]), DataLoader(images[1], 100))
-    assert callback.found is not None
-    assert list(callback.found.layers) == ["net.5"]
-    assert [row.name for row in callback.found.left] == ["net.1"]
+    assert callback.result is not None
+    assert list(callback.result.layers) == ["net.5"]
+    assert [row.name for row in callback.result.skipped] == ["net.1"]
     assert (model.seen[-1]["net.1.running_mean"] == 0).all()
     assert (model.seen[-1]["net.5.running_mean"] != 0).any()
     assert not model.net[1].training
@@ -306,9 +306,9 @@ def test_batches_come_as_the_model_gets_them(precision: Any, images: Any, tmp_pa
     one = trainer(tmp_path, callback, epochs=1, precision=precision)
     one.fit(model, loader(images[0]), DataLoader(images[1], 100))
     inputs = [x for x, _ in DataLoader(images[0], 50)]
-    assert callback.found is not None
+    assert callback.result is not None
     x = 3 * (torch.cat(inputs).double() + 1)
-    found = callback.found.layers["net.0"]
+    found = callback.result.layers["net.0"]
     torch.testing.assert_close(found.mean, x.mean()[None])
     torch.testing.assert_close(found.variance, x.var()[None])
     assert model.seen[-1]["net.0.running_mean"].dtype == (
@@ -375,8 +375,8 @@ def test_a_module_without_forward_says_how(images: Any, tmp_path: Path) -> None:
     model = Silent()
     callback = Recalibrate(forward=lambda module, batch: module.net(batch[0]))
     trainer(tmp_path, callback, epochs=1).fit(model, *batches)
-    assert callback.found is not None
-    assert holds(model.seen[-1], callback.found)
+    assert callback.result is not None
+    assert holds(model.seen[-1], callback.result)
 
 
 def test_what_cannot_go_well_is_found_before_training(images: Any, tmp_path: Path) -> None:
@@ -390,14 +390,14 @@ def test_what_cannot_go_well_is_found_before_training(images: Any, tmp_path: Pat
 
     plain = LeNet()
     plain.net[1] = plain.net[5] = nn.Identity()
-    assert "remembers moments" in refused(plain, loader(images[0]), Recalibrate())
+    assert "a layer with running statistics" in refused(plain, loader(images[0]), Recalibrate())
     several = {"a": loader(images[0]), "b": loader(images[0])}
     assert "if it has one loader; got a dict" in refused(LeNet(), several, Recalibrate())
     ema = EMAWeightAveraging()
     assert "exchanges them" in refused(LeNet(), loader(images[0]), ema, Recalibrate())
-    with pytest.raises(OptionError, match="gone over once"):
+    with pytest.raises(OptionError, match="iterated over once"):
         Recalibrate(iter([torch.ones(2, 1)]))
-    with pytest.raises(OptionError, match="samples is a number"):
+    with pytest.raises(OptionError, match="samples of at least 1"):
         Recalibrate(samples=0)
     with pytest.raises(nk.TypeMismatchError, match="iterable of batches"):
         Recalibrate(torch.ones(2, 1))
@@ -425,7 +425,7 @@ batches = DataLoader(TensorDataset(torch.randn(20, 2)), 5)
 callback = Recalibrate()
 pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False,
            enable_checkpointing=False, enable_progress_bar=False).fit(Model(), batches, batches)
-assert callback.found.samples == 20
+assert callback.result.samples == 20
 print([m for m in ("lightning", "pytorch_lightning") if m in sys.modules])
 """
 

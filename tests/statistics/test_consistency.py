@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit.errors import DataError, NormkitError, OptionError
 from normkit.statistics import consistency
-from tests.statistics.test_left_alone import IMAGES, assert_same, snapshot, trained
+from tests.statistics.test_preserve import IMAGES, assert_same, snapshot, trained
 
 
 def net(source: Any) -> nn.Sequential:
@@ -61,19 +61,19 @@ def test_outputs_are_those_of_the_two_modes(source: Any) -> None:
 def test_a_layer_is_blamed_for_what_it_remembers_itself(source: Any) -> None:
     model = net(source)
     nk.recalibrate(model, BATCHES, samples=None)
-    assert consistency(model, BATCHES, samples=None).parts_at is None
+    assert consistency(model, BATCHES, samples=None).first_mismatch is None
     with torch.no_grad():
         model[1].running_mean += model[1].running_var.sqrt() / 2
         model[1].running_var *= 4
     found = consistency(model, BATCHES, samples=None)
-    assert found.parts_at == "1"
+    assert found.first_mismatch == "1"
     assert found.layers["1"].mean == pytest.approx(0.5, abs=0.01)
     assert found.layers["1"].variance == pytest.approx(4, rel=0.01)
     # The layer behind is right for itself; evaluation shows it something else all the same.
-    assert not found.layers["5"].far
-    assert found.inherited["5"].far
+    assert not found.layers["5"].matters
+    assert found.inherited["5"].matters
     text = repr(found)
-    assert "they part at 1;" in text and "recalibrate" in text
+    assert "first mismatch at 1;" in text and "recalibrate" in text
     assert "% of predictions agree" in text
 
 
@@ -85,7 +85,7 @@ def test_chance_is_not_blamed() -> None:
     gap = found.layers[""]
     assert gap.mean > 0.1  # 1/√50 of a deviation by chance alone
     assert 0.5 < gap.mean_errors < 2
-    assert found.parts_at is None
+    assert found.first_mismatch is None
 
 
 def test_what_evaluation_shows_the_layers_behind() -> None:
@@ -105,7 +105,7 @@ def test_nothing_changes() -> None:
         found = consistency(model, IMAGES.split(20))
         assert_same(before, snapshot(model))
         assert "not finite" in repr(found)  # its NaN
-        assert found.parts_at == "norm1"
+        assert found.first_mismatch == "norm1"
 
         def broken() -> Any:
             yield IMAGES[:20]
@@ -120,7 +120,7 @@ def test_frozen_layers_are_named() -> None:
     model = net(nk)
     nk.freeze(model[1])
     found = consistency(model, BATCHES)
-    assert [row.name for row in found.left] == ["1"]
+    assert [row.name for row in found.skipped] == ["1"]
     assert list(found.layers) == ["5"]
 
 
@@ -155,8 +155,8 @@ class Silent(nn.Sequential):
         (nk.BatchNorm2d(3), [], {}, DataError, "at least one batch"),
         (nk.BatchNorm2d(3), [IMAGES[:0]], {}, DataError, "at least one batch"),
         (nk.BatchNorm2d(3), [IMAGES], {"samples": -1}, OptionError, "samples=-1"),
-        (Silent(nk.BatchNorm2d(3)), [IMAGES], {}, DataError, "gives back a tensor"),
-        (nn.ReLU(), [IMAGES], {}, NormkitError, "ReLU with none"),
+        (Silent(nk.BatchNorm2d(3)), [IMAGES], {}, DataError, "returns a tensor"),
+        (nn.ReLU(), [IMAGES], {}, NormkitError, "ReLU without one"),
     ],
 )
 def test_bad_input(

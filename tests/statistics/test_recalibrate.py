@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.lab import models
-from normkit.statistics import Memory, memory_of
+from normkit.statistics import StatsSpec, stats_spec
 from tests.statistics.truth import population, relative
 
 
@@ -167,7 +167,7 @@ def test_layer_by_layer_is_exact_with_batches_of_any_size(source: Any, size: int
     found = nk.recalibrate(model, images.split(size), samples=None, layerwise=True)
     exact = relative(found, truth)
     # Its rule for when to stop: a tenth of the standard error, which is a few percent here.
-    assert all(exact[name] < 0.1 * found.moved[name].error + 1e-6 for name in truth), exact
+    assert all(exact[name] < 0.1 * found.shifts[name].error + 1e-6 for name in truth), exact
     assert found.passes <= 5
     assert exact["1"] == pytest.approx(0, abs=1e-6)
     if size == 3:
@@ -187,7 +187,7 @@ def test_layer_by_layer_is_exact_in_a_deep_network() -> None:
     found = nk.recalibrate(model, images.split(8), samples=None, layerwise=True)
     exact = relative(found, population(model, images))
     assert found.passes > 5
-    assert all(exact[name] < 0.1 * found.moved[name].error + 1e-6 for name in exact), exact
+    assert all(exact[name] < 0.1 * found.shifts[name].error + 1e-6 for name in exact), exact
 
 
 def test_layer_by_layer_ends_when_every_pass_has_other_batches() -> None:
@@ -276,11 +276,11 @@ def test_layers_of_others_join() -> None:
     class Derived(ChannelsLast):
         pass
 
-    assert memory_of(ChannelsLast()) is None
+    assert stats_spec(ChannelsLast()) is None
 
-    @memory_of.register(ChannelsLast)
-    def _(layer: ChannelsLast) -> Memory:
-        return Memory("m", "v", values=lambda _, x: x.movedim(-1, 1))
+    @stats_spec.register(ChannelsLast)
+    def _(layer: ChannelsLast) -> StatsSpec:
+        return StatsSpec("m", "v", values=lambda _, x: x.movedim(-1, 1))
 
     model = nn.Sequential(Derived())
     batches = [x.movedim(1, -1) for x in drifting(shape=(3, 4, 5))]

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, written whole or not at all."""
+"""Checkpoint files: read without running code, written atomically."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 
-from normkit.errors import DataError, OptionError, explain
+from normkit.errors import DataError, OptionError, message
 
-__all__ = ["check_target", "read", "write"]
+__all__ = ["check_target", "read_checkpoint", "write_checkpoint"]
 
 
-def read(path: Path) -> Any:
-    """All that a checkpoint holds, on the CPU.
+def read_checkpoint(path: Path) -> Any:
+    """Read the content of a checkpoint, on the CPU.
 
-    Only tensors and plain values are read: no code that a file may carry is run.
+    Only tensors and plain values are read: no code in the file is run.
 
     Raises:
-        DataError: no such file, or one that cannot be read so.
+        DataError: there is no such file, or it holds anything else.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            explain(
-                "a checkpoint is a file by torch.save that holds tensors and plain values only",
-                f"{path}, of which torch.load(weights_only=True) says: {said}",
+            message(
+                "a file by torch.save with tensors and plain values only",
+                f"{path}, which torch.load(weights_only=True) refuses: {reason}",
                 "name another file; or if it holds more and you trust it, save its state dict "
                 "alone: torch.save(torch.load(path, weights_only=False)['state_dict'], "
                 "'state.pt'), or .state_dict() where it holds a whole model",
@@ -39,29 +39,30 @@ def read(path: Path) -> Any:
 
 
 def check_target(target: Path, checkpoint: Path, *, force: bool) -> None:
-    """Find out that a file cannot be written before anything is computed.
+    """Raise before anything is computed if ``target`` cannot be written.
 
     Raises:
-        OptionError: it is the checkpoint itself, there already, or in no folder to write to.
+        OptionError: it is the checkpoint itself, exists already, or is in no writable folder.
     """
     folder = target.absolute().parent
     if target.exists() and checkpoint.exists() and target.samefile(checkpoint):
-        rule, do = "the checkpoint itself is never written over", "name another file"
+        expected, fix = "another file than the checkpoint itself", "name another file"
     elif target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        rule = "the result is a file in a folder that exists and can be written"
-        do = "make the folder, or name another file"
+        expected = "a file in a folder that exists and is writable"
+        fix = "make the folder, or name another file"
     elif target.exists() and not force:
-        rule, do = "a file that is there is kept", "name another file, or add --force"
+        expected = "a new file: an existing file is not overwritten"
+        fix = "name another file, or add --force"
     else:
         return
-    raise OptionError(explain(rule, str(target), do))
+    raise OptionError(message(expected, str(target), fix))
 
 
-def write(target: Path, content: Any) -> None:
-    """Write a checkpoint; a reader sees the old file or the new one, never a part.
+def write_checkpoint(target: Path, content: Any) -> None:
+    """Write a checkpoint atomically: a reader sees the old file or the new one, never a part.
 
     Raises:
-        DataError: it could not be written, such as to a full disk.
+        DataError: it cannot be written, such as to a full disk.
     """
     name = ""
     try:
@@ -70,7 +71,7 @@ def write(target: Path, content: Any) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp lets nobody else read; a checkpoint is for whom the user's mask says.
+        # mkstemp lets only the owner read; a checkpoint gets the permissions of the user's mask.
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
@@ -78,13 +79,13 @@ def write(target: Path, content: Any) -> None:
     except BaseException as error:
         if name:
             Path(name).unlink(missing_ok=True)
-        # torch tells of a full disk by a RuntimeError.
+        # torch raises RuntimeError when the disk is full.
         if not isinstance(error, (OSError, RuntimeError)):
             raise
         raise DataError(
-            explain(
-                "the result is written whole",
-                f"of {target.absolute().parent}: {error}",
-                "make room, or name another folder",
+            message(
+                "room for the whole file",
+                f"from {target.absolute().parent}: {error}",
+                "free some space, or name another folder",
             )
         ) from error

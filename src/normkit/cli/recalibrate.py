@@ -1,4 +1,4 @@
-"""``normkit recalibrate``: a checkpoint with population statistics, from one that lacks them."""
+"""``normkit recalibrate``: replace the running statistics of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,67 +18,70 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["recalibrate"]
 
 
 def recalibrate(
-    checkpoint: Annotated[Path, typer.Argument(help="A file by torch.save; it is kept.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A file by torch.save; it is not changed.")],
     model: Annotated[
         str,
-        typer.Option(help="package.module:attribute, a module or a function that makes one."),
+        typer.Option(help="package.module:attribute, a module or a function that returns one."),
     ],
     batches: Annotated[
         str,
-        typer.Option(help="package.module:attribute, batches or a function that makes them."),
+        typer.Option(help="package.module:attribute, batches or a function that returns them."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; NAME.recalibrated.pt if not given.")
+        Path | None, typer.Option(help="File to write. Default: NAME.recalibrated.pt.")
     ] = None,
     samples: Annotated[
         str, typer.Option(help="Stop at so many samples; 'all' for all there are.")
     ] = "10000",
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Stop when the worst layer is known to this; 0.01 is one percent."),
+        typer.Option(help="Stop when the worst layer's relative standard error is below this."),
     ] = None,
     layerwise: Annotated[
-        bool, typer.Option("--layerwise", help="For batches of a few samples; several passes.")
+        bool,
+        typer.Option("--layerwise", help="For batches of a few samples; makes several passes."),
     ] = False,
     key: Annotated[
-        str | None, typer.Option(help="Where in the checkpoint, if several parts fit the model.")
+        str | None, typer.Option(help="Part of the checkpoint, if several fit the model.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cuda.")] = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Write over a file there is.")] = False,
+    device: Annotated[str, typer.Option(help="Device to run the model on, such as cuda.")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON for a program to read.")
+        bool, typer.Option("--json", help="Print JSON, for a program to read.")
     ] = False,
 ) -> None:
     """Replace a checkpoint's running means and variances by those of data under its weights.
 
-    Only they differ in the file written; weights, optimizer and all else are as they were. The
+    Everything else in the new file is as in the checkpoint: weights, optimizer and the rest. The
     checkpoint is read as data: no code in it is run. --model and --batches are imported from the
     current directory or the installed packages.
     """
-    target = _beside(checkpoint) if out is None else out
+    target = _default_target(checkpoint) if out is None else out
     with errors():
         options = {"samples": _number(samples), "tolerance": tolerance, "layerwise": layerwise}
-        # A program reads what goes to standard output; what the user's modules print does not.
+        # Standard output is for a program; what the user's modules print goes to standard error.
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         try:
             with terminated_like_interrupted(), quiet:
-                name, found = _run(checkpoint, target, model, batches, key, device, force, options)
+                part_key, result = _run(
+                    checkpoint, target, model, batches, key, device, force, options
+                )
         except KeyboardInterrupt:
             console(stderr=True).print("Stopped; nothing was written.")
             raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        print_json({"path": str(target), "key": name, **found.summary()})
+        print_json({"path": str(target), "key": part_key, **result.summary()})
         return
     out_console = console()
-    out_console.print(repr(found), soft_wrap=True)
-    place = f" (at {name})" if name else ""
-    out_console.print(f"Read {checkpoint}{place}, written {target}", soft_wrap=True)
+    out_console.print(repr(result), soft_wrap=True)
+    part = f" (at {part_key})" if part_key else ""
+    out_console.print(f"Read {checkpoint}{part}, wrote {target}", soft_wrap=True)
 
 
 def _run(
@@ -91,44 +94,44 @@ def _run(
     force: bool,
     options: dict[str, Any],
 ) -> tuple[str, Any]:
-    """The part of the checkpoint that was taken, and what was done to it."""
+    """Write the new checkpoint; return the key of the recalibrated part, and the result."""
     from torch import nn
 
-    from normkit.cli import checkpoint as parts
-    from normkit.cli import checkpoint_files as files
+    from normkit.cli.checkpoint import load_part, locate_part, replace_stats
+    from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
     from normkit.cli.objects import call_or_return, find_object
-    from normkit.statistics import recalibrate as recalibrated
-    from normkit.statistics.batches import check_batches, moved, prepared
+    from normkit.statistics import recalibrate as recalibrate_model
+    from normkit.statistics.batches import check_batches, map_batches, to_device
 
-    files.check_target(target, checkpoint, force=force)
+    check_target(target, checkpoint, force=force)
     device = _device(device_name)
-    content = files.read(checkpoint)
+    content = read_checkpoint(checkpoint)
     model = call_or_return(
         find_object(model_name, "--model"),
-        lambda found: isinstance(found, nn.Module),
+        lambda value: isinstance(value, nn.Module),
         "a torch.nn.Module",
         "--model",
     )
-    place = parts.locate(content, model, key)
-    parts.fill(model, place, content)
+    part = locate_part(content, model, key)
+    load_part(model, part, content)
     batches = call_or_return(
         find_object(batches_name, "--batches"),
-        lambda found: isinstance(found, Iterable) and not isinstance(found, type),
+        lambda value: isinstance(value, Iterable) and not isinstance(value, type),
         "an iterable of batches, such as a DataLoader",
         "--batches",
     )
     check_batches(batches)
-    found = recalibrated(
-        model.to(device), prepared(batches, partial(moved, device=device)), **options
+    result = recalibrate_model(
+        model.to(device), map_batches(partial(to_device, device=device), batches), **options
     )
-    content = parts.exchanged(content, place, model)
-    files.check_target(target, checkpoint, force=force)  # it took a while
-    files.write(target, content)
-    return place.name, found
+    content = replace_stats(content, part, model)
+    check_target(target, checkpoint, force=force)  # which may have changed since
+    write_checkpoint(target, content)
+    return part.name, result
 
 
-def _beside(checkpoint: Path) -> Path:
-    """``NAME.recalibrated.pt`` for ``NAME.pt``, and likewise with other endings."""
+def _default_target(checkpoint: Path) -> Path:
+    """Return ``NAME.recalibrated.pt`` for ``NAME.pt``, and likewise with other endings."""
     return checkpoint.parent / f"{checkpoint.stem}.recalibrated{checkpoint.suffix or '.pt'}"
 
 
@@ -139,7 +142,7 @@ def _number(samples: str) -> int | None:
         return int(samples.replace("_", ""))
     except ValueError:
         raise OptionError(
-            explain("--samples is a number or 'all'", samples, "leave it out for 10,000")
+            message("--samples as a number or 'all'", samples, "leave it out for 10,000")
         ) from None
 
 
@@ -152,8 +155,8 @@ def _device(name: str) -> Any:
     # An assertion where torch was built without CUDA.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise OptionError(
-            explain(
-                "--device is a device that torch can use here",
+            message(
+                "--device as a device that torch can use here",
                 f"{name} ({str(error).splitlines()[0]})",
                 "leave it out for the CPU",
             )

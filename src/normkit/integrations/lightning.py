@@ -1,7 +1,7 @@
 """A callback for PyTorch Lightning: validation with population statistics.
 
-Needs ``lightning`` or ``pytorch_lightning``, which ``normkit[lightning]`` brings; nothing else of
-this package imports it.
+Needs ``lightning`` or ``pytorch_lightning``, which ``normkit[lightning]`` installs; nothing else
+in this package imports it.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import OptionError, explain
-from normkit.integrations.stats_swap import Exchange, write
+from normkit.errors import OptionError, message
+from normkit.integrations.stats_swap import StatsSwap, write_stats
 from normkit.statistics.batches import (
     Forward,
     check_batches,
     check_samples,
     check_tolerance,
-    prepared,
+    map_batches,
 )
-from normkit.statistics.preserve import modes_kept
+from normkit.statistics.preserve import preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results import Recalibration
-from normkit.statistics.stats_layers import find, memory_of, unwrapped
+from normkit.statistics.stats_layers import find_norm_layers, stats_spec, unwrap
 
 __all__ = ["Recalibrate"]
 
 
 def _base() -> Any:
-    """Lightning's class for callbacks, of whichever of its two names the program uses."""
+    """Return Lightning's class for callbacks, under the one of its two names in use."""
     names = ("lightning.pytorch", "pytorch_lightning")
-    # The one that is imported already is the one whose Trainer will be used.
+    # The one that is already imported is the one whose Trainer will be used.
     for name in sorted(names, key=lambda name: name not in sys.modules):
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             return importlib.import_module(name).Callback
     raise ImportError(
-        explain(
-            "normkit.integrations.lightning needs lightning or pytorch_lightning",
+        message(
+            "lightning or pytorch_lightning to be installed",
             "neither",
             "pip install 'normkit[lightning]'",
         )
@@ -49,37 +49,35 @@ def _base() -> Any:
 
 
 class Recalibrate(_base()):  # type: ignore[misc]
-    """Validate, and test, with population statistics: :func:`normkit.recalibrate` before each.
+    """Validate and test with population statistics: :func:`normkit.recalibrate` before each.
 
-    The statistics are taken from the training data under the weights as they are then. They stay
-    until the next training step begins, so whatever is saved in between, such as by
-    ``ModelCheckpoint`` at the end of validation or of the epoch, holds the statistics that it was
-    judged by. Then training's own running averages are put back, bit by bit: training goes on as
-    it would without the callback. A checkpoint also keeps those, and ``fit(ckpt_path=…)`` goes on
-    with them.
+    The statistics are taken from the training data under the current weights. They stay until the
+    next training step begins, so what is saved in between, such as by ``ModelCheckpoint`` at the
+    end of validation or of the epoch, contains the statistics that it was validated with. Then
+    training's running averages are restored bit for bit: training continues as it would without
+    the callback. A checkpoint contains those too, and ``fit(ckpt_path=…)`` resumes with them.
 
-    The training data's loader is copied and not touched, in the middle of an epoch either; the
-    random state is kept. Lightning's sanity check is left as it is. With several processes each
-    looks at its share and the shares are merged.
+    The training data's loader is copied, so an epoch is not disturbed; the random state is
+    restored. Lightning's sanity check is not affected. With several processes each measures its
+    share and the shares are merged.
 
     Args:
-        batches: take the statistics from these, an iterable that can be gone over several times;
-            None for the training data that the trainer has, or last had. With several processes:
-            each its own share.
+        batches: take the statistics from these, a re-iterable; None for the training data that
+            the trainer has, or last had. With several processes: each its own share.
         samples, tolerance, layerwise, forward: as in :func:`normkit.recalibrate`. ``forward`` is
             called with the LightningModule and a batch on its device; without it the module's own
             ``forward`` is called.
-        keep: leave the statistics in the model; training's averages go on from them.
+        keep: leave the statistics in the model; training's averages continue from them.
         on_test: before ``trainer.test`` too.
 
     Attributes:
-        found: what the last one gave, to be printed; None before the first.
+        result: the latest :class:`normkit.statistics.Recalibration`; None before the first.
 
     Raises:
         OptionError: when training begins, not after its first epoch: an argument outside its
-            range, no batches to take, a module without ``forward``, or beside a callback that
-            exchanges the weights for validation.
-        StatisticsError: likewise, for a model without layers that remember statistics.
+            range, no batches to take, a module without ``forward``, or a callback that swaps the
+            weights for validation.
+        StatisticsError: likewise, for a model without layers that keep running statistics.
 
     >>> callback = Recalibrate(samples=5_000)    # Trainer(callbacks=[callback])
     """
@@ -102,9 +100,9 @@ class Recalibrate(_base()):  # type: ignore[misc]
             check_batches(batches)
         if isinstance(batches, Iterator):
             raise OptionError(
-                explain(
-                    "the batches are gone over before each validation",
-                    f"a {type(batches).__name__}, which can be gone over once",
+                message(
+                    "re-iterable batches, for one pass before each validation",
+                    f"a {type(batches).__name__}, which can be iterated over once",
                     "pass a list or a DataLoader",
                 )
             )
@@ -117,54 +115,54 @@ class Recalibrate(_base()):  # type: ignore[misc]
         }
         self.keep = keep
         self.on_test = on_test
-        self.found: Recalibration | None = None
-        self._exchange = Exchange()
+        self.result: Recalibration | None = None
+        self._swap = StatsSwap()
         self._loaded: dict[str, Tensor] = {}
         self._loader: Any = None
         self._layers: list[nn.Module] = []
-        self._still: list[nn.Module] = []
+        self._frozen: list[nn.Module] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse what cannot go well before anything is trained."""
+        """Raise early, before anything is trained, if the callback cannot work."""
         self._loaded = {}
         if self.options["forward"] is None and type(pl_module).forward is _no_forward(pl_module):
             raise OptionError(
-                explain(
-                    "the module's forward is called on each batch",
-                    f"a {type(pl_module).__name__}, which has none of its own",
+                message(
+                    "a module with a forward, to call on each batch",
+                    f"a {type(pl_module).__name__} without one",
                     "pass forward=lambda module, batch: module.net(batch[0]), or the like",
                 )
             )
         for callback in trainer.callbacks:
-            # They put averaged weights into the model after this one has looked at the others.
+            # They swap in averaged weights after this callback has measured the others.
             if any(cls.__name__ == "WeightAveraging" for cls in type(callback).__mro__):
                 raise OptionError(
-                    explain(
-                        "statistics are taken under the weights that are validated",
-                        f"{type(callback).__name__}, which exchanges them for validation",
-                        "leave one of the two out; normkit.recalibrate after training serves "
+                    message(
+                        "no callback that swaps the weights for validation",
+                        f"{type(callback).__name__}",
+                        "drop one of the two; normkit.recalibrate after training handles "
                         "averaged weights",
                     )
                 )
-        self._meet(pl_module)
+        self._find_layers(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Look whether it can be done; go on with the averages that a checkpoint kept."""
-        self._meet(pl_module)
-        find(unwrapped(pl_module))
+        """Check that batches and layers exist, and restore averages from a checkpoint."""
+        self._find_layers(pl_module)
+        find_norm_layers(unwrap(pl_module))
         self._batches(trainer)
-        write(pl_module, self._loaded)
+        write_stats(pl_module, self._loaded)
         self._loaded = {}
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Training goes on: with its own averages."""
-        self._exchange.end(pl_module)
+        """Restore training's averages."""
+        self._swap.restore(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """See which layers are held still in training; in validation none looks different."""
-        self._note(pl_module)
+        """Note which layers are frozen in training, as validation does not show it."""
+        self._note_frozen(pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Recalibrate, except for the sanity check."""
@@ -172,90 +170,90 @@ class Recalibrate(_base()):  # type: ignore[misc]
             self._recalibrate(trainer, pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put back, unless training goes on from here."""
+        """Restore training's averages, unless ``fit`` continues."""
         if trainer.state.fn != "fit":
-            self._exchange.end(pl_module)
+            self._swap.restore(pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Recalibrate, if wanted."""
+        """Recalibrate, if ``on_test``."""
         if self.on_test:
             self._recalibrate(trainer, pl_module)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put back."""
-        self._exchange.end(pl_module)
+        """Restore training's averages."""
+        self._swap.restore(pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put back, when the last checkpoint has been saved."""
-        self._exchange.end(pl_module)
+        """Restore training's averages, after the last checkpoint."""
+        self._swap.restore(pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Put back."""
-        self._exchange.end(pl_module)
+        """Restore training's averages."""
+        self._swap.restore(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: training's own moments, while others are in their place."""
-        return {"own": dict(self._exchange.own)} if self._exchange.own else {}
+        """Return training's averages for a checkpoint, while others replace them."""
+        return {"own": dict(self._swap.saved)} if self._swap.saved else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Load training's averages from a checkpoint."""
         self._loaded = dict(state_dict.get("own", {}))
 
     def _recalibrate(self, trainer: Any, pl_module: Any) -> None:
         batches = self._batches(trainer)
-        self._exchange.end(pl_module)
+        self._swap.restore(pl_module)
 
         def prepare(batch: Any) -> Any:
-            # As Lightning's own loops do it.
+            # As Lightning's own loops do.
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
         # Tensors made in inference mode could not be trained on later.
-        with torch.inference_mode(False), torch.no_grad(), modes_kept(pl_module):
+        with torch.inference_mode(False), torch.no_grad(), preserve_modes(pl_module):
             if not self.keep:
-                self._exchange.begin(pl_module)
+                self._swap.save(pl_module)
             for module in pl_module.modules():
                 module.training = True
-            for module in self._still:
+            for module in self._frozen:
                 module.training = False
             with trainer.precision_plugin.val_step_context():
-                self.found = recalibrate(
-                    pl_module, prepared(batches, prepare), progress=False, **self.options
+                self.result = recalibrate(
+                    pl_module, map_batches(prepare, batches), progress=False, **self.options
                 )
             if not self.keep:
-                self._exchange.made(pl_module)
+                self._swap.applied(pl_module)
 
     def _batches(self, trainer: Any) -> Iterable[Any]:
         if self.batches is not None:
             return self.batches
-        # A trainer lets go of its training data when it is asked to test.
+        # A trainer drops its training data when it tests.
         if trainer.train_dataloader is not None:
             self._loader = trainer.train_dataloader
         loader = self._loader
         if loader is None or isinstance(loader, (list, tuple, Mapping)):
             raise OptionError(
-                explain(
-                    "statistics are taken from the trainer's training data, if it has one loader",
-                    "none, as it has not trained"
+                message(
+                    "one loader of training data to take the statistics from",
+                    "none, as the trainer has not trained"
                     if loader is None
                     else f"a {type(loader).__name__}",
                     "pass the batches to Recalibrate(batches)",
                 )
             )
-        found: Iterable[Any] = loader
-        return found
+        batches: Iterable[Any] = loader
+        return batches
 
-    def _meet(self, pl_module: nn.Module) -> None:
-        self._layers = [layer for layer in pl_module.modules() if memory_of(layer) is not None]
-        self._note(pl_module)
+    def _find_layers(self, pl_module: nn.Module) -> None:
+        self._layers = [layer for layer in pl_module.modules() if stats_spec(layer) is not None]
+        self._note_frozen(pl_module)
 
-    def _note(self, pl_module: nn.Module) -> None:
+    def _note_frozen(self, pl_module: nn.Module) -> None:
         if pl_module.training:
-            self._still = [layer for layer in self._layers if not layer.training]
+            self._frozen = [layer for layer in self._layers if not layer.training]
 
 
 def _no_forward(pl_module: Any) -> Any:
-    """``forward`` as Lightning's own class has it, which leads nowhere."""
+    """Return the ``forward`` of Lightning's own class, which does nothing useful."""
     bases: list[Any] = [c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule"]
     return bases[0].forward if bases else None

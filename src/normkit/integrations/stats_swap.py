@@ -1,4 +1,4 @@
-"""Moments that stand in for a model's own for a while, by name."""
+"""Other running statistics in place of a model's own for a while, by name."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from normkit.statistics.stats_layers import named_moments
+from normkit.statistics.stats_layers import named_stats
 
-__all__ = ["Exchange", "write"]
+__all__ = ["StatsSwap", "write_stats"]
 
 
-class Exchange:
-    """Keeps a model's own moments while others stand in their place.
+class StatsSwap:
+    """Saves a model's running statistics while others replace them.
 
-    By name and by value: a model may be moved to another device meanwhile, and saved.
+    By name and by value, as the model may be moved to another device meanwhile, or saved.
 
-    >>> layer, exchange = nn.BatchNorm1d(1), Exchange()
-    >>> exchange.begin(layer)
-    >>> _ = layer.running_mean.fill_(3), exchange.made(layer)
-    >>> exchange.end(layer)
+    >>> layer, swap = nn.BatchNorm1d(1), StatsSwap()
+    >>> swap.save(layer)
+    >>> _ = layer.running_mean.fill_(3), swap.applied(layer)
+    >>> swap.restore(layer)
     >>> layer.running_mean
     tensor([0.])
     """
 
     def __init__(self) -> None:
-        self.own: dict[str, Tensor] = {}
-        self._new: dict[str, Tensor] = {}
+        self.saved: dict[str, Tensor] = {}
+        self._applied: dict[str, Tensor] = {}
 
-    def begin(self, model: nn.Module) -> None:
-        """Others are about to be written."""
-        self.own = _copied(model)
+    def save(self, model: nn.Module) -> None:
+        """Save the statistics, before others are written."""
+        self.saved = _copy_stats(model)
 
-    def made(self, model: nn.Module) -> None:
-        """They have been."""
-        self._new = _copied(model)
+    def applied(self, model: nn.Module) -> None:
+        """Note which statistics have been written."""
+        self._applied = _copy_stats(model)
 
-    def end(self, model: nn.Module) -> None:
-        """Put the model's own back, except where somebody has written still others since."""
-        own, new, self.own, self._new = self.own, self._new, {}, {}
-        now = named_moments(model)
-        same = {name for name in now if name in new and _same(now[name], new[name])}
-        write(model, {name: value for name, value in own.items() if name in same})
+    def restore(self, model: nn.Module) -> None:
+        """Restore the saved statistics, except where they have been changed again since."""
+        saved, applied, self.saved, self._applied = self.saved, self._applied, {}, {}
+        current = named_stats(model)
+        unchanged = {n for n in current if n in applied and _equal(current[n], applied[n])}
+        write_stats(model, {name: value for name, value in saved.items() if name in unchanged})
 
 
-def write(model: nn.Module, moments: Mapping[str, Tensor]) -> None:
-    """Write moments where the model has some of that name."""
-    now = named_moments(model)
+def write_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> None:
+    """Write statistics where the model has some of that name."""
+    current = named_stats(model)
     with torch.no_grad():
-        for name, value in moments.items():
-            if name in now:
-                now[name].copy_(value)
+        for name, value in stats.items():
+            if name in current:
+                current[name].copy_(value)
 
 
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in named_moments(model).items()}
+def _copy_stats(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in named_stats(model).items()}
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.detach().to(b.device, b.dtype), b)

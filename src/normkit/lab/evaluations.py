@@ -24,7 +24,7 @@ from normkit.lab.placement import current_placement
 from normkit.lab.scoring import Score, in_order, population, score
 from normkit.lab.tasks import task_of
 from normkit.statistics.contexts import batch_statistics
-from normkit.statistics.preserve import modes_kept
+from normkit.statistics.preserve import preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 
 __all__ = ["chance_level", "evaluate", "evaluate_under", "population"]
@@ -32,7 +32,7 @@ __all__ = ["chance_level", "evaluate", "evaluate_under", "population"]
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
     """Return the task's figure and the mean loss (None if not finite) in evaluation mode."""
-    with modes_kept(model):
+    with preserve_modes(model):
         if config.domains:
             return evaluate_domains(model, split, config)
         model.eval()
@@ -68,7 +68,7 @@ def evaluate_under(
         sizes = [int(number) for number in numbers]
         result: Score | None = None
         if not broken:
-            with modes_kept(model), contextlib.suppress(NonFiniteError):
+            with preserve_modes(model), contextlib.suppress(NonFiniteError):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
         found[named(figure, condition)], found[named("test_loss", condition)] = result or (
             chance_level(dataset, config),

@@ -1,26 +1,28 @@
-"""Where a layer's moments come from: measured, with how sure they are, and repaired."""
+"""Statistics of normalization layers: measured with standard errors, compared, replaced."""
 
-from normkit.statistics.agreement import Consistency, Gap, OutputGap
+from normkit.statistics.agreement import Consistency, Gap, OutputComparison
 from normkit.statistics.consistency import consistency
 from normkit.statistics.contexts import batch_statistics, use_domain
 from normkit.statistics.distributed import average_buffers
 from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.recalibrate import recalibrate
-from normkit.statistics.results import Moved, Recalibration
-from normkit.statistics.stats_layers import Memory, memory_of
+from normkit.statistics.results import Recalibration, Shift
+from normkit.statistics.stats_layers import Memory as Memory
+from normkit.statistics.stats_layers import StatsSpec, stats_spec
+from normkit.statistics.stats_layers import memory_of as memory_of
 
 __all__ = [
     "Consistency",
     "Gap",
     "LayerStatistics",
-    "Memory",
-    "Moved",
-    "OutputGap",
+    "OutputComparison",
     "Recalibration",
+    "Shift",
+    "StatsSpec",
     "average_buffers",
     "batch_statistics",
     "consistency",
-    "memory_of",
     "recalibrate",
+    "stats_spec",
     "use_domain",
 ]

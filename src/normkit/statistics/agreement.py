@@ -1,4 +1,4 @@
-"""What :func:`normkit.consistency` found: how far two modes are apart, layer by layer."""
+"""Result of :func:`normkit.consistency`: the gaps between two modes, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normkit.handle import Left, place_name
+from normkit.handle import Skipped, place_name
 from normkit.statistics.estimate import LayerStatistics, distance, rms
-from normkit.statistics.results import deviations, factor, lines, named, plain
+from normkit.statistics.results import (
+    format_deviations,
+    format_factor,
+    format_number,
+    format_table,
+    layer_label,
+)
 
-__all__ = ["Consistency", "Gap", "OutputGap", "gap"]
+__all__ = ["Consistency", "Gap", "OutputComparison", "gap_between"]
 
-FAR = 0.1
-"""A tenth of a deviation, or of the variance, matters: less is what averages do anyway."""
+MIN_GAP = 0.1
+"""Smallest gap that matters, of a deviation or of the variance; running averages differ by less."""
 
-SURE = 3.0
-"""Standard errors; a layer has many channels, so chance does not get the mean square there."""
+MIN_ERRORS = 3.0
+"""Smallest significant gap, in standard errors, as a root mean square over channels."""
 
 
 class Gap(NamedTuple):
-    """What a layer remembers against what it is given: root mean squares over channels.
+    """Running statistics of a layer against those of its input: root mean squares over channels.
 
     Attributes:
-        mean: distance of the means, in deviations of what is given.
+        mean: distance of the means, in deviations of the input.
         variance: typical factor, at least 1, between the variances.
         mean_errors: distance of the means in their standard errors; about 1 is chance.
         variance_errors: of the variances, likewise.
@@ -38,23 +44,23 @@ class Gap(NamedTuple):
     variance_errors: float
 
     @property
-    def far(self) -> bool:
-        """Whether it is large enough to matter and surely no chance; or not finite at all."""
+    def matters(self) -> bool:
+        """Whether it is large enough to matter and significant; or not finite."""
         if not math.isfinite(self.mean + self.variance):
             return True
-        return (self.mean > FAR and self.mean_errors > SURE) or (
-            self.variance > 1 + FAR and self.variance_errors > SURE
+        return (self.mean > MIN_GAP and self.mean_errors > MIN_ERRORS) or (
+            self.variance > 1 + MIN_GAP and self.variance_errors > MIN_ERRORS
         )
 
 
-class OutputGap(NamedTuple):
-    """The model's output, by the statistics of each batch and by those remembered.
+class OutputComparison(NamedTuple):
+    """The model's output with batch statistics against its output with running statistics.
 
     Attributes:
         difference: root mean square of the difference, relative to the output's deviation.
         agreement: share of predictions (largest along axis 1) that are the same; None where the
             output is not made of scores.
-        loss: mean loss by the batch's statistics, and by those remembered; None without labels.
+        loss: mean loss with batch statistics, and with running ones; None without labels.
         loss_difference: the second less the first, and its standard error between batches.
     """
 
@@ -65,38 +71,38 @@ class OutputGap(NamedTuple):
 
 
 class Consistency:
-    """What :func:`normkit.consistency` found; ``print`` it.
+    """Result of :func:`normkit.consistency`; ``print`` it.
 
     Attributes:
-        layers: by layer, in the order in which they are called, the :class:`Gap` between what it
-            remembers and what training shows it: its own fault, whatever came before.
-        inherited: the gap to what evaluation shows it, where the layers before already normalize
-            by what they remember.
-        output: the :class:`OutputGap`.
-        parts_at: the first layer whose own gap matters; None where all agree.
-        left: layers that were not looked at, such as frozen ones, and why.
-        samples, batch_size: how many were looked at; the training side's statistics are those of
-            batches of that size.
+        layers: by layer, in the order of their calls, the :class:`Gap` between its running
+            statistics and its input in training: mismatch in this layer itself, given batch
+            statistics upstream.
+        inherited: the gap to its input in evaluation, given running statistics upstream.
+        output: the :class:`OutputComparison`.
+        first_mismatch: the first layer whose own gap matters; None where all agree.
+        skipped: layers that were not measured, such as frozen ones, and why.
+        samples, batch_size: how many were compared; training's side has the statistics of batches
+            of that size.
     """
 
     def __init__(
         self,
         layers: Mapping[str, Gap],
         inherited: Mapping[str, Gap],
-        output: OutputGap,
-        kinds: Mapping[str, type],
-        left: Sequence[Left],
+        output: OutputComparison,
+        classes: Mapping[str, type],
+        skipped: Sequence[Skipped],
         samples: int,
         batches: int,
     ) -> None:
         self.layers = dict(layers)
         self.inherited = dict(inherited)
         self.output = output
-        self.left = tuple(left)
+        self.skipped = tuple(skipped)
         self.samples = samples
         self.batch_size = round(samples / batches)
-        self.parts_at = next((name for name, gap in layers.items() if gap.far), None)
-        self._kinds = dict(kinds)
+        self.first_mismatch = next((name for name, gap in layers.items() if gap.matters), None)
+        self._classes = dict(classes)
 
     def __repr__(self) -> str:
         rows = []
@@ -104,50 +110,53 @@ class Consistency:
             later = self.inherited.get(name)
             rows.append(
                 (
-                    named(name, self._kinds[name]),
-                    deviations(gap.mean),
-                    factor(gap.variance),
-                    f"{plain(gap.mean_errors)}, {plain(gap.variance_errors)}",
-                    # Evaluation may go another way.
-                    f"{deviations(later.mean)}, {factor(later.variance)}" if later else "–",
+                    layer_label(name, self._classes[name]),
+                    format_deviations(gap.mean),
+                    format_factor(gap.variance),
+                    f"{format_number(gap.mean_errors)}, {format_number(gap.variance_errors)}",
+                    # Evaluation may not call the layer.
+                    f"{format_deviations(later.mean)}, {format_factor(later.variance)}"
+                    if later
+                    else "–",
                 )
             )
-        head = ("layer", "mean off", "variance off", "in standard errors", "in evaluation")
-        return "\n".join([*self._head(), *lines(head, rows, self.left)])
+        columns = ("layer", "mean gap", "variance gap", "in standard errors", "in evaluation")
+        return "\n".join([*self._head(), *format_table(columns, rows, self.skipped)])
 
     def _head(self) -> list[str]:
         out = self.output
-        said = [f"outputs differ by {100 * out.difference:.2g} % of their deviation"]
+        parts = [f"outputs differ by {100 * out.difference:.2g} % of their deviation"]
         if out.agreement is not None:
-            said.append(f"{100 * out.agreement:.1f} % of predictions agree")
+            parts.append(f"{100 * out.agreement:.1f} % of predictions agree")
         if out.loss is not None and out.loss_difference is not None:
             a, b = out.loss
             step, error = out.loss_difference
-            said.append(f"loss {a:.4f} → {b:.4f} ({step:+.4f} ± {error:.4f})")
-        if self.parts_at is None:
-            verdict = "every layer remembers what training shows it"
+            parts.append(f"loss {a:.4f} → {b:.4f} ({step:+.4f} ± {error:.4f})")
+        if self.first_mismatch is None:
+            verdict = "running statistics match the training data in every layer"
         else:
             verdict = (
-                f"they part at {place_name(self.parts_at)}; normkit.recalibrate(model, batches) "
-                "makes the remembered statistics those of the data"
+                f"first mismatch at {place_name(self.first_mismatch)}; "
+                "normkit.recalibrate(model, batches) replaces running statistics by those of the "
+                "data"
             )
         return [
-            f"consistency: batch statistics against remembered ones, {self.samples:,} samples in "
-            f"batches of {self.batch_size}",
-            f"  output: {'; '.join(said)}",
+            f"consistency: batch statistics against running statistics, {self.samples:,} samples "
+            f"in batches of {self.batch_size}",
+            f"  output: {'; '.join(parts)}",
             f"  layers: {verdict}",
         ]
 
 
-def gap(remembered: LayerStatistics, found: LayerStatistics, eps: float) -> Gap:
-    """How far what a layer remembers is from what it was found to be given."""
+def gap_between(running: LayerStatistics, measured: LayerStatistics, eps: float) -> Gap:
+    """Compare a layer's running statistics with those measured in its input."""
     return Gap(
-        *distance(remembered.mean, remembered.variance, found, eps),
-        _in_errors(remembered.mean - found.mean, found.mean_standard_error),
-        _in_errors(remembered.variance - found.variance, found.variance_standard_error),
+        *distance(running.mean, running.variance, measured, eps),
+        _in_errors(running.mean - measured.mean, measured.mean_standard_error),
+        _in_errors(running.variance - measured.variance, measured.variance_standard_error),
     )
 
 
 def _in_errors(step: Tensor, error: Tensor) -> float:
-    # A channel that is always the same, and remembered so, is not off.
+    # A constant channel whose running statistics say so has no gap.
     return rms(torch.where(step == 0, torch.zeros_like(step), step / error))

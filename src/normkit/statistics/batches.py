@@ -1,4 +1,4 @@
-"""From whatever a loader yields to a call of the model."""
+"""Batches as loaders yield them: checked, counted, moved, and passed to a model."""
 
 from __future__ import annotations
 
@@ -11,180 +11,180 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import DataError, OptionError, TypeMismatchError, explain
-from normkit.statistics.preserve import apart
+from normkit.errors import DataError, OptionError, TypeMismatchError, message
+from normkit.statistics.preserve import detached_loader
 
 __all__ = [
     "Forward",
     "check_batches",
     "check_samples",
     "check_tolerance",
-    "feed",
-    "moved",
-    "prepared",
-    "samples_in",
+    "count_samples",
+    "map_batches",
+    "run_model",
+    "tensors_in",
+    "to_device",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
 
-_HOW = "pass forward=lambda model, batch: model(...)"
+_PASS_FORWARD = "pass forward=lambda model, batch: model(...)"
 
 
 def check_batches(batches: object) -> None:
-    """Refuse what cannot be a stream of batches, before anything is done.
+    """Raise unless ``batches`` is an iterable of batches.
 
     Raises:
-        TypeMismatchError: a single tensor, a mapping, or nothing one can iterate over.
+        TypeMismatchError: it is a single tensor, a mapping, or not iterable.
     """
     if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        came = f"a {type(batches).__name__}"
+        shape = f" of shape {tuple(batches.shape)}" if isinstance(batches, Tensor) else ""
         raise TypeMismatchError(
-            explain(
-                "batches are an iterable of batches, such as a DataLoader or a list",
-                came + (f" of shape {tuple(batches.shape)}" if isinstance(batches, Tensor) else ""),
+            message(
+                "an iterable of batches, such as a DataLoader or a list",
+                f"a {type(batches).__name__}{shape}",
                 "put a single batch into a list: [batch]",
             )
         )
 
 
-def leaves(batch: object) -> list[Tensor]:
-    """The tensors of a batch, however it nests them."""
+def tensors_in(batch: object) -> list[Tensor]:
+    """Return the tensors of a batch, however it nests them."""
     if isinstance(batch, Tensor):
         return [batch]
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, (list, tuple)):
-        return [tensor for part in batch for tensor in leaves(part)]
+        return [tensor for part in batch for tensor in tensors_in(part)]
     return []
 
 
-def samples_in(batch: object) -> int | None:
-    """Length of the first axis of the first tensor that has one; None without such a tensor.
+def count_samples(batch: object) -> int | None:
+    """Return the length of the first axis of the first tensor that has one; None without such.
 
-    Tensors that are empty count only if all are: a batch without boxes has images all the same.
-    Of a list of images, as detectors take them, its length.
+    Empty tensors count only if all are empty: a batch without boxes still has images. For a list
+    of images, as detectors take them, it is the list's length.
 
-    >>> samples_in({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
+    >>> count_samples({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
     8
-    >>> samples_in(([torch.zeros(3, 4, 4), torch.zeros(3, 5, 6)], "targets"))
+    >>> count_samples(([torch.zeros(3, 4, 4), torch.zeros(3, 5, 6)], "targets"))
     2
     """
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
     if isinstance(first, (list, tuple)) and first and all(isinstance(t, Tensor) for t in first):
         return len(first)
-    lengths = [len(tensor) for tensor in leaves(batch) if tensor.dim()]
+    lengths = [len(tensor) for tensor in tensors_in(batch) if tensor.dim()]
     return next((length for length in lengths if length), 0 if lengths else None)
 
 
-def prepared(batches: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterable[Any]:
-    """Each batch as ``prepare`` makes it, to be gone over as often as ``batches`` themselves.
+def map_batches(function: Callable[[Any], Any], batches: Iterable[Any]) -> Iterable[Any]:
+    """Apply ``function`` to each batch; re-iterable if ``batches`` is.
 
-    >>> list(prepared([1, 2], str))
+    >>> list(map_batches(str, [1, 2]))
     ['1', '2']
     """
-    found = _Prepared(batches, prepare)
-    return iter(found) if isinstance(batches, Iterator) else found
+    mapped = _MappedBatches(function, batches)
+    return iter(mapped) if isinstance(batches, Iterator) else mapped
 
 
-class _Prepared(Iterable[Any]):
-    def __init__(self, batches: Iterable[Any], prepare: Callable[[Any], Any]) -> None:
-        self._batches, self._prepare = batches, prepare
+class _MappedBatches(Iterable[Any]):
+    def __init__(self, function: Callable[[Any], Any], batches: Iterable[Any]) -> None:
+        self._function, self._batches = function, batches
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._prepare, apart(self._batches))
+        return map(self._function, detached_loader(self._batches))
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device.
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch to a device.
 
-    >>> moved((torch.ones(1), "a"), torch.device("meta"))
+    >>> to_device((torch.ones(1), "a"), torch.device("meta"))
     (tensor(..., device='meta', size=(1,)), 'a')
     """
-    # Libraries have classes of their own for batches, which know how to move.
+    # Some libraries have their own classes for batches, with a method that moves them.
     if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {key: moved(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        parts = [moved(part, device) for part in batch]
+        parts = [to_device(part, device) for part in batch]
         if isinstance(batch, list):
             return parts
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
     return batch
 
 
-def feed(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
-    """Run ``model`` on ``batch``; what it gives back.
+def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+    """Run ``model`` on ``batch`` and return its output.
 
-    A tensor is the input; of a tuple or list the first element is; of a mapping, those entries
-    that the model's ``forward`` names.
+    The input is the batch itself if it is a tensor, its first element if it is a tuple or list,
+    and of a mapping the entries that the model's ``forward`` names.
 
     Raises:
-        DataError: there is no tensor in the batch, or it lies on a device where the model has
-            nothing.
-        OptionError: a mapping of which the model's ``forward`` names nothing.
+        DataError: the batch has no tensor, or is on a device where the model has nothing.
+        OptionError: the batch is a mapping, and the model's ``forward`` names none of its keys.
     """
     if forward is not None:
         return forward(model, batch)
     if isinstance(batch, Mapping):
-        given = _named(model, batch)
-        _check(model, batch, list(given.values()))
-        return model(**given)
+        inputs = _named_inputs(model, batch)
+        _check_inputs(model, batch, list(inputs.values()))
+        return model(**inputs)
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    _check(model, batch, [first])
+    _check_inputs(model, batch, [first])
     return model(first)
 
 
-def _named(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
-    wanted = inspect.signature(model.forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in wanted.values()):
+def _named_inputs(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return {str(key): value for key, value in batch.items()}
-    given = {key: value for key, value in batch.items() if key in wanted}
-    if not given:
-        raise OptionError(
-            explain(
-                f"of a mapping the entries are passed that {type(model).__name__}.forward names: "
-                + ", ".join(wanted),
-                f"a batch with {', '.join(map(str, batch)) or 'nothing'}",
-                _HOW,
-            )
-        )
-    return given
-
-
-def _check(model: nn.Module, batch: object, given: list[Any]) -> None:
-    inputs = leaves(given)
+    inputs = {key: value for key, value in batch.items() if key in parameters}
     if not inputs:
-        raise DataError(
-            explain(
-                "the first element of a batch is a tensor, the model's input",
-                _shown(batch),
-                _HOW,
+        raise OptionError(
+            message(
+                f"a mapping with an entry that {type(model).__name__}.forward takes: "
+                + ", ".join(parameters),
+                f"a batch with {', '.join(map(str, batch)) or 'nothing'}",
+                _PASS_FORWARD,
             )
         )
-    given_on = {t.device for t in inputs}
-    # Where the first of the model's tensors lies, usually all do; to ask each takes a while.
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    if first is None or given_on == {first.device}:
-        return
-    here = {t.device for t in (*model.parameters(), *model.buffers())}
-    away = given_on - here
-    if away:
+    return inputs
+
+
+def _check_inputs(model: nn.Module, batch: object, inputs: list[Any]) -> None:
+    tensors = tensors_in(inputs)
+    if not tensors:
         raise DataError(
-            explain(
-                "batches lie on a device of the model's",
-                f"one on {_listed(away)} for a model on {_listed(here)}",
+            message(
+                "a batch whose first element is a tensor, the model's input",
+                _describe(batch),
+                _PASS_FORWARD,
+            )
+        )
+    devices = {t.device for t in tensors}
+    # Usually all of a model is where its first tensor is, and to look at each takes time.
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    if first is None or devices == {first.device}:
+        return
+    on_model = {t.device for t in (*model.parameters(), *model.buffers())}
+    elsewhere = devices - on_model
+    if elsewhere:
+        raise DataError(
+            message(
+                "batches on a device of the model",
+                f"one on {_join(elsewhere)} for a model on {_join(on_model)}",
                 "move the model, or the batches: (images.to(device) for images, _ in loader)",
             )
         )
 
 
-def _listed(devices: set[torch.device]) -> str:
+def _join(devices: set[torch.device]) -> str:
     return ", ".join(sorted(map(str, devices)))
 
 
-def _shown(batch: object) -> str:
+def _describe(batch: object) -> str:
     if isinstance(batch, (list, tuple)):
         inside = ", ".join(type(part).__name__ for part in batch[:3])
         return f"a {type(batch).__name__} of {inside or 'nothing'}"
@@ -192,17 +192,17 @@ def _shown(batch: object) -> str:
 
 
 def check_samples(samples: int | None) -> None:
-    """Refuse a number of samples that is none.
+    """Validate ``samples``.
 
     Raises:
-        OptionError: not an integer of at least 1, nor None.
+        OptionError: it is neither None nor an integer of at least 1.
     """
     if samples is not None and (
         not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
     ):
         raise OptionError(
-            explain(
-                "samples is a number of at least 1, or None for all there are",
+            message(
+                "samples of at least 1, or None for all there are",
                 f"samples={samples!r}",
                 "leave it out: the default is enough for most",
             )
@@ -210,15 +210,15 @@ def check_samples(samples: int | None) -> None:
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Refuse a relative standard error that is none.
+    """Validate ``tolerance``.
 
     Raises:
-        OptionError: not above 0, or not finite.
+        OptionError: it is not a finite number above 0.
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise OptionError(
-            explain(
-                "tolerance is a relative standard error above 0",
+            message(
+                "tolerance as a relative standard error above 0",
                 f"tolerance={tolerance!r}",
                 "use 0.01, for one percent",
             )

@@ -11,16 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normkit.core.moments import Moments
-from normkit.errors import DataError, explain
-from normkit.statistics.agreement import Consistency, Gap, OutputGap, gap
-from normkit.statistics.batches import Forward, check_batches, check_samples, leaves
+from normkit.errors import DataError, message
+from normkit.statistics.agreement import Consistency, Gap, OutputComparison, gap_between
+from normkit.statistics.batches import Forward, check_batches, check_samples, tensors_in
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
-from normkit.statistics.observe import watched
-from normkit.statistics.passes import bar, check_found, within
-from normkit.statistics.preserve import apart
-from normkit.statistics.stats_layers import Place, find, unwrapped
+from normkit.statistics.observe import observing
+from normkit.statistics.passes import bar, check_statistics
+from normkit.statistics.preserve import detached_loader
+from normkit.statistics.stats_layers import (
+    NormLayer,
+    find_norm_layers,
+    layers_by_bank,
+    unwrap,
+)
 
-__all__ = ["Loss", "Outputs", "consistency"]
+__all__ = ["consistency"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""``loss(output, batch)``: the mean loss over a batch."""
+
+IGNORED_LABEL = -100
+"""The label that PyTorch's cross-entropy ignores."""
 
 
 def consistency(
@@ -32,18 +43,18 @@ def consistency(
     loss: Loss | None = None,
     progress: bool = True,
 ) -> Consistency:
-    """Compare training mode, by each batch's statistics, with evaluation mode, by remembered ones.
+    """Compare training mode, with each batch's statistics, to evaluation mode, with running ones.
 
     Each batch goes through the model twice with the same weights: once with every layer
-    normalizing by the batch, once by what it remembers. Dropout is off in both, so what differs
-    is the statistics. A layer's own gap is between what it remembers and what the first pass
-    shows it; where the first one that matters stands is where the two modes part. Nothing in the
-    model changes.
+    normalizing by the batch, once by its running statistics. Dropout is off in both, so the
+    difference is due to the statistics. A layer's own gap is between its running statistics and
+    its input in the first pass; the first layer whose gap matters is where the two modes part.
+    Nothing in the model changes.
 
     Args:
         model: any module, in any mode; its layers as for :func:`normkit.recalibrate`.
-        batches: as for :func:`normkit.recalibrate`, of the size used in training, since that
-            is what the training side depends on.
+        batches: as for :func:`normkit.recalibrate`, of the size used in training, as training's
+            side depends on it.
         samples: stop at the first batch that reaches so many; None for all there are.
         forward: called as ``forward(model, batch)``; its result is the output.
         loss: called as ``loss(output, batch)``, the mean over the batch. Without it, batches
@@ -51,12 +62,12 @@ def consistency(
         progress: show a bar, on a terminal.
 
     Returns:
-        A :class:`normkit.statistics.Consistency`: ``print`` it; ``.layers``, ``.output`` and
-        ``.parts_at`` hold what it says.
+        A :class:`normkit.statistics.Consistency`: ``print`` it, or read ``.layers``, ``.output``
+        and ``.first_mismatch``.
 
     Raises:
-        As :func:`normkit.recalibrate`; and DataError where the model gives back no tensor and no
-        ``loss`` says what to compare.
+        As :func:`normkit.recalibrate`; and DataError where the model returns no tensor and there
+        is no ``loss`` to compare by.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, sections 3 and 4 (train-test inconsistency).
 
@@ -64,115 +75,113 @@ def consistency(
     <torch._C.Generator object at ...>
     >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2), nn.BatchNorm1d(2))
     >>> data = [5 + torch.randn(50, 4) for _ in range(20)]
-    >>> consistency(model, data).parts_at                   # never trained: remembers 0 and 1
+    >>> consistency(model, data).first_mismatch             # never trained: running 0 and 1
     '0'
     >>> from normkit.statistics import recalibrate
-    >>> done = recalibrate(model, data)
-    >>> print(consistency(model, data).parts_at)
+    >>> result = recalibrate(model, data)
+    >>> print(consistency(model, data).first_mismatch)
     None
     """
     check_samples(samples)
     check_batches(batches)
-    inner = unwrapped(model)
-    places, left = find(inner)
-    remembered = _remembered(places)
-    with watched(inner, places) as watch, bar(progress) as shown:
-        own: dict[str, Estimate] = {}
-        arriving: dict[str, Estimate] = {}
-        outputs = Outputs(loss)
-        seen = 0
+    inner = unwrap(model)
+    layers, skipped = find_norm_layers(inner)
+    running = _running_statistics(layers)
+    with observing(inner, layers) as observer, bar(progress) as shown:
+        training: dict[str, Estimate] = {}
+        evaluation: dict[str, Estimate] = {}
+        outputs = _OutputSums(loss)
         shown.begin(samples)
-        for batch in apart(batches):
-            watch.start({}, own)
-            count = watch.run(batch, forward, whole=True)
+        for batch in detached_loader(batches):
+            observer.start({}, training)
+            count = observer.run(batch, forward, to_end=True)
             if not count:
                 continue
-            by_batch = watch.output
-            watch.start(remembered, arriving)
-            watch.run(batch, forward, whole=True)
-            outputs.add(by_batch, watch.output, batch, count)
-            seen += count
-            shown.at(seen)
-            if samples is not None and seen >= samples:
+            by_batch = observer.output
+            observer.start(running, evaluation)
+            observer.run(batch, forward, to_end=True)
+            outputs.add(by_batch, observer.output, batch, count)
+            shown.at(outputs.samples)
+            if samples is not None and outputs.samples >= samples:
                 break
-    if not own:
+    if not training:
         raise DataError(
-            explain(
-                "modes are compared on batches that reach a layer which remembers statistics",
+            message(
+                "batches that reach a layer with running statistics",
                 "none",
                 "pass at least one batch that is not empty",
             )
         )
-    of = within(places)
-    check_found({name: statistics(one.units(), of[name][1]) for name, one in own.items()}, places)
-    kinds = {name: type(place.layer) for place in places for name, _ in place.banks}
-    layers, later = (_gaps(places, remembered, part) for part in (own, arriving))
-    return Consistency(layers, later, outputs.told(), kinds, left, seen, outputs.batches)
+    measured = _measured(training)
+    check_statistics(measured, layers)
+    classes = {name: type(one.layer) for name, one in layers_by_bank(layers).items()}
+    own, inherited = (_gaps(layers, running, s) for s in (measured, _measured(evaluation)))
+    return Consistency(
+        own, inherited, outputs.result(), classes, skipped, outputs.samples, outputs.batches
+    )
 
 
-def _remembered(places: Sequence[Place]) -> dict[str, LayerStatistics]:
-    found = {}
-    for place in places:
-        for name, row in place.banks:
-            mean, variance = place.remembered(row)
-            none = torch.zeros_like(mean)
-            found[name] = LayerStatistics(mean, variance, none, none, 0)
-    return found
+def _running_statistics(layers: Sequence[NormLayer]) -> dict[str, LayerStatistics]:
+    running = {}
+    for one in layers:
+        for name, row in one.banks:
+            mean, variance = one.stats(row)
+            zeros = torch.zeros_like(mean)
+            running[name] = LayerStatistics(mean, variance, zeros, zeros, 0)
+    return running
+
+
+def _measured(estimates: Mapping[str, Estimate]) -> dict[str, LayerStatistics]:
+    return {name: statistics(one.units(), one.per_sample) for name, one in estimates.items()}
 
 
 def _gaps(
-    places: Sequence[Place],
-    remembered: Mapping[str, LayerStatistics],
-    estimates: Mapping[str, Estimate],
+    layers: Sequence[NormLayer],
+    running: Mapping[str, LayerStatistics],
+    measured: Mapping[str, LayerStatistics],
 ) -> dict[str, Gap]:
-    """By layer, in the order of their calls."""
-    eps = {name: place.eps for place in places for name, _ in place.banks}
+    """Compare layer by layer, in the order of their calls."""
+    by_bank = layers_by_bank(layers)
     return {
-        name: gap(remembered[name], statistics(seen.units(), seen.within), eps[name])
-        for name, seen in estimates.items()
+        name: gap_between(running[name], one, by_bank[name].eps) for name, one in measured.items()
     }
 
 
-Loss = Callable[[Any, Any], Tensor]
-"""``loss(output, batch)``: the mean loss over a batch."""
-
-
-IGNORED = -100
-"""The label that PyTorch's cross-entropy leaves out."""
-
-
-class Outputs:
-    """Gathers how the two outputs of each batch differ."""
+class _OutputSums:
+    """Sums over batches of how their two outputs differ: in value, prediction and loss."""
 
     def __init__(self, loss: Loss | None) -> None:
         self._loss = loss
-        self._differences = Estimate(1)
-        self._apart = self._total = 0.0
-        self._agreeing = self._predictions = 0
+        self._loss_steps = Estimate(1)
+        self._squared_difference = self._squared_deviation = 0.0
+        self._same_predictions = self._predictions = 0
         self._losses = [0.0, 0.0]
-        self._values: list[Moments] = []
-        self._samples = 0
-        self.batches = 0
+        self.samples = self.batches = 0
 
     def add(self, first: Any, second: Any, batch: Any, count: int) -> None:
+        """Add the two outputs of a batch of ``count`` samples.
+
+        Raises:
+            DataError: the output has no tensor, and there is no loss.
+        """
         self.batches += 1
-        self._samples += count
-        a, b = (leaves(out) for out in (first, second))
+        self.samples += count
+        a, b = (tensors_in(out) for out in (first, second))
         if not a and self._loss is None:
             raise DataError(
-                explain(
-                    "the outputs of the two modes are compared, so the model gives back a tensor",
+                message(
+                    "a model that returns a tensor, to compare the outputs of the two modes",
                     f"a {type(first).__name__}",
-                    "pass forward=lambda model, batch: ... that gives back what counts",
+                    "pass forward=lambda model, batch: ... that returns the output to compare",
                 )
             )
         if a:
             x, y = a[0].detach().double(), b[0].detach().double()
-            self._apart += float((x - y).square().sum())
-            self._total += float((x - x.mean(0, keepdim=True)).square().sum())
+            self._squared_difference += float((x - y).square().sum())
+            self._squared_deviation += float((x - x.mean(0, keepdim=True)).square().sum())
             if x.dim() >= 2 and x.shape[1] > 1:
                 same = x.argmax(1) == y.argmax(1)
-                self._agreeing += int(same.sum())
+                self._same_predictions += int(same.sum())
                 self._predictions += same.numel()
         losses = [_loss_of(self._loss, out, batch) for out in (first, second)]
         if losses[0] is not None and losses[1] is not None:
@@ -180,20 +189,22 @@ class Outputs:
                 self._losses[i] += float(value or 0.0) * count
             size = torch.tensor(float(count), dtype=torch.float64)
             step = torch.tensor([losses[1] - losses[0]], dtype=torch.float64)
-            self._differences.add(Moments(size, step, torch.zeros_like(step)))
+            self._loss_steps.add(Moments(size, step, torch.zeros_like(step)))
 
-    def told(self) -> OutputGap:
-        units = self._differences.units()
-        loss = step = None
+    def result(self) -> OutputComparison:
+        """Compare over all batches."""
+        units = self._loss_steps.units()
+        loss = difference = None
         if len(units.count):
-            loss = (self._losses[0] / self._samples, self._losses[1] / self._samples)
-            found = statistics(units)
-            step = (float(found.mean), float(found.mean_standard_error))
-        return OutputGap(
-            math.sqrt(self._apart / self._total) if self._total > 0 else math.nan,
-            self._agreeing / self._predictions if self._predictions else None,
+            loss = (self._losses[0] / self.samples, self._losses[1] / self.samples)
+            step = statistics(units)
+            difference = (float(step.mean), float(step.mean_standard_error))
+        deviation = self._squared_deviation
+        return OutputComparison(
+            math.sqrt(self._squared_difference / deviation) if deviation > 0 else math.nan,
+            self._same_predictions / self._predictions if self._predictions else None,
             loss,
-            step,
+            difference,
         )
 
 
@@ -210,7 +221,7 @@ def _loss_of(loss: Loss | None, output: Any, batch: Any) -> float | None:
         and labels.shape == (output.shape[0], *output.shape[2:])
     ):
         return None
-    # Labels of other classes: the output is something else than scores, such as an embedding.
-    if bool(((labels >= output.shape[1]) | ((labels < 0) & (labels != IGNORED))).any()):
+    # Labels of other classes: the output is not scores, but such as an embedding.
+    if bool(((labels >= output.shape[1]) | ((labels < 0) & (labels != IGNORED_LABEL))).any()):
         return None
     return float(F.cross_entropy(output.float(), labels.to(output.device)))

@@ -1,4 +1,4 @@
-"""Which statistics a model's layers use, for as long as a ``with`` block lasts."""
+"""Contexts that choose the statistics a model's layers normalize with."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normkit.errors import OptionError, StatisticsError, TypeMismatchError, explain
+from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, remembers
-from normkit.statistics.preserve import in_evaluation, version_of
+from normkit.statistics.preserve import evaluation_mode, tensor_version
+from normkit.statistics.stats_layers import check_module
 
 __all__ = ["batch_statistics", "use_domain"]
 
 
 @contextlib.contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Evaluate ``model`` with the statistics of each batch, and nothing else changed.
+    """Evaluate ``model`` with the statistics of each batch, changing nothing else.
 
-    Within the block the model is in evaluation mode: dropout is off, and no statistic and no
-    counter moves. Only its batch and instance normalization layers, ``torch.nn``'s, ours and
+    Within the block the model is in evaluation mode: dropout is off, and no running statistic or
+    counter is updated. Only its batch and instance normalization layers, ``torch.nn``'s, ours and
     their subclasses, normalize as they do in training: by the batch, by ghost batches, across
-    processes; also after ``model.eval()``, with which many functions that evaluate begin. Frozen
-    layers go on as they are. Afterwards everything is as it was, after an exception too.
+    processes; also after ``model.eval()``, with which many evaluation functions begin. Frozen
+    layers stay frozen. On exit everything is restored, after an exception too.
 
     Args:
-        model: any module with a layer that remembers statistics and is not frozen.
+        model: any module with a layer that keeps running statistics and is not frozen.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted.
-        StatisticsError: it has no such layer, or a lazy one that has met no input.
+        TypeMismatchError: ``model`` is not a module, or is scripted.
+        StatisticsError: it has no such layer, or a lazy one that has had no input.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.2 (mini-batch statistics at inference).
 
@@ -49,50 +50,49 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     >>> model.training, model[0].running_mean
     (True, tensor([0.]))
     """
-    _check_module(model)
+    check_module(model)
     layers = [m for m in model.modules() if isinstance(m, _NormBase) and remembers(m)]
     if any(isinstance(m, LazyModuleMixin) for m in layers):
         raise StatisticsError(
-            explain(
-                "a lazy layer normalizes from its first input on",
-                "one that has met none",
+            message(
+                "lazy layers to be initialized by a first input",
+                "one that has had none",
                 "run the model once on any batch",
             )
         )
-    moving = [layer for layer in layers if not isinstance(layer, Held)]
-    if not moving:
+    trainable = [layer for layer in layers if not isinstance(layer, Held)]
+    if not trainable:
         raise StatisticsError(
-            explain(
-                "batch_statistics needs a batch or instance normalization that remembers "
-                "statistics and is not frozen",
+            message(
+                "a batch or instance normalization with running statistics that is not frozen",
                 f"a {type(model).__name__} with {len(layers)} frozen and no other",
                 "evaluate it as it is, or normkit.unfreeze(model) first",
             )
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(in_evaluation(model))
-        for layer in moving:
+        stack.enter_context(evaluation_mode(model))
+        for layer in trainable:
             stack.enter_context(_as_in_training(layer))
-            # The flag itself: train() of a layer may do more, and would not be undone by it.
+            # The flag itself: a layer's train() may do more, which would not be undone.
             layer.training = True
         yield
 
 
 @contextlib.contextmanager
 def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
-    """Tell all layers of ``model`` that keep statistics by domain which one the batches are of.
+    """Select the domain of the batches in all layers of ``model`` that keep one bank per domain.
 
-    For as long as the block lasts; afterwards they are told what they were told before, after an
-    exception too. Blocks may be nested.
+    On exit the domains selected before are restored, after an exception too. Blocks may be
+    nested.
 
     Args:
         model: a module with layers such as :class:`normkit.DomainBatchNorm2d`.
         domain: from 0 to one less than the layers' ``domains``.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted.
+        TypeMismatchError: ``model`` is not a module, or is scripted.
         StatisticsError: it has no such layer.
-        OptionError: a layer has no such domain. No layer has been told anything then.
+        OptionError: a layer has no such domain. No layer has been changed then.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 5.
 
@@ -103,12 +103,12 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
     >>> model[1].num_batches_tracked
     tensor([0, 1])
     """
-    _check_module(model)
+    check_module(model)
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Domains)]
     if not layers:
         raise StatisticsError(
-            explain(
-                "use_domain needs a layer that keeps statistics by domain",
+            message(
+                "a layer that keeps statistics by domain",
                 f"a {type(model).__name__} without one",
                 "build it with normkit.DomainBatchNorm2d(channels, domains)",
             )
@@ -120,10 +120,10 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
             or not (0 <= operator.index(domain) < layer.domains)
         ):
             raise OptionError(
-                explain(
-                    f"a domain is an integer, here from 0 to {layer.domains - 1}",
+                message(
+                    f"a domain from 0 to {layer.domains - 1}",
                     f"{domain!r} for {name or type(layer).__name__}",
-                    "choose one of them, or make the layers with more domains",
+                    "choose one of them, or build the layers with more domains",
                 )
             )
     before = [(layer, layer.domain) for _, layer in layers]
@@ -132,57 +132,46 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
             layer.domain = operator.index(domain)
         yield
     finally:
-        for layer, was in before:
-            layer.domain = was
+        for layer, previous in before:
+            layer.domain = previous
 
 
 @contextlib.contextmanager
 def _as_in_training(layer: _NormBase) -> Iterator[None]:
-    """``layer``, once in training mode, normalizes by its input and remembers nothing of it."""
-    own: dict[str, Any] = vars(layer)
-    # Functions that evaluate begin with model.eval(); the layer keeps its mode through that.
-    changes: dict[str, Any] = {"track_running_stats": False, "train": partial(_stay, layer)}
+    """Let ``layer``, once in training mode, normalize by its input without updating statistics."""
+    attributes: dict[str, Any] = vars(layer)
+    # Evaluation functions begin with model.eval(), which must not change the layer's mode.
+    changes: dict[str, Any] = {"track_running_stats": False, "train": partial(_keep_mode, layer)}
     if isinstance(layer, _InstanceNorm):
-        # PyTorch's moves whatever it is given. An attribute hides the buffer from it, which
-        # stays where state_dict and all others look.
+        # PyTorch's updates any buffers it finds. An attribute hides the buffer from it, which
+        # stays where state_dict and others look.
         changes |= {"running_mean": None, "running_var": None}
-    before = {name: own[name] for name in changes if name in own}
-    # Layers of third parties may move their buffers all the same.
-    kept = {
-        name: (buffer, buffer.clone(), version_of(buffer))
+    before = {name: attributes[name] for name in changes if name in attributes}
+    # Layers of third parties may update their buffers regardless.
+    buffers = {
+        name: (buffer, buffer.clone(), tensor_version(buffer))
         for name, buffer in layer._buffers.items()
         if buffer is not None
     }
     try:
-        own.update(changes)
+        attributes.update(changes)
         yield
     finally:
         for name in changes:
-            own.pop(name, None)
-        own.update(before)
+            attributes.pop(name, None)
+        attributes.update(before)
         with torch.no_grad():
-            for name, (buffer, copy, version) in kept.items():
-                now = layer._buffers.get(name)
-                if now is not None and now.device != buffer.device:  # moved with its model
-                    now.copy_(copy)
+            for name, (buffer, copy, version) in buffers.items():
+                current = layer._buffers.get(name)
+                if current is not None and current.device != buffer.device:  # moved with its model
+                    current.copy_(copy)
                     continue
                 layer._buffers[name] = buffer
                 if version is None or buffer._version != version:
                     buffer.copy_(copy)
 
 
-def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
-    for inside in layer.children():
-        inside.train(mode)
+def _keep_mode(layer: nn.Module, mode: bool = True) -> nn.Module:
+    for child in layer.children():
+        child.train(mode)
     return layer
-
-
-def _check_module(model: object) -> None:
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeMismatchError(
-            explain(
-                "switching statistics is for a torch.nn.Module written in Python",
-                f"a {type(model).__name__}",
-                "give it the model itself, before it is scripted",
-            )
-        )

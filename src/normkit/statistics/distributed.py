@@ -1,103 +1,120 @@
-"""The processes that share a measurement, or the one that makes it alone."""
+"""Ranks that share a measurement, and running statistics merged across them."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.core.moments import merge_rows
-from normkit.errors import NormkitError, OptionError, StatisticsError, explain
-from normkit.handle import Changed, Handle, Left, Step, run
-from normkit.statistics.stats_layers import Place, find, unwrapped
+from normkit.core.moments import Moments
+from normkit.errors import NormkitError, OptionError, StatisticsError, message
+from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.statistics.estimate import merge_shares
+from normkit.statistics.stats_layers import NormLayer, find_norm_layers, unwrap
 
-__all__ = ["Peers", "average_buffers", "peers"]
-
-T = TypeVar("T")
-
-
-class Peers(Protocol):
-    """Those who take part."""
-
-    rank: int
-
-    def gather(self, mine: T) -> list[T]:
-        """What every process gives, by rank, at every process."""
+__all__ = ["Ranks", "average_buffers", "fingerprint", "ranks_of"]
 
 
-class _Alone:
-    rank = 0
+class Ranks:
+    """The processes of a group, or this one alone, for which every method is trivial.
 
-    def gather(self, mine: T) -> list[T]:
-        return [mine]
+    All ranks call the same methods in the same order. Reductions give all of them the same bits:
+    gloo and NCCL add each element up in one place.
+    """
 
-
-class _Group:
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any = None) -> None:
         self._group = group
-        self.rank = dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
 
-    def gather(self, mine: T) -> list[T]:
-        found: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(found, mine, group=self._group)
-        return found
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up ``values`` over all ranks."""
+        return self._reduce(values, dist.ReduceOp.SUM) if self.size > 1 else values
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Take the elementwise maximum of ``values`` over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX) if self.size > 1 else values
+
+    def _reduce(self, values: Tensor, op: Any) -> Tensor:
+        # NCCL takes tensors on a GPU only.
+        on_cpu = "cpu:" in dist.get_backend_config(self._group)
+        sent = values.clone() if on_cpu else values.cuda()
+        dist.all_reduce(sent, op, group=self._group)
+        return sent.cpu()
+
+    def status(
+        self, counts: Sequence[int], layers: int, error: BaseException | None = None
+    ) -> list[int]:
+        """Add up ``counts`` over all ranks, which also shows whether all are well.
+
+        Args:
+            counts: numbers of this rank.
+            layers: a number that is the same at ranks that measure the same layers.
+            error: this rank's failure; the caller raises it afterwards.
+
+        Raises:
+            StatisticsError: another rank has failed, or measures other layers.
+        """
+        if self.size == 1:
+            return list(counts)
+        # The mean of the squares is the square of the mean where all are equal, and only there.
+        row = [*counts, int(error is not None), layers, layers**2]
+        *totals, failed, first, second = self.sum(torch.tensor(row)).tolist()
+        if failed:
+            self._raise_failure(error)
+        elif first**2 != second * self.size:
+            raise StatisticsError(
+                message(
+                    "the same layers in every process",
+                    f"layers of other names and sizes than process {self.rank} has",
+                    "pass the same model, frozen alike, in every process",
+                )
+            )
+        return list(totals)
+
+    def _raise_failure(self, error: BaseException | None) -> None:
+        rank = torch.tensor([self.size if error is None else self.rank])
+        first = int(self._reduce(rank, dist.ReduceOp.MIN))
+        note = [None if error is None else f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(note, dist.get_global_rank(self._group, first), self._group)
+        if error is None:
+            raise StatisticsError(
+                message(
+                    "every process to succeed",
+                    f"a failure in process {first}: {note[0]}",
+                    "see that process's own error; no model was changed",
+                )
+            )
 
 
-def peers(process_group: Any) -> Peers:
-    """The processes of a group: None for all there are, False for this one alone.
+def ranks_of(process_group: Any) -> Ranks:
+    """Return the ranks of a group: None for all there are, False for this process alone.
 
     Raises:
-        OptionError: this process is not in the group, or there is no process group at all.
+        OptionError: this process is not in the group, or no process group is initialized.
     """
     ready = dist.is_available() and dist.is_initialized()
     if process_group is False or (process_group is None and not ready):
-        return _Alone()
+        return Ranks()
     if not ready or (process_group is not None and dist.get_rank(process_group) < 0):
         raise OptionError(
-            explain(
-                "process_group names processes that this one belongs to",
-                "a group without it" if ready else "one, and torch.distributed is not initialized",
+            message(
+                "a process_group that this process belongs to",
+                "a group without it" if ready else "one, but torch.distributed is not initialized",
                 "call it in the group's processes, or leave process_group out",
             )
         )
-    group = dist.group.WORLD if process_group is None else process_group
-    return _Group(group) if dist.get_world_size(group) > 1 else _Alone()
-
-
-def refuse_failure(notes: list[str | None], rank: int) -> None:
-    """Raise where another process has failed; ``notes`` holds what each says, None if all is well.
-
-    Raises:
-        StatisticsError: as said. The model is as it was, here as there.
-    """
-    failed = {i: note for i, note in enumerate(notes) if note is not None and i != rank}
-    if failed:
-        who, what = next(iter(failed.items()))
-        raise StatisticsError(
-            explain(
-                "all processes must come through together",
-                f"a failure in process {who}: {what}",
-                "see that process's own error; no model was changed",
-            )
-        )
-
-
-class _Remembered(NamedTuple):
-    """What one layer of one process brings: float64, on the CPU, C or (D, C) elements."""
-
-    name: str
-    mean: Tensor
-    var: Tensor
-    tracked: Tensor | None
-    weight: Tensor | None
+    return Ranks(dist.group.WORLD if process_group is None else process_group)
 
 
 def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
-    r"""Merge the running statistics that the processes of a group have gathered apart; in place.
+    r"""Merge the running statistics that the processes of a group have collected; in place.
 
     .. math::
         \mu = \frac{\sum_p w_p \mu_p}{\sum_p w_p},\qquad
@@ -112,127 +129,128 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
 
     ``DistributedDataParallel`` does something else. By default (``broadcast_buffers=True``) each
     forward pass overwrites every process's statistics by those of the first, so the model
-    remembers the first one's share of the data and what the others saw is lost. Use
+    keeps the first one's share of the data and loses the others'. Use
     ``broadcast_buffers=False`` and call this in all processes before evaluating or saving.
     ``normkit.SyncBatchNorm`` has nothing to merge: its processes agree at each step.
+
+    Each process sends about 12 numbers per channel, whatever the number of processes.
 
     Args:
         model: the same model in every process.
         process_group: the processes that take part; None for all.
 
     Returns:
-        A handle: ``print`` it for how far each layer moved; frozen layers are left and named.
-        ``.undo()`` puts back what this process had.
+        A handle: ``print`` it for how far each layer moved; frozen layers are skipped and named.
+        ``.undo()`` restores what this process had.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted.
-        OptionError: ``process_group`` does not hold this process.
-        StatisticsError: no layer remembers statistics and is free to move; a process has others
-            than this one, or NaN, or has failed. No process has changed anything then.
+        TypeMismatchError: ``model`` is not a module, or is scripted.
+        OptionError: ``process_group`` does not contain this process.
+        StatisticsError: no layer keeps statistics that may be replaced; a process has other
+            layers than this one, or NaN, or has failed. No process has changed anything then.
 
     Source: Chan, Golub & LeVeque 1979 (merging moments); Wu & Johnson 2021, arXiv 2105.07576,
     section 3.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(2))
-    >>> average_buffers(model)      # a process alone has nothing to merge
+    >>> average_buffers(model)      # one process alone has nothing to merge
     average_buffers: 0 changed, 0 skipped: nothing to change
     """
-    others = peers(process_group)
-    places: list[Place] = []
-    left: list[Left] = []
-    mine: list[_Remembered] = []
+    ranks = ranks_of(process_group)
+    layers: list[NormLayer] = []
+    skipped: list[Skipped] = []
     error: NormkitError | None = None
     try:
-        places, left = find(unwrapped(model))
-        mine = [_remembered(place) for place in places]
-    except NormkitError as found:  # the others wait for this process
-        error = found
-    gathered = others.gather((None if error is None else str(error), mine))
+        layers, skipped = find_norm_layers(unwrap(model))
+        _check_finite(layers, ranks)
+    except NormkitError as raised:  # after the others know of it
+        error = raised
+    ranks.status([], fingerprint(layers), error)
     if error is not None:
         raise error
-    refuse_failure([note for note, _ in gathered], others.rank)
-    shares = [share for _, share in gathered]
-    if len(shares) == 1:
-        return Handle("average_buffers", [], left, [])
-    _check_alike(shares, others.rank)
+    if ranks.size == 1:
+        return Handle("average_buffers", [], skipped, [])
+    before = [one.stats(None) for one in layers]
+    counters = [_counter(one.layer) for one in layers]
+    merged = _merge(layers, before, counters, ranks)
     changed: list[Changed] = []
     steps: list[Step] = []
-    for i, place in enumerate(places):
-        parts = [share[i] for share in shares]
-        mean, var = _merged(parts, place.memory.per)
-        for buffer, value in zip(place.tensors, (mean, var), strict=True):
-            steps.append(_writing(buffer, value))
-        counter = getattr(place.layer, "num_batches_tracked", None)
-        counters = [part.tracked for part in parts]
-        if isinstance(counter, Tensor) and all(c is not None for c in counters):
-            most = torch.stack([c for c in counters if c is not None]).amax(0)
-            steps.append(_writing(counter, most))
-        cls = type(place.layer)
-        moved = ((mean - mine[i].mean).abs() / mine[i].var.clamp_min(1e-30).sqrt()).max()
-        note = f"mean moved by up to {float(moved):.2g} deviations"
-        changed.append(Changed(place.name, cls, cls, note=note))
+    for one, old, counter, (mean, var, most) in zip(layers, before, counters, merged, strict=True):
+        steps += [_write_step(b, v) for b, v in zip(one.tensors, (mean, var), strict=True)]
+        if counter is not None:
+            steps.append(_write_step(counter, most[..., 0]))
+        cls = type(one.layer)
+        far = ((mean - old[0]).abs() / old[1].clamp_min(1e-30).sqrt()).max()
+        note = f"mean moved by up to {float(far):.2g} deviations"
+        changed.append(Changed(one.name, cls, cls, note=note))
     run(steps)
-    return Handle("average_buffers", changed, left, steps)
+    return Handle("average_buffers", changed, skipped, steps)
 
 
-def _remembered(place: Place) -> _Remembered:
-    mean, var = (t.detach().double().cpu() for t in place.tensors)
-    tracked = getattr(place.layer, "num_batches_tracked", None)
-    if not isinstance(tracked, Tensor) or isinstance(place.layer, _InstanceNorm):
-        return _Remembered(place.name, mean, var, None, None)
-    tracked = tracked.cpu()
-    return _Remembered(place.name, mean, var, tracked, _weight(place.layer, tracked))
+def fingerprint(layers: Sequence[NormLayer]) -> int:
+    """Return a number that almost surely differs between models whose layers differ."""
+    text = ";".join(f"{one.name} {one.spec.per} {tuple(one.tensors[0].shape)}" for one in layers)
+    return zlib.crc32(text.encode()) >> 8  # 24 bits: sums of squares fit 64 bits at 10⁴ ranks
 
 
-def _weight(layer: nn.Module, tracked: Tensor) -> Tensor:
-    """What batches weigh in the averages; the rest is what the layer started with."""
+def _check_finite(layers: Sequence[NormLayer], ranks: Ranks) -> None:
+    for one in layers if ranks.size > 1 else ():
+        if not all(bool(t.isfinite().all()) for t in one.tensors):
+            raise StatisticsError(
+                message(
+                    "finite running statistics",
+                    f"NaN or infinity in {one.name or 'the model'} of process {ranks.rank}",
+                    "recompute them with normkit.recalibrate(model, batches)",
+                )
+            )
+
+
+def _counter(layer: nn.Module) -> Tensor | None:
+    """Return the layer's count of batches, one or one a bank, if its averages go by it."""
+    counter = getattr(layer, "num_batches_tracked", None)
+    return None if isinstance(layer, _InstanceNorm) or not isinstance(counter, Tensor) else counter
+
+
+def _merge(
+    layers: Sequence[NormLayer],
+    before: Sequence[tuple[Tensor, Tensor]],
+    counters: Sequence[Tensor | None],
+    ranks: Ranks,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Merge mean, variance and count of batches over all ranks, each in the shape of its mean."""
+    shape = [mean.shape for mean, _ in before]
+    mean, var = (torch.cat([t.flatten() for t in column]) for column in zip(*before, strict=True))
+    counts = [
+        (torch.zeros(()) if c is None else c.detach().cpu()).double().unsqueeze(-1).expand(s)
+        for c, s in zip(counters, shape, strict=True)
+    ]
+    weights = [_weight(one.layer, count) for one, count in zip(layers, counts, strict=True)]
+    weight, count = (torch.cat([t.flatten() for t in column]) for column in (weights, counts))
+    largest, most = ranks.maximum(torch.cat([weight, count])).chunk(2)
+    # All weigh the same where none has counted anything.
+    weight = torch.where(largest > 0, weight / largest, 1.0)
+    between = torch.cat(
+        [
+            torch.full((s.numel(),), float(not one.per_sample))
+            for one, s in zip(layers, shape, strict=True)
+        ]
+    )
+    merged = merge_shares(Moments(weight, mean, weight * var), ranks.sum, between)
+    columns = (merged.mean, merged.m2 / merged.count, most)
+    sizes = [s.numel() for s in shape]
+    rows = zip(shape, *(column.split(sizes) for column in columns), strict=True)
+    return [tuple(part.view(s) for part in parts) for s, *parts in rows]
+
+
+def _weight(layer: nn.Module, count: Tensor) -> Tensor:
+    """Weight of the batches in the averages; the rest is that of the initial values."""
     momentum = getattr(layer, "momentum", None)
     if momentum is None or getattr(layer, "average", None) == "cumulative":
-        return tracked.double()
-    return 1 - (1 - float(momentum)) ** tracked.double()
+        return count
+    return 1 - (1 - float(momentum)) ** count
 
 
-def _merged(parts: list[_Remembered], per: str) -> tuple[Tensor, Tensor]:
-    means = torch.stack([part.mean for part in parts])
-    variances = torch.stack([part.var for part in parts])
-    weights = torch.ones_like(means)
-    known = [part.weight for part in parts if part.weight is not None]
-    if len(known) == len(parts):
-        # One weight for each bank of (D, C), or one for all of (C,).
-        found = torch.stack([w.unsqueeze(-1) for w in known]).expand_as(means)
-        weights = torch.where(found.sum(0) > 0, found, weights)
-        weights = weights / weights.amax(0)  # counts are 1 or more where they are merged
-    total = merge_rows(weights, means, weights * variances)
-    if per == "sample":
-        return total.mean, (weights * variances).sum(0) / weights.sum(0)
-    return total.mean, total.m2 / total.count
-
-
-def _check_alike(shares: list[list[_Remembered]], rank: int) -> None:
-    own = [(part.name, part.mean.shape) for part in shares[rank]]
-    for other, share in enumerate(shares):
-        theirs = [(part.name, part.mean.shape) for part in share]
-        if theirs != own:
-            raise StatisticsError(
-                explain(
-                    "all processes average the same layers",
-                    f"{len(own)} in process {rank} and {len(theirs)} in process {other}, or of "
-                    "other names and sizes",
-                    "call it with the same model, frozen alike, everywhere",
-                )
-            )
-        broken = [p.name for p in share if not bool((p.mean + p.var).isfinite().all())]
-        if broken:
-            raise StatisticsError(
-                explain(
-                    "statistics to be averaged are finite",
-                    f"NaN or infinity in {broken[0] or 'the model'} of process {other}",
-                    "compute them anew with normkit.recalibrate(model, batches)",
-                )
-            )
-
-
-def _writing(buffer: Tensor, value: Tensor) -> Step:
+def _write_step(buffer: Tensor, value: Tensor) -> Step:
     @torch.no_grad()
     def write(values: Tensor) -> None:
         buffer.copy_(values)

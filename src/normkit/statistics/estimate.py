@@ -1,8 +1,8 @@
-r"""Moments of a long stream of batches, and how sure they are.
+r"""Moments of a long stream of batches, and their standard errors.
 
 Each batch (or block of neighbouring batches) is a *unit* with its own count, mean and sum of
-squared deviations. The units merge exactly. How much they differ says how sure the merged moments
-are, whatever makes values within one batch alike: with :math:`w_u = n_u / N`,
+squared deviations. The units merge exactly, and their differences give the standard errors of
+the merged moments, whatever makes values within one batch alike: with :math:`w_u = n_u / N`,
 
 .. math::
     \hat\mu = \sum_u w_u \mu_u, \quad
@@ -15,12 +15,16 @@ are, whatever makes values within one batch alike: with :math:`w_u = n_u / N`,
 the linearized variance of a ratio, cluster by cluster (Cochran 1977, *Sampling Techniques*, §6 and
 §9A), with Student's t on :math:`U - 1` degrees of freedom. Units count as independent: batches
 that come in an order (by class, by time) are not, until blocks are longer than what they share.
+
+Several processes need only add up: every line above is a sum over units once the one before it is
+known, so four sums give all ranks the same result (:func:`merge_statistics`), and no unit travels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,23 +35,27 @@ from normkit.core.moments import Moments, merge_rows
 __all__ = [
     "Estimate",
     "LayerStatistics",
+    "Total",
     "Units",
     "distance",
+    "merge_shares",
+    "merge_statistics",
     "relative_error",
     "rms",
     "statistics",
 ]
 
-KEPT = 64
-"""Units are merged two by two when there are twice as many, so memory does not grow."""
-
+MAX_UNITS = 128
+"""Units are merged two by two when there are this many, so memory stays bounded."""
 
 TINY = torch.finfo(torch.float64).tiny
-"""In place of a variance of zero where a layer adds no ε."""
+"""Replaces a variance of zero where a layer adds no ε."""
 
+MAX_LOG = math.log(torch.finfo(torch.float64).max)
+"""The exponential of a larger number overflows float64."""
 
-LARGEST = math.log(torch.finfo(torch.float64).max)
-"""Of a larger logarithm there is no number in float64."""
+Total = Callable[[Tensor], Tensor]
+"""Sums a vector over all ranks; the identity where there is one."""
 
 
 class LayerStatistics(NamedTuple):
@@ -55,7 +63,7 @@ class LayerStatistics(NamedTuple):
 
     Attributes:
         mean: (C,), float64.
-        variance: (C,), float64, unbiased, as it is remembered.
+        variance: (C,), float64, unbiased, as running variances are.
         mean_standard_error: (C,), in units of the values; NaN from a single batch.
         variance_standard_error: (C,), in squared units; NaN from a single batch.
         count: values per channel (samples, for a layer that averages over samples).
@@ -75,57 +83,53 @@ class Units(NamedTuple):
     mean: Tensor
     m2: Tensor
 
-    @classmethod
-    def join(cls, parts: Sequence[Units]) -> Units:
-        """The units of all parts, in order."""
-        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
 
 class Estimate:
     """Gathers the moments of batch after batch, in bounded memory.
 
     Args:
         channels: how many.
-        within: the variance is an average of variances, and what lies between units is no part
-            of it (a layer that averages over samples).
+        per_sample: the variance is an average of variances over samples, without what lies
+            between units (instance normalization).
 
     >>> estimate = Estimate(1)
     >>> for values in ([0.0, 2.0], [4.0, 6.0]):
     ...     estimate.add(Moments.of(torch.tensor(values, dtype=torch.float64)[:, None], dim=0))
-    >>> found = statistics(estimate.units())
-    >>> found.mean.item(), round(found.variance.item(), 3), found.count
+    >>> result = statistics(estimate.units())
+    >>> result.mean.item(), round(result.variance.item(), 3), result.count
     (3.0, 6.667, 4)
     """
 
-    def __init__(self, channels: int, within: bool = False) -> None:
-        self._empty = torch.zeros(0, channels, dtype=torch.float64)
-        self._full: list[Moments] = []
+    def __init__(self, channels: int, per_sample: bool = False) -> None:
+        self._none = torch.zeros(0, channels, dtype=torch.float64)
+        self._complete: list[Moments] = []
         self._open: list[Moments] = []
-        self._size = 1  # batches in a unit
-        self.within = within
+        self._batches_per_unit = 1
+        self.per_sample = per_sample
 
     def add(self, *calls: Moments) -> None:
-        """Take in one batch: of every call the layer had in it, with counts of a single number.
+        """Add one batch: the moments of each call of the layer, with scalar counts.
 
         Calls within one batch see the same samples, so they are one unit.
         """
-        self._open.append(self._merged(calls))
-        if len(self._open) < self._size:
+        self._open.append(self._merge(calls))
+        if len(self._open) < self._batches_per_unit:
             return
-        self._full.append(self._merged(self._open))
+        self._complete.append(self._merge(self._open))
         self._open = []
-        if len(self._full) == 2 * KEPT:
-            self._full = [self._merged(self._full[i : i + 2]) for i in range(0, 2 * KEPT, 2)]
-            self._size *= 2
+        if len(self._complete) == MAX_UNITS:
+            pairs = range(0, MAX_UNITS, 2)
+            self._complete = [self._merge(self._complete[i : i + 2]) for i in pairs]
+            self._batches_per_unit *= 2
 
-    def _merged(self, parts: Sequence[Moments]) -> Moments:
-        return parts[0] if len(parts) == 1 else _merge(_stack(parts), self.within)
+    def _merge(self, parts: Sequence[Moments]) -> Moments:
+        return parts[0] if len(parts) == 1 else _merge(_stack(parts), self.per_sample)
 
     def units(self) -> Units:
-        """What has been taken in, unit by unit, on the CPU."""
-        every = [*self._full, *([self._merged(self._open)] if self._open else [])]
+        """Everything added so far, unit by unit, on the CPU."""
+        every = [*self._complete, *([self._merge(self._open)] if self._open else [])]
         if not every:
-            return Units(self._empty[:, 0], self._empty, self._empty)
+            return Units(self._none[:, 0], self._none, self._none)
         return Units(*(column.cpu() for column in _stack(every)))
 
 
@@ -133,64 +137,139 @@ def _stack(parts: Sequence[Moments]) -> Units:
     return Units(*(torch.stack([getattr(part, name) for part in parts]) for name in Units._fields))
 
 
-def _merge(units: Units, within: bool) -> Moments:
+def _merge(units: Units, per_sample: bool) -> Moments:
+    """Merge units, of which there is at least one."""
     count = units.count[:, None]
-    if not within:
+    if not per_sample:
         merged = merge_rows(count.expand_as(units.mean), units.mean, units.m2)
         return Moments(units.count.sum(), merged.mean, merged.m2)
     total = units.count.sum()
     return Moments(total, (count / total * units.mean).sum(0), units.m2.sum(0))
 
 
-def statistics(units: Units, within: bool = False) -> LayerStatistics:
-    """Merge units, and say how sure the result is; see the text of this module.
+def merge_shares(share: Moments, total: Total, between: Tensor | float = 1.0) -> Moments:
+    """Merge the moments that every rank brings into those of all, with three sums.
 
-    ``units`` holds at least one value.
+    The first sum gives a common origin, the weighted mean up to rounding; the second corrects it,
+    so that an offset common to all values costs no digits; the third takes squared deviations
+    from the result. Nothing is subtracted that was summed: E[x²] − E[x]² appears nowhere, and a
+    rank without data adds zeros.
+
+    Args:
+        share: this rank's moments; ``count`` has the shape of ``mean`` (C,), and may hold weights.
+        total: sums a vector over ranks.
+        between: 1 where what lies between ranks belongs to the variance, 0 where not; or (C,).
     """
-    count, mean, m2 = units
-    total, merged_mean, merged_m2 = (getattr(_merge(units, within), k) for k in Units._fields)
-    share = (count / total)[:, None]
-    apart = mean - merged_mean
-    spread = m2 / count[:, None] + (0 if within else apart.square())
-    biased = merged_m2 / total
-    number = len(count)
-    factor = number / (number - 1) if number > 1 else math.nan
-    mean_error, variance_error = (
-        (factor * (share * off).square().sum(0)).sqrt() for off in (apart, spread - biased)
-    )
+    count, weighted = total(torch.cat([share.count, share.count * share.mean])).chunk(2)
+    divisor = torch.where(count > 0, count, 1.0)
+    origin = weighted / divisor
+    mean = origin + total(share.count * (share.mean - origin)) / divisor
+    m2 = total(share.m2 + between * share.count * (share.mean - mean).square())
+    return Moments(count, mean, m2)
+
+
+def merge_statistics(
+    units: Mapping[str, Units], per_sample: Mapping[str, bool], total: Total
+) -> tuple[dict[str, LayerStatistics], dict[str, int]]:
+    """Merge the units of all ranks, layer by layer: the statistics, and the numbers of units.
+
+    All layers travel together, in four sums of 2C, C, C and 3C numbers for C channels in all.
+    Layers of which no rank has seen a value are left out.
+
+    Args:
+        units: this rank's; every rank names the same layers in the same order, and one that has
+            seen nothing of a layer brings no units of it.
+        per_sample: by layer, whether its variance is an average over samples.
+        total: sums a vector over ranks.
+    """
+    sizes = [one.mean.shape[1] for one in units.values()]
+    between = _by_channel([0.0 if per_sample[name] else 1.0 for name in units], sizes)
+    numbers = _by_channel([float(len(one.count)) for one in units.values()], sizes)
+    shares = [_share(one, per_sample[name]) for name, one in units.items()]
+    share = Moments(*(torch.cat([getattr(part, key) for part in shares]) for key in Units._fields))
+    merged = merge_shares(share, total, between)
+    wholes = (Moments(*one) for one in _split(merged.count, merged.mean, merged.m2, sizes=sizes))
+    rows = [
+        _squares(one, whole, per_sample[name])
+        for (name, one), whole in zip(units.items(), wholes, strict=True)
+    ]
+    vector = torch.cat([numbers, *(row[0] for row in rows), *(row[1] for row in rows)])
+    numbers, *squares = total(vector).chunk(3)
+    factor = torch.where(numbers > 1, numbers / (numbers - 1), math.nan)
     # Averages of unbiased variances are unbiased already.
-    variance = biased if within else merged_m2 / (total - 1)
-    return LayerStatistics(merged_mean, variance, mean_error, variance_error, int(total))
+    variance = merged.m2 / (merged.count - between)
+    errors = ((factor * column).sqrt() for column in squares)
+    columns = _split(merged.mean, variance, *errors, merged.count, numbers, sizes=sizes)
+    seen = {name: row for name, row in zip(units, columns, strict=True) if row[-1].any()}
+    return (
+        {name: LayerStatistics(*row[:4], int(row[4][0])) for name, row in seen.items()},
+        {name: int(row[5][0]) for name, row in seen.items()},
+    )
 
 
-def relative_error(found: LayerStatistics, eps: float) -> float:
-    r"""One number for how unsure a layer's statistics are: 0.01 is 1 %.
+def _by_channel(values: Sequence[float], sizes: Sequence[int]) -> Tensor:
+    """Repeat each layer's number for each of its channels."""
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
+
+
+def _split(*columns: Tensor, sizes: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
+    """Split what stands for the channels of all layers into what stands for each layer's."""
+    return zip(*(column.split(list(sizes)) for column in columns), strict=True)
+
+
+def _share(units: Units, per_sample: bool) -> Moments:
+    """Merge one rank's units; zeros if there are none."""
+    if not len(units.count):
+        none = torch.zeros_like(units.mean.sum(0))
+        return Moments(none, none, none)
+    merged = _merge(units, per_sample)
+    return dataclasses.replace(merged, count=merged.count.expand_as(merged.mean))
+
+
+def _squares(units: Units, merged: Moments, per_sample: bool) -> tuple[Tensor, Tensor]:
+    """Sum one rank's terms of the two squared standard errors."""
+    count = units.count[:, None]
+    weight = count / merged.count
+    offset = units.mean - merged.mean
+    spread = units.m2 / count + (0 if per_sample else offset.square())
+    excess = spread - merged.m2 / merged.count
+    return (weight * offset).square().sum(0), (weight * excess).square().sum(0)
+
+
+def statistics(units: Units, per_sample: bool = False) -> LayerStatistics:
+    """Merge the units of one process, of which there is at least one; see the module's text."""
+    merged, _ = merge_statistics({"": units}, {"": per_sample}, lambda vector: vector)
+    return merged[""]
+
+
+def relative_error(result: LayerStatistics, eps: float) -> float:
+    r"""Summarize a layer's standard errors in one number; 0.01 is 1 %.
 
     The larger of two root mean squares over channels: of :math:`\mathrm{SE}(\mu) / \sigma` and
     of :math:`\mathrm{SE}(v) / \sigma^2`, where :math:`\sigma^2 = v + \epsilon` is what the layer
     divides by, so a channel that is always zero counts as known.
     """
-    scale = (found.variance + eps).clamp_min(TINY)
-    mean = rms(found.mean_standard_error / scale.sqrt())
-    variance = rms(found.variance_standard_error / scale)
+    scale = (result.variance + eps).clamp_min(TINY)
+    mean = rms(result.mean_standard_error / scale.sqrt())
+    variance = rms(result.variance_standard_error / scale)
     return math.nan if math.isnan(mean + variance) else max(mean, variance)
 
 
 def distance(
-    mean: Tensor, variance: Tensor, found: LayerStatistics, eps: float
+    mean: Tensor, variance: Tensor, result: LayerStatistics, eps: float
 ) -> tuple[float, float]:
-    r"""How far a mean and a variance are from those found: in deviations, and as a factor.
+    r"""Distance of a mean and a variance from a result: in deviations, and as a factor.
 
     Root mean square over channels of :math:`(\mu' - \mu) / \sigma`; and the exponential of that
     of :math:`\log (\sigma'^2 / \sigma^2)`, at least 1, with :math:`\sigma^2 = v + \epsilon`.
     NaN where one of them is not finite.
     """
-    scale = (found.variance + eps).clamp_min(TINY)
-    step = rms((mean - found.mean) / scale.sqrt())
+    scale = (result.variance + eps).clamp_min(TINY)
+    step = rms((mean - result.mean) / scale.sqrt())
     ratio = rms((variance + eps).clamp_min(TINY).log() - scale.log())
-    return step, math.exp(ratio) if ratio < LARGEST else ratio * math.inf
+    return step, math.exp(ratio) if ratio < MAX_LOG else ratio * math.inf
 
 
 def rms(values: Tensor) -> float:
-    """Root mean square of all values."""
+    """Take the root mean square of all values."""
     return float(values.square().mean().sqrt())

@@ -1,9 +1,9 @@
-"""A model whose layers are watched while it runs, and run on statistics of our choice.
+"""Run a model while observing its normalization layers, on chosen statistics.
 
-Each layer runs in evaluation mode and normalizes with what stands in its buffers. In their place
-lie buffers of ours for the time, and what a call normalizes with is written into them right
-before it: the moments of its own input (as in training), or given ones. So nothing that a layer
-does in training can move anything: no average, no count of batches, whatever its momentum.
+Each layer runs in evaluation mode and normalizes with its buffers. These are replaced for the
+time, and what a call normalizes with is written into the replacements right before it: the moments
+of its own input (as in training), or fixed statistics. So nothing that a layer does in training is
+updated: no average, no count of batches, whatever its momentum.
 """
 
 from __future__ import annotations
@@ -17,198 +17,199 @@ from torch import Tensor, nn
 
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
-from normkit.errors import StatisticsError, explain
+from normkit.errors import StatisticsError, message
 from normkit.kernels.moments import moments
-from normkit.statistics.batches import Forward, feed, samples_in
+from normkit.statistics.batches import Forward, count_samples, run_model
 from normkit.statistics.estimate import Estimate, LayerStatistics
 from normkit.statistics.preserve import (
-    buffers_kept,
-    in_evaluation,
-    random_state_kept,
-    uncompiled,
+    evaluation_mode,
+    preserve_buffers,
+    preserve_rng,
+    run_eagerly,
 )
-from normkit.statistics.stats_layers import Place
+from normkit.statistics.stats_layers import NormLayer
 
-__all__ = ["Watch", "watched"]
-
-
-_WATCHED: set[int] = set()
-"""Layers, by identity, that are watched just now."""
+__all__ = ["Observer", "observing"]
 
 
-class _Enough(BaseException):
-    """Every layer has been seen; not an Exception, so that no model takes it for one."""
+_OBSERVED: set[int] = set()
+"""Layers, by identity, that are being observed."""
 
 
-class Watch:
-    """What the layers of a model are given, batch after batch. Made by :func:`watched`."""
+class _AllSeen(BaseException):
+    """Raised when every layer has been called; no Exception, so that no model handles it."""
 
-    def __init__(self, model: nn.Module, places: Sequence[Place]) -> None:
+
+class Observer:
+    """Collects the moments of the layers' inputs, batch after batch. See :func:`observing`."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[NormLayer]) -> None:
         self.model = model
-        self.places = places
-        self.given: Mapping[str, LayerStatistics] = {}
+        self.layers = layers
         self.estimates: dict[str, Estimate] = {}
+        self.output: Any = None  # of the last batch that ran to the end
+        self._fixed: Mapping[str, LayerStatistics] = {}
+        self._names = [{row: name for name, row in one.banks} for one in layers]
         self._batch: dict[str, list[Moments]] = {}
-        self._names = [{row: name for name, row in place.banks} for place in places]
         self._calls: list[int] = []
-        self._sequences: list[list[int]] = []  # of the last two batches that went to their end
-        self._number = 0
-        self._may_stop = self._stopped = False
-        # Not where something waits for the end, as what loads weights before a call and lets them
-        # go after it.
-        self._to_the_end = any(
+        self._call_orders: list[list[int]] = []  # of the last two batches that ran to the end
+        self._batches = 0
+        self._first_count = 0  # samples that the first layer got
+        self._may_stop = self._has_stopped = False
+        # Not where a hook waits for the end of a forward, such as one that loads weights before
+        # it and drops them after it.
+        self._run_to_end = any(
             module._forward_hooks or "forward" in vars(module) for module in model.modules()
         )
-        self.output: Any = None  # of the last batch that was run to the end
-        self._first = 0  # samples that the first layer saw
 
     def start(
-        self, given: Mapping[str, LayerStatistics], estimates: dict[str, Estimate] | None = None
+        self, fixed: Mapping[str, LayerStatistics], estimates: dict[str, Estimate] | None = None
     ) -> None:
-        """Normalize from now on with ``given``, and what it lacks by its own input's moments.
+        """Normalize from now on with ``fixed``, and layers without by their own input's moments.
 
-        What is seen goes into ``estimates``, or into new ones.
+        Moments are collected in ``estimates``, or in new ones.
         """
-        self.given = given
+        self._fixed = fixed
         self.estimates = {} if estimates is None else estimates
-        for place, names in zip(self.places, self._names, strict=True):
-            # Instance normalization takes its own moments sample by sample, which only it can do;
-            # in training mode it does, and remembers them in the buffers that are not its own.
-            place.layer.training = place.memory.per == "sample" and not any(
-                name in given for name in names.values()
+        for one, names in zip(self.layers, self._names, strict=True):
+            # Instance normalization takes its own moments sample by sample, which only the layer
+            # can do; it does so in training mode, and updates the replaced buffers.
+            one.layer.training = one.per_sample and not any(
+                name in fixed for name in names.values()
             )
 
-    def run(self, batch: Any, forward: Forward | None, whole: bool = False) -> int:
-        """Run the model on a batch; the number of samples in it.
+    def run(self, batch: Any, forward: Forward | None, to_end: bool = False) -> int:
+        """Run the model on a batch and return the number of samples in it.
 
-        ``whole``: to its end, for the sake of ``output``; else to the last layer that is watched,
-        once it is known which that is.
+        Args:
+            batch: any batch.
+            forward: called in place of the rule for batches.
+            to_end: run the whole model, for its ``output``; else stop after the last observed
+                layer, once it is known which that is.
         """
-        self._batch, self._calls, self._first = {}, [], 0
-        samples = samples_in(batch)
+        self._batch, self._calls, self._first_count = {}, [], 0
+        samples = count_samples(batch)
         if samples == 0:
             return 0
-        self._number += 1
-        # Who passes a function of their own may want its end to be reached. And batches 1, 2, 4,
-        # 8, … tell whether there is more to be seen by now.
-        look = forward is not None or whole or self._number & (self._number - 1) == 0
-        self._may_stop = not (look or self._to_the_end) and self._repeats()
+        self._batches += 1
+        # A user's function may need to reach its end. And batches 1, 2, 4, 8, … show whether
+        # other layers are called by now.
+        whole = forward is not None or to_end or self._batches & (self._batches - 1) == 0
+        self._may_stop = not (whole or self._run_to_end) and self._calls_repeat()
         try:
-            self.output = feed(self.model, batch, forward)
-        except _Enough:
-            self._stopped = True
+            self.output = run_model(self.model, batch, forward)
+        except _AllSeen:
+            self._has_stopped = True
         else:
-            self._to_the_end |= self._stopped and self._calls != self._sequences[-1]
-            self._sequences = [*self._sequences[-1:], self._calls]
+            self._run_to_end |= self._has_stopped and self._calls != self._call_orders[-1]
+            self._call_orders = [*self._call_orders[-1:], self._calls]
         for name, calls in self._batch.items():
             self.estimates[name].add(*calls)
-        return self._first if samples is None else samples
+        return self._first_count if samples is None else samples
 
-    def _repeats(self) -> bool:
-        """Whether the last two batches called the same layers in the same order, and all."""
-        same = len(self._sequences) == 2 and self._sequences[0] == self._sequences[1]
-        return same and len(set(self._sequences[0])) == len(self.places)
+    def _calls_repeat(self) -> bool:
+        """Whether the last two batches called every layer, in the same order."""
+        orders = self._call_orders
+        return len(orders) == 2 and orders[0] == orders[1] and len({*orders[0]}) == len(self.layers)
 
-    def see(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A layer is about to be called."""
-        place = self.places[index]
-        layer, memory = place.layer, place.memory
-        # By keyword a residual may come first; a third party's layer may call its input otherwise.
+    def observe(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take the moments of a layer's input, right before its forward."""
+        one = self.layers[index]
+        # By keyword a residual may come first; a third party's layer may name its input otherwise.
         first = args[0] if args else kwargs.get("input")
         others = (v for v in kwargs.values() if isinstance(v, Tensor))
         x = next(others, None) if first is None else first
         if not isinstance(x, Tensor):
             return
-        values = memory.values(layer, x.detach())
-        bank = memory.bank(layer)
+        values = one.spec.values(one.layer, x.detach())
+        bank = one.spec.bank(one.layer)
         name = self._names[index][bank]
-        own = _per_sample(values) if memory.per == "sample" else moments(values, PER_CHANNEL)
-        self._first = self._first or len(values)
+        batch = _sample_moments(values) if one.per_sample else moments(values, PER_CHANNEL)
+        self._first_count = self._first_count or len(values)
         if values.numel():
             if name not in self.estimates:
-                self.estimates[name] = Estimate(len(own.mean), memory.per == "sample")
-            self._batch.setdefault(name, []).append(own)
-        self._put(place, bank, own, self.given.get(name))
+                self.estimates[name] = Estimate(len(batch.mean), one.per_sample)
+            self._batch.setdefault(name, []).append(batch)
+        self._set_statistics(one, bank, batch, self._fixed.get(name))
         self._calls.append(index)
-        if self._may_stop and self._calls == self._sequences[-1]:
-            raise _Enough
+        if self._may_stop and self._calls == self._call_orders[-1]:
+            raise _AllSeen
 
-    def _put(
-        self, place: Place, bank: int | None, own: Moments, given: LayerStatistics | None
+    def _set_statistics(
+        self, one: NormLayer, bank: int | None, batch: Moments, fixed: LayerStatistics | None
     ) -> None:
-        """Write what this call is to be normalized with."""
-        if given is None and place.layer.training:
+        """Write what this call normalizes with."""
+        if fixed is None and one.layer.training:
             return
-        memory = place.memory
         # Biased to normalize the batch it comes from, as in training.
-        variance = own.variance.nan_to_num(1.0) if given is None else given.variance
-        names = (memory.mean, memory.var)
-        values = (own.mean if given is None else given.mean, variance)
-        for name, buffer, value in zip(names, place.tensors, values, strict=True):
+        variance = batch.variance.nan_to_num(1.0) if fixed is None else fixed.variance
+        names = (one.spec.mean, one.spec.var)
+        values = (batch.mean if fixed is None else fixed.mean, variance)
+        for name, buffer, value in zip(names, one.tensors, values, strict=True):
             # A new one for each call: a gradient taken within the model may need the former.
             new = buffer.clone()
             (new if bank is None else new[bank]).copy_(value)
-            _put_in(place.layer, name, new)
+            _set_tensor(one.layer, name, new)
 
 
-def _put_in(layer: nn.Module, name: str, value: Tensor) -> None:
+def _set_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     """Set a tensor of a layer, a buffer or a parameter."""
-    kept = name in layer._parameters and not isinstance(value, nn.Parameter)
-    setattr(layer, name, nn.Parameter(value, requires_grad=False) if kept else value)
+    parameter = name in layer._parameters and not isinstance(value, nn.Parameter)
+    setattr(layer, name, nn.Parameter(value, requires_grad=False) if parameter else value)
 
 
-def _per_sample(values: Tensor) -> Moments:
-    """Averages over samples of each sample's mean and unbiased variance, a sample a value."""
+def _sample_moments(values: Tensor) -> Moments:
+    """Average each sample's mean and unbiased variance over samples, a sample counting one."""
     n, c = values.shape[:2]
-    found = moments(values, Pool("group", max(c, 1)))
-    each = float(values.numel() // max(n * c, 1))
-    variance = found.m2.reshape(n, c) / (each - 1)
-    count = torch.full((), float(n), dtype=torch.float64, device=found.mean.device)
-    return Moments(count, found.mean.reshape(n, c).mean(0), variance.sum(0))
+    each = moments(values, Pool("group", max(c, 1)))
+    size = float(values.numel() // max(n * c, 1))
+    variance = each.m2.reshape(n, c) / (size - 1)
+    count = torch.full((), float(n), dtype=torch.float64, device=each.mean.device)
+    return Moments(count, each.mean.reshape(n, c).mean(0), variance.sum(0))
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module, places: Sequence[Place]) -> Iterator[Watch]:
-    """Watch these layers of ``model`` until the end, then leave everything as it was.
+def observing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[Observer]:
+    """Observe these layers of ``model`` within the block, and restore everything on exit.
 
-    Modes, buffers (the very tensors), hooks, the random state; gradients are off meanwhile and
-    dropout with them. Also after an exception, or an interruption.
+    Restores modes, buffers (the tensor objects), hooks and the random state, also after an
+    exception or an interruption. Gradients and dropout are off within the block.
 
     Raises:
-        StatisticsError: one of the layers is watched already.
+        StatisticsError: one of the layers is already being observed.
     """
-    watch = Watch(model, places)
-    layers = {id(place.layer) for place in places}
-    if layers & _WATCHED:
+    observer = Observer(model, layers)
+    identities = {id(one.layer) for one in layers}
+    if identities & _OBSERVED:
         raise StatisticsError(
-            explain(
-                "a model is measured by one at a time",
-                f"another measurement of this {type(model).__name__}, from its batches or its "
+            message(
+                "one measurement of a model at a time",
+                f"a second one of this {type(model).__name__}, started by its batches or its "
                 "forward",
-                "finish the one before the other begins",
+                "finish one before starting the other",
             )
         )
     with contextlib.ExitStack() as stack:
-        stack.callback(_WATCHED.difference_update, layers)
-        _WATCHED.update(layers)
-        stack.enter_context(random_state_kept())
-        stack.enter_context(uncompiled())
+        stack.callback(_OBSERVED.difference_update, identities)
+        _OBSERVED.update(identities)
+        stack.enter_context(preserve_rng())
+        stack.enter_context(run_eagerly())
         stack.enter_context(torch.no_grad())
-        stack.enter_context(in_evaluation(model))
-        stack.enter_context(buffers_kept(model))
-        for index, place in enumerate(places):
-            for name, usual in ((place.memory.mean, 0.0), (place.memory.var, 1.0)):
-                own = getattr(place.layer, name)
-                stack.callback(_put_in, place.layer, name, own)
-                # What stands there, for a model that reads it and does not call the layer; but
-                # finite, as a step away from NaN is NaN.
-                stand_in = torch.where(own.isfinite(), own, torch.full_like(own, usual))
-                _put_in(place.layer, name, stand_in.detach())
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(preserve_buffers(model))
+        for index, one in enumerate(layers):
+            for name, usual in ((one.spec.mean, 0.0), (one.spec.var, 1.0)):
+                tensor = getattr(one.layer, name)
+                stack.callback(_set_tensor, one.layer, name, tensor)
+                # For a model that reads the tensor and does not call the layer; but finite, as a
+                # step away from NaN is NaN.
+                stand_in = torch.where(tensor.isfinite(), tensor, torch.full_like(tensor, usual))
+                _set_tensor(one.layer, name, stand_in.detach())
 
-            def see(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
-                watch.see(index, args, kwargs)
+            def observe(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
+                observer.observe(index, args, kwargs)
 
-            # Last, so that what other hooks make of the input is seen.
-            hook = place.layer.register_forward_pre_hook(see, with_kwargs=True)
+            # Registered last, to see the input as other hooks leave it.
+            hook = one.layer.register_forward_pre_hook(observe, with_kwargs=True)
             stack.callback(hook.remove)
-        yield watch
+        yield observer

@@ -1,161 +1,218 @@
-"""Going over batches in step with other processes, until enough has been seen."""
+"""Passes over batches, in step with other ranks, until enough has been seen."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from normkit.errors import NonFiniteError, StatisticsError, explain
+from normkit.errors import NonFiniteError, StatisticsError, message
 from normkit.statistics.batches import Forward
-from normkit.statistics.distributed import Peers, refuse_failure
-from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
-from normkit.statistics.observe import Watch
-from normkit.statistics.preserve import apart, random_state_kept
-from normkit.statistics.stats_layers import Place
+from normkit.statistics.distributed import Ranks, fingerprint
+from normkit.statistics.estimate import (
+    Estimate,
+    LayerStatistics,
+    merge_statistics,
+    relative_error,
+)
+from normkit.statistics.observe import Observer
+from normkit.statistics.preserve import detached_loader, preserve_rng
+from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Bar", "Study", "bar", "check_found", "within"]
+__all__ = ["Bar", "Passes", "bar", "check_statistics"]
 
-FEWEST = 8
-"""Batches before the spread between them is asked whether it is small enough."""
+MIN_BATCHES = 8
+"""Batches before the standard errors are first compared with a tolerance."""
 
-LONGER = 1.2
-"""It is asked again after this many times as many: often enough, and asking costs little."""
+GROWTH = 1.2
+"""They are compared again after this many times as many batches."""
 
-_END: Any = object()
+MAX_ROUNDS = 32
+"""Batches between two meetings of the ranks, so that none waits long for another."""
 
 
-class Study:
-    """Goes over the batches, in step with the other processes."""
+class Passes:
+    """Passes over the batches, in step with other ranks.
+
+    The ranks meet to add up a few numbers (:meth:`Ranks.status`): when a stop may be due, and
+    after ``MAX_ROUNDS`` batches at the latest. As long as no batch is larger than those before,
+    they stop exactly where meeting at every batch would stop them.
+
+    Attributes:
+        samples, batches: of all ranks together, in the first pass.
+        count: passes made.
+        units: by layer, the number of units behind the standard errors.
+    """
 
     def __init__(
         self,
-        watch: Watch,
+        observer: Observer,
         batches: Iterable[Any],
         forward: Forward | None,
-        group: Peers,
-        shown: Bar,
+        ranks: Ranks,
+        progress: Bar,
     ) -> None:
-        self._watch = watch
+        self._observer = observer
         self._batches = batches
         self._forward = forward
-        self._group = group
-        self._shown = shown
-        self._mine = 0  # batches that this process went over in the first pass
-        self.samples = self.number = self.passes = 0
-        self.moved = math.inf
+        self._ranks = ranks
+        self._progress = progress
+        self._layers = layers_by_bank(observer.layers)
+        self._fingerprint = fingerprint(observer.layers)
+        self._own_batches = 0  # of this rank, in the first pass
+        self.samples = self.batches = self.count = 0
+        self.units: dict[str, int] = {}
 
-    def go_over(
-        self, given: Mapping[str, LayerStatistics], samples: int | None, tolerance: float | None
-    ) -> dict[str, Units]:
-        """One pass: the units of all processes, by layer.
+    def first_pass(
+        self, samples: int | None, tolerance: float | None
+    ) -> dict[str, LayerStatistics]:
+        """Make the first pass and return the statistics of all ranks, by layer.
 
-        The first pass finds out how far to go; those after it go as far.
+        Args:
+            samples: stop when all ranks together have seen so many.
+            tolerance: stop when the worst layer's relative standard error is below it.
         """
-        self._watch.start(given)
-        self._shown.begin(samples if self.passes == 0 else self.samples)
-        total = mine = number = 0
-        asks = FEWEST
-        # The same order in every pass, whichever generator the loader draws it from.
-        with random_state_kept():
-            stream: Iterator[Any] | None = None
+        self._progress.begin(samples)
+        own, compare_at, rounds = _Share(self._batches, math.inf), MIN_BATCHES, 1
+        self._observer.start({})
+        with preserve_rng():
             while True:
-                run, more = 0, True
-                try:
-                    stream = iter(apart(self._batches)) if stream is None else stream
-                    batch = _END
-                    if self.passes == 0 or mine < self._mine:
-                        batch = next(stream, _END)
-                    if batch is _END:
-                        more = False
-                    else:
-                        run = self._watch.run(batch, self._forward)
-                        mine += 1
-                except BaseException as error:
-                    self._group.gather((0, False, f"{type(error).__name__}: {error}"))
-                    raise
-                told = self._group.gather((run, more, None))
-                refuse_failure([note for _, _, note in told], self._group.rank)
-                total += sum(count for count, _, _ in told)
-                number += sum(goes_on for _, goes_on, _ in told)
-                self._shown.at(total)
-                if not any(goes_on for _, goes_on, _ in told):
+                total, batches, active, per_round = self._advance(own, rounds)
+                self._own_batches, self.samples, self.batches = own.batches, total, batches
+                if not active or (samples is not None and total >= samples):
                     break
-                if self.passes == 0 and samples is not None and total >= samples:
-                    break
-                if tolerance is not None and number >= asks:
-                    asks = math.ceil(LONGER * number)
-                    if _worst(self._watch.places, self._gathered()) < tolerance:
-                        break
-        if self.passes == 0:
-            self._mine, self.samples, self.number = mine, total, number
-        self.passes += 1
-        return self._gathered()
+                if tolerance is not None and batches >= compare_at:
+                    compare_at = math.ceil(GROWTH * batches)
+                    if self._worst_error(merged := self._merge()) < tolerance:
+                        self.count = 1
+                        return merged
+                rounds = MAX_ROUNDS if self._ranks.size > 1 else 1
+                if samples is not None:
+                    due = math.ceil((samples - total) / per_round) if per_round else 1
+                    rounds = min(rounds, due)
+                if tolerance is not None:
+                    rounds = min(rounds, math.ceil((compare_at - batches) / active))
+        self.count = 1
+        return self._merge()
 
-    def _gathered(self) -> dict[str, Units]:
-        """The units of all processes, in the order of their ranks, so that all get one result."""
-        parts = self._group.gather(
-            {name: estimate.units() for name, estimate in self._watch.estimates.items()}
-        )
-        names = [name for place in self._watch.places for name, _ in place.banks]
-        return {
-            name: Units.join(found)
-            for name in names
-            if (found := [part[name] for part in parts if name in part])
+    def repeat_pass(self, fixed: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+        """Go over as many batches as the first pass, and return the statistics, by layer.
+
+        Args:
+            fixed: statistics that the layers normalize with, by name.
+        """
+        self._progress.begin(self.samples)
+        own, active = _Share(self._batches, self._own_batches), 1
+        self._observer.start(fixed)
+        # The same order in every pass, whichever generator the loader draws it from.
+        with preserve_rng():
+            while active:
+                _, _, active, _ = self._advance(own, MAX_ROUNDS if self._ranks.size > 1 else 1)
+        self.count += 1
+        return self._merge()
+
+    def _advance(self, own: _Share, rounds: int) -> list[int]:
+        """Run some batches, meet the other ranks, and return the counts of all.
+
+        Raises:
+            StatisticsError: another rank has failed, or has other layers.
+        """
+        try:
+            own.advance(rounds, lambda batch: self._observer.run(batch, self._forward))
+        except BaseException as error:
+            self._ranks.status(own.counts(), self._fingerprint, error)
+            raise
+        counts = self._ranks.status(own.counts(), self._fingerprint)
+        self._progress.at(counts[0])
+        return counts
+
+    def _merge(self) -> dict[str, LayerStatistics]:
+        """Merge what all ranks have observed in this pass."""
+        estimates = self._observer.estimates
+        # Alone, only layers that were called; together, all ranks name the same.
+        units = {
+            name: (estimates.get(name) or Estimate(one.tensors[0].shape[-1])).units()
+            for name, one in self._layers.items()
+            if name in estimates or self._ranks.size > 1
         }
+        if not units:
+            return {}
+        per_sample = {name: one.per_sample for name, one in self._layers.items()}
+        merged, self.units = merge_statistics(units, per_sample, self._ranks.sum)
+        return merged
+
+    def _worst_error(self, merged: Mapping[str, LayerStatistics]) -> float:
+        errors = [relative_error(one, self._layers[name].eps) for name, one in merged.items()]
+        # NaN (a layer seen in one batch only) is below no tolerance.
+        return max((math.inf if math.isnan(e) else e for e in errors), default=math.inf)
 
 
-def _worst(places: Sequence[Place], units: Mapping[str, Units]) -> float:
-    of = within(places)
-    errors = [
-        relative_error(statistics(units[name], of[name][1]), of[name][0].eps) for name in units
-    ]
-    # NaN (a layer seen in one batch only) is not below anything.
-    return max((math.inf if math.isnan(e) else e for e in errors), default=math.inf)
+class _Share:
+    """One rank's batches in one pass, and how many of them are done."""
+
+    def __init__(self, batches: Iterable[Any], limit: float) -> None:
+        self._source = batches
+        self._stream: Iterator[Any] | None = None
+        self._remaining = limit
+        self.samples = self.batches = self._largest = 0
+
+    def advance(self, rounds: int, run: Callable[[Any], int]) -> None:
+        """Call ``run``, which returns the number of samples, on up to ``rounds`` batches."""
+        if self._stream is None:
+            self._stream = iter(detached_loader(self._source))
+        wanted, before = min(rounds, self._remaining), self.batches
+        for batch in islice(self._stream, int(wanted)):
+            count = run(batch)
+            self.samples, self.batches = self.samples + count, self.batches + 1
+            self._largest = max(self._largest, count)
+        done = self.batches - before
+        self._remaining = self._remaining - done if done == wanted else 0
+
+    def counts(self) -> list[int]:
+        """Samples, batches, whether there are more, and the most samples one more may add."""
+        more = self._remaining > 0
+        return [self.samples, self.batches, int(more), self._largest if more else 0]
 
 
-def within(places: Sequence[Place]) -> dict[str, tuple[Place, bool]]:
-    """By name the place, and whether it averages over samples: variance within units only."""
-    return {
-        name: (place, place.memory.per == "sample") for place in places for name, _ in place.banks
-    }
-
-
-def check_found(found: Mapping[str, LayerStatistics], places: Sequence[Place]) -> None:
-    """Refuse what is no statistics.
+def check_statistics(
+    statistics: Mapping[str, LayerStatistics], layers: Sequence[NormLayer]
+) -> None:
+    """Raise if statistics are not finite or not defined.
 
     Raises:
-        StatisticsError: of a single value.
-        NonFiniteError: not finite, or too large for where it is remembered.
+        StatisticsError: a variance of a single value.
+        NonFiniteError: not finite, or too large for the layer's own tensors.
     """
-    of = within(places)
-    for name, one in found.items():
-        if one.count < 2 and not of[name][1]:
+    by_bank = layers_by_bank(layers)
+    for name, one in statistics.items():
+        where = name or "the model"
+        if one.count < 2 and not by_bank[name].per_sample:
             raise StatisticsError(
-                explain(
-                    "a variance needs at least two values per channel",
-                    f"one, at {name or 'the model'}",
+                message(
+                    "at least two values per channel for a variance",
+                    f"one, at {where}",
                     "pass more samples",
                 )
             )
         if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
             raise NonFiniteError(
-                explain(
-                    "statistics are taken of finite values",
-                    f"others in the input of {name or 'the model'}",
-                    "look for NaN or infinity in the batches and in the weights before that layer",
+                message(
+                    "finite values",
+                    f"NaN or infinity in the input of {where}",
+                    "look for them in the batches and in the weights before that layer",
                 )
             )
-        for value, own in zip((one.mean, one.variance), of[name][0].tensors, strict=True):
-            if not bool(value.to(own.dtype).isfinite().all()):
+        for value, tensor in zip((one.mean, one.variance), by_bank[name].tensors, strict=True):
+            if not bool(value.to(tensor.dtype).isfinite().all()):
                 raise NonFiniteError(
-                    explain(
-                        "moments fit the type in which a layer remembers them",
-                        f"{float(value.abs().max()):.3g} for {own.dtype}, at {name or 'the model'}",
+                    message(
+                        "moments within the range of the type a layer keeps them in",
+                        f"{float(value.abs().max()):.3g} for {tensor.dtype}, at {where}",
                         "keep the normalization layers in float32: layer.float()",
                     )
                 )

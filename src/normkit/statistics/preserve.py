@@ -1,4 +1,4 @@
-"""Everything of a model and its surroundings that a measurement disturbs, put back afterwards."""
+"""Contexts that restore what a measurement disturbs: modes, buffers, random state, loaders."""
 
 from __future__ import annotations
 
@@ -17,44 +17,50 @@ from torch.utils.data import DataLoader
 from normkit.nn.held import Held
 
 __all__ = [
-    "apart", "buffers_kept", "in_evaluation", "modes_kept", "random_state_kept", "uncompiled",
-    "version_of",
-]  # fmt: skip
+    "detached_loader",
+    "evaluation_mode",
+    "preserve_buffers",
+    "preserve_modes",
+    "preserve_rng",
+    "run_eagerly",
+    "tensor_version",
+]
 
 
-def apart(batches: Iterable[Any]) -> Iterable[Any]:
-    """Of a DataLoader, one that gives what it would give next, and leaves it alone.
+def detached_loader(batches: Iterable[Any]) -> Iterable[Any]:
+    """Copy a DataLoader, so that iterating over the copy leaves the loader alone.
 
-    A loader may be in the middle of an epoch: to iterate over it once more draws from its own
-    generator, and where its workers persist, starts the epoch over. Other iterables as they are.
+    The copy yields what the loader would yield next. A loader may be in the middle of an epoch:
+    iterating over it once more would draw from its own generator, and where its workers persist,
+    start the epoch over. Other iterables are returned as they are.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> loader = DataLoader(range(100), batch_size=50, shuffle=True, generator=generator)
-    >>> looked = [next(iter(apart(loader))) for _ in range(2)]
-    >>> torch.equal(looked[0], looked[1]), torch.equal(looked[0], next(iter(loader)))
+    >>> first = [next(iter(detached_loader(loader))) for _ in range(2)]
+    >>> torch.equal(first[0], first[1]), torch.equal(first[0], next(iter(loader)))
     (True, True)
     """
     if not isinstance(batches, DataLoader):
         return batches
     loader = copy.copy(batches)
-    # Past the loader's own guard, which forbids to exchange its parts.
+    # Bypasses the loader's own guard, which forbids replacing its parts.
     state = loader.__dict__
     state.update(_iterator=None, persistent_workers=False)
     parts = {name: state[name] for name in ("generator", "sampler", "batch_sampler")}
-    # A sampler that cannot be copied is shared, as it would be without us.
+    # A sampler that cannot be copied is shared.
     with contextlib.suppress(Exception):
-        # All at once, so that what shares a generator goes on sharing its copy; and not the data,
-        # to which samplers refer.
+        # Together, so that parts that share a generator share its copy; without the data, to
+        # which samplers refer.
         state.update(copy.deepcopy(parts, {id(loader.dataset): loader.dataset}))
     return loader
 
 
 @contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back every module's training or evaluation mode, whatever happens in between.
+def preserve_modes(model: nn.Module) -> Iterator[None]:
+    """Restore every module's training or evaluation mode on exit.
 
-    The flags themselves, not by ``train()``, which a module may have overridden to do more. Of a
-    frozen layer that is the mode it would be in.
+    Sets the flags themselves and not by ``train()``, which a module may have overridden to do
+    more. For a frozen layer it is the mode last requested.
     """
     before = [(module, _asked(module)) for module in model.modules()]
     try:
@@ -71,13 +77,13 @@ def _asked(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back every buffer, the tensor and its values, whatever happens in between.
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore every buffer on exit, the tensor object and its values.
 
-    Some modules write into theirs in evaluation mode too, such as the observers of quantization.
+    Some modules write to theirs in evaluation mode too, such as the observers of quantization.
     """
     before = [
-        (module, name, buffer, buffer.detach().clone(), version_of(buffer))
+        (module, name, buffer, buffer.detach().clone(), tensor_version(buffer))
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)
         for name, buffer in module._buffers.items()
@@ -87,39 +93,39 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, copied, was in before:
+            for module, name, buffer, values, version in before:
                 module._buffers[name] = buffer
-                # Those of quantization are written without being counted.
-                if version_of(buffer) != was or not torch.equal(buffer, copied):
-                    # Observers give theirs another shape.
-                    if buffer.shape != copied.shape:
-                        buffer.resize_(copied.shape)
-                    buffer.copy_(copied)
+                # Those of quantization are written without a new version.
+                if tensor_version(buffer) != version or not torch.equal(buffer, values):
+                    # Observers resize theirs.
+                    if buffer.shape != values.shape:
+                        buffer.resize_(values.shape)
+                    buffer.copy_(values)
 
 
-def version_of(tensor: Tensor) -> int | None:
-    """What changes when ``tensor`` does; None where nobody counts."""
+def tensor_version(tensor: Tensor) -> int | None:
+    """Return a number that changes with ``tensor``; None for inference tensors, which have none."""
     return None if tensor.is_inference() else tensor._version
 
 
 @contextlib.contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode, and the modes that were put back afterwards."""
-    with modes_kept(model):
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules into evaluation mode, and restore their modes on exit."""
+    with preserve_modes(model):
         for module in model.modules():
             module.training = False
         yield
 
 
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put back the generators of torch (every device in use), numpy and Python.
+def preserve_rng() -> Iterator[None]:
+    """Restore the generators of torch (every device in use), numpy and Python on exit.
 
-    Loaders draw their order from them, and augmentations their choices: who looks at a model in
-    the middle of a training must not change what comes after.
+    Loaders draw their order from them, and augmentations their choices: a measurement in the
+    middle of training must not change the rest of it.
     """
     python, legacy = random.getstate(), np.random.get_state()
-    # Not a device that was never used: asking for its state would start it.
+    # Asking for the state of a device that was never used would initialize it.
     devices = (
         list(range(torch.cuda.device_count()))
         if torch.cuda.is_available() and torch.cuda.is_initialized()
@@ -134,9 +140,9 @@ def random_state_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run what is compiled as it was written, so that hooks are seen."""
-    # Nothing can be compiled before this module is there, and to load it takes seconds.
+def run_eagerly() -> Iterator[None]:
+    """Run compiled modules eagerly, so that hooks are called."""
+    # Nothing is compiled before this module is imported, and importing it takes seconds.
     if "torch._dynamo" not in sys.modules:
         yield
         return

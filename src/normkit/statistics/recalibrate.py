@@ -1,4 +1,4 @@
-"""Population statistics for a model that is there: :func:`recalibrate`."""
+"""Replace a model's running statistics by those of data: :func:`recalibrate`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from typing import Any
 
 from torch import nn
 
-from normkit.errors import OptionError, StatisticsError, explain
-from normkit.handle import Left
+from normkit.errors import OptionError, StatisticsError, message
+from normkit.handle import Skipped
 from normkit.statistics.batches import Forward, check_batches, check_samples, check_tolerance
-from normkit.statistics.distributed import peers
-from normkit.statistics.estimate import LayerStatistics, Units, relative_error, statistics
-from normkit.statistics.observe import watched
-from normkit.statistics.passes import Study, bar, check_found, within
-from normkit.statistics.results import Recalibration, Told
-from normkit.statistics.stats_layers import Place, find, unwrapped
+from normkit.statistics.distributed import ranks_of
+from normkit.statistics.estimate import LayerStatistics, relative_error
+from normkit.statistics.observe import observing
+from normkit.statistics.passes import Passes, bar, check_statistics
+from normkit.statistics.results import Cost, Recalibration
+from normkit.statistics.stats_layers import (
+    NormLayer,
+    find_norm_layers,
+    layers_by_bank,
+    unwrap,
+)
 
 __all__ = ["recalibrate"]
 
-SETTLED = 0.1
-"""Layer by layer is over when a pass moves no layer by more than this share of its error."""
+CONVERGED = 0.1
+"""Layerwise passes end when one moves no layer by more than this share of its standard error."""
 
 SAME = 1e-3
-"""Below this share a layer was given the same twice, whatever a device's order of adding does."""
+"""Below this share two passes gave a layer the same input, up to a device's order of summation."""
 
 
 def recalibrate(
@@ -39,63 +44,66 @@ def recalibrate(
     process_group: Any = None,
     progress: bool = True,
 ) -> Recalibration:
-    r"""Replace remembered means and variances by those of the data under the weights as they are.
+    r"""Replace running means and variances by those of the data under the current weights.
 
-    An average along training remembers what former weights gave, and weighs the last few batches
-    most. This takes the moments of up to ``samples`` samples under the final weights and merges
+    An average along training depends on former weights, and weighs the last few batches most.
+    This takes the moments of up to ``samples`` samples under the current weights and merges
     them exactly, the variance between batches included,
 
     .. math::
         \mu = \sum_b \frac{n_b}{N}\,\mu_b, \qquad
         \sigma^2 = \frac{1}{N - 1} \sum_b \left(M_b + n_b\,(\mu_b - \mu)^2\right),
 
-    with :math:`M_b = \sum (x - \mu_b)^2`, in float64, :math:`\mathrm{E}[x^2] - \mathrm{E}[x]^2`
-    nowhere. Weights are not touched, no gradient is computed and dropout is off.
+    with :math:`M_b = \sum (x - \mu_b)^2`, in float64; :math:`\mathrm{E}[x^2] - \mathrm{E}[x]^2`
+    appears nowhere. Weights do not change, no gradient is computed and dropout is off.
 
-    Every layer of ``torch.nn`` and of this package that remembers moments takes part, instance
-    normalization that tracks too, and others that :func:`normkit.statistics.memory_of` knows. A
-    layer used several times in one pass gets the moments of all its inputs together. Frozen
-    layers are left alone: by :func:`normkit.freeze`, with momentum 0, or in evaluation mode
+    Every layer of ``torch.nn`` and of this package that keeps running statistics takes part,
+    instance normalization that tracks too, and others that :func:`normkit.statistics.stats_spec`
+    describes. A layer used several times in one pass gets the moments of all its inputs together.
+    Frozen layers are skipped: by :func:`normkit.freeze`, with momentum 0, or in evaluation mode
     within a model in training mode.
 
-    By default each layer is measured with the layers before it normalizing by each batch's own
+    By default each layer is measured while the layers before it normalize by each batch's own
     moments, as in training (of the whole batch in this process, also where training normalizes by
     ghost batches or across processes). The result then does not depend on the order of the batches
-    nor on which process sees which; but with batches of a few samples the layers behind inherit
-    their noise. ``layerwise=True`` measures them as evaluation will run, with the layers before on
-    population statistics: right with any batch size, in several passes over the same data, until
-    they agree (3 for LeNet's 4 layers, 14 for ResNet-18's 20; never more than layers and one).
+    nor on which process sees which; but with batches of a few samples later layers inherit their
+    noise. ``layerwise=True`` measures them as evaluation will run, with the layers before on
+    population statistics: correct with any batch size, in several passes over the same data, until
+    they agree (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers).
 
     Args:
-        model: any module in any mode; a parallel or compiled wrapper is looked through.
-        batches: an iterable of batches, such as a DataLoader. Of a tuple or list the first
-            element is the input; of a mapping, those entries that ``model.forward`` names. A
-            DataLoader itself is left alone: one in the middle of an epoch goes on as it would.
+        model: any module in any mode; a parallel or compiled wrapper is unwrapped.
+        batches: an iterable of batches, such as a DataLoader. The input is the first element of
+            a tuple or list; of a mapping, the entries that ``model.forward`` names. A DataLoader
+            is copied, so one in the middle of an epoch is not disturbed.
         samples: stop at the first batch that reaches so many, all processes together; None for
             all there are. Fewer than a batch means one batch.
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
             it: 0.01 for means known to 1 % of a deviation and variances to 1 %.
         forward: called as ``forward(model, batch)`` in place of the rule for batches.
-        layerwise: as said; ``batches`` must allow to be gone over several times.
+        layerwise: see above. ``batches`` must be re-iterable.
         process_group: processes whose shares are merged, however unequal or empty; None for all
             of an initialized ``torch.distributed``, which all must call this; False for this
-            process alone. All end with the same bits.
+            process alone. All end with the same bits. They stop together where none of their
+            batches is larger than its earlier ones; else up to 32 batches later.
         progress: show a bar, on a terminal.
 
     Returns:
-        A :class:`normkit.statistics.Recalibration`: ``print`` it for what moved most;
+        A :class:`normkit.statistics.Recalibration`: ``print`` it for the largest changes;
         ``.layers`` maps each layer's name to its statistics with their standard errors; and
-        ``.undo()`` puts back the very bits that were. As a context manager it undoes at the end.
+        ``.undo()`` restores the former ones bit for bit, as it does on exit when used as a
+        context manager.
 
     Raises:
-        TypeMismatchError: ``model`` is no module or scripted; ``batches`` are no batches.
-        OptionError: an argument outside its range; ``layerwise`` with what can be gone over
-            only once.
+        TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
+            iterable of batches.
+        OptionError: an argument outside its range; ``layerwise`` with an iterator.
         StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite,
-            or has moments too large for the type it keeps them in; from within another.
+            or has moments too large for the type it keeps them in; a call within another one on
+            the same model.
         DataError: a batch without tensors, or on a device where the model has nothing.
 
-        The model is as it was after any exception, an interruption among them.
+        The model is restored after any exception or interruption.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 3 (PreciseBN); merging: Chan, Golub &
     LeVeque 1979.
@@ -103,12 +111,12 @@ def recalibrate(
     >>> import torch
     >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
     >>> data = [torch.tensor([[0.0, 1.0], [2.0, 5.0]]), torch.tensor([[4.0, 0.0], [6.0, 2.0]])]
-    >>> found = recalibrate(model, data, samples=None)
+    >>> result = recalibrate(model, data, samples=None)
     >>> model[0].running_mean, model[0].running_var
     (tensor([3., 2.]), tensor([6.6667, 4.6667]))
-    >>> found.layers["0"].count, found.samples
+    >>> result.layers["0"].count, result.samples
     (4, 4)
-    >>> found.undo()
+    >>> result.undo()
     >>> model[0].running_mean
     tensor([0., 0.])
     """
@@ -117,92 +125,101 @@ def recalibrate(
     check_batches(batches)
     if layerwise and isinstance(batches, Iterator):
         raise OptionError(
-            explain(
-                "layerwise=True goes over the batches several times",
-                f"a {type(batches).__name__}, which can be gone over once",
+            message(
+                "re-iterable batches for layerwise=True, which makes several passes",
+                f"a {type(batches).__name__}, which can be iterated over once",
                 "pass a list or a DataLoader",
             )
         )
-    inner = unwrapped(model)
-    places, left = find(inner)
-    group = peers(process_group)
-    begin = time.perf_counter()
-    with watched(inner, places) as watch, bar(progress and group.rank == 0) as shown:
-        study = Study(watch, batches, forward, group, shown)
-        units = study.go_over({}, samples, tolerance)
-        found = first = _found(places, units)
-        while layerwise and study.passes <= len(places):
-            before, moved = found, study.moved
-            found = _found(places, study.go_over(found, None, None))
-            steps = _moved(places, before, found)
-            study.moved = max(steps)
-            # The layer that comes first hears nothing of the others: where it moves, the batches
-            # are others, and passes agree no better than samples do.
-            others = min(steps) > SAME and study.passes > 2
-            if study.moved < SETTLED or (others and study.moved > moved / 2):
-                break
-    found = {name: _as_sure_as(found[name], first.get(name, found[name])) for name in found}
-    left += [
-        Left(name, type(place.layer), "its forward was never called" if row is None
-             else "no batch of this domain came")
-        for place in places
-        for name, row in place.banks
-        if name not in found
+    inner = unwrap(model)
+    layers, skipped = find_norm_layers(inner)
+    ranks = ranks_of(process_group)
+    start = time.perf_counter()
+    with observing(inner, layers) as observer, bar(progress and ranks.rank == 0) as shown:
+        passes = Passes(observer, batches, forward, ranks, shown)
+        first = _checked(layers, passes.first_pass(samples, tolerance))
+        units = passes.units
+        result = _repeat(layers, passes, first) if layerwise else first
+    for name, one in result.items():
+        result[name] = _with_errors_of(one, first.get(name, one))
+    skipped += [
+        Skipped(name, type(one.layer), "its forward was never called" if row is None
+             else "no batch of this domain")
+        for one in layers
+        for name, row in one.banks
+        if name not in result
     ]  # fmt: skip
-    told = Told(study.samples, study.number, study.passes, time.perf_counter() - begin)
-    numbers = {name: len(one.count) for name, one in units.items()}
-    return Recalibration(places, found, left, numbers, told)
+    seconds = time.perf_counter() - start
+    cost = Cost(passes.samples, passes.batches, passes.count, seconds)
+    return Recalibration(layers, result, skipped, units, cost)
 
 
-def _as_sure_as(found: LayerStatistics, first: LayerStatistics) -> LayerStatistics:
-    """With the standard errors of the first pass, where each batch was normalized by itself.
+def _checked(
+    layers: Sequence[NormLayer], statistics: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Return ``statistics``, once checked.
 
-    What a batch shows of itself then goes into the layers before, too, as it does when all
-    batches together are normalized by their own population: to first order the two estimates have
-    the same influence function. Spread under one common population leaves that out, and says too
-    much for the layers behind.
+    Raises:
+        StatisticsError: there are none, or some are not finite or not defined.
     """
-    return found._replace(
+    if not statistics:
+        raise StatisticsError(
+            message(
+                "at least one batch that reaches a layer with running statistics",
+                "none",
+                "pass batches that are not empty; an iterator that was used before is",
+            )
+        )
+    check_statistics(statistics, layers)
+    return statistics
+
+
+def _repeat(
+    layers: Sequence[NormLayer], passes: Passes, first: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Repeat the pass with the layers on the statistics of the pass before, until they agree."""
+    result, moved = first, math.inf
+    while passes.count <= len(layers):
+        before, moved_before = result, moved
+        result = _checked(layers, passes.repeat_pass(before))
+        steps = _steps(layers, before, result)
+        moved = max(steps)
+        # The layer that comes first does not depend on the others: where it moves, the batches
+        # differ between passes, which then agree no better than samples do.
+        other_batches = min(steps) > SAME and passes.count > 2
+        if moved < CONVERGED or (other_batches and moved > moved_before / 2):
+            break
+    return dict(result)
+
+
+def _with_errors_of(result: LayerStatistics, first: LayerStatistics) -> LayerStatistics:
+    """Take over the standard errors of the first pass, where each batch normalizes itself.
+
+    What a batch deviates by then affects the layers before, too, as it does when all batches
+    together are normalized by their own population: to first order the two estimates have the
+    same influence function. The spread under one common population leaves that out, and is too
+    small for later layers.
+    """
+    return result._replace(
         mean_standard_error=first.mean_standard_error,
         variance_standard_error=first.variance_standard_error,
     )
 
 
-def _found(places: Sequence[Place], units: Mapping[str, Units]) -> dict[str, LayerStatistics]:
-    """Merge, and refuse what is no statistics.
-
-    Raises:
-        StatisticsError: nothing was seen, a single value, or values that are not finite.
-    """
-    if not units:
-        raise StatisticsError(
-            explain(
-                "statistics need at least one batch that reaches a layer which remembers them",
-                "none",
-                "pass batches that are not empty; an iterator that was used up before is",
-            )
-        )
-    of = within(places)
-    found = {name: statistics(units[name], of[name][1]) for name in units}
-    check_found(found, places)
-    return found
-
-
-def _moved(
-    places: Sequence[Place],
+def _steps(
+    layers: Sequence[NormLayer],
     before: Mapping[str, LayerStatistics],
     after: Mapping[str, LayerStatistics],
 ) -> list[float]:
-    """How far a pass moved each layer, in shares of what it is unsure of anyway."""
+    """Compute how far a pass moved each layer, relative to its standard error."""
     steps = []
-    for name, (place, _) in within(places).items():
+    for name, one in layers_by_bank(layers).items():
         if name not in after or name not in before:
             continue
-        a, b, eps = after[name], before[name], place.eps
+        a, b = after[name], before[name]
         step = LayerStatistics(
             a.mean, a.variance, (a.mean - b.mean).abs(), (a.variance - b.variance).abs(), a.count
         )
-        unsure = relative_error(a, eps)
-        far = relative_error(step, eps)
-        steps.append(far / unsure if unsure > 0 else (math.inf if far > 0 else 0.0))
+        error, distance = relative_error(a, one.eps), relative_error(step, one.eps)
+        steps.append(distance / error if error > 0 else (math.inf if distance > 0 else 0.0))
     return steps

@@ -1,4 +1,4 @@
-"""What :func:`normkit.recalibrate` did: statistics, how far they moved, and the way back."""
+"""Result of :func:`normkit.recalibrate`: statistics, their changes, and undo; and its table."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import OptionError, StatisticsError, explain
-from normkit.handle import SHOWN, Left, kind, place_name
+from normkit.errors import OptionError, StatisticsError, message
+from normkit.handle import SHOWN, Skipped, kind, place_name
 from normkit.statistics.estimate import LayerStatistics, distance, relative_error
-from normkit.statistics.stats_layers import Place
+from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
 __all__ = [
-    "Moved",
+    "Cost",
     "Recalibration",
-    "Told",
-    "deviations",
-    "factor",
-    "lines",
-    "named",
-    "percent",
-    "plain",
+    "Shift",
+    "format_deviations",
+    "format_factor",
+    "format_number",
+    "format_percent",
+    "format_table",
+    "layer_label",
 ]
 
 
-class Told(NamedTuple):
-    """What it took."""
+class Cost(NamedTuple):
+    """Cost of the recalibration."""
 
     samples: int
     batches: int
@@ -37,14 +37,14 @@ class Told(NamedTuple):
     seconds: float
 
 
-class Moved(NamedTuple):
-    """How far a layer's remembered moments were from what they are now.
+class Shift(NamedTuple):
+    """Change of a layer's running statistics.
 
     Attributes:
-        mean: root mean square over channels of the step of the mean, in deviations.
+        mean: root mean square over channels of the change of the mean, in deviations.
         variance: typical factor (at least 1) by which the variance changed, up or down: the
             exponential of the root mean square over channels of the logarithm of the ratio.
-        error: relative standard error of what is there now, see ``relative_error``.
+        error: relative standard error of the new statistics, see ``relative_error``.
 
         ``mean`` and ``variance`` are NaN where the old ones were not finite.
     """
@@ -55,16 +55,16 @@ class Moved(NamedTuple):
 
 
 class Recalibration:
-    """A model whose statistics were replaced. Made by :func:`normkit.recalibrate`.
+    """Result of :func:`normkit.recalibrate`, which replaced a model's running statistics.
 
     Attributes:
         layers: each layer's :class:`LayerStatistics`, by name; those of a layer with several
             domains as ``name[k]``.
-        moved: how far each of them moved, likewise.
-        left: layers that were not touched, and why.
-        samples, batches, passes, seconds: what it took; of all processes together.
+        shifts: the :class:`Shift` of each of them, likewise.
+        skipped: layers that were skipped, and why.
+        samples, batches, passes, seconds: its cost; of all processes together.
 
-    As a context manager it undoes at the end::
+    As a context manager it restores the former statistics on exit::
 
         with nk.recalibrate(model, batches):
             evaluate(model)
@@ -72,52 +72,53 @@ class Recalibration:
 
     def __init__(
         self,
-        places: Sequence[Place],
-        found: Mapping[str, LayerStatistics],
-        left: Sequence[Left],
+        norm_layers: Sequence[NormLayer],
+        statistics: Mapping[str, LayerStatistics],
+        skipped: Sequence[Skipped],
         units: Mapping[str, int],
-        told: Told,
+        cost: Cost,
     ) -> None:
-        self.layers = dict(found)
-        self.left = tuple(left)
-        self.samples, self.batches, self.passes, self.seconds = told
+        self.layers = dict(statistics)
+        self.skipped = tuple(skipped)
+        self.samples, self.batches, self.passes, self.seconds = cost
         self._units = dict(units)
-        self._kinds = {name: type(place.layer) for place in places for name, _ in place.banks}
-        self.moved = {
-            name: Moved(
-                *distance(*place.remembered(row), found[name], place.eps),
-                relative_error(found[name], place.eps),
+        by_bank = layers_by_bank(norm_layers)
+        self._classes = {name: type(one.layer) for name, one in by_bank.items()}
+        self.shifts = {
+            name: Shift(
+                *distance(*one.stats(row), statistics[name], one.eps),
+                relative_error(statistics[name], one.eps),
             )
-            for place in places
-            for name, row in place.banks
-            if name in found
+            for one in norm_layers
+            for name, row in one.banks
+            if name in statistics
         }
         self._before: list[tuple[nn.Module, str, Tensor]] = []
-        self._write(places)
+        self._write(norm_layers)
 
-    def _write(self, places: Sequence[Place]) -> None:
+    def _write(self, norm_layers: Sequence[NormLayer]) -> None:
         try:
-            for place in places:
-                rows = [(name, row) for name, row in place.banks if name in self.layers]
+            for one in norm_layers:
+                rows = [(name, row) for name, row in one.banks if name in self.layers]
                 if not rows:
                     continue
-                pair = place.tensors
-                for key, own in zip((place.memory.mean, place.memory.var), pair, strict=True):
-                    self._before.append((place.layer, key, own.detach().clone()))
+                pair = one.tensors
+                for key, tensor in zip((one.spec.mean, one.spec.var), pair, strict=True):
+                    self._before.append((one.layer, key, tensor.detach().clone()))
                 for name, row in rows:
-                    one = self.layers[name]
+                    new = self.layers[name]
                     with torch.no_grad():
-                        for own, value in zip(pair, (one.mean, one.variance), strict=True):
-                            (own if row is None else own[row]).copy_(value)
+                        for tensor, value in zip(pair, (new.mean, new.variance), strict=True):
+                            (tensor if row is None else tensor[row]).copy_(value)
         except BaseException:
             self.undo()
             raise
 
     def undo(self) -> None:
-        """Put back the very bits that were remembered before. A second call does nothing."""
+        """Restore the former statistics bit for bit. A second call does nothing."""
         before, self._before = self._before, []
         with torch.no_grad():
-            # By name: the model may have been moved to another device meanwhile. And backwards:
+            # By name, as the model may have been moved to another device since; and backwards, as
             # layers may share a tensor.
             for layer, key, value in reversed(before):
                 getattr(layer, key).copy_(value)
@@ -135,32 +136,32 @@ class Recalibration:
 
     @property
     def error(self) -> float:
-        """The worst layer's relative standard error; 0.01 is 1 %. NaN from a single batch."""
-        errors = [moved.error for moved in self.moved.values()]
+        """Relative standard error of the worst layer; 0.01 is 1 %. NaN from a single batch."""
+        errors = [shift.error for shift in self.shifts.values()]
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
     def interval(self, name: str, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Intervals for a layer's mean and variance, each (2, C): lower and upper bounds.
+        """Confidence intervals of a layer's mean and variance, each (2, C): lower and upper.
 
-        Student's t on as many degrees of freedom as there were units, less one; for the variance
-        on a logarithmic scale. Needs scipy, which ``normkit[lab]`` brings.
+        Student's t with one degree of freedom less than there were units; for the variance on a
+        logarithmic scale. Needs scipy, which ``normkit[lab]`` installs.
 
         Raises:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
-            OptionError: ``confidence`` is no share between 0 and 1.
+            OptionError: ``confidence`` is not between 0 and 1.
         """
         if not 0 < confidence < 1:
             raise OptionError(
-                explain(
-                    "confidence is a share above 0 and below 1",
+                message(
+                    "confidence between 0 and 1",
                     f"confidence={confidence!r}",
                     "use 0.95, for 95 %",
                 )
             )
         if name not in self.layers or self._units[name] < 2:
             raise StatisticsError(
-                explain(
-                    "an interval needs a layer that was seen in at least two batches",
+                message(
+                    "a layer that was seen in at least two batches",
                     repr(name),
                     f"choose one of {', '.join(self.layers)}, or pass smaller batches",
                 )
@@ -171,13 +172,13 @@ class Recalibration:
         t = float(stats.t.ppf(0.5 + confidence / 2, self._units[name] - 1))
         sides = torch.tensor([[-t], [t]], dtype=torch.float64)
         mean = one.mean + sides * one.mean_standard_error
-        # A variance is above zero and errs further upwards: the interval is that of its logarithm.
+        # A variance is positive and its error skewed upwards: the interval is of its logarithm.
         share = one.variance_standard_error / one.variance
         variance = one.variance * (sides * share.nan_to_num(0.0)).exp()
         return mean, variance
 
     def summary(self) -> dict[str, Any]:
-        """What is printed, as plain values for another program."""
+        """Return the printed table as plain values, for another program."""
         return {
             "samples": self.samples,
             "batches": self.batches,
@@ -188,50 +189,49 @@ class Recalibration:
                 {
                     "layer": name,
                     "values": self.layers[name].count,
-                    **{key: _finite(value) for key, value in moved._asdict().items()},
+                    **{key: _finite(value) for key, value in shift._asdict().items()},
                 }
-                for name, moved in self.moved.items()
+                for name, shift in self.shifts.items()
             ],
-            "left": [{"layer": row.name, "why": row.why} for row in self.left],
+            "left": [{"layer": row.name, "why": row.why} for row in self.skipped],
         }
 
     def __repr__(self) -> str:
         layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
-        said = (
+        head = (
             f"recalibrate: {layers} from {self.samples:,} samples, {self.batches:,} batches"
-            f"{passes}, {self.seconds:.1f} s; known to {percent(self.error)}"
+            f"{passes}, {self.seconds:.1f} s; standard error at most {format_percent(self.error)}"
         )
-        ranked = sorted(self.moved.items(), key=lambda item: -_far(item[1]))
         rows = [
             (
-                named(name, self._kinds[name]),
-                deviations(moved.mean),
-                factor(moved.variance),
-                percent(moved.error),
+                layer_label(name, self._classes[name]),
+                format_deviations(shift.mean),
+                format_factor(shift.variance),
+                format_percent(shift.error),
             )
-            for name, moved in ranked
+            for name, shift in sorted(self.shifts.items(), key=lambda item: -_size(item[1]))
         ]
-        head = ("layer", "mean moved", "variance moved", "standard error")
-        return "\n".join([said, *lines(head, rows, self.left, ", which moved less")])
+        columns = ("layer", "mean shift", "variance shift", "standard error")
+        return "\n".join([head, *format_table(columns, rows, self.skipped, " with smaller shifts")])
 
 
-def _far(moved: Moved) -> float:
-    """For the order of the table: how far, both moments together."""
-    far = moved.mean + math.log(moved.variance) if moved.variance > 0 else math.nan
-    return math.inf if math.isnan(far) else far
+def _size(shift: Shift) -> float:
+    """Size of both shifts together, to order the table by."""
+    size = shift.mean + math.log(shift.variance) if shift.variance > 0 else math.nan
+    return math.inf if math.isnan(size) else size
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def lines(
-    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[Left], rest: str = ""
+def format_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], skipped: Sequence[Skipped], rest: str = ""
 ) -> list[str]:
-    """A table, its first column to the left; then what was left, and why.
+    """Format a table, its first column aligned left; then the skipped layers, and why.
 
-    ``rest`` says in words what the rows are that find no room.
+    ``rest`` describes the rows beyond the last one shown.
     """
     shown = [head, *rows[:SHOWN]]
     widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
@@ -243,29 +243,29 @@ def lines(
     ]
     if len(rows) > SHOWN:
         table.append(f"  … and {len(rows) - SHOWN} more{rest}")
-    return table + [f"  {named(row.name, row.type)} left: {row.why}" for row in left]
+    return table + [f"  {layer_label(row.name, row.type)} skipped: {row.why}" for row in skipped]
 
 
-def named(name: str, cls: type) -> str:
-    """A layer by its place and its class."""
+def layer_label(name: str, cls: type) -> str:
+    """Name a layer with its class."""
     return f"{place_name(name)} ({kind(cls)})"
 
 
-def deviations(value: float) -> str:
-    """A distance of means."""
+def format_deviations(value: float) -> str:
+    """Format a distance of means."""
     return "not finite" if not math.isfinite(value) else f"{value:.2f} σ"
 
 
-def factor(value: float) -> str:
-    """A ratio of variances, up or down."""
+def format_factor(value: float) -> str:
+    """Format a ratio of variances, up or down."""
     return "not finite" if not math.isfinite(value) else f"×÷ {value:.2f}"
 
 
-def percent(share: float) -> str:
-    """A share; a dash where nobody can know it."""
+def format_percent(share: float) -> str:
+    """Format a share in percent; a dash where undefined."""
     return "–" if math.isnan(share) else f"{100 * share:.2g} %"
 
 
-def plain(value: float) -> str:
-    """A number; a dash where nobody can know it."""
+def format_number(value: float) -> str:
+    """Format a number; a dash where undefined."""
     return "–" if math.isnan(value) else f"{value:.1f}"

@@ -1,10 +1,10 @@
-"""Which layers remember moments, and how: all that the other files here know of a layer."""
+"""The layers that keep running statistics, and how each keeps them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,15 +14,24 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
-from normkit.errors import StatisticsError, TypeMismatchError, explain
-from normkit.handle import Left
+from normkit.errors import StatisticsError, TypeMismatchError, message
+from normkit.handle import Skipped
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.held import Held, is_constant, remembers
 
-__all__ = ["Memory", "Place", "find", "memory_of", "named_moments", "unwrapped"]
+__all__ = [
+    "NormLayer",
+    "StatsSpec",
+    "check_module",
+    "find_norm_layers",
+    "layers_by_bank",
+    "named_stats",
+    "stats_spec",
+    "unwrap",
+]
 
 
-def _as_it_is(layer: Any, x: Tensor) -> Tensor:
+def _input(layer: Any, x: Tensor) -> Tensor:
     return x
 
 
@@ -31,34 +40,34 @@ def _no_bank(layer: Any) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """How a layer remembers moments.
+class StatsSpec:
+    """How a layer keeps its running statistics.
 
     In evaluation mode the layer normalizes with two of its tensors, a mean and a variance per
-    channel, in whatever way it likes.
+    channel, by whatever formula.
 
     Args:
         mean: name of the layer's tensor of means, (C,), or (banks, C).
         var: name of its tensor of variances, of the same shape.
-        per: "batch": moments of all values of a channel, as batch normalization remembers them;
+        per: "batch": moments of all values of a channel, as batch normalization keeps them;
             "sample": averages over samples of each sample's own moments, as instance
             normalization does.
-        values: from the layer and what it is given to the values it takes moments of,
-            (N, C, \\*). For layers that keep channels elsewhere.
-        bank: from the layer to the row of its tensors that this call uses; None where they have
+        values: maps the layer and its input to the values it takes moments of, (N, C, \\*). For
+            layers that keep channels elsewhere.
+        bank: maps the layer to the row of its tensors that this call uses; None where they have
             no rows.
     """
 
     mean: str = "running_mean"
     var: str = "running_var"
     per: Literal["batch", "sample"] = "batch"
-    values: Callable[[Any, Tensor], Tensor] = _as_it_is
+    values: Callable[[Any, Tensor], Tensor] = _input
     bank: Callable[[Any], int | None] = _no_bank
 
 
 @functools.singledispatch
-def memory_of(layer: nn.Module) -> Memory | None:
-    """How ``layer`` remembers moments, or None where it remembers none.
+def stats_spec(layer: nn.Module) -> StatsSpec | None:
+    """Describe how ``layer`` keeps running statistics; None where it keeps none.
 
     A generic function (:func:`functools.singledispatch`), so that a layer of a third party joins
     with three lines; its subclasses join with it.
@@ -70,65 +79,70 @@ def memory_of(layer: nn.Module) -> Memory | None:
     ...         self.register_buffer("v", torch.ones(channels))
     ...     def forward(self, x):     # (N, H, W, C)
     ...         return (x - self.mu) / self.v.sqrt()
-    >>> @memory_of.register(ChannelsLastNorm)
+    >>> @stats_spec.register(ChannelsLastNorm)
     ... def _(layer):
-    ...     return Memory("mu", "v", values=lambda layer, x: x.movedim(-1, 1))
-    >>> memory_of(ChannelsLastNorm(3)).mean
+    ...     return StatsSpec("mu", "v", values=lambda layer, x: x.movedim(-1, 1))
+    >>> stats_spec(ChannelsLastNorm(3)).mean
     'mu'
     """
     return None
 
 
-@memory_of.register
-def _(layer: _BatchNorm) -> Memory | None:
+@stats_spec.register
+def _(layer: _BatchNorm) -> StatsSpec | None:
     if layer.running_mean is None or layer.running_var is None:
         return None
-    return Memory()
+    return StatsSpec()
 
 
 def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == layer._get_no_batch_dim() else x
 
 
-@memory_of.register
-def _(layer: _InstanceNorm) -> Memory | None:
+@stats_spec.register
+def _(layer: _InstanceNorm) -> StatsSpec | None:
     if not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
         return None
-    return Memory(per="sample", values=_with_batch_axis)
+    return StatsSpec(per="sample", values=_with_batch_axis)
 
 
-@memory_of.register
-def _(layer: Domains) -> Memory | None:
-    return None if layer.running_mean is None else Memory(bank=Domains.chosen)
+@stats_spec.register
+def _(layer: Domains) -> StatsSpec | None:
+    return None if layer.running_mean is None else StatsSpec(bank=Domains.chosen)
 
 
-class Place(NamedTuple):
-    """A layer that remembers, by its first name in the model."""
+class NormLayer(NamedTuple):
+    """A layer that keeps running statistics, by its first name in the model."""
 
     name: str
     layer: nn.Module
-    memory: Memory
+    spec: StatsSpec
 
     @property
     def eps(self) -> float:
-        """What the layer adds to a variance before it divides."""
+        """Number that the layer adds to a variance before it divides."""
         return float(getattr(self.layer, "eps", None) or 0.0)
 
     @property
+    def per_sample(self) -> bool:
+        """Whether its statistics are averages over samples."""
+        return self.spec.per == "sample"
+
+    @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """The layer's own mean and variance."""
-        return getattr(self.layer, self.memory.mean), getattr(self.layer, self.memory.var)
+        """The layer's tensors of means and variances."""
+        return getattr(self.layer, self.spec.mean), getattr(self.layer, self.spec.var)
 
     @property
     def banks(self) -> list[tuple[str, int | None]]:
-        """Each set of moments that the layer keeps: its name, and its row."""
+        """Name and row of each set of statistics that the layer keeps."""
         mean, _ = self.tensors
         if mean.dim() < 2:
             return [(self.name, None)]
         return [(f"{self.name}[{row}]", row) for row in range(len(mean))]
 
-    def remembered(self, row: int | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of a row, in float64 on the CPU."""
+    def stats(self, row: int | None) -> tuple[Tensor, Tensor]:
+        """Copy mean and variance of a row, in float64 on the CPU."""
         mean, variance = (t.detach() if row is None else t.detach()[row] for t in self.tensors)
         return mean.double().cpu(), variance.double().cpu()
 
@@ -136,28 +150,21 @@ class Place(NamedTuple):
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that a parallel, compiled or averaging wrapper holds.
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside a parallel, compiled or averaging wrapper.
 
     The wrapper's own forward would broadcast buffers between processes that see different
-    numbers of batches, or run a graph that was compiled without looking, or hide which entries
-    of a mapping the model wants.
+    numbers of batches, or run a graph compiled without hooks, or hide which entries of a mapping
+    the model takes.
 
     Raises:
-        TypeMismatchError: ``model`` is no module, or scripted.
+        TypeMismatchError: ``model`` is not a module, or is scripted.
 
     >>> layer = nn.BatchNorm1d(2)
-    >>> unwrapped(nn.DataParallel(layer)) is layer
+    >>> unwrap(nn.DataParallel(layer)) is layer
     True
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeMismatchError(
-            explain(
-                "statistics are taken in a model's layers, so it is an nn.Module, and not scripted",
-                f"a {type(model).__name__}",
-                "pass the model itself, before torch.jit.script",
-            )
-        )
+    check_module(model)
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -167,73 +174,97 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def find(model: nn.Module) -> tuple[list[Place], list[Left]]:
-    """The layers of ``model`` whose moments may be written, and those that are left, and why.
+def check_module(model: object) -> None:
+    """Raise unless ``model`` is a module written in Python.
 
     Raises:
-        StatisticsError: a layer is still waiting for its first input, or there is none to write.
+        TypeMismatchError: it is not a module, or is scripted.
     """
-    places: list[Place] = []
-    left: list[Left] = []
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeMismatchError(
+            message(
+                "an nn.Module, not scripted",
+                f"a {type(model).__name__}",
+                "pass the model itself, before torch.jit.script",
+            )
+        )
+
+
+def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
+    """Find the layers whose statistics may be replaced, and those that are skipped, and why.
+
+    Raises:
+        StatisticsError: a lazy layer has not had its first input, or no layer may be replaced.
+    """
+    layers: list[NormLayer] = []
+    skipped: list[Skipped] = []
     for name, layer in model.named_modules():
-        memory = memory_of(layer)
-        if memory is None:
-            # A layer that looks like one of ours and is none: its user would want to know.
+        spec = stats_spec(layer)
+        if spec is None:
+            # A layer that looks like one of ours and is not: its user would want to know.
             if is_constant(layer):
-                left.append(Left(name, type(layer), "constant by its make"))
+                skipped.append(Skipped(name, type(layer), "constant by construction"))
             elif remembers(layer):
                 scripted = isinstance(layer, torch.jit.ScriptModule)
-                why = "scripted" if scripted else "unknown; memory_of.register makes it known"
-                left.append(Left(name, type(layer), why))
+                why = "scripted" if scripted else "unknown; stats_spec.register makes it known"
+                skipped.append(Skipped(name, type(layer), why))
             continue
         if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
             raise StatisticsError(
-                explain(
-                    "a lazy layer learns its number of channels from its first input",
-                    f"{name or type(layer).__name__}, which has had none",
+                message(
+                    "lazy layers to be initialized, as their first input sets their channels",
+                    f"{name or type(layer).__name__}, which has had no input",
                     "run the model once on any batch",
                 )
             )
-        held = _held(layer, model)
-        if held is None:
-            places.append(Place(name, layer, memory))
+        frozen = _why_frozen(layer, model)
+        if frozen is None:
+            layers.append(NormLayer(name, layer, spec))
         else:
-            left.append(Left(name, type(layer), held))
-    if not places:
-        shown = "; ".join(f"{row.name or 'the model'}: {row.why}" for row in left[:5])
+            skipped.append(Skipped(name, type(layer), frozen))
+    if not layers:
+        rows = "; ".join(f"{row.name or 'the model'}: {row.why}" for row in skipped[:5])
         raise StatisticsError(
-            explain(
-                "a model needs a layer that remembers moments and is not frozen",
-                f"{type(model).__name__} with none" + (f" ({shown})" if shown else ""),
-                "leave it as it is: nothing in it depends on remembered statistics; or unfreeze "
-                "it, or make its layers known with memory_of.register",
+            message(
+                "a layer with running statistics that is not frozen",
+                f"{type(model).__name__} without one" + (f" ({rows})" if rows else ""),
+                "nothing is needed if no layer keeps statistics; else unfreeze the layers, or "
+                "describe them with stats_spec.register",
             )
         )
-    return places, left
+    return layers, skipped
 
 
-def _held(layer: nn.Module, model: nn.Module) -> str | None:
-    """Why somebody wants this layer's moments to stay, or None."""
+def _why_frozen(layer: nn.Module, model: nn.Module) -> str | None:
+    """Say why a layer's statistics are meant to stay as they are, or None."""
     if isinstance(layer, Held):
         return "frozen"
     if getattr(layer, "momentum", None) == 0:
-        return "momentum 0 holds it still"
+        return "momentum is 0"
     if model.training and not layer.training:
-        return "in evaluation mode within a model that trains: frozen"
+        return "frozen: in evaluation mode while the model trains"
     return None
 
 
-def named_moments(model: nn.Module) -> dict[str, Tensor]:
-    """All moments that ``model`` remembers, by the names that its state dict gives them.
+def layers_by_bank(layers: Iterable[NormLayer]) -> dict[str, NormLayer]:
+    """Map the name of each set of statistics to the layer that keeps it."""
+    return {name: one for one in layers for name, _ in one.banks}
 
-    A layer that stands in several places is there several times, as it is there.
 
-    >>> list(named_moments(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
+def named_stats(model: nn.Module) -> dict[str, Tensor]:
+    """Return all running statistics of ``model`` by their names in its state dict.
+
+    A layer that stands in several places is listed several times, as it is there.
+
+    >>> list(named_stats(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
     ['1.running_mean', '1.running_var']
     """
     return {
         f"{name}.{attribute}" if name else attribute: getattr(layer, attribute)
         for name, layer in model.named_modules(remove_duplicate=False)
-        if (memory := memory_of(layer)) is not None
-        for attribute in (memory.mean, memory.var)
+        if (spec := stats_spec(layer)) is not None
+        for attribute in (spec.mean, spec.var)
     }
+
+
+Memory, memory_of = StatsSpec, stats_spec  # former names

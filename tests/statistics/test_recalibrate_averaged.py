@@ -78,7 +78,7 @@ def test_frozen_layers_stay_frozen() -> None:
     before = held.running_mean.clone()
     found = nk.recalibrate(averaged, _drifting())
     assert torch.equal(held.running_mean, before)
-    assert [(row.name, row.why) for row in found.left] == [("2", "frozen")]
+    assert [(row.name, row.why) for row in found.skipped] == [("2", "frozen")]
     # torch's way to freeze, which its own function undoes.
     _, averaged = _trained()
     averaged.module[2].momentum = 0.0

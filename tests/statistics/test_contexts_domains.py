@@ -38,7 +38,7 @@ def test_each_domain_gets_its_own() -> None:
         torch.testing.assert_close(model[1].running_var[domain], x.var(0), rtol=1e-5, atol=0)
         assert one.count == 500
     assert torch.equal(model[1].running_var[2], before)
-    assert [(row.name, row.why) for row in found.left] == [("1[2]", "no batch of this domain came")]
+    assert [(row.name, row.why) for row in found.skipped] == [("1[2]", "no batch of this domain")]
     assert model[1].domain is None
     found.undo()
     assert torch.equal(model[1].running_mean, torch.zeros(3, 4))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import normkit as nk
 from normkit.errors import OptionError
-from normkit.statistics.batches import moved, prepared
+from normkit.statistics.batches import map_batches, to_device
 
 META = torch.device("meta")
 
@@ -34,7 +34,7 @@ class Encoded:
 def test_whatever_holds_tensors_moves_and_keeps_its_form() -> None:
     x = torch.ones(2)
     batch = {"a": [x, (x, 3)], "pair": Pair(x, ["one", "two"]), "own": Encoded(x.device)}
-    got = moved(batch, META)
+    got = to_device(batch, META)
     assert got["a"][0].device == got["a"][1][0].device == META
     assert got["a"][1][1] == 3
     assert isinstance(got["pair"], Pair)
@@ -48,9 +48,9 @@ def test_they_can_be_gone_over_as_often_as_before() -> None:
     data = torch.arange(12.0).view(6, 2)
     loader = DataLoader(data, 2, shuffle=True, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2))
-    twice = prepared(loader, lambda batch: 2 * batch)
+    twice = map_batches(lambda batch: 2 * batch, loader)
     found = nk.recalibrate(model, twice, layerwise=True)
     assert found.passes > 1
     torch.testing.assert_close(found.layers["0"].mean, 2 * data.double().mean(0))
-    with pytest.raises(OptionError, match="several times"):
-        nk.recalibrate(model, prepared(iter(loader), lambda batch: batch), layerwise=True)
+    with pytest.raises(OptionError, match="several passes"):
+        nk.recalibrate(model, map_batches(lambda batch: batch, iter(loader)), layerwise=True)

@@ -1,4 +1,4 @@
-"""One process of the tests in test_averaging.py: sees its share, writes down what it ends with."""
+"""One process of the tests in test_distributed.py: trains on its share and writes its results."""
 
 from __future__ import annotations
 

@@ -244,9 +244,9 @@ def test_frozen_layers_are_left_and_named(source: Any, how: str) -> None:
     before = snapshot(model)
     found = nk.recalibrate(model, IMAGES.split(20), samples=None)
     assert_same(before, snapshot(model), but={"norm2.running_mean", "norm2.running_var"})
-    assert [row.name for row in found.left] == ["norm1"]
+    assert [row.name for row in found.skipped] == ["norm1"]
     assert list(found.layers) == ["norm2"]
-    assert "norm1" in repr(found) and "left" in repr(found)
+    assert "norm1" in repr(found) and "skipped" in repr(found)
     reference = copy.deepcopy(model).eval()
     with torch.no_grad():
         x = reference.norm1(reference.conv(IMAGES))
@@ -256,7 +256,7 @@ def test_frozen_layers_are_left_and_named(source: Any, how: str) -> None:
 def test_constant_layers_are_left_and_named() -> None:
     model = nn.Sequential(nk.FrozenBatchNorm2d(3), nk.BatchNorm2d(3))
     found = nk.recalibrate(model, IMAGES.split(20))
-    assert [row.name for row in found.left] == ["0"]
+    assert [row.name for row in found.skipped] == ["0"]
     assert list(found.layers) == ["1"]
 
 
@@ -272,7 +272,7 @@ def test_a_layer_that_is_never_called_is_left_and_named() -> None:
 
     model = Half()
     found = nk.recalibrate(model, IMAGES.split(20))
-    assert [(row.name, row.why) for row in found.left] == [
+    assert [(row.name, row.why) for row in found.skipped] == [
         ("unused", "its forward was never called")
     ]
     assert torch.equal(model.unused.running_mean, torch.zeros(3))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset, WeightedRandomS
 
 import normkit as nk
 from normkit.errors import OptionError
-from normkit.statistics.preserve import apart
+from normkit.statistics.preserve import detached_loader
 
 DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
 
@@ -78,7 +78,7 @@ def test_the_epoch_goes_on_as_if_nobody_had_looked(make: Any, layerwise: bool) -
 
 def test_the_data_is_not_copied() -> None:
     loader = _own_generator()
-    copy = apart(loader)
+    copy = detached_loader(loader)
     assert isinstance(copy, DataLoader)
     assert copy.dataset is loader.dataset
     assert copy.sampler.data_source is loader.dataset  # type: ignore[attr-defined]
@@ -92,5 +92,5 @@ def test_a_sampler_that_cannot_be_copied_is_used() -> None:
 
 
 def test_what_can_be_gone_over_once_is_still_refused_layer_by_layer() -> None:
-    with pytest.raises(OptionError, match="several times"):
+    with pytest.raises(OptionError, match="several passes"):
         nk.recalibrate(nn.BatchNorm1d(3), iter([DATA]), layerwise=True)

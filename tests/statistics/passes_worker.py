@@ -1,4 +1,4 @@
-"""One process of the tests in test_processes.py: recalibrates on its share, writes what it has."""
+"""One process of the tests in test_passes.py: recalibrates on its share, writes the result."""
 
 from __future__ import annotations
 

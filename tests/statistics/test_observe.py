@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 import normkit as nk
 from normkit.errors import OptionError, StatisticsError
-from normkit.statistics import Memory, memory_of
-from tests.statistics.test_left_alone import IMAGES, assert_same, snapshot
+from normkit.statistics import StatsSpec, stats_spec
+from tests.statistics.test_preserve import IMAGES, assert_same, snapshot
 
 BATCHES = IMAGES.split(10)
 
@@ -49,7 +49,7 @@ def test_a_layer_whose_forward_is_called_past_its_hooks(source: Any) -> None:
     model = Calls(lambda m, x: m.b(m.a.forward(x)), source)
     model.a.running_var.fill_(4.0)
     found = nk.recalibrate(model, BATCHES)
-    assert [row.name for row in found.left] == ["a"]
+    assert [row.name for row in found.skipped] == ["a"]
     assert torch.equal(model.a.running_var, torch.full((3,), 4.0))
     expect(model.b, copy.deepcopy(model.a).eval()(IMAGES).detach())
 
@@ -94,9 +94,9 @@ class Own(nn.Module):
         return (x - self.mu) / self.v.sqrt()
 
 
-@memory_of.register(Own)
-def _(layer: Own) -> Memory:
-    return Memory("mu", "v")
+@stats_spec.register(Own)
+def _(layer: Own) -> StatsSpec:
+    return StatsSpec("mu", "v")
 
 
 def test_moments_that_are_parameters() -> None:
@@ -111,7 +111,7 @@ def test_moments_that_are_parameters() -> None:
 def test_a_factor_that_is_no_number() -> None:
     model = Own(1)
     found = nk.recalibrate(model, [torch.ones(4, 1)] * 3)
-    assert found.moved[""].variance == float("inf")
+    assert found.shifts[""].variance == float("inf")
     assert "not finite" in repr(found)
 
 
@@ -158,7 +158,7 @@ def test_buffers_that_a_forward_writes_into() -> None:
 def test_a_scripted_part() -> None:
     part = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3)))
     found = nk.recalibrate(nn.Sequential(part, nn.BatchNorm2d(3)), BATCHES)
-    assert [(row.name, row.why) for row in found.left] == [("0.0", "scripted")]
+    assert [(row.name, row.why) for row in found.skipped] == [("0.0", "scripted")]
     assert list(found.layers) == ["1"]
 
 
@@ -179,7 +179,7 @@ def test_a_measurement_within_another(where: str, inner: Any) -> None:
             yield x
 
     before = snapshot(model)
-    with pytest.raises(StatisticsError, match="one at a time"):
+    with pytest.raises(StatisticsError, match="one measurement of a model at a time"):
         nk.recalibrate(model, batches())
     assert_same(before, snapshot(model))
     model.does = lambda m, x: m.b(m.a(x))
@@ -250,7 +250,7 @@ def test_a_sampler_that_cannot_be_copied() -> None:
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
 def test_an_interval_of_no_confidence(confidence: float) -> None:
     found = nk.recalibrate(Calls(lambda m, x: m.a(x)), BATCHES)
-    with pytest.raises(OptionError, match="share above 0"):
+    with pytest.raises(OptionError, match="confidence between 0 and 1"):
         found.interval("a", confidence)
 
 

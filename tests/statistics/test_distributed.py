@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.statistics import average_buffers
-from tests.statistics import averaging_worker
+from tests.statistics import distributed_worker
 from tests.together import together
 
 
@@ -28,7 +28,7 @@ def merged(states: list[dict[str, Tensor]], layer: str, weights: list[float]) ->
 
 @pytest.mark.parametrize("counts", [[7, 7], [9, 2], [5, 0], [4, 1, 30]], ids=str)
 def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path) -> None:
-    results = together(averaging_worker, counts, "average", tmp_path)
+    results = together(distributed_worker, counts, "average", tmp_path)
     before = [r["before"] for r in results]
     after = results[0]["after"]
     for result in results:
@@ -64,7 +64,7 @@ def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path)
 
 
 def test_only_those_of_the_group(tmp_path: Path) -> None:
-    *pair, third = together(averaging_worker, [3, 4, 5], "pair", tmp_path)
+    *pair, third = together(distributed_worker, [3, 4, 5], "pair", tmp_path)
     for key, value in pair[0]["after"].items():
         assert key.startswith("frozen.") or torch.equal(value, pair[1]["after"][key])
     for key, value in third["before"].items():
@@ -73,8 +73,8 @@ def test_only_those_of_the_group(tmp_path: Path) -> None:
 
 def test_what_distributed_data_parallel_does_instead(tmp_path: Path) -> None:
     """By default the first process's share is remembered, and of the others nothing."""
-    results = together(averaging_worker, [30, 30], "broadcast", tmp_path)
-    shares = [torch.cat(averaging_worker.batches(rank, 30)).double() for rank in (0, 1)]
+    results = together(distributed_worker, [30, 30], "broadcast", tmp_path)
+    shares = [torch.cat(distributed_worker.batches(rank, 30)).double() for rank in (0, 1)]
     whole = torch.cat(shares).transpose(0, 1).flatten(1)
     for result in results:
         lost, kept = result["broadcast True"], result["broadcast False"]
@@ -90,7 +90,7 @@ def test_what_distributed_data_parallel_does_instead(tmp_path: Path) -> None:
 
 
 def test_all_fail_together_and_nothing_changes(tmp_path: Path) -> None:
-    first, second = together(averaging_worker, [1, 1], "failures", tmp_path)
+    first, second = together(distributed_worker, [1, 1], "failures", tmp_path)
     for result in (first, second):
         nan, sizes, _ = result["errors"]
         assert "NaN or infinity in cumulative of process 1" in nan and "normkit.recalibrate" in nan
@@ -99,11 +99,11 @@ def test_all_fail_together_and_nothing_changes(tmp_path: Path) -> None:
             result["undone"], result["before"], rtol=0, atol=0, equal_nan=True
         )
     assert "a failure in process 1" in first["errors"][2]
-    assert "a model needs a layer that remembers moments" in second["errors"][2]
+    assert "a layer with running statistics that is not frozen" in second["errors"][2]
 
 
 def test_batch_statistics_of_synchronised_layers_span_the_processes(tmp_path: Path) -> None:
-    for result in together(averaging_worker, [1, 1], "scope", tmp_path):
+    for result in together(distributed_worker, [1, 1], "scope", tmp_path):
         assert result["equal"] and not result["alone"] and not result["moved"]
 
 
@@ -112,7 +112,7 @@ def test_alone() -> None:
     handle = average_buffers(model)
     assert not handle.changed and [row.name for row in handle.skipped] == ["1"]
     for wrong, error in ((nn.ReLU(), nk.StatisticsError), ([model], nk.TypeMismatchError)):
-        with pytest.raises(error, match="To fix: "):
+        with pytest.raises(error, match="Fix: "):
             average_buffers(wrong)  # type: ignore[arg-type]
     with pytest.raises(nk.OptionError, match="not initialized"):
         average_buffers(model, process_group="a group")

@@ -16,7 +16,7 @@ from normkit.errors import (
     StatisticsError,
     TypeMismatchError,
 )
-from tests.statistics.test_left_alone import IMAGES, assert_same, snapshot, trained
+from tests.statistics.test_preserve import IMAGES, assert_same, snapshot, trained
 
 BATCHES = list(IMAGES.split(20))
 
@@ -33,7 +33,7 @@ class Named(nn.Module):
 
 CASES: dict[str, tuple[Any, dict[str, Any], type[NormkitError], str]] = {
     "no batches": ([], {}, StatisticsError, "at least one batch"),
-    "used up": (iter(()), {}, StatisticsError, "an iterator that was used up"),
+    "used up": (iter(()), {}, StatisticsError, "an iterator that was used before"),
     "empty batches": ([IMAGES[:0]], {}, StatisticsError, "at least one batch"),
     "no tensor": ([("a", "b")], {}, DataError, "a tuple of str, str"),
     "nothing in it": ([()], {}, DataError, "a tuple of nothing"),
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], type[NormkitError], str]] = {
     "half samples": (BATCHES, {"samples": 0.5}, OptionError, "samples=0.5"),
     "tolerance": (BATCHES, {"tolerance": 0.0}, OptionError, "tolerance=0.0"),
     "no number": (BATCHES, {"tolerance": float("nan")}, OptionError, "tolerance=nan"),
-    "once only": (iter(BATCHES), {"layerwise": True}, OptionError, "gone over once"),
+    "once only": (iter(BATCHES), {"layerwise": True}, OptionError, "iterated over once"),
     "a group": (BATCHES, {"process_group": object()}, OptionError, "not initialized"),
     "not finite": ([IMAGES / 0], {}, StatisticsError, "input of norm1"),
     "names": ([{"picture": IMAGES}], {}, OptionError, "a batch with picture"),
@@ -61,17 +61,17 @@ def test_refused(name: str, source: Any) -> None:
     before = snapshot(model)
     with pytest.raises(error, match=says) as caught:
         nk.recalibrate(model, batches, **options)
-    assert "; got " in str(caught.value) and "To fix: " in str(caught.value)
+    assert "; received " in str(caught.value) and "Fix: " in str(caught.value)
     assert_same(before, snapshot(model))
 
 
 @pytest.mark.parametrize(
     ("model", "error", "says"),
     [
-        (nn.Sequential(nn.Linear(3, 3)), StatisticsError, "Sequential with none"),
-        (nn.LayerNorm(3), StatisticsError, "LayerNorm with none"),
-        (nn.BatchNorm1d(3, track_running_stats=False), StatisticsError, "remembers"),
-        (nn.InstanceNorm1d(3), StatisticsError, "with none"),
+        (nn.Sequential(nn.Linear(3, 3)), StatisticsError, "Sequential without one"),
+        (nn.LayerNorm(3), StatisticsError, "LayerNorm without one"),
+        (nn.BatchNorm1d(3, track_running_stats=False), StatisticsError, "BatchNorm1d without one"),
+        (nn.InstanceNorm1d(3), StatisticsError, "without one"),
         (nk.freeze, TypeMismatchError, "a function"),
         (nn.Sequential(nn.LazyBatchNorm1d()), StatisticsError, "run the model once"),
         (nn.Sequential(nk.LazyBatchNorm2d()), StatisticsError, "run the model once"),

@@ -10,13 +10,13 @@ import torch
 
 import normkit as nk
 from normkit.statistics import LayerStatistics
-from tests.statistics import share
+from tests.statistics import passes_worker
 from tests.together import together
 
 
 def _alone(count: int, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    net = share.model()
-    found = nk.recalibrate(net, share.batches(count), **{"samples": None, **options})
+    net = passes_worker.model()
+    found = nk.recalibrate(net, passes_worker.batches(count), **{"samples": None, **options})
     return found, net.state_dict()
 
 
@@ -36,7 +36,7 @@ def _compare(results: list[dict[str, Any]], alone: Any, state: dict[str, torch.T
 @pytest.mark.parametrize("scenario", ["plain", "layerwise"])
 def test_shares_equal_one_process(sizes: list[int], scenario: str, tmp_path: Path) -> None:
     alone, state = _alone(12, layerwise=scenario == "layerwise")
-    results = together(share, sizes, scenario, tmp_path)
+    results = together(passes_worker, sizes, scenario, tmp_path)
     _compare(results, alone, state)
     assert all(r["told"] == (108, 12, alone.passes) for r in results)
 
@@ -44,18 +44,18 @@ def test_shares_equal_one_process(sizes: list[int], scenario: str, tmp_path: Pat
 def test_wrapped_for_data_parallel_training(tmp_path: Path) -> None:
     """Its own forward would wait for the others, who have more batches or fewer."""
     alone, state = _alone(12)
-    _compare(together(share, [10, 2], "ddp", tmp_path), alone, state)
+    _compare(together(passes_worker, [10, 2], "ddp", tmp_path), alone, state)
 
 
 def test_samples_count_over_all_processes(tmp_path: Path) -> None:
-    results = together(share, [6, 6], "samples", tmp_path)
+    results = together(passes_worker, [6, 6], "samples", tmp_path)
     assert all(r["told"][:2] == (54, 6) for r in results)
     assert all(torch.equal(r["state"]["1.running_mean"], results[0]["state"]["1.running_mean"])
                for r in results)  # fmt: skip
 
 
 def test_all_stop_together_at_a_tolerance(tmp_path: Path) -> None:
-    results = together(share, [30, 5, 0], "tolerance", tmp_path)
+    results = together(passes_worker, [30, 5, 0], "tolerance", tmp_path)
     assert len({r["told"] for r in results}) == 1
     assert results[0]["told"][1] < 35
     assert results[0]["error"] < 0.4
@@ -65,20 +65,20 @@ def test_all_stop_together_at_a_tolerance(tmp_path: Path) -> None:
 
 def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     """Nobody waits for ever, nothing is changed anywhere, and each says what happened."""
-    results = together(share, [4, 4], "broken", tmp_path)
+    results = together(passes_worker, [4, 4], "broken", tmp_path)
     assert results[1]["raised"] == "OSError: the disk is gone"
     assert "a failure in process 1: OSError: the disk is gone" in results[0]["raised"]
-    untouched = share.model().state_dict()
+    untouched = passes_worker.model().state_dict()
     for r in results:
         assert all(torch.equal(value, untouched[key]) for key, value in r["state"].items())
         assert r["training"]
 
 
 def test_all_shares_empty(tmp_path: Path) -> None:
-    for result in together(share, [0, 0], "plain", tmp_path):
+    for result in together(passes_worker, [0, 0], "plain", tmp_path):
         assert "at least one batch" in result["raised"]
 
 
 def test_each_for_itself(tmp_path: Path) -> None:
-    results = together(share, [3, 5], "alone", tmp_path)
+    results = together(passes_worker, [3, 5], "alone", tmp_path)
     assert [r["told"] for r in results] == [(27, 3, 1), (45, 5, 1)]

@@ -12,7 +12,7 @@ from torch import nn
 import normkit.nn
 from normkit.errors import OptionError, TypeMismatchError
 from normkit.lab import models
-from normkit.lab.models.norms import groups_for
+from normkit.lab.models.normalizers import groups_for
 from normkit.lab.models.parts import initialise
 from normkit.lab.models.resnet import Residual
 

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from normkit.lab.models.norms import ACTIVATIONS, NORM_POSITIONS, NORMS, NormFactory
+from normkit.lab.models.layers import ACTIVATIONS, NORM_POSITIONS
+from normkit.lab.models.normalizers import NORMS, NormFactory
 from normkit.lab.models.registry import MODELS, OUTPUTS, build
 
 __all__ = ["ACTIVATIONS", "MODELS", "NORMS", "NORM_POSITIONS", "OUTPUTS", "NormFactory", "build"]

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import nn
 
 from normkit.errors import OptionError, message
-from normkit.lab.models.norms import Layers
+from normkit.lab.models.layers import Layers
 from normkit.lab.models.parts import Image, initialise, pooled, too_small, whole
 
 __all__ = ["alexnet"]
@@ -48,7 +48,7 @@ def alexnet(
     whole("hidden", hidden)
     whole("width", width)
     if dropout is None:
-        dropout = 0.5 if layers.plain else 0.0
+        dropout = 0.5 if layers.is_unnormalized else 0.0
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise OptionError(
             message("dropout at least 0 and below 1", repr(dropout), "use 0 for none")

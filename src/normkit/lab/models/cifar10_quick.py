@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from normkit.lab.models.norms import Layers
+from normkit.lab.models.layers import Layers
 from normkit.lab.models.parts import INITS, Image, choice, initialise, pooled, too_small
 
 __all__ = ["cifar10_quick"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import OptionError, message
-from normkit.lab.models.norms import Layers
+from normkit.lab.models.layers import Layers
 from normkit.lab.models.parts import Image, initialise, whole
 
 __all__ = ["Denoiser", "RestoringBlock", "denoiser"]

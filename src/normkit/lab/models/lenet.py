@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from normkit.lab.models.norms import Layers
+from normkit.lab.models.layers import Layers
 from normkit.lab.models.parts import Image, choice, initialise, pooled, too_small, whole
 
 __all__ = ["convnet4", "lenet5"]

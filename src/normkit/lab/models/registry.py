@@ -14,8 +14,9 @@ from normkit.lab.models.alexnet import alexnet
 from normkit.lab.models.cifar10_quick import cifar10_quick
 from normkit.lab.models.denoiser import denoiser
 from normkit.lab.models.densenet import densenet, densenet121
+from normkit.lab.models.layers import layers_for
 from normkit.lab.models.lenet import convnet4, lenet5
-from normkit.lab.models.norms import NormFactory, layers_for
+from normkit.lab.models.normalizers import NormFactory
 from normkit.lab.models.parts import Image, Maker, choice, whole
 from normkit.lab.models.resnet import RESNETS
 
@@ -73,11 +74,12 @@ def build(
     Args:
         name: one of :data:`MODELS`.
         norm: "none", "batch" (normkit's BatchNorm), "torch-batch" (PyTorch's), "layer" (over
-            channels and space), "group" (:func:`~normkit.lab.models.norms.groups_for` says how
-            many groups), "instance" (after convolutions only: a dense feature is alone in its
-            channel), "half-instance" (the same on half of the channels), "ghost" (normkit's
-            GhostBatchNorm, with ``ghost_size`` among its options), or a factory called as
-            ``norm(channels, rank)``, rank 0 for dense input and 2 for images.
+            channels and space), "group" (with as many groups as
+            :func:`~normkit.lab.models.normalizers.groups_for` returns), "instance" (after
+            convolutions only: a dense feature is alone in its channel), "half-instance" (the same
+            on half of the channels), "ghost" (normkit's GhostBatchNorm, with ``ghost_size`` among
+            its options), or a factory called as ``norm(channels, rank)``, rank 0 for dense input
+            and 2 for images.
         act: "relu", "sigmoid", "tanh", "silu", "gelu", "leaky_relu" or "leaky_relu_0.2" (with
             that slope below zero, where the other has 0.01).
         in_channels: channels of the images.
@@ -87,7 +89,7 @@ def build(
             both ("all").
         affine: False leaves out the normalizers' γ and β.
         norm_options: further arguments of the normalizers named above:
-            :data:`~normkit.lab.models.norms.NORM_OPTIONS` lists those that each takes.
+            :data:`~normkit.lab.models.normalizers.NORM_OPTIONS` lists those that each takes.
         options: the network's own, listed in its docstring: ``padding`` and ``pool`` for lenet5,
             ``dropout``, ``hidden`` and ``width`` for alexnet, ``residual``, ``width`` and
             ``zero_init`` for the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from normkit.errors import OptionError, message
-from normkit.lab.models.norms import Layers
+from normkit.lab.models.layers import Layers
 from normkit.lab.models.parts import Image, Maker, initialise, too_small, whole
 
 __all__ = ["RESNETS", "Residual", "resnet"]

@@ -1,8 +1,4 @@
-"""Which normalizer and which activation a network has, and where the normalizer goes.
-
-The networks never name a normalizer. They ask for "whatever follows a convolution of 64 channels"
-or "whatever follows a dense layer of 120", so that one network serves every arm of an experiment:
-which normalizer, after which kind of layer, with γ and β or without.
+"""Normalizers by name: how each is built, with which options.
 
 No normalizer draws random numbers, so two arms built under the same seed start from the same
 weights, and their difference is the normalizer's alone.
@@ -10,58 +6,20 @@ weights, and their difference is the normalizer's alone.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from math import isfinite
-from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from normkit.errors import OptionError, TypeMismatchError, message
+from normkit.errors import OptionError, message
 from normkit.lab.models.parts import choice
 
-__all__ = [
-    "ACTIVATIONS",
-    "NORMS",
-    "NORM_OPTIONS",
-    "NORM_POSITIONS",
-    "Layers",
-    "NormFactory",
-    "NormPosition",
-    "activation",
-    "groups_for",
-    "layers_for",
-]
+__all__ = ["NORMS", "NORM_OPTIONS", "NormFactory", "factory", "groups_for"]
 
 NormFactory = Callable[[int, int], nn.Module]
 """``norm(channels, rank)``: rank 0 for dense input (N, C), rank 2 for images (N, C, H, W)."""
-
-NormPosition = Literal["all", "conv", "fc"]
-
-NORM_POSITIONS: tuple[str, ...] = ("all", "conv", "fc")
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
-    "leaky_relu_0.2": functools.partial(nn.LeakyReLU, 0.2),
-}
-ACTIVATIONS: tuple[str, ...] = tuple(_ACTIVATIONS)
-
-
-def activation(name: str) -> nn.Module:
-    """Return a new activation module, never in place: a hook before it keeps its values.
-
-    >>> activation("gelu")
-    GELU(approximate='none')
-    """
-    return _ACTIVATIONS[choice("act", name, ACTIVATIONS)]()
 
 
 def groups_for(channels: int, rank: int) -> int:
@@ -180,82 +138,17 @@ _NEEDED = {"ghost": ("ghost_size", 32), "domain": ("domains", 2)}
 NORMS: tuple[str, ...] = tuple(_NORMS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """The normalizer and the activation of one network, and the normalizer's position.
-
-    Attributes:
-        norm: makes a normalizer from (channels, rank).
-        act: an activation's name.
-        norm_at: after convolutions ("conv"), after hidden dense layers ("fc"), or both ("all").
-            The last dense layer, which gives the logits, never has one.
-        plain: there is no normalizer at all (``norm="none"``).
-    """
-
-    norm: NormFactory
-    act: str
-    norm_at: NormPosition
-    plain: bool
-
-    def conv_norm(self, channels: int) -> nn.Module:
-        """Return the module after a convolution (or, in DenseNet, before one)."""
-        return self.norm(channels, 2) if self.norm_at in ("all", "conv") else nn.Identity()
-
-    def dense_norm(self, channels: int) -> nn.Module:
-        """Return the module after a hidden dense layer."""
-        return self.norm(channels, 0) if self.norm_at in ("all", "fc") else nn.Identity()
-
-    def activation(self) -> nn.Module:
-        """Return a new activation."""
-        return activation(self.act)
-
-    def conv_only(self, model: str) -> None:
-        """Raise for ``norm_at="fc"`` if the network's only dense layer gives the logits."""
-        if self.norm_at == "fc":
-            raise OptionError(
-                message(
-                    f"a network with a hidden dense layer, which {model} is not",
-                    "norm_at='fc'",
-                    "use norm_at='conv', or lenet5, convnet4, alexnet or cifar10-quick",
-                )
-            )
-
-
-def layers_for(
-    norm: str | NormFactory,
-    act: str,
-    norm_at: str,
-    affine: bool,
-    options: Mapping[str, Any] = MappingProxyType({}),
-) -> Layers:
-    """Check the options that every network shares, and combine them.
+def factory(norm: str, affine: bool, options: Mapping[str, Any]) -> NormFactory:
+    """Return the factory of the normalizers of this name, with these options.
 
     Raises:
-        OptionError: an unknown name; an option that the normalizer does not have, or lacks;
-            a start for γ or β where ``affine=False`` leaves them out, or one that is not a finite
-            number; ``affine=False`` or options with a factory, which decides itself.
-        TypeMismatchError: ``affine`` is not a bool.
+        OptionError: an unknown name; an option that the normalizer does not have, or lacks; a
+            start for γ or β with ``affine=False``, or one that is not a finite number.
     """
-    if not isinstance(affine, bool):
-        raise TypeMismatchError(message("affine to be a bool", repr(affine), "use True or False"))
-    choice("act", act, ACTIVATIONS)
-    place = cast("NormPosition", choice("norm_at", norm_at, NORM_POSITIONS))
-    if callable(norm):
-        if not affine or options:
-            raise OptionError(
-                message(
-                    "affine and options with a normalizer's name only",
-                    f"affine={affine}, {dict(options)} with a factory",
-                    "let the factory build its layers as needed",
-                )
-            )
-        return Layers(norm, act, place, plain=False)
     make = _NORMS[choice("norm", norm, NORMS)]
     _check_options(norm, options)
     _check_start(affine, options)
-    return Layers(
-        lambda c, rank: make(c, rank, affine, **options), act, place, plain=norm == "none"
-    )
+    return lambda channels, rank: make(channels, rank, affine, **options)
 
 
 def _check_options(norm: str, options: Mapping[str, Any]) -> None:
@@ -274,16 +167,16 @@ def _check_options(norm: str, options: Mapping[str, Any]) -> None:
 
 
 def _check_start(affine: bool, options: Mapping[str, Any]) -> None:
-    given = {name: options[name] for name in ("gamma", "beta") if name in options}
-    if given and not affine:
+    starts = {name: options[name] for name in ("gamma", "beta") if name in options}
+    if starts and not affine:
         raise OptionError(
             message(
                 "γ and β (affine=True) where their start is set",
-                f"affine=False with {given}",
+                f"affine=False with {starts}",
                 "leave out either",
             )
         )
-    for name, value in given.items():
+    for name, value in starts.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise OptionError(
                 message(f"a finite start for {name}", repr(value), f"use e.g. {name}=1.0")

@@ -81,4 +81,4 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml $(KERNELS)
 
 clean:  ## remove everything but data and results
 	rm -rf $(VENV) build dist src/*.egg-info src/normkit/kernels/cpu/_cpu*.so \
-		src/normkit/kernels/cpu/_build.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+		src/normkit/kernels/cpu/libnormkit_cpu.* src/normkit/kernels/cpu/_build.json .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,14 +1,17 @@
-"""Builds the fused C++ kernels beside the package; everything else is in pyproject.toml.
+"""Build the fused C++ kernels beside the package; everything else is in pyproject.toml.
 
-Without a compiler, torch or Python's headers, and where compiling fails for whatever reason, the
-package installs all the same and computes with PyTorch's operations. Why is written to
+Two libraries: the engine, which needs neither torch nor Python, and the extension, which hands it
+torch's tensors. Without a compiler, torch or Python's headers, and where compiling fails, the
+package installs all the same and computes with PyTorch's operations. The reason is written to
 ``_build.json`` beside the place of the extension, where ``normkit.kernels.cpu`` reads it.
 
 Environment:
 
     NORMKIT_BUILD_KERNELS   0: leave them out; 1: fail where they cannot be built
+    NORMKIT_BUILDS          all, native (what this processor runs best), or names such as
+                            "avx2,baseline"; default: native in place (pip install -e), else all
     NORMKIT_SANITIZE        sanitizers to build with, such as "address,undefined"
-    CXX, CXXFLAGS, LDFLAGS  as everywhere
+    CXX, CXXFLAGS, LDFLAGS  as usual
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +34,9 @@ from setuptools.command.build_ext import build_ext
 
 NAME = "normkit.kernels.cpu._cpu"
 FOLDER = Path("src/normkit/kernels/cpu")
-KERNELS, GLUE = FOLDER / "kernels.cpp", FOLDER / "glue.cpp"
+ENGINE, MODULE = FOLDER / "engine.cpp", FOLDER / "torch_module.cpp"
+PASSES = FOLDER / "forward.cpp", FOLDER / "backward.cpp"
+LIBRARY = "libnormkit_cpu" + (".dylib" if sys.platform == "darwin" else ".so")
 REPORT = "_build.json"
 
 FLAGS = [
@@ -41,8 +47,18 @@ FLAGS = [
 X86_BUILDS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "plain": [],
+    "baseline": [],
 }
+# Prints the builds that this processor runs, by the conditions that the engine itself has.
+PROBE = f"""
+#include "{FOLDER.resolve()}/builds.h"
+#include <cstdio>
+int main() {{
+  if (NORMKIT_RUNS_AVX512) std::puts("avx512");
+  if (NORMKIT_RUNS_AVX2) std::puts("avx2");
+  std::puts("baseline");
+}}
+"""
 LIBRARIES = ["-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
 
 
@@ -161,31 +177,55 @@ def _objects(fallback: Path) -> Path:
         return fallback
 
 
-def build(target: Path, scratch: Path) -> dict[str, object]:
-    """Compile and link ``target``, or raise CannotBuild; what is worth knowing about the build."""
+def choose_builds(compiler: list[str], native: bool) -> list[str]:
+    """Names of the builds to compile, best first."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    known = list(X86_BUILDS) if x86 else ["baseline"]
+    wanted = os.environ.get("NORMKIT_BUILDS", "").strip() or ("native" if native else "all")
+    if wanted == "all" or len(known) == 1:
+        return known
+    if wanted != "native":
+        names = [name.strip() for name in wanted.split(",")]
+        if unknown := [name for name in names if name not in known]:
+            raise CannotBuild(f"NORMKIT_BUILDS names {unknown[0]}, which is none of {known}")
+        return [name for name in known if name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
+        source.write_text(PROBE)
+        _run([*compiler, "-std=c++20", str(source), "-o", str(program)], "probing the processor")
+        words = subprocess.run([str(program)], capture_output=True, text=True, check=True)
+    return [next(name for name in known if name in words.stdout.split())]
+
+
+def build(target: Path, scratch: Path, native: bool) -> dict[str, object]:
+    """Compile and link both libraries, or raise CannotBuild; return what to report.
+
+    Args:
+        target: the extension; the engine comes beside it.
+        native: only for this processor, unless NORMKIT_BUILDS says otherwise.
+    """
     if os.environ.get("NORMKIT_BUILD_KERNELS") == "0":
         raise CannotBuild("NORMKIT_BUILD_KERNELS=0 was set when normkit was installed")
     if sys.platform == "win32":
         raise CannotBuild("they are not built on Windows yet")
-    missing = [p.name for p in (KERNELS, GLUE) if not p.exists()]
+    missing = [p.name for p in (ENGINE, MODULE, *PASSES) if not p.exists()]
     if missing:
         raise CannotBuild(f"their source {missing[0]} was not there when normkit was installed")
     compiler = find_compiler()
     torch, headers, libraries, abi = find_torch()
     python = find_python()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    builds = X86_BUILDS if x86 else {"plain": []}
-    checked, linked = sanitizers()
+    builds = choose_builds(compiler, native)
+    checks, linked = sanitizers()
 
     more = shlex.split(os.environ.get("CXXFLAGS", ""))
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
     compiler_line = version.splitlines()[0] if version else shlex.join(compiler)
     # gcc 12 takes its own AVX-512 header for reading what was never set.
     quiet = [] if "clang" in version else ["-Wno-maybe-uninitialized"]
-    base = [*compiler, *checked, *FLAGS, *quiet, *more]
-    glue = [
+    base = [*compiler, *checks, *FLAGS, *quiet, *more]
+    engine = [*base, *(f"-DNORMKIT_HAS_{name.upper()}" for name in builds)]
+    module = [
         *base,
-        *(f"-DNORMKIT_HAS_{b.upper()}" for b in builds if b != "plain"),
         f'-DNORMKIT_TORCH="{torch}"',
         f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
         # isystem: their warnings are not ours.
@@ -193,35 +233,47 @@ def build(target: Path, scratch: Path) -> dict[str, object]:
     ]
     objects = _objects(scratch)
     suffix = hashlib.sha256(compiler_line.encode()).hexdigest()[:6]
-    work = [(glue, GLUE, objects, f"glue-{suffix}")]  # the longest first
-    work += [
-        ([*base, f"-DNORMKIT_BUILD={b}", *flags], KERNELS, objects, f"{b}-{suffix}")
-        for b, flags in builds.items()
+    # The longest first, so that none is left for the end.
+    work = [
+        ([*base, f"-DNORMKIT_BUILD={name}", *X86_BUILDS[name]], source, f"{name}-{source.stem}")
+        for source in reversed(PASSES)
+        for name in builds
     ]
+    work.insert(len(builds), (module, MODULE, "module"))
+    work.append((engine, ENGINE, "engine"))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        made = [str(o) for o in pool.map(lambda job: _compile(*job), work)]
+        compile_one = lambda job: _compile(job[0], job[1], objects, f"{job[2]}-{suffix}")  # noqa: E731
+        compiled = dict(zip((job[2] for job in work), pool.map(compile_one, work), strict=True))
 
-    shared = (
-        ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    )
-    fresh = target.with_name(f".{os.getpid()}-{target.name}")
-    _run(
-        [
-            *compiler, *shared, *linked, *made, "-o", str(fresh),
-            *(f"-L{folder}" for folder in libraries), *LIBRARIES,
-            *shlex.split(os.environ.get("LDFLAGS", "")),
-        ],
-        "linking",
+    mac = sys.platform == "darwin"
+    extra = [*linked, *shlex.split(os.environ.get("LDFLAGS", ""))]
+    kernels = [str(compiled[stem]) for stem in compiled if stem != "module"]
+    named = f"-Wl,-install_name,@rpath/{LIBRARY}" if mac else f"-Wl,-soname,{LIBRARY}"
+    shared = ["-dynamiclib" if mac else "-shared", named]
+    library = target.with_name(LIBRARY)
+    _link([*compiler, *shared, *kernels, *extra], library)
+    shared = ["-bundle", "-undefined", "dynamic_lookup"] if mac else ["-shared"]
+    beside = "-Wl,-rpath,@loader_path" if mac else "-Wl,-rpath,$ORIGIN"
+    search = [f"-L{folder}" for folder in libraries]
+    _link(
+        [*compiler, *shared, str(compiled["module"]), str(library), beside, *search, *LIBRARIES,
+         *extra],
+        target,
     )  # fmt: skip
-    fresh.replace(target)
     return {
         "built": True,
         "reason": "",
         "torch": torch,
         "compiler": compiler_line,
-        "builds": list(builds),
+        "builds": builds,
         "flags": base[len(compiler) :],
     }
+
+
+def _link(command: list[str], target: Path) -> None:
+    fresh = target.with_name(f".{os.getpid()}-{target.name}")
+    _run([*command, "-o", str(fresh)], f"linking {target.name}")
+    fresh.replace(target)
 
 
 def _put(source: Path, target: Path) -> None:
@@ -232,32 +284,34 @@ def _put(source: Path, target: Path) -> None:
 
 
 class BuildKernels(build_ext):
-    """setuptools' command, without its compiler: the kernels are compiled three times over."""
+    """Run instead of setuptools' command: the kernels are compiled once for each build."""
 
     def run(self) -> None:
-        target, report = self._products()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # nothing stale where the build fails
+        *libraries, report = self._products()
+        report.parent.mkdir(parents=True, exist_ok=True)
+        for library in libraries:
+            library.unlink(missing_ok=True)  # nothing stale where the build fails
         try:
-            told = build(target, Path(self.build_temp))
+            facts = build(libraries[0], Path(self.build_temp), native=bool(self.inplace))
         except Exception as error:
             if os.environ.get("NORMKIT_BUILD_KERNELS") == "1":
                 raise
             reason = str(error) if isinstance(error, CannotBuild) else _one_line(repr(error))
-            told = {"built": False, "reason": reason}
+            facts = {"built": False, "reason": reason}
             print(f"normkit: installing without its fused C++ kernels: {reason}", file=sys.stderr)
-        report.write_text(json.dumps(told, indent=1) + "\n")
+        report.write_text(json.dumps(facts, indent=1) + "\n")
         if self.inplace:
-            for product in (target, report):
+            for product in self._products():
                 if product.exists():
                     _put(product, FOLDER / product.name)
                 else:
                     (FOLDER / product.name).unlink(missing_ok=True)
 
-    def _products(self) -> tuple[Path, Path]:
+    def _products(self) -> list[Path]:
+        """The extension, the engine and the report."""
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         target = Path(self.build_lib, *NAME.split(".")).with_suffix(suffix)
-        return target, target.with_name(REPORT)
+        return [target, target.with_name(LIBRARY), target.with_name(REPORT)]
 
     def get_outputs(self) -> list[str]:
         return [str(p) for p in self._products() if p.exists()]
@@ -272,7 +326,7 @@ setup(
     ext_modules=[
         Extension(
             NAME,
-            sources=[str(p) for p in (KERNELS, GLUE) if p.exists()],
+            sources=[str(p) for p in (ENGINE, MODULE, *PASSES) if p.exists()],
             depends=sorted(str(p) for p in FOLDER.glob("*.h")),
             language="c++",
             optional=True,

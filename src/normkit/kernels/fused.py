@@ -27,7 +27,7 @@ from normkit.kernels.call import Call, FixedStats, Normalized, dense
 
 __all__ = ["FusedCPU", "Stats", "layer", "signature"]
 
-# In the order of problem.h.
+# In the order of the extension; tests/kernels/test_table.py compares them.
 _OVER = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
 _ACTS = {"silu": 1, "gelu": 2}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

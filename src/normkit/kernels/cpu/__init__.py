@@ -1,11 +1,11 @@
-"""Fused C++ kernels, where they were built and this torch and machine can run them.
+"""Load the fused C++ kernels, where they are built for this torch and processor.
 
 >>> from normkit.kernels import cpu
 >>> print(cpu.describe())  # doctest: +SKIP
-fused C++ kernels, avx512 (of avx512, avx2, plain built for torch 2.13.0)
+fused C++ kernels, avx512 (of avx512, avx2, baseline built for torch 2.13.0)
 
 ``NORMKIT_KERNELS`` in the environment chooses: ``portable`` switches them off; ``avx512``,
-``avx2`` or ``plain`` forces one build. docs/kernels.md says how they are built and rebuilt.
+``avx2`` or ``baseline`` forces one build. docs/kernels.md describes how they are built.
 """
 
 from __future__ import annotations
@@ -15,81 +15,94 @@ import json
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["describe", "fused", "reason"]
 
-_BUILDS = ("avx512", "avx2", "plain")
+_BUILDS = ("avx512", "avx2", "baseline")
+_ALIASES = {"plain": "baseline"}
 _REINSTALL = "reinstall it with --force-reinstall --no-deps --no-build-isolation"
 
 
-def _load() -> tuple[ModuleType | None, str]:
-    """The extension and "", or None and why not."""
+def _report() -> dict[str, Any]:
+    """Read what setup.py wrote about the build."""
     try:
-        told = json.loads((Path(__file__).parent / "_build.json").read_text())
+        report: dict[str, Any] = json.loads((Path(__file__).parent / "_build.json").read_text())
     except (OSError, ValueError):
-        told = {}
-    if told.get("built") is False:
-        return None, f"the fused kernels are not built: {told.get('reason') or 'no reason is kept'}"
-    # Asked before loading: code made for another torch can end the process.
-    if "torch" in told and (other := _made_for_another(told["torch"])):
-        return None, other
+        return {}
+    return report
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """Return the extension and "", or None and the reason."""
+    report = _report()
+    if report.get("built") is False:
+        return None, f"the fused kernels are not built: {report.get('reason') or 'reason unknown'}"
+    # Checked before loading: code compiled for another torch can end the process.
+    if "torch" in report and (mismatch := _torch_mismatch(report["torch"])):
+        return None, mismatch
     try:
         module = importlib.import_module(f"{__name__}._cpu")
     except ModuleNotFoundError:
-        if told:
+        if report:
             return None, f"the fused kernels were built for another Python or machine; {_REINSTALL}"
         return None, f"the fused kernels are not built: normkit was not installed; {_REINSTALL}"
     except ImportError as error:
         return None, f"the fused kernels do not load ({error}); {_REINSTALL}"
-    if other := _made_for_another(module.torch_version):
-        return None, other
+    if mismatch := _torch_mismatch(module.torch_version):
+        return None, mismatch
     if not module.builds:
-        return None, "the fused kernels were built for another processor"
+        return None, f"the fused kernels were built for another processor; {_REINSTALL}"
     return module, ""
 
 
-def _made_for_another(version: str) -> str:
-    here = str(torch.__version__).split("+")[0]
-    if version == here:
+def _torch_mismatch(version: str) -> str:
+    installed = str(torch.__version__).split("+")[0]
+    if version == installed:
         return ""
     return (
-        f"the fused kernels were built for torch {version} and this is torch {here}; since torch "
-        f"changed after normkit was installed, {_REINSTALL}"
+        f"the fused kernels were built for torch {version} and this is torch {installed}; since "
+        f"torch changed after normkit was installed, {_REINSTALL}"
     )
 
 
-def _choose(asked: str) -> tuple[ModuleType | None, str]:
-    """What ``NORMKIT_KERNELS`` asks for."""
-    if asked == "portable":
+def _choose(setting: str) -> tuple[ModuleType | None, str]:
+    """Return what ``NORMKIT_KERNELS`` asks for, as :func:`_load` does."""
+    setting = _ALIASES.get(setting, setting)
+    if setting == "portable":
         return None, "NORMKIT_KERNELS=portable switches the fused kernels off"
-    if asked and asked not in _BUILDS:
+    if setting and setting not in _BUILDS:
         raise OptionError(
-            explain(
-                f"NORMKIT_KERNELS must be portable, {', '.join(_BUILDS[:-1])} or {_BUILDS[-1]}",
-                repr(asked),
-                "unset it, and the best one is taken",
+            message(
+                f"NORMKIT_KERNELS to be portable, {', '.join(_BUILDS[:-1])} or {_BUILDS[-1]}",
+                repr(setting),
+                "unset it to use the best build",
             )
         )
-    module, why = _load()
-    if not asked:
-        return module, why
+    module, why_not = _load()
+    if not setting:
+        return module, why_not
     if module is None:
         raise OptionError(
-            explain(f"NORMKIT_KERNELS={asked} needs the fused kernels", why, "do that, or unset it")
-        )
-    if asked not in module.builds:
+            message(f"fused kernels for NORMKIT_KERNELS={setting}", f"none: {why_not}",
+                    "follow that advice, or unset NORMKIT_KERNELS")
+        )  # fmt: skip
+    if setting not in module.builds:
+        left_out = setting not in _report().get("builds", _BUILDS)
         raise OptionError(
-            explain(
-                "NORMKIT_KERNELS must name a build that this machine can run",
-                f"{asked!r} where it can run {', '.join(module.builds)}",
-                "name one of these, or unset it",
+            message(
+                "NORMKIT_KERNELS to name a build that was compiled and that this machine can run",
+                f"{setting!r}, where it can run {', '.join(module.builds)}",
+                "reinstall with NORMKIT_BUILDS=all, or unset NORMKIT_KERNELS"
+                if left_out
+                else "choose from these, or unset it",
             )
         )
-    module.use(asked)
+    module.use(setting)
     return module, ""
 
 
@@ -102,7 +115,7 @@ fused, reason = _choose(os.environ.get("NORMKIT_KERNELS", "").strip().lower())
 
 
 def describe() -> str:
-    """What computes fused layers on a CPU, in one line."""
+    """Describe in one line what computes fused layers on a CPU."""
     if fused is None:
         return f"portable: {reason}"
     return (

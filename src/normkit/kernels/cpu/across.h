@@ -9,7 +9,7 @@
 
 namespace normkit::NORMKIT_BUILD {
 
-template <class T, Act act> struct Across {
+template <class T, nk_act act> struct Across {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int64_t L = lanes<A>;
@@ -20,7 +20,7 @@ template <class T, Act act> struct Across {
   static constexpr int64_t kShort = 128;
 
   const Problem& q;
-  const Threads& threads;
+  const nk_threads& threads;
 
   int64_t per_sample() const { return ceil_div(q.s, kWide * L); }
   int64_t items() const { return q.n * per_sample(); }
@@ -53,7 +53,7 @@ template <class T, Act act> struct Across {
   template <int N> struct Position {
     V hi[N], rstd[N], u[N];
     template <class Size> NORMKIT_INLINE Position(const Saved<A>& saved, int64_t pool, Size part) {
-#pragma GCC unroll 4
+      NORMKIT_UNROLL
       for (int j = 0; j < N; ++j) {
         hi[j] = load(saved.hi + pool + j * L, part);
         rstd[j] = load(saved.rstd + pool + j * L, part);
@@ -74,9 +74,9 @@ template <class T, Act act> struct Across {
       V d[N] = {}, dd[N] = {};
       for (const int64_t stop = smaller(channels, c + kPiece); c < stop; ++c) {
         const T* const row = x + c * step;
-#pragma GCC unroll 4
+        NORMKIT_UNROLL
         for (int j = 0; j < N; ++j) {
-          soon(row + (N + j) * L);
+          prefetch(row + (N + j) * L);
           const V v = load(row + j * L, part) - middle[j];
           d[j] += v, dd[j] += v * v;
         }
@@ -105,9 +105,9 @@ template <class T, Act act> struct Across {
       const int64_t apart = larger(1, channels / 32);
       A count = 0;
       for (int64_t c = 0; c < channels; c += apart, ++count)
-#pragma GCC unroll 4
+        NORMKIT_UNROLL
         for (int j = 0; j < N; ++j) middle[j] += load(x + c * step + j * L, part);
-#pragma GCC unroll 4
+      NORMKIT_UNROLL
       for (int j = 0; j < N; ++j) middle[j] /= count;
     }
     Doubles<N> first, second;
@@ -146,15 +146,15 @@ template <class T, Act act> struct Across {
 
     const Activation<act, A> f(q.slope);
     const Position<N> p(saved, pool, part);
-    const bool past = q.past && on_line(y, step);
+    const bool streaming = q.streaming && on_line(y, step);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t row = c * step;
       const V w = fill(gamma[c]), b = fill(beta[c]);
-#pragma GCC unroll 4
+      NORMKIT_UNROLL
       for (int j = 0; j < N; ++j) {
         V z = ((load(x + row + j * L, part) - p.hi[j]) * p.rstd[j] - p.u[j]) * w + b;
         if (residual) z += load(residual + row + j * L, part);
-        result(y + row + j * L, f(z), part, past);
+        result(y + row + j * L, f(z), part, streaming);
       }
     }
   }
@@ -196,11 +196,11 @@ template <class T, Act act> struct Across {
         const int64_t row = c * step;
         const V ga = fill(gamma[c]), be = fill(beta[c]);
         V w{}, b{};
-#pragma GCC unroll 4
+        NORMKIT_UNROLL
         for (int j = 0; j < N; ++j) {
           const int64_t i = row + j * L;
-          soon(x + i + N * L);
-          soon(dy + i + N * L);
+          prefetch(x + i + N * L);
+          prefetch(dy + i + N * L);
           const V n = (load(x + i, part) - p.hi[j]) * p.rstd[j] - p.u[j];
           const V dz = keep<A>(
               back_through<way>(f, n, ga, be, dy + i, residual ? residual + i : nullptr,
@@ -236,17 +236,17 @@ template <class T, Act act> struct Across {
     for (int j = 0; j < N; ++j)
       k0[j] = load(scale + j * L), k1[j] = load(slope + j * L), k2[j] = load(constant + j * L);
     T* const dx = static_cast<T*>(q.dx) + at;
-    const bool past = q.past && dx != dy && on_line(dx, step);
+    const bool streaming = q.streaming && dx != dy && on_line(dx, step);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t row = c * step;
       const V ga = fill(gamma[c]);
-#pragma GCC unroll 4
+      NORMKIT_UNROLL
       for (int j = 0; j < N; ++j) {
         V dz;
         if constexpr (as_is) dz = load(dy + row + j * L, part);
         else dz = load(room + (c * N + j) * L);
         const V n = (load(x + row + j * L, part) - p.hi[j]) * p.rstd[j] - p.u[j];
-        result(dx + row + j * L, (ga * dz) * k0[j] + (n * k1[j] + k2[j]), part, past);
+        result(dx + row + j * L, (ga * dz) * k0[j] + (n * k1[j] + k2[j]), part, streaming);
       }
     }
   }

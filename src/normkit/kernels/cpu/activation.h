@@ -6,17 +6,17 @@
 
 namespace normkit::NORMKIT_BUILD {
 
-template <Act act, class A> struct Activation;
+template <nk_act act, class A> struct Activation;
 
-template <class A> struct Activation<Act::linear, A> {
+template <class A> struct Activation<NK_LINEAR, A> {
   Vec<A> slope;
-  typename Lanes<A>::integers kept;  // no bit where the slope is zero
+  typename Lanes<A>::integers mask;  // no bit where the slope is zero
   explicit Activation(double s)
-      : slope(fill(static_cast<A>(s))), kept(typename Lanes<A>::integers{} - (s != 0)) {}
+      : slope(fill(static_cast<A>(s))), mask(typename Lanes<A>::integers{} - (s != 0)) {}
   // "Not below or at zero" and not "above zero": NaN stays NaN, as in PyTorch. A slope of zero
   // gives zero also for minus infinity.
   NORMKIT_INLINE Vec<A> below(Vec<A> v) const {
-    return bit_cast<Vec<A>>(bit_cast<typename Lanes<A>::integers>(v * slope) & kept);
+    return bit_cast<Vec<A>>(bit_cast<typename Lanes<A>::integers>(v * slope) & mask);
   }
   NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z <= A(0) ? below(z) : z; }
   NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
@@ -24,7 +24,7 @@ template <class A> struct Activation<Act::linear, A> {
   }
 };
 
-template <class A> struct Activation<Act::silu, A> {
+template <class A> struct Activation<NK_SILU, A> {
   explicit Activation(double) {}
   NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z / (A(1) + exponential(-z)); }
   NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
@@ -33,7 +33,7 @@ template <class A> struct Activation<Act::silu, A> {
   }
 };
 
-template <class A> struct Activation<Act::gelu, A> {
+template <class A> struct Activation<NK_GELU, A> {
   explicit Activation(double) {}
   // The normal distribution function, and its density through phi: from the tail, so that
   // neither end cancels.

@@ -21,8 +21,8 @@ template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Part k) { return keep<A>
 
 // Results: past the caches or not.
 template <class T>
-NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Whole, bool past) {
-  if (past) store_past(p, v);
+NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Whole, bool streaming) {
+  if (streaming) store_streaming(p, v);
   else store(p, v);
 }
 template <class T> NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Part k, bool) { store(p, v, k); }
@@ -77,7 +77,7 @@ template <class A> NORMKIT_INLINE double sum(const Vec<A> (&v)[4]) {
 enum class Slope { none, output, again };
 
 // act'(z) * dy of a vector; the pointers are already where it lies. z = d * a + b + residual.
-template <Slope slope, class T, Act act, class Size>
+template <Slope slope, class T, nk_act act, class Size>
 NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Acc<T>> d,
                                         Vec<Acc<T>> a, Vec<Acc<T>> b, const T* dy,
                                         const T* residual, const T* saved_y, Size part) {
@@ -95,8 +95,8 @@ NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Ac
 
 // run(Constant<slope>) with the way that fits the problem.
 template <Slope s> struct Known { static constexpr Slope slope = s; };
-template <Act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, const Do& run) {
-  if constexpr (act == Act::linear) {
+template <nk_act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, const Do& run) {
+  if constexpr (act == NK_LINEAR) {
     if (q.slope == 1) return run(Known<Slope::none>{});
     if (q.saved_y) return run(Known<Slope::output>{});
   }
@@ -104,7 +104,7 @@ template <Act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, cons
 }
 
 // Asks for memory that will be read in a moment; what lies beyond the data does no harm.
-NORMKIT_INLINE void soon(const void* p) { __builtin_prefetch(p, 0, 2); }
+NORMKIT_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The sums for γ and β: a (2, c) table per block of the work. Blocks follow from the shape alone
 // and their tables are added in order, so the result does not depend on the number of threads.
@@ -125,7 +125,7 @@ struct Totals {
   int64_t end(int64_t block) const { return smaller(pieces, (block + 1) * per); }
   double* of(int64_t block) { return sums.data + 2 * c * block; }
 
-  template <class A> void finish(const Threads& threads, void* dweight, void* dbias) {
+  template <class A> void finish(const nk_threads& threads, void* dweight, void* dbias) {
     A* const out[] = {static_cast<A*>(dweight), static_cast<A*>(dbias)};
     parallel(threads, c, larger(256, kAlone / larger(blocks, 1)),
              [&](int64_t begin, int64_t end) {
@@ -148,13 +148,13 @@ struct Totals {
 
 // γ or β, or where there is none as many of the value that stands for it.
 template <class A> struct Parameter {
-  Scratch<A> own;
+  Scratch<A> filler;
   const A* data;
 
-  Parameter(const void* given, int64_t c, A value)
-      : own(given ? 0 : c), data(given ? static_cast<const A*>(given) : own.data) {
-    if (!given)
-      for (int64_t i = 0; i < c; ++i) own.data[i] = value;
+  Parameter(const void* pointer, int64_t c, A value)
+      : filler(pointer ? 0 : c), data(pointer ? static_cast<const A*>(pointer) : filler.data) {
+    if (!pointer)
+      for (int64_t i = 0; i < c; ++i) filler.data[i] = value;
   }
 };
 

@@ -10,7 +10,7 @@
 
 namespace normkit::NORMKIT_BUILD {
 
-template <class T, Act act> struct Rows {
+template <class T, nk_act act> struct Rows {
   using A = Acc<T>;
   using V = Vec<A>;
 
@@ -22,9 +22,9 @@ template <class T, Act act> struct Rows {
   static constexpr int kBackward = NORMKIT_WIDTH == 64 ? 4 : 2;
 
   const Problem& q;
-  const Threads& threads;
+  const nk_threads& threads;
 
-  bool by_position() const { return q.over == Over::position; }
+  bool by_position() const { return q.pool == NK_POSITION; }
   int64_t groups() const { return by_position() ? 1 : q.groups; }
   int64_t samples() const { return by_position() ? q.n * q.s : q.n; }
   int64_t rows() const { return samples() * groups(); }
@@ -38,13 +38,13 @@ template <class T, Act act> struct Rows {
     V first[4] = {}, second[4] = {};
     A middle = 0;
     if (centred) {
-      sweep_four<A>(k, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
+      sweep_four<A>(k, [&](int64_t i, auto part, int slot) NORMKIT_LAMBDA {
         first[slot] += load(x + i, part);
       });
       middle = static_cast<A>(sum<A>(first) * inverse);
       for (V& v : first) v = V{};
     }
-    sweep_four<A>(k, [&](int64_t i, auto part, int slot) __attribute__((always_inline)) {
+    sweep_four<A>(k, [&](int64_t i, auto part, int slot) NORMKIT_LAMBDA {
       const V d = keep<A>(load(x + i, part) - middle, part);
       first[slot] += d;
       second[slot] += d * d;
@@ -77,11 +77,11 @@ template <class T, Act act> struct Rows {
       const A *const w = gamma + c, *const b = beta + c;
       const A rstd = saved.rstd[from + r];
       const V h = fill(saved.hi[from + r]), s = fill(rstd), o = fill(saved.lo[from + r] * rstd);
-      const bool past = q.past && on_line(y, k);
-      sweep<A>(k, [&](int64_t i, auto part) __attribute__((always_inline)) {
+      const bool streaming = q.streaming && on_line(y, k);
+      sweep<A>(k, [&](int64_t i, auto part) NORMKIT_LAMBDA {
         V z = ((load(px + i, part) - h) * s - o) * load(w + i, part) + load(b + i, part);
         if (pr) z += load(pr + i, part);
-        result(y + i, f(z), part, past);
+        result(y + i, f(z), part, streaming);
       });
     }
   }
@@ -123,13 +123,12 @@ template <class T, Act act> struct Rows {
     double sum_g[R] = {}, sum_gx[R] = {};  // of gamma * dz, and of that times (x - mean) * rstd
     for (int64_t begin = 0; begin < k; begin += kPiece) {
       V gs[R] = {}, gxs[R] = {};
-      sweep<A>(smaller(kPiece, k - begin), [&](int64_t i, auto part)
-               __attribute__((always_inline)) {
+      sweep<A>(smaller(kPiece, k - begin), [&](int64_t i, auto part) NORMKIT_LAMBDA {
         const int64_t c = begin + i;
         const V ga = load(gamma + c, part);
         const V be = way == Slope::again ? load(beta + c, part) : V{};
         V w{}, b{};
-#pragma GCC unroll 4
+        NORMKIT_UNROLL
         for (int j = 0; j < R; ++j) {
           const int64_t o = j * step + c;
           const V n = (load(x + o, part) - hi[j]) * rstd[j] - u[j];
@@ -162,17 +161,17 @@ template <class T, Act act> struct Rows {
       constant[j] = fill(static_cast<A>(q.centred ? -r * (sum_g[j] * inverse) : 0));
     }
     T* const dx = static_cast<T*>(q.dx) + at;
-    const bool past = q.past && dx != dy && on_line(dx, k);
-    sweep<A>(k, [&](int64_t c, auto part) __attribute__((always_inline)) {
+    const bool streaming = q.streaming && dx != dy && on_line(dx, k);
+    sweep<A>(k, [&](int64_t c, auto part) NORMKIT_LAMBDA {
       const V ga = load(gamma + c, part);
-#pragma GCC unroll 4
+      NORMKIT_UNROLL
       for (int j = 0; j < R; ++j) {
         const int64_t o = j * step + c;
         V dz;
         if constexpr (as_is) dz = load(dy + o, part);
         else dz = load(room + j * k + c, part);
         const V n = (load(x + o, part) - hi[j]) * rstd[j] - u[j];
-        result(dx + o, (ga * dz) * scale[j] + (n * slope[j] + constant[j]), part, past);
+        result(dx + o, (ga * dz) * scale[j] + (n * slope[j] + constant[j]), part, streaming);
       }
     });
   }

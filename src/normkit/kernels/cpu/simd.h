@@ -20,6 +20,9 @@
 #endif
 
 #define NORMKIT_INLINE inline __attribute__((always_inline))
+#define NORMKIT_LAMBDA __attribute__((always_inline))
+// Of a loop over the few vectors of a tile.
+#define NORMKIT_UNROLL _Pragma("GCC unroll 4")
 // For what is long and rare: inlined everywhere it would be most of the code, and most of the time
 // it takes to compile.
 #define NORMKIT_CALL inline __attribute__((noinline))
@@ -204,7 +207,7 @@ template <class T> NORMKIT_CALL void store(T* p, Vec<Acc<T>> v, int64_t k) {
 
 // Past the caches, to an address that is a multiple of a vector's size: for what is so large that
 // nothing of it would still be there when it is read. A plain store reads the line it writes to.
-template <class T> NORMKIT_INLINE void store_past(T* p, Vec<Acc<T>> v) {
+template <class T> NORMKIT_INLINE void store_streaming(T* p, Vec<Acc<T>> v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == sizeof(Acc<T>))
     return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(v));
@@ -215,7 +218,7 @@ template <class T> NORMKIT_INLINE void store_past(T* p, Vec<Acc<T>> v) {
   store(p, v);
 }
 // Such stores are seen in no particular order; this ends the disorder.
-NORMKIT_INLINE void settle() {
+NORMKIT_INLINE void fence() {
 #if defined(__AVX512F__) || defined(__AVX2__)
   _mm_sfence();
 #endif

@@ -22,7 +22,7 @@ template <class E> struct Scratch {
   explicit Scratch(int64_t count)
       : data(static_cast<E*>(std::aligned_alloc(
             64, (static_cast<size_t>(larger(count, 1)) * sizeof(E) + 63) / 64 * 64))) {
-    if (data == nullptr) no_memory(count * static_cast<int64_t>(sizeof(E)));
+    if (data == nullptr) throw NoMemory{count * static_cast<int64_t>(sizeof(E))};
   }
   ~Scratch() { std::free(data); }
   Scratch(const Scratch&) = delete;
@@ -30,19 +30,32 @@ template <class E> struct Scratch {
   NORMKIT_INLINE E& operator[](int64_t i) const { return data[i]; }
 };
 
+// f(begin, end) over parts of [0, count), on several threads where that pays. No exception passes
+// through the caller's loop: memory that a part lacked is reported once all parts are done.
 template <class F>
-void parallel(const Threads& threads, int64_t count, int64_t grain, const F& f) {
+void parallel(const nk_threads& threads, int64_t count, int64_t grain, const F& f) {
   if (count <= grain || threads.count <= 1) {
-    if (count > 0) f(int64_t{0}, count), settle();
+    if (count > 0) f(int64_t{0}, count), fence();
     return;
   }
-  threads.run(
+  struct Work {
+    const F& f;
+    int64_t missing;
+  } work{f, 0};
+  const int failed = threads.run(
       count, grain,
       [](int64_t begin, int64_t end, void* context) {
-        (*static_cast<const F*>(context))(begin, end);
-        settle();
+        Work& work = *static_cast<Work*>(context);
+        try {
+          work.f(begin, end);
+          fence();
+        } catch (const NoMemory& e) {
+          __atomic_store_n(&work.missing, e.bytes, __ATOMIC_RELAXED);
+        }
       },
-      const_cast<F*>(&f));
+      &work);
+  if (work.missing != 0) throw NoMemory{work.missing};
+  if (failed != 0) throw ThreadsFailed{};
 }
 
 // Chan, Golub & LeVeque 1979, as normkit/core/moments.py.
@@ -116,9 +129,9 @@ template <class A> struct Slopes {
     const double r = s.rstd[i];
     scale = s.rstd[i] * gamma;
     // r*g2 first: r cubed alone underflows for deviations of 1e13 and more.
-    const double k = q.own ? (r * g2) * r * -r : 0.0;
+    const double k = !q.fixed_stats ? (r * g2) * r * -r : 0.0;
     slope = static_cast<A>(k);
-    offset = static_cast<A>((q.own && q.centred ? -r * g1 : 0.0) - k * s.lo[i]);
+    offset = static_cast<A>((!q.fixed_stats && q.centred ? -r * g1 : 0.0) - k * s.lo[i]);
   }
 };
 

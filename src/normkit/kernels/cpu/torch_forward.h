@@ -1,0 +1,139 @@
+// The forward pass with its graph: what a call takes, the output, the buffers that it updates.
+#pragma once
+
+#include <ATen/record_function.h>
+
+#include <utility>
+#include <vector>
+
+#include "torch_node.h"
+
+namespace normkit {
+
+// What a call computes from. Tensors that it does without are undefined.
+struct Call {
+  Options o{};
+  Tensor x, weight, bias, residual;
+  Tensor mean, var;                           // to normalize with, where these are fixed
+  Tensor running_mean, running_var, tracked;  // to update: the averages, the count of batches
+  double momentum = 0;
+  bool moments = false;                       // the caller wants mean and variance
+};
+
+inline bool takes_parameter(const Tensor& t, int64_t channels) {
+  return !t.defined() ||
+         (is_plain(t) && t.numel() == channels && type_of(t.scalar_type()).has_value());
+}
+
+inline bool takes_running(const Tensor& t, int64_t channels, at::ScalarType type) {
+  return !t.defined() || (takes_parameter(t, channels) && t.scalar_type() == type &&
+                          t.is_contiguous() && !t.is_inference());
+}
+
+// The number of pools, or 0 where the call is not for the engine.
+inline int64_t takes(const Call& call) {
+  const Tensor& x = call.x;
+  const Options& o = call.o;
+  if (!x.defined() || !is_plain(x) || x.numel() == 0 || !type_of(x.scalar_type())) return 0;
+  if (o.row > 0 ? !x.is_contiguous() : x.dim() < 2 || (!x.is_contiguous() && !is_channels_last(x)))
+    return 0;
+  const int64_t channels = o.row > 0 ? o.row : x.size(1);
+  for (const Tensor* t : {&call.weight, &call.bias, &call.mean, &call.var})
+    if (!takes_parameter(*t, channels)) return 0;
+  const at::ScalarType acc = accumulator(x.scalar_type());
+  for (const Tensor* t : {&call.running_mean, &call.running_var})
+    if (!takes_running(*t, channels, acc)) return 0;
+  const Tensor &count = call.tracked, &r = call.residual;
+  if (count.defined() && !(is_plain(count) && count.scalar_type() == at::kLong &&
+                           count.dim() == 0 && !count.is_inference()))
+    return 0;
+  if (r.defined() &&
+      !(is_plain(r) && r.scalar_type() == x.scalar_type() && r.sizes() == x.sizes()))
+    return 0;
+  const nk_problem q = problem_of(x, o);
+  return nk_pools(&q);
+}
+
+// Moves a buffer by a share of the way to new moments, as normkit/nn/averages.py does.
+inline void update_running(const Tensor& running, const void* value, double share, double factor) {
+  nk_update_running(*type_of(running.scalar_type()), running.numel(), running.mutable_data_ptr(),
+                    value, share, factor);
+  running.unsafeGetTensorImpl()->bump_version();
+}
+
+// The stats of the moments that the call normalizes with.
+inline void fixed_stats(const Call& call, const nk_problem& q, at::ScalarType acc) {
+  Tensor copies[2];
+  nk_fixed_stats(&q, parameter(call.mean, acc, copies[0]), parameter(call.var, acc, copies[1]));
+}
+
+// A pass of the engine, during which other Python threads run.
+inline int64_t without_gil(int64_t (*pass)(const nk_problem*, const nk_threads*),
+                           const nk_problem& q) {
+  const nk_threads pool = torch_threads();
+  PyThreadState* const state = PyEval_SaveThread();
+  const int64_t status = pass(&q, &pool);
+  PyEval_RestoreThread(state);
+  return status;
+}
+
+// The output with its graph, and (3 or 4, pools) statistics; the fourth row is the variance.
+inline std::pair<Tensor, Tensor> compute(const Call& call) {
+  RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{});
+  const Tensor &x = call.x, &weight = call.weight, &bias = call.bias, &residual = call.residual;
+  const Options& o = call.o;
+  const bool graph = at::GradMode::is_enabled() &&
+                     torch::autograd::compute_requires_grad(x, weight, bias, residual);
+  const bool updates = call.running_mean.defined();
+  nk_problem q = problem_of(x, o);
+  Tensor y, stats;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const at::ScalarType acc = accumulator(x.scalar_type());
+    const int64_t p = nk_pools(&q);
+    const bool wants_var = !o.fixed_stats && (call.moments || updates);
+    y = uninitialized_like(x);
+    stats = uninitialized({wants_var ? 4 : 3, p}, acc);
+    Tensor w, b;
+    q.weight = parameter(weight, acc, w), q.bias = parameter(bias, acc, b);
+    const Tensor r = residual.defined() ? residual.contiguous(format(x)) : Tensor();
+    q.residual = pointer(r);
+    q.stats = writable(stats), q.y = writable(y);
+    if (o.fixed_stats) fixed_stats(call, q, acc);
+    if (wants_var)
+      q.var = static_cast<char*>(q.stats) + 3 * p * static_cast<int64_t>(stats.element_size());
+    check(without_gil(nk_forward, q));
+  }
+  if (graph) {
+    auto node = c10::make_intrusive<NormalizeBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias, residual));
+    node->options_ = o;
+    node->stats_ = stats;
+    node->x_ = SavedVariable(x, false);
+    node->weight_ = SavedVariable(weight, false);
+    // The next layer keeps the output anyway, but perhaps nothing keeps the residual.
+    const bool saves_other = residual.defined() && !no_activation(o);
+    node->other_is_output_ = saves_other && output_gives_slope(o);
+    if (node->other_is_output_ || no_activation(o)) {
+      if (bias.defined()) node->unused_bias_ = bias.detach();
+    } else {
+      node->bias_ = SavedVariable(bias, false);
+    }
+    torch::autograd::set_history(y, node);
+    if (saves_other)
+      node->other_ = SavedVariable(node->other_is_output_ ? y : residual, node->other_is_output_);
+  }
+  // Last, when nothing can fail any more.
+  if (updates) {
+    const double n = static_cast<double>(x.numel() / q.c);
+    update_running(call.running_mean, q.stats, call.momentum, 1.0);
+    update_running(call.running_var, q.var, call.momentum, n / (n - 1));
+  }
+  if (call.tracked.defined()) {
+    ++*call.tracked.mutable_data_ptr<int64_t>();
+    call.tracked.unsafeGetTensorImpl()->bump_version();
+  }
+  return {std::move(y), std::move(stats)};
+}
+
+}  // namespace normkit

@@ -49,7 +49,10 @@ def test_evaluations_change_no_number(
     config = make_config(model=model, norm=norm, lr=0.01)
     if model == "alexnet":
         config = dataclasses.replace(
-            config, model_options=(("dropout", 0.5),), train_images=128, test_images=50
+            config,
+            model_options=(("dropout", 0.5), ("hidden", 64), ("width", 16)),
+            train_images=128,
+            test_images=50,
         )
     train(config, dataset, plain)
     train(dataclasses.replace(config, evaluations=CONDITIONS), dataset, watched)

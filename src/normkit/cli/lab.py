@@ -93,15 +93,15 @@ def run(
         name: Preset = preset.value
         # Fail on wrong options before anything is trained.
         _check_report(report, store)
-        found = runner.datasets(chosen, progress=True)
+        datasets = runner.datasets(chosen, progress=True)
         with OpenStore(store) as opened, terminated_like_interrupted():
-            keys = runner.plan(opened, chosen, name, found)
+            keys = runner.plan(opened, chosen, name, datasets)
             out = console(stderr=as_json)
-            for dataset in found.values():
+            for dataset in datasets.values():
                 sizes = f"{len(dataset.train.labels):,} + {len(dataset.test.labels):,} images"
                 out.print(f"Data: {dataset.title}, {sizes}, from {dataset.origin}", soft_wrap=True)
             with executor(
-                executor_name, store, found, address=address, workers=workers, threads=threads,
+                executor_name, store, datasets, address=address, workers=workers, threads=threads,
                 device=device, processes=processes,
             ) as pool:  # fmt: skip
                 summary = carry_out(opened, keys, pool, out)
@@ -189,7 +189,7 @@ def _write(judged: Judged, path: Path, preset: str, seconds: float | None) -> Pa
     }
     if seconds is not None:
         about["total time"] = duration(seconds)
-    if any(record.get("edition") == "subset" for found in findings for record in found.records):
+    if any(record.get("edition") == "subset" for finding in findings for record in finding.records):
         about["notice"] = (
             "Made with the small subset of the data that normkit ships, because the full data set "
             "was not available. Fetch it with: normkit data fetch"

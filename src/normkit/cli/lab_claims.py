@@ -98,15 +98,15 @@ def _rows(store: Store | None) -> list[Row]:
         for claim in registry.forms(registry.all_claims().values())
         if claim.data == "fashion-mnist" or claim.key in planned or is_here(claim.data)
     ]
-    found: dict[str, dict[str, Finding]] = {}
+    findings: dict[str, dict[str, Finding]] = {}
     if store is not None:
         for preset in PRESETS:
-            found[preset] = {finding.key: finding for finding in judge(store, preset, claims)}
-    return [_about_claim(claim, found, store) for claim in claims]
+            findings[preset] = {finding.key: finding for finding in judge(store, preset, claims)}
+    return [_about_claim(claim, findings, store) for claim in claims]
 
 
 def _about_claim(
-    claim: Claim, found: Mapping[str, Mapping[str, Finding]], store: Store | None
+    claim: Claim, findings: Mapping[str, Mapping[str, Finding]], store: Store | None
 ) -> Row:
     """Return a claim as plain values, with its cost on the full data set."""
     from normkit.lab.claims.claim import PRESETS, Available
@@ -114,7 +114,7 @@ def _about_claim(
     cost = {}
     for preset in PRESETS:
         arms = claim.plan(preset, Available.whole(claim.data))
-        finding = found.get(preset, {}).get(claim.key)
+        finding = findings.get(preset, {}).get(claim.key)
         done = finding is not None and finding.runs == len(finding.records) > 0
         cost[preset] = {
             "runs": len(arms),
@@ -122,10 +122,10 @@ def _about_claim(
             "seconds": finding.seconds if finding is not None and done else None,
         }
     verdicts = {
-        preset: by_key[claim.key].word for preset, by_key in found.items() if claim.key in by_key
+        preset: by_key[claim.key].word for preset, by_key in findings.items() if claim.key in by_key
     }
     last = store.last_preset(claim.key) if store else None
-    sentence = found[last][claim.key].sentence if last in verdicts else ""
+    sentence = findings[last][claim.key].sentence if last in verdicts else ""
     return {
         "claim": claim.key,
         "title": claim.title,
@@ -197,7 +197,7 @@ def _check_planned(findings: Sequence[Finding], preset: str) -> None:
     Raises:
         OptionError: a plan was made by another version.
     """
-    stale = [found.key for found in findings if found.stale]
+    stale = [finding.key for finding in findings if finding.stale]
     if stale:
         raise OptionError(
             message(

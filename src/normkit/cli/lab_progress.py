@@ -33,7 +33,7 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
     )
     task = bar.add_task("runs", total=None)
     done = 0
-    said = time.monotonic()
+    printed_at = time.monotonic()
 
     def on_run(run: Run) -> None:
         nonlocal done
@@ -41,15 +41,15 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
         out.print(f"[{done} here] {describe(run)}", soft_wrap=True)
 
     def on_progress(now: Progress) -> None:
-        nonlocal said
+        nonlocal printed_at
         bar.update(
             task,
             description=f"{now.runs_done} of {now.runs} runs",
             total=now.steps,
             completed=now.steps_done,
         )
-        if not out.is_terminal and time.monotonic() - said > LINE_SECONDS:
-            said = time.monotonic()
+        if not out.is_terminal and time.monotonic() - printed_at > LINE_SECONDS:
+            printed_at = time.monotonic()
             share = now.steps_done / max(1, now.steps)
             out.print(f"{now.runs_done} of {now.runs} runs, {share:.0%} of all steps")
 
@@ -71,7 +71,7 @@ def describe(run: Run) -> str:
     if config.kind == "timing":
         return f"{config.model}, time of a step, repetition {config.seed}: {run.seconds:.1f} s"
     task = task_of(config)
-    found = run.last(f"test_{task.figure}")
+    value = run.last(f"test_{task.figure}")
     ended = "" if run.diverged_step is None else f", {run.ending}"
-    figure = f"no test {task.figure}" if found is None else task.shown.format(found)
+    figure = f"no test {task.figure}" if value is None else task.shown.format(value)
     return f"{' '.join(words)}: {figure}{ended}, {run.seconds:.1f} s"

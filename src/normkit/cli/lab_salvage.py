@@ -24,20 +24,20 @@ def salvage(
     with errors():
         from normkit.lab.salvage import salvage as save
 
-        found = save(damaged, out)
+        salvaged = save(damaged, out)
     if as_json:
-        print_json({"out": str(out), **dataclasses.asdict(found)})
+        print_json({"out": str(out), **dataclasses.asdict(salvaged)})
         return
     lines = (
-        f"{found.results} finished and {found.unfinished} unfinished runs saved to {out}",
-        f"{found.anew} runs restart from the beginning: part of their data is unreadable",
-        f"{found.lost} runs lost",
-        f"{len(found.plans)} plans saved",
-        *(f"plan of {claim} ({preset}) incomplete" for claim, preset in found.left_out),
+        f"{salvaged.results} finished and {salvaged.unfinished} unfinished runs saved to {out}",
+        f"{salvaged.anew} runs restart from the beginning: part of their data is unreadable",
+        f"{salvaged.lost} runs lost",
+        f"{len(salvaged.plans)} plans saved",
+        *(f"plan of {claim} ({preset}) incomplete" for claim, preset in salvaged.left_out),
     )
     for line in lines:
         console().print(line, soft_wrap=True)
-    if found.anew or found.lost or found.left_out:
+    if salvaged.anew or salvaged.lost or salvaged.left_out:
         console().print(
             f"To fill the gaps, for each claim and preset: normkit lab run CLAIM --preset PRESET "
             f"--store {out}",

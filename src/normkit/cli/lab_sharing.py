@@ -132,8 +132,8 @@ def _print_claims(out: Console, claims: tuple[ClaimPair, ...]) -> None:
     out.print(table)
     different = [f"{pair.claim} ({pair.preset})" for pair in claims if pair.differs]
     both = sum(None not in pair.verdicts for pair in claims)
-    said = f": {', '.join(different)}" if different else ""
-    out.print(f"{len(different)} of {both} verdicts that both have differ{said}.", soft_wrap=True)
+    names = f": {', '.join(different)}" if different else ""
+    out.print(f"{len(different)} of {both} verdicts that both have differ{names}.", soft_wrap=True)
 
 
 def _word(word: str | None, mark: str) -> Text:
@@ -150,13 +150,13 @@ def _effect(pair: EffectPair) -> str:
     return f"{pair.question}{apart}\n{shown}"
 
 
-def _interval(found: Comparison | None) -> str:
+def _interval(effect: Comparison | None) -> str:
     from normkit.report.text import number
 
-    if found is None:
+    if effect is None:
         return "none"
-    low, high = number(found.low), number(found.high)
-    return f"{number(found.effect)} [{low}, {high}] {found.unit}, {found.seeds} seeds"
+    low, high = number(effect.low), number(effect.high)
+    return f"{number(effect.effect)} [{low}, {high}] {effect.unit}, {effect.seeds} seeds"
 
 
 def _print_shared(out: Console, shared: Shared) -> None:

@@ -67,7 +67,7 @@ def state(
 ) -> bytes:
     """Serialize model, optimizer, generators and progress."""
     buffer = io.BytesIO()
-    kept: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "generator": torch.get_rng_state(),
@@ -75,8 +75,8 @@ def state(
     }
     if device.type != "cpu":
         # Dropout on a device draws from the device's own generator.
-        kept["device_generator"] = torch.get_device_module(device).get_rng_state(device)
-    torch.save(kept, buffer)
+        contents["device_generator"] = torch.get_device_module(device).get_rng_state(device)
+    torch.save(contents, buffer)
     return buffer.getvalue()
 
 

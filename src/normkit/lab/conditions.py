@@ -84,9 +84,9 @@ def check_condition(
     if name == "composed":
         group, labels = (int(number) for number in numbers)
         Composition(group, labels)
-    given = dict(zip(meanings, (int(number) for number in numbers), strict=True))
-    images = given.get("samples", test_images)
-    if images > train_images and "samples" in given:
+    values = dict(zip(meanings, (int(number) for number in numbers), strict=True))
+    images = values.get("samples", test_images)
+    if images > train_images and "samples" in values:
         raise OptionError(
             message(
                 f"samples from the run's {train_images} training images",
@@ -95,16 +95,16 @@ def check_condition(
             )
         )
     if name == "train":
-        if given["images"] > train_images:
+        if values["images"] > train_images:
             raise OptionError(
                 message(
                     f"images among the run's {train_images} training images",
-                    str(given["images"]),
+                    str(values["images"]),
                     f"ask for {train_images} or fewer",
                 )
             )
         return
-    size = given.get("batch_size", given.get("group", 0))
+    size = values.get("batch_size", values.get("group", 0))
     if images % size == 1 or size == 1:
         raise OptionError(
             message(

@@ -43,7 +43,7 @@ Row = tuple[Any, ...]
 
 def run_numbers(source: sqlite3.Connection) -> list[int]:
     """Return all numbers that may be a run's: a gap between readable ones means lost runs."""
-    seen = {
+    readable = {
         row[0]
         for table, column in (("runs", "id"), ("plans", "run"), ("metrics", "run"))
         for row in rows_from_both_ends(source, table, column)
@@ -52,7 +52,7 @@ def run_numbers(source: sqlite3.Connection) -> list[int]:
     (pages,) = source.execute("PRAGMA page_count").fetchone()
     (size,) = source.execute("PRAGMA page_size").fetchone()
     # A number that is garbage may be as large as any; the file has room for so many runs.
-    highest = max((run for run in seen if run <= pages * size // 100), default=0)
+    highest = max((run for run in readable if run <= pages * size // 100), default=0)
     return list(range(1, highest + 1))
 
 
@@ -89,25 +89,25 @@ def read_run_data(source: sqlite3.Connection, row: dict[str, Any]) -> dict[str, 
     """
     # The checkpoint of a result was taken out when it ended; where it was is of no interest.
     tables = MEASURED if row["status"] in RESULTS else (*MEASURED, "checkpoints")
-    found = {
+    rows = {
         table: [
             tuple(each)
             for each in source.execute(f"SELECT * FROM {table} WHERE run = ?", (row["id"],))
         ]
         for table in tables
     }
-    for each in found["metrics"]:
+    for each in rows["metrics"]:
         if not isinstance(each[2], int) or not isinstance(each[4], float | int | None):
             raise ValueError("metrics")
-    for each in found["vectors"]:
+    for each in rows["vectors"]:
         [float(value) for value in json.loads(each[3])]
-    if not all(_intact(each[2]) for each in found.get("checkpoints", ())):
+    if not all(_intact(each[2]) for each in rows.get("checkpoints", ())):
         raise ValueError("checkpoint")
-    steps = [each[2] for table in MEASURED for each in found[table]]
+    steps = [each[2] for table in MEASURED for each in rows[table]]
     # What diverged is recorded to the last step, too.
     if row["status"] in RESULTS and max(steps, default=0) != row["steps"]:
         raise ValueError("the last step is missing")
-    return found
+    return rows
 
 
 def _intact(checkpoint: bytes) -> bool:
@@ -121,10 +121,10 @@ def _intact(checkpoint: bytes) -> bool:
 
 def plan_names(source: sqlite3.Connection) -> list[tuple[str, str]]:
     """Return all possible plans: those this version knows, and any others that are readable."""
-    known = [(claim.key, preset) for claim in forms(all_claims().values()) for preset in PRESETS]
+    planned = [(claim.key, preset) for claim in forms(all_claims().values()) for preset in PRESETS]
     read = [(row[0], row[1]) for row in rows_from_both_ends(source, "plans", "claim", "preset")]
     others = [pair for pair in read if all(isinstance(text, str) for text in pair)]
-    return list(dict.fromkeys([*known, *others]))
+    return list(dict.fromkeys([*planned, *others]))
 
 
 def read_plan(

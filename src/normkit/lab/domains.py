@@ -84,12 +84,12 @@ def under_specific(
     if _knows(model):
         with _recalibrated(model, config, all_domains(images)):
             return evaluate_domains(model, dataset.test, config)
-    found = []
+    scores = []
     for domain in _all(config):
         with _recalibrated(model, config, images[domain]):
             model.eval()
-            found.append(_test(model, dataset.test, config, domain))
-    return _mean(found)
+            scores.append(_test(model, dataset.test, config, domain))
+    return _mean(scores)
 
 
 def _all(config: RunConfig) -> range:

@@ -61,7 +61,7 @@ def evaluate_under(
         epoch: that has just ended, from 0.
     """
     figure = f"test_{task_of(config).figure}"
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     broken = not all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
     for condition in conditions:
         name, *numbers = condition
@@ -70,11 +70,11 @@ def evaluate_under(
         if not broken:
             with preserve_modes(model), contextlib.suppress(NonFiniteError):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
-        found[named(figure, condition)], found[named("test_loss", condition)] = result or (
+        metrics[named(figure, condition)], metrics[named("test_loss", condition)] = result or (
             chance_level(dataset, config),
             None,
         )
-    return found
+    return metrics
 
 
 def _under_population(

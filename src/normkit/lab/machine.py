@@ -27,13 +27,13 @@ def versions() -> dict[str, str]:
     >>> sorted(versions())
     ['normkit', 'numpy', 'python', 'torch']
     """
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in ("normkit", "numpy", "torch"):
         try:
-            found[name] = importlib.metadata.version(name)
+            by_name[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+            by_name[name] = "not installed as a package"
+    return by_name
 
 
 def summary(place: str = "") -> str:

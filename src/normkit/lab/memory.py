@@ -32,5 +32,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
-    return bool(kept and mallopt(_M_TRIM_THRESHOLD, _MOST))
+    accepted = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
+    return bool(accepted and mallopt(_M_TRIM_THRESHOLD, _MOST))

@@ -77,9 +77,9 @@ class Placement:
         """Sum each number over the processes."""
         return numbers
 
-    def broadcast_flag(self, asked: bool) -> bool:
+    def broadcast_flag(self, flag: bool) -> bool:
         """Return rank 0's flag."""
-        return asked
+        return flag
 
     @contextlib.contextmanager
     def without_sync(self, model: nn.Module) -> Iterator[None]:
@@ -136,8 +136,8 @@ class DistributedPlacement(Placement):
         dist.all_reduce(sums)
         return tuple(sums.tolist())
 
-    def broadcast_flag(self, asked: bool) -> bool:
-        return self.all_sum(float(asked and self.rank == 0))[0] > 0
+    def broadcast_flag(self, flag: bool) -> bool:
+        return self.all_sum(float(flag and self.rank == 0))[0] > 0
 
     @contextlib.contextmanager
     def without_sync(self, model: nn.Module) -> Iterator[None]:

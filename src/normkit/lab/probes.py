@@ -67,8 +67,8 @@ def activations(model: nn.Module) -> Iterator[Reading]:
         for number, module in enumerate(nonlinearities(model), start=1):
             name = f"activation{number}"
 
-            def see(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-                describe(name, given[0].detach(), reading)
+            def see(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                describe(name, inputs[0].detach(), reading)
 
             hooks.enter_context(contextlib.closing(_Hook(module.register_forward_pre_hook(see))))
         yield reading
@@ -171,8 +171,10 @@ def layers(model: nn.Module) -> Iterator[Reading]:
         for number, module in enumerate(found, start=1):
             name = f"layer{number}"
 
-            def see(_: nn.Module, given: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-                add(f"{name}_input", given[0])
+            def see(
+                _: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, name: str = name
+            ) -> None:
+                add(f"{name}_input", inputs[0])
                 if out.requires_grad:
                     out.register_hook(lambda gradient: add(f"{name}_gradient", gradient))
 

@@ -79,14 +79,14 @@ def salvage(damaged: Path, out: Path) -> Salvaged:
         new = Store(out)
         try:
             with guarded(out), transaction(new.connection):
-                found = _move(source, new.connection)
+                salvaged = _move(source, new.connection)
         except BaseException:
             new.close()
             for name in (out.name, f"{out.name}-wal", f"{out.name}-shm"):
                 out.with_name(name).unlink(missing_ok=True)
             raise
         new.close()
-    return found
+    return salvaged
 
 
 @contextlib.contextmanager
@@ -132,23 +132,23 @@ def _hopeless(path: Path, what: str) -> StoreError:
 
 
 def _move(source: sqlite3.Connection, new: sqlite3.Connection) -> Salvaged:
-    found = Salvaged()
-    kept = {run for run in run_numbers(source) if _move_run(source, new, run, found)}
+    salvaged = Salvaged()
+    copied = {run for run in run_numbers(source) if _move_run(source, new, run, salvaged)}
     for plan in plan_names(source):
-        rows = read_plan(source, plan, kept)
+        rows = read_plan(source, plan, copied)
         if rows:
             new.executemany("INSERT INTO plans VALUES (?, ?, ?, ?, ?)", rows)
-            found.plans.append(plan)
+            salvaged.plans.append(plan)
         elif rows is None:
-            found.left_out.append(plan)
+            salvaged.left_out.append(plan)
     for row in rows_from_both_ends(source, "facts", "name", "value"):
         if all(isinstance(text, str) for text in row):
             new.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", row)
-    return found
+    return salvaged
 
 
 def _move_run(
-    source: sqlite3.Connection, new: sqlite3.Connection, run: int, found: Salvaged
+    source: sqlite3.Connection, new: sqlite3.Connection, run: int, salvaged: Salvaged
 ) -> bool:
     """Copy a run with its data, or its description alone; return whether it was copied."""
     columns = [str(column[1]) for column in new.execute("PRAGMA table_info(runs)")]
@@ -160,7 +160,7 @@ def _move_run(
             return False
         row = checked_run(dict(zip(columns, values, strict=True)))
     except UNREADABLE:
-        found.lost += 1
+        salvaged.lost += 1
         return False
     try:
         parts = read_run_data(source, row)
@@ -180,7 +180,7 @@ def _move_run(
         new.execute("ROLLBACK TO run")
         come = "lost"
     new.execute("RELEASE run")
-    setattr(found, come, getattr(found, come) + 1)
+    setattr(salvaged, come, getattr(salvaged, come) + 1)
     return come != "lost"
 
 

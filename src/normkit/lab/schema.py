@@ -94,14 +94,14 @@ def guarded(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        said = str(error)
-        if any(sign in said for sign in DAMAGE):
-            raise damaged(path, said) from error
-        if any(sign in said for sign in FULL):
+        reason = str(error)
+        if any(sign in reason for sign in DAMAGE):
+            raise damaged(path, reason) from error
+        if any(sign in reason for sign in FULL):
             raise StoreError(
                 message(
                     "free space on the disk of the store",
-                    f"{path}: {said}",
+                    f"{path}: {reason}",
                     f"free some space in {path.parent} (df -h shows how much there is), then "
                     "run the same command again; everything recorded is kept",
                 )
@@ -109,7 +109,7 @@ def guarded(path: Path) -> Iterator[None]:
         raise StoreError(
             message(
                 "a store that can be read and written",
-                f"{path}: {said}",
+                f"{path}: {reason}",
                 "check the folder, its permissions, free space, and whether another program "
                 "holds the file; then run the same command again",
             )

@@ -100,8 +100,8 @@ class Store:
             "ON CONFLICT (key) DO NOTHING",
             (key, config.to_json(), config.seed, config.steps, time.time()),
         )
-        found = self.connection.execute("SELECT id FROM runs WHERE key = ?", (key,)).fetchone()
-        return int(found["id"])
+        row = self.connection.execute("SELECT id FROM runs WHERE key = ?", (key,)).fetchone()
+        return int(row["id"])
 
     def retry_failed(self, keys: Iterable[str]) -> None:
         """Reset failed runs to their beginning, since their saved state may be the cause."""

@@ -68,10 +68,10 @@ def measure_step_time(
             if stopping():
                 return Outcome(0, time.perf_counter() - begin, stopped=True)
             step.run()
-    found = measure_parts(both, rounds=ROUNDS)
+    times = measure_parts(both, rounds=ROUNDS)
     medians = {
         f"{side}_{part}": median(one[part] for one in rounds)
-        for side, rounds in found.items()
+        for side, rounds in times.items()
         for part in rounds[0]
     }
     log.record(config.steps, 0, medians)

@@ -152,8 +152,8 @@ class Trainer:
         at.count_batch(loss, figure, len(targets))
         metrics = reading.scalars
         if at.step % self.config.loss_every == 0 or at.step == self.config.steps:
-            metrics["train_loss"] = at.take_recent_loss()
-            if metrics["train_loss"] <= self.chance_loss:
+            mean = metrics["train_loss"] = at.take_recent_loss()
+            if mean <= self.chance_loss:
                 at.learning_step = at.step
         if metrics:
             self.log.record(at.step, self.epoch, metrics, reading.vectors)

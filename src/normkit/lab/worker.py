@@ -93,14 +93,14 @@ def carry_out(
     """Carry out a run with this ``train_fn``; ``where`` returns the placement to record."""
     task = json.loads(text)
     with Store(Path(task["store"]), create=False, check=False) as store:
-        known = store.get(task["key"])
-        if known is None:
+        stored = store.get(task["key"])
+        if stored is None:
             return "held"
-        place = where(known.config) if known.config.kind == "training" else ""
+        place = where(stored.config) if stored.config.kind == "training" else ""
         lease = acquire(store, task["key"], Holder(machine=machine.summary(place)))
         if lease is None:
             return "held"
-        return attempt(known.config, lease, stopping, train_fn=train_fn)
+        return attempt(stored.config, lease, stopping, train_fn=train_fn)
 
 
 def attempt(

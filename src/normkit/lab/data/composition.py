@@ -107,12 +107,12 @@ def compose(
     images = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     _check(images, composition)
     share = composition.share
-    left = np.array([len(own) / share for own in images])
+    remaining = np.array([len(members) / share for members in images])
     stacks: list[list[int]] = [[] for _ in images]
     order: list[int] = []
     while len(order) < len(labels):
         # A label that is used up may still be drawn where all others are in the group already.
-        chance = np.maximum(left, 1e-9)
+        chance = np.maximum(remaining, 1e-9)
         group: list[int] = []
         for label in rng.choice(
             len(images), composition.labels, replace=False, p=chance / chance.sum()
@@ -120,7 +120,7 @@ def compose(
             if len(stacks[label]) < share:
                 stacks[label] = rng.permutation(images[label]).tolist()
             group += (stacks[label].pop() for _ in range(share))
-            left[label] -= 1
+            remaining[label] -= 1
         # In no order: the last batch may have part of a group.
         order += rng.permutation(group).tolist()
     chosen = torch.tensor(order[: len(labels)])
@@ -131,7 +131,7 @@ def compose(
 
 
 def _check(images: list[np.ndarray], composition: Composition) -> None:
-    fewest = min((len(own) for own in images), default=0)
+    fewest = min((len(members) for members in images), default=0)
     if len(images) < composition.labels or fewest < composition.share:
         raise OptionError(
             message(

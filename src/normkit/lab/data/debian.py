@@ -99,8 +99,8 @@ def _run(command: list[str], folder: Path) -> None:
     except OSError as error:
         raise UnavailableError(f"{name}: {error}") from error
     if process.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        reasons = [line.removeprefix("E: ") for line in said if line.startswith("E: ")]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        reasons = [line.removeprefix("E: ") for line in lines if line.startswith("E: ")]
         # The first names the cause, the later ones what followed from it.
         raise UnavailableError(f"{name}: {(reasons or [f'exit {process.returncode}'])[0]}")
 

@@ -46,21 +46,21 @@ def make_subset(dataset: Dataset, folder: Path) -> dict[str, tuple[str, int]]:
     """Write the subset's four files into ``folder``; return SHA-256 and size of each content."""
     folder.mkdir(parents=True, exist_ok=True)
     names = iter(file.name for file in SPECS["fashion-mnist"].files)
-    made: dict[str, tuple[str, int]] = {}
+    checksums: dict[str, tuple[str, int]] = {}
     halves: tuple[tuple[Split, int], ...] = (
         (dataset.train, PER_CLASS[0]),
         (dataset.test, PER_CLASS[1]),
     )
     for split, per_class in halves:
-        kept = choose(split.labels.tolist(), per_class, SEED)
-        images = split.images[kept, 0]
-        labels = split.labels[kept].to(torch.uint8)
+        subset = choose(split.labels.tolist(), per_class, SEED)
+        images = split.images[subset, 0]
+        labels = split.labels[subset].to(torch.uint8)
         for values in (images, labels):
             name, data = next(names), idx.encode(values)
             # mtime=0 and no name: the same content gives the same file.
             (folder / f"{name}.gz").write_bytes(gzip.compress(data, 9, mtime=0))
-            made[name] = (hashlib.sha256(data).hexdigest(), len(data))
-    return made
+            checksums[name] = (hashlib.sha256(data).hexdigest(), len(data))
+    return checksums
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ class Split:
             ("labels", self.labels, torch.int64, 1),
         ):
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
-                came = getattr(tensor, "dtype", type(tensor).__name__)
+                dtype_name = getattr(tensor, "dtype", type(tensor).__name__)
                 raise TypeMismatchError(
-                    message(f"{what} of {dtype}", str(came), f"convert with .to({dtype})")
+                    message(f"{what} of {dtype}", str(dtype_name), f"convert with .to({dtype})")
                 )
             if tensor.ndim != rank:
                 shape = "(N, C, H, W)" if rank == 4 else "(N,)"

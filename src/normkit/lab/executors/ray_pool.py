@@ -244,5 +244,5 @@ def _fetch(reference: Any) -> Dataset:
     """Get a data set from Ray's object store, once per process."""
     import ray
 
-    found: Dataset = ray.get(reference)
-    return found
+    dataset: Dataset = ray.get(reference)
+    return dataset

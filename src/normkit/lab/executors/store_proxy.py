@@ -77,15 +77,15 @@ class StoreProxy:
                     "install the same versions on every node of the cluster",
                 )
             )
-        known = self._store.get(key)
-        if known is None:
+        stored = self._store.get(key)
+        if stored is None:
             return None
-        if place and known.config.kind == "training":
+        if place and stored.config.kind == "training":
             where = f"{where}; {place}"
         lease = acquire(self._store, key, Holder(owner, self._host, self._pid, versions, where))
         if lease is None:
             return None
-        return known.config.to_json(), lease.run
+        return stored.config.to_json(), lease.run
 
     def resume(self, run: int, owner: str) -> bytes | None:
         """Return the run's last checkpoint."""
@@ -183,8 +183,8 @@ class RemoteLease:
 
     def resume(self) -> bytes | None:
         """Return the last checkpoint, None if the run starts from the beginning."""
-        found: bytes | None = self._ask("resume", self._run, self._owner)
-        return found
+        state: bytes | None = self._ask("resume", self._run, self._owner)
+        return state
 
     def finish(self, *, seconds: float, diverged_step: int | None) -> None:
         """Record the run as finished."""

@@ -152,16 +152,16 @@ class Torchrun:
         except Exception as error:
             if place.size == 1:
                 raise
-            found = self._processes.published_error()
+            cause = self._processes.published_error()
             self._processes.publish_error(traceback.format_exc())
             self._broken = (
                 "a run that another process took over while this one was held up"
                 if isinstance(error, LeaseLostError)
                 else "one that failed, with the error that is stored with its run"
             )
-            if not found:
+            if not cause:
                 raise
-            raise NormkitError(f"Another process failed. {found}") from error
+            raise NormkitError(f"Another process failed. {cause}") from error
 
 
 class _Silent:

@@ -82,6 +82,7 @@ class Watched(RayPool):
         return ended
 
 
+@pytest.mark.slow  # minutes: a cluster notices a dead node late; test_store_proxy.py has the rest
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_a_node_that_is_killed_costs_its_run_one_try(
     cluster: Any, store: Store, make_config: Make, pictures: data.Dataset, tmp_path: Path

@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""The code blocks and commands of README and docs run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCKS = [
 ]
 
 
-def test_there_is_something_to_run() -> None:
+def test_readme_has_code() -> None:
     assert any(name == "README.md" for name, _ in BLOCKS)
 
 
@@ -32,7 +32,7 @@ def test_code_runs(name: str, block: str, monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(block, name, "exec"), {})
 
 
-def test_scripts_for_torchrun_run_in_two_processes(tmp_path: Path) -> None:
+def test_torchrun_scripts_run_in_two_processes(tmp_path: Path) -> None:
     scripts = [block for _, block in BLOCKS if "torchrun" in block]
     assert scripts
     for script in scripts:
@@ -45,7 +45,7 @@ def test_scripts_for_torchrun_run_in_two_processes(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_commands_it_names_exist() -> None:
+def test_commands_exist() -> None:
     from typer.testing import CliRunner
 
     from normkit.cli.app import app

@@ -1,4 +1,4 @@
-"""What normkit raises.
+"""Exceptions raised by normkit, and the form of their messages.
 
     NormkitError
     ├── ShapeError        (ValueError,    a tensor whose rank or size does not fit the layer
@@ -10,10 +10,10 @@
     ├── DataError         (RuntimeError)  a data set that cannot be found, checked or read
     └── StoreError        (RuntimeError)  a store of runs that cannot be opened or written
 
-Each leaf is also the built-in exception that ``torch.nn`` raises in the same place, so code
-that catches the built-in one goes on working; where ``torch.nn`` raises one kind for a wrong rank
-and another for a wrong size, it is both. Messages say the rule, what came, and what to do
-next.
+Each leaf also subclasses the built-in exception that ``torch.nn`` raises in the same case, so code
+that catches the built-in one keeps working; where ``torch.nn`` raises one type for a wrong rank and
+another for a wrong size, it subclasses both. Messages state what was expected, what was received,
+and how to fix it (:func:`message`).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class OptionError(NormkitError, ValueError):
 
 
 class StatisticsError(NormkitError, RuntimeError):
-    """Statistics cannot be computed from what came, or cannot be used."""
+    """Statistics cannot be computed from the input, or cannot be used."""
 
 
 class NonFiniteError(StatisticsError):
-    """Values are not finite, or too large for the type that keeps their moments."""
+    """Values are not finite, or too large for the type of their moments."""
 
 
 class DataError(NormkitError, RuntimeError):

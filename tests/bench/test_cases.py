@@ -20,7 +20,7 @@ def test_names_are_unique_and_sizes_bounded() -> None:
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50", "densenet121"])
-def test_shapes_are_those_of_the_network(network: str) -> None:
+def test_shapes_match_the_network(network: str) -> None:
     """The tables against the layers of the model itself, run once."""
     model = build(network, norm="torch-batch", in_channels=3, classes=10, size=224)
     seen: dict[tuple[int, ...], int] = {}
@@ -50,7 +50,7 @@ def test_shapes_are_those_of_the_network(network: str) -> None:
     assert listed == seen
 
 
-def test_what_presets_name_exists() -> None:
+def test_preset_shapes_exist() -> None:
     known = {(case.norm, case.shape) for case in cases.all_cases()}
     for chosen in cases.PRESET_SHAPES.values():
         assert set(chosen) <= known
@@ -60,7 +60,7 @@ def test_what_presets_name_exists() -> None:
     assert 25 <= len(cases.preset_cases("default")) <= 50
 
 
-def test_a_pattern_chooses_from_all_cases() -> None:
+def test_pattern_selects_from_all_cases() -> None:
     found = planning.select_cases("quick", pattern="mobilenetv2")
     assert found
     assert all("mobilenetv2" in case.networks for case in found)
@@ -74,12 +74,12 @@ def test_a_pattern_chooses_from_all_cases() -> None:
     ("options", "message"),
     [({"pattern": "vgg"}, "none for 'vgg'"), ({"norms": ["batch"]}, "out of bn, gn, ln, in, rms")],
 )
-def test_nothing_to_measure_is_an_error(options: dict, message: str) -> None:
+def test_empty_selection_is_refused(options: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         planning.select_cases("quick", **options)
 
 
-def test_jobs_measure_what_the_case_has() -> None:
+def test_jobs_of_a_case() -> None:
     def measured(pattern: str) -> list[tuple[str, str]]:
         case = planning.select_cases("quick", pattern=pattern)[0]
         jobs = planning.case_jobs([case], planning.PRESETS["quick"], compiled=True)

@@ -28,7 +28,7 @@ def answers(*jobs: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
 
 
 @glibc
-def test_the_tuned_allocator_keeps_blocks_and_the_default_does_not(
+def test_tuned_allocator_keeps_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What the caller's own environment says is no part of either.
@@ -41,7 +41,7 @@ def test_the_tuned_allocator_keeps_blocks_and_the_default_does_not(
     assert tuned["record"]["faults"] < default["record"]["faults"] / 8
 
 
-def test_a_failing_job_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_job_does_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {**JOB, "measure": "act", "mode": "train", "case": {**JOB["case"], "norm": "none"}}
     bad["case"] = {**bad["case"], "shape": (0,)}
     found = answers(bad, JOB, {"job": "machine"}, threads=1)
@@ -68,7 +68,7 @@ def test_steps_and_memory_of_a_network() -> None:
     assert ours["record"]["live_bytes"] > 4 * 28 * 28 * 6 * 4  # the first convolution's output
 
 
-def test_leaving_early_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_iterator_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     class Noted(subprocess.Popen):  # type: ignore[type-arg]
@@ -85,7 +85,7 @@ def test_leaving_early_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None
     assert process.poll() is not None
 
 
-def test_a_process_ends_with_its_input() -> None:
+def test_process_exits_when_its_input_closes() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "normkit.bench.worker"],
         stdin=subprocess.PIPE,
@@ -104,7 +104,7 @@ def test_a_process_ends_with_its_input() -> None:
         process.stdout.close()
 
 
-def test_a_dead_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_process_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.sys, "executable", "/bin/false")
     with pytest.raises((StatisticsError, BrokenPipeError)):
         answers(JOB)

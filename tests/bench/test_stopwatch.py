@@ -26,7 +26,7 @@ CASES = [
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def test_sides_take_turns_in_an_order_that_rotates() -> None:
+def test_sides_run_in_rotating_order() -> None:
     ran: list[str] = []
     sides = {name: lambda name=name: ran.append(name) for name in "abc"}
     times = time_interleaved(sides, seconds=0.0, min_rounds=4, warmup=1)
@@ -34,7 +34,7 @@ def test_sides_take_turns_in_an_order_that_rotates() -> None:
     assert ["".join(ran[i : i + 3]) for i in range(0, 15, 3)] == ["abc", "abc", "bca", "cab", "abc"]
 
 
-def test_no_collection_while_timing_and_again_after() -> None:
+def test_garbage_collection_is_off_while_timing() -> None:
     seen: list[bool] = []
     time_interleaved(
         {"a": lambda: seen.append(gc.isenabled()), "b": lambda: None}, seconds=0, min_rounds=2
@@ -43,14 +43,14 @@ def test_no_collection_while_timing_and_again_after() -> None:
     assert gc.isenabled()
 
 
-def test_a_narrow_ratio_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precise_ratio_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**9))
     monkeypatch.setattr("normkit.bench.stopwatch.time.perf_counter", lambda: float(next(ticks)))
     times = time_interleaved({"a": lambda: None, "b": lambda: None}, seconds=10**6, max_rounds=500)
     assert times.rounds == 16  # every turn takes one tick, so the first look is enough
 
 
-def test_intervals_hold_the_median_19_times_in_20() -> None:
+def test_intervals_cover_the_median_19_times_in_20() -> None:
     generator = torch.Generator().manual_seed(0)
     hits = 0
     for _ in range(400):
@@ -60,7 +60,7 @@ def test_intervals_hold_the_median_19_times_in_20() -> None:
     assert hits / 400 > 0.93
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
+def test_ratio_is_taken_round_by_round() -> None:
     # The machine slows down tenfold half-way; the ratio does not notice.
     times = Times({"a": (2.0, 2.0, 20.0, 20.0), "b": (1.0, 1.0, 10.0, 10.0)})
     assert times.ratio("a", "b") == (2.0, 2.0, 2.0)
@@ -81,9 +81,7 @@ def test_both_sides_compute_the_same(case: Case, measure: str) -> None:
 
 @by_case
 @pytest.mark.parametrize(("measure", "mode"), [("act", "train"), ("alone", "eval")])
-def test_records_are_complete_and_agree_with_themselves(
-    case: Case, measure: str, mode: str
-) -> None:
+def test_records_are_complete_and_consistent(case: Case, measure: str, mode: str) -> None:
     record = time_case(case, measure, mode, seconds=0.0, min_rounds=3)
     assert record["case"] == case.name
     assert record["rounds"] >= 3
@@ -111,7 +109,7 @@ def test_caches_are_read(tmp_path: object) -> None:
     assert limits.cache_bytes(9) is None
 
 
-def test_peak_memory_counts_what_is_alive_at_once() -> None:
+def test_peak_memory_counts_live_tensors() -> None:
     def run() -> None:
         first = torch.empty(1000, dtype=torch.uint8)
         del first

@@ -43,7 +43,7 @@ def test_geometric_means_by_kind_and_allocator(made: Any) -> None:
     assert "gn-act-tuned" not in found
 
 
-def test_targets_are_those_of_the_project(made: Any) -> None:
+def test_targets(made: Any) -> None:
     records = [
         made.case(norm, measure, allocator=allocator)
         for norm in ("bn", "gn", "ln", "in", "rms")
@@ -67,7 +67,7 @@ def test_slow_cases_are_listed_worst_first(made: Any) -> None:
     assert figures([made.case()])["slow-train"].reached is True
 
 
-def test_copies_count_only_what_exceeds_the_cache(made: Any) -> None:
+def test_copies_exclude_cases_within_the_cache(made: Any) -> None:
     tuned = {"allocator": "tuned"}
     found = figures(
         [
@@ -113,7 +113,7 @@ def results(made: Any) -> dict[str, Any]:
     )
 
 
-def test_files_are_written_whole_and_read_back(results: dict, tmp_path: Path) -> None:
+def test_files_are_written_atomically_and_read_back(results: dict, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text("before")
     results_file.write(path, results)
@@ -133,7 +133,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         results_file.read(path)
 
 
-def test_the_terminal_says_what_was_reached(results: dict) -> None:
+def test_terminal_shows_reached_targets(results: dict) -> None:
     out = Console(record=True, width=200, markup=False)
     terminal.print_results(out, results, results_file.figures(results))
     said = out.export_text()
@@ -144,7 +144,7 @@ def test_the_terminal_says_what_was_reached(results: dict) -> None:
     assert "1.50 compile" in said
 
 
-def test_documents_are_renewed_between_their_markers(results: dict) -> None:
+def test_text_between_markers_is_replaced(results: dict) -> None:
     page = f"before\n{markdown.BEGIN}\nold\n{markdown.END}\nafter\n"
     new = markdown.replace_between_markers(page, markdown.tables(results))
     assert "old" not in new
@@ -157,7 +157,7 @@ def test_documents_are_renewed_between_their_markers(results: dict) -> None:
         markdown.replace_between_markers("no markers", "new")
 
 
-def test_the_page_in_docs_has_its_markers() -> None:
+def test_docs_page_has_markers() -> None:
     page = Path(__file__).parents[2] / "docs" / "benchmarks.md"
     markdown.replace_between_markers(page.read_text(encoding="utf-8"), "")
 

@@ -81,9 +81,7 @@ def test_listing_measures_nothing() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_interrupted_it_keeps_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interruption_keeps_results_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(jobs: Any, **options: Any) -> Any:
         yield from processes.run_jobs(jobs[:2], **options)
         raise KeyboardInterrupt
@@ -98,7 +96,7 @@ def test_interrupted_it_keeps_what_is_there(
     assert len(results["cases"]) == 1
 
 
-def test_interrupted_before_anything_is_known(
+def test_interruption_before_the_first_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> Any:
@@ -110,7 +108,7 @@ def test_interrupted_before_anything_is_known(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_that_dies_is_told_and_what_is_there_is_shown(
+def test_dead_process_is_reported_with_results_so_far(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def dies(jobs: Any, **options: Any) -> Any:

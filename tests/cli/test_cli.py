@@ -64,6 +64,6 @@ def test_missing_packages_of_the_lab_are_named(monkeypatch: pytest.MonkeyPatch) 
         assert "pip install 'normkit[lab]'" in done.output
 
 
-def test_json_has_no_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_replaces_non_finite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": (1.0, float("nan"), float("inf"))})
     assert json.loads(capsys.readouterr().out) == {"a": [1.0, None, None]}

@@ -1,4 +1,4 @@
-"""accelerate: the same function on networks of any make, and back again."""
+"""accelerate: accelerated networks compute the same, and undo restores them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def anatomy(model: nn.Module) -> list[tuple[str, int, type, set[str]]]:
 
 
 @pytest.mark.parametrize("name", WILD)
-def test_the_same_function_and_back(name: str) -> None:
+def test_accelerated_model_computes_the_same_and_undo_restores_it(name: str) -> None:
     model, x = made(name)
     twin = copy.deepcopy(model)
     before, tensors = anatomy(model), [id(t) for t in model.state_dict(keep_vars=True).values()]
@@ -67,7 +67,7 @@ FUSED = {
 
 
 @pytest.mark.parametrize("name", WILD)
-def test_what_is_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_and_activation_are_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = made(name)
     handle = nk.accelerate(model)
     assert sorted(p for row in handle.changed for p in row.fused) == sorted(FUSED[name])
@@ -86,7 +86,7 @@ F_OF = {
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_encoder_takes_its_own_fast_path(training: bool) -> None:
+def test_transformer_encoder_keeps_its_fast_path(training: bool) -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
     twin, x = copy.deepcopy(model), torch.randn(2, 5, 16)
@@ -96,7 +96,7 @@ def test_the_encoder_takes_its_own_fast_path(training: bool) -> None:
         torch.testing.assert_close(model(x), twin(x))
 
 
-def test_a_model_that_is_a_layer() -> None:
+def test_model_that_is_a_layer() -> None:
     layer = nn.BatchNorm2d(3)
     handle = nk.accelerate(layer)
     assert type(layer) is nk.BatchNorm2d
@@ -105,7 +105,7 @@ def test_a_model_that_is_a_layer() -> None:
     assert type(layer) is nn.BatchNorm2d
 
 
-def test_lazy_layers_before_and_after_their_first_input() -> None:
+def test_lazy_layers_before_and_after_first_input() -> None:
     torch.manual_seed(1)
     model = lazy()
     torch.manual_seed(1)
@@ -123,14 +123,14 @@ def test_lazy_layers_before_and_after_their_first_input() -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in twin.modules()]
 
 
-def test_lazy_layers_that_have_met_none() -> None:
+def test_uninitialized_lazy_layers() -> None:
     model = lazy()
     before = anatomy(model)
     nk.accelerate(model).undo()
     assert anatomy(model) == before
 
 
-def test_a_second_call_finds_nothing() -> None:
+def test_second_call_changes_nothing() -> None:
     model = vgg()
     first = nk.accelerate(model)
     inside = anatomy(model)
@@ -144,7 +144,7 @@ def test_a_second_call_finds_nothing() -> None:
     assert type(model[0][1]) is nn.BatchNorm2d
 
 
-def test_our_own_layers_are_fused_unless_they_have_an_activation() -> None:
+def test_normkit_layers_without_activation_are_fused() -> None:
     model = nn.Sequential(nk.GhostBatchNorm2d(3, 2), nn.ReLU(), nk.LayerNorm2d(3, act="silu"),
                           nn.ReLU(), nk.HalfInstanceNorm2d(3), nn.GELU())  # fmt: skip
     twin, x = copy.deepcopy(model), torch.randn(4, 3, 4, 4)
@@ -164,7 +164,7 @@ def saved(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, saved])
 @pytest.mark.parametrize("name", ["vgg", "mobile", "twice"])
-def test_copies(copied: Callable[[nn.Module], nn.Module], name: str) -> None:
+def test_copies_and_pickles(copied: Callable[[nn.Module], nn.Module], name: str) -> None:
     model, x = made(name)
     twin = copy.deepcopy(model)
     nk.accelerate(model)
@@ -173,7 +173,7 @@ def test_copies(copied: Callable[[nn.Module], nn.Module], name: str) -> None:
     assert_alike(found, twin, x)
 
 
-def test_an_optimizer_made_before_goes_on() -> None:
+def test_existing_optimizer_keeps_working() -> None:
     model, x = made("vgg")
     twin = copy.deepcopy(model)
     pairs = [(m, torch.optim.SGD(m.parameters(), 0.1, momentum=0.9)) for m in (model, twin)]
@@ -188,7 +188,7 @@ def test_an_optimizer_made_before_goes_on() -> None:
     torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()))
 
 
-def test_moving_applying_and_loading() -> None:
+def test_to_apply_and_load_state_dict() -> None:
     model, x = made("residual")
     twin = copy.deepcopy(model)
     state = copy.deepcopy(model.state_dict())
@@ -204,7 +204,7 @@ def test_moving_applying_and_loading() -> None:
     assert_alike(model, twin, x)
 
 
-def test_a_sequential_stays_what_it_was() -> None:
+def test_sequential_keeps_its_interface() -> None:
     model = nn.Sequential(ConvNormAct(3, 4, nn.ReLU), nn.BatchNorm2d(4), nn.ReLU())
     twin, shown = copy.deepcopy(model), repr(model)
     nk.accelerate(model)
@@ -218,13 +218,13 @@ def test_a_sequential_stays_what_it_was() -> None:
     torch.testing.assert_close(model(x), twin(x))
 
 
-def test_a_layer_in_several_places_stays_one() -> None:
+def test_shared_layer_stays_shared() -> None:
     model = Twice()
     nk.accelerate(model)
     assert model.a[0] is model.b[0] is model.c[0][1]
 
 
-def test_the_batch_is_counted_once_under_a_checkpoint() -> None:
+def test_checkpointing_counts_a_batch_once() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     nk.accelerate(model)
     x = torch.randn(2, 3, 4, 4, requires_grad=True)

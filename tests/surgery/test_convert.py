@@ -1,4 +1,4 @@
-"""convert: another kind of batch normalization with the same weights and averages, and back."""
+"""convert: another kind of layer with the same weights and running statistics, and undo."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trained(layer: Any, x: Tensor) -> Any:
 
 @pytest.mark.parametrize("source", ["nn", "batch", "ghost", "renorm", "sync"])
 @pytest.mark.parametrize("to", KINDS, ids=str)
-def test_a_layer_is_what_one_made_by_hand_is(source: str, to: Any) -> None:
+def test_converted_layer_equals_a_constructed_one(source: str, to: Any) -> None:
     x = torch.randn(6, 3, 4, 4) + 2
     make = {"nn": nn.BatchNorm2d, "ghost": MAKE[("ghost", 2)], **MAKE}[source]
     layer = trained(make(3), x)
@@ -75,7 +75,7 @@ def test_a_layer_is_what_one_made_by_hand_is(source: str, to: Any) -> None:
 
 @pytest.mark.parametrize("to", KINDS, ids=str)
 @pytest.mark.parametrize("name", ["vgg", "residual", "twice", "mobile"])
-def test_networks(name: str, to: Any) -> None:
+def test_networks_convert_and_restore(name: str, to: Any) -> None:
     model, x = made(name)
     expected = copy.deepcopy(model).eval()(x)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -98,7 +98,7 @@ def test_networks(name: str, to: Any) -> None:
     model(x)
 
 
-def test_from_one_to_the_next() -> None:
+def test_successive_conversions() -> None:
     """What a kind has of its own does not stay behind."""
     model = nn.Sequential(nn.BatchNorm2d(3))
     x, handles = torch.randn(6, 3, 4, 4), []
@@ -115,7 +115,7 @@ def test_from_one_to_the_next() -> None:
     assert type(model[0]) is nn.BatchNorm2d and set(vars(model[0])) == plain_keys
 
 
-def test_domains_start_alike_and_share_gamma_and_beta() -> None:
+def test_domains_start_equal_and_share_gamma_and_beta() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     model(torch.randn(8, 4))
     weight, mean = model[1].weight, model[1].running_mean.clone()
@@ -130,7 +130,7 @@ def test_domains_start_alike_and_share_gamma_and_beta() -> None:
     assert torch.equal(model[1].running_mean, mean) and not hasattr(model[1], "domains")
 
 
-def test_activations_hooks_and_frozen_layers_stay() -> None:
+def test_activation_hooks_and_freezing_survive() -> None:
     model = nn.Sequential(nk.BatchNorm2d(3, act="relu", average="debiased"), nn.BatchNorm2d(3))
     x, seen = torch.randn(6, 3, 4, 4), []
     model(x)
@@ -147,7 +147,7 @@ def test_activations_hooks_and_frozen_layers_stay() -> None:
     model(x)
 
 
-def test_left_and_named() -> None:
+def test_skipped_layers_are_listed() -> None:
     class Theirs(nn.BatchNorm2d):
         pass
 
@@ -180,13 +180,13 @@ def test_left_and_named() -> None:
     assert "_act" not in vars(model["forgetful"]) and type(model["deep"]) is nn.BatchNorm3d
 
 
-def test_a_layer_in_several_places_is_one() -> None:
+def test_shared_layer_is_converted_once() -> None:
     model = Twice()
     assert len(convert(model, "renorm").changed) == 1
     assert model.a[0] is model.b[0] is model.c[0][1] and isinstance(model.a[0], BatchRenorm2d)
 
 
-def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made("vgg")
     before, turned = anatomy(model), []
     turn = convert.__globals__["set_class"]
@@ -207,7 +207,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     "wrong", ["group", "ghost", ("ghost", 0), ("ghost", 2.0), ("ghost", True), ("batch", 2),
               "domain", ("domain",), None, 3, ["ghost", 2], ("ghost", None)], ids=str
 )  # fmt: skip
-def test_kinds_that_there_are_not(wrong: Any) -> None:
+def test_unknown_kinds_are_refused(wrong: Any) -> None:
     layer = nn.BatchNorm2d(3)
     with pytest.raises(nk.OptionError, match="Fix: "):
         convert(layer, wrong)

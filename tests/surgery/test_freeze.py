@@ -1,4 +1,4 @@
-"""freeze and unfreeze: what is held stays where it is, through training, copies and wrappers."""
+"""freeze and unfreeze: frozen layers through training, copies and wrappers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def fitting(layer: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_a_frozen_layer_trains_as_it_evaluates_and_remembers_no_more(name: str) -> None:
+def test_frozen_layer_normalizes_alike_in_both_modes(name: str) -> None:
     layer = MAKE[name]()
     x = fitting(layer)
     if not name.startswith("nn.Sync"):  # trains on a GPU only
@@ -115,7 +115,7 @@ NETWORKS = ["vgg", "mobile", "residual", "dense", "twice"]
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("order", ["alone", "before", "after"])
-def test_in_networks_with_accelerate(name: str, order: str) -> None:
+def test_networks_with_accelerate(name: str, order: str) -> None:
     model, x = made(name)
     twin, before = copy.deepcopy(model).eval(), anatomy(model)
     handles = []
@@ -137,7 +137,7 @@ def test_in_networks_with_accelerate(name: str, order: str) -> None:
     assert anatomy(model) == before and all(m.training for m in model.modules())
 
 
-def test_a_held_layer_is_still_fused_with_its_activation() -> None:
+def test_frozen_layer_is_fused_with_its_activation() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     model(torch.randn(4, 3, 5, 5))
     freeze(model)
@@ -150,7 +150,7 @@ def test_a_held_layer_is_still_fused_with_its_activation() -> None:
         assert torch.equal(model(x), expected) and not calls
 
 
-def test_the_handle_says_what_and_why() -> None:
+def test_handle_lists_changed_and_skipped_layers() -> None:
     parametrized = nn.BatchNorm2d(3)
     parametrize.register_parametrization(parametrized, "weight", Positive())
     stuck = nn.BatchNorm2d(3, momentum=0.0)
@@ -180,7 +180,7 @@ def test_the_handle_says_what_and_why() -> None:
     assert not freeze(model).changed
 
 
-def test_banks_that_no_batch_has_come_to_are_named() -> None:
+def test_initial_banks_are_noted() -> None:
     layer = DomainBatchNorm2d(3, 3)
     with use_domain(layer, 1):
         layer(torch.randn(4, 3, 2, 2))
@@ -188,7 +188,7 @@ def test_banks_that_no_batch_has_come_to_are_named() -> None:
     assert note == "statistics frozen (bank 0, 2 still at the initial mean 0 and variance 1)"
 
 
-def test_statistics_and_affine_apart() -> None:
+def test_statistics_and_affine_separately() -> None:
     model, x = made("vgg")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms[0].bias.requires_grad_(False)
@@ -216,7 +216,7 @@ def test_statistics_and_affine_apart() -> None:
     assert not any(isinstance(m, Held) for m in norms) and not norms[0].weight.requires_grad
 
 
-def test_undo_gives_the_mode_it_would_be_in() -> None:
+def test_undo_sets_the_last_requested_mode() -> None:
     """A model that was put into evaluation since must not be left with layers in training."""
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
     handle = freeze(model)
@@ -231,7 +231,7 @@ def test_undo_gives_the_mode_it_would_be_in() -> None:
     assert model[0].training
 
 
-def test_no_optimizer_moves_gamma_and_beta_any_more() -> None:
+def test_optimizer_does_not_update_frozen_gamma_and_beta() -> None:
     """Neither by momentum nor by weight decay nor by a gradient that was waiting."""
     model, x = made("vgg")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
@@ -276,7 +276,7 @@ def test_copies_stay_frozen(copied: Callable[[nn.Module], nn.Module], accelerate
         assert any(isinstance(m, Held) for m in model.modules())
 
 
-def test_a_layer_in_several_places_is_one() -> None:
+def test_shared_layer_is_frozen_once() -> None:
     model = Twice()
     handle = freeze(model)
     assert [row.name for row in handle.changed] == ["a.0"]
@@ -296,7 +296,7 @@ def test_checkpoints_load_as_before() -> None:
     assert list(torch.load(file, weights_only=True)) == list(other.state_dict())
 
 
-def test_pytorchs_re_estimation_goes_past_frozen_layers() -> None:
+def test_update_bn_skips_frozen_layers() -> None:
     """It resets every layer and trains; a held one keeps what it has."""
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
     x = torch.randn(64, 3) + 5
@@ -331,7 +331,7 @@ def test_compiled(early: bool, ours: bool) -> None:
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_wrapped_for_many_processes(early: bool, tmp_path: Path) -> None:
+def test_distributed_data_parallel(early: bool, tmp_path: Path) -> None:
     model, x = made("vgg")
     twin = copy.deepcopy(model).eval()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -363,7 +363,7 @@ def test_exported_traced_and_scripted(strict: bool) -> None:
     torch.testing.assert_close(torch.jit.script(model)(x), expected)
 
 
-def test_conversion_to_synchronised_layers_keeps_them_frozen() -> None:
+def test_conversion_to_sync_keeps_layers_frozen() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model(torch.randn(4, 3, 2, 2))
     freeze(model[0])
@@ -374,7 +374,7 @@ def test_conversion_to_synchronised_layers_keeps_them_frozen() -> None:
     assert type(model[0]) is nk.SyncBatchNorm and model[0].training
 
 
-def test_parametrized_afterwards() -> None:
+def test_parametrization_after_freezing() -> None:
     """A class put over the held one: found to be so, and right again once it is taken away."""
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     handle = freeze(model)
@@ -389,7 +389,7 @@ def test_parametrized_afterwards() -> None:
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_statistics_that_are_no_numbers_are_not_frozen(broken: float) -> None:
+def test_non_finite_statistics_are_refused(broken: float) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model[1].running_var[2] = broken
     before = anatomy(model)
@@ -399,7 +399,7 @@ def test_statistics_that_are_no_numbers_are_not_frozen(broken: float) -> None:
     assert len(freeze(model, statistics=False).changed) == 3
 
 
-def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made("vgg")
     before = anatomy(model)
     called: list[nn.Module] = []
@@ -418,7 +418,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("verb", [freeze, unfreeze])
-def test_what_cannot_be_frozen(verb: Callable[..., object]) -> None:
+def test_invalid_arguments_are_refused(verb: Callable[..., object]) -> None:
     for model, came in (([nn.ReLU()], "a list"), (None, "a NoneType"), (Twice, "a type")):
         with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):
             verb(model)

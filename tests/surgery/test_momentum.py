@@ -1,4 +1,4 @@
-"""scale_momentum: with accumulation the averages forget as much per step as without."""
+"""scale_momentum: averages forget as much per step with accumulation as without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normkit.surgery import freeze, scale_momentum
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nk.BatchNorm1d, nn.InstanceNorm1d])
 @pytest.mark.parametrize("k", [2, 8, 1000])
 @pytest.mark.parametrize("m", [1e-6, 0.1, 0.5, 1.0])
-def test_it_forgets_as_much_in_k_passes_as_in_one(make: Any, k: int, m: float) -> None:
+def test_k_passes_forget_as_much_as_one(make: Any, k: int, m: float) -> None:
     """What is left of the start, after k passes of one batch, is what one pass would leave."""
     plain, scaled = (make(2, momentum=m, track_running_stats=True).double() for _ in range(2))
     x = torch.randn(8, 2, 5, dtype=torch.float64) + 3
@@ -29,7 +29,7 @@ def test_it_forgets_as_much_in_k_passes_as_in_one(make: Any, k: int, m: float) -
     torch.testing.assert_close(scaled.running_var, plain.running_var, rtol=1e-9, atol=0)
 
 
-def test_without_it_accumulation_forgets_k_times() -> None:
+def test_unscaled_momentum_forgets_k_times() -> None:
     """What it is against does happen."""
     layer, x = nn.BatchNorm1d(2), torch.full((4, 2), 1.0)
     for _ in range(4):
@@ -49,7 +49,7 @@ def test_a_debiased_average_weighs_steps_as_before() -> None:
     torch.testing.assert_close(scaled.running_var, plain.running_var)
 
 
-def test_what_is_left_and_undone() -> None:
+def test_skipped_layers_and_undo() -> None:
     model = nn.ModuleDict({
         "plain": nn.BatchNorm2d(3), "ours": nk.GhostBatchNorm2d(3, 2, momentum=0.5),
         "cumulative": nk.BatchNorm2d(3, average="cumulative"),
@@ -83,7 +83,7 @@ def test_what_is_left_and_undone() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0, -2, 2.0, True, None])
-def test_micro_batches_that_cannot_be(wrong: Any) -> None:
+def test_invalid_micro_batches_are_refused(wrong: Any) -> None:
     layer = nn.BatchNorm2d(3)
     with pytest.raises(nk.OptionError, match="Fix: "):
         scale_momentum(layer, wrong)

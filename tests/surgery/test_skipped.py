@@ -1,4 +1,4 @@
-"""accelerate: what it leaves, what it says, and what it does where something is in the way."""
+"""accelerate: modules it skips, its table, hooks, and failures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pair() -> list[nn.Module]:
 X = torch.linspace(-2, 3, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
 
 
-def test_left_and_named() -> None:
+def test_skipped_modules_are_listed() -> None:
     parametrized = nn.BatchNorm2d(3)
     parametrize.register_parametrization(parametrized, "weight", Positive())
     with_act = nn.BatchNorm2d(3)
@@ -66,7 +66,7 @@ def test_left_and_named() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: Own(*pair()), lambda: Registered(*pair())])
-def test_sequentials_that_may_do_otherwise_fuse_nothing(make: type[nn.Sequential]) -> None:
+def test_customized_sequentials_are_not_fused(make: type[nn.Sequential]) -> None:
     model = make()
     twin, kind = copy.deepcopy(model), type(model)
     handle = nk.accelerate(model)
@@ -77,7 +77,7 @@ def test_sequentials_that_may_do_otherwise_fuse_nothing(make: type[nn.Sequential
 @pytest.mark.parametrize(
     "act", [nn.ReLU6(), nn.Hardswish(), nn.GELU("tanh"), nn.Sigmoid(), nn.ELU(), nn.Identity()]
 )
-def test_other_activations_run_by_themselves(act: nn.Module) -> None:
+def test_other_activations_are_not_fused(act: nn.Module) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), act)
     twin = copy.deepcopy(model)
     handle = nk.accelerate(model)
@@ -86,7 +86,7 @@ def test_other_activations_run_by_themselves(act: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("act", [nn.LeakyReLU(0.3), nn.LeakyReLU(0), nn.LeakyReLU(-0.5)])
-def test_slopes(act: nn.LeakyReLU) -> None:
+def test_leaky_relu_slopes(act: nn.LeakyReLU) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), act)
     twin = copy.deepcopy(model)
     nk.accelerate(model)
@@ -97,7 +97,7 @@ def test_slopes(act: nn.LeakyReLU) -> None:
 
 
 @pytest.mark.parametrize("act", [nn.LeakyReLU(0.1), nn.SiLU(), nn.GELU(), nn.Identity()])
-def test_the_result_may_be_written_over_where_pytorch_allows_it(act: nn.Module) -> None:
+def test_in_place_operations_on_the_result(act: nn.Module) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), act)
     twin = copy.deepcopy(model)
     nk.accelerate(model)
@@ -114,7 +114,7 @@ HOOKS = ["forward_pre", "forward", "full_backward_pre", "full_backward"]
 @pytest.mark.parametrize("where", [0, 1])
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("kind", HOOKS)
-def test_hooks_see_what_they_always_saw(kind: str, early: bool, where: int) -> None:
+def test_hooks_see_the_same_calls(kind: str, early: bool, where: int) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     twin = copy.deepcopy(model)
     seen: dict[str, list[object]] = {"ours": [], "theirs": []}
@@ -135,7 +135,7 @@ def test_hooks_see_what_they_always_saw(kind: str, early: bool, where: int) -> N
     torch.testing.assert_close(seen["ours"], seen["theirs"])
 
 
-def test_a_hook_for_all_modules_sees_all() -> None:
+def test_global_hook_sees_all_modules() -> None:
     model = nn.Sequential(*pair())
     nk.accelerate(model)
     seen: list[type] = []
@@ -147,7 +147,7 @@ def test_a_hook_for_all_modules_sees_all() -> None:
     assert seen[:2] == [nk.BatchNorm2d, nn.ReLU]
 
 
-def test_undo_leaves_what_others_have_changed() -> None:
+def test_undo_skips_layers_changed_since() -> None:
     model = nn.Sequential(*pair(), nn.GroupNorm(1, 3), nn.Conv2d(3, 3, 1))
     handle = nk.accelerate(model)
     parametrize.register_parametrization(model[0], "weight", Positive())
@@ -160,7 +160,7 @@ def test_undo_leaves_what_others_have_changed() -> None:
     handle.undo()
 
 
-def test_converting_afterwards_loses_nothing() -> None:
+def test_convert_sync_batchnorm_after_accelerate() -> None:
     # PyTorch's own conversion does not know of activations in a layer, and finds none.
     for convert in (nn.SyncBatchNorm, nk.SyncBatchNorm):
         model = nn.Sequential(*pair()).eval()
@@ -169,7 +169,7 @@ def test_converting_afterwards_loses_nothing() -> None:
         torch.testing.assert_close(convert.convert_sync_batchnorm(model)(X), expected)
 
 
-def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = vgg()
     before = [type(m) for m in model.modules()]
     turned: list[type] = []
@@ -190,7 +190,7 @@ def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("model", "came"),
     [([nn.ReLU()], "a list"), (nn.BatchNorm2d, "a type"), (None, "a NoneType")],
 )
-def test_no_module(model: object, came: str) -> None:
+def test_other_objects_are_refused(model: object, came: str) -> None:
     with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):
         nk.accelerate(model)  # type: ignore[arg-type]
 
@@ -206,12 +206,12 @@ def test_scripted_modules() -> None:
     model(X)
 
 
-def test_modules_of_quantization() -> None:
+def test_quantization_modules_are_skipped() -> None:
     fused = torch.ao.nn.intrinsic.BNReLU2d(nn.BatchNorm2d(3), nn.ReLU())
     handle = nk.accelerate(nn.Sequential(fused))
     assert type(fused[0]) is nn.BatchNorm2d and handle.skipped[0].why == "a torch.ao module"
 
 
-def test_a_long_table_is_cut() -> None:
+def test_long_table_is_truncated() -> None:
     handle = nk.accelerate(nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(30))))
     assert "… and 10 more" in repr(handle) and len(handle.changed) == 30

@@ -1,4 +1,4 @@
-"""accelerate: models that are compiled, exported, traced, wrapped, before and afterwards."""
+"""accelerate: before and after compile, export, trace and wrappers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def network() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor]:
     return model, copy.deepcopy(model), torch.randn(4, 3, 4, 4, dtype=torch.float64)
 
 
-def test_compiled_afterwards() -> None:
+def test_compile_after_accelerate() -> None:
     model, twin, x = network()
     nk.accelerate(model)
     torch._dynamo.reset()
@@ -33,7 +33,7 @@ def test_compiled_afterwards() -> None:
     torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()))
 
 
-def test_compiled_before() -> None:
+def test_compile_before_accelerate() -> None:
     model, twin, x = network()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -47,7 +47,7 @@ def test_compiled_before() -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_exported(strict: bool) -> None:
+def test_export(strict: bool) -> None:
     model, twin, x = network()
     nk.accelerate(model.eval())
     program = torch.export.export(model, (x,), strict=strict)
@@ -55,7 +55,7 @@ def test_exported(strict: bool) -> None:
     torch.testing.assert_close(program.module()(x), twin.eval()(x))
 
 
-def test_symbolically_traced_before_and_afterwards() -> None:
+def test_fx_trace_before_and_after() -> None:
     model, twin, x = network()
     nk.accelerate(model)
     graph = torch.fx.symbolic_trace(model)
@@ -68,7 +68,7 @@ def test_symbolically_traced_before_and_afterwards() -> None:
     assert_alike(graph, twin, x)
 
 
-def test_transforms() -> None:
+def test_vmap_and_grad() -> None:
     model, twin, x = network()
     nk.accelerate(model.eval())
     twin.eval()
@@ -92,7 +92,7 @@ def test_autocast() -> None:
     assert ours.dtype == theirs.dtype
 
 
-def test_wrapped_for_many_processes(tmp_path: object) -> None:
+def test_distributed_data_parallel(tmp_path: object) -> None:
     model, twin, x = network()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

@@ -199,9 +199,9 @@ def _affine(module: nn.Module, freezing: bool) -> dict[str, Parameter]:
 
 
 def _statistics_change(name: str, module: nn.Module, freezing: bool) -> Step:
-    def undo(reverse: Callable[[nn.Module], None], held: bool) -> Skipped | None:
-        if is_held(module) is not held:
-            changed = isinstance(module, Held) is held  # a class was put over it
+    def undo(reverse: Callable[[nn.Module], None], frozen: bool) -> Skipped | None:
+        if is_held(module) is not frozen:
+            changed = isinstance(module, Held) is frozen  # a class was put over it
             return Skipped(name, type(module), "its class was changed again") if changed else None
         reverse(module)
         return None

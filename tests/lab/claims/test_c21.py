@@ -1,4 +1,4 @@
-"""C21: a broken run counts as guessing, and paper is the source's own plan for CIFAR-10."""
+"""C21: errors by depth decide, broken runs count as guessing, paper is the source's own plan."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from normkit.lab.claims.c21 import CLAIM
 from normkit.lab.claims.claim import Available, Evidence
 from normkit.lab.claims.measures.depths import PLAIN
 from normkit.lab.config import RunConfig
+from normkit.lab.judge import finding
 
 
 def test_a_broken_run_counts_as_guessing(synthetic: Callable[..., Evidence]) -> None:
@@ -24,6 +25,32 @@ def test_a_broken_run_counts_as_guessing(synthetic: Callable[..., Evidence]) -> 
     rises = CLAIM.judge(synthetic(CLAIM, values)).decides[0]
     assert rises is not None
     assert rises.effect == pytest.approx(80, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("plain", "residual", "words"),
+    [
+        (0.1, -0.02, ["supported", "supported", "supported"]),
+        (0.0, 0.0, ["not supported", "not supported", "supported"]),  # depth does nothing
+        (0.1, 0.1, ["supported", "not supported", "not supported"]),  # shortcuts do nothing
+        (0.1, 0.05, ["supported", "supported", "not supported"]),  # they help, not enough
+    ],
+)
+def test_errors_by_depth_decide(
+    synthetic: Callable[..., Evidence], plain: float, residual: float, words: list[str]
+) -> None:
+    def values(arm: str, config: RunConfig) -> Mapping[str, Sequence[float]]:
+        deep = config.model == "resnet34"
+        rng = np.random.default_rng([config.seed, len(arm), deep])
+        rise = (plain if arm == PLAIN else residual) * deep
+        found = {"epoch_train_accuracy": 0.9 - rise, "test_accuracy": 0.8 - rise / 2}
+        return {name: [each + rng.normal(0, 5e-4)] * config.epochs for name, each in found.items()}
+
+    found = finding(CLAIM, synthetic(CLAIM, values), data="invented")
+    assert [each.word for each in found.comparisons[:3]] == words
+    effects = [each.effect for each in found.comparisons]
+    expected = [plain, plain - residual, -residual, (plain - residual) / 2]
+    assert effects == pytest.approx([100 * each for each in expected], abs=0.2)
 
 
 def test_paper_is_the_sources_plan() -> None:

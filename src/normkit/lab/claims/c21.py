@@ -130,7 +130,7 @@ CLAIM = define(
         ("quick and full", "8 channels in the first stage where the source has 64"),
         (
             "paper",
-            "the source's networks for CIFAR, 1×1 convolutions on shortcuts that change size",
+            "the source's networks for CIFAR; 1×1 convolutions where a shortcut changes size",
         ),
     ),
     demo=False,

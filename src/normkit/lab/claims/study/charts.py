@@ -249,7 +249,7 @@ class Dots:
             if of
         ]
         words = "; ".join(
-            ("" if [names[int(x)] for x in line.x] == [line.label] else f"{line.label}: ")
+            ("" if names[int(line.x[0])].startswith(line.label) else f"{line.label}: ")
             + ", ".join(
                 f"{names[int(x)]} {_number(y, unit)}" for x, y in zip(line.x, line.y, strict=True)
             )

@@ -53,6 +53,11 @@ class Key:
         return self.role == "published"
 
     @property
+    def aside(self) -> str:
+        """What the legend says after the label."""
+        return ", ".join(filter(None, ("published" if self.published else "", self.note)))
+
+    @property
     def name(self) -> str:
         """The label where it stands alone, away from the legend."""
         return f"{self.label}, published" if self.published else self.label

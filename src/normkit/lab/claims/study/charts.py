@@ -192,7 +192,7 @@ def by_setting(
 
 
 def published(
-    label: str, values: Mapping[float, float] | Sequence[float], *, colour: str = "", note: str = ""
+    label: str, values: Mapping[Any, float] | Sequence[float], *, colour: str = "", note: str = ""
 ) -> Line:
     """A source's values, by x or after the epochs from the first, in the unit that is printed.
 

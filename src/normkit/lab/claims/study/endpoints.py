@@ -87,5 +87,13 @@ class Effect:
             )
             return f"{middle} [{low}, {high}]"
         places = 2 if found.decimals is None else found.decimals
-        middle, low, high = (f"{end:+.{places}f}" for end in (found.effect, found.low, found.high))
+        middle, low, high = (_signed(end, places) for end in (found.effect, found.low, found.high))
         return middle if spec == "plain" else f"{middle} [{low}, {high}]"
+
+
+def _signed(value: float, places: int) -> str:
+    """A number with its sign, a real minus; zero has none."""
+    text = f"{abs(value):.{places}f}"
+    if not float(text):
+        return text
+    return f"−{text}" if value < 0 else f"+{text}"

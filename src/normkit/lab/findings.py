@@ -1,4 +1,4 @@
-"""What a judged claim hands to the report: plain values, no tensors, no storage.
+"""Findings, which the report draws: plain values, no tensors, no storage.
 
 The lab makes findings, the report draws them, and neither knows how the other works. Everything
 here is frozen and holds only strings, numbers and tuples, so a finding can be written to JSON and
@@ -113,7 +113,7 @@ class Comparison:
 
     @property
     def decimals(self) -> int | None:
-        """As many decimals as the interval deserves: one digit of its half, two below 5.
+        """The decimals that the interval supports: one digit of its half width, two below 5.
 
         None where there is no width to tell by.
 

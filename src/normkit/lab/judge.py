@@ -30,7 +30,7 @@ class Judged(NamedTuple):
 
 
 def recorded(config: RunConfig) -> tuple[str, ...]:
-    """What a run's record lists, beside what it was and what was measured under conditions."""
+    """Metrics included in every exported record."""
     figure = task_of(config).figure
     return ("epoch_train_loss", f"epoch_train_{figure}", f"test_{figure}", "test_loss")
 
@@ -123,7 +123,7 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
 
 
 def _knows(claim: Claim, evidence: Evidence) -> bool:
-    """Whether this version plans any of the arms that are there."""
+    """Return True if this version plans any of the arms in the store."""
     plan = claim.plan(cast("Preset", evidence.preset), Available.whole(claim.data))
     return not {arm for arm, _ in plan}.isdisjoint(evidence.arms)
 
@@ -157,7 +157,7 @@ def _images(evidence: Evidence, data: str) -> str:
 
 
 def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
-    """What was trained, read from the runs: each value that occurs, once."""
+    """List the settings of the runs: each value that occurs, once."""
     configs = [planned.run.config for planned in evidence.planned]
 
     def values(name: str) -> str:

@@ -227,7 +227,7 @@ def _holm(p: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
-    """How many seeds would decide in four studies of five, if the effect is what was seen.
+    """Estimate the seeds that would decide in four studies of five, for the observed effect.
 
     Either that the effect is above zero, or that it is below the smallest that matters, whichever
     takes fewer; tested at the level that the first of so many ``parts`` has to meet. The power is
@@ -258,7 +258,7 @@ def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
 def spread_ratios(
     first: Sequence[float], second: Sequence[float], *, resolution: float = 0.0
 ) -> list[float]:
-    r"""How many times the spread is halved from the first sample to the second, pair by pair.
+    r"""Compare two spreads in halvings from the first sample to the second, pair by pair.
 
     The binary logarithm of the ratio of the two standard deviations, taken apart into the
     jackknife's pseudo-values (Miller 1974, Biometrika 61): with :math:`\theta` from all n pairs and

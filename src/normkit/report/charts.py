@@ -34,7 +34,7 @@ _APART = 0.24
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """How one curve is drawn, for its entry in the legend and for the chart alike."""
+    """The look of one curve, in the legend and in the chart."""
 
     label: str
     colour: int
@@ -44,17 +44,17 @@ class Key:
     role: str
     # Whether a cross marks places at which it did not train.
     fails: bool = False
-    # What the legend says after the label.
+    # The words of the legend after the label.
     note: str = ""
 
     @property
     def published(self) -> bool:
-        """Whether the curve is a source's."""
+        """True for a source's curve."""
         return self.role == "published"
 
     @property
     def aside(self) -> str:
-        """What the legend says after the label."""
+        """The words of the legend after the label."""
         return ", ".join(filter(None, ("published" if self.published else "", self.note)))
 
     @property
@@ -130,7 +130,7 @@ def palette(charts: Iterable[Chart]) -> dict[str, int]:
 
 
 def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
-    """How each curve of a chart is drawn."""
+    """Choose colour, sign and stroke of each curve of a chart."""
     seen: Counter[tuple[str, str]] = Counter()
     made = []
     for line in chart.lines:
@@ -238,7 +238,7 @@ def _cells(chart: Chart) -> list[list[tuple[float, Cell]]]:
 
 
 def _places(chart: Chart) -> list[list[float]]:
-    """Where the dots of each line stand: several in one row, one below the other."""
+    """Place the dots of each line: several in one row, one below the other."""
     found = [[x for x, _ in cells] for cells in _cells(chart)]
     count = Counter(x for places in found for x in places)
     seen: Counter[float] = Counter()

@@ -35,7 +35,7 @@ class Interval:
 
 
 def reach(comparisons: Sequence[Comparison]) -> float:
-    """What the edge of the picture stands for, where these comparisons share one scale.
+    """Return the value at the edge of the picture, where these comparisons share one scale.
 
     >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "undecided")])
     2.5
@@ -88,7 +88,7 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 
 
 def remark(comparison: Comparison) -> str:
-    """What is said beside an answer, where the interval alone would mislead or say too little.
+    """Add words to an answer where the interval alone would mislead or say too little.
 
     >>> remark(Comparison("?", "", 0.01, 0.005, 0.015, 5, "not supported", smallest=0.02))
     'above zero, but too small to matter'

@@ -56,7 +56,7 @@ def number(value: object, *, decimals: int | None = None, signed: bool = False) 
 
 
 def decimals(values: Iterable[object]) -> int | None:
-    """How many decimals let the values of a column stand under each other, four digits each.
+    """Choose the decimals with which the values of a column align, four digits each.
 
     None where that is a matter of each value alone: whole numbers, text, very small or large ones.
 

@@ -1,4 +1,4 @@
-"""Where the marks of an axis stand, and how many digits a screen can show."""
+"""Tick marks of an axis, and the digits that a screen can show."""
 
 from __future__ import annotations
 

@@ -26,28 +26,28 @@ class ChartView:
 
     @property
     def banded(self) -> bool:
-        """Whether a curve of the chart has a band."""
+        """True if a curve of the chart has a band."""
         return any(line.low and line.high for line in self.chart.lines)
 
     @property
     def rows(self) -> int:
-        """How many rows a dot plot has; none for a chart over an ordered x."""
+        """The number of rows of a dot plot; 0 for a chart over an ordered x."""
         return len(self.chart.rows) if self.chart.kind == "dots" else 0
 
     @property
     def legend(self) -> bool:
-        """Whether curves need a legend: those of a dot plot whose rows are their names do not."""
+        """True if curves need a legend: those of a dot plot whose rows are their names do not."""
         return not self.rows or {key.label for key in self.keys} != set(self.chart.rows)
 
     @property
     def upright(self) -> tuple[str, bool]:
-        """What stands along the vertical axis, and whether it is logarithmic."""
+        """The label of the vertical axis, and True if it is logarithmic."""
         chart = self.chart
         return (chart.x_label, False) if self.rows else (chart.y_label, chart.y_log)
 
     @property
     def level(self) -> tuple[str, bool]:
-        """What stands along the horizontal axis, and whether it is logarithmic."""
+        """The label of the horizontal axis, and True if it is logarithmic."""
         chart = self.chart
         return (chart.y_label, chart.y_log) if self.rows else (chart.x_label, chart.x_log)
 
@@ -66,12 +66,12 @@ class ClaimView:
 
     @property
     def tested(self) -> int:
-        """How many questions decide, whose chance is told."""
+        """The number of deciding questions with a p-value."""
         return sum(one.decides and one.p is not None for one in self.finding.comparisons)
 
     @property
     def differs(self) -> tuple[str, str] | None:
-        """That the verdict is not the source's, and why that may be; None where it is."""
+        """The words where the verdict is not the source's, with a possible reason; else None."""
         word, why = self.finding.word, self.finding.differs
         if word == "not supported":
             why = f"Why it may be: {why}" if why else "We have no explanation."

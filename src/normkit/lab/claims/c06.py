@@ -37,7 +37,7 @@ WEIGHTS, INPUTS = layers.WEIGHTS, layers.INPUTS
 
 
 def smaller(question: str, measure: Measure, act: str) -> Endpoint:
-    """How much smaller a measure is with BN."""
+    """Ask how much smaller a measure is with BN."""
     change = measure.at(f"{act} {WITHOUT}") - measure.at(f"{act} {WITH}")
     return Endpoint(question, change, matters=0.05)
 

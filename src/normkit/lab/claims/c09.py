@@ -45,7 +45,7 @@ def plan(preset: Preset, available: Available) -> Arms:
 
 
 def removes(arm: str) -> Endpoint:
-    """Whether an optimizer's range of rates is wider than SGD's by a step of the grid."""
+    """Ask whether an optimizer's range of rates is wider than SGD's."""
     return Endpoint(
         f"{arm} removes the choice: by how many decades is its range of rates wider than SGD's?",
         WIDTHS[arm] - WIDTHS[SGD],
@@ -56,7 +56,7 @@ def removes(arm: str) -> Endpoint:
 
 
 def far(arm: str) -> Endpoint:
-    """What an optimizer keeps at many times its customary rate."""
+    """Compare an optimizer with SGD at many times the customary rates."""
     return Endpoint(
         f"At {FAR} times its customary rate, how much higher is training accuracy with {arm} than "
         "with SGD?",

@@ -48,12 +48,12 @@ def norm(**options: float) -> dict[str, Any]:
 
 
 def gain(change: str, measure: Measure = BATCH) -> Quantity:
-    """What a change gains over the default of the same first weights."""
+    """Compare a change with the default of the same first weights."""
     return measure.at(change) - measure.at(CHANGES[change])
 
 
 def endpoint(question: str, change: str, measure: Measure = BATCH) -> Endpoint:
-    """Whether a change gains half a point."""
+    """Ask whether a change gains half a point."""
     return Endpoint(question, gain(change, measure), matters=0.5)
 
 

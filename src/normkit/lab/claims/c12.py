@@ -43,7 +43,7 @@ PLAN = dataclasses.replace(
 
 
 def spread(question: str, measure: Measure, *epochs: int) -> Endpoint:
-    """How many times BN doubles the spread over the seeds, mean of these epochs."""
+    """Compare the spreads over the seeds with BN and without, mean of these epochs."""
     read = [after(measure, epoch) for epoch in epochs]
     return Endpoint(
         question,

@@ -45,7 +45,7 @@ REPAIRED = last("test_psnr", "test PSNR, population statistics", DB, under=final
 
 
 def gain(arm: str, against: str) -> Endpoint:
-    """How much higher one arm's PSNR is than another's."""
+    """Compare the PSNR of two arms."""
     return Endpoint(
         f"How much higher is test PSNR with {arm} than with {against}?",
         PSNR.at(arm) - PSNR.at(against),

@@ -65,7 +65,7 @@ def plan(preset: Preset, available: Available) -> Arms:
 
 
 def points(arm: str) -> Endpoint:
-    """What population statistics give back."""
+    """Ask how many points population statistics give back."""
     return Endpoint(
         f"Points: how much higher is {arm}'s last test accuracy with population statistics?",
         RECALIBRATED.at(arm) - TEST.at(arm),
@@ -74,7 +74,7 @@ def points(arm: str) -> Endpoint:
 
 
 def noise(arm: str) -> Endpoint:
-    """How much of the spread over the seeds they take away."""
+    """Ask how much of the spread over the seeds they remove."""
     return Endpoint(
         f"Noise: how many times is {arm}'s standard deviation over the seeds halved?",
         halved([(TEST.at(arm), RECALIBRATED.at(arm))], one_image(arm)),

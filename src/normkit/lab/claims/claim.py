@@ -1,4 +1,4 @@
-"""What a claim is: words, a plan of runs, and a way to judge them.
+"""Claims: words, a plan of runs, and a way to judge them.
 
 A claim's file holds all of it: where the claim comes from, what was published, what is predicted,
 which arms are trained at each preset, what is measured, which endpoint decides and why, and what
@@ -63,7 +63,7 @@ class Available:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much a preset trains: seeds, images, epochs."""
+    """The scale of a preset: seeds, images, epochs."""
 
     seeds: int
     train: int
@@ -114,7 +114,7 @@ class Evidence:
         ]
 
     def coverage(self, pairs: int) -> str:
-        """How much of what was planned the result rests on, for a sentence.
+        """Say how many of the planned seeds a result rests on.
 
         >>> Evidence("quick", ()).coverage(0)
         '0 seeds'
@@ -125,10 +125,10 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What a claim makes of its evidence.
+    """The result of judging a claim's evidence.
 
     All of ``decides`` must hold for the claim to be supported;
-    :func:`normkit.lab.verdicts.decide` finds the word. ``information`` is compared in the same way
+    :func:`normkit.lab.verdicts.decide` gives the verdict. ``information`` is compared in the same way
     and decides nothing.
     """
 

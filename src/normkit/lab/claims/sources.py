@@ -18,7 +18,7 @@ class Source:
     url: str = ""
 
     def says(self, figures: str, where: str = "", url: str = "") -> Reference:
-        """What it states, and in which part or of which network.
+        """Make the reference for a statement, with the part or the network it is about.
 
         >>> IOFFE.says("an argument; no figures", "§3.3").source
         'Ioffe & Szegedy 2015, Batch Normalization, §3.3'

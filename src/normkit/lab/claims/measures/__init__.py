@@ -1,1 +1,1 @@
-"""What the odd claims read off their runs."""
+"""Measures of single claims, with their charts and tables."""

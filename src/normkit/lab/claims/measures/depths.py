@@ -45,7 +45,7 @@ PUBLISHED: Mapping[tuple[str, str], Mapping[int, float]] = {
 
 
 def layers(run: Run) -> int:
-    """How many layers a network has, as its name says."""
+    """Return the number of layers that a network has in its name."""
     return int(run.config.model.removeprefix("resnet"))
 
 
@@ -58,7 +58,7 @@ def depths(evidence: Evidence) -> list[int]:
 
 
 def rise(arm: str, measure: Measure = ERROR) -> Quantity:
-    """How much higher an arm's error is at the greatest depth than at the smallest."""
+    """Subtract an arm's error at the smallest depth from that at the greatest."""
 
     def at(end: int) -> Quantity:
         return Quantity(

@@ -26,7 +26,7 @@ STEP = 1 / 3  # of a decade, from one rate to the next
 
 
 def trains(run: Run) -> bool:
-    """Whether the training loss of the last epoch is clearly below that of guessing."""
+    """Return True if the training loss of the last epoch is clearly below that of guessing."""
     loss = TRAIN_LOSS.read(run)
     return loss is not None and loss < 0.9 * CHANCE_LOSS
 

@@ -1,4 +1,4 @@
-"""Which learning rates work with which optimizer, and how wide a range of them."""
+"""Ranges of learning rates that work, by optimizer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
 }
 CUSTOMARY = {SGD: 0.1, ADADELTA: 1.0, RMSPROP: 0.001}
 WORKS = 0.05
-"""How far below the best rate's accuracy a rate still works, as a share."""
+"""The distance below the best rate's accuracy at which a rate still works, as a share."""
 
 
 def working(accuracy: Mapping[float, float]) -> list[float]:
@@ -66,7 +66,7 @@ def working(accuracy: Mapping[float, float]) -> list[float]:
 
 
 def _range(arm: str, grid: Sequence[float]) -> Quantity:
-    """How many decades of an optimizer's rates work, of seeds that have the whole grid."""
+    """Measure the range of an optimizer's rates in decades, for seeds that have the whole grid."""
 
     def by_seed(evidence: Evidence) -> Mapping[int, float]:
         widths = {}

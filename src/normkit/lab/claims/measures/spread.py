@@ -1,4 +1,4 @@
-"""How many times a spread over the seeds is halved, as a quantity of each seed."""
+"""Ratios of spreads over the seeds, as a quantity of each seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: parts of it, with PyTorch's layers and normkit's."""
+"""Time of a training step by kind of layer, with PyTorch's layers and normkit's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MS = Unit("ms", 1e3, digits=2)
 
 
 def seconds(run: Run, side: str, kind: str) -> float:
-    """What a kind of layer takes of a step: forward, backward and, of the rest, the update."""
+    """Sum the seconds of a kind of layer: forward, backward and, of the rest, the update."""
     parts = ("forward", "backward", "update")
     return sum(run.last(f"{side}_{kind}_{part}") or 0.0 for part in parts)
 
 
 def share(side: str, kind: str) -> Measure:
-    """The same as a share of the step."""
+    """Measure a kind of layer's share of the step."""
 
     def read(run: Run) -> float | None:
         step = run.last(f"{side}_step")
@@ -60,7 +60,7 @@ def by_repetition(measure: Measure) -> Quantity:
 
 
 def parts_chart(arm: str) -> Dots:
-    """Where the time of a network's step goes, with both sides' layers."""
+    """Draw the time of a network's step by kind of layer, for both sides."""
 
     def part(side: str, kind: str) -> Quantity:
         return Measure("", lambda run: seconds(run, side, kind), MS).at(arm)

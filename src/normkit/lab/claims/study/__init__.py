@@ -1,8 +1,8 @@
-"""The vocabulary of a claim: what is read off its runs, what decides, what is drawn.
+"""The vocabulary of a claim: plans, measures, endpoints, charts, tables.
 
 A claim is declared with these words; :func:`define` makes the plan and the judge of it that the lab
-knows. What is said here is typed nowhere else: the unit of a printed figure, the decision in
-words, which intervals they are, how many seeds there were, the text under a chart.
+knows. Derived from the declarations, and typed nowhere: the unit of a printed figure, the
+decision in words, the kind of interval, the number of seeds, the text under a chart.
 """
 
 from normkit.lab.claims.claim import Scale

@@ -19,7 +19,7 @@ from normkit.lab.verdicts import interval
 __all__ = ["Band", "Curves", "Dots", "Series", "along", "along_steps", "by_setting", "published"]
 
 Band = Literal["interval", "range", "geometric", "deviation", "none"]
-"""What stands for several runs: the mean with its 95 % interval; the median, from the least to the
+"""The summary of several runs: the mean with its 95 % interval; the median, from the least to the
 greatest, where spread itself is the subject; the geometric mean, of decimal logarithms; the
 standard deviation; or the mean alone."""
 

@@ -1,4 +1,4 @@
-"""Endpoints: which difference answers a question, and from what size on it matters."""
+"""Endpoints: questions, the differences that answer them, and the sizes that matter."""
 
 from __future__ import annotations
 

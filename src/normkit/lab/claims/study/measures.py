@@ -1,4 +1,4 @@
-"""Measures: what is read off one run, as one number and as a curve along training."""
+"""Measures: one number of a run, and its curve along training."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _less(first: float | None, second: float | None) -> float | None:
 
 
 def last(metric: str, name: str, unit: Unit = PERCENT, under: Under = None) -> Measure:
-    """The value of a metric after the last epoch, under a condition if one is named."""
+    """Measure a metric after the last epoch, under a condition if one is named."""
 
     def key(run: Run) -> str | None:
         condition = under(run) if callable(under) else under
@@ -163,7 +163,7 @@ def quarter(measure: Measure, name: str, *, late: bool = True) -> Measure:
 
 
 def learned(arm: str) -> Callable[[Evidence], bool]:
-    """Whether more than half of an arm's runs learned something.
+    """Require that more than half of an arm's runs learned something.
 
     An arm at chance level everywhere trivially loses nothing and has no gap, so a question about
     that stays undecided.

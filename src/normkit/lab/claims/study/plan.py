@@ -1,4 +1,4 @@
-"""Plans: which runs a claim has, as arms that differ in what they say and in nothing else."""
+"""Plans: the runs of a claim, as arms that differ in what they say and in nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ON_AND_OFF: Mapping[str, Fields] = {WITH: {"norm": BN}, WITHOUT: {"norm": "none"
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """What a field of a plan may depend on: the preset, the data, and how many images are used."""
+    """The argument of a field that is a function: the preset, the data, the images used."""
 
     preset: Preset
     data: Available

@@ -1,4 +1,4 @@
-"""Quantities: one number of each seed, and their differences, which is what a claim decides."""
+"""Quantities: one number of each seed, and their differences, on which claims are decided."""
 
 from __future__ import annotations
 

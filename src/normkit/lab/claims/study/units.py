@@ -1,4 +1,4 @@
-"""Units: what a number that a run stored is printed in."""
+"""Units in which stored numbers are printed."""
 
 from __future__ import annotations
 

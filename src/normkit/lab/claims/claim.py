@@ -128,8 +128,8 @@ class Judgement:
     """The result of judging a claim's evidence.
 
     All of ``decides`` must hold for the claim to be supported;
-    :func:`normkit.lab.verdicts.decide` gives the verdict. ``information`` is compared in the same way
-    and decides nothing.
+    :func:`normkit.lab.verdicts.decide` gives the verdict. ``information`` is compared in the same
+    way and decides nothing.
     """
 
     sentence: str

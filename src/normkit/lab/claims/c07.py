@@ -1,8 +1,7 @@
 """C7: γ and β give back the capacity that normalising takes.
 
 Capacity is what a network can fit, so LeNet-5 sees few images many times, at a rate that falls to
-nothing, and its training loss decides. The source says it of BN and not of sigmoid alone, so both
-activations must show it.
+nothing, and its training loss decides. The source says it of BN, so both activations must show it.
 
 Pilot runs (seed 100, not used for the verdict): eight. The first four, of 10,000 images in six
 epochs at a constant rate, measured how fast a network learns rather than what it can fit, so fewer
@@ -70,8 +69,7 @@ CLAIM = define(
         },
         arms={
             **{f"{act}, {form}": ACTS[act] | FORMS[form] for act in ACTS for form in FORMS},
-            # With sigmoid it hardly learns (C5), so its loss would say nothing.
-            PLAIN: ACTS["ReLU"] | {"norm": "none"},
+            PLAIN: ACTS["ReLU"] | {"norm": "none"},  # with sigmoid it hardly learns: C5
         },
         base={
             "model": "lenet5",
@@ -136,8 +134,7 @@ CLAIM = define(
     setup=(("inputs", "of the nonlinearities after the two convolutions, after γ and β"),),
     demo=False,
     differs="The source speaks of what a layer can represent, which is not the same as what "
-    "training finds. After each normalizer here comes another layer with weights and a bias of its "
-    "own: with ReLU, which passes a positive factor on, the next weights can do all that γ does, "
-    "and what is left of the argument is β. And a normalised input is not confined to a sigmoid's "
-    "linear part: its tails reach beyond it.",
+    "training finds. After each normalizer comes another layer with weights and a bias: with ReLU, "
+    "which passes a positive factor on, the next weights can do all that γ does, which leaves β. "
+    "And a normalised input is not confined to a sigmoid's linear part: its tails reach beyond.",
 )

@@ -20,7 +20,7 @@ from normkit.lab.store import Store
 NORMKIT = [sys.executable, "-m", "normkit.cli.main"]
 
 
-def test_an_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+def test_error_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "lab.sqlite").write_bytes(b"no database at all " * 100)
     for arguments in (
         ("run", "C99"),
@@ -47,7 +47,7 @@ def test_lists(tiny: Claim, tmp_path: Path) -> None:
     assert "There is no store" in done.stdout
 
 
-def test_a_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
+def test_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
     store, page = tmp_path / "lab.sqlite", tmp_path / "report.html"
     run = ["lab", "run", "--store", str(store), "--report", str(page), "--workers", "2"]
     done = CliRunner().invoke(app, run)
@@ -79,7 +79,7 @@ def test_a_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
     assert json.loads(done.stdout)[0]["last"]["preset"] == "quick"
 
 
-def test_a_report_without_runs_is_refused(tiny: Claim, tmp_path: Path) -> None:
+def test_report_without_runs_is_refused(tiny: Claim, tmp_path: Path) -> None:
     Store(tmp_path / "lab.sqlite").close()
     done = CliRunner().invoke(app, ["lab", "report", "--store", str(tmp_path / "lab.sqlite")])
     assert done.exit_code == 2
@@ -87,7 +87,7 @@ def test_a_report_without_runs_is_refused(tiny: Claim, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_prints_command_to_resume(tmp_path: Path) -> None:
     store = tmp_path / "lab.sqlite"
     process = subprocess.Popen(
         [*NORMKIT, "lab", "run", "C5", "--store", str(store), "--workers", "1"],

@@ -63,7 +63,7 @@ def recorded(path: Path) -> tuple[dict[tuple[str, str, int], float | None], dict
 
 
 @pytest.mark.parametrize("size", [700, 1700])
-def test_a_full_disk_loses_nothing_and_the_next_call_goes_on(
+def test_full_disk_loses_nothing_and_the_next_call_resumes(
     tiny: Claim, disk: Resize, tmp_path: Path, size: int
 ) -> None:
     store = disk(size) / "lab.sqlite"
@@ -90,7 +90,7 @@ def test_a_full_disk_loses_nothing_and_the_next_call_goes_on(
     assert {point: after[point] for point in before} == before
 
 
-def test_a_disk_without_room_for_a_store(tiny: Claim, disk: Resize, tmp_path: Path) -> None:
+def test_disk_without_room_for_a_store(tiny: Claim, disk: Resize, tmp_path: Path) -> None:
     store = disk(8) / "lab.sqlite"
     run = ["lab", "run", "C5", "--store", str(store), "--report", str(tmp_path / "page.html")]
     done = CliRunner().invoke(app, run)

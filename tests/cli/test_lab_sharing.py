@@ -104,7 +104,7 @@ def test_each_run_is_read_and_judged_once(
     assert set(reads.values()) == {1}
 
 
-def test_the_last_verdict_is_the_claims_own_and_not_the_stores(tmp_path: Path) -> None:
+def test_last_verdict_is_the_claims_own_and_not_the_stores(tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     fill(path, "full", 0.5)
     with Store(path) as opened:
@@ -116,7 +116,7 @@ def test_the_last_verdict_is_the_claims_own_and_not_the_stores(tmp_path: Path) -
     assert row(path)["last"]["word"] == "supported"
 
 
-def test_a_store_that_does_not_say_which_preset_was_last_is_asked_for_its_runs(
+def test_last_preset_of_older_store_is_that_of_its_last_run(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "lab.sqlite"

@@ -22,7 +22,7 @@ def _refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("command", [("run", "--report"), ("report", "--out")])
-def test_the_store_is_not_a_place_for_the_report(command: tuple[str, str], tmp_path: Path) -> None:
+def test_report_does_not_overwrite_store(command: tuple[str, str], tmp_path: Path) -> None:
     store = tmp_path / "lab.sqlite"
     Store(store).close()
     before = store.read_bytes()
@@ -32,7 +32,7 @@ def test_the_store_is_not_a_place_for_the_report(command: tuple[str, str], tmp_p
 
 
 @pytest.mark.parametrize("start", ["", "<!doctype html><html><title>Mine</title>"])
-def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, start: str) -> None:
+def test_file_that_is_no_report_is_left_alone(tmp_path: Path, start: str) -> None:
     thesis = tmp_path / "thesis.html"
     thesis.write_text(f"{start}three years of work")
     said = _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(thesis))
@@ -41,7 +41,7 @@ def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, start: str) -> N
     assert not (tmp_path / "s").exists()
 
 
-def test_an_unwritable_report_costs_no_training(tmp_path: Path) -> None:
+def test_unwritable_report_fails_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     report = tmp_path / "file" / "report.html"
     said = _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(report))
@@ -55,7 +55,7 @@ def test_missing_data_leaves_no_store(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "s").exists()
 
 
-def test_a_study_of_the_whole_data_is_not_begun_anew_with_the_subset(tmp_path: Path) -> None:
+def test_study_of_full_data_is_not_restarted_with_subset(tmp_path: Path) -> None:
     subset = data.load("fashion-mnist", offline=True)
     whole = dataclasses.replace(subset, subset=False)
     subset = dataclasses.replace(subset, subset=True)

@@ -79,7 +79,7 @@ def test_equal_stores_agree_in_all(fill: Any, compared: Any) -> None:
     assert f"torch {machine.versions()['torch']}" in found.sides[1].versions[0]
 
 
-def test_a_verdict_that_differs_comes_first_and_the_one_sided_last(
+def test_verdict_that_differs_comes_first_and_the_one_sided_last(
     fill: Any, compared: Any, tmp_path: Path
 ) -> None:
     for name, values in ((FIRST, helps), (SECOND, helps_not)):
@@ -100,7 +100,7 @@ def test_a_verdict_that_differs_comes_first_and_the_one_sided_last(
     assert all(effect.first is None and effect.overlap is None for effect in alone.effects)
 
 
-def test_how_far_the_last_figures_of_equal_runs_are_apart(fill: Any, compared: Any) -> None:
+def test_differences_of_last_figures_of_equal_runs(fill: Any, compared: Any) -> None:
     fill(FIRST, "quick", helps)
     fill(SECOND, "quick", lambda arm, run: helps(arm, run) + (run.seed == 1) / 100 * (run.lr > 0))
     found = compared()

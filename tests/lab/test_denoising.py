@@ -51,7 +51,7 @@ def stop_after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked, True)
 
 
-def test_what_is_measured(make: Make, dataset: data.Dataset, make_log: Any) -> None:
+def test_epoch_and_step_metrics(make: Make, dataset: data.Dataset, make_log: Any) -> None:
     log = make_log()
     config = make(epochs=3)
     outcome = train(config, dataset, log)
@@ -86,7 +86,7 @@ def test_one_epoch_by_hand(make: Make, dataset: data.Dataset, make_log: Any) -> 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 @pytest.mark.parametrize("norm", ["half-instance", "batch"])
-def test_a_stopped_run_goes_on_to_the_same_last_bit(
+def test_stopped_run_resumes_bit_for_bit(
     make: Make, dataset: data.Dataset, make_log: Any, stop: int, norm: str
 ) -> None:
     population = (POPULATION,) if norm == "batch" else ()
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_to_the_same_last_bit(
     assert parts.metrics == whole.metrics
 
 
-def test_a_run_that_explodes_counts_as_the_noisy_image(
+def test_exploding_denoiser_counts_as_noisy_image(
     make: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     log = make_log()
@@ -116,9 +116,7 @@ def test_a_run_that_explodes_counts_as_the_noisy_image(
     assert log.metrics["test_loss", 8] is None
 
 
-def test_a_run_that_learns_nothing_is_a_result(
-    make: Make, dataset: data.Dataset, make_log: Any
-) -> None:
+def test_run_at_chance_level_is_a_result(make: Make, dataset: data.Dataset, make_log: Any) -> None:
     log = make_log()
     outcome = train(make(norm="none", optimizer="sgd", lr=1e-12), dataset, log)
     assert (outcome.diverged_step, outcome.step) == (0, STEPS)
@@ -149,14 +147,16 @@ def test_population_statistics_are_those_of_noisy_images(make: Make, dataset: da
 @pytest.mark.parametrize(
     "wrong", [{"model": "lenet5", "model_options": ()}, {"task": "classification", "noise": 0.0}]
 )
-def test_a_model_must_give_what_the_task_needs(
+def test_model_must_give_what_the_task_needs(
     make: Make, dataset: data.Dataset, make_log: Any, wrong: dict[str, Any]
 ) -> None:
     with pytest.raises(OptionError, match="a model that outputs"):
         train(make(**wrong), dataset, make_log())
 
 
-def test_a_run_in_one_line(make: Make, make_config: Make, store: Store, write_run: Any) -> None:
+def test_describe_run_in_one_line(
+    make: Make, make_config: Make, store: Store, write_run: Any
+) -> None:
     for config, metrics, words in (
         (make(), {"test_psnr": [20.0, 27.123]}, "test PSNR 27.12 dB"),
         (make(seed=1), {"epoch_train_loss": [1.0, 1.0]}, "no test psnr"),

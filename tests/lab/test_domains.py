@@ -52,7 +52,7 @@ def trained(config: RunConfig, images: torch.Tensor) -> nn.Module:
     return model
 
 
-def test_in_sgd_a_model_that_knows_domains_gets_each_part_by_itself(
+def test_domain_model_trains_on_each_domain_separately(
     make_config: Make, images: torch.Tensor
 ) -> None:
     config = make_config(domains="negatives", **SPECIFIC)
@@ -69,14 +69,16 @@ def test_in_sgd_a_model_that_knows_domains_gets_each_part_by_itself(
     assert (means[0] - means[1]).abs().max() > 0.1  # type: ignore[index, operator]
 
 
-def test_in_sgd_any_other_model_gets_both_together(make_config: Make, images: torch.Tensor) -> None:
+def test_other_model_trains_on_both_domains_together(
+    make_config: Make, images: torch.Tensor
+) -> None:
     config = make_config(domains="negatives", **SHARED)
     model = trained(config, images)
     other = copy.deepcopy(model)
     assert torch.equal(forward(config, model, images), other(images))
 
 
-def test_the_test_is_the_mean_of_both_domains(
+def test_test_is_the_mean_of_both_domains(
     make_config: Make, small: data.Dataset, images: torch.Tensor
 ) -> None:
     config = make_config(domains="negatives", **SPECIFIC)
@@ -143,7 +145,7 @@ def test_merged_statistics_are_those_of_all_values(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fields", [SHARED, SPECIFIC], ids=["shared", "specific"])
-def test_the_model_stays_as_it_was(
+def test_model_stays_as_it_was(
     make_config: Make, small: data.Dataset, images: torch.Tensor, name: str, fields: dict[str, Any]
 ) -> None:
     config = make_config(domains="negatives", **fields)
@@ -170,7 +172,7 @@ def test_shared_and_specific_statistics_differ(
         assert shared != specific
 
 
-def test_a_model_without_phases_is_tested_on_both_domains(
+def test_model_without_phases_is_tested_on_both_domains(
     make_config: Make, small: data.Dataset, images: torch.Tensor
 ) -> None:
     config = make_config(domains="negatives", norm="group")

@@ -28,7 +28,7 @@ def split(dataset: data.Dataset) -> data.Split:
     return dataset.train.take(256, seed=0)
 
 
-def test_an_epoch_has_its_composition(make_config: Make, split: data.Split) -> None:
+def test_epoch_has_its_composition(make_config: Make, split: data.Split) -> None:
     batches = list(epoch_batches(make_config(composition=PAIRS), split, 0))
     assert [len(labels) for _, labels in batches] == [64] * 4
     for _, labels in batches:
@@ -46,7 +46,7 @@ def test_without_composition_an_epoch_is_what_it_always_was(
     assert all(torch.equal(a[0], b[0]) for a, b in zip(mine, plain, strict=True))
 
 
-def test_an_epoch_on_domains_has_each_image_in_both(make_config: Make, split: data.Split) -> None:
+def test_epoch_on_domains_has_each_image_in_both(make_config: Make, split: data.Split) -> None:
     plain = list(epoch_batches(make_config(), split, 0))
     both = list(epoch_batches(make_config(domains="negatives"), split, 0))
     for (images, labels), (twice, named) in zip(plain, both, strict=True):
@@ -73,7 +73,7 @@ def test_an_epoch_on_domains_has_each_image_in_both(make_config: Make, split: da
     ],
     ids=["composed", "mixed", "shared", "specific"],
 )
-def test_a_stopped_run_goes_on_to_the_same_last_bit(
+def test_stopped_run_resumes_bit_for_bit(
     make_config: Make, dataset: data.Dataset, make_log: Any, fields: dict[str, Any], stop: int
 ) -> None:
     config = make_config(size=16, momentum=0.9, **fields)
@@ -107,7 +107,7 @@ def test_under_composed_each_group_is_a_batch(
 
 
 @pytest.mark.slow
-def test_batch_normalization_learns_to_read_the_composition(
+def test_batch_norm_learns_from_composition(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     log = make_log()

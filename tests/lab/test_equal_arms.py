@@ -84,7 +84,7 @@ def test_known_difference_is_found_as_often_as_theory_says(
     assert found.count("supported") / len(found) == pytest.approx(float(power), abs=0.08)
 
 
-def test_the_recorded_difference_is_found(synthetic: Synthetic) -> None:
+def test_recorded_difference_is_found(synthetic: Synthetic) -> None:
     rng = np.random.default_rng(7)
     found = []
     for _ in range(100):

@@ -75,7 +75,7 @@ def test_final_evaluations_come_after_the_last_epoch_only(
     assert steps["test_loss@batch-50"] == [8]
 
 
-def test_a_stopped_run_is_evaluated_the_same(
+def test_stopped_run_has_equal_evaluations(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     config = make_config(evaluations=CONDITIONS)
@@ -123,9 +123,7 @@ def test_model_and_generators_stay_as_they_were(
     assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_an_evaluation_that_fails_leaves_the_model_too(
-    make_config: Make, small: data.Dataset
-) -> None:
+def test_failed_evaluation_restores_model(make_config: Make, small: data.Dataset) -> None:
     config = make_config(norm="batch")
     model = trained(config, small)
     before = copy.deepcopy(model.state_dict())
@@ -164,7 +162,7 @@ def test_under_population_the_layers_use_the_training_images(
     assert loss != pytest.approx(evaluate(model, small.test, config)[1], rel=0.01)
 
 
-def test_under_train_the_training_images_are_scored_without_the_noise_of_training(
+def test_under_train_scores_training_images_without_noise(
     make_config: Make, small: data.Dataset
 ) -> None:
     config = make_config(model="alexnet", norm="batch", model_options=(("dropout", 0.5),))
@@ -178,7 +176,7 @@ def test_under_train_the_training_images_are_scored_without_the_noise_of_trainin
     assert loss != evaluate(model, small.test, config)[1]
 
 
-def test_a_broken_model_counts_as_guessing(make_config: Make, small: data.Dataset) -> None:
+def test_broken_model_counts_at_chance(make_config: Make, small: data.Dataset) -> None:
     config = make_config(norm="batch")
     model = trained(config, small)
     with torch.no_grad():
@@ -187,9 +185,7 @@ def test_a_broken_model_counts_as_guessing(make_config: Make, small: data.Datase
     assert found == {"test_accuracy@batch-50": 0.1, "test_loss@batch-50": None}
 
 
-def test_values_that_grow_beyond_all_numbers_count_as_guessing(
-    make_config: Make, small: data.Dataset
-) -> None:
+def test_overflowing_values_count_at_chance(make_config: Make, small: data.Dataset) -> None:
     config = make_config(norm="batch")
     model = trained(config, small)
     with torch.no_grad():  # finite, and what it gives is not
@@ -198,7 +194,7 @@ def test_values_that_grow_beyond_all_numbers_count_as_guessing(
     assert found == {"test_accuracy@population-200-50": 0.1, "test_loss@population-200-50": None}
 
 
-def test_a_run_that_explodes_counts_as_guessing_under_each_condition(
+def test_exploding_run_counts_at_chance_under_each_condition(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     log = make_log()

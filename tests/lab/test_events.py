@@ -58,7 +58,7 @@ def test_tensorboard_reads_what_the_store_has(filled: Path, tmp_path: Path) -> N
             assert {each.wall_time for each in scalars} == {planned.run.finished}
 
 
-def test_no_file_is_named_after_this_machine(filled: Path, tmp_path: Path) -> None:
+def test_no_event_file_names_this_machine(filled: Path, tmp_path: Path) -> None:
     with Store(filled, read_only=True) as store:
         folders = events.write(store, tmp_path / "events")
     for folder in folders:
@@ -66,7 +66,7 @@ def test_no_file_is_named_after_this_machine(filled: Path, tmp_path: Path) -> No
         assert socket.gethostname() not in file.name
 
 
-def test_the_description_is_there_as_hyperparameters(filled: Path, tmp_path: Path) -> None:
+def test_description_is_there_as_hyperparameters(filled: Path, tmp_path: Path) -> None:
     with Store(filled, read_only=True) as store:
         *_, last = events.write(store, tmp_path / "events")
     content = read(last).summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -91,7 +91,7 @@ def test_what_was_not_measured_is_left_out(
     assert "never" not in found.Tags()["scalars"]
 
 
-def test_a_second_call_replaces_the_first(filled: Path, tmp_path: Path) -> None:
+def test_second_call_replaces_the_first(filled: Path, tmp_path: Path) -> None:
     out = tmp_path / "events"
     with Store(filled, read_only=True) as store:
         for _ in range(2):
@@ -109,7 +109,7 @@ def test_event_files_from_elsewhere_are_left_alone(filled: Path, tmp_path: Path)
     assert [*(tmp_path / "events").rglob("events.*")] == [foreign]
 
 
-def test_arms_whose_names_differ_only_in_signs_stay_apart(
+def test_arms_with_similar_names_get_separate_folders(
     tmp_path: Path, make_config: Make, write_run: Any
 ) -> None:
     with Store(tmp_path / "lab.sqlite") as store:

@@ -76,7 +76,7 @@ def read(folder: Path, name: str, kind: Format) -> list[dict[str, Any]]:
 
 
 @kinds
-def test_what_is_written_is_what_the_store_has(filled: Path, tmp_path: Path, kind: Format) -> None:
+def test_export_matches_store(filled: Path, tmp_path: Path, kind: Format) -> None:
     out = tmp_path / "new" / "folder"
     with Store(filled, read_only=True) as store:
         counts = write(store, out, kind)
@@ -160,7 +160,7 @@ def test_every_field_of_a_run_has_a_column_of_its_type() -> None:
         assert columns.field(field.name).type == types.get(str(field.type), pa.string())
 
 
-def test_a_large_table_goes_in_pieces(
+def test_large_table_is_written_in_batches(
     filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from normkit.lab import export
@@ -192,7 +192,7 @@ def test_only_files_of_an_export_are_replaced(filled: Path, tmp_path: Path) -> N
 
 
 @kinds
-def test_an_export_that_breaks_off_changes_nothing_and_can_be_repeated(
+def test_interrupted_export_changes_nothing(
     filled: Path, tmp_path: Path, kind: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -227,9 +227,7 @@ def test_tables_are_of_one_moment(filled: Path, tmp_path: Path, make_config: Mak
     assert [tuple(row.values()) for row in read(out, "parts", "csv")] == before
 
 
-def test_an_export_tells_nothing_of_where_it_was_made(
-    filled: Path, tmp_path: Path, make_config: Make
-) -> None:
+def test_export_does_not_name_its_machine(filled: Path, tmp_path: Path, make_config: Make) -> None:
     out = tmp_path / "out"
     with Store(filled) as store:
         config = make_config(seed=70)
@@ -251,13 +249,13 @@ def test_an_export_tells_nothing_of_where_it_was_made(
         assert socket.gethostname() not in file.read_text()
 
 
-def test_a_folder_that_is_a_file_is_refused(filled: Path, tmp_path: Path) -> None:
+def test_folder_that_is_a_file_is_refused(filled: Path, tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with Store(filled, read_only=True) as store, pytest.raises(StoreError, match="--out"):
         write(store, tmp_path / "out", "csv")
 
 
-def test_an_empty_store_has_empty_tables(tmp_path: Path) -> None:
+def test_empty_store_has_empty_tables(tmp_path: Path) -> None:
     Store(tmp_path / "lab.sqlite").close()
     with Store(tmp_path / "lab.sqlite", read_only=True) as store:
         for kind in FORMATS:

@@ -70,7 +70,7 @@ def test_statistics_stay_while_weights_learn(
 
 @pytest.mark.parametrize("stop", [3, 4, 5, 6, 9])
 @pytest.mark.parametrize("norm", ["torch-batch", "batch"])
-def test_a_stopped_run_goes_on_to_the_same_last_bit(
+def test_stopped_run_resumes_bit_for_bit(
     make_config: Make, dataset: data.Dataset, make_log: Any, norm: str, stop: int
 ) -> None:
     config = make_config(norm=norm, lr=0.01, epochs=3, frozen_epochs=2)
@@ -83,7 +83,7 @@ def test_a_stopped_run_goes_on_to_the_same_last_bit(
     assert parts.metrics == whole.metrics
 
 
-def test_until_the_phase_the_run_is_as_without(
+def test_run_is_unchanged_before_frozen_phase(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     plain, frozen = make_log(), make_log()
@@ -97,7 +97,7 @@ def test_until_the_phase_the_run_is_as_without(
     assert frozen.metrics["test_accuracy", 12] != plain.metrics["test_accuracy", 12]
 
 
-def test_a_run_without_statistics_to_hold_has_diverged(
+def test_run_without_finite_statistics_has_diverged(
     make_config: Make, dataset: data.Dataset, make_log: Any, models: list[nn.Module]
 ) -> None:
     def spoil() -> bool:  # as a step does whose gradient is not finite, and whose loss was

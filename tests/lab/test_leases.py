@@ -64,7 +64,7 @@ def test_two_processes_never_take_the_same_run(store: Store, make_config: Make) 
     assert all(acquire(store, key) for key in keys)
 
 
-def test_a_silent_owner_elsewhere_is_overtaken_and_finds_out(
+def test_silent_remote_owner_loses_lease(
     store: Store, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config()
@@ -98,7 +98,7 @@ def test_a_silent_owner_elsewhere_is_overtaken_and_finds_out(
     assert second.resume() == b"state"
 
 
-def test_a_heartbeat_keeps_the_lease(
+def test_heartbeat_keeps_lease(
     store: Store, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.02)
@@ -129,7 +129,7 @@ def test_results_are_not_taken_again(store: Store, make_config: Make) -> None:
     assert left == 0
 
 
-def test_a_run_begun_with_another_version_is_begun_anew(store: Store, make_config: Make) -> None:
+def test_run_of_another_version_restarts(store: Store, make_config: Make) -> None:
     config = make_config()
     store.add(config)
     for torch, kept in (("2.0", 3), ("2.0", 3), ("2.1", None)):

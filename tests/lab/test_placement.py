@@ -50,7 +50,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("made_up")
-def test_everything_of_a_run_is_on_its_device(
+def test_all_tensors_of_a_run_are_on_its_device(
     fields: dict[str, Any], make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     config, log = make_config(**fields), make_log()
@@ -61,7 +61,7 @@ def test_everything_of_a_run_is_on_its_device(
 
 
 @pytest.mark.usefixtures("made_up")
-def test_a_batch_that_is_left_behind_is_found(
+def test_batch_on_wrong_device_raises(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for forgotten in ("shard_batch", "to_device"):
@@ -75,7 +75,7 @@ def test_a_batch_that_is_left_behind_is_found(
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
-def test_a_checkpoint_goes_on_on_another_device(make_config: Make) -> None:
+def test_checkpoint_resumes_on_another_device(make_config: Make) -> None:
     config = make_config(optimizer="adam")
     model = build_model(config, in_channels=1, classes=10)
     optimizer = build_optimizer(config, model)
@@ -90,7 +90,7 @@ def test_a_checkpoint_goes_on_on_another_device(make_config: Make) -> None:
     assert devices == {"meta"}
 
 
-def test_the_place_is_noted_beside_the_run(store: Store, make_config: Make) -> None:
+def test_place_is_noted_beside_the_run(store: Store, make_config: Make) -> None:
     config = make_config()
     store.add(config)
     argument = worker.argument(store.path, config.key)
@@ -103,7 +103,7 @@ def test_the_place_is_noted_beside_the_run(store: Store, make_config: Make) -> N
     assert str(Placement()) == ""
 
 
-def test_a_place_is_in_force_inside_its_block() -> None:
+def test_placement_is_current_inside_block() -> None:
     place = Placement("meta")
     with use_placement(place):
         assert current_placement() is place
@@ -111,7 +111,7 @@ def test_a_place_is_in_force_inside_its_block() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there(store: Store, make_config: Make) -> None:
+def test_missing_device_raises(store: Store, make_config: Make) -> None:
     with pytest.raises(OptionError, match="sees none"):
         find_device("cuda")
     with pytest.raises(OptionError, match="sees none"):

@@ -72,7 +72,7 @@ def test_unknown_probes_are_refused(make_config: Make) -> None:
         pass
 
 
-def test_layers_are_read_as_calculated() -> None:
+def test_layer_probe_matches_calculation() -> None:
     first, last = nn.Linear(2, 3), nn.Linear(3, 1)
     model = nn.Sequential(first, nn.BatchNorm1d(3), nn.Sigmoid(), last).double()
     x = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def test_layers_are_read_as_calculated() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_layer_called_twice_is_read_over_both_calls() -> None:
+def test_layer_called_twice_is_read_over_both_calls() -> None:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 2.0)
     with probe("layers", nn.Sequential(layer)) as reading:

@@ -79,14 +79,14 @@ def test_reading_leaves_no_trace(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["lab.sqlite"]
 
 
-def test_the_log_of_a_killed_writer_is_read_and_left(left_with_log: Path) -> None:
+def test_log_of_killed_writer_is_read_and_kept(left_with_log: Path) -> None:
     before = snapshot(left_with_log.parent)
     with Store(left_with_log, read_only=True) as store:
         assert len(store.run_keys()) == SEEDS
     assert snapshot(left_with_log.parent) == before
 
 
-def test_a_reader_sees_what_a_writer_goes_on_to_commit(path: Path, make_config: Make) -> None:
+def test_reader_sees_what_a_writer_goes_on_to_commit(path: Path, make_config: Make) -> None:
     with Store(path) as writer, Store(path, read_only=True) as reader:
         writer.add(make_config(seed=1000))
         assert reader.get(make_config(seed=1000).key) is not None
@@ -94,7 +94,7 @@ def test_a_reader_sees_what_a_writer_goes_on_to_commit(path: Path, make_config: 
             reader.note("preset", "full")
 
 
-def test_a_store_on_a_medium_that_cannot_be_written(
+def test_store_on_a_medium_that_cannot_be_written(
     path: Path, left_with_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever runs the tests may write anywhere; what the system says is put in its place.
@@ -112,7 +112,7 @@ def test_a_store_on_a_medium_that_cannot_be_written(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("mount"),
     reason="only the superuser can mount a file system",
 )
-def test_a_store_on_a_read_only_file_system(left_with_log: Path, tmp_path: Path) -> None:
+def test_store_on_a_read_only_file_system(left_with_log: Path, tmp_path: Path) -> None:
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     for name in ("lab.sqlite-shm",):
@@ -128,7 +128,7 @@ def test_a_store_on_a_read_only_file_system(left_with_log: Path, tmp_path: Path)
         subprocess.run(["umount", str(mounted)], check=True)
 
 
-def test_an_older_store_is_read_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_store_is_read_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     added = "ALTER TABLE runs ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm'"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
     before = snapshot(path.parent)
@@ -140,7 +140,7 @@ def test_an_older_store_is_read_in_memory(path: Path, monkeypatch: pytest.Monkey
 
 
 @both
-def test_a_newer_store_is_refused_and_left_alone(
+def test_newer_store_is_refused_and_left_alone(
     left_with_log: Path, opening: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(left_with_log.parent)
@@ -152,7 +152,7 @@ def test_a_newer_store_is_refused_and_left_alone(
 
 @both
 @pytest.mark.parametrize("content", [b"a text\n", b"a text, " * 5000, b"\0" * 5000, b"SQLite f"])
-def test_a_file_of_another_kind_is_refused_and_left_alone(
+def test_file_of_another_kind_is_refused_and_left_alone(
     tmp_path: Path, content: bytes, opening: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "lab.sqlite"
@@ -163,7 +163,7 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(
 
 
 @both
-def test_a_store_that_was_cut_is_refused_and_left_alone(
+def test_truncated_store_is_refused_and_left_alone(
     path: Path, opening: Callable[[Path], None]
 ) -> None:
     whole = path.read_bytes()
@@ -199,7 +199,7 @@ def test_garbage_in_the_pages_is_refused_and_left_alone(
         ("versions", "no JSON"),
     ],
 )
-def test_a_record_that_cannot_be_read_is_called_damage(
+def test_unreadable_record_is_reported_as_damage(
     path: Path, make_config: Make, column: str, value: str | bytes
 ) -> None:
     with Store(path) as store:
@@ -208,7 +208,7 @@ def test_a_record_that_cannot_be_read_is_called_damage(
         store.get(make_config(seed=0).key)
 
 
-def test_a_run_of_a_later_version_is_called_that(path: Path, make_config: Make) -> None:
+def test_run_of_newer_version_is_reported(path: Path, make_config: Make) -> None:
     text = make_config().to_json().replace('"lr":0.1', '"lr":0.1,"optimizer":"lion"')
     with Store(path) as store:
         store.connection.execute("UPDATE runs SET config = ?", (text,))
@@ -216,7 +216,7 @@ def test_a_run_of_a_later_version_is_called_that(path: Path, make_config: Make) 
             store.get(make_config(seed=0).key)
 
 
-def test_an_empty_file_can_become_a_store_and_holds_nothing_to_read(tmp_path: Path) -> None:
+def test_empty_file_can_become_a_store_and_holds_nothing_to_read(tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     path.touch()
     with pytest.raises(StoreError, match=r"without any.*lab\.sqlite-wal"):
@@ -226,7 +226,7 @@ def test_an_empty_file_can_become_a_store_and_holds_nothing_to_read(tmp_path: Pa
     Store(path, read_only=True).close()
 
 
-def test_a_log_without_its_store_is_not_deleted(left_with_log: Path) -> None:
+def test_log_without_its_store_is_not_deleted(left_with_log: Path) -> None:
     # To SQLite, an empty file is a new database, and a log beside it is left from another.
     log = left_with_log.with_name("lab.sqlite-wal")
     content = log.read_bytes()
@@ -237,7 +237,7 @@ def test_a_log_without_its_store_is_not_deleted(left_with_log: Path) -> None:
         assert log.read_bytes() == content
 
 
-def test_a_store_that_lost_its_log_says_what_is_missing(left_with_log: Path) -> None:
+def test_store_without_its_log_names_missing_log(left_with_log: Path) -> None:
     left_with_log.with_name("lab.sqlite-wal").unlink()
     before = snapshot(left_with_log.parent)
     with pytest.raises(StoreError, match=r"copy lab\.sqlite-wal with it"):
@@ -292,7 +292,7 @@ def test_garbage_in_the_log_ends_it(left_with_log: Path) -> None:
         assert len(store.run_keys()) == found
 
 
-def test_a_store_in_another_journal_mode_is_read_and_keeps_it(path: Path) -> None:
+def test_store_in_another_journal_mode_is_read_and_keeps_it(path: Path) -> None:
     # As VACUUM INTO makes them.
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = DELETE")
@@ -303,7 +303,7 @@ def test_a_store_in_another_journal_mode_is_read_and_keeps_it(path: Path) -> Non
     assert snapshot(path.parent) == before
 
 
-def test_a_name_with_signs_that_addresses_use(path: Path) -> None:
+def test_path_with_uri_characters(path: Path) -> None:
     odd = path.with_name("50% of? it #1.sqlite")
     path.rename(odd)
     with Store(odd, read_only=True) as store:

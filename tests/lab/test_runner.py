@@ -69,7 +69,7 @@ def owner(store: Store, key: str) -> int:
     return int(row["pid"]) if row and row["step"] > 0 else 0
 
 
-def test_only_what_is_missing_is_done(store: Store, make_config: Make) -> None:
+def test_only_unfinished_runs_are_trained(store: Store, make_config: Make) -> None:
     keys = plan(store, make_config(seed=0), make_config(seed=1), make_config(seed=2, lr=1e20))
     first = work(store, keys[:2], Inline())
     assert first.finished == keys[:2]
@@ -81,14 +81,14 @@ def test_only_what_is_missing_is_done(store: Store, make_config: Make) -> None:
     assert (third.known, third.finished) == (3, [])
 
 
-def test_failed_runs_are_tried_again_by_the_next_call(store: Store, make_config: Make) -> None:
+def test_failed_runs_are_retried_by_next_call(store: Store, make_config: Make) -> None:
     keys = plan(store, make_config(model="no-such-model"), make_config())
     assert work(store, keys, Inline()).failed == keys[:1]
     assert statuses(store, keys) == ["failed", "done"]
     assert work(store, keys, Inline()).failed == keys[:1]
 
 
-def test_runs_in_other_hands_are_waited_for(
+def test_runs_of_other_processes_are_awaited(
     store: Store, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = plan(store, make_config(seed=0), make_config(seed=1))
@@ -108,7 +108,7 @@ def test_runs_in_other_hands_are_waited_for(
 
 
 @posix
-def test_a_run_whose_worker_dies_goes_on(store: Store, make_config: Make) -> None:
+def test_run_resumes_after_worker_death(store: Store, make_config: Make) -> None:
     long, short = make_config(seed=0, epochs=40), make_config(seed=1)
     keys = plan(store, long, short)
     killed: set[int] = set()
@@ -143,9 +143,7 @@ class Dying(Inline):
         self.ended.append(EndedJob(argument, None))
 
 
-def test_a_run_that_comes_no_further_fails_when_its_worker_dies_again(
-    store: Store, make_config: Make
-) -> None:
+def test_run_without_progress_fails_on_second_death(store: Store, make_config: Make) -> None:
     keys = plan(store, make_config())
     assert work(store, keys, Dying(store, 3, 3, 4)).failed == keys
     run = store.get(keys[0])
@@ -153,7 +151,7 @@ def test_a_run_that_comes_no_further_fails_when_its_worker_dies_again(
     assert "died 2 times" in run.error and "without getting past step 3" in run.error
 
 
-def test_a_run_that_comes_further_each_time_may_die_often(store: Store, make_config: Make) -> None:
+def test_run_with_progress_survives_many_deaths(store: Store, make_config: Make) -> None:
     keys = plan(store, make_config())
     assert work(store, keys, Dying(store, 1, 2, 3, 5, 5)).failed == keys
     assert work(store, keys, Dying(store, 1, 2, 3, 5, 6)).finished == keys
@@ -168,7 +166,7 @@ def test_what_failed_before_comes_last(store: Store, make_config: Make) -> None:
 
 
 @posix
-def test_a_worker_that_dies_with_nothing_to_do_is_replaced(store: Store, make_config: Make) -> None:
+def test_idle_worker_that_dies_is_replaced(store: Store, make_config: Make) -> None:
     keys = plan(store, make_config(seed=0), make_config(seed=1))
     with LocalPool(worker.run, workers=1) as pool:
         assert work(store, keys[:1], pool).finished == keys[:1]
@@ -178,7 +176,7 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(store: Store, make_co
         assert work(store, keys, pool).finished == keys[1:]
 
 
-def test_ctrl_c_keeps_what_is_done(store: Store, make_config: Make) -> None:
+def test_ctrl_c_keeps_checkpoints(store: Store, make_config: Make) -> None:
     config = make_config(epochs=4000)
     keys = plan(store, config, make_config(seed=1, epochs=4000))
     interrupted = False
@@ -250,7 +248,7 @@ def test_ctrl_c_between_two_jobs_that_ended(
 
 
 @posix
-def test_a_worker_is_deaf_to_ctrl_c_from_its_birth() -> None:
+def test_worker_ignores_ctrl_c_from_start() -> None:
     with LocalPool(blocked, workers=1) as pool:
         pool.submit("")
         (end,) = next(ends for _ in range(200) if (ends := pool.wait(1.0)))
@@ -264,6 +262,6 @@ def blocked(argument: str, stopping: Callable[[], bool]) -> str:
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 1, "threads": 0}])
-def test_a_pool_needs_a_worker_and_a_thread(wrong: dict[str, Any]) -> None:
+def test_pool_needs_a_worker_and_a_thread(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="at least 1"):
         LocalPool(worker.run, **wrong)

@@ -86,7 +86,7 @@ def check(whole: Path, path: Path) -> Salvaged:
     return found
 
 
-def test_a_sound_store_comes_along_whole(whole: Path, tmp_path: Path) -> None:
+def test_sound_store_is_copied_completely(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     path.write_bytes(whole.read_bytes())
     found = check(whole, path)
@@ -107,7 +107,7 @@ def test_a_sound_store_comes_along_whole(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("with_", [None, b"\xff", b"\0"])
-def test_garbage_in_the_middle_takes_few_runs_along(
+def test_garbage_in_the_middle_loses_few_runs(
     whole: Path, tmp_path: Path, part: float, with_: bytes | None
 ) -> None:
     path = tmp_path / "lab.sqlite"
@@ -131,7 +131,7 @@ def test_every_page_may_be_garbage(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0.9, 0.5, 0.2])
-def test_a_cut_file(whole: Path, tmp_path: Path, left: float) -> None:
+def test_truncated_file_loses_only_missing_pages(whole: Path, tmp_path: Path, left: float) -> None:
     path = tmp_path / "lab.sqlite"
     content = whole.read_bytes()
     path.write_bytes(content[: int(left * len(content)) + 100])
@@ -142,7 +142,7 @@ def test_a_cut_file(whole: Path, tmp_path: Path, left: float) -> None:
     assert found.results > 0 or left < 0.9
 
 
-def test_a_claim_whose_plan_is_not_whole_is_planned_anew(whole: Path, tmp_path: Path) -> None:
+def test_claim_with_incomplete_plan_is_planned_again(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     path.write_bytes(whole.read_bytes())
     connection = sqlite3.connect(path)
@@ -153,7 +153,7 @@ def test_a_claim_whose_plan_is_not_whole_is_planned_anew(whole: Path, tmp_path: 
     assert found.left_out == [("C2", "quick")]
 
 
-def test_a_result_without_its_last_step_is_none(whole: Path, tmp_path: Path) -> None:
+def test_result_without_last_step_is_trained_again(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     path.write_bytes(whole.read_bytes())
     connection = sqlite3.connect(path)
@@ -166,7 +166,7 @@ def test_a_result_without_its_last_step_is_none(whole: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("place, value", [(6, 1), (8, 12), (8, 99)])
-def test_a_checkpoint_that_claims_to_be_packed_otherwise(
+def test_checkpoint_with_unknown_compression_is_unreadable(
     whole: Path, tmp_path: Path, place: int, value: int
 ) -> None:
     path = tmp_path / "lab.sqlite"
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_claims_to_be_packed_otherwise(
     assert (found.anew, found.unfinished) == (1, SEEDS // 5 - 1)
 
 
-def test_a_first_page_of_garbage_leaves_nothing(whole: Path, tmp_path: Path) -> None:
+def test_first_page_of_garbage_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     damage(whole, path, 0)
     with pytest.raises(StoreError, match=r"first page.*Fix"):
@@ -199,7 +199,7 @@ def test_what_exists_is_not_written_over(whole: Path, tmp_path: Path) -> None:
     assert out.read_text() == "mine"
 
 
-def test_a_database_of_another_program(tmp_path: Path) -> None:
+def test_database_of_another_program(tmp_path: Path) -> None:
     path = tmp_path / "mail.sqlite"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE mail (text TEXT)")

@@ -25,7 +25,7 @@ def test_cosine_begins_at_the_rate_and_ends_near_zero(make_config: Make) -> None
     assert rates == sorted(rates, reverse=True)
 
 
-def test_the_optimizer_is_given_the_rate_of_each_step(
+def test_optimizer_is_given_the_rate_of_each_step(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[float] = []
@@ -41,7 +41,7 @@ def test_the_optimizer_is_given_the_rate_of_each_step(
     assert used == pytest.approx([0.1] * 8 + [0.01] * 4 + [0.001] * 4)
 
 
-def test_a_stopped_run_goes_on_at_its_rate(
+def test_stopped_run_resumes_at_its_rate(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     config = make_config(schedule="cosine")

@@ -29,14 +29,14 @@ def test_equal_runs_of_two_claims_are_one_run(store: Store, make_config: Make) -
     assert store.plans() == [("C1", "quick"), ("C3", "quick")]
 
 
-def test_a_new_plan_replaces_the_old_and_keeps_its_runs(store: Store, make_config: Make) -> None:
+def test_new_plan_replaces_the_old_and_keeps_its_runs(store: Store, make_config: Make) -> None:
     store.plan("C1", "quick", [("a", make_config(seed=0)), ("a", make_config(seed=1))])
     store.plan("C1", "quick", [("a", make_config(seed=1))])
     assert [each.run.config.seed for each in store.planned("C1", "quick")] == [1]
     assert store.get(make_config(seed=0).key) is not None
 
 
-def test_what_is_measured_comes_back(store: Store, make_config: Make) -> None:
+def test_measurements_round_trip(store: Store, make_config: Make) -> None:
     config = make_config()
     store.add(config)
     lease = acquire(store, config.key)
@@ -66,16 +66,14 @@ def test_facts(store: Store) -> None:
     assert store.fact("preset") == "full"
 
 
-def test_a_missing_store_is_not_made_unasked(tmp_path: Path) -> None:
+def test_missing_store_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no file .*normkit lab run"):
         Store(tmp_path / "none.sqlite", create=False)
     assert not (tmp_path / "none.sqlite").exists()
 
 
 @pytest.mark.parametrize("content", [b"this is no database, " * 500, b"SQLite format 3\x00" * 300])
-def test_a_file_that_is_no_database_is_refused_and_left_alone(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "lab.sqlite"
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"Fix"):
@@ -83,7 +81,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(
     assert path.read_bytes() == content
 
 
-def test_a_damaged_store_is_refused_and_left_alone(tmp_path: Path, make_config: Make) -> None:
+def test_damaged_store_is_refused_and_left_alone(tmp_path: Path, make_config: Make) -> None:
     path = tmp_path / "lab.sqlite"
     with Store(path) as store:
         for seed in range(200):
@@ -97,7 +95,7 @@ def test_a_damaged_store_is_refused_and_left_alone(tmp_path: Path, make_config: 
     assert path.read_bytes() == bytes(content)
 
 
-def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "mail.sqlite"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE mail (text TEXT)")
@@ -109,7 +107,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path: Path)
     assert path.read_bytes() == before
 
 
-def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     Store(path).close()
     connection = sqlite3.connect(path, isolation_level=None)
@@ -122,7 +120,7 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) ->
     assert path.read_bytes() == before
 
 
-def test_an_older_store_is_brought_up_to_date(
+def test_older_store_is_migrated(
     tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lab.sqlite"
@@ -137,7 +135,7 @@ def test_an_older_store_is_brought_up_to_date(
         assert version == len(schema.MIGRATIONS)
 
 
-def test_a_migration_that_fails_changes_nothing(
+def test_migration_that_fails_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lab.sqlite"
@@ -152,7 +150,7 @@ def test_a_migration_that_fails_changes_nothing(
         assert "mood" not in columns
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("in the way")
     with pytest.raises(StoreError, match="folder"):
         Store(tmp_path / "runs" / "lab.sqlite")
@@ -161,7 +159,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user"
 )
-def test_a_file_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+def test_file_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "lab.sqlite"
     Store(path).close()
     path.chmod(stat.S_IRUSR)

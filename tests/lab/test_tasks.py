@@ -34,7 +34,7 @@ def noises(batches: Batches) -> list[torch.Tensor]:
     return [images - clean for images, clean in batches]
 
 
-def test_classification_is_as_it_always_was(make_config: Make, split: data.Split) -> None:
+def test_classification_task_is_unchanged(make_config: Make, split: data.Split) -> None:
     config = make_config()
     batches = list(epoch_batches(config, split, 1))
     plain = list(data.batches(split, 64, seed=0, epoch=1, size=28, channels_last=True))
@@ -68,7 +68,7 @@ def test_noisy_images_are_the_pixels_and_gaussian_noise(
     assert abs(together.item()) < 5 / math.sqrt(count)
 
 
-def test_training_noise_goes_by_seed_epoch_and_step(
+def test_training_noise_depends_on_seed_epoch_and_step(
     make_config: Make, config: RunConfig, split: data.Split
 ) -> None:
     torch.manual_seed(1)
@@ -110,21 +110,21 @@ def test_psnr_by_hand() -> None:
     assert loss == pytest.approx(-(20 + 40) / 2, abs=1e-2)
 
 
-def test_only_the_figure_clips() -> None:
+def test_only_figure_clips_images() -> None:
     white = torch.ones(1, 1, 2, 2)
     assert psnr(white + 0.5, white) == pytest.approx(80)
     assert psnr_loss(white + 0.5, white, reduction="mean").item() == pytest.approx(-6.02, abs=0.01)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_pixel_that_is_no_number_costs_and_breaks_nothing(broken: float) -> None:
+def test_nan_pixel_counts_as_black(broken: float) -> None:
     clean = torch.full((1, 1, 2, 2), 0.5)
     restored = clean.clone()
     restored[0, 0, 0, 0] = broken
     assert psnr(restored, clean) == pytest.approx(10 * math.log10(4 / 0.25), abs=1e-3)
 
 
-def test_guessing_hands_the_noisy_image_back(config: RunConfig, dataset: data.Dataset) -> None:
+def test_chance_level_is_noisy_image(config: RunConfig, dataset: data.Dataset) -> None:
     found = chance_level(dataset, config)
     by_hand, count = 0.0, 0
     for images, clean in in_order(dataset.test, config):
@@ -138,7 +138,7 @@ def test_guessing_hands_the_noisy_image_back(config: RunConfig, dataset: data.Da
     assert handed_back(iter([(clean, clean)])) == pytest.approx(80)
 
 
-def test_a_loss_no_better_than_the_noise_has_learned_nothing(config: RunConfig) -> None:
+def test_loss_no_better_than_the_noise_has_learned_nothing(config: RunConfig) -> None:
     limit = TASKS["denoising"].chance_loss(config, 10)
     clean = torch.zeros(1, 1, 4, 4)
 

@@ -33,13 +33,13 @@ def test_all_parts_of_both_sides_sum_to_the_step(config: Any, dataset: Any, make
         assert total == pytest.approx(found[f"{side}_step"], rel=0.9)
 
 
-def test_a_timing_can_be_stopped(config: Any, dataset: Any, make_log: Any) -> None:
+def test_timing_can_be_stopped(config: Any, dataset: Any, make_log: Any) -> None:
     log = make_log()
     assert measure_step_time(config, dataset, log, stopping=lambda: True).stopped
     assert log.metrics == {}
 
 
-def test_a_worker_takes_the_time(config: Any, store: Store) -> None:
+def test_worker_measures_step_time(config: Any, store: Store) -> None:
     store.add(config)
     task = json.dumps({"store": str(store.path), "key": config.key})
     assert worker.run(task, lambda: False) == "done"
@@ -48,7 +48,7 @@ def test_a_worker_takes_the_time(config: Any, store: Store) -> None:
     assert run.last("torch_step") is not None
 
 
-def test_the_kind_is_part_of_the_key_and_its_default_is_not(config: Any) -> None:
+def test_kind_is_part_of_the_key_and_its_default_is_not(config: Any) -> None:
     training = dataclasses.replace(config, kind="training")
     assert training.key != config.key
     assert "kind" not in training.to_json()

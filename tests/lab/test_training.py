@@ -42,7 +42,7 @@ def test_arms_of_a_pair_start_from_the_same_weights(make_config: Make) -> None:
         assert torch.equal(a.bias, b.bias)
 
 
-def test_another_seed_starts_elsewhere(make_config: Make) -> None:
+def test_other_seed_has_other_initial_weights(make_config: Make) -> None:
     first = build_model(make_config(seed=0), in_channels=1, classes=10)
     second = build_model(make_config(seed=1), in_channels=1, classes=10)
     assert not torch.equal(first.conv1.weight, second.conv1.weight)  # type: ignore[arg-type, union-attr]
@@ -69,7 +69,7 @@ def test_arms_of_a_pair_see_the_same_batches(
     assert not torch.equal(seen[0][0], seen[0][4])  # another epoch, another order
 
 
-def test_what_is_measured(make_config: Make, dataset: data.Dataset, make_log: Any) -> None:
+def test_epoch_and_step_metrics(make_config: Make, dataset: data.Dataset, make_log: Any) -> None:
     log = make_log()
     outcome = train(make_config(), dataset, log)
     assert (outcome.step, outcome.diverged_step, outcome.stopped) == (STEPS, None, False)
@@ -120,7 +120,7 @@ def test_checkpoints_of_an_older_version_are_read(
     assert parts.metrics == whole.metrics
 
 
-def test_the_recorded_loss_is_a_mean_over_steps(
+def test_recorded_loss_is_a_mean_over_steps(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     each, third = make_log(), make_log()
@@ -134,7 +134,7 @@ def test_the_recorded_loss_is_a_mean_over_steps(
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_stopped_run_goes_on_to_the_same_last_bit(
+def test_stopped_run_resumes_bit_for_bit(
     make_config: Make, dataset: data.Dataset, make_log: Any, stop: int, optimizer: str
 ) -> None:
     alexnet = {"model": "alexnet", "model_options": (("hidden", 64), ("width", 16))}
@@ -156,7 +156,7 @@ def test_a_stopped_run_goes_on_to_the_same_last_bit(
     assert parts.metrics == whole.metrics
 
 
-def test_checkpoints_come_at_each_step_where_they_cost_nothing(
+def test_checkpoints_at_each_step_if_cheap(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 1e9)
@@ -165,7 +165,7 @@ def test_checkpoints_come_at_each_step_where_they_cost_nothing(
     assert [step for step, _ in log.checkpoints] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_checkpoints_that_cost_much_are_rare(
+def test_expensive_checkpoints_are_rare(
     make_config: Make, dataset: data.Dataset, make_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 1e-9)
@@ -174,9 +174,7 @@ def test_checkpoints_that_cost_much_are_rare(
     assert [step for step, _ in log.checkpoints] == [1]
 
 
-def test_a_run_that_explodes_is_a_result(
-    make_config: Make, dataset: data.Dataset, make_log: Any
-) -> None:
+def test_exploding_run_is_a_result(make_config: Make, dataset: data.Dataset, make_log: Any) -> None:
     log = make_log()
     outcome = train(make_config(norm="none", lr=1e20, epochs=3), dataset, log)
     assert outcome.diverged_step is not None
@@ -189,7 +187,7 @@ def test_a_run_that_explodes_is_a_result(
     assert all(math.isfinite(value) for value in finite)
 
 
-def test_a_run_that_learns_nothing_is_a_result(
+def test_run_at_chance_level_is_a_result(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     log = make_log()

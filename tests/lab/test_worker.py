@@ -38,7 +38,7 @@ def timeless(run: Run | None) -> object:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, make_config: Make) -> None:
+def test_killed_run_resumes_bit_for_bit(tmp_path: Path, make_config: Make) -> None:
     config = make_config(
         epochs=12, momentum=0.9, lr=0.02, loss_every=2, probes=(("activations", 5),)
     )
@@ -73,7 +73,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, make_config: Ma
         assert killed.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
-def test_a_run_that_is_asked_to_stop_can_go_on(store: Store, make_config: Make) -> None:
+def test_stopped_run_can_resume(store: Store, make_config: Make) -> None:
     config = make_config()
     store.add(config)
     argument = worker.argument(store.path, config.key)
@@ -91,7 +91,7 @@ def test_a_run_that_is_asked_to_stop_can_go_on(store: Store, make_config: Make) 
     assert worker.run(argument, lambda: False) == "held"
 
 
-def test_an_error_belongs_to_its_run(store: Store, make_config: Make) -> None:
+def test_error_belongs_to_its_run(store: Store, make_config: Make) -> None:
     config = make_config(model="no-such-model")
     store.add(config)
     assert worker.run(worker.argument(store.path, config.key), lambda: False) == "failed"
@@ -111,7 +111,7 @@ def test_another_edition_of_the_data_is_refused(store: Store, make_config: Make)
     assert "normkit data fetch" in run.error
 
 
-def test_a_diverged_run_is_stored_as_such(store: Store, make_config: Make) -> None:
+def test_diverged_run_is_stored_as_such(store: Store, make_config: Make) -> None:
     config = make_config(norm="none", lr=1e20)
     store.add(config)
     assert worker.run(worker.argument(store.path, config.key), lambda: False) == "diverged"

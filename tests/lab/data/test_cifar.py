@@ -116,7 +116,7 @@ def test_both_forms_are_read(
     assert not (tmp_path.parent / "evil").exists()
 
 
-def test_a_wrong_archive_is_refused(
+def test_wrong_archive_is_refused(
     both_forms: tuple[str, dict[str, bytes], torch.Tensor, list[int]], tmp_path: Path
 ) -> None:
     name, archives, _, _ = both_forms
@@ -140,7 +140,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_malicious_pickle_is_not_run(archive: Archive, tmp_path: Path, protocol: int) -> None:
+def test_malicious_pickle_is_not_run(archive: Archive, tmp_path: Path, protocol: int) -> None:
     made = tmp_path / "made"
     bad = archive({"b": pickle.dumps({"data": _Evil(made), "labels": []}, protocol)})
     with pytest.raises(DataError, match=r"asks for \w+.mkdir"):
@@ -215,7 +215,7 @@ def test_no_archive_at_all(archive: Archive) -> None:
             cifar.read(bad, ("a.bin",), "x.tar.gz", SHAPE)
 
 
-def test_the_catalogue_has_the_known_classes() -> None:
+def test_catalogue_has_the_known_classes() -> None:
     hundred = catalogue.SPECS["cifar-100"].classes
     assert len(catalogue.SPECS["cifar-10"].classes) == 10
     assert len(set(hundred)) == 100

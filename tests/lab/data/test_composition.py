@@ -59,7 +59,7 @@ def test_what_does_not_come_out_even_is_composed_as_well(split: data.Split) -> N
     assert distinct >= 0.9 * len(torch.unique(part.images.flatten(1), dim=0))
 
 
-def test_the_order_is_that_of_seed_and_epoch_alone(split: data.Split) -> None:
+def test_order_is_that_of_seed_and_epoch_alone(split: data.Split) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     first = compose(split, PAIR, 128, seed=1, epoch=0).labels

@@ -16,7 +16,7 @@ def split() -> data.Split:
 
 
 @pytest.mark.parametrize("name", sorted(DOMAINS))
-def test_the_first_domain_is_the_images_and_the_second_is_not(split: data.Split, name: str) -> None:
+def test_first_domain_is_the_images_and_the_second_is_not(split: data.Split, name: str) -> None:
     same, other = (in_domain(split, name, domain) for domain in (0, 1))
     assert torch.equal(same.images, split.images)
     assert other.images.dtype == torch.uint8

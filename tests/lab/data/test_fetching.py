@@ -69,7 +69,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.rglob("*")) if folder.exists() else []
 
 
-def test_a_mirror_fills_the_cache(
+def test_mirror_fills_the_cache(
     small: Any, serve: Serve, sealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = serve(small.files)
@@ -83,7 +83,7 @@ def test_a_mirror_fills_the_cache(
 
 
 @pytest.mark.parametrize("trouble", ["missing", "cut", "wrong"])
-def test_a_bad_mirror_leaves_nothing_and_the_next_is_asked(
+def test_bad_mirror_leaves_nothing_and_next_is_tried(
     small: Any, serve: Any, sealed: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     last = "t10k-labels-idx1-ubyte.gz"
@@ -125,7 +125,7 @@ def test_progress_is_shown(
     assert shown.out == ""
 
 
-def test_silence_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_host_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "CONNECT_SECONDS", 0.2)
     asleep = threading.Event()
 
@@ -141,7 +141,7 @@ def test_silence_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     asleep.set()
 
 
-def test_no_host_is_told_as_such(
+def test_unreachable_host_is_reported(
     small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for place in ("https://example.invalid/", "http://127.0.0.1:1/"):
@@ -150,7 +150,7 @@ def test_no_host_is_told_as_such(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interruption_leaves_nothing(small: Any, sealed: Path, error: Any) -> None:
+def test_interruption_leaves_nothing(small: Any, sealed: Path, error: Any) -> None:
     def fill(folder: Path) -> None:
         small.write(folder)
         raise error
@@ -160,7 +160,7 @@ def test_an_interruption_leaves_nothing(small: Any, sealed: Path, error: Any) ->
     assert files_in(sealed / NAME) == []
 
 
-def test_a_killed_process_leaves_nothing_whole(small: Any, sealed: Path) -> None:
+def test_killed_fetch_leaves_no_complete_file(small: Any, sealed: Path) -> None:
     script = (
         "import pathlib, sys, time\n"
         "from normkit.lab.data import catalogue, fetching\n"
@@ -185,7 +185,7 @@ def test_a_killed_process_leaves_nothing_whole(small: Any, sealed: Path) -> None
     assert files_in(folder) == sorted([*small.files, "origin.txt"])
 
 
-def test_two_at_once(small: Any, sealed: Path) -> None:
+def test_two_fetches_at_once(small: Any, sealed: Path) -> None:
     both_are_there = threading.Barrier(2)
     outcomes: list[int] = []
 
@@ -206,7 +206,7 @@ def test_two_at_once(small: Any, sealed: Path) -> None:
     assert files_in(sealed / NAME) == sorted([*small.files, "origin.txt"])
 
 
-def test_a_cache_that_cannot_be_written(small: Any, sealed: Path) -> None:
+def test_cache_that_cannot_be_written(small: Any, sealed: Path) -> None:
     sealed.write_text("a file where the folder should be")
     with pytest.raises(UnavailableError, match="set NORMKIT_CACHE"):
         fetching.fetched(small.spec, "test", lambda f: small.write(f) and None)
@@ -245,7 +245,7 @@ DOWNLOAD = 'case "$*" in *download*) cp "$PACKAGE" dataset.deb;; esac\n'
 
 
 @pytest.mark.usefixtures("small")
-def test_a_package_fills_the_cache(
+def test_package_fills_the_cache(
     tools: Callable[[str], None], small: Any, sealed: Path, tmp_path: Path
 ) -> None:
     tools(f'echo "$*" >> {tmp_path}/asked\n' + DOWNLOAD)
@@ -285,7 +285,7 @@ def test_missing_lists_are_fetched_into_a_folder_of_their_own(
         ('case "$*" in *download*) echo x > a.deb;; esac', "dpkg-deb: exit"),
     ],
 )
-def test_trouble_with_the_package_is_told(
+def test_package_error_is_reported(
     tools: Callable[[str], None], small: Any, script: str, message: str, sealed: Path
 ) -> None:
     tools(script)
@@ -294,7 +294,7 @@ def test_trouble_with_the_package_is_told(
     assert files_in(sealed / NAME) == []
 
 
-def test_a_damaged_package_is_told(
+def test_damaged_package_is_reported(
     tools: Callable[[str], None], small: Any, tmp_path: Path, sealed: Path
 ) -> None:
     small.files["train-images-idx3-ubyte.gz"] = small.files["t10k-images-idx3-ubyte.gz"]
@@ -308,7 +308,7 @@ def test_a_damaged_package_is_told(
     assert files_in(sealed / NAME) == []
 
 
-def test_a_command_that_hangs_is_stopped(
+def test_hanging_command_is_stopped(
     tools: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, small: Any
 ) -> None:
     monkeypatch.setattr(debian, "STALL_SECONDS", 0.5)
@@ -319,7 +319,7 @@ def test_a_command_that_hangs_is_stopped(
     assert time.monotonic() - start < 20
 
 
-def test_a_command_that_is_slow_is_not(
+def test_slow_command_is_not_stopped(
     tools: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, small: Any
 ) -> None:
     monkeypatch.setattr(debian, "STALL_SECONDS", 0.8)

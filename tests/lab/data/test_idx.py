@@ -16,7 +16,7 @@ VALUES = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
 DATA = idx.encode(VALUES)
 
 
-def test_the_header_is_the_formats() -> None:
+def test_header_is_the_formats() -> None:
     assert DATA[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4])
     assert DATA[16:] == bytes(range(24))
     assert torch.equal(idx.decode(DATA, "x"), VALUES)
@@ -63,7 +63,7 @@ def test_damaged_gzip_is_a_data_error(tmp_path: Path, damage: object) -> None:
         idx.content(path, 40, unpack=True)
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+def test_decompression_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(bytes(50_000_000)))
     tracemalloc.start()

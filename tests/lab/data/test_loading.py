@@ -20,7 +20,7 @@ def no_subset(**options: Any) -> data.Dataset:
     return data.load("fashion-mnist", allow_subset=False, offline=True, **options)
 
 
-def test_a_named_folder_comes_first(small: Any, sealed: Path, tmp_path: Path) -> None:
+def test_named_folder_comes_first(small: Any, sealed: Path, tmp_path: Path) -> None:
     small.write(sealed / "fashion-mnist")
     folder = small.write(tmp_path / "mine")
     loaded = no_subset(folder=folder)
@@ -75,9 +75,7 @@ def test_damage_in_a_named_folder_is_an_error(small: Any, sealed: Path, tmp_path
         data.load("fashion-mnist", folder=folder)
 
 
-def test_a_folder_that_is_none_is_an_error(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_folder_raises(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="the folder argument to name a folder"):
         data.load("fashion-mnist", folder=tmp_path / "typo")
     monkeypatch.setenv("NORMKIT_DATA", str(tmp_path / "typo"))
@@ -85,7 +83,7 @@ def test_a_folder_that_is_none_is_an_error(
         data.load("fashion-mnist")
 
 
-def test_an_incomplete_folder_is_passed_over(small: Any, tmp_path: Path) -> None:
+def test_incomplete_folder_is_skipped(small: Any, tmp_path: Path) -> None:
     folder = small.write(tmp_path / "mine")
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"no t10k-labels-idx1-ubyte\.gz in"):
@@ -104,7 +102,7 @@ def test_damage_in_the_cache_is_a_reason_to_go_on(small: Any, sealed: Path) -> N
 
 
 @pytest.mark.usefixtures("no_commands")
-def test_offline_touches_nothing_and_names_all_sources(
+def test_offline_changes_nothing_and_lists_all_sources(
     small: Any, sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").mkdir()
@@ -142,7 +140,7 @@ def test_unknown_name() -> None:
 
 
 @pytest.mark.usefixtures("no_commands", "small")
-def test_the_subset_stands_in_and_says_so() -> None:
+def test_subset_is_used_and_reported() -> None:
     loaded = data.load("fashion-mnist", offline=True)
     assert loaded.subset
     assert loaded.origin == "the subset that comes with normkit: 5,000 + 1,000 of the images"
@@ -162,14 +160,14 @@ def test_the_subset_stands_in_and_says_so() -> None:
     assert not keys(loaded.train.images) & keys(loaded.test.images)
 
 
-def test_the_subset_is_small_and_licensed() -> None:
+def test_subset_is_small_and_licensed() -> None:
     files = list(loading.SUBSET_FOLDER.iterdir())
     assert sum(path.stat().st_size for path in files) < 3_000_000
     assert "Zalando" in (loading.SUBSET_FOLDER / "LICENSE").read_text(encoding="utf-8")
     assert len(files) == 5
 
 
-def test_a_damaged_subset_is_never_used(
+def test_damaged_subset_is_never_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: Any
 ) -> None:
     monkeypatch.setattr(loading, "SUBSET_FOLDER", small.write(tmp_path / "subset"))
@@ -205,7 +203,7 @@ def test_fetch_of_what_is_here_touches_nothing(small: Any, sealed: Path) -> None
     assert data.fetch("fashion-mnist")[:3] == ("fashion-mnist", True, str(folder))
 
 
-def test_the_catalogue_names_only_official_places() -> None:
+def test_catalogue_names_only_official_places() -> None:
     hosts = {m.split("/")[2] for spec in catalogue.SPECS.values() for m in spec.mirrors}
     assert hosts == {
         "fashion-mnist.s3-website.eu-central-1.amazonaws.com",

@@ -84,7 +84,7 @@ class Watched(RayPool):
 
 @pytest.mark.slow  # minutes: a cluster notices a dead node late; test_store_proxy.py has the rest
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_a_node_that_is_killed_costs_its_run_one_try(
+def test_killed_node_costs_one_attempt(
     cluster: Any, store: Store, make_config: Make, pictures: data.Dataset, tmp_path: Path
 ) -> None:
     node = add_node(cluster)
@@ -124,7 +124,7 @@ def _train_here(store: Store, config: RunConfig, pictures: data.Dataset) -> str:
     return result
 
 
-def test_ctrl_c_keeps_what_is_done(
+def test_ctrl_c_keeps_checkpoints(
     cluster: Any, store: Store, make_config: Make, dataset: data.Dataset
 ) -> None:
     keys = plan(store, make_config(epochs=4000), make_config(seed=1, epochs=4000))
@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_what_is_done(
     assert 0 < run.step < run.config.steps
 
 
-def test_what_no_worker_has_begun_is_taken_back(
+def test_unstarted_runs_are_cancelled(
     cluster: Any, store: Store, make_config: Make, tmp_path: Path
 ) -> None:
     keys = plan(store, make_config())
@@ -178,7 +178,7 @@ def test_what_no_worker_has_begun_is_taken_back(
         ray.shutdown()
 
 
-def test_a_cluster_that_is_gone_says_so(
+def test_lost_cluster_raises_with_fix(
     cluster: Any, store: Store, make_config: Make, pictures: data.Dataset
 ) -> None:
     with (
@@ -189,7 +189,7 @@ def test_a_cluster_that_is_gone_says_so(
     ray.shutdown()
 
 
-def test_an_error_belongs_to_its_run(
+def test_error_belongs_to_its_run(
     cluster: Any, store: Store, make_config: Make, pictures: data.Dataset
 ) -> None:
     keys = plan(store, make_config(model="no-such-model"), make_config())

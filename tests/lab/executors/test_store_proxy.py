@@ -65,7 +65,7 @@ def test_run_through_proxy_equals_local_run(
     assert run.machine == "elsewhere"
 
 
-def test_a_run_is_taken_once(store: Store, proxy: StoreProxy, make_config: Make) -> None:
+def test_run_is_acquired_once(store: Store, proxy: StoreProxy, make_config: Make) -> None:
     config = make_config()
     store.add(config)
     take(proxy, config.key)
@@ -74,7 +74,7 @@ def test_a_run_is_taken_once(store: Store, proxy: StoreProxy, make_config: Make)
     assert acquire(store, config.key) is None
 
 
-def test_what_a_dead_worker_held_goes_on_from_its_checkpoint(
+def test_run_of_dead_worker_resumes_from_checkpoint(
     store: Store, proxy: StoreProxy, make_config: Make
 ) -> None:
     config = make_config()
@@ -105,7 +105,7 @@ def _no_data(name: str) -> data.Dataset:
     raise RuntimeError("no data")
 
 
-def test_a_run_whose_driver_died_is_free(store: Store, make_config: Make) -> None:
+def test_run_of_dead_driver_is_free(store: Store, make_config: Make) -> None:
     config = make_config()
     store.add(config)
     nobody = 2**22 + 1  # above the largest process number of Linux

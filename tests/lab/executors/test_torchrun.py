@@ -88,7 +88,7 @@ def test_several_processes_train_as_one(size: int, tmp_path: Path, make_config: 
         assert_alike(run, alone(tmp_path, config), within=within)
 
 
-def test_what_cannot_be_shared_is_done_by_the_first(tmp_path: Path, make_config: Make) -> None:
+def test_unshareable_runs_are_trained_by_rank_0(tmp_path: Path, make_config: Make) -> None:
     configs = [
         make_config(probes=(("gradients", 1),)),
         make_config(norm="ghost", norm_options=(("ghost_size", 16),), evaluations=(("batch", 20),)),
@@ -111,7 +111,7 @@ def test_what_cannot_be_shared_is_done_by_the_first(tmp_path: Path, make_config:
     assert "together" in stored(tmp_path / "lab.sqlite", configs[3]).machine
 
 
-def test_all_stop_together_and_go_on(tmp_path: Path, make_config: Make) -> None:
+def test_all_processes_stop_together_and_resume(tmp_path: Path, make_config: Make) -> None:
     config = make_config(epochs=3, norm="group", lr=0.02)
     found = together(tmp_path, 2, [config], "interrupted")
     assert found[0] == {"finished": [], "failed": [], "steps": 5}
@@ -124,7 +124,7 @@ def test_all_stop_together_and_go_on(tmp_path: Path, make_config: Make) -> None:
     assert_alike(stored(tmp_path / "lab.sqlite", config), alone(tmp_path, config), within=1e-5)
 
 
-def test_a_process_that_fails_ends_all_with_its_error(tmp_path: Path, make_config: Make) -> None:
+def test_failed_process_ends_all_with_its_error(tmp_path: Path, make_config: Make) -> None:
     configs = [make_config(), make_config(seed=1)]
     found = together(tmp_path, 3, configs, "failing")
     assert "NormkitError: all processes must go on together" in found[0]["error"]

@@ -38,7 +38,7 @@ def block_by_hand(block: RestoringBlock, x: Tensor, halved: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["half-instance", "none"])
-def test_the_network_is_the_formula(norm: str) -> None:
+def test_network_is_the_formula(norm: str) -> None:
     model = build(norm=norm).double()
     x = torch.rand(2, 1, 28, 28, dtype=torch.float64)
     halved = norm != "none"
@@ -63,7 +63,7 @@ def test_images_come_out_as_they_went_in(depth: int, size: int) -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-def test_the_normalizer_stands_on_the_way_down_only() -> None:
+def test_normalizer_stands_on_the_way_down_only() -> None:
     model = build(depth=3)
     halves = [name for name, m in model.named_modules() if isinstance(m, HalfInstanceNorm2d)]
     assert halves == ["down.0.norm1", "down.1.norm1", "down.2.norm1"]

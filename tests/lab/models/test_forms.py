@@ -49,7 +49,7 @@ def test_nothing_is_left_to_fuse() -> None:
     assert (acts.count("relu"), acts.count(None)) == (17, 3)
 
 
-def test_the_written_form_works_in_place() -> None:
+def test_written_form_works_in_place() -> None:
     model = form("densenet", "torch", size=32, growth=8, stem=16)
     relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
     assert relus and all(relu.inplace for relu in relus)
@@ -73,9 +73,7 @@ SMALL = [
 
 @pytest.mark.parametrize("norm", ["batch", "none", "torch-batch", "group"])
 @pytest.mark.parametrize(("name", "options"), SMALL)
-def test_the_quickest_form_learns_the_same_to_the_bit(
-    name: str, options: dict[str, Any], norm: str
-) -> None:
+def test_quickest_form_trains_bit_for_bit(name: str, options: dict[str, Any], norm: str) -> None:
     # Few values, so windows of equal ones and of nothing above 0 are frequent.
     images = torch.randint(0, 3, (3, 8, 1, options["size"], options["size"])).float() - 1
     seen = []

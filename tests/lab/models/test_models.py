@@ -135,7 +135,7 @@ def test_densenet_is_the_sources() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in models.MODELS if n != "densenet121"])
-def test_none_has_none(name: str) -> None:
+def test_norm_none_has_no_normalizer(name: str) -> None:
     assert norms_in(models.build(name, norm="none", **CHEAP[name])) == []
     assert norms_in(models.build(name, norm=NORM, **CHEAP[name])) != []
 
@@ -220,7 +220,7 @@ def test_options_that_a_normalizer_lacks_are_refused(norm: Any, options: dict[st
 
 
 @pytest.mark.parametrize("norm", ["batch", "torch-batch"])
-def test_gamma_and_beta_start_where_they_are_told(norm: str) -> None:
+def test_gamma_and_beta_start_at_given_values(norm: str) -> None:
     start: dict[str, object] = {"gamma": 1.0000001, "beta": 1e-7}
     torch.manual_seed(3)
     usual = models.build("lenet5", norm=norm)
@@ -254,7 +254,7 @@ def test_gamma_and_beta_start_where_they_are_told(norm: str) -> None:
         ({"beta": None}, True),
     ],
 )
-def test_a_start_that_cannot_be_is_refused(options: dict[str, object], affine: bool) -> None:
+def test_invalid_gamma_or_beta_start_raises(options: dict[str, object], affine: bool) -> None:
     with pytest.raises(OptionError, match="Fix"):
         models.build("lenet5", norm="batch", affine=affine, norm_options=options)
 

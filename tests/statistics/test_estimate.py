@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import normkit as nk
 from normkit.core.moments import Moments
-from normkit.statistics.estimate import Estimate, statistics
+from normkit.statistics.estimate import (
+    Estimate,
+    LayerStatistics,
+    Units,
+    merge_statistics,
+    statistics,
+)
 from tests.statistics.truth import population
 
 
@@ -82,3 +91,64 @@ def test_units_stay_few_and_of_one_size(batches: int) -> None:
     assert len(counts[:-1].unique()) == 1 and counts[-1] <= counts[0]
     found = statistics(estimate.units())
     torch.testing.assert_close(found.variance, values.flatten(0, 1).var(0))
+
+
+class _Threads:
+    """Ranks as threads: a sum that waits for all of them."""
+
+    def __init__(self, ranks: int) -> None:
+        self._vectors: list[Tensor | None] = [None] * ranks
+        self._barrier = threading.Barrier(ranks)
+
+    def total(self, rank: int, vector: Tensor) -> Tensor:
+        self._vectors[rank] = vector
+        self._barrier.wait()
+        total = sum(v for v in self._vectors if v is not None)
+        self._barrier.wait()
+        assert isinstance(total, Tensor)
+        return total
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("step", [0.0, 3.0], ids=["same means", "drifting means"])
+def test_many_ranks_match_one_process(step: float, per_sample: bool) -> None:
+    """Mean 1e4, deviation 0.1; the first rank and every fifth have no data."""
+    ranks, channels = 48, 3
+    g = torch.Generator().manual_seed(0)
+    shares = []
+    for rank in range(ranks):
+        number = 0 if rank % 5 == 0 else int(torch.randint(1, 9, (1,), generator=g))
+        count = torch.randint(1, 65, (number,), generator=g).double()
+        noise = torch.randn(number, channels, generator=g, dtype=torch.float64)
+        mean = 1e4 + step * rank + 0.1 * noise / count[:, None].sqrt()
+        m2 = count[:, None] * 0.01 * (0.5 + torch.rand(number, channels, generator=g).double())
+        shares.append(Units(count, mean, m2))
+    expected = statistics(
+        Units(*(torch.cat(part) for part in zip(*shares, strict=True))), per_sample
+    )
+    threads = _Threads(ranks)
+
+    def merge(rank: int) -> LayerStatistics:
+        merged, numbers = merge_statistics(
+            {"a": shares[rank]}, {"a": per_sample}, lambda vector: threads.total(rank, vector)
+        )
+        assert numbers == {"a": sum(len(share.count) for share in shares)}
+        return merged["a"]
+
+    with ThreadPoolExecutor(ranks) as pool:
+        results = list(pool.map(merge, range(ranks)))
+    for result in results:
+        for got, first, wanted in zip(result, results[0], expected, strict=True):
+            assert torch.equal(torch.as_tensor(got), torch.as_tensor(first))
+            torch.testing.assert_close(
+                torch.as_tensor(got), torch.as_tensor(wanted), rtol=1e-12, atol=0
+            )
+
+
+def test_layers_without_data_are_left_out() -> None:
+    none = Units(torch.zeros(0), torch.zeros(0, 2), torch.zeros(0, 2))
+    one = Units(torch.tensor([2.0]), torch.tensor([[3.0]]), torch.tensor([[8.0]]))
+    units = {"unseen": none, "seen": Units(*(t.double() for t in one))}
+    merged, numbers = merge_statistics(units, dict.fromkeys(units, False), lambda vector: vector)
+    assert list(merged) == ["seen"] and numbers == {"seen": 1}
+    assert float(merged["seen"].variance) == 8.0

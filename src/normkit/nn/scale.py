@@ -44,6 +44,7 @@ class Scale(Layer):
 
     Source: Jia et al. 2014, *Caffe*, arXiv 1408.5093 (ScaleLayer).
 
+    >>> import torch
     >>> Scale(2)(torch.ones(1, 2)).detach()
     tensor([[1., 1.]])
     """

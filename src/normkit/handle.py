@@ -56,11 +56,13 @@ class Handle:
         changed: Sequence[Changed],
         skipped: Sequence[Skipped],
         steps: Sequence[Step],
+        notes: Sequence[str] = (),
     ) -> None:
         self.changed = tuple(changed)
         self.skipped = tuple(skipped)
         self._verb = verb
         self._steps = tuple(steps)
+        self._notes = tuple(notes)
 
     def undo(self) -> None:
         """Revert the changes. Weights, buffers and hooks keep their present values.
@@ -82,7 +84,8 @@ class Handle:
             head += ": nothing to change"
         changed = [(place_name(row.name), _describe(row)) for row in self.changed]
         skipped = [(place_name(k.name), f"{kind(k.type)} skipped: {k.why}") for k in self.skipped]
-        return "\n".join([head, *_table(changed), *_table(skipped)])
+        notes = [f"  {note}" for note in self._notes]
+        return "\n".join([head, *_table(changed), *_table(skipped), *notes])
 
 
 def run(steps: Sequence[Step]) -> None:

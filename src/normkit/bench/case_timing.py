@@ -10,6 +10,7 @@ from normkit.bench.cases import Case
 from normkit.bench.layers import functions, inputs, sides
 from normkit.bench.limits import EVAL_COPIES, training_copies
 from normkit.bench.stopwatch import time_interleaved
+from normkit.nn.explain import explain
 
 __all__ = ["time_case"]
 
@@ -63,6 +64,7 @@ def time_case(
         # Bytes the operation must at least move, per second; and relative to the rate of a copy.
         "gb_per_s": 2 * limit * case.bytes / times.of("ours") / 1e9,
         "of_limit": limit / copies,
+        "computed_by": explain(sides(case, measure)["ours"].train(training), tensors.x),  # type: ignore[arg-type]
     }
     if compiled:
         record["compiled_ratio"] = times.ratio("compiled", "ours")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,9 +81,13 @@ def figure_line(figure: Figure) -> Text:
 def print_results(
     out: Console, results: Mapping[str, Any], figures: Sequence[Figure], *, table: bool = True
 ) -> None:
-    """Print the table, the machine, and the figures with their targets."""
+    """Print the table, what computed it, the machine, and the figures with their targets."""
     if table and results["cases"]:
         out.print(case_table(results["cases"]))
+    ways = Counter(r["computed_by"][-1] for r in results["cases"] if "computed_by" in r)
+    for line, rows in ways.items():
+        out.print(f"computed by {line.removesuffix(': used')}: {rows} of {len(results['cases'])}",
+                  soft_wrap=True)  # fmt: skip
     about = results["machine"]
     out.print(
         f"{about['processor']} ({about['vector_instructions']}), {about['threads']} threads, "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
-from normkit.kernels.call import Call, FixedStats, Normalized, dense, layout
+from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized, dense, layout
 
 __all__ = ["TorchNative"]
 
@@ -32,6 +32,9 @@ class TorchNative:
         if x.numel() == 0:
             return "the input is empty"
         if pool.over == "batch":
+            update = call.stats.update if isinstance(call.stats, BatchStats) else None
+            if update is not None and update[0].dtype != accumulator(x.dtype):
+                return f"running statistics are not {accumulator(x.dtype)}"
             return None
         if call.wants_moments:
             return "PyTorch's kernels for groups return no moments"

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.kernels.dispatch import usual_way
 from normkit.nn.held import holding, is_held, plain
 from normkit.nn.layer import Layer
 from normkit.surgery.modules import (
@@ -61,6 +62,7 @@ def accelerate(model: nn.Module) -> Handle:
     accelerate: 2 changed, 1 fused, 0 skipped
       1  nn.BatchNorm2d → normkit.BatchNorm2d + 2
       3  nn.GroupNorm → normkit.GroupNorm
+      computed on cpu in float32 by ...
     >>> handle.undo()
     >>> type(model[1]) is nn.BatchNorm2d
     True
@@ -96,7 +98,23 @@ def accelerate(model: nn.Module) -> Handle:
             row = changed.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
             changed[id(layer)] = row._replace(fused=(*row.fused, act_name))
     run(steps)
-    return Handle("accelerate", list(changed.values()), skipped, steps)
+    notes = _computed_by([module for _, module in modules if id(module) in changed])
+    return Handle("accelerate", list(changed.values()), skipped, steps, notes)
+
+
+def _computed_by(layers: list[nn.Module]) -> list[str]:
+    """Describe for each device and type what computes the layers there, and why nothing faster."""
+    places = dict.fromkeys(
+        (t.device, t.dtype) for layer in layers for t in (*layer.parameters(), *layer.buffers())
+        if t.is_floating_point()
+    )  # fmt: skip
+    lines = []
+    for device, dtype in places:
+        _, *refusals, used = usual_way(device, dtype)
+        way = used.removesuffix(": used")
+        why = f" ({'; '.join(refusals)})" if refusals else ""
+        lines.append(f"computed on {device} in {str(dtype).removeprefix('torch.')} by {way}{why}")
+    return lines
 
 
 def _why_skipped(module: nn.Module) -> str | None:

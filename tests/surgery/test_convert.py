@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.nn import BatchRenorm2d, DomainBatchNorm1d, DomainBatchNorm2d
-from normkit.nn.held import is_held, plain
+from normkit.nn.freezing import base_class, is_frozen
 from normkit.statistics import use_domain
 from normkit.surgery import accelerate, convert, freeze
 from tests.surgery.models import Twice, made
@@ -140,7 +140,7 @@ def test_activation_hooks_and_freezing_survive() -> None:
     convert(model, ("ghost", 3))
     model.train()(x)
     assert (model[0].act, model[0].average, model[0].ghost_size) == ("relu", "debiased", 3)
-    assert seen and is_held(model[1]) and plain(type(model[1])) is nk.GhostBatchNorm2d
+    assert seen and is_frozen(model[1]) and base_class(type(model[1])) is nk.GhostBatchNorm2d
     assert torch.equal(model[1].running_mean, kept)
     handle = accelerate(model)
     assert not handle.skipped

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import normkit as nk
 from normkit.nn import DomainBatchNorm2d
-from normkit.nn.held import Held, is_held, plain
+from normkit.nn.freezing import FrozenMixin, base_class, is_frozen
+from normkit.nn.stats_spec import StatsSpec, stats_spec
 from normkit.statistics import use_domain
 from normkit.surgery import accelerate, freeze, unfreeze
 from tests.surgery.models import Positive, Twice, made
@@ -74,7 +75,7 @@ MAKE: dict[str, Callable[[], nn.Module]] = {
 
 
 def fitting(layer: nn.Module) -> Tensor:
-    name = plain(type(layer)).__name__
+    name = base_class(type(layer)).__name__
     rank = {"1d": 2, "2d": 4, "3d": 5}.get(name[-2:], 4 if name == "Theirs" else 2)
     return torch.randn(5, 3, 4, 4, 4)[(...,) + (0,) * (5 - rank)] + 1
 
@@ -96,7 +97,7 @@ def test_frozen_layer_normalizes_alike_in_both_modes(name: str) -> None:
     )
     layer.train()
     handle = freeze(layer)
-    assert len(handle.changed) == 1 and isinstance(layer, Held)
+    assert len(handle.changed) == 1 and isinstance(layer, FrozenMixin)
     for _ in range(2):
         layer.train()
         assert torch.equal(layer(2 * x), expected)
@@ -142,7 +143,7 @@ def test_frozen_layer_is_fused_with_its_activation() -> None:
     model(torch.randn(4, 3, 5, 5))
     freeze(model)
     assert accelerate(model).changed[0].fused == ("1",)
-    assert is_held(model[0]) and isinstance(model[0], nk.BatchNorm2d)
+    assert is_frozen(model[0]) and isinstance(model[0], nk.BatchNorm2d)
     x, calls = torch.randn(4, 3, 5, 5), []
     expected = model[1](model[0](x))
     with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +196,7 @@ def test_statistics_and_affine_separately() -> None:
     flags = [p.requires_grad for p in model.parameters()]
     only = freeze(model, statistics=False)
     assert all(m.training and not m.weight.requires_grad for m in norms)
-    assert not any(isinstance(m, Held) for m in norms)
+    assert not any(isinstance(m, FrozenMixin) for m in norms)
     only.undo()
     assert [p.requires_grad for p in model.parameters()] == flags
     only = freeze(model, affine=False)
@@ -208,12 +209,12 @@ def test_statistics_and_affine_separately() -> None:
     assert not any(torch.equal(m.running_mean, k) for m, k in zip(norms, kept, strict=True))
     freeze(model)
     handle = unfreeze(model, statistics=False)
-    assert all(m.weight.requires_grad and m.bias.requires_grad and is_held(m) for m in norms)
+    assert all(m.weight.requires_grad and m.bias.requires_grad and is_frozen(m) for m in norms)
     handle.undo()
     # The one that somebody else had stopped is fixed again too.
     assert not any(m.weight.requires_grad or m.bias.requires_grad for m in norms)
     unfreeze(model, affine=False)
-    assert not any(isinstance(m, Held) for m in norms) and not norms[0].weight.requires_grad
+    assert not any(isinstance(m, FrozenMixin) for m in norms) and not norms[0].weight.requires_grad
 
 
 def test_undo_sets_the_last_requested_mode() -> None:
@@ -271,16 +272,16 @@ def test_copies_stay_frozen(copied: Callable[[nn.Module], nn.Module], accelerate
     assert [type(m) for m in found.modules()] == [type(m) for m in model.modules()]
     assert torch.equal(found(x), model(x))
     unfreeze(found)
-    assert not any(isinstance(m, Held) for m in found.modules())
+    assert not any(isinstance(m, FrozenMixin) for m in found.modules())
     if copied is not copy.copy:  # which shares the layers
-        assert any(isinstance(m, Held) for m in model.modules())
+        assert any(isinstance(m, FrozenMixin) for m in model.modules())
 
 
 def test_shared_layer_is_frozen_once() -> None:
     model = Twice()
     handle = freeze(model)
     assert [row.name for row in handle.changed] == ["a.0"]
-    assert model.a[0] is model.b[0] is model.c[0][1] and is_held(model.a[0])
+    assert model.a[0] is model.b[0] is model.c[0][1] and is_frozen(model.a[0])
 
 
 def test_checkpoints_load_as_before() -> None:
@@ -369,7 +370,7 @@ def test_conversion_to_sync_keeps_layers_frozen() -> None:
     freeze(model[0])
     nk.SyncBatchNorm.convert_sync_batchnorm(model).train()
     assert [isinstance(m, nk.SyncBatchNorm) for m in model] == [True, True]
-    assert [m.training for m in model] == [False, True] and is_held(model[0])
+    assert [m.training for m in model] == [False, True] and is_frozen(model[0])
     unfreeze(model)
     assert type(model[0]) is nk.SyncBatchNorm and model[0].training
 
@@ -383,7 +384,7 @@ def test_parametrization_after_freezing() -> None:
     with pytest.warns(UserWarning, match="its class was changed again"):
         handle.undo()
     parametrize.remove_parametrizations(model[0], "weight")
-    assert is_held(model[0])
+    assert is_frozen(model[0])
     unfreeze(model)
     assert type(model[0]) is nn.BatchNorm2d
 
@@ -408,10 +409,10 @@ def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
         called.append(module)
         if len(called) == 3:
             raise KeyboardInterrupt
-        hold(module)
+        freeze_layer(module)
 
-    hold = freeze.__globals__["hold"]
-    monkeypatch.setitem(freeze.__globals__, "hold", failing)
+    freeze_layer = freeze.__globals__["freeze_layer"]
+    monkeypatch.setitem(freeze.__globals__, "freeze_layer", failing)
     with pytest.raises(KeyboardInterrupt):
         freeze(model)
     assert anatomy(model) == before and all(p.requires_grad for p in model.parameters())
@@ -426,3 +427,27 @@ def test_invalid_arguments_are_refused(verb: Callable[..., object]) -> None:
         verb(torch.jit.script(nn.BatchNorm2d(3)))
     with pytest.raises(nk.OptionError, match="Fix: "):
         verb(nn.BatchNorm2d(3), statistics=False, affine=False)
+
+
+def test_registered_third_party_layer_is_frozen() -> None:
+    """One registry: what is recalibrated is also frozen."""
+
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mu", torch.zeros(3))
+            self.register_buffer("v", torch.full((3,), 2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - self.mu) / self.v.sqrt()
+
+    model = nn.Sequential(Centred())
+    assert not nk.freeze(model).changed
+    stats_spec.register(Centred)(lambda layer: StatsSpec("mu", "v"))
+    handle = nk.freeze(model)
+    assert len(handle.changed) == 1 and is_frozen(model[0]) and not model.train()[0].training
+    handle.undo()
+    assert type(model[0]) is Centred
+    model[0].v[0] = float("nan")
+    with pytest.raises(nk.StatisticsError, match="NaN or infinity"):
+        nk.freeze(model)

@@ -15,7 +15,7 @@ from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
-from normkit.nn.held import Held, hold
+from normkit.nn.freezing import FrozenMixin, freeze_layer
 from normkit.nn.layer import step
 
 __all__ = ["SyncBatchNorm"]
@@ -133,8 +133,8 @@ class SyncBatchNorm(BatchStatistics):
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 result.register_buffer(name, getattr(module, name))
             result.training = module.training
-            if isinstance(module, Held):
-                hold(result, module._mode_asked)
+            if isinstance(module, FrozenMixin):
+                freeze_layer(result, module._requested_mode)
             if hasattr(module, "qconfig"):
                 result.qconfig = cast(Any, module).qconfig
         done[id(module)] = result

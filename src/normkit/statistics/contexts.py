@@ -16,7 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn.domainbatchnorm import Domains
-from normkit.nn.held import Held, remembers
+from normkit.nn.freezing import FrozenMixin
+from normkit.nn.stats_spec import keeps_stats
 from normkit.statistics.preserve import evaluation_mode, tensor_version
 from normkit.statistics.stats_layers import check_module
 
@@ -51,7 +52,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     (True, tensor([0.]))
     """
     check_module(model)
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and remembers(m)]
+    layers = [m for m in model.modules() if isinstance(m, _NormBase) and keeps_stats(m)]
     if any(isinstance(m, LazyModuleMixin) for m in layers):
         raise StatisticsError(
             message(
@@ -60,7 +61,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 "run the model once on any batch",
             )
         )
-    trainable = [layer for layer in layers if not isinstance(layer, Held)]
+    trainable = [layer for layer in layers if not isinstance(layer, FrozenMixin)]
     if not trainable:
         raise StatisticsError(
             message(

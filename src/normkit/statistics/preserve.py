@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from normkit.nn.held import Held
+from normkit.nn.freezing import FrozenMixin
 
 __all__ = [
     "detached_loader",
@@ -67,13 +67,13 @@ def preserve_modes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in before:
-            if isinstance(module, Held):
-                module._mode_asked = training
-            module.training = training and not isinstance(module, Held)
+            if isinstance(module, FrozenMixin):
+                module._requested_mode = training
+            module.training = training and not isinstance(module, FrozenMixin)
 
 
 def _asked(module: nn.Module) -> bool:
-    return module._mode_asked if isinstance(module, Held) else module.training
+    return module._requested_mode if isinstance(module, FrozenMixin) else module.training
 
 
 @contextlib.contextmanager

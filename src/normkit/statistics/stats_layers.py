@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
 from normkit.errors import StatisticsError, TypeMismatchError, message
 from normkit.handle import Skipped
-from normkit.nn.domainbatchnorm import Domains
-from normkit.nn.held import Held, is_constant, remembers
+from normkit.nn.freezing import FrozenMixin, is_constant
+from normkit.nn.stats_spec import StatsSpec, keeps_stats, stats_spec
 
 __all__ = [
     "NormLayer",
@@ -29,86 +25,6 @@ __all__ = [
     "stats_spec",
     "unwrap",
 ]
-
-
-def _input(layer: Any, x: Tensor) -> Tensor:
-    return x
-
-
-def _no_bank(layer: Any) -> int | None:
-    return None
-
-
-@dataclasses.dataclass(frozen=True)
-class StatsSpec:
-    """How a layer keeps its running statistics.
-
-    In evaluation mode the layer normalizes with two of its tensors, a mean and a variance per
-    channel, by whatever formula.
-
-    Args:
-        mean: name of the layer's tensor of means, (C,), or (banks, C).
-        var: name of its tensor of variances, of the same shape.
-        per: "batch": moments of all values of a channel, as batch normalization keeps them;
-            "sample": averages over samples of each sample's own moments, as instance
-            normalization does.
-        values: maps the layer and its input to the values it takes moments of, (N, C, \\*). For
-            layers that keep channels elsewhere.
-        bank: maps the layer to the row of its tensors that this call uses; None where they have
-            no rows.
-    """
-
-    mean: str = "running_mean"
-    var: str = "running_var"
-    per: Literal["batch", "sample"] = "batch"
-    values: Callable[[Any, Tensor], Tensor] = _input
-    bank: Callable[[Any], int | None] = _no_bank
-
-
-@functools.singledispatch
-def stats_spec(layer: nn.Module) -> StatsSpec | None:
-    """Describe how ``layer`` keeps running statistics; None where it keeps none.
-
-    A generic function (:func:`functools.singledispatch`), so that a layer of a third party joins
-    with three lines; its subclasses join with it.
-
-    >>> class ChannelsLastNorm(nn.Module):
-    ...     def __init__(self, channels):
-    ...         super().__init__()
-    ...         self.register_buffer("mu", torch.zeros(channels))
-    ...         self.register_buffer("v", torch.ones(channels))
-    ...     def forward(self, x):     # (N, H, W, C)
-    ...         return (x - self.mu) / self.v.sqrt()
-    >>> @stats_spec.register(ChannelsLastNorm)
-    ... def _(layer):
-    ...     return StatsSpec("mu", "v", values=lambda layer, x: x.movedim(-1, 1))
-    >>> stats_spec(ChannelsLastNorm(3)).mean
-    'mu'
-    """
-    return None
-
-
-@stats_spec.register
-def _(layer: _BatchNorm) -> StatsSpec | None:
-    if layer.running_mean is None or layer.running_var is None:
-        return None
-    return StatsSpec()
-
-
-def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
-    return x.unsqueeze(0) if x.dim() == layer._get_no_batch_dim() else x
-
-
-@stats_spec.register
-def _(layer: _InstanceNorm) -> StatsSpec | None:
-    if not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
-        return None
-    return StatsSpec(per="sample", values=_with_batch_axis)
-
-
-@stats_spec.register
-def _(layer: Domains) -> StatsSpec | None:
-    return None if layer.running_mean is None else StatsSpec(bank=Domains.chosen)
 
 
 class NormLayer(NamedTuple):
@@ -204,7 +120,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
             # A layer that looks like one of ours and is not: its user would want to know.
             if is_constant(layer):
                 skipped.append(Skipped(name, type(layer), "constant by construction"))
-            elif remembers(layer):
+            elif keeps_stats(layer):
                 scripted = isinstance(layer, torch.jit.ScriptModule)
                 why = "scripted" if scripted else "unknown; stats_spec.register makes it known"
                 skipped.append(Skipped(name, type(layer), why))
@@ -237,7 +153,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
 
 def _why_frozen(layer: nn.Module, model: nn.Module) -> str | None:
     """Say why a layer's statistics are meant to stay as they are, or None."""
-    if isinstance(layer, Held):
+    if isinstance(layer, FrozenMixin):
         return "frozen"
     if getattr(layer, "momentum", None) == 0:
         return "momentum is 0"

@@ -9,7 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.kernels.dispatch import usual_way
-from normkit.nn.held import holding, is_held, plain
+from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.layer import Layer
 from normkit.surgery.modules import (
     added_names,
@@ -76,14 +76,16 @@ def accelerate(model: nn.Module) -> Handle:
         why = _why_skipped(module)
         if why is not None:
             skipped.append(Skipped(name, type(module), why))
-        elif (after := NAMESAKES.get(plain(type(module)))) is not None:
-            changed[id(module)] = Changed(name, plain(type(module)), after)
+        elif (after := NAMESAKES.get(base_class(type(module)))) is not None:
+            changed[id(module)] = Changed(name, base_class(type(module)), after)
             steps.append(_class_change(name, module, after))
     for name, module in modules:
         if not isinstance(module, nn.Sequential) or not can_fuse(type(module)):
             continue
         fusible = [
-            p for p in pairs(module) if id(p.layer) in changed or plain(type(p.layer)) in LAYERS
+            p
+            for p in pairs(module)
+            if id(p.layer) in changed or base_class(type(p.layer)) in LAYERS
         ]
         if fusible:
             steps.append(_class_change(name, module, fusing_class(type(module))))
@@ -94,7 +96,7 @@ def accelerate(model: nn.Module) -> Handle:
                 why = "runs separately while it or the layer before has hooks"
                 skipped.append(Skipped(act_name, type(act), why))
                 continue
-            cls = plain(type(layer))
+            cls = base_class(type(layer))
             row = changed.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
             changed[id(layer)] = row._replace(fused=(*row.fused, act_name))
     run(steps)
@@ -119,7 +121,7 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
 
 def _why_skipped(module: nn.Module) -> str | None:
     """Return why ``module`` is not replaced although a reader might expect it; else None."""
-    cls = plain(type(module))
+    cls = base_class(type(module))
     if is_opaque(module):
         return "scripted" if isinstance(module, torch.jit.ScriptModule) else "a torch.ao module"
     if not isinstance(module, FAMILY) or isinstance(module, Layer):
@@ -134,15 +136,15 @@ def _why_skipped(module: nn.Module) -> str | None:
 
 def _class_change(name: str, module: nn.Module, after: type) -> Step:
     """Return the step that gives ``module`` the class ``after``; a frozen layer stays frozen."""
-    before = plain(type(module))
+    before = base_class(type(module))
 
     def do() -> None:
-        set_class(module, holding(after) if is_held(module) else after)
+        set_class(module, frozen_class(after) if is_frozen(module) else after)
 
     def undo() -> Skipped | None:
         ours: type | None = after
         theirs: type | None = before
-        cls = plain(type(module))
+        cls = base_class(type(module))
         if cls is before:
             return None
         if cls is getattr(after, "cls_to_become", None):  # lazy, and initialized since
@@ -152,7 +154,7 @@ def _class_change(name: str, module: nn.Module, after: type) -> Step:
             return Skipped(name, cls, "its class was changed again")
         for key in added_names(ours, theirs) & vars(module).keys():
             del vars(module)[key]
-        set_class(module, holding(theirs) if is_held(module) else theirs)
+        set_class(module, frozen_class(theirs) if is_frozen(module) else theirs)
         return None
 
     return Step(do, undo)

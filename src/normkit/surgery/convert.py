@@ -23,7 +23,8 @@ from normkit.nn import (
     GhostBatchNorm2d,
     SyncBatchNorm,
 )
-from normkit.nn.held import holding, is_held, plain, remembers
+from normkit.nn.freezing import base_class, frozen_class, is_frozen
+from normkit.nn.stats_spec import keeps_stats
 from normkit.surgery.modules import added_names, check_model, set_class, walk, why_not_convertible
 
 __all__ = ["convert"]
@@ -113,7 +114,7 @@ def convert(model: nn.Module, to: To) -> Handle:
     for name, module in walk(model):
         if not isinstance(module, _BatchNorm):
             continue
-        before = plain(type(module))
+        before = base_class(type(module))
         after = KINDS[kind].get(SPATIAL_AXES.get(before, -1))
         if after is before and getattr(module, NUMBERS.get(kind, ""), None) == number:
             continue
@@ -145,7 +146,7 @@ def _parse(to: To) -> tuple[str, int | None]:
 
 
 def _why_skipped(module: _BatchNorm, kind: str, after: type | None) -> str | None:
-    before = plain(type(module))
+    before = base_class(type(module))
     if before in KINDS["domain"].values():
         return "has statistics for each domain, which other kinds cannot hold"
     if before not in SPATIAL_AXES:
@@ -155,7 +156,7 @@ def _why_skipped(module: _BatchNorm, kind: str, after: type | None) -> str | Non
     if after is None:
         axes = SPATIAL_AXES[before] or "any number of"
         return f"there is no {kind} form for inputs of {axes} spatial axes"
-    if kind == "frozen" and not remembers(module):
+    if kind == "frozen" and not keeps_stats(module):
         return "has no running statistics"
     return why_not_convertible(module, after)
 
@@ -183,7 +184,7 @@ def _new_state(
 
 
 def _class_change(name: str, module: nn.Module, new: _NewState) -> Step:
-    before = plain(type(module))
+    before = base_class(type(module))
     old = {key: vars(module)[key] for key in KIND_ATTRIBUTES & vars(module).keys()}
     tables = {
         key: (vars(module)[key], table)
@@ -193,14 +194,14 @@ def _class_change(name: str, module: nn.Module, new: _NewState) -> Step:
 
     def apply(cls: type, remove: Iterable[str], add: dict[str, Any], which: int) -> None:
         # The class first: if a later line fails, undo goes by it.
-        set_class(module, holding(cls) if is_held(module) else cls)
+        set_class(module, frozen_class(cls) if is_frozen(module) else cls)
         for key in remove:
             vars(module).pop(key, None)
         vars(module).update(add)
         vars(module).update({key: pair[which] for key, pair in tables.items()})
 
     def undo() -> Skipped | None:
-        now = plain(type(module))
+        now = base_class(type(module))
         if now is before and now is not new.cls:
             return None
         if now is not new.cls:

@@ -14,7 +14,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
-from normkit.nn.held import Held, can_hold, hold, is_constant, is_held, plain, release, remembers
+from normkit.nn.freezing import (
+    FrozenMixin,
+    base_class,
+    can_freeze,
+    freeze_layer,
+    is_constant,
+    is_frozen,
+    unfreeze_layer,
+)
+from normkit.nn.stats_spec import keeps_stats, running_stats
 from normkit.surgery.modules import check_model, is_opaque, walk
 
 __all__ = ["freeze", "unfreeze"]
@@ -28,7 +37,7 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
     package and to their subclasses, if they have ``running_mean`` and ``running_var``.
 
     Each layer stays the same object, with its parameters, buffers, hooks and name; only its
-    class changes, to a subclass of the same name (:mod:`normkit.nn.held`). So optimizers, other
+    class changes, to a subclass of the same name (:mod:`normkit.nn.freezing`). So optimizers, other
     references, ``state_dict`` and shared layers stay valid, the model itself may be such a
     layer, and copies and pickles stay frozen.
 
@@ -108,7 +117,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         why = _why_skipped(module, statistics)
         if why is not None:
             skipped.append(Skipped(name, type(module), why))
-        elif remembers(module):
+        elif keeps_stats(module):
             layers.append((name, module))
     if freezing and statistics:
         _check_finite(layers)
@@ -116,7 +125,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
     steps: list[Step] = []
     for name, module in layers:
         notes: list[str] = []
-        if statistics and is_held(module) is not freezing:
+        if statistics and is_frozen(module) is not freezing:
             steps.append(_statistics_change(name, module, freezing))
             notes.append(
                 "statistics frozen" + _caveat(module) if freezing else "statistics updating"
@@ -125,7 +134,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
             steps += [_affine_change(parameter, freezing) for parameter in which.values()]
             notes.append(" and ".join(which) + (" frozen" if freezing else " trainable"))
         if notes:
-            cls = plain(type(module))
+            cls = base_class(type(module))
             changed.append(Changed(name, cls, cls, note=", ".join(notes)))
     run(steps)
     return Handle(verb, changed, skipped, steps)
@@ -137,29 +146,29 @@ def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
         return "scripted" if isinstance(module, torch.jit.ScriptModule) else "a torch.ao module"
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
         return "lazy and not yet initialized"
-    if isinstance(module, _NormBase) and not remembers(module):
+    if isinstance(module, _NormBase) and not keeps_stats(module):
         return "has no running statistics"
     if is_constant(module):
         return "already constant"
-    if not remembers(module):
+    if not keeps_stats(module):
         return None
     if not statistics and any(is_parametrized(module, name) for name in ("weight", "bias")):
         return "parametrized"
-    if not statistics or is_held(module):
+    if not statistics or is_frozen(module):
         return None
     if is_parametrized(module):
         return "parametrized"
-    if isinstance(module, Held):
+    if isinstance(module, FrozenMixin):
         return "a subclass of a frozen layer"
-    return None if can_hold(module) else "its class customizes subclassing or copying"
+    return None if can_freeze(module) else "its class customizes subclassing or copying"
 
 
 def _check_finite(layers: Sequence[tuple[str, nn.Module]]) -> None:
     broken = [
         name or "the model"
         for name, module in layers
-        for buffer in (module._buffers["running_mean"], module._buffers["running_var"])
-        if buffer is not None and not buffer.is_meta and not bool(torch.isfinite(buffer).all())
+        for tensor in running_stats(module) or ()
+        if not tensor.is_meta and not bool(torch.isfinite(tensor).all())
     ]
     if broken:
         names = list(dict.fromkeys(broken))
@@ -175,7 +184,7 @@ def _check_finite(layers: Sequence[tuple[str, nn.Module]]) -> None:
 
 def _caveat(module: nn.Module) -> str:
     """Return a note on statistics that were probably never updated, for the table."""
-    mean, var = module._buffers["running_mean"], module._buffers["running_var"]
+    mean, var = running_stats(module) or (None, None)
     if mean is None or var is None or mean.is_meta:
         return ""
     initial = torch.atleast_2d((mean == 0) & (var == 1)).all(-1)  # bank by bank
@@ -200,15 +209,15 @@ def _affine(module: nn.Module, freezing: bool) -> dict[str, Parameter]:
 
 def _statistics_change(name: str, module: nn.Module, freezing: bool) -> Step:
     def undo(reverse: Callable[[nn.Module], None], frozen: bool) -> Skipped | None:
-        if is_held(module) is not frozen:
-            changed = isinstance(module, Held) is frozen  # a class was put over it
+        if is_frozen(module) is not frozen:
+            changed = isinstance(module, FrozenMixin) is frozen  # a class was put over it
             return Skipped(name, type(module), "its class was changed again") if changed else None
         reverse(module)
         return None
 
     if freezing:
-        return Step(partial(hold, module), partial(undo, release, True))
-    return Step(partial(release, module), partial(undo, hold, False))
+        return Step(partial(freeze_layer, module), partial(undo, unfreeze_layer, True))
+    return Step(partial(unfreeze_layer, module), partial(undo, freeze_layer, False))
 
 
 def _affine_change(parameter: Parameter, freezing: bool) -> Step:

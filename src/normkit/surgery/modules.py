@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from normkit.errors import TypeMismatchError, message
-from normkit.nn.held import plain
+from normkit.nn.freezing import base_class
 
 __all__ = ["added_names", "check_model", "is_opaque", "set_class", "walk", "why_not_convertible"]
 
@@ -64,7 +64,7 @@ def why_not_convertible(module: nn.Module, after: type) -> str | None:
     if "forward" in vars(module):
         return "its forward was replaced"
     names = {*vars(module), *module._modules, *module._parameters, *module._buffers}
-    conflicts = added_names(after, plain(type(module))) & names
+    conflicts = added_names(after, base_class(type(module))) & names
     return f"has its own {', '.join(sorted(conflicts))}" if conflicts else None
 
 

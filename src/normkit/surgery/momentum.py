@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
-from normkit.nn.held import Held, plain, remembers
+from normkit.nn.freezing import FrozenMixin, base_class
+from normkit.nn.stats_spec import keeps_stats
 from normkit.surgery.modules import check_model, walk
 
 __all__ = ["scale_momentum"]
@@ -60,9 +61,9 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     skipped: list[Skipped] = []
     steps: list[Step] = []
     for name, module in walk(model):
-        if not isinstance(module, _NormBase) or not remembers(module):
+        if not isinstance(module, _NormBase) or not keeps_stats(module):
             continue
-        cls = plain(type(module))
+        cls = base_class(type(module))
         why = _why_skipped(module)
         if why is not None:
             skipped.append(Skipped(name, cls, why))
@@ -81,7 +82,7 @@ def _why_skipped(module: _NormBase) -> str | None:
     momentum = module.momentum
     if momentum is None or getattr(module, "average", None) == "cumulative":
         return "cumulative: weighs all batches equally"
-    if isinstance(module, Held) or momentum == 0:
+    if isinstance(module, FrozenMixin) or momentum == 0:
         return "its statistics are not updated"
     if not isinstance(momentum, (int, float)) or not 0 < momentum <= 1:
         return f"momentum {momentum!r} is not between 0 and 1"
@@ -96,7 +97,7 @@ def _momentum_change(name: str, module: _NormBase, after: float) -> Step:
 
     def undo() -> Skipped | None:
         if module.momentum not in (after, before):
-            return Skipped(name, plain(type(module)), "its momentum was changed again")
+            return Skipped(name, base_class(type(module)), "its momentum was changed again")
         module.momentum = before
         return None
 

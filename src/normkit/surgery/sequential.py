@@ -17,7 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 import normkit.nn
 from normkit.core.activations import Act
-from normkit.nn.held import plain
+from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
 
 __all__ = ["LAYERS", "can_fuse", "fusing_class", "has_hooks", "pairs"]
@@ -128,7 +128,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def _fused_act(layer: Any, after: nn.Module) -> Act | None:
     """Return the activation to compute with ``layer``; None if the two run separately."""
-    if plain(type(layer)) not in LAYERS or layer._act is not None:
+    if base_class(type(layer)) not in LAYERS or layer._act is not None:
         return None
     act = _act_of(after)
     return None if act is None or has_hooks(layer) or has_hooks(after) else act

@@ -22,7 +22,7 @@ from normkit.lab.claims.c01 import CLAIM as C1
 from normkit.lab.claims.c05 import CLAIM as C5
 from normkit.lab.claims.c12 import CLAIM as C12
 from normkit.lab.claims.claim import Claim, Evidence
-from normkit.lab.claims.parts import WITH, WITHOUT
+from normkit.lab.claims.study import WITH, WITHOUT
 from normkit.lab.config import RunConfig
 from normkit.lab.verdicts import decide
 

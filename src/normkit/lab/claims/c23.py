@@ -31,6 +31,7 @@ from normkit.lab.claims.study import (
     last,
     mean_of,
     population,
+    values_of,
 )
 from normkit.lab.findings import Table
 
@@ -58,7 +59,7 @@ def arms_table(evidence: Evidence) -> Table:
     rows: list[tuple[str | float | int | None, ...]] = []
     for arm in evidence.arms:
         runs = evidence.of(arm)
-        values = [value for run in runs if (value := PSNR.read(run)) is not None]
+        values = values_of(runs, PSNR)
         spread = round(stdev(values), 3) if len(values) > 1 else None
         test, *rest = (DB.cell(mean_of(runs, each), 2) for each in (PSNR, TRAIN_PSNR, REPAIRED))
         rows.append((arm, len(values), test, spread, *rest))

@@ -13,6 +13,7 @@ from normkit.lab.claims.study import (
     Curves,
     Series,
     last,
+    values_of,
     while_training,
 )
 from normkit.lab.findings import Line, Table
@@ -78,9 +79,9 @@ def table(evidence: Evidence) -> Table:
     for arm, published in PUBLISHED.items():
         ways = {"no statistics": TEST} if arm == PLAIN else {MOVING: TEST, POPULATION: RECALIBRATED}
         runs = evidence.of(arm)
-        trained = [value for run in runs if (value := TRAINED.read(run)) is not None]
+        trained = values_of(runs, TRAINED)
         for label, measure in ways.items() if arm in evidence.arms else ():
-            values = [value for run in runs if (value := measure.read(run)) is not None]
+            values = values_of(runs, measure)
             picks = [pick(values) if values else None for pick in (min, median, max)]
             spread = deviation(runs, measure)
             span = f"{min(trained):.1%}–{max(trained):.1%}".replace("%", "") if trained else None

@@ -15,6 +15,7 @@ from normkit.lab.claims.study import (
     Series,
     error,
     mean_of,
+    settings_of,
 )
 from normkit.lab.findings import Table
 from normkit.lab.runs import Run
@@ -50,11 +51,7 @@ def layers(run: Run) -> int:
 
 
 LAYERS = Measure("layers", layers, NUMBER)
-
-
-def depths(evidence: Evidence) -> list[int]:
-    """All depths planned, the shallowest first."""
-    return sorted({layers(planned.run) for planned in evidence.planned})
+depths = settings_of(layers)
 
 
 def rise(arm: str, measure: Measure = ERROR) -> Quantity:

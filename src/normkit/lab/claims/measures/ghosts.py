@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.sources import WU_JOHNSON, figures
 from normkit.lab.claims.study import (
     NARROW_RESNET,
@@ -38,6 +37,7 @@ from normkit.lab.claims.study import (
     over,
     population,
     published,
+    settings_of,
 )
 from normkit.lab.runs import Run
 
@@ -153,15 +153,11 @@ def chart(key: str, title: str, *names: str) -> Curves:
 
 def table(*names: str) -> BySetting:
     """Error by normalization batch size: ours, and the published one at the same size."""
-
-    def sizes(evidence: Evidence) -> list[int]:
-        return sorted({size_of(planned.run) for planned in evidence.planned})
-
     return BySetting(
         "Error, %, by normalization batch size: mean over the seeds; published is ResNet-50 on "
         "ImageNet",
         "error",
-        sizes,
+        settings_of(size_of),
         of_size,
         [(name, *CURVES[name][:2], _published(name)) for name in names],
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 
 from normkit.lab.claims.claim import Evidence
-from normkit.lab.claims.study import HALVINGS, Measure, Quantity
+from normkit.lab.claims.study import HALVINGS, Measure, Quantity, values_of
 from normkit.lab.runs import Run
 from normkit.lab.verdicts import spread_ratios
 
@@ -56,5 +56,5 @@ def one_image(arm: str) -> Callable[[Evidence], float]:
 
 def deviation(runs: Sequence[Run], measure: Measure) -> float | None:
     """The standard deviation of a measure over the runs that have it."""
-    values = [value for run in runs if (value := measure.read(run)) is not None]
+    values = values_of(runs, measure)
     return stdev(values) if len(values) > 1 else None

@@ -46,7 +46,14 @@ from normkit.lab.claims.study.plan import (
     population,
 )
 from normkit.lab.claims.study.quantities import Quantity, mean
-from normkit.lab.claims.study.tables import ByArm, BySetting, Seeds, mean_of
+from normkit.lab.claims.study.tables import (
+    ByArm,
+    BySetting,
+    Seeds,
+    mean_of,
+    settings_of,
+    values_of,
+)
 from normkit.lab.claims.study.units import (
     DB,
     DECADES,
@@ -106,6 +113,8 @@ __all__ = [
     "population",
     "published",
     "quarter",
+    "settings_of",
     "steps",
+    "values_of",
     "while_training",
 ]

@@ -12,15 +12,25 @@ from normkit.lab.claims.study.measures import Measure
 from normkit.lab.findings import Table
 from normkit.lab.runs import Run
 
-__all__ = ["ByArm", "BySetting", "Cells", "Seeds", "mean_of"]
+__all__ = ["ByArm", "BySetting", "Cells", "Seeds", "mean_of", "settings_of", "values_of"]
 
 Cells = Sequence[str | float | int | None]
 
 
+def values_of(runs: Sequence[Run], measure: Measure) -> list[float]:
+    """A measure of the runs that have it, in stored units."""
+    return [value for run in runs if (value := measure.read(run)) is not None]
+
+
 def mean_of(runs: Sequence[Run], measure: Measure) -> float | None:
     """The mean of a measure over the runs that have it, in stored units; None where none has."""
-    values = [value for run in runs if (value := measure.read(run)) is not None]
+    values = values_of(runs, measure)
     return fmean(values) if values else None
+
+
+def settings_of(setting: Callable[[Run], int]) -> Callable[[Evidence], list[int]]:
+    """The values of a setting that are planned, from the smallest."""
+    return lambda evidence: sorted({setting(planned.run) for planned in evidence.planned})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Normalization for PyTorch: drop-in layers, honest statistics, and a lab that tests the claims.
+"""Normalization for PyTorch: drop-in layers, correct statistics, and a lab that tests claims.
 
 >>> import torch
 >>> import normkit as nk
@@ -7,7 +7,7 @@
 torch.Size([8, 16, 32, 32])
 """
 
-from normkit import errors
+from normkit import errors, nn
 from normkit.errors import (
     DataError,
     NonFiniteError,
@@ -18,35 +18,7 @@ from normkit.errors import (
     StoreError,
     TypeMismatchError,
 )
-from normkit.nn import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    BatchRenorm1d,
-    BatchRenorm2d,
-    DomainBatchNorm1d,
-    DomainBatchNorm2d,
-    FrozenBatchNorm2d,
-    GhostBatchNorm1d,
-    GhostBatchNorm2d,
-    GroupNorm,
-    HalfInstanceNorm2d,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LayerNorm2d,
-    LazyBatchNorm1d,
-    LazyBatchNorm2d,
-    LazyBatchNorm3d,
-    LazyInstanceNorm1d,
-    LazyInstanceNorm2d,
-    LazyInstanceNorm3d,
-    Ramp,
-    RMSNorm,
-    Scale,
-    SyncBatchNorm,
-)
+from normkit.nn import *  # noqa: F403  # layers are listed there, once
 from normkit.statistics import (
     average_buffers,
     batch_statistics,
@@ -59,40 +31,13 @@ from normkit.surgery import accelerate, convert, freeze, scale_momentum, unfreez
 __version__ = "0.1.0"
 
 __all__ = [
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "BatchRenorm1d",
-    "BatchRenorm2d",
     "DataError",
-    "DomainBatchNorm1d",
-    "DomainBatchNorm2d",
-    "FrozenBatchNorm2d",
-    "GhostBatchNorm1d",
-    "GhostBatchNorm2d",
-    "GroupNorm",
-    "HalfInstanceNorm2d",
-    "InstanceNorm1d",
-    "InstanceNorm2d",
-    "InstanceNorm3d",
-    "LayerNorm",
-    "LayerNorm2d",
-    "LazyBatchNorm1d",
-    "LazyBatchNorm2d",
-    "LazyBatchNorm3d",
-    "LazyInstanceNorm1d",
-    "LazyInstanceNorm2d",
-    "LazyInstanceNorm3d",
     "NonFiniteError",
     "NormkitError",
     "OptionError",
-    "RMSNorm",
-    "Ramp",
-    "Scale",
     "ShapeError",
     "StatisticsError",
     "StoreError",
-    "SyncBatchNorm",
     "TypeMismatchError",
     "accelerate",
     "average_buffers",
@@ -106,3 +51,5 @@ __all__ = [
     "unfreeze",
     "use_domain",
 ]
+__all__ += nn.__all__
+__all__.sort()

@@ -124,7 +124,3 @@ def _table(rows: list[tuple[str, str]]) -> list[str]:
     width = max((len(name) for name, _ in rows[:SHOWN]), default=0)
     lines = [f"  {name:{width}}  {text}" for name, text in rows[:SHOWN]]
     return lines if len(rows) <= SHOWN else [*lines, f"  … and {len(rows) - SHOWN} more"]
-
-
-# For modules that have not been renamed yet.
-Left = Skipped

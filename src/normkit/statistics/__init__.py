@@ -7,9 +7,7 @@ from normkit.statistics.distributed import average_buffers
 from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results import Recalibration, Shift
-from normkit.statistics.stats_layers import Memory as Memory
 from normkit.statistics.stats_layers import StatsSpec, stats_spec
-from normkit.statistics.stats_layers import memory_of as memory_of
 
 __all__ = [
     "Consistency",

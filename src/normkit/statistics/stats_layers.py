@@ -181,6 +181,3 @@ def named_stats(model: nn.Module) -> dict[str, Tensor]:
         if (spec := stats_spec(layer)) is not None
         for attribute in (spec.mean, spec.var)
     }
-
-
-Memory, memory_of = StatsSpec, stats_spec  # former names

@@ -4,7 +4,7 @@ Two runs with one seed see the same images: the seed draws them from the
 training set and decides their order in each epoch, whatever the model. Their convolutions and
 dense layers start from the same numbers: both are built under ``torch.manual_seed(seed)``, and no
 normalizer draws any. Random numbers drawn while training (dropout) start from the seed too. What
-is left between the arms is what is compared. The intervals hold for the order and the initial
+remains between the arms is what is compared. The intervals hold for the order and the initial
 weights, given this test set, which is the same for all seeds; for the draw of the training images
 only as far as a run takes a part of them, and seeds share much of what they draw.
 """

@@ -88,7 +88,7 @@ def restore(
 ) -> Progress:
     """Load what :func:`state` saved into ``model`` and ``optimizer``, on any device.
 
-    A run that goes on on another kind of device than it was begun on draws other dropout masks.
+    A run resumed on another kind of device draws other dropout masks.
     """
     # Through the CPU: both move what they are given to where their own tensors are.
     saved = torch.load(io.BytesIO(state), weights_only=True, map_location=CPU)

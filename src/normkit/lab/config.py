@@ -1,11 +1,11 @@
 """One training described by values, and the key that identifies it.
 
-Two claims that need the same training share one run, because a run is stored under the SHA-256
-of its description. What cannot change the numbers (the number of threads or workers, where the
-data lie) is no part of the description; what can is.
+Claims that need the same training share one run, because a run is stored under the SHA-256 of its
+description. The description holds everything that can change the numbers, and nothing that cannot
+(the number of threads or workers, the folder of the data).
 
-Fields at their default are left out of the text that is hashed, so a field added later leaves
-the keys of stored runs as they were. A change of what a field *means* raises ``FORMAT``.
+Fields at their default are left out of the hashed text, so adding a field leaves the keys of stored
+runs unchanged. Changing the *meaning* of a field raises ``FORMAT``.
 """
 
 from __future__ import annotations
@@ -51,23 +51,21 @@ class RunConfig:
     paired. ``edition`` says whether the images come from the whole data set or from the small
     subset that is shipped. ``loss_every`` counts steps between two records of the training loss.
     ``probes`` holds pairs (name, every how many steps), see :mod:`normkit.lab.probes`. ``kind``
-    "timing" is no training: the time of one step is taken, see :mod:`normkit.lab.timing`.
+    "timing" measures the time of one step instead of training, see :mod:`normkit.lab.timing`.
 
     ``norm_options`` holds pairs (name, value) for the normalizers of the model, such as
-    ("momentum", 0.05). ``composition`` says of which labels a batch is made, in pairs (name,
-    value), see :class:`normkit.lab.data.composition.Composition`; without it, chance makes them.
-    ``domains`` names a pair of domains in each of which every image is seen
-    (:mod:`normkit.lab.domains`); ``batch_size`` counts an image once.
-    ``task`` is what is learned (:mod:`normkit.lab.tasks`); for denoising, ``noise`` is the standard
-    deviation of the noise, on the scale where black is 0 and white is 1.
-    ``schedule`` says how the learning rate goes along training (:mod:`normkit.lab.schedules`).
-    ``evaluations`` are the conditions under which the model is evaluated besides
-    (:mod:`normkit.lab.conditions`) after each epoch, ``final_evaluations`` those after the last
-    one only. In the last ``frozen_epochs`` the layers normalize with population statistics in
-    training too (:mod:`normkit.lab.freezing`).
+    ("momentum", 0.05). ``composition`` fixes the labels in a batch, in pairs (name, value), see
+    :class:`normkit.lab.data.composition.Composition`; without it they are random. ``domains`` names
+    a pair of domains; every image is seen in each (:mod:`normkit.lab.domains`); ``batch_size``
+    counts an image once. ``task`` is the task to learn (:mod:`normkit.lab.tasks`); for denoising,
+    ``noise`` is the standard deviation of the noise, on the scale where black is 0 and white is 1.
+    ``schedule`` is the learning rate schedule (:mod:`normkit.lab.schedules`). ``evaluations`` are
+    further conditions to evaluate the model under after each epoch (:mod:`normkit.lab.conditions`),
+    ``final_evaluations`` those after the last epoch only. In the last ``frozen_epochs`` the layers
+    normalize with population statistics in training too (:mod:`normkit.lab.freezing`).
 
     Raises:
-        OptionError: a field holds a value that no training can use.
+        OptionError: a field holds an invalid value, or two fields conflict.
 
     >>> run = RunConfig(model="lenet5", norm="batch", lr=0.1, train_images=512, test_images=256,
     ...                 batch_size=128, epochs=2, seed=0)

@@ -15,8 +15,8 @@ __all__ = ["epoch_batches"]
 def epoch_batches(config: RunConfig, split: data.Split, epoch: int) -> Batches:
     """Yield the batches of one epoch, as the run's description defines them.
 
-    They depend on the description and on ``epoch`` only, so a run that goes on in the middle of
-    an epoch finds the same ones again.
+    They depend on the description and on ``epoch`` only, so a run that resumes in the middle of
+    an epoch gets the same ones again.
 
     Args:
         split: the training images of the run.

@@ -1,9 +1,8 @@
 """Evaluate a model on the test images, with running statistics or under a condition.
 
-Like a probe, an evaluation leaves the model, its buffers, its modes and the random generators as
-they were: a run that is evaluated under conditions gives the same numbers as one that is not.
-Which conditions there are is told in :mod:`normkit.lab.conditions`; to add one, name it there and
-write its function here.
+Like a probe, an evaluation restores the model, its buffers, its modes and the random generators: a
+run evaluated under conditions gives the same numbers as one without. :mod:`normkit.lab.conditions`
+lists the conditions; to add one, name it there and write its function here.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def evaluate_under(
 ) -> dict[str, float | None]:
     """Measure ``test_accuracy@…`` (or the task's other figure) and ``test_loss@…`` per condition.
 
-    A model with a weight that is not finite, or in which values grow beyond all numbers, has no
-    statistics; it counts as guessing, without a loss.
+    A model with non-finite weights or overflowing activations has no statistics; it counts at
+    chance level, without a loss.
 
     Args:
         dataset: whose halves are those of the run: its training and its test images.

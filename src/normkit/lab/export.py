@@ -3,7 +3,7 @@
 Five tables, each a file: ``runs`` (a row each: every field of its description, how it ended, where
 and with what), ``parts`` (which run plays which part in which claim), ``measurements`` and
 ``vectors`` (long form: a row for each number), ``verdicts`` (a row for each effect). ``about.json``
-beside them says what made them, and the type of each column.
+beside them records the versions and the type of each column.
 
 pyarrow writes both formats. With pandas, Parquet needs pyarrow all the same, whole numbers with
 gaps become floats, and a table must fit in memory; here it goes through in pieces.
@@ -41,8 +41,8 @@ PIECE = 50_000
 def write(store: Store, folder: Path, kind: Format) -> dict[str, int]:
     """Write all tables of a store into a folder; return the number of rows of each.
 
-    All are of one moment, also while a run goes on. Files that an export wrote before are replaced
-    when all successors are whole.
+    All are of one moment, also during a run. Files of an earlier export are replaced once all their
+    successors are complete.
 
     Raises:
         StoreError: the folder cannot be written, or has such files from elsewhere.

@@ -1,8 +1,8 @@
 """Train the last epochs with population statistics in place of the batch's.
 
-When that phase begins, the statistics of the weights as they are then are estimated from training
-images, and the layers are held to them: they normalize with them in training too, while all
-weights, γ and β among them, go on learning.
+When that phase begins, the statistics for the current weights are estimated from training images
+and frozen: the layers normalize with them in training too, while all weights, including γ and β,
+keep learning.
 
 Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.3 (FrozenBN for the last epochs).
 """
@@ -32,11 +32,11 @@ def is_frozen_epoch(config: RunConfig, epoch: int) -> bool:
 def freeze_statistics(model: nn.Module, train: data.Split, config: RunConfig, done: int) -> None:
     """Freeze the statistics of a model that has trained for ``done`` steps.
 
-    At the first step of the phase the statistics are estimated; a model that comes back from a
-    checkpoint within it has them.
+    At the first step of the phase the statistics are estimated; a model resumed from a checkpoint
+    within it has them.
 
     Raises:
-        NonFiniteError: the model has weights, or gives values, of which there are none.
+        NonFiniteError: the model has weights or activations that are not finite.
     """
     begin = config.epochs - config.frozen_epochs
     if done == begin * config.steps_per_epoch:

@@ -1,14 +1,14 @@
 """Leases of runs, so that two processes never train the same one.
 
-A lease is taken in one transaction that succeeds for one process only. It names its owner by host
-and process number and is kept alive by a heartbeat. It can be taken over once its owner is dead:
-at once if the process is gone from this host, after ``STALE_SECONDS`` without a heartbeat
-otherwise. Each write of an owner checks, in the same transaction, that the lease is still its
-own; a process that was suspended and overtaken finds out at its next write and stops
-(:class:`LeaseLostError`), so its numbers never mix with its successor's.
+A lease is acquired in one transaction that succeeds for one process only. It names its owner by
+host and process number, and heartbeats keep it alive. Another process may take it over once its
+owner is dead: at once if the process is gone from this host, otherwise after ``STALE_SECONDS``
+without a heartbeat. Each write checks in its transaction that its owner still holds the lease; a
+process that was suspended and lost it stops at its next write (:class:`LeaseLostError`), so its
+numbers never mix with its successor's.
 
-Who holds a lease need not be who computes: for a worker on another machine, which cannot open the
-store, a process on this one holds it (:mod:`normkit.lab.executors.store_proxy`).
+The holder need not be the process that computes: for a worker on another machine, which cannot open
+the store, a process on this one holds the lease (:mod:`normkit.lab.executors.store_proxy`).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Holder:
     """The process that takes a lease, and the versions it computes with.
 
     Attributes:
-        owner: a name for this taking of the lease, as no other has it.
+        owner: unique id of this lease acquisition.
         host: with ``pid``, the process whose death frees the run.
-        versions: where the run is computed, as is ``machine``.
+        versions: of the process that computes the run; ``machine`` likewise.
     """
 
     owner: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -75,11 +75,11 @@ def is_held(status: str, host: str, pid: int, beat: float) -> bool:
 def acquire(store: Store, key: str, holder: Holder | None = None) -> Lease | None:
     """Acquire the lease of a run that waits or whose owner is dead; None if not available.
 
-    The holder is this process if none is given.
+    The holder is this process by default.
 
-    What the dead owner measured after its last checkpoint is taken out, since the run goes on
-    from there and measures it again. A run that was begun with another version of what it is
-    computed with is begun anew: half a run of each could be compared with neither.
+    Measurements of a dead owner after its last checkpoint are deleted, since the run resumes there
+    and measures them again. A run begun with another version of Python, torch or normkit restarts:
+    half a run of each would be comparable with neither.
     """
     holder = holder or Holder()
     with guarded(store.path), transaction(store.connection):
@@ -120,8 +120,8 @@ def acquire(store: Store, key: str, holder: Holder | None = None) -> Lease | Non
 class Lease:
     """The right to write one run, from :func:`acquire`.
 
-    Made anew from its run's number and its owner, it is the same right: whether it is still held
-    is asked of the store at each write.
+    One created again from its run's number and its owner is equivalent: each write asks the store
+    whether the lease is still held.
     """
 
     def __init__(self, store: Store, run: int, owner: str) -> None:

@@ -49,7 +49,7 @@ class Placement:
 
     rank = 0
     size = 1
-    #: What :func:`normkit.recalibrate` merges over: this process alone, whoever else is there.
+    #: The group that :func:`normkit.recalibrate` merges over: this process alone.
     process_group: Literal[False] | None = False
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

@@ -1,13 +1,12 @@
 """Open a store for reading, without changing the file or its folder.
 
 A reading connection takes part in the write-ahead mode of a store that others write to, and sees
-what they have committed. How it opens the file depends on what is there, because SQLite leaves
-traces otherwise:
+their commits. SQLite would leave traces unless the file is opened according to its state:
 
 * a log with records in it (a run is going on, or was killed): SQLite's ``mode=ro``. A connection
   that may write would move the log into the file when it closes;
-* no log: a connection that may write and is told not to (``query_only``). One in ``mode=ro`` would
-  leave an empty log and its index beside the file, which it may make and not take away;
+* no log: a connection that may write but is set to ``query_only``. One in ``mode=ro`` would leave
+  an empty log and its index beside the file, which it may create but not delete;
 * no log, and a file or folder that may not be written: ``immutable=1``, which makes nothing;
 * a log, and a folder in which its index cannot be made: a copy of both, read into memory.
 

@@ -71,8 +71,8 @@ def plan(
 ) -> list[str]:
     """Plan the runs that the claims need, with the data available; return their keys, in order.
 
-    ``found`` is what :func:`datasets` returned. A study that was planned with a whole data set
-    is not planned anew with the subset: complete, it stands; otherwise it waits for its data.
+    ``found`` is the result of :func:`datasets`. A study planned with a full data set is
+    not planned again with the subset: complete, it stands; otherwise it waits for its data.
 
     Raises:
         DataError: a data set cannot be had, or only the subset for a study begun with all of it.

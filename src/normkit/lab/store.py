@@ -1,10 +1,9 @@
 """The store: every run, with its progress, in one SQLite file.
 
-What is written when: a run's row when it is planned; its metrics at each recorded step, each in a
-transaction of its own; a checkpoint (model, optimizer, generators) as often as a twentieth of the
-time allows, which for the small networks is at nearly every step. A process that is killed loses
-what came after its last checkpoint; the run goes on from there and writes the rest again, to the
-same last bit.
+A run's row is written when it is planned; its metrics at each recorded step, in a transaction each;
+a checkpoint (model, optimizer, generators) as often as a twentieth of the time allows, which for
+small networks is nearly every step. A killed process loses the steps after its last checkpoint; the
+run resumes there and repeats them bit for bit.
 
 A worker owns a run by a *lease*, see :mod:`normkit.lab.leases`. This file plans and reads;
 only a lease writes results.
@@ -29,7 +28,7 @@ __all__ = ["Store"]
 class Store:
     """An open store file. Use it in ``with``, or call :meth:`close`.
 
-    ``read_only`` changes nothing of the file, nor beside it, and never makes one; see
+    ``read_only`` changes neither the file nor its folder, and never creates a file; see
     :mod:`normkit.lab.read_only`. ``check`` as in :func:`normkit.lab.database.open_database`.
 
     Raises:

@@ -1,12 +1,12 @@
 """The task of a network: to classify images, or to denoise them.
 
-A *task* makes the batches, from what the data hold to pairs of what goes in and what should come
-out; it says what the loss of a step is, which *figure* is counted along an epoch and measured on
-the test images, and what guessing is worth. Training and evaluation ask it, and know no task by
-name. To add one, write its functions and put it in ``TASKS``.
+A *task* turns data into batches of pairs (input, target); it defines the loss of a step, the
+*figure* that is counted along an epoch and measured on the test images, and the chance level.
+Training and evaluation use it, and know no task by name. To add one, write its functions and put it
+in ``TASKS``.
 
 Every number that a task draws depends on the seed, the epoch and the place in the epoch only: a
-run that goes on in the middle of an epoch finds the same ones again, on any device.
+run that resumes in the middle of an epoch gets the same ones again, on any device.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from normkit.lab.denoising import handed_back, noisy, psnr, psnr_loss
 __all__ = ["STUCK", "TASKS", "Batches", "Task", "task_of"]
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-"""Pairs of what goes into the network and what should come out."""
+"""Pairs (input, target)."""
 
 STUCK = 0.99
-"""A last epoch whose error is above this share of that of guessing has learned nothing."""
+"""A run has learned nothing if the error of its last epoch is above this share of chance level."""
 
 
 class Loss(Protocol):
@@ -42,16 +42,17 @@ class Task:
 
     Attributes:
         output: of the networks for it, see :data:`normkit.lab.models.OUTPUTS`.
-        figure: what is measured besides the loss: metrics are called ``test_{figure}`` and
-            ``epoch_train_{figure}``. More is better.
-        shown: a format for that figure, in words.
+        figure: name of the measure besides the loss; metrics are called ``test_{figure}`` and
+            ``epoch_train_{figure}``. Higher is better.
+        shown: format of that figure for people.
         batches: one epoch of them, called as
             ``batches(config, split, batch_size, seed=, epoch=, shuffle=)``.
         loss: with ``reduction`` "mean" or "sum", over the images of a batch.
         count: the figure of each image of a batch, summed.
-        learned: called as ``learned(config, classes)``: a mean training loss above this has
-            learned nothing.
-        guess: called as ``guess(classes, batches)``: the figure of guessing, on these batches.
+        chance_loss: called as ``chance_loss(config, classes)``; a run whose mean training loss is
+            above it has learned nothing.
+        chance_figure: called as ``chance_figure(classes, batches)``; the chance level on these
+            batches.
     """
 
     output: Literal["logits", "images"]
@@ -73,7 +74,7 @@ def _right(scores: Tensor, labels: Tensor) -> int:
 
 
 def _noisy(config: RunConfig, split: data.Split, batch_size: int, **order: Any) -> Batches:
-    # On the scale where black is 0 and white is 1, on which the noise and PSNR are told.
+    # On the scale where black is 0 and white is 1, which the noise and PSNR refer to.
     channels = split.images.shape[1]
     moments = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     return noisy(_labelled(config, split, batch_size, **moments, **order), config.noise, **order)

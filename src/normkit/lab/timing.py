@@ -2,8 +2,8 @@
 
 The network is built twice from one seed, with PyTorch's layers as everybody writes them and with
 normkit's fused ones (:mod:`normkit.lab.models.forms`), and both are trained in turn on one batch
-of real images. Repetitions are runs of their own, told apart by their seed: what slows the
-machine down for a while is in one of them, and in both of its sides.
+of real images. Repetitions are separate runs with different seeds: a temporary slowdown of the
+machine affects one of them, and both of its sides.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Carry out one run in a worker process: acquire, train, record.
 
-The argument is text (the store's path and the run's key), so that any executor can carry it.
+The argument is text (the store's path and the run's key), so that any executor can transport it.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def attempt(
 ) -> str:
     """Carry out a run whose lease is acquired; return its result as :func:`run` does.
 
-    ``find`` gives the data set of a name, :func:`load` if not given; ``train_fn`` trains,
-    :func:`normkit.lab.training.train` if not given. Time is taken here and on the CPU, always.
+    ``find`` returns the data set of a name, by default :func:`load`; ``train_fn`` is by default
+    :func:`normkit.lab.training.train`. Timings always run here, on the CPU.
 
     Raises:
         StoreError: see :func:`run`.
@@ -123,8 +123,8 @@ def attempt(
             try:
                 return _train(config, lease, stopping, find or load, train_fn or train)
             except (LeaseLostError, StoreError):
-                raise  # a full disk, say: no fault of the run, which goes on another time
-            except Exception:  # whatever it is belongs to this run; the others go on
+                raise  # e.g. a full disk: not the run's fault, which resumes later
+            except Exception:  # any error belongs to this run; the others continue
                 lease.fail(traceback.format_exc())
                 return "failed"
     except LeaseLostError:

@@ -83,7 +83,7 @@ def compose(
     """Order as many images as a split has so that each group has few labels.
 
     Which labels meet in a group is drawn by chance, in proportion to the images that are left of
-    each. No group is an exception: where a label has no share left, it begins anew, so that near
+    each. No group is an exception: where a label has no share left, it starts again, so that near
     the end a few images come twice and others not at all. The order depends on the arguments
     only; the global generators are left alone.
 

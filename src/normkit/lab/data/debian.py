@@ -32,7 +32,7 @@ def from_package(spec: Spec, folder: Path, say: Callable[[str], None]) -> None:
     Args:
         spec: names the package and the folder that its files are in.
         folder: where the files are put, and all else on the way to them.
-        say: is told what is being fetched.
+        say: receives messages about the download.
 
     Raises:
         UnavailableError: no such tools, no such package, no network.

@@ -80,7 +80,7 @@ def _cached(spec: Spec) -> _Found:
 
 
 def _intact(spec: Spec, folder: Path, origin: str) -> Dataset:
-    # Nobody named these files, so damage to them is a reason to go on, not to stop.
+    # The user did not name these files, so damage to them leads to the next source.
     try:
         return read(spec, folder, origin)
     except DataError as error:

@@ -103,6 +103,6 @@ def join(device: str) -> Processes:
     Raises:
         OptionError: no such device here.
     """
-    # torchrun itself keeps this store, so that it is there whoever of the processes ends.
+    # torchrun itself keeps this store, so it outlives any of the processes.
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
     return Processes(device, store, rank, size)

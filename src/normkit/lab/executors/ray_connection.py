@@ -46,7 +46,7 @@ def connect(ray: Any, address: str | None) -> bool:
             )
         )
     _reach(address)
-    # A cluster that is begun here sends no reports on its use to Ray's makers, unless told to.
+    # A cluster started here sends no usage reports to Ray's makers, unless asked to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = signal.getsignal(signal.SIGTERM)
     try:

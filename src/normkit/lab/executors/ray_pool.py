@@ -34,8 +34,8 @@ __all__ = ["RayPool"]
 class RayPool:
     """The workers of a Ray cluster.
 
-    A worker that dies, or whose node dies, ends its own run only, with no result; the lab starts
-    that run once more, and it goes on from its last checkpoint.
+    A worker that dies, or whose node dies, ends only its own run, without a result; the lab
+    restarts that run from its last checkpoint.
 
     Args:
         store: the file that keeps the runs, on this machine.

@@ -40,8 +40,8 @@ Ask = Callable[..., Any]
 class StoreProxy:
     """Write to the store on behalf of remote workers.
 
-    It keeps nothing in memory that the store does not know, but for the word to stop: a desk that
-    is started anew goes on where the one before was.
+    All its state is in the store, except the request to stop: a proxy that is restarted continues
+    where its predecessor was.
 
     Args:
         path: of the store.

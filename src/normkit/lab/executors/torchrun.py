@@ -1,11 +1,11 @@
 """An executor of all processes that ``torchrun`` started, which train one run after another.
 
-The first of them is the lab: it has the store, prints, judges and reports, and to it the others
-are an executor with a place for one run. The others run :func:`worker_loop`: they receive the run
-that comes next, train their share of it, and write nothing.
+Rank 0 is the lab: it has the store, prints, judges and reports, and treats the other ranks as an
+executor of one run at a time. The others run :func:`worker_loop`: they receive the next run, train
+their share of it, and write nothing.
 
-A process that fails cannot be left out: the others wait for its share. So it ends all of them, and
-the run is stored as failed with the error of the process that failed first.
+The others wait for the share of a process that fails, so it ends all of them, and the run is stored
+as failed with the error of the process that failed first.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ __all__ = ["Torchrun", "worker_loop"]
 class Torchrun:
     """An executor of one run at a time, trained by all processes together. For rank 0.
 
-    A run in which they cannot share the batches is trained by the first one alone, while the
-    others wait: :func:`normkit.lab.placement.why_single_process`.
+    A run whose batches they cannot share is trained by rank 0 alone, while the others wait:
+    :func:`normkit.lab.placement.why_single_process`.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._waiting: list[str] = []
         self._ended: list[EndedJob] = []
-        self._asked = self._told = False
-        self._broken = ""  # why the processes cannot go on together
-        # Ctrl-C and SIGTERM come in the midst of a training, whose processes must end at the same
-        # step. They are noted, and raised when it has ended.
+        self._signalled = self._raised = False
+        self._broken = ""  # why the processes cannot continue together
+        # All processes of a training must end at the same step, so Ctrl-C and SIGTERM during it are
+        # noted, and raised when it has ended.
         self._before = {
             number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
         }
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._signalled = True
 
     @property
     def free(self) -> int:
@@ -73,7 +73,7 @@ class Torchrun:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM came meanwhile.
-            NormkitError: the processes cannot go on together, as one of them failed.
+            NormkitError: one process failed, so they cannot continue together.
         """
         if self._broken and not self._ended:
             raise NormkitError(
@@ -89,15 +89,15 @@ class Torchrun:
             self._ended.append(EndedJob(argument, result))
         elif not self._ended:
             time.sleep(seconds)
-        if self._asked and not self._told:
-            self._told = True
+        if self._signalled and not self._raised:
+            self._raised = True
             raise KeyboardInterrupt
         ended, self._ended = self._ended, []
         return ended
 
     def stop(self) -> None:
         """End the current run, and any submitted later, at its next step."""
-        self._asked = self._told = True
+        self._signalled = self._raised = True
 
     def close(self) -> None:
         """Stop the other ranks."""
@@ -105,7 +105,7 @@ class Torchrun:
             signal.signal(number, handler)
         if not self._broken:
             self._broken = "the end of the study"
-            # One that was killed while this one trained alone, or waited, cannot be told any more.
+            # A process killed while rank 0 trained alone, or waited, cannot be reached any more.
             with contextlib.suppress(RuntimeError):
                 self._processes.broadcast(None)
                 self._processes.leave()
@@ -114,14 +114,14 @@ class Torchrun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error of this process alone, the others are not where they could be told.
+        # After an error of rank 0 alone, the others do not listen to broadcasts.
         if kind is not None and issubclass(kind, Exception):
             self._broken = self._broken or f"an error of the first one ({kind.__name__})"
         self.stop()
         self.close()
 
     def _stopping(self) -> bool:
-        return self._asked
+        return self._signalled
 
     def _where(self, config: RunConfig) -> str:
         return str(self._processes.alone if self._alone(config) else self._processes.together)

@@ -4,8 +4,7 @@ Capacity is what a network can fit, so LeNet-5 sees few images many times, at a 
 nothing, and its training loss decides. The source says it of BN, so both activations must show it.
 
 Pilot runs (seed 100, not used for the verdict): eight. The first four, of 10,000 images in six
-epochs at a constant rate, measured how fast a network learns rather than what it can fit, so fewer
-images, more epochs and the falling rate were chosen. The endpoint was not changed.
+epochs at a constant rate, measured the speed of learning, hence fewer images and more epochs.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ from normkit.lab.claims.study import (
 )
 from normkit.lab.runs import Run
 
-AFFINE, BARE = "γ and β", "no γ, no β"
-PLAIN = "ReLU, no BN"
+AFFINE, BARE, PLAIN = "γ and β", "no γ, no β", "ReLU, no BN"
 FORMS = {AFFINE: {}, BARE: {"model_options": (("affine", False),)}}
 ACTS = {"sigmoid": {"act": "sigmoid", "lr": 0.1}, "ReLU": {"act": "relu", "lr": 0.05}}
 LOOKS = {"quick": 20, "full": 60, "paper": 6_000}  # steps from one to the next

@@ -11,8 +11,7 @@ was far behind; hence 18 and 34 layers, half the rate, a cosine, and batches hal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from normkit.lab.claims.claim import Preset
 from normkit.lab.claims.measures.depths import (
     ERROR,
     LAYERS,
@@ -38,7 +37,11 @@ from normkit.lab.claims.study import (
     learned,
 )
 
-DEPTHS = {"quick": (18, 34), "full": (18, 34), "paper": (20, 32, 44, 56)}
+DEPTHS: dict[Preset, tuple[int, ...]] = {
+    "quick": (18, 34),
+    "full": (18, 34),
+    "paper": (20, 32, 44, 56),
+}
 SMALL = {"size": 16, "batch_size": 64, "lr": 0.05, "schedule": "cosine"}
 PAPER = {"batch_size": 128, "lr": 0.1, "schedule": "step", "size": lambda at: at.data.side}
 EXAMPLES = [
@@ -47,7 +50,7 @@ EXAMPLES = [
 ]
 
 
-def shortcuts(residual: bool) -> Mapping[str, object]:
+def shortcuts(residual: bool) -> dict[str, object]:
     """An arm: with or without shortcuts, and narrow except in the paper's own networks."""
     narrow = (("residual", residual), ("width", 8))
     return {"model_options": lambda at: narrow[:1] if at.preset == "paper" else narrow}

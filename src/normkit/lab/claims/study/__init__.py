@@ -16,10 +16,9 @@ from normkit.lab.claims.study.charts import (
     published,
 )
 from normkit.lab.claims.study.define import define
-from normkit.lab.claims.study.endpoints import Effect, Endpoint
+from normkit.lab.claims.study.endpoints import Endpoint
 from normkit.lab.claims.study.measures import (
     CHANCE_LOSS,
-    GUESSING,
     TEST,
     TEST_LOSS,
     TRAIN,
@@ -70,7 +69,6 @@ __all__ = [
     "CHANCE_LOSS",
     "DB",
     "DECADES",
-    "GUESSING",
     "HALVINGS",
     "NARROW_RESNET",
     "NATS",
@@ -89,7 +87,6 @@ __all__ = [
     "BySetting",
     "Curves",
     "Dots",
-    "Effect",
     "Endpoint",
     "Measure",
     "Plan",

@@ -29,6 +29,8 @@ FIGURES = ("effect", "low", "high", "seeds", "word", "smallest", "p", "decides",
 EXPLAINED: dict[tuple[str, str], str] = {
     ("C6", "tables"): "training loss and test accuracy, seed by seed, have a digit more",
     ("C11", "tables"): "seeds and gains of the arms stand in the comparisons and the chart",
+    ("C15", "charts"): "a run's last error is its last epoch's; stored ones are never missing",
+    ("C15", "tables"): "the same",
 }
 # The comparisons for information, by their place or question, that said again what a margin says.
 DROPPED: dict[str, tuple[int | str, ...]] = {

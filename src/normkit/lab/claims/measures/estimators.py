@@ -1,0 +1,178 @@
+"""Errors with statistics estimated in several ways, on the same weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from statistics import fmean
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.study import (
+    PERCENT,
+    TEST,
+    At,
+    Curves,
+    Measure,
+    Series,
+    error,
+    last,
+    mean_of,
+    published,
+    while_training,
+)
+from normkit.lab.claims.study.measures import Curve
+from normkit.lab.conditions import Condition
+from normkit.lab.findings import Table
+from normkit.lab.runs import Run
+
+__all__ = [
+    "CHARTS",
+    "EXCESS",
+    "MOVING",
+    "POPULATION",
+    "PUBLISHED",
+    "each_epoch",
+    "estimated",
+    "estimators_table",
+    "grid",
+    "jumps",
+    "most",
+]
+
+SAMPLES, BATCHES = (100, 300, 1000, 3000, 10_000), (2, 10, 100, 1000)
+AT_SAMPLES, AT_BATCH = 1000, 100  # what the rest of the grid is measured at
+# ResNet-50 on ImageNet, error, %: moving average, and by batch size of the estimator (±0.1).
+PUBLISHED = {
+    "SGD batch 32": (23.7, {2: 28.8, 10: 24.0, 100: 23.5}),
+    "SGD batch 2": (35.5, {2: 34.4, 10: 32.3, 100: 32.0}),
+}
+WORDS = {"moving": "moving average", "population": "population statistics"}
+MOVING = error(TEST, "error, moving average")
+POPULATION = error(last("test_accuracy", "", under=while_training), "error, population statistics")
+
+
+def each_epoch(at: At) -> tuple[Condition, ...]:
+    """The estimator after each epoch."""
+    images = 10_000 if at.preset == "paper" else 3_000
+    return (("population", min(images, at.train), AT_BATCH),)
+
+
+def grid(at: At) -> tuple[Condition, ...]:
+    """Estimators after the last epoch: a cross through the grid in quick, else all of it."""
+    samples = sorted({min(n, at.train) for n in SAMPLES})
+    return tuple(
+        ("population", n, batch)
+        for n, batch in itertools.product(samples, BATCHES)
+        if n >= batch and (at.preset != "quick" or n == AT_SAMPLES or batch == AT_BATCH)
+    )
+
+
+def estimated(samples: int | Callable[[Run], int] = AT_SAMPLES, batch: int = AT_BATCH) -> Measure:
+    """The error after the last epoch with statistics of so many images, in batches of so many."""
+
+    def condition(run: Run) -> Condition:
+        return ("population", samples(run) if callable(samples) else samples, batch)
+
+    return error(last("test_accuracy", "", under=condition), "")
+
+
+def most(run: Run) -> int:
+    """The largest number of images that a run's statistics were estimated from."""
+    return max(int(images) for _, images, _ in run.config.final_evaluations)
+
+
+def _known(measure: Measure, run: Run, first: int = 1) -> list[float]:
+    """A measure's values by epoch, from an epoch on."""
+    return [y for x, y in measure.curve(run) if y is not None and x >= first]
+
+
+def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
+    """How far a measure changes from one epoch to the next, on average, from an epoch on."""
+
+    def read(run: Run) -> float | None:
+        values = _known(measure, run, first)
+        changes = [abs(after - before) for before, after in itertools.pairwise(values)]
+        return fmean(changes) if changes else None
+
+    return Measure(name, read, measure.unit)
+
+
+def _excess(run: Run) -> float | None:
+    pairs = zip(_known(MOVING, run), _known(POPULATION, run), strict=False)
+    differences = [moving - population for moving, population in pairs]
+    return fmean(differences) if differences else None
+
+
+EXCESS = Measure("excess of the moving average", _excess)
+"""How much higher the error with the moving average is, mean of the epochs."""
+
+
+def _by_samples(run: Run) -> list[tuple[float, float | None]]:
+    points = {n: estimated(n) for _, n, batch in run.config.final_evaluations if batch == AT_BATCH}
+    return [(n, measure.read(run)) for n, measure in points.items()]
+
+
+def _by_batch(run: Run) -> list[tuple[float, float | None]]:
+    points = {b: estimated(batch=b) for _, n, b in run.config.final_evaluations if n == AT_SAMPLES}
+    return [(batch, measure.read(run)) for batch, measure in points.items()]
+
+
+def _level(run: Run) -> list[tuple[float, float | None]]:
+    return [(batch, MOVING.read(run)) for batch in (BATCHES[0], BATCHES[-1])]
+
+
+def _series(**curves: Curve) -> Callable[[Evidence], list[Series]]:
+    """Curves of each network, by the statistics that they are measured with."""
+    return lambda evidence: [
+        Series(arm, curve, f"{arm}, {WORDS[name]}")
+        for arm in evidence.arms
+        for name, curve in curves.items()
+    ]
+
+
+CHARTS = (
+    Curves(
+        "epochs",
+        "Test error after each epoch",
+        "epoch",
+        "test error",
+        PERCENT,
+        series=_series(moving=MOVING.curve, population=POPULATION.curve),
+    ),
+    Curves(
+        "samples",
+        f"Test error by the number of images behind the statistics, in batches of {AT_BATCH}",
+        "training images",
+        "test error",
+        PERCENT,
+        series=_series(population=_by_samples),
+        x_log=True,
+    ),
+    Curves(
+        "batches",
+        f"Test error by the batch size of the estimator, {AT_SAMPLES:,} images",
+        "images in a batch of the estimator",
+        "test error",
+        PERCENT,
+        series=_series(population=_by_batch, moving=_level),
+        x_log=True,
+        extra=[published("ResNet-50 on ImageNet, SGD batch 32", PUBLISHED["SGD batch 32"][1])],
+    ),
+)
+
+
+def estimators_table(evidence: Evidence) -> Table:
+    """Errors, ours and published, by the batch size of the estimator."""
+    measures = (MOVING, *(estimated(batch=batch) for batch in BATCHES))
+    rows: list[tuple[str | float | None, ...]] = [
+        (arm, *(PERCENT.cell(mean_of(evidence.of(arm), measure)) for measure in measures))
+        for arm in evidence.arms
+    ]
+    for label, (moving, by_batch) in PUBLISHED.items():
+        rows.append((f"published, ImageNet, {label}", moving, *map(by_batch.get, BATCHES)))
+    title = (
+        "Test error, %, after the last epoch: the moving average, and statistics of "
+        f"{AT_SAMPLES:,} images"
+    )
+    columns = ("network", "moving average", *(f"batches of {batch}" for batch in BATCHES))
+    return Table("estimators", title, columns, tuple(rows))

@@ -11,7 +11,6 @@ was far behind; hence 18 and 34 layers, half the rate, a cosine, and batches hal
 
 from __future__ import annotations
 
-from normkit.lab.claims.claim import Preset
 from normkit.lab.claims.measures.depths import (
     ERROR,
     LAYERS,
@@ -37,11 +36,7 @@ from normkit.lab.claims.study import (
     learned,
 )
 
-DEPTHS: dict[Preset, tuple[int, ...]] = {
-    "quick": (18, 34),
-    "full": (18, 34),
-    "paper": (20, 32, 44, 56),
-}
+TWO, FOUR = ([{"model": f"resnet{n}"} for n in depths] for depths in ((18, 34), (20, 32, 44, 56)))
 SMALL = {"size": 16, "batch_size": 64, "lr": 0.05, "schedule": "cosine"}
 PAPER = {"batch_size": 128, "lr": 0.1, "schedule": "step", "size": lambda at: at.data.side}
 EXAMPLES = [
@@ -86,7 +81,7 @@ CLAIM = define(
         arms={PLAIN: shortcuts(False), RESIDUAL: shortcuts(True)},
         base={"norm": "batch", "momentum": 0.9, "weight_decay": 1e-4},
         presets={"quick": SMALL, "full": SMALL, "paper": PAPER},
-        settings={preset: [{"model": f"resnet{n}"} for n in of] for preset, of in DEPTHS.items()},
+        settings={"quick": TWO, "full": TWO, "paper": FOUR},
     ),
     decides={
         "plain": Endpoint(

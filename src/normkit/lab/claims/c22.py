@@ -43,9 +43,10 @@ from normkit.lab.claims.study import (
 )
 
 
-def gain(question: str, measure: Measure, against: str = RESNET, **sizes: float) -> Endpoint:
-    """How much higher DenseNet's accuracy is."""
-    return Endpoint(question, measure.at(DENSENET) - measure.at(against), **sizes)
+def gain(question: str, measure: Measure, against: str = RESNET, margin: float = 0.0) -> Endpoint:
+    """Compare DenseNet's accuracy with another network's; a point matters or may be lost."""
+    value = measure.at(DENSENET) - measure.at(against)
+    return Endpoint(question, value, matters=0.0 if margin else 1.0, margin=margin)
 
 
 CLAIM = define(
@@ -105,12 +106,11 @@ CLAIM = define(
         ),
     },
     information={
-        "moving": gain("How much higher is it with the moving average?", MOVING, matters=1),
+        "moving": gain("How much higher is it with the moving average?", MOVING),
         "cut": gain(
             "How much higher is it than that of ResNet-18 cut to DenseNet's size?",
             POPULATION,
             CUT,
-            matters=1,
         ),
     },
     sentence="DenseNet's test accuracy, with {dense} parameters, is {gap} points above that of "

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from normkit.kernels import cpu
+from tests.kernels.builds import BUILDS
 
 FOLDER = Path(cpu.__file__).parent
 LIBRARY = next(FOLDER.glob("libnormkit_cpu.*"), None)
-BUILDS = cpu.fused.builds if cpu.fused is not None else ()
 
 needs_library = pytest.mark.skipif(
     LIBRARY is None or cpu.fused is None, reason=cpu.reason or "built"

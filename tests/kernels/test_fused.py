@@ -22,11 +22,11 @@ from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels import cpu
 from normkit.kernels.call import Call
 from normkit.kernels.dispatch import normalize
+from tests.kernels.builds import BUILDS
 from tests.tolerances import assert_accurate
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
-BUILDS = cpu.fused.builds if cpu.fused is not None else ()
 ACTS = [None, Act("relu"), Act("leaky_relu", 0.2), Act("silu"), Act("gelu")]
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

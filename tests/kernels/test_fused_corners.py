@@ -16,6 +16,7 @@ from normkit.kernels import cpu
 from normkit.kernels.call import Call, FixedStats
 from normkit.kernels.cpu import fused as extension
 from normkit.kernels.dispatch import normalize
+from tests.kernels.builds import BUILDS
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
@@ -30,7 +31,7 @@ def as_it_was() -> Iterator[None]:
     extension.assume_cache(cache)
 
 
-@pytest.mark.parametrize("build", cpu.fused.builds if cpu.fused is not None else ())
+@pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("pool", [PER_CHANNEL, Pool("group", 1), Pool("group", 3)], ids=str)
 def test_long_runs_that_begin_anywhere_past_the_caches(

@@ -12,8 +12,8 @@ from torch import Tensor
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.kernels import cpu
 from normkit.kernels.moments import moments
+from tests.kernels.builds import BUILDS
 
-BUILDS = ("portable", *(cpu.fused.builds if cpu.fused is not None else ()))
 SHAPES = [
     (4, 3), (1, 5), (300, 7), (64, 512), (2, 3, 1), (5, 4, 9), (3, 2, 3, 2, 5),
     (8, 6, 5, 5), (2, 3, 64, 64), (16, 33, 7, 7), (200, 64, 3, 3), (1, 1, 300, 301),
@@ -21,7 +21,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(params=["portable", *BUILDS])
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "portable":
         monkeypatch.setattr(cpu, "fused", None)

@@ -32,7 +32,7 @@ CLAIM = define(
             matters=1,
         ),
         "generalises": Endpoint(
-            "Generalises: how much narrower is the late gap between training and test accuracy?",
+            "Generalises: how much narrower with BN is the late gap, training less test accuracy?",
             alexnet.LATE_GAP.at(alexnet.DROPOUT) - alexnet.LATE_GAP.at(alexnet.ONLY_BN),
             matters=1,
         ),

@@ -84,7 +84,7 @@ CLAIM = define(
         along(
             TEST_LOSS,
             "Test loss after each epoch: where it rises, the network overfits",
-            "cross-entropy, logarithmic",
+            "cross-entropy",
             "loss",
             band="range",
             y_log=True,

@@ -113,7 +113,7 @@ LATE_TEST, LATE_LOSS = quarter(TEST, "late test accuracy"), quarter(TEST_LOSS, "
 LATE_TRAINED_LOSS = quarter(TRAINED_LOSS, "late training loss")
 TEST_CHART = along(TEST, "Test accuracy after each epoch", "test accuracy", "test", band="range")
 GAP_CHART = along(
-    GAP, "Gap between training and test accuracy", "gap, training less test accuracy", band="range"
+    GAP, "Gap between training and test accuracy", "training less test accuracy", band="range"
 )
 TRAINED_CHART = along(
     TRAINED,

@@ -54,12 +54,11 @@ class Endpoint:
     @property
     def rule(self) -> str:
         """The question with what decides it, in words."""
-        bound = ""
-        if self.margin:
-            bound = f" (margin {self.margin:g} {self.printed})"
-        elif self.matters:
-            bound = f" (matters from {self.matters:g} {self.printed})"
-        return self.question + bound
+        size = self.margin or self.matters
+        if not size:
+            return self.question
+        unit = self.printed.removesuffix("s") if size == 1 else self.printed
+        return f"{self.question} ({'margin' if self.margin else 'matters from'} {size:g} {unit})"
 
 
 @dataclasses.dataclass(frozen=True)

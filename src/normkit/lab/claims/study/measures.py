@@ -77,13 +77,14 @@ class Measure:
         return Quantity(by_seed, self.unit)
 
     def minus(self, other: Measure, name: str) -> Measure:
-        """This measure less another one of the same run."""
+        """This measure less another one of the same run, in the unit of differences."""
 
         def curve(run: Run) -> Points:
             second = dict(other.curve(run))
             return [(x, _less(y, second[x])) for x, y in self.curve(run) if x in second]
 
-        return Measure(name, lambda run: _less(self.read(run), other.read(run)), self.unit, curve)
+        unit = dataclasses.replace(self.unit, name=self.unit.apart)
+        return Measure(name, lambda run: _less(self.read(run), other.read(run)), unit, curve)
 
 
 def _less(first: float | None, second: float | None) -> float | None:
@@ -136,7 +137,7 @@ def error(measure: Measure, name: str) -> Measure:
     whole = Measure(
         "", lambda run: 1.0, measure.unit, lambda run: [(x, 1.0) for x, _ in measure.curve(run)]
     )
-    return whole.minus(measure, name)
+    return dataclasses.replace(whole.minus(measure, name), unit=measure.unit)
 
 
 def mean_of_epochs(measure: Measure, name: str) -> Measure:

@@ -54,7 +54,7 @@ def test_all_tensors_of_a_run_are_on_its_device(
     fields: dict[str, Any], make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:
     config, log = make_config(**fields), make_log()
-    outcome = train(config, dataset, log, place=Placement("meta"), checkpoint_seconds=1e9)
+    outcome = train(config, dataset, log, placement=Placement("meta"), checkpoint_seconds=1e9)
     assert outcome.step == config.steps
     assert log.metrics["train_loss", config.steps] == 0.5
     assert current_placement().device.type == "cpu"
@@ -70,7 +70,11 @@ def test_batch_on_wrong_device_raises(
                 Placement, forgotten, lambda self, *given: given if given[1:] else given[0]
             )
             train(
-                make_config(), dataset, make_log(), place=Placement("meta"), checkpoint_seconds=1e9
+                make_config(),
+                dataset,
+                make_log(),
+                placement=Placement("meta"),
+                checkpoint_seconds=1e9,
             )
 
 
@@ -104,9 +108,9 @@ def test_place_is_noted_beside_the_run(store: Store, make_config: Make) -> None:
 
 
 def test_placement_is_current_inside_block() -> None:
-    place = Placement("meta")
-    with use_placement(place):
-        assert current_placement() is place
+    placement = Placement("meta")
+    with use_placement(placement):
+        assert current_placement() is placement
     assert current_placement().device.type == "cpu"
 
 

@@ -85,13 +85,13 @@ def _under_population(
     batch_size: int,
 ) -> Score:
     images = population(dataset.train, samples, batch_size, config, epoch)
-    place = current_placement()
+    placement = current_placement()
     handle = recalibrate(
         model,
-        place.shard_batches(images),
+        placement.shard_batches(images),
         samples=None,
         progress=False,
-        process_group=place.process_group,
+        process_group=placement.process_group,
     )
     try:
         model.eval()

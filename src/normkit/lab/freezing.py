@@ -44,13 +44,13 @@ def freeze_statistics(model: nn.Module, train: data.Split, config: RunConfig, do
         # No rest: a last batch of a single image has no statistics in a dense layer.
         samples -= samples % min(config.batch_size, samples)
         images = population(train, samples, config.batch_size, config, begin)
-        place = current_placement()
-        with place.without_sync(model):
+        placement = current_placement()
+        with placement.without_sync(model):
             recalibrate(
                 model,
-                place.shard_batches(images),
+                placement.shard_batches(images),
                 samples=None,
                 progress=False,
-                process_group=place.process_group,
+                process_group=placement.process_group,
             )
     freeze(model, affine=False)

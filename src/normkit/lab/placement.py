@@ -218,10 +218,10 @@ def current_placement() -> Placement:
 
 
 @contextlib.contextmanager
-def use_placement(place: Placement) -> Iterator[Placement]:
-    """Put a placement in force in the meantime."""
-    before = _current.set(place)
+def use_placement(placement: Placement) -> Iterator[Placement]:
+    """Put a placement in force inside the block."""
+    before = _current.set(placement)
     try:
-        yield place
+        yield placement
     finally:
         _current.reset(before)

@@ -82,7 +82,7 @@ class Trainer:
     ) -> None:
         self.config, self.log, self.stopping = config, log, stopping
         self.checkpoint_seconds = checkpoint_seconds
-        self.place, self.task = current_placement(), task_of(config)
+        self.placement, self.task = current_placement(), task_of(config)
         self.dataset = dataclasses.replace(
             dataset,
             train=dataset.train.take(config.train_images, seed=config.seed),
@@ -92,11 +92,11 @@ class Trainer:
         self.model = build_model(config, in_channels=channels, classes=classes)
         if not config.probes:  # they look at the layers as they stand
             quickest(self.model)
-        self.learner = self.place.prepare_model(self.model)
+        self.learner = self.placement.prepare_model(self.model)
         self.optimizer = build_optimizer(config, self.model)
         self.progress = Progress()
         if resume is not None:
-            self.progress = restore(resume, self.model, self.optimizer, self.place.device)
+            self.progress = restore(resume, self.model, self.optimizer, self.placement.device)
         self.model.train()
         self.chance_loss = self.task.chance_loss(config, classes)
         self.epoch = 0
@@ -166,7 +166,7 @@ class Trainer:
         Returns:
             Mean loss and summed figure, both of the whole batch, and the probes' readings.
         """
-        place, number = self.place, self.progress.step + 1
+        placement, number = self.placement, self.progress.step + 1
         self.optimizer.zero_grad(set_to_none=True)
         with contextlib.ExitStack() as stack:
             readings = [
@@ -175,20 +175,20 @@ class Trainer:
                 if number % every == 0 or number == 1
             ]
             whole = len(targets)
-            images, targets = place.shard_batch(images, targets)
+            images, targets = placement.shard_batch(images, targets)
             outputs = forward(self.config, self.learner, images)
-            if place.size == 1:
+            if placement.size == 1:
                 loss = self.task.loss(outputs, targets, reduction="mean")
             else:
                 # Gradients are averaged over processes, whatever the size of their shards.
-                loss = self.task.loss(outputs, targets, reduction="sum") * (place.size / whole)
+                loss = self.task.loss(outputs, targets, reduction="sum") * (placement.size / whole)
             loss.backward()
         merged = Reading()
         for reading in readings:
             merged.scalars.update(reading.scalars)
             merged.vectors.update(reading.vectors)
-        mean, figure = place.all_sum(
-            loss.item() / place.size, self.task.count(outputs.detach(), targets)
+        mean, figure = placement.all_sum(
+            loss.item() / placement.size, self.task.count(outputs.detach(), targets)
         )
         if math.isfinite(mean):
             self.optimizer.step()
@@ -197,7 +197,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Evaluate after the epoch, record its measurements, and begin the next one."""
         at, figure = self.progress, self.task.figure
-        with self.place.without_sync(self.model):
+        with self.placement.without_sync(self.model):
             test_figure, test_loss = evaluate(self.model, self.dataset.test, self.config)
             self.elapse()
             under = evaluate_under(
@@ -225,7 +225,7 @@ class Trainer:
 
     def pause(self) -> None:
         """Save the state and stop if asked to; otherwise save it if a checkpoint is due."""
-        if self.place.broadcast_flag(self.stopping()):
+        if self.placement.broadcast_flag(self.stopping()):
             self.save()
             raise _StoppedError
         least = max(self.checkpoint_seconds, self.save_seconds / CHECKPOINT_SHARE)
@@ -236,8 +236,8 @@ class Trainer:
         """Write a checkpoint."""
         self.elapse()
         begin = time.perf_counter()
-        if self.place.rank == 0:
-            saved = state(self.model, self.optimizer, self.progress, self.place.device)
+        if self.placement.rank == 0:
+            saved = state(self.model, self.optimizer, self.progress, self.placement.device)
             self.log.checkpoint(self.progress.step, saved)
         self.saved_at = time.perf_counter()
         self.save_seconds = self.saved_at - begin

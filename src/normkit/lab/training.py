@@ -36,7 +36,7 @@ def train(
     resume: bytes | None = None,
     stopping: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 0.0,
-    place: Placement | None = None,
+    placement: Placement | None = None,
 ) -> Outcome:
     """Train one run and write its measurements to ``log``.
 
@@ -51,10 +51,10 @@ def train(
         stopping: polled after each step; once true, the run writes a checkpoint and returns.
         checkpoint_seconds: least time between two checkpoints; longer where writing them takes
             more than a twentieth of the time.
-        place: None means this process, on the CPU. Processes that train together all call this
+        placement: None means this process, on the CPU. Processes that train together all call this
             with the same arguments except ``log`` and ``stopping``, of which rank 0's count.
     """
-    with use_placement(place or current_placement()):
+    with use_placement(placement or current_placement()):
         return Trainer(
             config,
             dataset,

@@ -80,8 +80,9 @@ def run(text: str, stopping: Callable[[], bool], device: str = "cpu") -> str:
     Raises:
         StoreError: the store cannot be written; its records remain, and the run can be resumed.
     """
-    place = Placement(find_device(device))
-    return carry_out(text, stopping, functools.partial(train, place=place), lambda _: str(place))
+    placement = Placement(find_device(device))
+    train_here = functools.partial(train, placement=placement)
+    return carry_out(text, stopping, train_here, lambda _: str(placement))
 
 
 def carry_out(

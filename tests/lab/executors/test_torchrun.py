@@ -127,7 +127,7 @@ def test_all_processes_stop_together_and_resume(tmp_path: Path, make_config: Mak
 def test_failed_process_ends_all_with_its_error(tmp_path: Path, make_config: Make) -> None:
     configs = [make_config(), make_config(seed=1)]
     found = together(tmp_path, 3, configs, "failing")
-    assert "NormkitError: all processes must go on together" in found[0]["error"]
+    assert "NormkitError: Expected all processes to continue together" in found[0]["error"]
     assert found[1:] == [{"well": False}] * 2
     run = stored(tmp_path / "lab.sqlite", configs[0])
     assert run.status == "failed"

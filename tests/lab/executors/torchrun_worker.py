@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 def study(processes: Processes, folder: Path) -> dict[str, Any]:
-    """All runs of the store, as ``normkit lab run`` does them."""
+    """Carry out all runs of the store, as ``normkit lab run`` does."""
     if processes.rank:
         return {"well": worker_loop(processes)}
     with Store(folder / "lab.sqlite") as store, Torchrun(processes) as pool:
@@ -37,37 +38,35 @@ def study(processes: Processes, folder: Path) -> dict[str, Any]:
     return {"finished": summary.finished, "failed": summary.failed}
 
 
-def interrupted(processes: Processes, folder: Path) -> dict[str, Any]:
-    """The same, and SIGTERM reaches every process in the midst of the first run."""
-    real = Trainer.learn
-    steps = 0
+def before_step(number: int, act: Callable[[], None]) -> Callable[[], int]:
+    """Call ``act`` before this process's step of this number; return a counter of its steps."""
+    learn, steps = Trainer.learn, 0
 
-    def step(*arguments: Any) -> Any:
+    def counted(self: Trainer, *batch: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+        if steps == number:
+            act()
+        return learn(self, *batch)
 
-    Trainer.learn = step
-    found = study(processes, folder)
-    return found | {"steps": steps}
+    Trainer.learn = counted  # type: ignore[method-assign]
+    return lambda: steps
+
+
+def interrupted(processes: Processes, folder: Path) -> dict[str, Any]:
+    """Run the study; SIGTERM reaches every process during the first run."""
+    steps = before_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return study(processes, folder) | {"steps": steps()}
 
 
 def failing(processes: Processes, folder: Path) -> dict[str, Any]:
-    """The same, and the last process fails at the third step."""
-    real = Trainer.learn
-    steps = 0
+    """Run the study; the last process fails at the third step."""
 
-    def step(*arguments: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 3:
-            raise RuntimeError("out of cheese")
-        return real(*arguments)
+    def fail() -> None:
+        raise RuntimeError("out of cheese")
 
-    if processes.rank == processes.together.size - 1:
-        Trainer.learn = step
+    if processes.rank == processes.shared_placement.size - 1:
+        before_step(3, fail)
     try:
         return study(processes, folder)
     except Exception as error:

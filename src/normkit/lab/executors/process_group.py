@@ -55,8 +55,8 @@ class Processes:
         )
         keep_freed_memory()
         self._store = store
-        self.together = DistributedPlacement(where)
-        self.alone = Placement(where)
+        self.shared_placement = DistributedPlacement(where)
+        self.single_placement = Placement(where)
         self.rank = rank
 
     def broadcast(self, what: Any = None) -> Any:

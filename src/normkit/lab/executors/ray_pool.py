@@ -220,8 +220,8 @@ def _carry_out(
     keep_freed_memory()
 
     ask = functools.partial(call, ray, proxy)
-    place = Placement(find_device(device))  # Ray shows a process its own GPU and no other
-    taken = ask("take", key, owner, machine.versions(), machine.summary(), str(place))
+    placement = Placement(find_device(device))  # Ray shows a process its own GPU and no other
+    taken = ask("take", key, owner, machine.versions(), machine.summary(), str(placement))
     if taken is None:
         return "held"
     text, run = taken
@@ -231,7 +231,7 @@ def _carry_out(
         lease,
         lease.stopping,
         functools.partial(_find, sets),
-        functools.partial(train, place=place),
+        functools.partial(train, placement=placement),
     )
 
 

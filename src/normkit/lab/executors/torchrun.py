@@ -124,7 +124,11 @@ class Torchrun:
         return self._signalled
 
     def _where(self, config: RunConfig) -> str:
-        return str(self._processes.alone if self._alone(config) else self._processes.together)
+        return str(
+            self._processes.single_placement
+            if self._alone(config)
+            else self._processes.shared_placement
+        )
 
     def _alone(self, config: RunConfig) -> str:
         try:
@@ -143,14 +147,16 @@ class Torchrun:
         resume: bytes | None,
         stopping: Callable[[], bool],
     ) -> Outcome:
-        place: Placement = self._processes.alone
+        placement: Placement = self._processes.single_placement
         if not self._alone(config):
             self._processes.broadcast((config.to_json(), resume))
-            place = self._processes.together
+            placement = self._processes.shared_placement
         try:
-            return train(config, dataset, log, resume=resume, stopping=stopping, place=place)
+            return train(
+                config, dataset, log, resume=resume, stopping=stopping, placement=placement
+            )
         except Exception as error:
-            if place.size == 1:
+            if placement.size == 1:
                 raise
             cause = self._processes.published_error()
             self._processes.publish_error(traceback.format_exc())
@@ -194,7 +200,7 @@ def worker_loop(processes: Processes) -> bool:
             text, resume = task
             config = RunConfig.from_json(text)
             dataset = worker.require_edition(config, worker.load(config.data))
-            train(config, dataset, _Silent(), resume=resume, place=processes.together)
+            train(config, dataset, _Silent(), resume=resume, placement=processes.shared_placement)
     except Exception:
         processes.publish_error(traceback.format_exc())
         return False

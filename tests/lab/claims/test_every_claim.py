@@ -28,8 +28,6 @@ from tests.lab.claims.invented import evidence
 CLAIMS = list(all_claims().values())
 every = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
 presets = pytest.mark.parametrize("preset", ["quick", "full"])
-# Claims that are not declared with the vocabulary yet.
-UNMOVED = {each.key for each in CLAIMS if not each.judge.__module__.endswith("study.define")}
 EFFECTS = Path(__file__).with_name("effects.json")
 
 
@@ -82,8 +80,6 @@ def test_finding_is_complete_and_plain(claim: Claim, preset: Preset) -> None:
 @pytest.mark.parametrize("seeds", [0, 1, 2])
 @presets
 def test_finding_copes_with_diverged_runs(claim: Claim, preset: Preset, seeds: int) -> None:
-    if claim.key == "C11" and claim.key in UNMOVED:
-        pytest.skip("draws intervals of single values until it is moved")
     found = judged(claim, preset, "broken", seeds=seeds)
     assert found.runs == len(found.records)
     check(found)
@@ -92,8 +88,6 @@ def test_finding_copes_with_diverged_runs(claim: Claim, preset: Preset, seeds: i
 @every
 @presets
 def test_finding_copes_with_scattered_runs(claim: Claim, preset: Preset) -> None:
-    if claim.key == "C11" and claim.key in UNMOVED:
-        pytest.skip("draws intervals of single values until it is moved")
     check(judged(claim, preset, "broken"))
     check(judged(claim, preset, "partial"))
 
@@ -115,8 +109,6 @@ def test_partial_evidence_decides_nothing(claim: Claim, preset: Preset, seeds: i
 
 @every
 def test_effects_are_those_recorded(claim: Claim) -> None:
-    if claim.key in UNMOVED:
-        pytest.skip("its unit changes")
     assert effects(claim) == pytest.approx(json.loads(EFFECTS.read_text())[claim.key])
 
 
@@ -145,8 +137,7 @@ def check(found: Finding) -> None:
     json.dumps(plain, allow_nan=False)
     for text in texts({**plain, "records": ()}):
         assert not re.search(r"\b(None|nan|inf)\b|[{}]|<|object at|  ", text), text
-        if found.key not in UNMOVED:
-            assert not re.search(r"^(Decides|For information):|\(decides\)", text), text
+        assert not re.search(r"^(Decides|For information):|\(decides\)", text), text
 
 
 def texts(value: Any) -> Iterator[str]:

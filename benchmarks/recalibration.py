@@ -10,8 +10,8 @@ any more. That is neither our code nor the peers'. Errors are root mean squares 
 the mean in deviations or of the variance relative to itself, whichever is larger; of a network, of
 its worst layer.
 
-Times: the sides in turn, several rounds in one process, medians; batches lie in memory, so nobody
-waits for a loader.
+Times: the sides in turn, several rounds in one process, medians; batches are in memory, so no
+time goes to a loader.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def population(model: nn.Module, train: data.Split, size: int) -> dict[str, tupl
 
 
 def _sum(sums: list[Tensor]) -> Callable[..., None]:
-    """A hook that adds up deviations, and their squares, from what the layer remembers."""
+    """Make a hook that adds up deviations from the running mean, and their squares."""
 
     def hook(layer: Any, args: tuple[Tensor]) -> None:
         x = args[0]
@@ -119,7 +119,7 @@ def _images(
 
 
 def errors(model: nn.Module, truth: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """By layer, of what the model remembers."""
+    """Compute the error of the running statistics, by layer."""
     found = {}
     for name, (mean, variance) in truth.items():
         layer: Any = model.get_submodule(name)

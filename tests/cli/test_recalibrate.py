@@ -94,7 +94,7 @@ def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def test_a_user_in_their_own_folder(tmp_path: Path, user: Any, checkpoint: dict[str, Any]) -> None:
+def test_end_to_end_in_user_folder(tmp_path: Path, user: Any, checkpoint: dict[str, Any]) -> None:
     shutil.copy(SOURCE, tmp_path / "mine.py")
     torch.save(checkpoint, tmp_path / "last.pt")
     before = (tmp_path / "last.pt").read_bytes()
@@ -119,9 +119,7 @@ def test_a_user_in_their_own_folder(tmp_path: Path, user: Any, checkpoint: dict[
     assert state._metadata == old._metadata
 
 
-def test_json_is_all_there_is_on_standard_output(
-    tmp_path: Path, checkpoint: dict[str, Any]
-) -> None:
+def test_json_is_the_only_standard_output(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
     shutil.copy(SOURCE, tmp_path / "mine.py")
     torch.save(checkpoint, tmp_path / "last.pt")
     done = subprocess.run(
@@ -177,7 +175,7 @@ def test_ctrl_c_leaves_no_file(
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_write_that_breaks_off_leaves_no_file(
+def test_interrupted_write_leaves_no_file(
     error: type[BaseException], checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(checkpoint, "last.pt")
@@ -226,7 +224,7 @@ def wrapped(kind: str, state: dict[str, Any]) -> Any:
         ("deep", ("a", "b", "c"), ""),
     ],
 )
-def test_where_the_state_dict_is(
+def test_state_dict_is_located(
     kind: str, path: tuple[str, ...], prefix: str, checkpoint: dict[str, Any]
 ) -> None:
     content = wrapped(kind, checkpoint["state_dict"])
@@ -241,7 +239,7 @@ def test_where_the_state_dict_is(
     assert {k for k in old if bits(new[k]) != bits(old[k])} == {prefix + k for k in MOMENTS}
 
 
-def test_a_real_averaged_model(folder: Path, user: Any, checkpoint: dict[str, Any]) -> None:
+def test_averaged_model_checkpoint(folder: Path, user: Any, checkpoint: dict[str, Any]) -> None:
     averaged = AveragedModel(user.lenet())
     averaged.module.load_state_dict(checkpoint["state_dict"])
     torch.save(averaged.state_dict(), "swa.pt")
@@ -250,7 +248,7 @@ def test_a_real_averaged_model(folder: Path, user: Any, checkpoint: dict[str, An
 
 
 @pytest.mark.usefixtures("folder")
-def test_of_several_that_fit_one_is_chosen(checkpoint: dict[str, Any]) -> None:
+def test_key_selects_among_fitting_parts(checkpoint: dict[str, Any]) -> None:
     state = checkpoint["state_dict"]
     # One mapping under two names is two: the other stays as it was.
     content = {"model": state, "ema": state, "teacher": {f"net.{k}": v for k, v in state.items()}}
@@ -272,9 +270,7 @@ def test_of_several_that_fit_one_is_chosen(checkpoint: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_types_stay_and_what_was_one_tensor_is_one_again(
-    checkpoint: dict[str, Any], tmp_path: Path
-) -> None:
+def test_dtypes_and_shared_storage_are_kept(checkpoint: dict[str, Any], tmp_path: Path) -> None:
     Path("tied.py").write_text(
         "import torch\nfrom torch import nn\n"
         "norm = nn.BatchNorm1d(3)\n"
@@ -296,7 +292,7 @@ def test_types_stay_and_what_was_one_tensor_is_one_again(
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_checkpoint_of_another_model(checkpoint: dict[str, Any]) -> None:
+def test_checkpoint_of_another_model(checkpoint: dict[str, Any]) -> None:
     torch.save(checkpoint, "last.pt")
     batches = ("--batches", "mine:loader")
     said = refused("last.pt", "--model", "mine:wider", *batches)
@@ -320,7 +316,7 @@ class Whole(nn.Linear):
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_file_with_code_is_rejected(tmp_path: Path) -> None:
     torch.save(Whole(1, 1), "whole.pt")
     said = refused("whole.pt", *MINE)
     assert "torch.load(weights_only=True) refuses" in said
@@ -374,7 +370,7 @@ def test_wrong_options_write_nothing(
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_target_is_checked_before_any_work(
+def test_target_is_checked_first(
     checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(checkpoint, "last.pt")
@@ -384,7 +380,7 @@ def test_the_target_is_checked_before_any_work(
     monkeypatch.undo()
 
 
-def test_force_writes_over_and_an_instance_will_do(
+def test_force_overwrites_and_instance_is_accepted(
     folder: Path, checkpoint: dict[str, Any]
 ) -> None:
     torch.save(checkpoint, "last.pt")
@@ -395,9 +391,7 @@ def test_force_writes_over_and_an_instance_will_do(
     assert set(load(folder / "new.pt")) == set(checkpoint)
 
 
-def test_errors_inside_the_users_module_are_their_own(
-    folder: Path, checkpoint: dict[str, Any]
-) -> None:
+def test_errors_in_user_module_are_not_wrapped(folder: Path, checkpoint: dict[str, Any]) -> None:
     torch.save(checkpoint, "last.pt")
     Path("broken.py").write_text("import a_package_that_is_not_there\n")
     done = CliRunner().invoke(

@@ -149,7 +149,7 @@ def test_training_is_bitwise_the_same(options: dict[str, Any], images: Any, tmp_
         assert differ == ({k for k in a if is_moment(k)} if number else set())
 
 
-def test_validation_sees_what_recalibrate_finds(images: Any, tmp_path: Path) -> None:
+def test_validation_uses_recalibrated_statistics(images: Any, tmp_path: Path) -> None:
     class Looks(LeNet):
         def on_validation_start(self) -> None:
             self.net_then = copy.deepcopy(self.net)
@@ -177,7 +177,7 @@ def test_validation_sees_what_recalibrate_finds(images: Any, tmp_path: Path) -> 
         {"save_last": True, "monitor": "loss"},
     ],
 )
-def test_a_checkpoint_holds_the_statistics_it_was_judged_by(
+def test_checkpoint_has_validated_statistics(
     when: dict[str, Any], images: Any, tmp_path: Path
 ) -> None:
     model, callback = LeNet(), Recalibrate()
@@ -197,7 +197,7 @@ def test_a_checkpoint_holds_the_statistics_it_was_judged_by(
     assert not holds(model.state_dict(), callback.result)
 
 
-def test_a_checkpoint_between_validations_is_trainings_own(images: Any, tmp_path: Path) -> None:
+def test_checkpoint_between_validations_has_training_averages(images: Any, tmp_path: Path) -> None:
     states: dict[bool, dict[str, Tensor]] = {}
     for look in (False, True):
         pl.seed_everything(0, verbose=False)
@@ -210,7 +210,7 @@ def test_a_checkpoint_between_validations_is_trainings_own(images: Any, tmp_path
     assert same(states[False], states[True])
 
 
-def test_training_resumed_goes_on_with_its_own_averages(images: Any, tmp_path: Path) -> None:
+def test_resumed_training_restores_averages(images: Any, tmp_path: Path) -> None:
     def fit(epochs: int, path: Path | None = None) -> LeNet:
         torch.manual_seed(0)
         model = LeNet(drop=0.0)
@@ -226,7 +226,7 @@ def test_training_resumed_goes_on_with_its_own_averages(images: Any, tmp_path: P
     assert same(resumed.state_dict(), fit(2).state_dict())
 
 
-def test_kept_they_stay_and_training_goes_on_from_them(images: Any, tmp_path: Path) -> None:
+def test_keep_continues_from_recalibrated_statistics(images: Any, tmp_path: Path) -> None:
     model, callback = LeNet(), Recalibrate(keep=True)
     trainer(tmp_path, callback).fit(model, loader(images[0]), DataLoader(images[1], 100))
     assert callback.result is not None
@@ -234,7 +234,7 @@ def test_kept_they_stay_and_training_goes_on_from_them(images: Any, tmp_path: Pa
     assert callback.state_dict() == {}
 
 
-def test_test_and_validate_by_themselves(images: Any, tmp_path: Path) -> None:
+def test_test_and_validate_without_fit(images: Any, tmp_path: Path) -> None:
     model, test = LeNet(), DataLoader(images[1], 100)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     callback = Recalibrate()
@@ -275,7 +275,7 @@ class ByOurs(LeNet):
 
 
 @pytest.mark.parametrize("kind", [FromTheStart, FromTheFirstEpoch, ByOurs])
-def test_layers_held_still_in_training_are_left(
+def test_layers_frozen_in_training_are_skipped(
     kind: type[LeNet], images: Any, tmp_path: Path
 ) -> None:
     model, callback = kind(), Recalibrate()
@@ -299,7 +299,7 @@ class Transferred(LeNet):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
-def test_batches_come_as_the_model_gets_them(precision: Any, images: Any, tmp_path: Path) -> None:
+def test_batches_pass_through_module_hooks(precision: Any, images: Any, tmp_path: Path) -> None:
     inputs: list[Tensor] = []
     model, callback = Transferred(), Recalibrate(samples=None)
     model.net.insert(0, nn.BatchNorm2d(1))
@@ -330,7 +330,7 @@ class Stops(LeNet):
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
-def test_what_breaks_off_leaves_trainings_own(
+def test_exception_restores_training_averages(
     error: BaseException, images: Any, tmp_path: Path
 ) -> None:
     batches = loader(images[0], shuffle=False), DataLoader(images[1], 100)
@@ -344,7 +344,7 @@ def test_what_breaks_off_leaves_trainings_own(
     assert same(*states)
 
 
-def test_statistics_that_somebody_loads_meanwhile_stay(images: Any, tmp_path: Path) -> None:
+def test_statistics_loaded_meanwhile_stay(images: Any, tmp_path: Path) -> None:
     class Best(pl.Callback):
         """Goes back to the best weights, as some do when a validation was worse."""
 
@@ -368,7 +368,7 @@ class Silent(LeNet):
         self.seen.append({k: v.clone() for k, v in self.state_dict().items()})
 
 
-def test_a_module_without_forward_says_how(images: Any, tmp_path: Path) -> None:
+def test_module_without_forward_is_an_error(images: Any, tmp_path: Path) -> None:
     batches = loader(images[0]), DataLoader(images[1], 200)
     with pytest.raises(OptionError, match="pass forward=lambda module, batch"):
         trainer(tmp_path, Recalibrate(), epochs=1).fit(Silent(), *batches)
@@ -379,7 +379,7 @@ def test_a_module_without_forward_says_how(images: Any, tmp_path: Path) -> None:
     assert holds(model.seen[-1], callback.result)
 
 
-def test_what_cannot_go_well_is_found_before_training(images: Any, tmp_path: Path) -> None:
+def test_errors_come_before_training(images: Any, tmp_path: Path) -> None:
     val = DataLoader(images[1], 100)
 
     def refused(model: LeNet, train: Any, *callbacks: Any) -> str:
@@ -439,7 +439,7 @@ print([m for m in ("lightning", "pytorch_lightning") if m in sys.modules])
          "['lightning', 'pytorch_lightning']"),
     ],
 )  # fmt: skip
-def test_under_either_name(before: str, which: str, tmp_path: Path) -> None:
+def test_both_package_names(before: str, which: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WHICH.format(before=before)],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
@@ -448,7 +448,7 @@ def test_under_either_name(before: str, which: str, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == which
 
 
-def test_without_either_it_says_what_to_install() -> None:
+def test_missing_lightning_says_what_to_install() -> None:
     code = (
         "import sys\n"
         "import normkit\n"

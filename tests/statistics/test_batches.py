@@ -31,7 +31,7 @@ class Encoded:
         return Encoded(device)
 
 
-def test_whatever_holds_tensors_moves_and_keeps_its_form() -> None:
+def test_to_device_keeps_structure() -> None:
     x = torch.ones(2)
     batch = {"a": [x, (x, 3)], "pair": Pair(x, ["one", "two"]), "own": Encoded(x.device)}
     got = to_device(batch, META)
@@ -44,7 +44,7 @@ def test_whatever_holds_tensors_moves_and_keeps_its_form() -> None:
     assert batch["a"][0].device.type == "cpu"  # type: ignore[index]
 
 
-def test_they_can_be_gone_over_as_often_as_before() -> None:
+def test_mapped_batches_are_reiterable() -> None:
     data = torch.arange(12.0).view(6, 2)
     loader = DataLoader(data, 2, shuffle=True, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2))

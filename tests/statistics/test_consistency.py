@@ -27,7 +27,7 @@ BATCHES = list(zip(IMAGES.split(20), LABELS.split(20), strict=True))
 
 
 @pytest.mark.parametrize("source", [nn, nk])
-def test_outputs_are_those_of_the_two_modes(source: Any) -> None:
+def test_outputs_match_both_modes(source: Any) -> None:
     """Against the modes themselves, the model in training mode but for its dropout."""
     model = net(source)
     model[5].running_mean.fill_(0.7)
@@ -58,7 +58,7 @@ def test_outputs_are_those_of_the_two_modes(source: Any) -> None:
 
 
 @pytest.mark.parametrize("source", [nn, nk])
-def test_a_layer_is_blamed_for_what_it_remembers_itself(source: Any) -> None:
+def test_first_mismatch_is_the_layers_own(source: Any) -> None:
     model = net(source)
     nk.recalibrate(model, BATCHES, samples=None)
     assert consistency(model, BATCHES, samples=None).first_mismatch is None
@@ -77,7 +77,7 @@ def test_a_layer_is_blamed_for_what_it_remembers_itself(source: Any) -> None:
     assert "% of predictions agree" in text
 
 
-def test_chance_is_not_blamed() -> None:
+def test_chance_is_no_mismatch() -> None:
     """A few samples show a layer something else than it remembers, and it is said how unsure."""
     torch.manual_seed(5)
     layer = nk.BatchNorm1d(50)
@@ -88,7 +88,7 @@ def test_chance_is_not_blamed() -> None:
     assert found.first_mismatch is None
 
 
-def test_what_evaluation_shows_the_layers_behind() -> None:
+def test_inherited_gap_of_later_layers() -> None:
     model = net(nk)
     found = consistency(model, BATCHES, samples=None)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_what_evaluation_shows_the_layers_behind() -> None:
     assert gap.mean == pytest.approx((mean.square() / variance).mean().sqrt().item(), rel=1e-3)
 
 
-def test_nothing_changes() -> None:
+def test_consistency_restores_model() -> None:
     for source in (nn, nk):
         model = trained(source)
         before = snapshot(model)
@@ -124,7 +124,7 @@ def test_frozen_layers_are_named() -> None:
     assert list(found.layers) == ["5"]
 
 
-def test_a_loss_of_the_users() -> None:
+def test_custom_loss() -> None:
     def loss(output: Any, batch: Any) -> Tensor:
         return F.mse_loss(output["scores"], batch["target"])
 

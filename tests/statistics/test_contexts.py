@@ -58,7 +58,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_as_in_training_and_nothing_moves(name: str, training: bool) -> None:
+def test_batch_statistics_match_training_without_updates(name: str, training: bool) -> None:
     layer = LAYERS[name]()
     x = torch.randn(6, 3, 4, 4) * 3 + 1
     layer(x + 1)
@@ -77,7 +77,7 @@ def test_as_in_training_and_nothing_moves(name: str, training: bool) -> None:
 
 @pytest.mark.parametrize("accelerated", [False, True])
 @pytest.mark.parametrize("name", [n for n in WILD if n in {"vgg", "mobile", "residual", "twice"}])
-def test_networks(name: str, accelerated: bool) -> None:
+def test_batch_statistics_in_whole_networks(name: str, accelerated: bool) -> None:
     model, x = made(name)
     if accelerated:
         accelerate(model)
@@ -91,7 +91,7 @@ def test_networks(name: str, accelerated: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_after_an_exception(kind: type[BaseException]) -> None:
+def test_restored_after_exception(kind: type[BaseException]) -> None:
     model, x = made("vgg")
     model[0].eval()
     model[0][1].train()
@@ -108,7 +108,7 @@ def test_after_an_exception(kind: type[BaseException]) -> None:
     assert_equal(values(model), kept)
 
 
-def test_nested() -> None:
+def test_nested_contexts() -> None:
     model, x = made("vgg")
     model.eval()
     before, outside = everything(model), model(x)
@@ -126,7 +126,7 @@ def test_nested() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_functions_that_evaluate_set_modes(training: bool) -> None:
+def test_model_eval_inside_context(training: bool) -> None:
     """Most of them call eval() first, and train() in the end."""
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.9)).train(training)
     x = torch.randn(8, 3) + 5
@@ -147,7 +147,7 @@ def test_functions_that_evaluate_set_modes(training: bool) -> None:
     assert model.eval()(x).mean() > 1
 
 
-def test_frozen_layers_are_left_alone() -> None:
+def test_frozen_layers_stay_frozen() -> None:
     x = torch.randn(6, 3, 4, 4) + 1
     still = nn.Sequential(nk.FrozenBatchNorm2d(3), nn.BatchNorm2d(3))
     still[1](x)
@@ -162,7 +162,7 @@ def test_frozen_layers_are_left_alone() -> None:
         batch_statistics(still).__enter__()
 
 
-def test_statistics_that_are_no_numbers_do_not_matter() -> None:
+def test_nan_running_statistics_are_ignored() -> None:
     """What it is for: seeing what a model can do whose averages are broken."""
     for layer in (nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True)):
         layer.running_mean.fill_(float("nan"))
@@ -171,7 +171,7 @@ def test_statistics_that_are_no_numbers_do_not_matter() -> None:
         assert layer.running_mean.isnan().all() and (layer.running_var == 1).all()
 
 
-def test_gradients_are_those_of_training() -> None:
+def test_gradients_match_training() -> None:
     model, x = made("residual")
     twin = copy.deepcopy(model)
     with batch_statistics(model):
@@ -183,7 +183,7 @@ def test_gradients_are_those_of_training() -> None:
 
 
 @pytest.mark.parametrize("instance", [False, True])
-def test_compiled(instance: bool) -> None:
+def test_compiled_models(instance: bool) -> None:
     model, x = made("vgg")
     if instance:
         model.insert(0, nn.InstanceNorm2d(3, track_running_stats=True).double())
@@ -199,7 +199,7 @@ def test_compiled(instance: bool) -> None:
     assert_equal(values(model), kept)
 
 
-def test_without_gradients() -> None:
+def test_inference_mode() -> None:
     model, x = made("vgg")
     kept = values(model)
     with torch.inference_mode(), batch_statistics(model):
@@ -220,12 +220,12 @@ def test_without_gradients() -> None:
     ],
     ids=str,
 )
-def test_what_it_is_not_for(model: Any, error: type[Exception], words: str) -> None:
+def test_unsupported_models(model: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         batch_statistics(model).__enter__()
 
 
-def test_scripted() -> None:
+def test_scripted_models_are_rejected() -> None:
     with pytest.raises(nk.TypeMismatchError, match=r"before torch\.jit\.script"):
         batch_statistics(torch.jit.script(nn.BatchNorm2d(3))).__enter__()
 

@@ -25,7 +25,7 @@ def by_domain(model: nn.Module, batch: Any) -> Tensor:
     return out
 
 
-def test_each_domain_gets_its_own() -> None:
+def test_each_domain_gets_its_own_statistics() -> None:
     model = net()
     data = [(torch.randn(50, 3) + 3 * (i % 2), i % 2) for i in range(20)]
     before = model[1].running_var[2].clone()
@@ -52,7 +52,7 @@ def test_one_domain_at_a_time() -> None:
     assert not torch.equal(model[1].running_mean[1], torch.zeros(4))
 
 
-def test_without_a_domain() -> None:
+def test_missing_domain_is_an_error() -> None:
     model = net()
     with pytest.raises(StatisticsError, match="use_domain"):
         nk.recalibrate(model, [torch.randn(50, 3)])

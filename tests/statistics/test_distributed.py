@@ -27,7 +27,7 @@ def merged(states: list[dict[str, Tensor]], layer: str, weights: list[float]) ->
 
 
 @pytest.mark.parametrize("counts", [[7, 7], [9, 2], [5, 0], [4, 1, 30]], ids=str)
-def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path) -> None:
+def test_ranks_agree_bitwise_on_total_variance(counts: list[int], tmp_path: Path) -> None:
     results = together(distributed_worker, counts, "average", tmp_path)
     before = [r["before"] for r in results]
     after = results[0]["after"]
@@ -63,7 +63,7 @@ def test_the_same_bits_and_the_total_variance(counts: list[int], tmp_path: Path)
     assert after["domains.num_batches_tracked"].tolist() == seen
 
 
-def test_only_those_of_the_group(tmp_path: Path) -> None:
+def test_only_the_group_is_averaged(tmp_path: Path) -> None:
     *pair, third = together(distributed_worker, [3, 4, 5], "pair", tmp_path)
     for key, value in pair[0]["after"].items():
         assert key.startswith("frozen.") or torch.equal(value, pair[1]["after"][key])
@@ -71,7 +71,7 @@ def test_only_those_of_the_group(tmp_path: Path) -> None:
         assert torch.equal(value, third["undone"][key])
 
 
-def test_what_distributed_data_parallel_does_instead(tmp_path: Path) -> None:
+def test_ddp_broadcast_keeps_first_rank_only(tmp_path: Path) -> None:
     """By default the first process's share is remembered, and of the others nothing."""
     results = together(distributed_worker, [30, 30], "broadcast", tmp_path)
     shares = [torch.cat(distributed_worker.batches(rank, 30)).double() for rank in (0, 1)]
@@ -89,7 +89,7 @@ def test_what_distributed_data_parallel_does_instead(tmp_path: Path) -> None:
         assert float((lost["running_var"] / whole.var(1)).max()) < 0.5
 
 
-def test_all_fail_together_and_nothing_changes(tmp_path: Path) -> None:
+def test_failure_on_one_rank_changes_nothing(tmp_path: Path) -> None:
     first, second = together(distributed_worker, [1, 1], "failures", tmp_path)
     for result in (first, second):
         nan, sizes, _ = result["errors"]
@@ -102,12 +102,12 @@ def test_all_fail_together_and_nothing_changes(tmp_path: Path) -> None:
     assert "a layer with running statistics that is not frozen" in second["errors"][2]
 
 
-def test_batch_statistics_of_synchronised_layers_span_the_processes(tmp_path: Path) -> None:
+def test_batch_statistics_of_sync_layers_span_ranks(tmp_path: Path) -> None:
     for result in together(distributed_worker, [1, 1], "scope", tmp_path):
         assert result["equal"] and not result["alone"] and not result["moved"]
 
 
-def test_alone() -> None:
+def test_single_process() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=0.0))
     handle = average_buffers(model)
     assert not handle.changed and [row.name for row in handle.skipped] == ["1"]

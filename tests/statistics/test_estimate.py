@@ -42,13 +42,13 @@ def _model() -> nn.Sequential:
     )  # fmt: skip
 
 
-def test_intervals_cover() -> None:
-    """95 % of intervals hold the truth, within 3 points, over 300 trials of 22 channels each."""
+@pytest.mark.parametrize("trials", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_intervals_cover(trials: int) -> None:
+    """95 % of intervals cover the truth, within 3 points; 22 channels in each trial."""
     everything, model = _population(), _model()
     truth = population(model, everything)
     generator = torch.Generator().manual_seed(2)
     hits = {name: torch.zeros(2, len(mean)) for name, (mean, _) in truth.items()}
-    trials = 300
     for _ in range(trials):
         drawn = torch.randint(len(everything), (30, 100), generator=generator)
         batches = [everything[rows] for rows in drawn]
@@ -62,7 +62,7 @@ def test_intervals_cover() -> None:
         assert ((share > 0.92) & (share < 0.98)).all(), (name, share)
 
 
-def test_the_first_layer_in_closed_form() -> None:
+def test_first_layer_matches_closed_form() -> None:
     """Normal data: SE(mean) = σ/√N and SE(variance) = σ²√(2/N)."""
     torch.manual_seed(3)
     batches = [3 * torch.randn(50, 200) for _ in range(100)]
@@ -71,7 +71,7 @@ def test_the_first_layer_in_closed_form() -> None:
     assert found.variance_standard_error.mean() == pytest.approx(9 * (2 / 5000) ** 0.5, rel=0.02)
 
 
-def test_batches_that_are_alike_inside_are_seen_through() -> None:
+def test_standard_errors_with_correlated_batches() -> None:
     """Samples of one batch that share an offset: as sure as there are batches, not samples."""
     torch.manual_seed(4)
     batches = [torch.randn(50, 100) + torch.randn(1, 100) for _ in range(400)]
@@ -80,7 +80,7 @@ def test_batches_that_are_alike_inside_are_seen_through() -> None:
 
 
 @pytest.mark.parametrize("batches", [127, 128, 1000])
-def test_units_stay_few_and_of_one_size(batches: int) -> None:
+def test_units_are_bounded_and_of_one_size(batches: int) -> None:
     """Units of unlike sizes would say less of how unlike batches are."""
     estimate = Estimate(2)
     values = torch.randn(batches, 5, 2, generator=torch.Generator().manual_seed(2)).double()

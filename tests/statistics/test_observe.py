@@ -37,14 +37,14 @@ def expect(layer: Any, *given: Tensor) -> None:
     torch.testing.assert_close(layer.running_var, x.var((0, 2, 3)).float(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_input_by_keyword_behind_a_residual() -> None:
+def test_input_by_keyword_after_residual() -> None:
     model = Calls(lambda m, x: m.a(residual=100 * x, input=x), nk)
     nk.recalibrate(model, BATCHES)
     expect(model.a, IMAGES)
 
 
 @pytest.mark.parametrize("source", [nn, nk])
-def test_a_layer_whose_forward_is_called_past_its_hooks(source: Any) -> None:
+def test_forward_called_without_hooks(source: Any) -> None:
     """It goes on by what it remembers, and the layer behind sees just that."""
     model = Calls(lambda m, x: m.b(m.a.forward(x)), source)
     model.a.running_var.fill_(4.0)
@@ -55,7 +55,7 @@ def test_a_layer_whose_forward_is_called_past_its_hooks(source: Any) -> None:
 
 
 @pytest.mark.parametrize("source", [nn, nk])
-def test_a_gradient_taken_in_forward_through_a_layer_used_twice(source: Any) -> None:
+def test_gradient_inside_forward_through_shared_layer(source: Any) -> None:
     def force(m: Any, x: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -68,7 +68,7 @@ def test_a_gradient_taken_in_forward_through_a_layer_used_twice(source: Any) -> 
     assert found.layers["b"].count == 60 * 36
 
 
-def test_layers_that_share_their_buffers_get_them_back() -> None:
+def test_shared_buffers_are_restored() -> None:
     model = Calls(lambda m, x: m.b(m.a(x)))
     model.b.running_mean, model.b.running_var = model.a.running_mean, model.a.running_var
     before = snapshot(model)
@@ -76,7 +76,7 @@ def test_layers_that_share_their_buffers_get_them_back() -> None:
     assert_same(before, snapshot(model))
 
 
-def test_a_batch_that_begins_with_something_empty() -> None:
+def test_batch_with_empty_first_tensor() -> None:
     model = Calls(lambda m, x, boxes: m.b(m.a(x)))
     found = nk.recalibrate(model, [{"boxes": torch.zeros(0, 4), "x": x} for x in BATCHES])
     assert found.samples == 60
@@ -99,7 +99,7 @@ def _(layer: Own) -> StatsSpec:
     return StatsSpec("mu", "v")
 
 
-def test_moments_that_are_parameters() -> None:
+def test_statistics_as_parameters() -> None:
     model = Own(3)
     x = IMAGES.mean((2, 3))
     before = model.mu
@@ -108,14 +108,14 @@ def test_moments_that_are_parameters() -> None:
     torch.testing.assert_close(model.mu.data, x.mean(0))
 
 
-def test_a_factor_that_is_no_number() -> None:
+def test_infinite_variance_ratio() -> None:
     model = Own(1)
     found = nk.recalibrate(model, [torch.ones(4, 1)] * 3)
     assert found.shifts[""].variance == float("inf")
     assert "not finite" in repr(found)
 
 
-def test_labels_of_other_classes_than_the_output_has() -> None:
+def test_labels_outside_output_classes() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8))
     batches = [(torch.randn(16, 4), torch.arange(16)) for _ in range(3)]
     assert nk.consistency(model, batches).output.loss is None
@@ -125,7 +125,7 @@ def test_labels_of_other_classes_than_the_output_has() -> None:
     assert nk.consistency(model, within).output.loss is not None
 
 
-def test_buffers_that_a_forward_writes_into() -> None:
+def test_buffers_written_by_forward_are_restored() -> None:
     """Observers of quantization watch in evaluation mode too."""
 
     class Observed(nn.Module):
@@ -155,7 +155,7 @@ def test_buffers_that_a_forward_writes_into() -> None:
     assert_same(before, snapshot(model))
 
 
-def test_a_scripted_part() -> None:
+def test_scripted_submodule() -> None:
     part = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3)))
     found = nk.recalibrate(nn.Sequential(part, nn.BatchNorm2d(3)), BATCHES)
     assert [(row.name, row.why) for row in found.skipped] == [("0.0", "scripted")]
@@ -164,7 +164,7 @@ def test_a_scripted_part() -> None:
 
 @pytest.mark.parametrize("where", ["batches", "forward"])
 @pytest.mark.parametrize("inner", [nk.recalibrate, nk.consistency])
-def test_a_measurement_within_another(where: str, inner: Any) -> None:
+def test_nested_measurement_is_rejected(where: str, inner: Any) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         if where == "forward":
             inner(m, BATCHES)
@@ -186,7 +186,7 @@ def test_a_measurement_within_another(where: str, inner: Any) -> None:
     assert nk.recalibrate(model, BATCHES).samples == 60
 
 
-def test_moments_too_large_for_their_type() -> None:
+def test_statistics_too_large_for_dtype() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).half()
     before = snapshot(model)
     with pytest.raises(StatisticsError, match=r"torch\.float16, at 0"):
@@ -198,7 +198,7 @@ def evaluating(model: nn.Module, batch: Tensor) -> None:
     model.eval()(batch)
 
 
-def test_a_frozen_layer_goes_back_into_the_mode_it_would_be_in() -> None:
+def test_frozen_layer_restores_requested_mode() -> None:
     """Also where a function that evaluates has asked for another meanwhile."""
     model = Calls(lambda m, x: m.b(m.a(x)))
     nk.freeze(model.a)
@@ -209,7 +209,7 @@ def test_a_frozen_layer_goes_back_into_the_mode_it_would_be_in() -> None:
     assert all(layer.training for layer in model.modules())
 
 
-def test_a_layer_that_is_frozen_meanwhile_stays_so() -> None:
+def test_layer_frozen_during_measurement_stays_frozen() -> None:
     model = Calls(lambda m, x: m.b(m.a(x)))
     with nk.batch_statistics(model):
         nk.freeze(model.a)
@@ -218,7 +218,7 @@ def test_a_layer_that_is_frozen_meanwhile_stays_so() -> None:
     assert model.a.training
 
 
-def test_evaluation_that_goes_another_way() -> None:
+def test_layer_called_in_one_mode_only() -> None:
     """A layer that only one of the modes reaches."""
     model = Calls(lambda m, x: m.b(m.a(x)) if m.a(x).abs().mean() < 1 else m.a(x))
     found = nk.consistency(model, [2 * x for x in BATCHES])
@@ -230,12 +230,12 @@ def test_evaluation_that_goes_another_way() -> None:
     ("batches", "says"),
     [([IMAGES / 0], "finite values"), ([IMAGES[:1, :, :1, :1]], "at least two values")],
 )
-def test_consistency_of_what_has_no_statistics(batches: list[Tensor], says: str) -> None:
+def test_consistency_without_valid_statistics(batches: list[Tensor], says: str) -> None:
     with pytest.raises(StatisticsError, match=says):
         nk.consistency(Calls(lambda m, x: m.a(x)), batches)
 
 
-def test_a_sampler_that_cannot_be_copied() -> None:
+def test_sampler_whose_copy_fails() -> None:
     class Sampler(torch.utils.data.Sampler[int]):
         def __iter__(self) -> Any:
             return iter(range(60))
@@ -248,7 +248,7 @@ def test_a_sampler_that_cannot_be_copied() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
-def test_an_interval_of_no_confidence(confidence: float) -> None:
+def test_interval_confidence_out_of_range(confidence: float) -> None:
     found = nk.recalibrate(Calls(lambda m, x: m.a(x)), BATCHES)
     with pytest.raises(OptionError, match="confidence between 0 and 1"):
         found.interval("a", confidence)
@@ -259,7 +259,7 @@ class Positive(nn.Module):
         return x.abs()
 
 
-def test_freezing_of_a_parametrized_scale_alone() -> None:
+def test_parametrized_scale_is_not_frozen() -> None:
     """It learns on, so it is named."""
     model = nn.Sequential(nn.BatchNorm2d(3))
     parametrize.register_parametrization(model[0], "weight", Positive())
@@ -268,7 +268,7 @@ def test_freezing_of_a_parametrized_scale_alone() -> None:
     assert not handle.changed
 
 
-def test_consistency_keeps_the_random_state() -> None:
+def test_consistency_restores_random_state() -> None:
     """Batches that are drawn while it goes over them."""
     model = Calls(lambda m, x: m.b(m.a(x)))
     before = snapshot(model)
@@ -276,7 +276,7 @@ def test_consistency_keeps_the_random_state() -> None:
     assert_same(before, snapshot(model))
 
 
-def test_observers_of_quantization_stay_as_they_were() -> None:
+def test_quantization_observers_are_restored() -> None:
     """They write into their buffers past PyTorch's count of writes."""
     observer = torch.ao.quantization.default_fused_act_fake_quant()
     model = nn.Sequential(observer, nn.BatchNorm2d(3))

@@ -41,20 +41,20 @@ def test_shares_equal_one_process(sizes: list[int], scenario: str, tmp_path: Pat
     assert all(r["told"] == (108, 12, alone.passes) for r in results)
 
 
-def test_wrapped_for_data_parallel_training(tmp_path: Path) -> None:
+def test_ddp_wrapper(tmp_path: Path) -> None:
     """Its own forward would wait for the others, who have more batches or fewer."""
     alone, state = _alone(12)
     _compare(together(passes_worker, [10, 2], "ddp", tmp_path), alone, state)
 
 
-def test_samples_count_over_all_processes(tmp_path: Path) -> None:
+def test_samples_count_over_all_ranks(tmp_path: Path) -> None:
     results = together(passes_worker, [6, 6], "samples", tmp_path)
     assert all(r["told"][:2] == (54, 6) for r in results)
     assert all(torch.equal(r["state"]["1.running_mean"], results[0]["state"]["1.running_mean"])
                for r in results)  # fmt: skip
 
 
-def test_all_stop_together_at_a_tolerance(tmp_path: Path) -> None:
+def test_ranks_stop_together_at_tolerance(tmp_path: Path) -> None:
     results = together(passes_worker, [30, 5, 0], "tolerance", tmp_path)
     assert len({r["told"] for r in results}) == 1
     assert results[0]["told"][1] < 35
@@ -63,7 +63,7 @@ def test_all_stop_together_at_a_tolerance(tmp_path: Path) -> None:
         assert all(torch.equal(value, r["state"][key]) for r in results)
 
 
-def test_one_that_fails_ends_all(tmp_path: Path) -> None:
+def test_failure_on_one_rank_ends_all(tmp_path: Path) -> None:
     """Nobody waits for ever, nothing is changed anywhere, and each says what happened."""
     results = together(passes_worker, [4, 4], "broken", tmp_path)
     assert results[1]["raised"] == "OSError: the disk is gone"
@@ -74,11 +74,11 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
         assert r["training"]
 
 
-def test_all_shares_empty(tmp_path: Path) -> None:
+def test_all_shares_empty_is_an_error(tmp_path: Path) -> None:
     for result in together(passes_worker, [0, 0], "plain", tmp_path):
         assert "at least one batch" in result["raised"]
 
 
-def test_each_for_itself(tmp_path: Path) -> None:
+def test_process_group_false_measures_one_rank(tmp_path: Path) -> None:
     results = together(passes_worker, [3, 5], "alone", tmp_path)
     assert [r["told"] for r in results] == [(27, 3, 1), (45, 5, 1)]

@@ -99,7 +99,7 @@ def noisy(batches: Iterator[Tensor] | Any) -> Iterator[Tensor]:
 @pytest.mark.parametrize("source", [nn, nk])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layerwise", [False, True])
-def test_only_the_statistics_change(source: Any, training: bool, layerwise: bool) -> None:
+def test_only_statistics_change(source: Any, training: bool, layerwise: bool) -> None:
     model = trained(source).train(training)
     model.fc.train(not training)  # an odd one out
     before = snapshot(model)
@@ -119,7 +119,7 @@ def test_only_the_statistics_change(source: Any, training: bool, layerwise: bool
     assert_same(before, snapshot(model))
 
 
-def test_as_a_context_manager_it_undoes() -> None:
+def test_context_manager_restores() -> None:
     model = trained(nk)
     before = snapshot(model)
     with nk.recalibrate(model, IMAGES.split(20)) as found:
@@ -127,7 +127,7 @@ def test_as_a_context_manager_it_undoes() -> None:
     assert_same(before, snapshot(model))
 
 
-def test_undo_finds_the_layers_of_a_model_that_was_moved() -> None:
+def test_undo_after_model_changed_device() -> None:
     model = trained(nk)
     before = model.norm1.running_var.clone()
     found = nk.recalibrate(model, IMAGES.split(20))
@@ -136,7 +136,7 @@ def test_undo_finds_the_layers_of_a_model_that_was_moved() -> None:
     assert torch.equal(model.norm1.running_var, before.double())
 
 
-def test_training_goes_on_as_if_nobody_had_looked() -> None:
+def test_training_continues_bitwise() -> None:
     """Bit for bit, with dropout and a shuffled loader, though statistics were taken in between."""
 
     def train(look: bool) -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ def _break_at_the_start(model: nn.Module, error: type[BaseException]) -> Any:
 @pytest.mark.parametrize(
     "prepare", [_break_in_the_loader, _break_in_the_model, _break_at_the_start]
 )
-def test_an_interruption_leaves_everything_as_it_was(
+def test_interruption_restores_everything(
     source: Any, error: type[BaseException], prepare: Callable[..., Any]
 ) -> None:
     model = trained(source)
@@ -205,7 +205,7 @@ def test_an_interruption_leaves_everything_as_it_was(
     assert_same(before, snapshot(model))
 
 
-def test_an_interruption_while_writing_leaves_everything_as_it_was(
+def test_interruption_while_writing_restores_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The last layer cannot be written: the first one goes back."""
@@ -231,7 +231,7 @@ def test_an_interruption_while_writing_leaves_everything_as_it_was(
 
 @pytest.mark.parametrize("source", [nn, nk])
 @pytest.mark.parametrize("how", ["eval", "momentum", "freeze"])
-def test_frozen_layers_are_left_and_named(source: Any, how: str) -> None:
+def test_frozen_layers_are_skipped_and_named(source: Any, how: str) -> None:
     """update_bn takes them for its own; the layers behind must see what a frozen one gives."""
     model = trained(source)
     model.norm1.running_mean.zero_()
@@ -253,14 +253,14 @@ def test_frozen_layers_are_left_and_named(source: Any, how: str) -> None:
     torch.testing.assert_close(model.norm2.running_mean, x.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
-def test_constant_layers_are_left_and_named() -> None:
+def test_constant_layers_are_skipped_and_named() -> None:
     model = nn.Sequential(nk.FrozenBatchNorm2d(3), nk.BatchNorm2d(3))
     found = nk.recalibrate(model, IMAGES.split(20))
     assert [row.name for row in found.skipped] == ["0"]
     assert list(found.layers) == ["1"]
 
 
-def test_a_layer_that_is_never_called_is_left_and_named() -> None:
+def test_uncalled_layer_is_skipped_and_named() -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -326,14 +326,14 @@ class Tail(nn.Module):
         return x
 
 
-def test_what_comes_after_the_last_layer_is_skipped() -> None:
+def test_forward_stops_after_last_layer() -> None:
     model = Tail()
     found = nk.recalibrate(model, IMAGES.split(10), samples=None)
     assert model.ran == 3  # batches 1 and 2 to learn what is called, and 4 whether it still is
     assert found.layers["norm"].count == 60 * 36
 
 
-def test_what_waits_for_the_end_of_a_forward_is_not_skipped() -> None:
+def test_forward_with_hooks_runs_to_end() -> None:
     model, loaded = Tail(), []
     model.register_forward_pre_hook(lambda *_: loaded.append(1))
     model.register_forward_hook(lambda *_: loaded.pop() and None)
@@ -342,7 +342,7 @@ def test_what_waits_for_the_end_of_a_forward_is_not_skipped() -> None:
     assert not loaded
 
 
-def test_layers_that_are_called_from_some_batch_on() -> None:
+def test_layers_first_called_in_later_batches() -> None:
     """They are seen, though what came before them had been called alike in every batch."""
 
     class Later(nn.Module):
@@ -364,7 +364,7 @@ def test_layers_that_are_called_from_some_batch_on() -> None:
     assert found.layers["norm"].count == 9 * 10 * 36
 
 
-def test_a_forward_of_the_users_is_run_to_its_end() -> None:
+def test_custom_forward_runs_to_end() -> None:
     model, ends = Tail(), 0
 
     def forward(model: nn.Module, batch: Tensor) -> None:
@@ -376,7 +376,7 @@ def test_a_forward_of_the_users_is_run_to_its_end() -> None:
     assert ends == model.ran == 6
 
 
-def test_a_model_that_goes_several_ways() -> None:
+def test_model_with_varying_control_flow() -> None:
     """Calls that differ from batch to batch: nothing is skipped while they do."""
     model = Tail()
     batches = [{"x": x, "again": i % 2 == 1} for i, x in enumerate(IMAGES.split(10))]

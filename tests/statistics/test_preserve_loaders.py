@@ -56,7 +56,7 @@ LOADERS = (_own_generator, _global_generator, _workers_that_stay, _weighted)
 
 @pytest.mark.parametrize("make", LOADERS)
 @pytest.mark.parametrize("layerwise", [False, True])
-def test_the_epoch_goes_on_as_if_nobody_had_looked(make: Any, layerwise: bool) -> None:
+def test_epoch_continues_bitwise(make: Any, layerwise: bool) -> None:
     def two_epochs(look: bool) -> list[Tensor]:
         model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
         torch.manual_seed(11)
@@ -76,7 +76,7 @@ def test_the_epoch_goes_on_as_if_nobody_had_looked(make: Any, layerwise: bool) -
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_the_data_is_not_copied() -> None:
+def test_dataset_is_not_copied() -> None:
     loader = _own_generator()
     copy = detached_loader(loader)
     assert isinstance(copy, DataLoader)
@@ -86,11 +86,11 @@ def test_the_data_is_not_copied() -> None:
     assert copy.generator is not loader.generator
 
 
-def test_a_sampler_that_cannot_be_copied_is_used() -> None:
+def test_uncopyable_sampler_is_shared() -> None:
     loader = DataLoader(TensorDataset(DATA), batch_size=4, sampler=Endless())
     assert nk.recalibrate(nn.BatchNorm1d(3), loader).samples == 24
 
 
-def test_what_can_be_gone_over_once_is_still_refused_layer_by_layer() -> None:
+def test_layerwise_rejects_iterator() -> None:
     with pytest.raises(OptionError, match="several passes"):
         nk.recalibrate(nn.BatchNorm1d(3), iter([DATA]), layerwise=True)

@@ -91,7 +91,7 @@ def test_far_from_zero(make: Any, layout: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [nn.InstanceNorm2d, nk.InstanceNorm2d])
-def test_instance_normalization_remembers_averages_over_samples(make: Any) -> None:
+def test_instance_norm_averages_over_samples(make: Any) -> None:
     """Its moments are each sample's own; what it remembers is their average."""
     batches = drifting(shape=(3, 4, 5))
     model = nn.Sequential(make(3, track_running_stats=True))
@@ -104,7 +104,7 @@ def test_instance_normalization_remembers_averages_over_samples(make: Any) -> No
     assert found.layers["0"].count == 640
 
 
-def test_unbatched_instance_normalization() -> None:
+def test_unbatched_instance_norm() -> None:
     model = nn.InstanceNorm1d(3, track_running_stats=True)
     x = torch.randn(3, 50)
     nk.recalibrate(model, [x], samples=None)
@@ -123,7 +123,7 @@ def test_other_types(make: Any, dtype: torch.dtype) -> None:
     assert model[0].running_var.dtype == dtype
 
 
-def test_the_order_of_the_batches_does_not_matter() -> None:
+def test_batch_order_does_not_matter() -> None:
     model = nn.Sequential(nk.BatchNorm1d(3), nn.Linear(3, 4), nk.BatchNorm1d(4))
     batches = drifting()
     first = nk.recalibrate(model, batches, samples=None)
@@ -134,7 +134,7 @@ def test_the_order_of_the_batches_does_not_matter() -> None:
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_layers_behind_see_what_training_shows_them() -> None:
+def test_later_layers_see_training_inputs() -> None:
     """By default each batch is normalized by its own moments before it goes on, as in training."""
     model = nn.Sequential(nk.BatchNorm1d(3), nn.Linear(3, 4), nk.BatchNorm1d(4))
     batches = drifting()
@@ -157,7 +157,7 @@ def net(source: Any = nk) -> nn.Sequential:
 
 @pytest.mark.parametrize("source", [nn, nk])
 @pytest.mark.parametrize("size", [3, 50])
-def test_layer_by_layer_is_exact_with_batches_of_any_size(source: Any, size: int) -> None:
+def test_layerwise_is_exact_with_any_batch_size(source: Any, size: int) -> None:
     model = net(source)
     images = torch.randn(400, 2, 8, 8) * torch.rand(400, 1, 1, 1) + torch.rand(400, 2, 1, 1)
     truth = population(model, images)
@@ -174,7 +174,7 @@ def test_layer_by_layer_is_exact_with_batches_of_any_size(source: Any, size: int
         assert rough["8"] > 0.05  # what it is for
 
 
-def test_layer_by_layer_is_exact_in_a_deep_network() -> None:
+def test_layerwise_is_exact_in_deep_network() -> None:
     """What is off in the first layer grows on its way: passes move more before they move less."""
     torch.manual_seed(0)
     model = models.build("resnet18", norm="torch-batch", width=4, size=16)
@@ -190,7 +190,7 @@ def test_layer_by_layer_is_exact_in_a_deep_network() -> None:
     assert all(exact[name] < 0.1 * found.shifts[name].error + 1e-6 for name in exact), exact
 
 
-def test_layer_by_layer_ends_when_every_pass_has_other_batches() -> None:
+def test_layerwise_ends_when_batches_differ_between_passes() -> None:
     """A loader with a generator of its own: passes never agree better than samples do."""
     images = torch.randn(600, 2, 8, 8)
     loader = torch.utils.data.DataLoader(
@@ -204,7 +204,7 @@ def test_layer_by_layer_ends_when_every_pass_has_other_batches() -> None:
     assert found.samples == 200
 
 
-def test_layer_by_layer_goes_over_the_same_samples_of_a_shuffled_loader() -> None:
+def test_layerwise_repeats_shuffled_batches() -> None:
     images = torch.randn(600, 2, 8, 8)
     loader = torch.utils.data.DataLoader(images, 20, shuffle=True)  # type: ignore[arg-type]
     seen: list[list[float]] = [[]]
@@ -220,7 +220,7 @@ def test_layer_by_layer_goes_over_the_same_samples_of_a_shuffled_loader() -> Non
     assert all(one == seen[0] for one in seen)
 
 
-def test_a_layer_used_twice_gets_both_inputs() -> None:
+def test_shared_layer_merges_its_inputs() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -239,21 +239,21 @@ def test_a_layer_used_twice_gets_both_inputs() -> None:
     assert model.norm.num_batches_tracked == 0
 
 
-def test_a_layer_in_two_places_is_one_layer() -> None:
+def test_layer_in_two_places_is_listed_once() -> None:
     norm = nk.BatchNorm1d(3)
     found = nk.recalibrate(nn.Sequential(norm, norm), drifting(), samples=None)
     assert list(found.layers) == ["0"]
     assert found.layers["0"].count == 2 * 640
 
 
-def test_a_layer_that_is_the_model() -> None:
+def test_model_that_is_a_layer() -> None:
     layer = nk.BatchNorm1d(3)
     found = nk.recalibrate(layer, drifting(), samples=None)
     torch.testing.assert_close(layer.running_mean.double(), total(drifting())[0], rtol=0, atol=1e-6)
     assert "(the model)" in repr(found)
 
 
-def test_nan_is_healed() -> None:
+def test_nan_is_replaced() -> None:
     for make in (nn.BatchNorm1d, nk.BatchNorm1d):
         model = nn.Sequential(make(3))
         model[0].running_mean.fill_(float("nan"))
@@ -263,7 +263,7 @@ def test_nan_is_healed() -> None:
         assert "not finite" in repr(found)
 
 
-def test_layers_of_others_join() -> None:
+def test_registered_third_party_layers() -> None:
     class ChannelsLast(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -290,7 +290,7 @@ def test_layers_of_others_join() -> None:
     torch.testing.assert_close(model[0].v.double(), variance, rtol=1e-6, atol=0)
 
 
-def test_tolerance_says_how_many_samples_it_took() -> None:
+def test_tolerance_stops_early() -> None:
     g = torch.Generator().manual_seed(3)
     batches = [torch.randn(20, 3, generator=g) for _ in range(2000)]
     model = nn.Sequential(nk.BatchNorm1d(3))
@@ -304,19 +304,19 @@ def test_tolerance_says_how_many_samples_it_took() -> None:
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.0])
-def test_a_channel_that_is_always_the_same_counts_as_known(eps: float) -> None:
+def test_constant_channel_has_no_error(eps: float) -> None:
     batches = [x * torch.tensor([1.0, 0.0, 1.0]) for x in drifting(200)]
     found = nk.recalibrate(nn.BatchNorm1d(3, eps=eps), batches, samples=None, tolerance=0.2)
     assert found.error < 0.2
     assert found.layers[""].variance[1] == 0
 
 
-def test_samples_end_it_first() -> None:
+def test_samples_stop_before_tolerance() -> None:
     found = nk.recalibrate(nn.BatchNorm1d(3), drifting(), samples=100, tolerance=1e-6)
     assert found.samples == 112  # 7 batches of 16: the batch that reaches it counts whole
 
 
-def test_memory_does_not_grow_and_nothing_is_lost() -> None:
+def test_memory_is_bounded() -> None:
     """Thousands of batches are kept in at most 128 units."""
     g = torch.Generator().manual_seed(4)
     batches = [torch.randn(2, 3, generator=g) for _ in range(3001)]
@@ -329,14 +329,14 @@ def test_memory_does_not_grow_and_nothing_is_lost() -> None:
     assert ((low < mean) & (mean < high)).all()
 
 
-def test_empty_batches_count_for_nothing() -> None:
+def test_empty_batches_are_ignored() -> None:
     batches = drifting()
     batches.insert(3, torch.zeros(0, 3))
     found = nk.recalibrate(nn.Sequential(nk.BatchNorm1d(3)), batches, samples=None)
     torch.testing.assert_close(found.layers["0"].variance, total(batches)[1], rtol=1e-6, atol=0)
 
 
-def test_what_is_compiled_is_measured_too() -> None:
+def test_compiled_model_matches_eager() -> None:
     plain = net()
     images = torch.randn(60, 2, 8, 8)
     compiled = torch.compile(copy.deepcopy(plain), backend="eager")

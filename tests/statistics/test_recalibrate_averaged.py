@@ -31,7 +31,7 @@ def _trained() -> tuple[nn.Sequential, AveragedModel]:
     return model, averaged
 
 
-def test_the_variance_between_batches_counts() -> None:
+def test_variance_between_batches_counts() -> None:
     batches = _drifting()
     truth = torch.cat(batches).double().var(0)
     _, averaged = _trained()
@@ -46,7 +46,7 @@ def test_the_variance_between_batches_counts() -> None:
     assert list(found.layers) == ["0", "2"]
 
 
-def test_where_batches_are_alike_both_agree() -> None:
+def test_agrees_with_update_bn_on_iid_batches() -> None:
     data = torch.randn(640, 4, generator=torch.Generator().manual_seed(2))
     batches = list(data.split(64))
     _, averaged = _trained()
@@ -59,7 +59,7 @@ def test_where_batches_are_alike_both_agree() -> None:
         assert ((var - one.variance).abs() <= 4 * one.variance_standard_error + 1e-6).all()
 
 
-def test_weights_and_the_number_of_averages_stay() -> None:
+def test_averaged_weights_do_not_change() -> None:
     model, averaged = _trained()
     before = {k: v.clone() for k, v in averaged.state_dict().items()}
     live = {k: v.clone() for k, v in model.state_dict().items()}
@@ -94,7 +94,7 @@ def _interrupted() -> Iterator[Tensor]:
     raise KeyboardInterrupt
 
 
-def test_an_interruption_leaves_the_model_as_it_was() -> None:
+def test_interruption_restores_model() -> None:
     _, averaged = _trained()
     averaged.eval()
     before = {k: v.clone() for k, v in averaged.state_dict().items()}
@@ -122,7 +122,7 @@ class ByName(nn.Module):
         return out
 
 
-def test_batches_that_are_mappings_reach_an_averaged_model() -> None:
+def test_mappings_reach_averaged_model() -> None:
     batches = [{"inputs": x, "labels": torch.zeros(len(x))} for x in _drifting()]
     averaged = AveragedModel(ByName())
     assert nk.recalibrate(averaged, batches).samples == 2560

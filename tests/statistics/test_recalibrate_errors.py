@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], type[NormkitError], str]] = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("source", [nn, nk])
-def test_refused(name: str, source: Any) -> None:
+def test_invalid_arguments(name: str, source: Any) -> None:
     batches, options, error, says = CASES[name]
     model = trained(source)
     before = snapshot(model)
@@ -78,7 +78,9 @@ def test_refused(name: str, source: Any) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_models_that_cannot_be(model: Any, error: type[NormkitError], says: str) -> None:
+def test_models_without_replaceable_statistics(
+    model: Any, error: type[NormkitError], says: str
+) -> None:
     with pytest.raises(error, match=says):
         nk.recalibrate(model, BATCHES)
 
@@ -89,7 +91,7 @@ def test_scripted_models() -> None:
         nk.recalibrate(torch.jit.script(nn.BatchNorm2d(3)), BATCHES)  # type: ignore[no-untyped-call]
 
 
-def test_a_model_whose_layers_are_all_frozen() -> None:
+def test_all_layers_frozen() -> None:
     model = trained(nn)
     model.norm1.running_mean.zero_()
     nk.freeze(model)
@@ -97,12 +99,12 @@ def test_a_model_whose_layers_are_all_frozen() -> None:
         nk.recalibrate(model, BATCHES)
 
 
-def test_a_single_value() -> None:
+def test_single_value_is_an_error() -> None:
     with pytest.raises(StatisticsError, match="at least two values"):
         nk.recalibrate(nn.Sequential(nk.BatchNorm1d(3)), [torch.ones(1, 3)])
 
 
-def test_an_error_in_the_model_comes_through_as_it_is() -> None:
+def test_model_error_is_not_wrapped() -> None:
     model = trained(nn)
     before = snapshot(model)
     with pytest.raises(RuntimeError, match=r"expected input\[20, 5, 6, 6\] to have 3 channels"):
@@ -130,7 +132,7 @@ def test_batches(wrap: Any) -> None:
     torch.testing.assert_close(model.norm.running_mean, IMAGES.mean((0, 2, 3)), rtol=0, atol=1e-6)
 
 
-def test_forward_for_the_rest() -> None:
+def test_custom_forward_for_other_batches() -> None:
     model = Named()
     batches = [{"deep": {"pictures": [x]}} for x in BATCHES]
     found = nk.recalibrate(model, batches, forward=lambda m, b: m(b["deep"]["pictures"][0]))
@@ -138,13 +140,13 @@ def test_forward_for_the_rest() -> None:
     torch.testing.assert_close(model.norm.running_mean, IMAGES.mean((0, 2, 3)), rtol=0, atol=1e-6)
 
 
-def test_batches_without_a_tensor_that_forward_understands() -> None:
+def test_batches_without_tensors() -> None:
     model = Named()
     found = nk.recalibrate(model, [0, 20, 40], forward=lambda m, at: m(IMAGES[at : at + 20]))
     assert found.samples == 60
 
 
-def test_interval_of_what_is_not_there() -> None:
+def test_interval_of_unknown_layer() -> None:
     found = nk.recalibrate(Named(), BATCHES)
     with pytest.raises(StatisticsError, match="'other'"):
         found.interval("other")

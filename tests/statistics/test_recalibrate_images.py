@@ -77,7 +77,7 @@ def test_population_statistics_late_in_training(data: Data) -> None:
     assert accuracy(model, *data[2:]) > 0.7
 
 
-def test_statistics_of_the_batch_in_evaluation(data: Data) -> None:
+def test_batch_statistics_in_evaluation(data: Data) -> None:
     """Images that came fainter and brighter than any in training: each batch says by how much."""
     model = network(nk.BatchNorm2d)
     steps(model, data, 100)
@@ -94,7 +94,7 @@ def seen(image: Tensor, domain: int) -> Tensor:
     return image if domain == 0 else 2 - 0.3 * image
 
 
-def test_domains_evaluate_by_their_own_statistics(data: Data) -> None:
+def test_domains_evaluate_with_their_own_statistics(data: Data) -> None:
     """Trained on batches of a domain each, a population of both together fits neither."""
     found = {}
     for name in ("shared", "by domain"):
@@ -126,7 +126,7 @@ def test_domains_evaluate_by_their_own_statistics(data: Data) -> None:
 
 
 @pytest.mark.parametrize("to", [("ghost", 16), "renorm"], ids=str)
-def test_a_model_that_is_converted_goes_on_learning(data: Data, to: Any) -> None:
+def test_converted_model_continues_learning(data: Data, to: Any) -> None:
     model = network(nn.BatchNorm2d)
     before = steps(model, data, 60)
     convert(model, to)

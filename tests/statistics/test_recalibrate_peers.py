@@ -17,7 +17,7 @@ from tests.statistics.test_recalibrate import drifting, total
 
 
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nk.BatchNorm1d])
-def test_the_variance_between_batches(make: Any) -> None:
+def test_update_bn_loses_variance_between_batches(make: Any) -> None:
     batches = drifting(size=256)
     truth = total(batches)[1]
     assert truth.mean() == pytest.approx(1.90, abs=0.02)
@@ -44,7 +44,7 @@ def test_frozen_layers(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nk.BatchNorm1d])
-def test_an_interruption(make: Any) -> None:
+def test_update_bn_interrupted(make: Any) -> None:
     def broken() -> Any:
         yield from drifting()[:3]
         raise KeyboardInterrupt

@@ -1,1 +1,1 @@
-"""Connections to other frameworks, each imported only by whoever uses it."""
+"""Integrations with other frameworks; import the one you need, none is imported by default."""

@@ -45,7 +45,7 @@ class Gap(NamedTuple):
 
     @property
     def matters(self) -> bool:
-        """Whether it is large enough to matter and significant; or not finite."""
+        """True if it is large enough to matter and significant, or not finite."""
         if not math.isfinite(self.mean + self.variance):
             return True
         return (self.mean > MIN_GAP and self.mean_errors > MIN_ERRORS) or (

@@ -1,4 +1,4 @@
-"""How far a model in training mode and in evaluation mode disagree: :func:`consistency`."""
+"""Compare a model in training mode with itself in evaluation mode: :func:`consistency`."""
 
 from __future__ import annotations
 
@@ -115,9 +115,9 @@ def consistency(
     measured = _measured(training)
     check_statistics(measured, layers)
     classes = {name: type(one.layer) for name, one in layers_by_bank(layers).items()}
-    own, inherited = (_gaps(layers, running, s) for s in (measured, _measured(evaluation)))
+    gaps, inherited = (_gaps(layers, running, s) for s in (measured, _measured(evaluation)))
     return Consistency(
-        own, inherited, outputs.result(), classes, skipped, outputs.samples, outputs.batches
+        gaps, inherited, outputs.result(), classes, skipped, outputs.samples, outputs.batches
     )
 
 

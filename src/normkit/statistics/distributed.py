@@ -123,9 +123,9 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
     The variance within the processes and that between them: an average of the variances alone
     is too small wherever the processes see different data. All processes end with the same bits.
     A process weighs as much as batches weigh in its averages, by its ``num_batches_tracked``:
-    one that has seen none counts for nothing. Where a layer does not count, as instance
+    one without batches counts for nothing. Where a layer does not count, as instance
     normalization, which also averages over samples and so has no variance between, all weigh the
-    same. The counter becomes that of the process which has seen most.
+    same. The counter becomes the largest of all processes.
 
     ``DistributedDataParallel`` does something else. By default (``broadcast_buffers=True``) each
     forward pass overwrites every process's statistics by those of the first, so the model

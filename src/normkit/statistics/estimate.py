@@ -138,7 +138,7 @@ def _stack(parts: Sequence[Moments]) -> Units:
 
 
 def _merge(units: Units, per_sample: bool) -> Moments:
-    """Merge units, of which there is at least one."""
+    """Merge units; at least one."""
     count = units.count[:, None]
     if not per_sample:
         merged = merge_rows(count.expand_as(units.mean), units.mean, units.m2)
@@ -174,11 +174,11 @@ def merge_statistics(
     """Merge the units of all ranks, layer by layer: the statistics, and the numbers of units.
 
     All layers travel together, in four sums of 2C, C, C and 3C numbers for C channels in all.
-    Layers of which no rank has seen a value are left out.
+    Layers without a value on any rank are omitted.
 
     Args:
-        units: this rank's; every rank names the same layers in the same order, and one that has
-            seen nothing of a layer brings no units of it.
+        units: this rank's; every rank names the same layers in the same order, and one with
+            no data of a layer brings no units of it.
         per_sample: by layer, whether its variance is an average over samples.
         total: sums a vector over ranks.
     """
@@ -199,12 +199,14 @@ def merge_statistics(
     # Averages of unbiased variances are unbiased already.
     variance = merged.m2 / (merged.count - between)
     errors = ((factor * column).sqrt() for column in squares)
-    columns = _split(merged.mean, variance, *errors, merged.count, numbers, sizes=sizes)
-    seen = {name: row for name, row in zip(units, columns, strict=True) if row[-1].any()}
-    return (
-        {name: LayerStatistics(*row[:4], int(row[4][0])) for name, row in seen.items()},
-        {name: int(row[5][0]) for name, row in seen.items()},
-    )
+    columns = (merged.mean, variance, *errors, merged.count, numbers)
+    result, numbers_of = {}, {}
+    for name, row in zip(units, _split(*columns, sizes=sizes), strict=True):
+        mean, var, mean_error, var_error, count, number = row
+        if number.any():
+            result[name] = LayerStatistics(mean, var, mean_error, var_error, int(count[0]))
+            numbers_of[name] = int(number[0])
+    return result, numbers_of
 
 
 def _by_channel(values: Sequence[float], sizes: Sequence[int]) -> Tensor:
@@ -237,7 +239,7 @@ def _squares(units: Units, merged: Moments, per_sample: bool) -> tuple[Tensor, T
 
 
 def statistics(units: Units, per_sample: bool = False) -> LayerStatistics:
-    """Merge the units of one process, of which there is at least one; see the module's text."""
+    """Merge the units of one process, at least one; formulas at the top of this module."""
     merged, _ = merge_statistics({"": units}, {"": per_sample}, lambda vector: vector)
     return merged[""]
 

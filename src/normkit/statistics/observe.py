@@ -65,7 +65,7 @@ class Observer:
     def start(
         self, fixed: Mapping[str, LayerStatistics], estimates: dict[str, Estimate] | None = None
     ) -> None:
-        """Normalize from now on with ``fixed``, and layers without by their own input's moments.
+        """Set the statistics to normalize with: ``fixed``, or else each input's own moments.
 
         Moments are collected in ``estimates``, or in new ones.
         """
@@ -108,7 +108,7 @@ class Observer:
         return self._first_count if samples is None else samples
 
     def _calls_repeat(self) -> bool:
-        """Whether the last two batches called every layer, in the same order."""
+        """True if the last two batches called every layer, in the same order."""
         orders = self._call_orders
         return len(orders) == 2 and orders[0] == orders[1] and len({*orders[0]}) == len(self.layers)
 

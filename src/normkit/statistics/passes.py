@@ -1,4 +1,4 @@
-"""Passes over batches, in step with other ranks, until enough has been seen."""
+"""Passes over batches, in step with other ranks, until a stop is due."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ class Passes:
         """Make the first pass and return the statistics of all ranks, by layer.
 
         Args:
-            samples: stop when all ranks together have seen so many.
+            samples: stop when all ranks together have reached so many.
             tolerance: stop when the worst layer's relative standard error is below it.
         """
         self._progress.begin(samples)
-        own, compare_at, rounds = _Share(self._batches, math.inf), MIN_BATCHES, 1
+        share, compare_at, rounds = _Share(self._batches, math.inf), MIN_BATCHES, 1
         self._observer.start({})
         with preserve_rng():
             while True:
-                total, batches, active, per_round = self._advance(own, rounds)
-                self._own_batches, self.samples, self.batches = own.batches, total, batches
+                total, batches, active, per_round = self._advance(share, rounds)
+                self._own_batches, self.samples, self.batches = share.batches, total, batches
                 if not active or (samples is not None and total >= samples):
                     break
                 if tolerance is not None and batches >= compare_at:
@@ -107,27 +107,27 @@ class Passes:
             fixed: statistics that the layers normalize with, by name.
         """
         self._progress.begin(self.samples)
-        own, active = _Share(self._batches, self._own_batches), 1
+        share, active = _Share(self._batches, self._own_batches), 1
         self._observer.start(fixed)
         # The same order in every pass, whichever generator the loader draws it from.
         with preserve_rng():
             while active:
-                _, _, active, _ = self._advance(own, MAX_ROUNDS if self._ranks.size > 1 else 1)
+                _, _, active, _ = self._advance(share, MAX_ROUNDS if self._ranks.size > 1 else 1)
         self.count += 1
         return self._merge()
 
-    def _advance(self, own: _Share, rounds: int) -> list[int]:
+    def _advance(self, share: _Share, rounds: int) -> list[int]:
         """Run some batches, meet the other ranks, and return the counts of all.
 
         Raises:
             StatisticsError: another rank has failed, or has other layers.
         """
         try:
-            own.advance(rounds, lambda batch: self._observer.run(batch, self._forward))
+            share.advance(rounds, lambda batch: self._observer.run(batch, self._forward))
         except BaseException as error:
-            self._ranks.status(own.counts(), self._fingerprint, error)
+            self._ranks.status(share.counts(), self._fingerprint, error)
             raise
-        counts = self._ranks.status(own.counts(), self._fingerprint)
+        counts = self._ranks.status(share.counts(), self._fingerprint)
         self._progress.at(counts[0])
         return counts
 

@@ -178,16 +178,16 @@ def _repeat(
     layers: Sequence[NormLayer], passes: Passes, first: dict[str, LayerStatistics]
 ) -> dict[str, LayerStatistics]:
     """Repeat the pass with the layers on the statistics of the pass before, until they agree."""
-    result, moved = first, math.inf
+    result, step = first, math.inf
     while passes.count <= len(layers):
-        before, moved_before = result, moved
+        before, step_before = result, step
         result = _checked(layers, passes.repeat_pass(before))
         steps = _steps(layers, before, result)
-        moved = max(steps)
+        step = max(steps)
         # The layer that comes first does not depend on the others: where it moves, the batches
         # differ between passes, which then agree no better than samples do.
         other_batches = min(steps) > SAME and passes.count > 2
-        if moved < CONVERGED or (other_batches and moved > moved_before / 2):
+        if step < CONVERGED or (other_batches and step > step_before / 2):
             break
     return dict(result)
 

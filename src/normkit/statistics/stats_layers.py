@@ -41,7 +41,7 @@ class NormLayer(NamedTuple):
 
     @property
     def per_sample(self) -> bool:
-        """Whether its statistics are averages over samples."""
+        """True if its statistics are averages over samples."""
         return self.spec.per == "sample"
 
     @property

@@ -1,8 +1,8 @@
 // LayerNorm2d in contiguous memory: every position has moments over its channels, which lie S
 // apart.
 //
-// A block is all channels of a few vectors of neighbouring positions: each lane is a pool of its
-// own, the sums of a block stay in registers, and its values in cache for the next look at them.
+// A block is all channels of a few vectors of neighbouring positions: each lane is one pool, the
+// sums of a block stay in registers, and its values stay in cache for the next pass over them.
 #pragma once
 
 #include "parts.h"
@@ -49,7 +49,7 @@ template <class T, nk_act act> struct Across {
       for (int64_t i = 0; i < N * L; ++i) of[i] += all[i];
     }
   };
-  // What is saved for the positions of a block; u = lo * rstd.
+  // The saved statistics of a block's positions; u = lo * rstd.
   template <int N> struct Position {
     V hi[N], rstd[N], u[N];
     template <class Size> NORMKIT_INLINE Position(const Saved<A>& saved, int64_t pool, Size part) {
@@ -84,7 +84,7 @@ template <class T, nk_act act> struct Across {
       first.add(d), second.add(dd);
     }
   }
-  // Whether the sum of squares is to a good part the square of a sum, which cancels.
+  // Whether a large part of the sum of squares is the square of a sum, so that they cancel.
   template <int N> bool apart_from_mean(const Doubles<N>& first, const Doubles<N>& second) const {
     int far = 0;
     for (int64_t i = 0; i < N * L; ++i)
@@ -99,7 +99,7 @@ template <class T, nk_act act> struct Across {
     T* const y = static_cast<T*>(q.y) + at;
     const int64_t channels = q.c, step = q.s;
 
-    // Deviations from the mean of some channels, which need only be near.
+    // Deviations from the mean of some channels; it need only be close to the mean of all.
     V middle[N] = {};
     if (q.centred) {
       const int64_t apart = larger(1, channels / 32);
@@ -113,7 +113,7 @@ template <class T, nk_act act> struct Across {
     Doubles<N> first, second;
     deviations<N>(x, part, middle, first, second);
     if (q.centred && apart_from_mean(first, second)) {
-      // Channels that lie far apart made a poor start; once more from the mean.
+      // The channels differ too much for that mean; repeat with the mean of all.
       const double inverse = 1 / static_cast<double>(channels);
       A rest[N * L];
       for (int64_t i = 0; i < N * L; ++i) rest[i] = static_cast<A>(first.of[i] * inverse);
@@ -186,7 +186,7 @@ template <class T, nk_act act> struct Across {
     const Saved<A> saved(q.stats, q.n * q.s);
     const Position<N> p(saved, pool, part);
 
-    // dz is kept for the second look, unless it lies in memory as it is.
+    // dz is stored for the second pass, unless dy is already dz.
     constexpr bool as_is = way == Slope::none && sizeof(T) == sizeof(A);
     Doubles<N> sum_g, sum_gx;  // of gamma * dz, and of that times (x - mean) / deviation
     sum_g.clear(), sum_gx.clear();
@@ -221,7 +221,7 @@ template <class T, nk_act act> struct Across {
     if (!q.dx) return;
 
     // dx = rstd * (gamma * dz) - rstd * mean(g) - rstd * n * mean(g n)
-    // A value alone is its own mean: nothing of it is left to pass a gradient on.
+    // A single value is its own mean, so its gradient is zero.
     A scale[N * L], slope[N * L], constant[N * L];
     for (int j = 0; j < N; ++j) store(scale + j * L, p.rstd[j]);
     const double alone = q.centred && channels == 1 ? 0 : 1;

@@ -13,8 +13,8 @@ template <class A> struct Activation<NK_LINEAR, A> {
   typename Lanes<A>::integers mask;  // no bit where the slope is zero
   explicit Activation(double s)
       : slope(fill(static_cast<A>(s))), mask(typename Lanes<A>::integers{} - (s != 0)) {}
-  // "Not below or at zero" and not "above zero": NaN stays NaN, as in PyTorch. A slope of zero
-  // gives zero also for minus infinity.
+  // The test is z <= 0 rather than z > 0, so that NaN stays NaN, as in PyTorch. A slope of zero
+  // gives zero for minus infinity too.
   NORMKIT_INLINE Vec<A> below(Vec<A> v) const {
     return bit_cast<Vec<A>>(bit_cast<typename Lanes<A>::integers>(v * slope) & mask);
   }
@@ -35,8 +35,8 @@ template <class A> struct Activation<NK_SILU, A> {
 
 template <class A> struct Activation<NK_GELU, A> {
   explicit Activation(double) {}
-  // The normal distribution function, and its density through phi: from the tail, so that
-  // neither end cancels.
+  // The normal distribution function and its density, computed from the tail, so that neither
+  // end cancels.
   static NORMKIT_CALL Vec<A> cdf(Vec<A> z, Vec<A>& density) {
     const Vec<A> a = z < A(0) ? -z : z;
     const Vec<A> e = exponential(z * z * A(-0.5));

@@ -1,4 +1,4 @@
-// From a problem to the walk that suits it, for its type and activation.
+// Chooses the walk for a problem, and instantiates it for its type and activation.
 #pragma once
 
 #include "across.h"
@@ -6,8 +6,8 @@
 
 namespace normkit::NORMKIT_BUILD {
 
-// The walks that a pass has in files of its own: run(walk) for the one that suits the memory,
-// contiguous or channels-last, pooled across samples or within one.
+// Parametrized by the walks whose two passes are separate classes. choose calls run(walk) with the
+// walk that suits the memory, contiguous or channels-last, and the pool, across samples or within.
 template <template <class, nk_act> class Columns, template <class, nk_act> class Runs>
 struct Walks {
   template <class T, nk_act act, class Do>

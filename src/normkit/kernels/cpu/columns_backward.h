@@ -70,7 +70,7 @@ template <class T, nk_act act> struct ColumnsBackward : Columns<T> {
     }
   }
 
-  // Adds the chunks of a part into the first, and takes the mean out.
+  // Adds the chunks of a part into the first, and subtracts what rounding took from the mean.
   void gather(int64_t part, double* partials) const {
     for (int64_t i = 1; i < chunks; ++i)
       for (int64_t k = 0; k < 2 * K; ++k) partials[k] += partials[2 * K * i + k];
@@ -122,7 +122,7 @@ template <class T, nk_act act> struct ColumnsBackward : Columns<T> {
           if (tr) result(tr + k, v, part, both);
           if (to) {
             V g1 = v * scale[j];
-            // Given moments pass nothing on; not even a zero, which times infinity is no number.
+            // Fixed statistics pass no gradient on; not even a zero, as zero times infinity is NaN.
             if (computed) g1 += d * slope[j] + offset[j];
             result(to + k, g1, part, streaming);
           }

@@ -1,4 +1,4 @@
-// Moments of columns: of blocks of rows, merged in order.
+// Moments of columns: computed for blocks of rows, merged in order.
 #pragma once
 
 #include "columns_shape.h"
@@ -93,7 +93,7 @@ template <class T> struct ColumnsMoments : Columns<T> {
       moments(start(part, i), in_block(i), (i - first) * block_rows, room, partials, partials + K);
   }
 
-  // From the chunks' channels to what is saved for the pools of a part. partials: (chunks, 2, K).
+  // Merges the chunks and saves the statistics of a part's pools. partials: (chunks, 2, K).
   void finish(int64_t part, double* partials) const {
     double *mean = partials, *m2 = partials + K;
     for (int64_t i = 1; i < chunks; ++i) {

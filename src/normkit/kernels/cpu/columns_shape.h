@@ -1,19 +1,19 @@
-// Pools that are columns of a matrix: R rows, each column with moments of its own or sharing them
-// with its neighbours.
+// Pools that are columns of a matrix with R rows; neighbouring columns may share moments.
 //
 // Channels last in memory, (N, C) included. Batch: one matrix of N*S rows. Ghost: one for each
 // part. Group: one for each sample, K columns to a pool. And contiguous memory with few positions,
 // where S columns are one channel: the matrix of N rows is cut into strips that stay in cache.
 //
-// The matrix is cut into blocks of rows by its shape alone; a block is visited twice for its
-// moments while it is in cache, the blocks are merged in order, and a second walk over the matrix,
-// backwards, since what came last is still in cache, normalizes. Within a block a panel of a few
-// rows is walked tile by tile, a tile being as many vectors side by side as there are registers
-// for, so that memory is read in its order and what a column needs is loaded once a panel.
+// The shape alone decides how the matrix is cut into blocks of rows. A block is read twice for its
+// moments while it is in cache, and the blocks are merged in order. A second walk normalizes,
+// backwards, since the last block is still in cache. Within a block, a panel of a few rows is walked
+// tile by tile; a tile is as many vectors side by side as the registers hold. So memory is read in
+// order, and a column's coefficients are loaded once per panel.
 //
-// Few columns would leave vectors half empty, so `fold` rows are seen as one row of fold*C columns.
+// With few columns vectors would be half empty, so `fold` rows are treated as one row of fold*C
+// columns.
 //
-// This is the geometry; moments, forward and backward are in the files beside it.
+// This file has the geometry; columns_moments.h, columns_forward.h and columns_backward.h the rest.
 #pragma once
 
 #include "parts.h"
@@ -39,8 +39,8 @@ template <class T> struct Columns {
   int64_t spread;   // columns of a channel
   int64_t K;        // channels of a part
   int64_t members;  // channels of a pool
-  int64_t per_part; // channels that a part begins after the one before; 0: all begin at the first
-  int64_t ahead;    // values between what is read now and what is wanted next
+  int64_t per_part; // channels between the starts of two parts; 0: all start at the first
+  int64_t ahead;    // values between what is read now and what to prefetch
   int64_t pools, fold, width, block_rows, blocks, per_chunk, chunks;
   Saved<A> saved;
 
@@ -48,7 +48,7 @@ template <class T> struct Columns {
   static int64_t strip(const Problem& q) {
     if (q.channels_last || q.s == 1 || q.s > 256 || q.n < 8) return 0;
     if (!q.fixed_stats && q.pool != NK_BATCH) return 0;
-    // As wide as stays in cache with all that is read and written; but not below a few lines.
+    // As wide as fits the cache with all that is read and written, but at least a few lines.
     for (int64_t k = smaller(q.c, 2048 / q.s); k > 0; --k) {
       if (q.c % k != 0) continue;
       if (k * q.s < 16 * L) break;
@@ -81,7 +81,7 @@ template <class T> struct Columns {
     if (fold * C % L != 0 || fold > rows) fold = 1;
     width = fold * C;
     ahead = strips ? C : kPanel * fold * stride;
-    // Blocks enough for several threads, where those pay and there are not parts enough.
+    // Enough blocks for several threads, where threads pay and the parts are too few.
     const int64_t all = rows * C;
     const int64_t values = strips || all <= kAlone
                                ? smaller(kBlock, all)
@@ -100,14 +100,14 @@ template <class T> struct Columns {
     return part * part_step + i * block_rows * stride;
   }
   NORMKIT_INLINE int64_t channel(int64_t part, int64_t k) const { return part * per_part + k; }
-  // Of the numbers that a channel is normalized with.
+  // Where a channel's statistics are.
   NORMKIT_INLINE int64_t index(int64_t part, int64_t k) const {
     if (q.fixed_stats) return channel(part, k);
     return part * (K / members) + (members == 1 ? k : k / members);
   }
   int64_t grain(int64_t values) const { return larger(1, kAlone / larger(values, 1)); }
 
-  // One part at a time in one thread, where there are parts enough or nothing to share.
+  // Whether each thread takes whole parts: there are enough of them, or there is one thread.
   bool one_part_per_thread() const {
     if (threads.count == 1 || q.n * q.c * q.s <= kAlone) return true;
     return parts >= threads.count && (parts % threads.count == 0 || parts >= 8 * threads.count);
@@ -120,7 +120,7 @@ template <class T> struct Columns {
     const int64_t whole = count / fold;
     for (int64_t r = 0; r < whole; r += kPanel)
       tiles(at + r * fold * stride, smaller(kPanel, whole - r), width, each);
-    // What is left over of folded rows is one short row.
+    // The rest of the folded rows is one short row.
     if (const int64_t rest = count % fold * C) tiles(at + whole * width, 1, rest, each);
   }
   template <class Each>
@@ -151,7 +151,7 @@ template <class T> struct Columns {
   static void clear(A* p, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = 0;
   }
-  // From columns to the sums of channels.
+  // Adds up columns to the sums of channels.
   void condense(A* wide, double* to) const {
     for (int64_t j = C; j < width; j += C)
       for (int64_t c = 0; c < C; ++c) wide[c] += wide[j + c];
@@ -168,7 +168,7 @@ template <class T> struct Columns {
       to[k] = sum<A>(s);
     }
   }
-  // From the first columns to all that stand for the same.
+  // Copies the first C columns to the folded ones.
   void fold_out(A* narrow) const {
     for (int64_t c = C; c < width; ++c) narrow[c] = narrow[c - C];
   }

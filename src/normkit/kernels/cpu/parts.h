@@ -1,5 +1,4 @@
-// What the kernels that go along rows and those that go across them share: whole and partial
-// vectors under one name, and the sums for γ and β.
+// Shared by all walks: whole and partial vectors under one name, and the sums for γ and β.
 #pragma once
 
 #include "work.h"
@@ -9,7 +8,7 @@ namespace normkit::NORMKIT_BUILD {
 // How much of a vector lies inside the data.
 struct Whole {};
 struct Part { int64_t count; };
-// A number of vectors that is known when this is compiled.
+// A number of vectors, as a compile-time constant.
 template <int n> struct Count { static constexpr int value = n; };
 
 template <class T> NORMKIT_INLINE Vec<Acc<T>> load(const T* p, Whole) { return load(p); }
@@ -19,7 +18,7 @@ template <class T> NORMKIT_INLINE void store(T* p, Vec<Acc<T>> v, Part k) { stor
 template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Whole) { return v; }
 template <class A> NORMKIT_INLINE Vec<A> keep(Vec<A> v, Part k) { return keep<A>(v, k.count); }
 
-// Results: past the caches or not.
+// Stores a result, past the caches if `streaming`.
 template <class T>
 NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Whole, bool streaming) {
   if (streaming) store_streaming(p, v);
@@ -27,9 +26,9 @@ NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Whole, bool streaming) {
 }
 template <class T> NORMKIT_INLINE void result(T* p, Vec<Acc<T>> v, Part k, bool) { store(p, v, k); }
 
-// Values before the first that lies where a vector can be stored past the caches.
+// Number of values before the first address that a streaming store can write to.
 template <class T> NORMKIT_INLINE int64_t before_line(const T* p) {
-  if constexpr (sizeof(T) != sizeof(Acc<T>)) return 0;  // store_past is a plain store
+  if constexpr (sizeof(T) != sizeof(Acc<T>)) return 0;  // store_streaming is an ordinary store
   const uintptr_t over = reinterpret_cast<uintptr_t>(p) % NORMKIT_WIDTH;
   return over ? static_cast<int64_t>((NORMKIT_WIDTH - over) / sizeof(T)) : 0;
 }
@@ -45,7 +44,7 @@ template <class A, class F> NORMKIT_INLINE void sweep(int64_t count, const F& f)
   if (i < count) f(i, Part{count - i});
 }
 
-// The same after the first `head` values, which come by themselves.
+// The same, with the first `head` values as a partial vector of their own.
 template <class A, class F>
 NORMKIT_INLINE void sweep_after(int64_t head, int64_t count, const F& f) {
   if (head) f(0, Part{head < count ? head : count});
@@ -73,10 +72,10 @@ template <class A> NORMKIT_INLINE double sum(const Vec<A> (&v)[4]) {
   return sum<A>((v[0] + v[1]) + (v[2] + v[3]));
 }
 
-// Where act' is taken from: nowhere, the sign of the output, or z computed again.
+// How act' is computed: not at all, from the sign of the output, or from z recomputed.
 enum class Slope { none, output, again };
 
-// act'(z) * dy of a vector; the pointers are already where it lies. z = d * a + b + residual.
+// act'(z) * dy of a vector, which the pointers point at. z = d * a + b + residual.
 template <Slope slope, class T, nk_act act, class Size>
 NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Acc<T>> d,
                                         Vec<Acc<T>> a, Vec<Acc<T>> b, const T* dy,
@@ -93,7 +92,7 @@ NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Ac
   }
 }
 
-// run(Constant<slope>) with the way that fits the problem.
+// run(Known<slope>) with the slope that fits the problem.
 template <Slope s> struct Known { static constexpr Slope slope = s; };
 template <nk_act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, const Do& run) {
   if constexpr (act == NK_LINEAR) {
@@ -103,7 +102,7 @@ template <nk_act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, c
   run(Known<Slope::again>{});
 }
 
-// Asks for memory that will be read in a moment; what lies beyond the data does no harm.
+// Prefetches memory; an address beyond the data does no harm.
 NORMKIT_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The sums for γ and β: a (2, c) table per block of the work. Blocks follow from the shape alone
@@ -112,8 +111,8 @@ struct Totals {
   int64_t c, pieces, piece, per, blocks;
   Scratch<double> sums;
 
-  // For so many pieces of work, each on so many values. Few enough blocks that the tables take a
-  // few megabytes.
+  // For `pieces` pieces of work on `piece` values each. The number of blocks is limited so that the
+  // tables take a few megabytes.
   Totals(bool wanted, int64_t c, int64_t pieces, int64_t piece)
       : c(c), pieces(pieces), piece(larger(piece, 1)),
         per(larger(ceil_div(kAlone / 2, larger(piece, 1)),
@@ -146,7 +145,7 @@ struct Totals {
   }
 };
 
-// γ or β, or where there is none as many of the value that stands for it.
+// γ or β, or c copies of its neutral value where there is none.
 template <class A> struct Parameter {
   Scratch<A> filler;
   const A* data;

@@ -1,9 +1,9 @@
 // Pools that are one contiguous row: LayerNorm, RMSNorm, GroupNorm of single positions, and
 // LayerNorm2d where channels lie last.
 //
-// A row comes from memory once and stays in the nearest cache for every later look at it: the
-// mean, the deviations, the result. Several rows are taken together, forward because the square
-// roots of all are found at once, backward because each adds to the same gradients of γ and β.
+// A row is read from memory once and stays in the nearest cache for every later pass over it: the
+// mean, the deviations, the result. Several rows are processed together: forward, because their
+// square roots are computed at once; backward, because all add to the same gradients of γ and β.
 #pragma once
 
 #include "parts.h"
@@ -32,7 +32,7 @@ template <class T, nk_act act> struct Rows {
 
   // ---- forward ----
 
-  // Of one piece. What the rounded mean leaves is seen in the deviations and mended.
+  // Of one piece. The deviations correct what rounding took from the mean.
   static NORMKIT_INLINE Moments moments(const T* x, int64_t k, bool centred) {
     const double count = static_cast<double>(k), inverse = 1 / count;
     V first[4] = {}, second[4] = {};
@@ -88,7 +88,7 @@ template <class T, nk_act act> struct Rows {
 
   void forward() const {
     const Parameter<A> gamma(q.weight, q.c, 1), beta(q.bias, q.c, 0);
-    // Rows that do not fit the nearest cache together are taken one by one.
+    // Rows that do not fit the nearest cache together are processed one by one.
     const int64_t together = length() <= 512 ? kForward : length() <= 2048 ? kForward / 4 : 1;
     parallel(threads, rows(), ceil_div(kAlone, larger(length(), 1)),
              [&](int64_t begin, int64_t end) {
@@ -118,7 +118,7 @@ template <class T, nk_act act> struct Rows {
       u[j] = fill(saved.lo[r] * saved.rstd[r]);
     }
 
-    // dz is kept for the second look, unless it lies in memory as it is.
+    // dz is stored for the second pass, unless dy is already dz.
     constexpr bool as_is = way == Slope::none && sizeof(T) == sizeof(A);
     double sum_g[R] = {}, sum_gx[R] = {};  // of gamma * dz, and of that times (x - mean) * rstd
     for (int64_t begin = 0; begin < k; begin += kPiece) {
@@ -151,7 +151,7 @@ template <class T, nk_act act> struct Rows {
     if (!q.dx) return;
 
     // dx = rstd * (gamma * dz) - rstd * mean(g) - rstd * n * mean(g n)
-    // A value alone is its own mean: nothing of it is left to pass a gradient on.
+    // A single value is its own mean, so its gradient is zero.
     const bool alone = q.centred && k == 1;
     V scale[R], slope[R], constant[R];
     for (int j = 0; j < R; ++j) {

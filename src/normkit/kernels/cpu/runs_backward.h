@@ -82,7 +82,7 @@ template <class T, nk_act act> struct RunsBackward : Runs<T> {
       if (tr) result(tr + i, v, part, both);
       if (to) {
         V g1 = v * scale;
-        // Given moments pass nothing on; not even a zero, which times infinity is no number.
+        // Fixed statistics pass no gradient on; not even a zero, as zero times infinity is NaN.
         if (computed) g1 += d * slope + offset;
         result(to + i, g1, part, streaming);
       }
@@ -95,7 +95,7 @@ template <class T, nk_act act> struct RunsBackward : Runs<T> {
     return {saved, index(pool, run), gamma(channel(pool, run)), g1, g2, q};
   }
 
-  // Sums of a block; of each run's own where the runs of a pool are of several channels.
+  // Sums of a block; one for each run where the runs of a pool belong to several channels.
   template <Slope way> void add(int64_t pool, int64_t i, Sums* into) const {
     const Block b = block(i);
     const int64_t step = members > 1 ? 1 : b.rows;
@@ -109,7 +109,7 @@ template <class T, nk_act act> struct RunsBackward : Runs<T> {
   template <Slope way> void gradient(int64_t pool, int64_t i, double g1, double g2) const {
     const Block b = block(i);
     const int64_t at = start(pool) + b.run * stride + b.at;
-    // Where it takes the place of dy it is in cache already.
+    // Written over dy, it is in cache already.
     const bool fresh = dx && dx != dy;
     Staged staged(dx ? dx + at : nullptr, fresh && staging(b), b.rows * b.length);
     for (int64_t r = 0; r < b.rows;) {
@@ -120,7 +120,7 @@ template <class T, nk_act act> struct RunsBackward : Runs<T> {
                       fresh && streaming);
     }
   }
-  // From the sums of a pool's channels to the pool's means.
+  // Combines the sums of a pool's channels to the pool's means.
   NORMKIT_INLINE void means(int64_t pool, Sums* of, double& g1, double& g2) const {
     g1 = g2 = 0;
     for (int64_t k = 0; k < members; ++k) {
@@ -164,7 +164,7 @@ template <class T, nk_act act> struct RunsBackward : Runs<T> {
         }
       });
     } else {
-      // A block's sums apart from those of its neighbours, to be added in order.
+      // Each block has its own sums, which are added in order.
       const int64_t each = members > 1 ? members : 1;
       Scratch<Sums> parts(pools * blocks * each);
       for (int64_t i = 0; i < pools * blocks * each; ++i) parts[i] = Sums{};

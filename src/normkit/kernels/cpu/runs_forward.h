@@ -51,7 +51,7 @@ template <class T, nk_act act> struct RunsForward : Runs<T> {
         dd[slot] += v * v;
       });
     }
-    // The rounded mean leaves a rest; without centring there is none to take away.
+    // Correct what rounding took from the mean; without centring there is none.
     const double sum_d = q.centred ? sum<A>(d) : 0, left = sum_d * inverse;
     const double m2 = sum<A>(dd) - left * sum_d;
     return {n, static_cast<double>(mean) + left, m2 < 0 ? 0 : m2};
@@ -87,7 +87,7 @@ template <class T, nk_act act> struct RunsForward : Runs<T> {
     }
   }
 
-  // Small pools: their sums depend on nothing but themselves, so that many are under way at once.
+  // Small pools: their sums are independent, so the processor computes many at once.
   void forward_together(int64_t begin, int64_t end) const {
     for (int64_t p = begin; p < end; p += kTogether) {
       const int64_t count = smaller(kTogether, end - p);
@@ -118,7 +118,7 @@ template <class T, nk_act act> struct RunsForward : Runs<T> {
             m.merge(part.count, part.mean, part.m2);
           }
           saved.put(p, m, q);
-          // Backwards: what came last is surest to be in cache.
+          // Backwards: the last block is the likeliest to be in cache.
           for (int64_t i = blocks; y != nullptr && i-- > 0;) normalize(p, block(i));
         }
       });

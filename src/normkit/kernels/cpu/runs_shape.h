@@ -1,11 +1,11 @@
 // Contiguous memory with more than one position: a pool is made of runs of S values.
 //
 // Batch and ghost pools: one run in each of M samples, C*S apart. Group pools: K neighbouring runs
-// of one sample. A pool is visited again, to be normalized, while it is still in cache. Where
-// there are fewer pools than threads can share, its blocks are shared out instead; the blocks and
-// the order in which they are merged depend on the shape alone, so the result does too.
+// of one sample. A pool is normalized while it is still in cache. Where there are too few pools for
+// the threads, they share the blocks of a pool instead; the blocks and the order in which they are
+// merged depend on the shape alone, so the result does too.
 //
-// This is the geometry, and what both passes use; forward and backward are in the files beside it.
+// This file has the geometry and what both passes use; runs_forward.h and runs_backward.h the rest.
 #pragma once
 
 #include "parts.h"
@@ -17,8 +17,8 @@ template <class T> struct Runs {
   using V = Vec<A>;
   static constexpr int64_t L = lanes<A>;
   static constexpr int64_t kBlock = 4096;  // values: in the first-level cache
-  static constexpr int64_t kFew = 512;     // values of a pool that is small
-  static constexpr int kTogether = 16;     // such pools
+  static constexpr int64_t kFew = 512;     // values of a small pool, at most
+  static constexpr int kTogether = 16;     // small pools processed together
 
   const Problem& q;
   const nk_threads& threads;
@@ -43,11 +43,11 @@ template <class T> struct Runs {
     run_rows = per_run > 1 ? 1 : larger(1, kBlock / q.s);  // runs of a block
     blocks = per_run > 1 ? runs * per_run : ceil_div(runs, run_rows);
     saved = Saved<A>(q.stats, !q.fixed_stats ? pools : q.c);
-    // Short runs that begin anywhere have too many lines that they share with their neighbours.
+    // Short runs that are not aligned share too many lines with their neighbours.
     streaming = q.streaming && sizeof(T) == sizeof(A) &&
            (q.s >= 2048 || q.s * static_cast<int64_t>(sizeof(T)) % 64 == 0);
-    // What is wanted next, from what is read now: the same place in the next pool, where that
-    // will still be in cache when its turn comes, else in the next run.
+    // What to prefetch, relative to what is read now: the same place in the next pool, if it will
+    // still be in cache when it is needed, else in the next run.
     ahead = runs * q.s * static_cast<int64_t>(sizeof(T)) <= (1 << 18) ? members * q.s : stride;
   }
 
@@ -67,24 +67,24 @@ template <class T> struct Runs {
   NORMKIT_INLINE int64_t channel(int64_t pool, int64_t run) const {
     return q.pool == NK_GROUP ? pool % groups * members + run : pool % groups;
   }
-  // Where the numbers that a pool is normalized with are.
+  // Where a pool's statistics are.
   NORMKIT_INLINE int64_t index(int64_t pool, int64_t run) const {
     return !q.fixed_stats ? pool : channel(pool, run);
   }
-  // Whether to share out blocks rather than pools.
+  // Whether threads share blocks rather than pools.
   bool split() const {
     return threads.count > 1 && pools % threads.count != 0 && pools < 8 * threads.count &&
            pools * runs * q.s > kAlone;
   }
   int64_t grain(int64_t values) const { return larger(1, kAlone / larger(values, 1)); }
 
-  // Where a block of many short runs goes first, so that it can go past the caches as whole lines.
+  // A buffer for a block of many short runs, so that streaming stores write whole lines of it.
   struct Staged {
     alignas(64) T room[kBlock + 64];
     T *to, *last;
     int64_t count;
     Staged(T* last, bool staged, int64_t count) : last(last), count(staged ? count : 0) {
-      // As far from the beginning of a line as its place in memory is.
+      // With the same offset within a line as the destination.
       to = staged ? room + reinterpret_cast<uintptr_t>(last) % 64 / sizeof(T) : last;
     }
     ~Staged() {
@@ -94,7 +94,7 @@ template <class T> struct Runs {
         });
     }
   };
-  // Whether the runs of a block lie one behind the other and are too short to go one by one.
+  // Whether the runs of a block are adjacent and too short to be streamed one by one.
   bool staging(const Block& b) const {
     return q.streaming && !streaming && stride == q.s && b.rows > 1 && sizeof(T) == sizeof(A);
   }

@@ -1,7 +1,7 @@
 // Vectors of the accumulator's type, and how values of each stored type get in and out of them.
 //
-// The compiler's own vector extension, so one source serves AVX-512, AVX2, NEON and whatever else
-// there is; intrinsics only where that has no words: half precision and masks.
+// The compiler's vector extension, so that one source serves AVX-512, AVX2, NEON and others;
+// intrinsics only for what it cannot express: half precision and masks.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@
 
 #define NORMKIT_INLINE inline __attribute__((always_inline))
 #define NORMKIT_LAMBDA __attribute__((always_inline))
-// Of a loop over the few vectors of a tile.
+// Before a loop over the few vectors of a tile.
 #define NORMKIT_UNROLL _Pragma("GCC unroll 4")
-// For what is long and rare: inlined everywhere it would be most of the code, and most of the time
-// it takes to compile.
+// For long and rare functions: inlined everywhere they would be most of the code and of the time
+// to compile it.
 #define NORMKIT_CALL inline __attribute__((noinline))
 
 // A namespace per build: the same template compiled for two machines must not be merged by the
@@ -95,8 +95,8 @@ NORMKIT_INLINE Lanes<float>::halves narrow(bf16, Vec<float> v) {
 NORMKIT_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
   if (rest >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
-  // Exponent and mantissa moved into place, then the exponent's bias mended by a product, which
-  // gets subnormal numbers right too.
+  // Exponent and mantissa are moved into place; a product then corrects the exponent's bias, which
+  // is right for subnormal numbers too.
   const float f = bit_cast<float>(rest << 13) * bit_cast<float>(0x77800000u);  // 2^112
   return bit_cast<float>(bit_cast<uint32_t>(f) | sign);
 }
@@ -205,8 +205,8 @@ template <class T> NORMKIT_CALL void store(T* p, Vec<Acc<T>> v, int64_t k) {
 }
 #endif
 
-// Past the caches, to an address that is a multiple of a vector's size: for what is so large that
-// nothing of it would still be there when it is read. A plain store reads the line it writes to.
+// A streaming store, to an address that is a multiple of a vector's size: for tensors so large that
+// nothing of them would still be in cache when they are read. An ordinary store first reads the line.
 template <class T> NORMKIT_INLINE void store_streaming(T* p, Vec<Acc<T>> v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == sizeof(Acc<T>))
@@ -217,14 +217,14 @@ template <class T> NORMKIT_INLINE void store_streaming(T* p, Vec<Acc<T>> v) {
 #endif
   store(p, v);
 }
-// Such stores are seen in no particular order; this ends the disorder.
+// Orders streaming stores before what follows.
 NORMKIT_INLINE void fence() {
 #if defined(__AVX512F__) || defined(__AVX2__)
   _mm_sfence();
 #endif
 }
 
-// v with its lanes exchanged: lane i and lane i ^ half.
+// v with lane i and lane i ^ half exchanged.
 template <class A> NORMKIT_INLINE Vec<A> exchanged(Vec<A> v, int half) {
   const typename Lanes<A>::integers from = iota<A>() ^ half;
 #if defined(__clang__)

@@ -1,4 +1,4 @@
-// Memory for a moment, work for several threads, and moments that merge.
+// Temporary memory, parallel loops, moments that merge, and the statistics of a pool.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +58,7 @@ void parallel(const nk_threads& threads, int64_t count, int64_t grain, const F& 
   if (failed != 0) throw ThreadsFailed{};
 }
 
-// Chan, Golub & LeVeque 1979, as normkit/core/moments.py.
+// Chan, Golub & LeVeque 1979, as in normkit/core/moments.py.
 struct Moments {
   double count = 0, mean = 0, m2 = 0;
   NORMKIT_INLINE void merge(double n, double mu, double m) {
@@ -74,7 +74,7 @@ struct Moments {
   }
 };
 
-// What one pool, or one channel of it, is normalized with.
+// Coefficients that normalize one pool, or one channel of it.
 template <class A> struct Coefficients {
   A hi, a, b;  // z = (x - hi) * a + b
 };
@@ -92,8 +92,8 @@ template <class A> struct Saved {
     rstd[i] = static_cast<A>(1.0 / __builtin_sqrt(var + q.eps));
     if (q.var != nullptr) static_cast<A*>(q.var)[i] = static_cast<A>(var);
   }
-  // The same for `count` pools of as many values each, at most N: the square roots of all at once,
-  // which takes little longer than one.
+  // The same for `count` pools of equal size, at most N: all their square roots together take little
+  // longer than one.
   template <int N>
   NORMKIT_INLINE void put_all(int64_t from, int64_t count, const double (&mean)[N],
                               const double (&m2)[N], double values, const Problem& q) const {

@@ -12,9 +12,9 @@ and without, and taken) and 0.02. The gain grew with the rate: 0.12, -0.04 and 2
 from __future__ import annotations
 
 import math
-from statistics import stdev
 
 from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures.spread import deviation
 from normkit.lab.claims.sources import CHEN, RETHINKING_NOTES
 from normkit.lab.claims.study import (
     DB,
@@ -59,10 +59,9 @@ def arms_table(evidence: Evidence) -> Table:
     rows: list[tuple[str | float | int | None, ...]] = []
     for arm in evidence.arms:
         runs = evidence.of(arm)
-        values = values_of(runs, PSNR)
-        spread = round(stdev(values), 3) if len(values) > 1 else None
+        spread = DB.cell(deviation(runs, PSNR), 3)
         test, *rest = (DB.cell(mean_of(runs, each), 2) for each in (PSNR, TRAIN_PSNR, REPAIRED))
-        rows.append((arm, len(values), test, spread, *rest))
+        rows.append((arm, len(values_of(runs, PSNR)), test, spread, *rest))
     rows.append(("the noisy image, not clipped", None, -20 * math.log10(NOISE), *[None] * 3))
     rows += [(f"HINet, {data}, published", None, x, *[None] * 3) for data, x in PUBLISHED.items()]
     columns = ("normalizer", "seeds", "test", "standard deviation", "training, last epoch",

@@ -104,17 +104,19 @@ def _excess(run: Run) -> float | None:
 
 
 EXCESS = Measure("excess of the moving average", _excess)
-"""How much higher the error with the moving average is, mean of the epochs."""
+"""The error with the moving average less that with population statistics, mean of the epochs."""
+
+
+def _grid(run: Run) -> list[tuple[int, int]]:
+    return [(int(images), int(batch)) for _, images, batch in run.config.final_evaluations]
 
 
 def _by_samples(run: Run) -> list[tuple[float, float | None]]:
-    points = {n: estimated(n) for _, n, batch in run.config.final_evaluations if batch == AT_BATCH}
-    return [(n, measure.read(run)) for n, measure in points.items()]
+    return [(n, estimated(n).read(run)) for n, batch in _grid(run) if batch == AT_BATCH]
 
 
 def _by_batch(run: Run) -> list[tuple[float, float | None]]:
-    points = {b: estimated(batch=b) for _, n, b in run.config.final_evaluations if n == AT_SAMPLES}
-    return [(batch, measure.read(run)) for batch, measure in points.items()]
+    return [(b, estimated(batch=b).read(run)) for n, b in _grid(run) if n == AT_SAMPLES]
 
 
 def _level(run: Run) -> list[tuple[float, float | None]]:

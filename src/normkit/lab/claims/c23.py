@@ -1,6 +1,6 @@
 """C23: half instance normalization helps restoration.
 
-A small U-Net, one subnetwork of HINet with its blocks, activation, loss and optimizer, removes noise
+A small U-Net, one subnetwork of HINet with its blocks, activation, loss, optimizer, removes noise
 (deviation 0.1 where white is 1). The arms differ in what stands after the first convolution of each
 block on the way down. 0.1 dB matters: HINet is ahead of earlier work by 0.11 and 0.28 dB on SIDD.
 

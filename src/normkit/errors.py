@@ -26,7 +26,6 @@ __all__ = [
     "StatisticsError",
     "StoreError",
     "TypeMismatchError",
-    "explain",
     "message",
 ]
 
@@ -61,15 +60,6 @@ class DataError(NormkitError, RuntimeError):
 
 class StoreError(NormkitError, RuntimeError):
     """A store of runs cannot be opened, read or written."""
-
-
-def explain(rule: str, came: str, do: str) -> str:
-    """Put an error message together: the rule, what came, what to do next.
-
-    >>> explain("num_groups must divide num_channels", "3 groups for 64 channels", "use 2, 4 or 8")
-    'num_groups must divide num_channels; got 3 groups for 64 channels. To fix: use 2, 4 or 8.'
-    """
-    return f"{rule}; got {came}. To fix: {do}."
 
 
 def message(expected: str, received: str, fix: str) -> str:

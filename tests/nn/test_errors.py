@@ -18,14 +18,15 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, type, str]] = 
     "rank group": (lambda: nk.GroupNorm(1, 3), torch.ones(3), nk.ShapeError, "batch axis"),
     "rank frozen": (lambda: nk.FrozenBatchNorm2d(3), torch.ones(3, 3), nk.ShapeError, "2D input"),
     "channels": (
-        lambda: nk.BatchNorm2d(3), torch.ones(2, 5, 4, 4), nk.ShapeError, "made for 3 channels",
+        lambda: nk.BatchNorm2d(3), torch.ones(2, 5, 4, 4), nk.ShapeError, "Expected 3 channels",
     ),
     "channels last as axes": (
         lambda: nk.BatchNorm2d(3), torch.ones(2, 4, 4, 3), nk.ShapeError, "memory format",
     ),
     "channels group": (lambda: nk.GroupNorm(2, 4), torch.ones(2, 6, 3), nk.ShapeError, "6 in"),
     "channels half": (
-        lambda: nk.HalfInstanceNorm2d(4), torch.ones(2, 6, 3, 3), nk.ShapeError, "made for 4",
+        lambda: nk.HalfInstanceNorm2d(4), torch.ones(2, 6, 3, 3), nk.ShapeError,
+        "Expected 4 channels",
     ),
     "one value": (
         lambda: nk.BatchNorm2d(3), torch.ones(1, 3, 1, 1), nk.ShapeError, "more than 1 value",
@@ -57,7 +58,7 @@ def test_bad_input(name: str) -> None:
     with pytest.raises(kind) as caught:
         layer(x)
     text = str(caught.value)
-    assert words in text and "; got " in text and "To fix: " in text, text
+    assert words in text and "; received " in text and "Fix: " in text, text
     assert type(layer).__name__ in text
     torch.testing.assert_close(layer.state_dict(), before), "nothing may have moved"
 
@@ -104,7 +105,7 @@ def test_bad_arguments(name: str) -> None:
     with pytest.raises(kind) as caught:
         make()
     text = str(caught.value)
-    assert words in text and "; got " in text and "To fix: " in text, text
+    assert words in text and "; received " in text and "Fix: " in text, text
 
 
 @pytest.mark.parametrize("residual", [torch.ones(2, 3, 4, 1), torch.ones(2, 3, 4, 4).long(), 1.0])

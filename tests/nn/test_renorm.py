@@ -239,7 +239,7 @@ def test_copies_and_surroundings() -> None:
     ids=str,
 )  # fmt: skip
 def test_limits_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(nk.OptionError, match="To fix: "):
+    with pytest.raises(nk.OptionError, match="Fix: "):
         BatchRenorm2d(3, **wrong)
 
 

@@ -128,4 +128,4 @@ def test_error_types_are_those_of_pytorch() -> None:
         with pytest.raises(type(theirs.value)) as ours:
             getattr(nk, name)(*args)(x)
         assert isinstance(ours.value, nk.NormkitError)
-        assert re.search(r"; got .* To fix: ", str(ours.value), re.DOTALL), name
+        assert re.search(r"; received .* Fix: ", str(ours.value), re.DOTALL), name

@@ -51,7 +51,7 @@ def test_any_shape(name: str, shape: tuple[int, ...], training: bool, fitting: b
         a, b = _try(theirs, x), _try(ours, x)
     if isinstance(b, Exception):
         assert isinstance(b, nk.NormkitError), f"{shape}: {b!r}"
-        assert "; got " in str(b) and "To fix: " in str(b)
+        assert "; received " in str(b) and "Fix: " in str(b)
         # With nothing to normalize, some of PyTorch's layers do not look at the channels.
         assert isinstance(a, Exception) or x.numel() == 0, f"{shape}: torch.nn takes it; {b}"
         torch.testing.assert_close(ours.state_dict(), before)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["Act", "ActLike", "parse_act"]
 
@@ -109,8 +109,8 @@ def parse_act(act: ActLike) -> Act | None:
 
 
 def _wrong(act: object) -> str:
-    return explain(
-        'act is None, "relu", "silu", "gelu", "leaky_relu" or ("leaky_relu", slope)',
+    return message(
+        'act as None, "relu", "silu", "gelu", "leaky_relu" or ("leaky_relu", slope)',
         f"act={act!r}",
-        "use one of these, or leave act out and put the activation's own module after the layer",
+        "use one of these, or omit act and put the activation's module after the layer",
     )

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from normkit.errors import StatisticsError, explain
+from normkit.errors import StatisticsError, message
 
 __all__ = ["Moments", "accumulator", "merge", "merge_rows"]
 
@@ -98,10 +98,10 @@ def merge(parts: Sequence[Moments]) -> Moments:
     """
     if not parts:
         raise StatisticsError(
-            explain(
-                "merging needs at least one set of moments",
+            message(
+                "at least one set of moments to merge",
                 "none",
-                "pass the moments of every part, the empty ones too",
+                "pass the moments of every part, including empty ones",
             )
         )
     counts = torch.stack([torch.broadcast_to(p.count, p.mean.shape) for p in parts])

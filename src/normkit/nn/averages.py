@@ -1,4 +1,4 @@
-r"""How a layer remembers moments for evaluation: exponential, cumulative or debiased.
+r"""Averages for running statistics: exponential, cumulative or debiased.
 
 All three are one step towards the newest value, :math:`r_t = r_{t-1} + s_t (v_t - r_{t-1})`, and
 differ in its share :math:`s_t` after :math:`t` batches:
@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from normkit.errors import OptionError, explain
+from normkit.errors import OptionError, message
 
 __all__ = ["Average", "check_average", "share", "step_towards"]
 
@@ -31,25 +31,25 @@ Average = Literal["exponential", "cumulative", "debiased"]
 
 
 def check_average(average: str, momentum: float | None) -> None:
-    """Refuse an unknown average, or one whose momentum it cannot work with.
+    """Validate ``average`` and its ``momentum``.
 
     Raises:
-        OptionError: as said.
+        OptionError: unknown ``average``, or an invalid momentum.
     """
     if average not in get_args(Average):
         raise OptionError(
-            explain(
-                'average is "exponential", "cumulative" or "debiased"',
+            message(
+                'average as "exponential", "cumulative" or "debiased"',
                 f"average={average!r}",
-                'use "exponential" for what torch.nn does',
+                'use "exponential", as torch.nn does',
             )
         )
     if average == "debiased" and (momentum is None or not 0 <= momentum <= 1):
         raise OptionError(
-            explain(
-                "a debiased average needs a momentum from 0 to 1, the share replaced by each batch",
+            message(
+                "momentum between 0 and 1 for a debiased average",
                 f"momentum={momentum}",
-                'use momentum=0.1, or average="cumulative" to weigh all batches the same',
+                'use momentum=0.1, or average="cumulative" to weigh all batches equally',
             )
         )
 

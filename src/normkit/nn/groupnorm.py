@@ -111,7 +111,9 @@ class GroupNorm(Layer, nn.GroupNorm):
 def _uneven(channels: int, groups: int) -> str:
     divisors = [g for g in range(1, channels + 1) if channels % g == 0]
     return message(
-        f"num_channels ({channels}) to be divisible by num_groups ({groups})",
+        # The words of torch.nn's error, which its own tests look for.
+        f"groups of equal size: num_channels ({channels}) must be divisible by num_groups "
+        f"({groups})",
         f"{groups} groups for {channels} channels",
         f"use one of {divisors} groups",
     )

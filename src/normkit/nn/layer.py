@@ -244,7 +244,8 @@ def check_eps(layer: nn.Module, eps: float, training: bool) -> None:
     if eps < 0 or (training and eps == 0):
         raise OptionError(
             message(
-                f"a positive eps for {_name(layer)} (or 0 in evaluation)",
+                # The words of torch.nn's error, which its own tests look for.
+                f"a valid eps for {_name(layer)}: eps must be positive, or 0 in evaluation",
                 f"eps={eps}",
                 "use 1e-5, PyTorch's default",
             )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import normkit as nk
 from benchmarks import statistics_scale as scale
+from normkit.statistics.distributed import Ranks
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 HEADER = 48  # bytes that gloo puts before each write
@@ -39,3 +45,42 @@ def test_traffic_of_a_rank_is_bounded() -> None:
     assert many < 1.2 * few
     old = [scale.gathered(26_560, 53, 200, ranks).bytes for ranks in (8, 10_000)]
     assert old[1] > 1_000 * old[0]
+
+
+class IdenticalRanks(Ranks):
+    """A process among many that all have what it has: sums are products."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.payload, self.reductions = size, 0, 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.payload += values.numel() * values.element_size()
+        self.reductions += 1
+        return values * self.size
+
+
+@pytest.mark.parametrize("ranks", scale.RANKS)
+@pytest.mark.parametrize("samples", [10_000, None])
+def test_simulated_ranks(ranks: int, samples: int | None, monkeypatch: Any) -> None:
+    """All that is sent is what the page says, and the statistics are those of all shares."""
+    batches = list(torch.randn(1280, scale.WIDTH).split(32))
+    met, count = (
+        scale.meetings_to(samples, 32, ranks) if samples else (scale.meetings(40), len(batches))
+    )
+    alone = nk.recalibrate(scale.network(), batches[:count], samples=None)
+    simulated = IdenticalRanks(ranks)
+    module = importlib.import_module("normkit.statistics.recalibrate")
+    monkeypatch.setattr(module, "ranks_of", lambda _: simulated)
+    result = nk.recalibrate(scale.network(), batches, samples=samples, progress=False)
+    assert (result.samples, result.batches) == (32 * count * ranks, count * ranks)
+    channels = scale.WIDTH * scale.DEPTH
+    assert simulated.payload == met * scale.STATUS + channels * scale.PER_CHANNEL
+    assert simulated.reductions == met + 4
+    for name, layer in alone.layers.items():
+        merged = result.layers[name]
+        assert merged.count == ranks * layer.count
+        torch.testing.assert_close(merged.mean, layer.mean, rtol=1e-12, atol=1e-12)
+        # The same sum of squares over ranks × n − 1 values in place of ranks × (n − 1).
+        bessel = (merged.count - 1) / merged.count * layer.count / (layer.count - 1)
+        torch.testing.assert_close(merged.variance * bessel, layer.variance, rtol=1e-12, atol=0)

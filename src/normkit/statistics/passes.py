@@ -64,6 +64,7 @@ class Passes:
         self._progress = progress
         self._layers = layers_by_bank(observer.layers)
         self._fingerprint = fingerprint(observer.layers)
+        self._max_rounds = MAX_ROUNDS if ranks.size > 1 else 1
         self._own_batches = 0  # of this rank, in the first pass
         self.samples = self.batches = self.count = 0
         self.units: dict[str, int] = {}
@@ -91,7 +92,7 @@ class Passes:
                     if self._worst_error(merged := self._merge()) < tolerance:
                         self.count = 1
                         return merged
-                rounds = MAX_ROUNDS if self._ranks.size > 1 else 1
+                rounds = self._max_rounds
                 if samples is not None:
                     due = math.ceil((samples - total) / per_round) if per_round else 1
                     rounds = min(rounds, due)
@@ -112,7 +113,7 @@ class Passes:
         # The same order in every pass, whichever generator the loader draws it from.
         with preserve_rng():
             while active:
-                _, _, active, _ = self._advance(share, MAX_ROUNDS if self._ranks.size > 1 else 1)
+                _, _, active, _ = self._advance(share, self._max_rounds)
         self.count += 1
         return self._merge()
 

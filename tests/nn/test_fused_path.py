@@ -1,9 +1,10 @@
-"""A usual forward pass is one call into the fused kernels; anything else goes step by step."""
+"""A usual forward pass is one call into the fused kernels; anything else takes the slow path."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 Make = Callable[[], nn.Module]
 
 
-def _remembering(make: Make) -> Make:
-    """The layer in evaluation mode, with moments of its own."""
+def _with_stats(make: Make) -> Make:
+    """The layer in evaluation mode, with random running statistics."""
 
     def made() -> nn.Module:
         layer = make()
@@ -47,27 +48,27 @@ USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
     "BatchNorm2d": (lambda: nk.BatchNorm2d(3), (4, 3, 5, 6)),
     "BatchNorm2d without a bias": (lambda: nk.BatchNorm2d(3, bias=False), (4, 3, 5, 6)),
     "BatchNorm2d without affine": (lambda: nk.BatchNorm2d(3, affine=False), (4, 3, 5, 6)),
-    "BatchNorm2d without memory": (
+    "BatchNorm2d without running statistics": (
         lambda: nk.BatchNorm2d(3, track_running_stats=False),
         (4, 3, 5, 6),
     ),
-    "BatchNorm2d in evaluation": (_remembering(lambda: nk.BatchNorm2d(3)), (4, 3, 5, 6)),
-    "BatchNorm2d in evaluation without memory": (
+    "BatchNorm2d in evaluation": (_with_stats(lambda: nk.BatchNorm2d(3)), (4, 3, 5, 6)),
+    "BatchNorm2d in evaluation without running statistics": (
         lambda: nk.BatchNorm2d(3, track_running_stats=False).eval(),
         (4, 3, 5, 6),
     ),
     "BatchNorm3d": (lambda: nk.BatchNorm3d(3), (2, 3, 4, 5, 6)),
     "cumulative BatchNorm2d in evaluation": (
-        _remembering(lambda: nk.BatchNorm2d(3, average="cumulative")),
+        _with_stats(lambda: nk.BatchNorm2d(3, average="cumulative")),
         (4, 3, 5, 6),
     ),
     "GhostBatchNorm2d in evaluation": (
-        _remembering(lambda: nk.GhostBatchNorm2d(3, ghost_size=2)),
+        _with_stats(lambda: nk.GhostBatchNorm2d(3, ghost_size=2)),
         (4, 3, 5, 6),
     ),
-    "SyncBatchNorm in evaluation": (_remembering(lambda: nk.SyncBatchNorm(3)), (4, 3, 5, 6)),
+    "SyncBatchNorm in evaluation": (_with_stats(lambda: nk.SyncBatchNorm(3)), (4, 3, 5, 6)),
     "BatchRenorm2d in evaluation": (
-        _remembering(lambda: nk.nn.BatchRenorm2d(3)),
+        _with_stats(lambda: nk.nn.BatchRenorm2d(3)),
         (4, 3, 5, 6),
     ),
     "DomainBatchNorm2d": (lambda: _of_domain(1), (4, 3, 5, 6)),
@@ -75,15 +76,15 @@ USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
         lambda: _of_domain(1, share_affine=False),
         (4, 3, 5, 6),
     ),
-    "DomainBatchNorm2d in evaluation": (_remembering(lambda: _of_domain(0)), (4, 3, 5, 6)),
-    "FrozenBatchNorm2d": (_remembering(lambda: nk.FrozenBatchNorm2d(3)), (4, 3, 5, 6)),
+    "DomainBatchNorm2d in evaluation": (_with_stats(lambda: _of_domain(0)), (4, 3, 5, 6)),
+    "FrozenBatchNorm2d": (_with_stats(lambda: nk.FrozenBatchNorm2d(3)), (4, 3, 5, 6)),
     "GroupNorm": (lambda: nk.GroupNorm(2, 6), (4, 6, 5, 3)),
     "GroupNorm of rank 2": (lambda: nk.GroupNorm(2, 6), (4, 6)),
     "InstanceNorm1d": (lambda: nk.InstanceNorm1d(3), (4, 3, 5)),
     "InstanceNorm2d": (lambda: nk.InstanceNorm2d(3, affine=True), (4, 3, 5, 6)),
     "InstanceNorm3d": (lambda: nk.InstanceNorm3d(3), (2, 3, 4, 5, 6)),
     "InstanceNorm2d in evaluation": (
-        _remembering(lambda: nk.InstanceNorm2d(3, track_running_stats=True)),
+        _with_stats(lambda: nk.InstanceNorm2d(3, track_running_stats=True)),
         (4, 3, 5, 6),
     ),
     "LayerNorm of rank 1": (lambda: nk.LayerNorm(8), (8,)),
@@ -100,16 +101,16 @@ USUAL: dict[str, tuple[Make, tuple[int, ...]]] = {
 
 
 @contextmanager
-def step_by_step() -> Iterator[None]:
+def slow_path() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "layer", lambda *_: None)
         yield
 
 
 @contextmanager
-def at_once_only() -> Iterator[None]:
+def fused_only() -> Iterator[None]:
     def steps(*_: Any, **__: Any) -> None:
-        raise AssertionError("went step by step")
+        raise AssertionError("took the slow path")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Layer, "_normalize", staticmethod(steps))
@@ -133,11 +134,56 @@ def _run(layer: nn.Module, x: Tensor, residual: Tensor | None, dy: Tensor) -> li
     return [y.detach(), *torch.autograd.grad(y, leaves, dy), *layer.buffers()]
 
 
-@pytest.mark.parametrize("name", USUAL)
-@pytest.mark.parametrize("act", [None, "relu", ("leaky_relu", -0.5), "silu", "gelu"], ids=str)
-@pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_one_call_gives_the_same_bits(
+OPTIONS = (
+    (None, "relu", ("leaky_relu", -0.5), "silu", "gelu"),
+    (False, True),
+    (torch.float32, torch.float64, torch.bfloat16),
+)
+FULL = list(itertools.product(USUAL, *OPTIONS))
+
+
+def _pairwise(dimensions: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Cases that hold every pair of values of two dimensions, greedily few."""
+
+    def pairs(case: tuple[Any, ...]) -> set[tuple[int, int, Any, Any]]:
+        return {(i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)}
+
+    cases = list(itertools.product(*dimensions))
+    missing = set().union(*map(pairs, cases))
+    chosen = []
+    while missing:
+        best = max(cases, key=lambda case: len(pairs(case) & missing))
+        missing -= pairs(best)
+        chosen.append(best)
+    return chosen
+
+
+# Every pair of activation, residual and type, and each layer with some of them in turn.
+_VARIATIONS = _pairwise(OPTIONS)
+PAIRWISE = [
+    (name, *_VARIATIONS[(2 * i + k) % len(_VARIATIONS)])
+    for i, name in enumerate(USUAL)
+    for k in range(2)
+]
+
+
+def test_pairwise_cases_hold_every_pair_of_options() -> None:
+    for i, j in itertools.combinations(range(3), 2):
+        found = {(case[1 + i], case[1 + j]) for case in PAIRWISE}
+        assert found == set(itertools.product(OPTIONS[i], OPTIONS[j]))
+    assert {case[0] for case in PAIRWISE} == set(USUAL) and len(PAIRWISE) < len(FULL) / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "with_residual", "dtype"),
+    [
+        pytest.param(
+            *case, marks=[] if case in PAIRWISE else pytest.mark.slow, id="-".join(map(str, case))
+        )
+        for case in FULL
+    ],
+)
+def test_fused_path_and_slow_path_give_the_same_bits(
     name: str, act: Any, with_residual: bool, dtype: torch.dtype
 ) -> None:
     make, shape = USUAL[name]
@@ -149,16 +195,16 @@ def test_the_one_call_gives_the_same_bits(
     residual = torch.randn(shape).to(dtype) if with_residual else None
     other = copy.deepcopy(layer)
     for _ in range(2):
-        with at_once_only():
-            found = _run(layer, x, residual, dy)
-        with step_by_step():
-            expected = _run(other, x, residual, dy)
-        for a, b in zip(found, expected, strict=True):
+        with fused_only():
+            fast = _run(layer, x, residual, dy)
+        with slow_path():
+            slow = _run(other, x, residual, dy)
+        for a, b in zip(fast, slow, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_channels_last_stays_so(name: str) -> None:
+def test_channels_last_is_kept(name: str) -> None:
     make, shape = USUAL[name]
     if len(shape) != 4 or name.startswith(("LayerNorm of", "RMSNorm")):
         return
@@ -167,9 +213,9 @@ def test_channels_last_stays_so(name: str) -> None:
         t.contiguous(memory_format=torch.channels_last) for t in torch.randn(2, *shape).unbind()
     )
     other = copy.deepcopy(layer)
-    with at_once_only():
+    with fused_only():
         found = _run(layer, x, None, dy)
-    with step_by_step():
+    with slow_path():
         expected = _run(other, x, None, dy)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -200,7 +246,7 @@ def _set(name: str, value: Any) -> Make:
     return _with(lambda layer: setattr(layer, name, value))
 
 
-# A layer, its input and residual: none of them for the one call.
+# A layer, its input and residual: none of them for the fused path.
 UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
     **{
         f"rank {len(shape)}": (
@@ -276,7 +322,7 @@ UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_what_is_unusual_is_refused_before_anything_moves(name: str) -> None:
+def test_fused_path_refuses_without_side_effects(name: str) -> None:
     make, given = UNUSUAL[name]
     layer: Any = make()
     buffers = list(layer.buffers())
@@ -288,7 +334,7 @@ def test_what_is_unusual_is_refused_before_anything_moves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_what_is_unusual_ends_as_step_by_step(name: str) -> None:
+def test_unusual_calls_match_the_slow_path(name: str) -> None:
     make, given = UNUSUAL[name]
 
     def ended() -> tuple[nn.Module, Any]:
@@ -301,7 +347,7 @@ def test_what_is_unusual_ends_as_step_by_step(name: str) -> None:
             return layer, (type(error), str(error))
 
     layer, found = ended()
-    with step_by_step():
+    with slow_path():
         other, expected = ended()
     if isinstance(expected, Tensor):
         assert found.device == expected.device and type(found) is type(expected)
@@ -315,7 +361,7 @@ def test_what_is_unusual_ends_as_step_by_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", USUAL)
 @pytest.mark.parametrize("rank", range(7))
-def test_a_layer_takes_the_same_ranks_in_one_call_as_in_steps(name: str, rank: int) -> None:
+def test_fused_path_takes_the_same_ranks(name: str, rank: int) -> None:
     make, shape = USUAL[name]
     # Its own sizes as far as they go, else more axes at the end, or before the normalized ones.
     if "LayerNorm of" in name or "RMSNorm" in name or "LayerNorm with" in name:
@@ -331,11 +377,11 @@ def test_a_layer_takes_the_same_ranks_in_one_call_as_in_steps(name: str, rank: i
             return type(error)
 
     found = ended()
-    with step_by_step():
+    with slow_path():
         assert found is ended()
 
 
-def test_the_counter_counts_in_place() -> None:
+def test_counter_is_updated_in_place() -> None:
     layer, x = nk.BatchNorm2d(3), torch.randn(X)
     counter = layer.num_batches_tracked
     version = counter._version
@@ -345,7 +391,7 @@ def test_the_counter_counts_in_place() -> None:
     # Without a counter the moments move all the same.
     layer.num_batches_tracked = None
     before = layer.running_mean.clone()
-    with at_once_only():
+    with fused_only():
         layer(x + 1)
     assert not torch.equal(layer.running_mean, before)
 
@@ -361,13 +407,13 @@ def test_the_counter_counts_in_place() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("act", [None, ("leaky_relu", 0.3), "silu"], ids=str)
-def test_rows_of_any_rank_have_no_views_and_two_derivatives(
+def test_rows_of_any_rank_have_two_derivatives_and_no_views(
     layer: Any, shape: tuple[int, ...], act: Any
 ) -> None:
     layer = copy.deepcopy(layer).double()
     layer.act = act
     x, residual = (t.requires_grad_() for t in torch.randn(2, *shape).double().unbind())
-    with at_once_only():
+    with fused_only():
         y = layer(x, residual)
     assert y.grad_fn.name() == "NormalizeBackward"
     leaves = {type(node).__name__ for node, _ in y.grad_fn.next_functions if node is not None}
@@ -385,18 +431,18 @@ def test_rows_of_any_rank_have_no_views_and_two_derivatives(
     torch.autograd.gradgradcheck(f, (x, residual, *parameters))
 
 
-def test_a_row_must_lie_in_one_piece() -> None:
+def test_strided_rows_take_the_slow_path() -> None:
     x = torch.randn(4, 8, 3).transpose(1, 2)
     layer, theirs = nk.LayerNorm(8), nn.LayerNorm(8)
     torch.testing.assert_close(layer(x), theirs(x))
-    with pytest.raises(AssertionError, match="step by step"), at_once_only():
+    with pytest.raises(AssertionError, match="slow path"), fused_only():
         layer(x)
 
 
 @pytest.mark.parametrize(
     "shape", [[8], (8.0,), (2**70,), (torch.tensor(8),), (3, 8), (), 8, None], ids=str
 )
-def test_another_normalized_shape_ends_as_step_by_step(shape: Any) -> None:
+def test_changed_normalized_shape_matches_the_slow_path(shape: Any) -> None:
     layer = nk.LayerNorm(8)
     layer.normalized_shape = shape
 
@@ -407,23 +453,23 @@ def test_another_normalized_shape_ends_as_step_by_step(shape: Any) -> None:
             return type(error), str(error)
 
     found = ended()
-    with step_by_step():
+    with slow_path():
         assert found == ended()
 
 
 @pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm of rank 3", "InstanceNorm2d"])
-def test_parameters_that_are_swapped_in_are_used(name: str) -> None:
+def test_swapped_parameters_are_used(name: str) -> None:
     make, shape = USUAL[name]
     layer, x = make(), torch.randn(shape)
     values = {n: torch.randn_like(p) for n, p in layer.named_parameters()}
-    with at_once_only():
+    with fused_only():
         y = functional_call(layer, values, (x,))
     other = make()
     other.load_state_dict(values, strict=False)
     assert torch.equal(y, other(x))
 
 
-def test_a_parametrized_weight_is_used() -> None:
+def test_parametrized_weight_is_used() -> None:
     layer, x = nk.LayerNorm(8), torch.randn(4, 8)
     parametrize.register_parametrization(layer, "weight", _Double())
     torch.testing.assert_close(layer(x), 2 * nk.LayerNorm(8)(x))
@@ -434,7 +480,7 @@ def test_transforms_see_the_operations(name: str) -> None:
     make, shape = USUAL[name]
     layer = make()
     x, t = torch.randn(2, *shape).unbind()
-    with step_by_step():
+    with slow_path():
         expected = jvp(layer, (x,), (t,))
         slope = grad(lambda x: layer(x).square().sum())(x)
     torch.testing.assert_close(jvp(layer, (x,), (t,)), expected)
@@ -449,7 +495,7 @@ def test_transforms_see_the_operations(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["BatchNorm2d in evaluation", "LayerNorm of rank 3"])
-def test_a_traced_layer_computes_from_its_input(name: str) -> None:
+def test_traced_layer_depends_on_its_input(name: str) -> None:
     make, shape = USUAL[name]
     layer = make()
     x, other = torch.randn(2, *shape).unbind()
@@ -464,9 +510,9 @@ def test_nested_tensors_of_the_strided_layout() -> None:
     layer = nk.LayerNorm(4)
     for a, b in zip(layer(x).unbind(), parts, strict=True):
         torch.testing.assert_close(a, layer(b))
-    # Asked for its sizes it raises, which the one call must not do.
+    # Asking for its sizes raises, which the fused path must not do.
     for other in (nk.LayerNorm((3, 4)), nk.BatchNorm1d(3)):
-        with step_by_step(), pytest.raises(RuntimeError) as expected:
+        with slow_path(), pytest.raises(RuntimeError) as expected:
             other(x)
         with pytest.raises(RuntimeError) as found:
             other(x)
@@ -474,17 +520,17 @@ def test_nested_tensors_of_the_strided_layout() -> None:
 
 
 @pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm of rank 3", "RMSNorm"])
-def test_autocast_on_a_cpu_changes_nothing(name: str) -> None:
+def test_cpu_autocast_keeps_the_type(name: str) -> None:
     make, shape = USUAL[name]
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(shape).to(dtype)
-        with torch.autocast("cpu"), at_once_only():
+        with torch.autocast("cpu"), fused_only():
             y = make()(x)
         assert y.dtype == dtype and torch.equal(y, make()(x))
 
 
 @pytest.mark.parametrize("what", ["input", "weight"])
-def test_what_is_saved_is_watched(what: str) -> None:
+def test_in_place_change_of_saved_tensors_is_an_error(what: str) -> None:
     layer, x = nk.LayerNorm(8), torch.randn(4, 3, 8, requires_grad=True) * 1
     y = layer(x)
     with torch.no_grad():
@@ -494,7 +540,7 @@ def test_what_is_saved_is_watched(what: str) -> None:
 
 
 @pytest.mark.parametrize("act", [None, "silu"])
-def test_saved_tensors_go_through_hooks(act: str | None) -> None:
+def test_saved_tensor_hooks_are_called(act: str | None) -> None:
     layer, x = nk.LayerNorm((3, 8), act=act), torch.randn(4, 3, 8, requires_grad=True)
     seen: list[tuple[int, ...]] = []
 
@@ -511,20 +557,20 @@ def test_saved_tensors_go_through_hooks(act: str | None) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_without_the_kernels_there_is_no_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_fused_path_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "fused", None)
     layer, x = nk.BatchNorm2d(3), torch.randn(X)
     assert layer._fused_forward(x, None) is None
     torch.testing.assert_close(layer(x), nn.BatchNorm2d(3)(x))
 
 
-def test_a_wrong_number_of_arguments_is_an_error() -> None:
+def test_wrong_number_of_arguments() -> None:
     assert cpu.fused is not None
     with pytest.raises(RuntimeError, match="13 arguments"):
         cpu.fused.layer(torch.ones(2))
 
 
-def test_the_kernels_refuse_what_is_no_dictionary() -> None:
+def test_kernels_refuse_dictionary_subclasses() -> None:
     layer, x = nk.GroupNorm(1, 3), torch.randn(X)
 
     class Reading(dict):  # type: ignore[type-arg]
@@ -536,7 +582,7 @@ def test_the_kernels_refuse_what_is_no_dictionary() -> None:
     assert fused.layer(x, None, Reading(layer._parameters), None, *call) is None
 
 
-def test_without_parameters_the_layer_knows_its_channels() -> None:
+def test_channels_are_checked_without_parameters() -> None:
     x = torch.randn(X)
     with pytest.raises(nk.errors.ShapeError, match="Expected 5 channels"):
         nk.LayerNorm2d(5, elementwise_affine=False)(x)

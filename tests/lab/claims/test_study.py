@@ -1,0 +1,129 @@
+"""The vocabulary of claims: gaps and few seeds, units, plans, and what a sentence may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from normkit.lab.claims.claim import Available, Claim, Evidence
+from normkit.lab.claims.sources import IOFFE
+from normkit.lab.claims.study import (
+    ON_AND_OFF,
+    TEST,
+    TEST_LOSS,
+    TRAIN,
+    TRAIN_LOSS,
+    WITH,
+    WITHOUT,
+    Dots,
+    Endpoint,
+    Plan,
+    Scale,
+    along,
+    define,
+    error,
+    quarter,
+    values_of,
+)
+from normkit.lab.config import RunConfig
+from normkit.lab.judge import finding
+
+Synthetic = Callable[..., Evidence]
+Values = Mapping[str, Sequence[float | None]]
+GAIN = TEST.at(WITH) - TEST.at(WITHOUT)
+PLAN = Plan(
+    scales={"quick": Scale(seeds=3, train=1_000, test=500, epochs=4)},
+    arms=ON_AND_OFF,
+    base={"model": "lenet5", "batch_size": 50, "lr": lambda at: 0.1 * at.train / 1_000},
+)
+
+
+def claim(plan: Any = PLAN, sentence: str = "Higher by {gain} points") -> Claim:
+    return define(
+        key="C0",
+        title="A claim",
+        statement="It holds.",
+        sources=(IOFFE.says("no figures"),),
+        prediction="It holds.",
+        plan=plan,
+        decides={"gain": Endpoint("How much higher?", GAIN, matters=1)},
+        sentence=sentence,
+        charts=(
+            along(TEST, "Test accuracy", "test accuracy"),
+            Dots("dots", "Gain", "arm", "gain", {"": {WITH: GAIN}}, difference=True),
+        ),
+    )
+
+
+def gained(arm: str, config: RunConfig) -> Values | None:
+    """Five points with BN; the runs without BN of the seeds after the first are missing."""
+    if config.seed and arm == WITHOUT:
+        return None
+    return {"test_accuracy": [0.5, 0.6, 0.7, 0.75 if arm == WITH else 0.7]}
+
+
+def test_quarter_with_a_gap_is_not_known(synthetic: Synthetic) -> None:
+    late, early = quarter(TEST, ""), quarter(TEST, "", late=False)
+    values = {"test_accuracy": [0.5, 0.6, 0.7, None]}
+    run = synthetic(claim(), lambda arm, config: values).runs[0]
+    assert late.read(run) is None
+    assert early.read(run) == 0.5
+
+
+def test_training_without_a_finite_loss_counts_as_guessing(synthetic: Synthetic) -> None:
+    values = {"epoch_train_loss": [1.0, None], "epoch_train_accuracy": [0.5, None]}
+    run = synthetic(claim(), lambda arm, config: values).runs[0]
+    assert TRAIN_LOSS.read(run) == pytest.approx(2.302585)
+    assert TRAIN.read(run) == 0.1
+    assert TEST.read(run) is None
+    assert values_of([run], TEST) == []
+
+
+def test_difference_of_shares_is_in_points() -> None:
+    assert TEST.unit.name == error(TEST, "error").unit.name == "%"
+    assert TRAIN.minus(TEST, "gap").unit.name == "points"
+    assert TEST_LOSS.minus(TRAIN_LOSS, "gap").unit.name == "nats"
+
+
+def test_single_pair_has_a_dot_without_whiskers(synthetic: Synthetic) -> None:
+    found = finding(claim(), synthetic(claim(), gained), data="invented")
+    assert found.comparisons == ()
+    assert "Higher by not yet known points (1 of 3 seeds" in found.sentence
+    curve, dots = found.charts
+    assert dots.y_label == "gain, points"
+    assert dots.lines[0].y == pytest.approx((5.0,))
+    assert dots.lines[0].low == (None,)
+    assert [line.note for line in curve.lines] == ["mean of 3", "mean of 1"]
+    assert [line.y[-1] for line in curve.lines] == pytest.approx([75.0, 70.0])
+
+
+def test_sentence_names_known_words_only() -> None:
+    with pytest.raises(KeyError, match="C0 names loss"):
+        claim(sentence="Lower by {loss} nats")
+
+
+def test_decision_says_what_matters() -> None:
+    assert claim().decision.startswith("How much higher? (matters from 1 point) 95 %")
+
+
+def test_plan_orders_seeds_settings_and_arms() -> None:
+    plan = Plan(
+        PLAN.scales,
+        PLAN.arms,
+        PLAN.base,
+        presets={"quick": {"momentum": 0.9}},
+        settings={"quick": [{"batch_size": 8}, {"batch_size": 4}]},
+        seeds={WITHOUT: {"quick": 1}},
+    )
+    runs = plan("quick", Available("subset", 500, 500))
+    assert [(c.seed, c.batch_size, arm) for arm, c in runs] == [
+        (seed, batch_size, arm)
+        for seed in range(3)
+        for batch_size in (8, 4)
+        for arm in (WITH, WITHOUT)
+        if arm == WITH or seed < 1
+    ]
+    # A field that is a function gets the number of images that are there.
+    assert {(c.lr, c.momentum, c.train_images, c.epochs) for _, c in runs} == {(0.05, 0.9, 500, 4)}

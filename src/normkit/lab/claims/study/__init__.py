@@ -8,7 +8,6 @@ decision in words, the kind of interval, the number of seeds, the text under a c
 from normkit.lab.claims.claim import Scale
 from normkit.lab.claims.study.charts import (
     Curves,
-    Dots,
     Series,
     along,
     along_steps,
@@ -16,6 +15,7 @@ from normkit.lab.claims.study.charts import (
     published,
 )
 from normkit.lab.claims.study.define import define
+from normkit.lab.claims.study.dots import Dots
 from normkit.lab.claims.study.endpoints import Endpoint
 from normkit.lab.claims.study.measures import (
     CHANCE_LOSS,

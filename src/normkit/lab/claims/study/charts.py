@@ -1,4 +1,4 @@
-"""Charts: curves of runs over anything that has an order, and quantities as dots."""
+"""Charts: curves of runs over anything that has an order."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ from typing import Any, Literal
 
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.measures import Curve, Measure, over, steps
-from normkit.lab.claims.study.quantities import Quantity
 from normkit.lab.claims.study.units import Unit
 from normkit.lab.findings import Chart, Line
 from normkit.lab.runs import Run
 from normkit.lab.verdicts import interval
 
-__all__ = ["Band", "Curves", "Dots", "Series", "along", "along_steps", "by_setting", "published"]
+__all__ = [
+    "Band",
+    "Curves",
+    "Series",
+    "Summary",
+    "along",
+    "along_steps",
+    "by_setting",
+    "printed",
+    "published",
+    "summary",
+]
 
 Band = Literal["interval", "range", "geometric", "deviation", "none"]
 """The summary of several runs: the mean with its 95 % interval; the median, from the least to the
@@ -37,10 +47,10 @@ _MIDDLES: dict[Band, str] = {
     "deviation": "deviation",
     "none": "mean",
 }
-_Summary = tuple[float | None, float | None, float | None]
+Summary = tuple[float | None, float | None, float | None]
 
 
-def _summary(values: Iterable[float | None], band: Band) -> _Summary:
+def summary(values: Iterable[float | None], band: Band) -> Summary:
     """Middle, low and high of what is known; no interval of a single value."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
@@ -50,7 +60,7 @@ def _summary(values: Iterable[float | None], band: Band) -> _Summary:
     if band == "range":
         return median(known), min(known), max(known)
     if band == "none" or len(known) < 2:
-        found: _Summary = (fmean(known), None, None)
+        found: Summary = (fmean(known), None, None)
     else:
         found = interval(known)
     if band == "geometric":
@@ -136,7 +146,7 @@ class Curves:
                 if self.failed is not None:
                     failures.setdefault(x, []).append(self.failed(run))
         places = tuple(sorted(columns))
-        spans = [_summary(columns[x], self.band) for x in places]
+        spans = [summary(columns[x], self.band) for x in places]
         if all(middle is None for middle, _, _ in spans):
             return None
         scale = self.unit.scale
@@ -156,11 +166,11 @@ class Curves:
     def _ends(self, line: Line) -> str:
         first, last = line.y[0], line.y[-1]
         if len(line.y) == 1:
-            return _number(first, self.unit)
-        return f"from {_number(first, self.unit)} to {_number(last, self.unit)}"
+            return printed(first, self.unit)
+        return f"from {printed(first, self.unit)} to {printed(last, self.unit)}"
 
 
-def _number(value: float | None, unit: Unit) -> str:
+def printed(value: float | None, unit: Unit) -> str:
     """A value that is in its printed unit already."""
     if value is None:
         return "unknown"
@@ -205,76 +215,3 @@ def published(
         label, tuple(map(float, x)), y,
         role="published", arm=colour or label, note=note,
     )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Dots:
-    """Quantities as dots with whiskers: ``lines`` has for each label the quantity of each row.
-
-    ``extra`` lines have for each label the printed value of each row.
-    """
-
-    key: str
-    title: str
-    rows: str
-    y: str
-    lines: Mapping[str, Mapping[str, Quantity]]
-    extra: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    difference: bool = False
-    more: str = ""
-
-    def __call__(self, evidence: Evidence) -> Chart | None:
-        """The chart, or None where nothing was measured."""
-        spans = {
-            label: {
-                row: span
-                for row, quantity in of.items()
-                if (span := _summary(quantity.shown(evidence), "interval"))[0] is not None
-            }
-            for label, of in self.lines.items()
-        }
-        names = [
-            row
-            for row in dict.fromkeys(row for of in self.lines.values() for row in of)
-            if any(row in span for span in spans.values())
-        ]
-        if not names:
-            return None
-        unit = next(quantity.unit for of in self.lines.values() for quantity in of.values())
-        if self.difference:
-            unit = dataclasses.replace(unit, name=unit.apart)
-        lines = [
-            _dots(label, {names.index(row): span for row, span in of.items()})
-            for label, of in spans.items()
-            if of
-        ]
-        words = "; ".join(
-            ("" if names[int(line.x[0])].startswith(line.label) else f"{line.label}: ")
-            + ", ".join(
-                f"{names[int(x)]} {_number(y, unit)}" for x, y in zip(line.x, line.y, strict=True)
-            )
-            for line in lines
-        )
-        beside = [
-            published(label, at)
-            for label, of in self.extra.items()
-            if (at := {names.index(row): value for row, value in of.items() if row in names})
-        ]
-        apart = " of the paired differences" if self.difference else " of the mean"
-        return Chart(
-            key=self.key,
-            title=self.title,
-            x_label=self.rows,
-            y_label=unit.label(self.y),
-            lines=(*lines, *beside),
-            text=f"{self.title}: {words}. Whiskers are 95 % intervals{apart}."
-            + (f" {self.more}" if self.more else ""),
-            kind="dots",
-            rows=tuple(names),
-        )
-
-
-def _dots(label: str, spans: Mapping[int, _Summary]) -> Line:
-    places = sorted(spans)
-    y, low, high = zip(*(spans[place] for place in places), strict=True)
-    return Line(label, tuple(map(float, places)), y, low, high, arm=label)

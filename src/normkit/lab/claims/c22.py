@@ -34,6 +34,7 @@ from normkit.lab.claims.study import (
     Endpoint,
     Measure,
     Plan,
+    Quantity,
     Scale,
     Seeds,
     along,
@@ -43,10 +44,9 @@ from normkit.lab.claims.study import (
 )
 
 
-def gain(question: str, measure: Measure, against: str = RESNET, margin: float = 0.0) -> Endpoint:
-    """Compare DenseNet's accuracy with another network's; a point matters or may be lost."""
-    value = measure.at(DENSENET) - measure.at(against)
-    return Endpoint(question, value, matters=0.0 if margin else 1.0, margin=margin)
+def less(measure: Measure, arm: str) -> Quantity:
+    """How much higher DenseNet's accuracy is than another network's."""
+    return measure.at(DENSENET) - measure.at(arm)
 
 
 CLAIM = define(
@@ -93,9 +93,9 @@ CLAIM = define(
         },
     ),
     decides={
-        "gap": gain(
+        "gap": Endpoint(
             "Reaches ResNet: how much higher is DenseNet's test accuracy than ResNet-18's?",
-            POPULATION,
+            less(POPULATION, RESNET),
             margin=1,
         ),
         "fewer": Endpoint(
@@ -106,11 +106,13 @@ CLAIM = define(
         ),
     },
     information={
-        "moving": gain("How much higher is it with the moving average?", MOVING),
-        "cut": gain(
+        "moving": Endpoint(
+            "How much higher is it with the moving average?", less(MOVING, RESNET), matters=1
+        ),
+        "cut": Endpoint(
             "How much higher is it than that of ResNet-18 cut to DenseNet's size?",
-            POPULATION,
-            CUT,
+            less(POPULATION, CUT),
+            matters=1,
         ),
     },
     sentence="DenseNet's test accuracy, with {dense} parameters, is {gap} points above that of "

@@ -63,7 +63,8 @@ def arms_table(evidence: Evidence) -> Table:
         rows.append((arm, len(values_of(runs, PSNR)), test, spread, *rest))
     rows.append(("the noisy image, not clipped", None, -20 * math.log10(NOISE), *[None] * 3))
     rows += [(f"HINet, {data}, published", None, x, *[None] * 3) for data, x in PUBLISHED.items()]
-    columns = ("normalizer", "seeds", "test", "std. dev.", "training", "population statistics")
+    columns = ("normalizer", "seeds", "test", "standard deviation", "training, last epoch",
+               "test, population statistics")  # fmt: skip
     title = "PSNR in dB, ours and published (other data and networks: sizes do not compare)"
     return Table("arms", title, columns, tuple(rows))
 

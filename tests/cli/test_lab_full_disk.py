@@ -72,7 +72,7 @@ def test_full_disk_loses_nothing_and_the_next_call_resumes(
     said = " ".join(done.output.split())
     assert done.exit_code == 2, said
     assert "free space on the disk of the store" in said
-    assert f"make room in {store.parent}" in said
+    assert f"free some space in {store.parent}" in said
     assert "Traceback" not in said
     before, status = recorded(store)
     assert before

@@ -45,7 +45,7 @@ def test_unwritable_report_fails_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     report = tmp_path / "file" / "report.html"
     said = _refused("lab", "run", "--store", str(tmp_path / "s"), "--report", str(report))
-    assert "can be written" in said
+    assert "a writable file for the report" in said
     assert not (tmp_path / "s").exists()
 
 

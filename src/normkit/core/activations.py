@@ -54,7 +54,7 @@ class Act:
 
     @property
     def told_by_output(self) -> bool:
-        """Whether the derivative follows from the sign of the output alone."""
+        """Return True if the derivative follows from the sign of the output alone."""
         return self.name == "relu" or (self.name == "leaky_relu" and self.slope > 0)
 
     def backward_from_output(self, dy: Tensor, y: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ __all__ = ["Spec", "gradients", "normalize", "stats_of"]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What to compute, as plain data: everything but the tensors.
+    """A normalization as plain data: everything but the tensors.
 
     Args:
         pool: which elements share moments.

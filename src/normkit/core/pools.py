@@ -87,7 +87,7 @@ class Pool:
         return 1, g, k, 1
 
     def count(self, n: int, c: int, s: int) -> int:
-        """How many values share one mean."""
+        """Return the number of values that share one mean."""
         view, count = self.view(n, c, s), 1
         for d in self.dims:
             count *= view[d]

@@ -224,9 +224,9 @@ def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "expo
     if kind == "cumulative":
         return torch.stack(values).mean(0)
     if kind == "debiased":
-        kept = [(1 - share) ** (len(values) - 1 - i) for i in range(len(values))]
-        total = torch.stack([k * v for k, v in zip(kept, values, strict=True)]).sum(0)
-        return total / sum(kept)
+        weights = [(1 - share) ** (len(values) - 1 - i) for i in range(len(values))]
+        total = torch.stack([k * v for k, v in zip(weights, values, strict=True)]).sum(0)
+        return total / sum(weights)
     average = start.double()
     for v in values:
         average = (1 - share) * average + share * v

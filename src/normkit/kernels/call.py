@@ -1,4 +1,4 @@
-"""What a layer asks for, and what can answer: :class:`Call` and :class:`Way`."""
+"""The request of a layer and the interface of implementations: :class:`Call`, :class:`Way`."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Stats:
-    """What part a layer's running statistics play in a call of :func:`layer`.
+    """Use of a layer's running statistics in a call of :func:`layer`.
 
     In the order of the extension. Plain integers, which cost less to pass than an enumeration.
     """
@@ -181,7 +181,7 @@ _OBSERVERS = _raw("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMo
 
 
 def _is_plain(t: Tensor) -> bool:
-    """Whether ``t`` is a dense CPU tensor and nothing else: not nested, negated, functional."""
+    """Return True for plain dense CPU tensors: not nested, negated or functional."""
     exact = type(t) is Tensor or type(t) is Parameter
     return exact and not torch._C._dispatch_keys(t).raw_repr() & ~_PLAIN
 
@@ -194,7 +194,7 @@ def _differentiable(
     bias: Tensor | None,
     residual: Tensor | None,
     stats: Tensor,
-    own: bool,
+    batch_stats: bool,
     needs: tuple[bool, bool, bool, bool],
     options: tuple[int, int, float, int, float, bool, int],
 ) -> list[Tensor | None]:
@@ -212,7 +212,7 @@ def _differentiable(
         # Where an input is rows, whatever its axes are, they are taken as (N, C).
         shape = (-1, row) if row else x.shape
         fixed = None
-        if not own:
+        if not batch_stats:
             per_pool = pool.stats(*as_ncs(x))
             fixed = stats[0].reshape(per_pool), stats[2].reshape(per_pool)
         if needs[2] and bias is not None and not bias.requires_grad:

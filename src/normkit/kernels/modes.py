@@ -1,4 +1,4 @@
-"""What PyTorch is doing around a call, as far as a layer has to know."""
+"""PyTorch's modes around a call that a layer must respect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _graph_task = torch._C._current_graph_task_id
 
 
 def transformed(x: Tensor) -> bool:
-    """Whether PyTorch has to see through the layer's operations.
+    """Return True if PyTorch must see the layer's single operations.
 
     True while compiling, exporting or tracing, inside ``torch.func`` transforms, inside
     forward-mode differentiation, and for tensor subclasses.
@@ -29,7 +29,7 @@ def transformed(x: Tensor) -> bool:
 
 
 def recomputing() -> bool:
-    """Whether this call is made from within a backward pass.
+    """Return True inside a backward pass.
 
     That is where activation checkpointing runs a forward again whose statistics were counted
     the first time.

@@ -43,7 +43,7 @@ class EffectPair:
 
     @property
     def overlap(self) -> bool | None:
-        """Whether the two intervals overlap; None unless there are two."""
+        """True if the two intervals overlap; None unless there are two."""
         if self.first is None or self.second is None:
             return None
         return self.first.low <= self.second.high and self.second.low <= self.first.high
@@ -66,7 +66,7 @@ class ClaimPair:
 
     @property
     def differs(self) -> bool:
-        """Whether both stores have a verdict and the verdicts differ."""
+        """True if both stores have a verdict and the verdicts differ."""
         first, second = self.verdicts
         return first is not None and second is not None and first != second
 

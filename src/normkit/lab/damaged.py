@@ -111,7 +111,7 @@ def read_run_data(source: sqlite3.Connection, row: dict[str, Any]) -> dict[str, 
 
 
 def _intact(checkpoint: bytes) -> bool:
-    """Whether this is an archive as torch.save writes it, with valid checksums."""
+    """Return True for an archive in the format of torch.save with valid checksums."""
     try:
         with zipfile.ZipFile(io.BytesIO(checkpoint)) as archive:
             return archive.testzip() is None

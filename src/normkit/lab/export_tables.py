@@ -101,16 +101,16 @@ def _vectors(store: Store) -> Iterator[Row]:
 
 def _verdicts(store: Store) -> Iterator[Row]:
     for preset in dict.fromkeys(preset for _, preset in store.plans()):
-        for found in judge(store, preset):
-            about = (found.key, preset, found.title, found.word, found.sentence)
-            counts = (found.runs, found.diverged, found.seconds)
-            for each in found.comparisons:
+        for finding in judge(store, preset):
+            about = (finding.key, preset, finding.title, finding.word, finding.sentence)
+            counts = (finding.runs, finding.diverged, finding.seconds)
+            for each in finding.comparisons:
                 effect = (each.effect, each.low, each.high, each.smallest, each.margin, each.p)
                 yield (
                     *(*about, *counts, each.question, each.decides, each.word, each.unit),
                     *(*effect, each.seeds, each.needed, each.shared, each.freedom),
                 )
-            if not found.comparisons:
+            if not finding.comparisons:
                 yield (*about, *counts, "", False, "", "", *[None] * 10)
 
 

@@ -25,7 +25,7 @@ SAMPLES = 10_000
 
 
 def is_frozen_epoch(config: RunConfig, epoch: int) -> bool:
-    """Whether this epoch, from 0, is one of the last, with frozen statistics."""
+    """Return True if this epoch, from 0, is one of the last, with frozen statistics."""
     return epoch >= config.epochs - config.frozen_epochs
 
 

@@ -58,7 +58,7 @@ class Holder:
 
 
 def is_held(status: str, host: str, pid: int, beat: float) -> bool:
-    """Whether a run has a live owner.
+    """Return True if a run has a live owner.
 
     >>> is_held("running", machine.host(), os.getpid(), time.time())
     True

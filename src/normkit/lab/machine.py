@@ -72,7 +72,7 @@ def host() -> str:
 
 
 def is_alive(pid: int) -> bool | None:
-    """Whether a process of this host is alive; None where the system cannot tell.
+    """Return True if a process of this host is alive; None where the system cannot tell.
 
     >>> is_alive(os.getpid()) in (True, None)
     True

@@ -90,15 +90,15 @@ def nonlinearities(model: nn.Module) -> list[nn.Module]:
     >>> len(nonlinearities(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())))
     1
     """
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     after_convolution = False
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             after_convolution = True
         elif isinstance(module, NONLINEARITIES) and after_convolution:
-            found.append(module)
+            modules.append(module)
             after_convolution = False
-    if not found:
+    if not modules:
         raise OptionError(
             message(
                 "a nonlinearity module after a convolution, for the probe 'activations'",
@@ -106,7 +106,7 @@ def nonlinearities(model: nn.Module) -> list[nn.Module]:
                 "use a model whose nonlinearities are modules, e.g. convnet4",
             )
         )
-    return found
+    return modules
 
 
 def describe(name: str, tensor: Tensor, reading: Reading) -> None:
@@ -154,11 +154,11 @@ def layers(model: nn.Module) -> Iterator[Reading]:
     * ``layer{k}_gradient``: norm of the loss's gradient with respect to its output, that is before
       any normalizer. All elements of the batch count alike.
 
-    A layer that is called more than once in the step is read over all calls together. What was not
-    seen, or is not finite, is None.
+    A layer that is called more than once in the step is read over all calls together. Values that
+    were not observed, or are not finite, are None.
     """
     reading = Reading()
-    found = weight_layers(model)
+    weighted = weight_layers(model)
     # Sums of squares in double: they neither overflow nor lose a gradient that is nearly nothing.
     squares: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
@@ -168,7 +168,7 @@ def layers(model: nn.Module) -> Iterator[Reading]:
         counts[name] += values.numel()
 
     with contextlib.ExitStack() as hooks:
-        for number, module in enumerate(found, start=1):
+        for number, module in enumerate(weighted, start=1):
             name = f"layer{number}"
 
             def see(
@@ -180,14 +180,14 @@ def layers(model: nn.Module) -> Iterator[Reading]:
 
             hooks.enter_context(contextlib.closing(_Hook(module.register_forward_hook(see))))
         yield reading
-    for number, module in enumerate(found, start=1):
+    for number, module in enumerate(weighted, start=1):
         name = f"layer{number}"
         add(f"{name}_weight", module.weight)
         for what, mean in (("input", True), ("weight", False), ("gradient", False)):
             key = f"{name}_{what}"
             value = squares[key] / (counts[key] if mean and counts[key] else 1)
-            seen = counts[key] > 0 and math.isfinite(value)
-            reading.scalars[key] = math.sqrt(value) if seen else None
+            valid = counts[key] > 0 and math.isfinite(value)
+            reading.scalars[key] = math.sqrt(value) if valid else None
 
 
 def weight_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:

@@ -67,21 +67,21 @@ def plan(
     store: Store,
     claims: Sequence[Claim],
     preset: Preset,
-    found: Mapping[str, data.Dataset] | None = None,
+    loaded: Mapping[str, data.Dataset] | None = None,
 ) -> list[str]:
     """Plan the runs that the claims need, with the data available; return their keys, in order.
 
-    ``found`` is the result of :func:`datasets`. A study planned with a full data set is
+    ``loaded`` is the result of :func:`datasets`. A study planned with a full data set is
     not planned again with the subset: complete, it stands; otherwise it waits for its data.
 
     Raises:
         DataError: a data set cannot be had, or only the subset for a study begun with all of it.
         StoreError: the store cannot be written.
     """
-    found = datasets(claims) if found is None else found
+    loaded = datasets(claims) if loaded is None else loaded
     keys: dict[str, None] = {}
     for claim in claims:
-        dataset = found[claim.data]
+        dataset = loaded[claim.data]
         before = store.planned(claim.key, preset) if dataset.subset else []
         if any(planned.run.config.edition == "full" for planned in before):
             missing = sum(not planned.run.finished_training for planned in before)

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def finished_training(self) -> bool:
-        """Whether this is a result: trained to the end, or diverged."""
+        """True if this is a result: trained to the end, or diverged."""
         return self.status in ("done", "diverged")
 
     @property

@@ -42,7 +42,7 @@ class Task:
 
     Attributes:
         output: of the networks for it, see :data:`normkit.lab.models.OUTPUTS`.
-        figure: name of the measure besides the loss; metrics are called ``test_{figure}`` and
+        figure: name of the measure apart from the loss; metrics are called ``test_{figure}`` and
             ``epoch_train_{figure}``. Higher is better.
         shown: format of that figure for people.
         batches: one epoch of them, called as

@@ -107,9 +107,9 @@ def _moments(
 
 def _with_shared(variance: float, count: int, shared: float) -> tuple[float, float]:
     """The standard error of a mean part of which is known, and its degrees of freedom."""
-    own = variance / count
-    whole = own + shared**2
-    freedom = (count - 1) * (whole / own) ** 2 if own > whole * 1e-6 else MOST_FREEDOM
+    sampling = variance / count
+    whole = sampling + shared**2
+    freedom = (count - 1) * (whole / sampling) ** 2 if sampling > whole * 1e-6 else MOST_FREEDOM
     return math.sqrt(whole), min(freedom, MOST_FREEDOM) if shared else count - 1
 
 
@@ -136,8 +136,8 @@ def paired_test(
     negative. A ``margin`` makes it a test of non-inferiority: whether the effect is above
     -``margin``. ``resolution`` and ``shared`` as in :func:`interval`.
 
-    >>> found = paired_test("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
-    >>> found.word
+    >>> test = paired_test("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
+    >>> test.word
     'supported'
     """
     if smallest < 0:
@@ -147,7 +147,7 @@ def paired_test(
     effect, low, high = interval(differences, resolution=resolution, shared=shared)
     _, error, freedom = _moments(differences, resolution, shared)
     above = _beyond(effect + margin, error, freedom)
-    found = Comparison(
+    comparison = Comparison(
         question,
         unit,
         effect,
@@ -161,23 +161,25 @@ def paired_test(
         freedom=freedom,
         margin=margin,
     )
-    return dataclasses.replace(found, word=_word(above, _below(found)))
+    return dataclasses.replace(comparison, word=_word(above, _below(comparison)))
 
 
-def _below(found: Comparison) -> float:
+def _below(comparison: Comparison) -> float:
     """One-sided p value of an effect below the smallest that matters."""
-    error = _error(found)
-    return _beyond(found.smallest - found.margin - found.effect, error, _freedom(found))
+    error = _error(comparison)
+    return _beyond(
+        comparison.smallest - comparison.margin - comparison.effect, error, _freedom(comparison)
+    )
 
 
-def _freedom(found: Comparison) -> float:
-    return found.seeds - 1 if found.freedom is None else found.freedom
+def _freedom(comparison: Comparison) -> float:
+    return comparison.seeds - 1 if comparison.freedom is None else comparison.freedom
 
 
-def _error(found: Comparison) -> float:
+def _error(comparison: Comparison) -> float:
     """The standard error behind an interval."""
-    quantile = float(stats.t.ppf(1 - TAIL, _freedom(found)))
-    return (found.high - found.low) / (2 * quantile)
+    quantile = float(stats.t.ppf(1 - TAIL, _freedom(comparison)))
+    return (comparison.high - comparison.low) / (2 * quantile)
 
 
 def _word(above: float, below: float) -> Verdict:
@@ -189,7 +191,7 @@ def _word(above: float, below: float) -> Verdict:
 def decide(parts: Sequence[Comparison | None]) -> tuple[Verdict, list[Comparison]]:
     """The verdict on a claim all of whose parts must hold, and the parts with corrected words.
 
-    A part that could not be compared (None, for want of seeds) leaves the claim undecided, unless
+    A part that could not be compared (None: too few seeds) leaves the claim undecided, unless
     another part is not supported.
 
     >>> decide([None])
@@ -226,7 +228,7 @@ def _holm(p: Sequence[float]) -> list[float]:
     return [float(each) for each in corrected]
 
 
-def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
+def seeds_needed(comparison: Comparison, *, parts: int = 1) -> int | None:
     """Estimate the seeds that would decide in four studies of five, for the observed effect.
 
     Either that the effect is above zero, or that it is below the smallest that matters, whichever
@@ -235,22 +237,25 @@ def seeds_needed(found: Comparison, *, parts: int = 1) -> int | None:
     and no more than that. None where the effect lies where no number of seeds up to a million
     decides, or has no spread from which one could tell.
 
-    >>> found = paired_test("?", [0.02, -0.01, 0.03, 0.01], unit="accuracy", smallest=0.005)
-    >>> found.word, seeds_needed(found)
+    >>> comparison = paired_test("?", [0.02, -0.01, 0.03, 0.01], unit="accuracy", smallest=0.005)
+    >>> comparison.word, seeds_needed(comparison)
     ('undecided', 17)
     """
-    variance = found.seeds * max(0.0, _error(found) ** 2 - found.shared**2)
-    distance = max(found.effect + found.margin, found.smallest - found.margin - found.effect)
+    variance = comparison.seeds * max(0.0, _error(comparison) ** 2 - comparison.shared**2)
+    distance = max(
+        comparison.effect + comparison.margin,
+        comparison.smallest - comparison.margin - comparison.effect,
+    )
     # Relative, for the interval's ends were rounded.
-    if variance <= 1e-9 * found.shared**2 or distance <= 0:
+    if variance <= 1e-9 * comparison.shared**2 or distance <= 0:
         return None
 
     def power(seeds: int) -> float:
-        error, freedom = _with_shared(variance, seeds, found.shared)
+        error, freedom = _with_shared(variance, seeds, comparison.shared)
         bound = stats.t.ppf(1 - TAIL / parts, freedom)
         return float(stats.nct.sf(bound, freedom, distance / error))
 
-    counts = range(found.seeds + 1, MOST_SEEDS)
+    counts = range(comparison.seeds + 1, MOST_SEEDS)
     index = bisect.bisect_left(counts, POWER, key=power)
     return counts[index] if index < len(counts) else None
 

@@ -71,8 +71,8 @@ def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tens
         if momentum == 1:
             return 1.0
         # 1 − (1 − m)^t without cancellation for small m.
-        kept = tracked.to(torch.float32) * math.log1p(-momentum)
-        return (momentum / -torch.expm1(kept)).clamp_max(1.0)
+        log_decay = tracked.to(torch.float32) * math.log1p(-momentum)
+        return (momentum / -torch.expm1(log_decay)).clamp_max(1.0)
     return momentum
 
 

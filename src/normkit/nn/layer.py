@@ -1,4 +1,4 @@
-"""What all layers share: the activation they may apply, and the checks of their input."""
+"""The base of all layers: their activation, and the validation of their input."""
 
 from __future__ import annotations
 

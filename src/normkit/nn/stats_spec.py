@@ -26,7 +26,7 @@ def _no_bank(layer: Any) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class StatsSpec:
-    """How a layer keeps running statistics.
+    """Description of a layer's running statistics.
 
     In evaluation mode the layer normalizes with two of its tensors, a mean and a variance per
     channel, by any formula.

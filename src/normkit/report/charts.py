@@ -115,13 +115,13 @@ def palette(charts: Iterable[Chart]) -> dict[str, int]:
     chosen: dict[str, int] = {}
     used: Counter[int] = Counter()
     for name, neighbours in together.items():
-        taken = {chosen[other] for other in neighbours if other in chosen}
-        free = [colour for colour in range(COLOURS) if colour not in taken]
+        used_nearby = {chosen[other] for other in neighbours if other in chosen}
+        free = [colour for colour in range(COLOURS) if colour not in used_nearby]
         # The two that stand in nearly every claim keep theirs to themselves where it can be had.
-        held = {chosen[one] for one in ("with BN", "without BN") if one in chosen}
+        reserved = {chosen[one] for one in ("with BN", "without BN") if one in chosen}
 
-        def rank(one: int, held: set[int] = held) -> tuple[bool, int, int]:
-            return one in held, used[one], one
+        def rank(one: int, reserved: set[int] = reserved) -> tuple[bool, int, int]:
+            return one in reserved, used[one], one
 
         colour = min(free or range(COLOURS), key=rank)
         chosen[name] = colour
@@ -131,15 +131,15 @@ def palette(charts: Iterable[Chart]) -> dict[str, int]:
 
 def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
     """Choose colour, sign and stroke of each curve of a chart."""
-    seen: Counter[tuple[str, str]] = Counter()
-    made = []
+    uses: Counter[tuple[str, str]] = Counter()
+    chosen = []
     for line in chart.lines:
         name = arm(line)
         colour = colours.get(name, INK)
-        nth = seen[name, line.role]
-        seen[name, line.role] += 1
+        nth = uses[name, line.role]
+        uses[name, line.role] += 1
         dash = {"published": "dash", "theory": "dot"}.get(line.role)
-        made.append(
+        chosen.append(
             Key(
                 label=line.label or name or line.role,
                 colour=colour,
@@ -152,7 +152,7 @@ def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
                 note=line.note,
             )
         )
-    return made
+    return chosen
 
 
 def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
@@ -193,24 +193,24 @@ def numbers(chart: Chart) -> Numbers | None:
     None as well where a curve has two points at one x, of which a table would show one.
     """
     every = _cells(chart)
-    found = [dict(cells) for cells in every]
-    places = sorted({x for cells in found for x in cells})
+    rows = [dict(cells) for cells in every]
+    places = sorted({x for cells in rows for x in cells})
     if not places or len(places) > _TABLE_ROWS or len(chart.lines) > _TABLE_LINES:
         return None
-    if any(len(cells) < len(all_) for cells, all_ in zip(found, every, strict=True)):
+    if any(len(cells) < len(all_) for cells, all_ in zip(rows, every, strict=True)):
         return None
     return Numbers(
         columns=(chart.x_label, *(key.name for key in keys(chart, {}))),
         rows=tuple(
             (
                 chart.rows[int(x)] if chart.kind == "dots" else x,
-                tuple(cells.get(x) for cells in found),
+                tuple(cells.get(x) for cells in rows),
             )
             for x in places
         ),
         decimals=decimals(
             value
-            for cells in found
+            for cells in rows
             for cell in cells.values()
             for value in (cell.value, cell.low, cell.high)
         ),
@@ -239,14 +239,14 @@ def _cells(chart: Chart) -> list[list[tuple[float, Cell]]]:
 
 def _places(chart: Chart) -> list[list[float]]:
     """Place the dots of each line: several in one row, one below the other."""
-    found = [[x for x, _ in cells] for cells in _cells(chart)]
-    count = Counter(x for places in found for x in places)
-    seen: Counter[float] = Counter()
-    made = []
-    for places in found:
-        made.append([round(x + (seen[x] - (count[x] - 1) / 2) * _APART, 3) for x in places])
-        seen.update(places)
-    return made
+    positions = [[x for x, _ in cells] for cells in _cells(chart)]
+    count = Counter(x for places in positions for x in places)
+    placed: Counter[float] = Counter()
+    shifted = []
+    for places in positions:
+        shifted.append([round(x + (placed[x] - (count[x] - 1) / 2) * _APART, 3) for x in places])
+        placed.update(places)
+    return shifted
 
 
 def _points(cells: Sequence[tuple[float, Cell]], floor: float | None) -> dict[str, Any]:

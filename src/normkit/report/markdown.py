@@ -22,20 +22,21 @@ def table(findings: Sequence[Finding], caption: str) -> str:
         "| claim | verdict | deciding effects [95 % CI] | seeds |",
         "|---|---|---|---|",
     ]
-    for found in findings:
-        deciding = [each for each in found.comparisons if each.decides]
+    for finding in findings:
+        deciding = [each for each in finding.comparisons if each.decides]
         seeds = sorted({each.seeds for each in deciding})
         counts = "–".join(str(each) for each in dict.fromkeys((*seeds[:1], *seeds[-1:])))
-        missing = len(found.records) - found.runs
-        left = f" ({found.runs} of {len(found.records)} runs done)" if missing else ""
+        missing = len(finding.records) - finding.runs
+        progress = f" ({finding.runs} of {len(finding.records)} runs done)" if missing else ""
         effects = "<br>".join(_cell(effect(each)) for each in deciding)
         rows.append(
-            f"| {found.key} {_cell(found.title)} | {found.word}{left} | {effects} | {counts} |"
+            f"| {finding.key} {_cell(finding.title)} | {finding.word}{progress} | {effects} "
+            f"| {counts} |"
         )
     return "\n".join([*rows, "", caption])
 
 
-def effect(found: Comparison) -> str:
+def effect(comparison: Comparison) -> str:
     """An effect in words: the question, and the answer with its interval.
 
     >>> effect(Comparison("Faster: how much higher is accuracy?", "points",
@@ -43,13 +44,14 @@ def effect(found: Comparison) -> str:
     'Faster: how much higher is accuracy? 13.6 [11.3, 15.9] points'
     """
     value, low, high = (
-        number(each, decimals=found.decimals) for each in (found.effect, found.low, found.high)
+        number(each, decimals=comparison.decimals)
+        for each in (comparison.effect, comparison.low, comparison.high)
     )
-    text = f"{found.question} {value} [{low}, {high}] {found.unit}".rstrip()
-    if found.margin:
-        text += f" (margin {number(found.margin)})"
-    if found.needed is not None:
-        text += f"; about {found.needed} seeds would decide"
+    text = f"{comparison.question} {value} [{low}, {high}] {comparison.unit}".rstrip()
+    if comparison.margin:
+        text += f" (margin {number(comparison.margin)})"
+    if comparison.needed is not None:
+        text += f"; about {comparison.needed} seeds would decide"
     return text
 
 

@@ -107,7 +107,7 @@ def downloads(findings: Sequence[Finding], slugs: Sequence[str]) -> list[Downloa
     Where all of them would make the page too heavy to open on a telephone, the largest stay out
     whole: half a table would be taken for all of it.
     """
-    made = [
+    files = [
         Download(
             name=f"normkit-{slug}",
             rows=len(finding.records),
@@ -117,10 +117,10 @@ def downloads(findings: Sequence[Finding], slugs: Sequence[str]) -> list[Downloa
         )
         for finding, slug in zip(findings, slugs, strict=True)
     ]
-    total = sum(len(one.block) for one in made)
-    for index in sorted(range(len(made)), key=lambda i: -len(made[i].block)):
+    total = sum(len(one.block) for one in files)
+    for index in sorted(range(len(files)), key=lambda i: -len(files[i].block)):
         if total <= BUDGET:
             break
-        total -= len(made[index].block)
-        made[index] = dataclasses.replace(made[index], block=Markup(""))
-    return made
+        total -= len(files[index].block)
+        files[index] = dataclasses.replace(files[index], block=Markup(""))
+    return files

@@ -63,11 +63,11 @@ def decimals(values: Iterable[object]) -> int | None:
     >>> decimals([0.889, 0.8893, 0.9]), decimals([12.5, 3, None]), decimals([1e-9, 0.5])
     (4, 1, None)
     """
-    found = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v != 0]
-    if not found or min(found) < 1e-4 or max(found) >= 1000:
+    magnitudes = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v != 0]
+    if not magnitudes or min(magnitudes) < 1e-4 or max(magnitudes) >= 1000:
         return None
-    places = [len(f"{v:.4g}".partition(".")[2]) for v in found]
-    return min(max(places), max(0, 3 - math.floor(math.log10(max(found)))))
+    places = [len(f"{v:.4g}".partition(".")[2]) for v in magnitudes]
+    return min(max(places), max(0, 3 - math.floor(math.log10(max(magnitudes)))))
 
 
 def chance(p: float) -> str:

@@ -76,10 +76,10 @@ class ClaimView:
         if word == "not supported":
             why = f"Why it may be: {why}" if why else "We have no explanation."
             partly = any(c.decides and c.word == "supported" for c in self.finding.comparisons)
-            said = (
+            statement = (
                 "Only part of the claim was confirmed." if partly else "The source says otherwise."
             )
-            return said, why
+            return statement, why
         if word == "undecided" and why:
             return "The source says yes, and these runs cannot tell.", f"Why it may be: {why}"
         return None
@@ -142,14 +142,14 @@ def _grouped(
 
 
 def _unique(names: list[str]) -> list[str]:
-    """Names made different by a number, whatever their case: they become file names too."""
+    """Make names unique by a number, ignoring case: they become file names too."""
     # The page's own identifiers come first.
-    seen: Counter[str] = Counter(
+    uses: Counter[str] = Counter(
         ("main", "overview", "plotly", "rule", "theme", "title", "top", "verdicts")
     )
-    made = []
+    unique = []
     for name in names:
-        seen[name.lower()] += 1
-        count = seen[name.lower()]
-        made.append(name if count == 1 else f"{name}--{count}")
-    return made
+        uses[name.lower()] += 1
+        count = uses[name.lower()]
+        unique.append(name if count == 1 else f"{name}--{count}")
+    return unique

@@ -62,7 +62,7 @@ def preserve_modes(model: nn.Module) -> Iterator[None]:
     Sets the flags themselves and not by ``train()``, which a module may have overridden to do
     more. For a frozen layer it is the mode last requested.
     """
-    before = [(module, _asked(module)) for module in model.modules()]
+    before = [(module, _requested_mode(module)) for module in model.modules()]
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def preserve_modes(model: nn.Module) -> Iterator[None]:
             module.training = training and not isinstance(module, FrozenMixin)
 
 
-def _asked(module: nn.Module) -> bool:
+def _requested_mode(module: nn.Module) -> bool:
     return module._requested_mode if isinstance(module, FrozenMixin) else module.training
 
 

@@ -42,7 +42,7 @@ JUMPS_POPULATION = jumps(POPULATION, "jumps, population statistics")
 
 
 def more(first: Measure, second: Measure) -> Quantity:
-    """How much higher one error is than another of the same run, mean of the two networks."""
+    """Measure how much higher one error is than another of a run, mean of the two networks."""
     return mean(*(first.at(arm) - second.at(arm) for arm in (SMALL, LARGE)))
 
 

@@ -95,14 +95,14 @@ class Evidence:
 
     def of(self, arm: str, **fields: Any) -> list[Run]:
         """The results of an arm, by seed, with these values in their description."""
-        found = [
+        runs = [
             planned.run
             for planned in self.planned
             if planned.arm == arm
             and planned.run.finished_training
             and all(getattr(planned.run.config, name) == value for name, value in fields.items())
         ]
-        return sorted(found, key=lambda run: run.config.seed)
+        return sorted(runs, key=lambda run: run.config.seed)
 
     def pairs(self, first: str, second: str, **fields: Any) -> list[tuple[Run, Run]]:
         """The results of two arms, seed by seed, where both have one."""

@@ -46,11 +46,11 @@ def forms(
     >>> [claim.key for claim in forms([all_claims()["C10"]])]
     ['C10', 'C10-CIFAR-10']
     """
-    found = []
+    variants = []
     for claim in claims:
-        found.append(claim)
-        found += [_on(claim, name) for name in claim.also if present(name)]
-    return found
+        variants.append(claim)
+        variants += [_on(claim, name) for name in claim.also if present(name)]
+    return variants
 
 
 def _on(claim: Claim, name: str) -> Claim:

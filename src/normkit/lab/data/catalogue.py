@@ -66,7 +66,7 @@ class Spec:
 
     @property
     def is_idx(self) -> bool:
-        """Whether the data set is four IDX files (MNIST family) and not an archive."""
+        """True if the data set is four IDX files (MNIST family), False if an archive."""
         return self.files[0].name.endswith("-ubyte")
 
 

@@ -28,8 +28,8 @@ class Composition:
     Attributes:
         group: images in a row that belong together.
         labels: how many labels a group has, each with ``group / labels`` of its images.
-        mixed: afterwards the images of each batch change places at random, so that whoever looks
-            at parts of a batch no longer finds the groups.
+        mixed: afterwards the images of each batch change places at random, so that
+            parts of a batch no longer coincide with groups.
 
     Raises:
         OptionError: no whole share for each label, or less than one image in it.

@@ -22,7 +22,7 @@ SUBSET_FOLDER = Path(__file__).parent / "subset"
 
 
 class Status(NamedTuple):
-    """Whether a data set is on this machine.
+    """Availability of a data set on this machine.
 
     Attributes:
         name: of the data set.
@@ -87,7 +87,7 @@ def _intact(spec: Spec, folder: Path, origin: str) -> Dataset:
         raise UnavailableError(f"damaged: {error}") from error
 
 
-def _kept(spec: Spec, origin: str, fill: Callable[[Path], None]) -> _Found:
+def _downloaded(spec: Spec, origin: str, fill: Callable[[Path], None]) -> _Found:
     return _Found(fetched(spec, origin, fill), cache_folder() / spec.name)
 
 
@@ -109,14 +109,14 @@ def _sources(spec: Spec, folder: Path | None, offline: bool, progress: bool) -> 
         fill = functools.partial(from_package, spec, say=say)
         yield (
             f"the system's package {spec.package}",
-            _no_network if offline else lambda: _kept(spec, origin, fill),
+            _no_network if offline else lambda: _downloaded(spec, origin, fill),
         )
     for mirror in spec.mirrors:
         get = functools.partial(from_mirror, spec, mirror, progress=progress)
         yield (
             mirror,
             # get and mirror are bound here: the loop moves on before the last is called.
-            _no_network if offline else functools.partial(_kept, spec, mirror, get),
+            _no_network if offline else functools.partial(_downloaded, spec, mirror, get),
         )
 
 
@@ -199,7 +199,7 @@ def status() -> list[Status]:
 
 
 def is_here(name: str) -> bool:
-    """Whether this full data set is on this machine; needs no network.
+    """Return True if the full data set is on this machine; needs no network.
 
     >>> is_here("cifar-100") in (True, False)
     True
@@ -207,9 +207,9 @@ def is_here(name: str) -> bool:
     return _status(spec_of(name), None).available
 
 
-def _status(spec: Spec, found: _Found | None) -> Status:
+def _status(spec: Spec, location: _Found | None) -> Status:
     try:
-        found = found or _locate(spec, None, offline=True, progress=False)
+        location = location or _locate(spec, None, offline=True, progress=False)
     except DataError as error:
         if not isinstance(error, _NowhereError):
             return Status(spec.name, False, str(error), 0)
@@ -217,8 +217,8 @@ def _status(spec: Spec, found: _Found | None) -> Status:
         if spec.name == SUBSET.name:
             note += f"; {sum(SUBSET.counts):,} of its images come with normkit"
         return Status(spec.name, False, note, 0)
-    size = sum(path.stat().st_size for _, path in find(spec, found.folder))
-    return Status(spec.name, True, str(found.folder), size)
+    size = sum(path.stat().st_size for _, path in find(spec, location.folder))
+    return Status(spec.name, True, str(location.folder), size)
 
 
 def fetch(name: str, *, progress: bool = True) -> Status:

@@ -47,19 +47,19 @@ def find(spec: Spec, folder: Path) -> list[tuple[File, Path]]:
     """
     if not folder.is_dir():
         raise UnavailableError(f"no folder {folder}")
-    found: list[tuple[File, Path]] = []
+    paths: list[tuple[File, Path]] = []
     for file in spec.files:
         # Compressed as published, or decompressed by another tool.
         names = (file.name + ".gz", file.name) if spec.is_idx else (file.name,)
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is not None:
-            found.append((file, path))
+            paths.append((file, path))
         elif spec.is_idx:
             raise UnavailableError(f"no {file.name}.gz in {folder}")
-    if not found:
+    if not paths:
         raise UnavailableError(f"no {' and no '.join(f.name for f in spec.files)} in {folder}")
     # Either form of an archive holds everything.
-    return found if spec.is_idx else found[:1]
+    return paths if spec.is_idx else paths[:1]
 
 
 def _verified(file: File, path: Path) -> bytes:
@@ -92,18 +92,18 @@ def read(spec: Spec, folder: Path, origin: str, *, subset: bool = False) -> Data
         UnavailableError: the folder does not have them.
         DataError: it has, and they are damaged.
     """
-    found = find(spec, folder)
+    paths = find(spec, folder)
     halves: list[Split] = []
     if spec.is_idx:
         tensors = [
-            idx.decode(_verified(file, path), f"{path.name} in {folder}") for file, path in found
+            idx.decode(_verified(file, path), f"{path.name} in {folder}") for file, path in paths
         ]
         # Images and labels to train on, then those to test with: the order of the catalogue.
         for images, labels in (tensors[:2], tensors[2:]):
             pixels = images.unsqueeze(1) if images.ndim == 3 else images
             halves.append(Split(pixels, labels.to(torch.int64), spec.mean, spec.std))
     else:
-        file, path = found[0]
+        file, path = paths[0]
         data = _verified(file, path)
         for members in (file.train, file.test):
             pixels, labels = cifar.read(data, members, str(path), spec.shape, file.label_bytes)

@@ -27,7 +27,7 @@ ERROR_SECONDS = 3.0
 
 
 def launched() -> bool:
-    """Whether ``torchrun`` started this process as one of several."""
+    """Return True if ``torchrun`` started this process as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

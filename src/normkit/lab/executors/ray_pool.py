@@ -221,10 +221,10 @@ def _carry_out(
 
     ask = functools.partial(call, ray, proxy)
     placement = Placement(find_device(device))  # Ray shows a process its own GPU and no other
-    taken = ask("take", key, owner, machine.versions(), machine.summary(), str(placement))
-    if taken is None:
+    answer = ask("take", key, owner, machine.versions(), machine.summary(), str(placement))
+    if answer is None:
         return "held"
-    text, run = taken
+    text, run = answer
     lease = RemoteLease(ask, run, owner)
     return worker.attempt(
         RunConfig.from_json(text),

@@ -92,12 +92,12 @@ class StoreProxy:
         return Lease(self._store, run, owner).resume()
 
     def write(
-        self, run: int, owner: str, what: str, given: Sequence[Any], named: Mapping[str, Any]
+        self, run: int, owner: str, what: str, arguments: Sequence[Any], named: Mapping[str, Any]
     ) -> bool:
         """Call one of the ``WRITES`` of a lease; return False if the lease is lost."""
         assert what in WRITES
         try:
-            getattr(Lease(self._store, run, owner), what)(*given, **named)
+            getattr(Lease(self._store, run, owner), what)(*arguments, **named)
         except LeaseLostError:
             return False
         return True
@@ -117,7 +117,7 @@ class StoreProxy:
             self.write(int(row["id"]), owner, "release", (), {})
 
     def holds(self, run_key: str, owner: str) -> bool:
-        """Whether this owner holds the run's lease."""
+        """Return True if this owner holds the run's lease."""
         with guarded(self._store.path):
             row = self._store.connection.execute(
                 "SELECT 1 FROM runs WHERE key = ? AND owner = ?", (run_key, owner)
@@ -145,7 +145,7 @@ class RemoteLease:
         self._stop = threading.Event()
 
     def stopping(self) -> bool:
-        """Whether the proxy said to stop, at the last heartbeat."""
+        """True if the proxy asked to stop at the last heartbeat."""
         return self._stop.is_set()
 
     @contextlib.contextmanager
@@ -198,6 +198,6 @@ class RemoteLease:
         """Return the run unfinished."""
         self._write("release")
 
-    def _write(self, what: str, *given: Any, **named: Any) -> None:
-        if not self._ask("write", self._run, self._owner, what, given, named):
+    def _write(self, what: str, *arguments: Any, **named: Any) -> None:
+        if not self._ask("write", self._run, self._owner, what, arguments, named):
             raise LeaseLostError

@@ -1,8 +1,8 @@
 """Forms of one network: as usually written, with fused layers, and the fastest.
 
 The networks of this package keep normalizer and activation apart and change nothing in place, so
-that a hook sees each value. Whoever trains for speed writes them otherwise. No form changes
-a parameter, its name or, beyond rounding, a result.
+that a hook sees each value. Training for speed uses other forms. No form changes a
+parameter, its name or, beyond rounding, a result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts that all networks share besides their layers: checks, sizes, initial weights."""
+"""Functions shared by all networks: checks, sizes, initial weights."""
 
 from __future__ import annotations
 

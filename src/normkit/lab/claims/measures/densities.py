@@ -47,7 +47,7 @@ def _distance(run: Run) -> float | None:
 
 
 def _wandering(run: Run) -> float | None:
-    found = []
+    distances = []
     for layer in LAYERS:
         quantiles = list(_quantiles(run, layer).values())
         if not quantiles:
@@ -55,8 +55,8 @@ def _wandering(run: Run) -> float | None:
         average = tuple(fmean(values) for values in zip(*quantiles, strict=True))
         spread = pstdev(average)
         if spread > 0:  # a dead layer has one value, always
-            found.append(fmean(wasserstein(each, average) for each in quantiles) / spread)
-    return fmean(found) if found else None
+            distances.append(fmean(wasserstein(each, average) for each in quantiles) / spread)
+    return fmean(distances) if distances else None
 
 
 DISTANCE = Measure("distance to N(0, 1)", _distance, NUMBER, _distances)

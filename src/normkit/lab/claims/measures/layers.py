@@ -1,4 +1,4 @@
-"""What C6 reads in each weight layer along training (the probe "layers"), as decimal logarithms.
+"""Decimal logarithms that C6 reads in each weight layer during training (probe "layers").
 
 Gradients and weights multiply from layer to layer. *Decay* is the slope of the logarithm of the
 gradient's norm over the layer's number (least squares), positive where gradients decay on their way
@@ -46,13 +46,13 @@ def looks(run: Run, what: str) -> dict[int, Levels]:
         {step: value for step, _, value in run.metrics.get(f"layer{layer}_{what}", ())}
         for layer in layers_of(what)
     ]
-    found = {}
+    by_step = {}
     for step in sorted(layers[0]):
         values = [layer.get(step) for layer in layers]
         levels = tuple(math.log10(value) for value in values if value)
         if len(levels) == len(layers):
-            found[step] = levels
-    return found
+            by_step[step] = levels
+    return by_step
 
 
 def slope(levels: Levels) -> float:
@@ -73,8 +73,8 @@ def _at(
     """The mean of a figure of the levels over the looks that ``steps`` picks."""
 
     def read(run: Run) -> float | None:
-        found = looks(run, what)
-        values = [of(found[step]) for step in steps(run, list(found)) if step in found]
+        by_step = looks(run, what)
+        values = [of(by_step[step]) for step in steps(run, list(by_step)) if step in by_step]
         return fmean(values) if values else None
 
     return Measure(name, read, PER_LAYER)
@@ -117,8 +117,8 @@ def along_layers(key: str, when: str, pick: Callable[[Iterable[int]], int]) -> C
     """The gradient's norm in each layer at one look: ``min`` picks the first, ``max`` the last."""
 
     def curve(run: Run) -> Points:
-        found = looks(run, "gradient")
-        return list(zip(LAYERS, found[pick(found)], strict=True)) if found else ()
+        by_step = looks(run, "gradient")
+        return list(zip(LAYERS, by_step[pick(by_step)], strict=True)) if by_step else ()
 
     return Curves(
         key,

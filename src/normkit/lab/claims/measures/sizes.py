@@ -88,7 +88,7 @@ def _count(config: RunConfig) -> int:
 
 
 def _parameters(evidence: Evidence) -> dict[str, int]:
-    """How many parameters each arm has."""
+    """Return the number of parameters of each arm."""
     return {planned.arm: parameters(planned.run.config) for planned in evidence.planned}
 
 
@@ -108,7 +108,7 @@ FEWER = Quantity(_fewer, PERCENT)
 
 
 def times(evidence: Evidence) -> str:
-    """How many times as long DenseNet's epochs take as ResNet-18's."""
+    """Return the duration of DenseNet's epochs over that of ResNet-18's."""
     dense, res = (SECONDS.at(arm).shown(evidence) for arm in (DENSENET, RESNET))
     if not dense or not res:
         return "an unknown multiple of"

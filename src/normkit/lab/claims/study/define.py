@@ -47,24 +47,24 @@ def define(
         **words: the other fields of :class:`~normkit.lab.claims.claim.Claim`.
     """
     endpoints = {**decides, **(information or {})}
-    said = say or {}
+    sentences = say or {}
     names = {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
-    if unknown := names - endpoints.keys() - said.keys():
+    if unknown := names - endpoints.keys() - sentences.keys():
         raise KeyError(f"the sentence of {words['key']} names {', '.join(sorted(unknown))}")
 
     def judge(evidence: Evidence) -> Judgement:
-        found = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
+        comparisons = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
         counts = (len(endpoint.of.by_seed(evidence)) for endpoint in decides.values())
         seeds = min(filter(None, counts), default=0)  # an effect of none says "not yet known"
         text = sentence.format(
-            **{key: Effect(each) for key, each in found.items()},
-            **{key: each(evidence) for key, each in said.items()},
+            **{key: Effect(each) for key, each in comparisons.items()},
+            **{key: each(evidence) for key, each in sentences.items()},
         )
         drawn = [chart for draw in charts if (chart := draw(evidence))]
         return Judgement(
             sentence=f"{text} ({evidence.coverage(seeds)}, 95 % intervals).",
-            decides=[found[key] for key in decides],
-            information=[found[key] for key in information or ()],
+            decides=[comparisons[key] for key in decides],
+            information=[comparisons[key] for key in information or ()],
             charts=[_coloured(chart, colours) for chart in drawn] if colours else drawn,
             tables=[table(evidence) for table in tables],
         )

@@ -76,17 +76,19 @@ class Effect:
     of: Comparison | None
 
     def __format__(self, spec: str) -> str:
-        found = self.of
-        if found is None:
+        comparison = self.of
+        if comparison is None:
             return "an unknown number of" if spec.startswith("x") else "not yet known"
         if spec.startswith("x"):
             base = float(spec[1:])
             middle, low, high = (
-                f"{base**end:.1f}" for end in (found.effect, found.low, found.high)
+                f"{base**end:.1f}" for end in (comparison.effect, comparison.low, comparison.high)
             )
             return f"{middle} [{low}, {high}]"
-        places = 2 if found.decimals is None else found.decimals
-        middle, low, high = (_signed(end, places) for end in (found.effect, found.low, found.high))
+        places = 2 if comparison.decimals is None else comparison.decimals
+        middle, low, high = (
+            _signed(end, places) for end in (comparison.effect, comparison.low, comparison.high)
+        )
         return middle if spec == "plain" else f"{middle} [{low}, {high}]"
 
 

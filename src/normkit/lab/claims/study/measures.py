@@ -101,12 +101,12 @@ def last(metric: str, name: str, unit: Unit = PERCENT, under: Under = None) -> M
         return named(metric, condition)
 
     def read(run: Run) -> float | None:
-        found = key(run)
-        return run.last(found) if found else None
+        metric = key(run)
+        return run.last(metric) if metric else None
 
     def curve(run: Run) -> Points:
-        found = key(run)
-        points = run.metrics[found] if found in run.metrics and found else ()
+        metric = key(run)
+        points = run.metrics[metric] if metric in run.metrics and metric else ()
         return [(epoch + 1, value) for _, epoch, value in points]
 
     return Measure(name, read, unit, curve)

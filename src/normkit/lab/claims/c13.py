@@ -78,12 +78,12 @@ CLAIM = define(
     ),
     decides={
         "helps": Endpoint(
-            "Helps after convolutions: how much higher is mean test accuracy than with none?",
+            "Helps after convolutions: how much higher is mean test accuracy than with no BN?",
             ACCURACY.at(CONV) - ACCURACY.at(NONE),
             matters=1,
         ),
         "little": Endpoint(
-            "Adds little after dense layers: how much higher is it with conv than with both?",
+            "Adds little after dense layers: how much higher is it with conv alone than with both?",
             ACCURACY.at(CONV) - ACCURACY.at(BOTH),
             margin=1,
             provided=learned(BOTH),
@@ -134,7 +134,7 @@ CLAIM = define(
     setup=(("BN stands", "by arm: " + "; ".join(f"{k}: {v}" for k, v in ARMS.items())),),
     demo=False,
     differs="Nearly all of LeNet-5's weights are in its fully connected layers, unlike in the "
-    "networks with BN after their convolutions that the source speaks of. Five epochs are few, "
+    "networks with BN after their convolutions that the source is about. Five epochs are few, "
     "too: the gain may be one of speed rather than of accuracy, and the mean over the epochs "
     "counts it in full.",
 )

@@ -106,7 +106,7 @@ CLAIM = define(
     ),
     decides={
         arm: Endpoint(
-            f"{arm}: how much higher is test accuracy with {like.name} than {unlike.name}?",
+            f"{arm}: how much higher is test accuracy with {like.name} than with {unlike.name}?",
             like.at(arm) - unlike.at(arm),
             matters=1,
         )

@@ -106,7 +106,7 @@ CLAIM = define(
     ),
     decides={
         "looks": Endpoint(
-            "Training looks good: how much higher is training accuracy than with shuffling?",
+            "Training looks good: how much higher is training accuracy than if shuffled?",
             TRAIN.at(LEAK) - TRAIN.at(SHUFFLED),
             matters=0.5,
         ),
@@ -132,7 +132,7 @@ CLAIM = define(
     ),
     tables=(beside_published, Seeds((TRAIN, TEST, ON_COMPOSED))),
     colours={NONE: WITHOUT},
-    setup=(("a batch", f"8 groups of {GROUP} images, half of each of {LABELS} labels"),),
+    setup=(("a batch", f"8 groups of {GROUP} images, 16 of each of {LABELS} labels"),),
     demo=False,
     differs="A network gains little by reading labels off the batch where they are easily read off "
     "the image, as in Fashion-MNIST. BN also removes what the images of a group have in common, so "

@@ -88,13 +88,13 @@ CLAIM = define(
             matters=1,
         ),
         "less": Endpoint(
-            "Shortcuts help: how much less does the residual network's rise?",
+            "Shortcuts help: how much less does the residual network's error rise?",
             rise(PLAIN) - rise(RESIDUAL),
             matters=1,
             provided=learned(RESIDUAL),
         ),
         "residual": Endpoint(
-            "Residual does not get worse: how much lower is its error at the greatest depth?",
+            "Residual does not get worse: how much lower is its training error there?",
             -rise(RESIDUAL),
             margin=1,
             provided=learned(RESIDUAL),

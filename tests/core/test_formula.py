@@ -119,9 +119,9 @@ def test_activation_matches_torch_and_its_derivatives(act: Act) -> None:
     torch.testing.assert_close(act.onto(z * 1), y)
     (expected,) = torch.autograd.grad(y, z, dy)
     torch.testing.assert_close(act.backward(dy, z.detach()), expected)
-    if act.told_by_output:
+    if act.derivative_from_output:
         torch.testing.assert_close(act.backward_from_output(dy, y.detach()), expected)
-    assert act.told_by_output is (act.name == "relu" or act.slope > 0)
+    assert act.derivative_from_output is (act.name == "relu" or act.slope > 0)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_any_problem(
     assert x is not None
     if spec.pool.count(x.shape[0], x.shape[1], x[0, 0].numel()) == 1:
         return  # x̂ is rounding alone; tests/nn/test_oracle.py has it
-    if spec.act is not None and spec.act.told_by_output:
+    if spec.act is not None and spec.act.derivative_from_output:
         # No gradient where rounding decides on which side of the kink a value lies.
         z = _by_formula(dataclasses.replace(spec, act=None), tensors, dy)["y"]
         dy = dy.masked_fill(z.abs() < 1e-4, 0)

@@ -50,15 +50,15 @@ class Act:
     def onto(self, z: Tensor) -> Tensor:
         """Apply to ``z``, which nobody else needs: over it where autograd allows that."""
         # Autograd would clone z to write silu or gelu over it.
-        return self.apply_(z) if self.told_by_output else self(z)
+        return self.apply_(z) if self.derivative_from_output else self(z)
 
     @property
-    def told_by_output(self) -> bool:
+    def derivative_from_output(self) -> bool:
         """Return True if the derivative follows from the sign of the output alone."""
         return self.name == "relu" or (self.name == "leaky_relu" and self.slope > 0)
 
     def backward_from_output(self, dy: Tensor, y: Tensor) -> Tensor:
-        """:meth:`backward` from ``y = self(z)``, where :attr:`told_by_output`."""
+        """:meth:`backward` from ``y = self(z)``, where :attr:`derivative_from_output`."""
         # y is positive exactly where z is, which is all these two look at.
         return self.backward(dy, y.to(dy.dtype))
 

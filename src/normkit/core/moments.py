@@ -27,7 +27,7 @@ __all__ = ["Moments", "accumulator", "merge", "merge_rows"]
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Type in which sums over values of type ``dtype`` are kept.
+    """Return the type in which sums over values of type ``dtype`` are kept.
 
     >>> accumulator(torch.bfloat16), accumulator(torch.float64)
     (torch.float32, torch.float64)
@@ -54,7 +54,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, dim: int | tuple[int, ...]) -> Moments:
-        """Moments of ``x`` along ``dim``, in float32 or wider, two passes."""
+        """Compute moments of ``x`` along ``dim``, in float32 or wider, in two passes."""
         dims = (dim,) if isinstance(dim, int) else dim
         count = 1
         for d in dims:
@@ -79,14 +79,14 @@ class Moments:
 
     @property
     def unbiased(self) -> Tensor:
-        """Unbiased variance ``m2 / (n − 1)``, the one to remember. NaN for a single value."""
+        """Unbiased variance ``m2 / (n − 1)``, the one to average. NaN for a single value."""
         return (self.m2 / (self.count - 1)).to(self.m2.dtype)
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
     """Merge moments of disjoint sets into those of their union, exactly.
 
-    Empty parts count for nothing. The result does not depend on the number of parts that the
+    Empty parts have no effect. The result does not depend on the number of parts that the
     values were split into, beyond rounding.
 
     Raises:
@@ -108,7 +108,7 @@ def merge(parts: Sequence[Moments]) -> Moments:
     merged = merge_rows(
         counts, torch.stack([p.mean for p in parts]), torch.stack([p.m2 for p in parts])
     )
-    # The count keeps the shape it came in.
+    # The count keeps its shape.
     return dataclasses.replace(merged, count=torch.stack([p.count for p in parts]).double().sum(0))
 
 

@@ -1,4 +1,4 @@
-"""Which numbers share one mean: the ``(N, C, S)`` view and the four ways to pool it.
+"""Pools of numbers that share one mean: the ``(N, C, S)`` view and the four ways to pool it.
 
 Any input of a normalization layer is seen as sample × channel × space. A pool splits one of the
 first two axes, which gives a tensor of four axes, and names those over which moments are taken:
@@ -13,7 +13,7 @@ first two axes, which gives a tensor of four axes, and names those over which mo
 ``"position"`` (N, 1, C, S) C               LayerNorm2d: the channels at each pixel
 =============  ===========  ==============  =========================================
 
-Nothing else about the layers differs, so nothing else is written twice.
+The layers differ in nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["PER_CHANNEL", "PER_POSITION", "Pool", "as_ncs"]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Which elements of an ``(N, C, S)`` tensor share one mean and one variance.
+    """The elements of an ``(N, C, S)`` tensor that share one mean and one variance.
 
     Args:
         over: ``"batch"``, ``"ghost"``, ``"group"`` or ``"position"``, as in the table above.
@@ -47,7 +47,7 @@ class Pool:
     groups: int = 1
 
     def view(self, n: int, c: int, s: int) -> tuple[int, int, int, int]:
-        """Shape of the input as this pool sees it, four axes."""
+        """Return the shape of the input as this pool views it, four axes."""
         if self.over == "batch":
             return n, c, 1, s
         if self.over == "ghost":
@@ -75,12 +75,12 @@ class Pool:
         return tuple(d for d in self.param_dims if d in self.dims)
 
     def stats(self, n: int, c: int, s: int) -> tuple[int, int, int, int]:
-        """Shape of mean and variance, broadcastable to the view."""
+        """Return the shape of mean and variance, broadcastable to the view."""
         a, b, d, e = (1 if i in self.dims else v for i, v in enumerate(self.view(n, c, s)))
         return a, b, d, e
 
     def params(self, c: int) -> tuple[int, int, int, int]:
-        """Shape of γ and β, broadcastable to the view."""
+        """Return the shape of γ and β, broadcastable to the view."""
         if self.over == "ghost":
             return 1, 1, c, 1
         _, g, k, _ = self.view(1, c, 1)
@@ -101,7 +101,7 @@ PER_POSITION = Pool("position")
 
 
 def as_ncs(x: Tensor) -> tuple[int, int, int]:
-    """Sizes ``(N, C, S)`` of a tensor of shape ``(N, C, *)``.
+    """Return the sizes ``(N, C, S)`` of a tensor of shape ``(N, C, *)``.
 
     >>> import torch
     >>> as_ncs(torch.empty(8, 3, 5, 5)), as_ncs(torch.empty(8, 3)), as_ncs(torch.empty(0, 3, 4))

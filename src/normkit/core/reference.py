@@ -67,7 +67,7 @@ def frozen_batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     r"""Batch normalization in evaluation: :math:`y=\gamma\frac{x-\mu}{\sqrt{\sigma^2+\epsilon}}
-    +\beta` with given per-channel moments.
+    +\beta` with fixed per-channel moments.
 
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167, Algorithm 2, line 11.
     """
@@ -101,7 +101,7 @@ def batch_renorm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    r"""Batch renormalization in training, (N, C, \*), with the moments remembered before.
+    r"""Batch renormalization in training, (N, C, \*), with the running statistics so far.
 
     :math:`\hat x_i = \frac{x_i-\mu_B}{\sigma_B}\cdot r+d,\
     r=\mathrm{stop\_gradient}(\mathrm{clip}_{[1/r_{max},r_{max}]}(\frac{\sigma_B}{\sigma})),\
@@ -210,7 +210,7 @@ def rms_norm(x: Tensor, axes: int, weight: Tensor | None = None, eps: float = 1e
 
 
 def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:
-    r"""The average that a layer remembers after seeing ``values`` in turn.
+    r"""Return the running average of a layer after it has seen ``values`` in turn.
 
     ``share`` :math:`m` is the share *replaced* (PyTorch's ``momentum``); the share *kept* is
     :math:`1-m`.

@@ -1,1 +1,1 @@
-"""The operations of :mod:`normkit.core`, fast: a contract, its backends, and the choice of one."""
+"""The operations of :mod:`normkit.core`, fast: calls, ways to compute them, and their choice."""

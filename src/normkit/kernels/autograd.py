@@ -57,7 +57,7 @@ class _Normalize(torch.autograd.Function):
         ctx.spec, ctx.group, ctx.total, ctx.pair = spec, group, total, pair
         ctx.own_stats = fixed is None
         # Without an activation the derivative does not depend on the residual.
-        keeps_y = spec.act is not None and spec.act.told_by_output and pair.keeps_output
+        keeps_y = spec.act is not None and spec.act.derivative_from_output and pair.keeps_output
         keeps_residual = spec.act is not None and not keeps_y
         ctx.save_for_backward(
             x,

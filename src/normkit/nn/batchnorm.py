@@ -197,24 +197,24 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
             + \beta + \mathrm{residual}\right)
 
     Moments are taken per channel over samples and length. Training normalizes with those of the
-    batch (biased variance) and remembers them (unbiased variance); evaluation normalizes with
-    what was remembered.
+    batch (biased variance) and averages them (unbiased variance); evaluation normalizes with
+    the running averages.
 
     Args:
         num_features: number of channels C.
         eps: added to the variance, in squared units of the input.
-        momentum: share of the remembered moments *replaced* by each batch; None for a
-            cumulative average. The share kept is ``1 - momentum``.
+        momentum: share of the running averages *replaced* by each batch; None implies
+            ``average="cumulative"``, as in PyTorch. The share kept is ``1 - momentum``.
         affine: learn γ (``weight``) and, unless ``bias=False``, β (``bias``).
-        track_running_stats: remember moments; without, evaluation uses those of its batch.
+        track_running_stats: keep running averages; without, evaluation uses its batch.
         act: activation to apply: None, ``"relu"``, ``"silu"``, ``"gelu"``, ``"leaky_relu"`` or
             ``("leaky_relu", slope)``.
-        average: how moments are remembered: ``"exponential"``, ``"cumulative"`` or
+        average: kind of running average: ``"exponential"``, ``"cumulative"`` or
             ``"debiased"`` (:mod:`normkit.nn.averages`).
 
     Note:
-        Tools made for ``torch.nn``'s layers do not know ``act`` and ``average``:
-        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` drops both without a word, as
+        Tools for ``torch.nn``'s layers do not know ``act`` and ``average``:
+        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` silently drops both, and
         ``torch.nn.utils.fusion`` drops ``act``. ``normkit.SyncBatchNorm`` keeps them.
 
     Shape:

@@ -132,14 +132,14 @@ class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
             + \beta + \mathrm{residual}\right)
 
     Moments (biased variance) are taken per sample and channel over the length, in training and
-    in evaluation. With ``track_running_stats`` evaluation uses their remembered averages.
+    in evaluation. With ``track_running_stats`` evaluation uses their running averages.
 
     Args:
         num_features: number of channels C.
         eps: added to the variance, in squared units of the input.
-        momentum: share of the remembered moments replaced by each batch.
+        momentum: share of the running averages replaced by each batch.
         affine: learn γ and, unless ``bias=False``, β. Off by default, as in PyTorch.
-        track_running_stats: remember moments for evaluation. Off by default.
+        track_running_stats: keep running averages for evaluation. Off by default.
         act: activation to apply, as in :class:`normkit.BatchNorm1d`.
 
     Shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -392,9 +393,13 @@ def test_errors_come_before_training(images: Any, tmp_path: Path) -> None:
     plain.net[1] = plain.net[5] = nn.Identity()
     assert "a layer with running statistics" in refused(plain, loader(images[0]), Recalibrate())
     several = {"a": loader(images[0]), "b": loader(images[0])}
-    assert "if it has one loader; got a dict" in refused(LeNet(), several, Recalibrate())
+    assert "one loader of training data to take the statistics from; received a dict" in refused(
+        LeNet(), several, Recalibrate()
+    )
     ema = EMAWeightAveraging()
-    assert "exchanges them" in refused(LeNet(), loader(images[0]), ema, Recalibrate())
+    assert "no callback that swaps the weights" in refused(
+        LeNet(), loader(images[0]), ema, Recalibrate()
+    )
     with pytest.raises(OptionError, match="iterated over once"):
         Recalibrate(iter([torch.ones(2, 1)]))
     with pytest.raises(OptionError, match="samples of at least 1"):
@@ -459,6 +464,11 @@ def test_missing_lightning_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'normkit[lightning]'" in done.stderr.splitlines()[-1]
+
+
+def test_former_import_path() -> None:
+    former = importlib.import_module("normkit.statistics.lightning")
+    assert former.Recalibrate is Recalibrate
 
 
 def test_two_processes_merge_their_shares(tmp_path: Path) -> None:

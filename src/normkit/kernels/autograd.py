@@ -26,8 +26,8 @@ def run_pair(pair: Pair, call: Call) -> Normalized:
     y, mean, var, total = _Normalize.apply(
         x, call.weight, call.bias, call.residual, *(fixed or (None, None)), spec, call.group, pair
     )
-    count = spec.pool.count(*as_ncs(x)) if total is None else total
-    return Normalized(y, *(fixed or (mean, var)), count)
+    mean, var = fixed or (mean, var)
+    return Normalized(y, mean, var, spec.pool.count(*as_ncs(x)) if total is None else total)
 
 
 class _Normalize(torch.autograd.Function):

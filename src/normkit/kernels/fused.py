@@ -163,7 +163,8 @@ class FusedCPU:
         )  # fmt: skip
         assert result is not None, "the extension refuses a call that FusedCPU.refuses() does not"
         count = pool.count(*as_ncs(x))
-        return Normalized(*result, count) if moments else Normalized(result, None, None, count)
+        y, mean, var = result if moments else (result, None, None)
+        return Normalized(y, mean, var, count)
 
 
 # The keys of a dense CPU tensor and of modes that observe operations: plain_cpu() and watched()

@@ -68,8 +68,9 @@ class TorchNative:
             z = torch.batch_norm(x, gamma, beta, mean, var, False, 0.0, spec.eps, cudnn)
         elif stats.update is not None:
             # The kernel updates the running buffers itself and returns no moments.
-            *running, share = stats.update
-            z = torch.batch_norm(x, gamma, beta, *running, True, share, spec.eps, cudnn)
+            running_mean, running_var, share = stats.update
+            z = torch.batch_norm(x, gamma, beta, running_mean, running_var, True, share, spec.eps,
+                                 cudnn)  # fmt: skip
         else:
             # With a momentum of 1 the kernel hands over its moments as they are. To recover the
             # variance from 1/√(σ² + ε) would lose it where it is small against ε.

@@ -45,7 +45,7 @@ from normkit.lab.claims.study import (
 
 
 def less(measure: Measure, arm: str) -> Quantity:
-    """How much higher DenseNet's accuracy is than another network's."""
+    """Declare by how much DenseNet's accuracy exceeds another network's."""
     return measure.at(DENSENET) - measure.at(arm)
 
 

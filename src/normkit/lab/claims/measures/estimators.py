@@ -87,7 +87,7 @@ def _known(measure: Measure, run: Run, first: int = 1) -> list[float]:
 
 
 def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
-    """How far a measure changes from one epoch to the next, on average, from an epoch on."""
+    """Measure the mean change from one epoch to the next, from an epoch on."""
 
     def read(run: Run) -> float | None:
         values = _known(measure, run, first)

@@ -60,13 +60,13 @@ def summary(values: Iterable[float | None], band: Band) -> Summary:
     if band == "range":
         return median(known), min(known), max(known)
     if band == "none" or len(known) < 2:
-        found: Summary = (fmean(known), None, None)
+        result: Summary = (fmean(known), None, None)
     else:
-        found = interval(known)
+        result = interval(known)
     if band == "geometric":
-        middle, low, high = (None if end is None else 10**end for end in found)
+        middle, low, high = (None if end is None else 10**end for end in result)
         return middle, low, high
-    return found
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Curves:
         return Line(
             label, places, y, low, high,
             arm=series.colour or label,
-            failed=tuple(x for x, found in failures.items() if 2 * sum(found) >= len(found)),
+            failed=tuple(x for x, failed in failures.items() if 2 * sum(failed) >= len(failed)),
             note=f"{_MIDDLES[self.band]} of {min(count, seeds)}",
         )  # fmt: skip
 

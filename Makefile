@@ -57,7 +57,7 @@ sanitize: $(VENV)/dev.stamp  ## tests of the kernels under the address and undef
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=build/sanitize \
-		$(PYTEST) tests/kernels tests/nn/test_oracle.py tests/nn/test_at_once.py
+		$(PYTEST) tests/kernels tests/nn/test_oracle.py tests/nn/test_fused_path.py
 
 $(VENV)/torch.stamp:
 	@echo "Setting up $(VENV): $(TORCH) first (a minute or two)"

@@ -123,7 +123,7 @@ class FusedCPU:
             return f"they have no code for {x.dtype}"
         if x.numel() == 0:
             return "the input is empty"
-        if torch._C._dispatch_tls_local_include_set().raw_repr() & _OBSERVERS:
+        if _included_keys().raw_repr() & _OBSERVERS:
             return "a mode or transform around the call observes its operations"
         if not _is_plain(x):
             return "the input is not a plain dense tensor"
@@ -176,15 +176,19 @@ def _raw(*names: str) -> int:
     return raw
 
 
-_PLAIN = _raw("CPU", "AutogradCPU", "AutocastCPU", "ADInplaceOrView")
+_NOT_PLAIN = ~_raw("CPU", "AutogradCPU", "AutocastCPU", "ADInplaceOrView")
 _OBSERVERS = _raw("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMode", "Python",
                   "PythonDispatcher", "Tracer")  # fmt: skip
+
+
+_keys = torch._C._dispatch_keys
+_included_keys = torch._C._dispatch_tls_local_include_set
 
 
 def _is_plain(t: Tensor) -> bool:
     """Return True for plain dense CPU tensors: not nested, negated or functional."""
     exact = type(t) is Tensor or type(t) is Parameter
-    return exact and not torch._C._dispatch_keys(t).raw_repr() & ~_PLAIN
+    return exact and not _keys(t).raw_repr() & _NOT_PLAIN
 
 
 def _differentiable(

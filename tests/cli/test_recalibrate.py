@@ -325,8 +325,14 @@ def test_file_with_code_is_rejected(tmp_path: Path) -> None:
     assert "plain values only" in refused("text.pt", *MINE)
     Path("empty.pt").touch()
     assert "plain values only" in refused("empty.pt", *MINE)
-    assert "No such file" in refused("nowhere.pt", *MINE)
-    assert "plain values only" in refused(".", *MINE)
+
+
+@pytest.mark.usefixtures("folder")
+def test_missing_checkpoint_is_named() -> None:
+    for name in ("nowhere.pt", "."):
+        said = refused(name, *MINE)
+        assert f"Expected an existing checkpoint; received no file {name}." in said
+        assert "weights_only" not in said
 
 
 @pytest.mark.usefixtures("folder")

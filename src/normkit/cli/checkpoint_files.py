@@ -25,6 +25,10 @@ def read_checkpoint(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DataError(
+            message("an existing checkpoint", f"no file {path}", "name another file")
+        ) from error
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(

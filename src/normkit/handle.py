@@ -63,6 +63,7 @@ class Handle:
         self._verb = verb
         self._steps = tuple(steps)
         self._notes = tuple(notes)
+        self._undone = False
 
     def undo(self) -> None:
         """Revert the changes. Weights, buffers and hooks keep their present values.
@@ -72,13 +73,15 @@ class Handle:
         """
         steps, self._steps = self._steps, ()
         skipped = [row for step in reversed(steps) if (row := step.undo()) is not None]
+        self._undone = True
         if skipped:
             names = "; ".join(f"{place_name(k.name)} ({kind(k.type)}): {k.why}" for k in skipped)
             warnings.warn(f"undo of {self._verb} skipped {names}", stacklevel=2)
 
     def __repr__(self) -> str:
         fused = sum(len(row.fused) for row in self.changed)
-        head = f"{self._verb}: {len(self.changed)} changed" + (f", {fused} fused" if fused else "")
+        head = "undone: " if self._undone else ""
+        head += f"{self._verb}: {len(self.changed)} changed" + (f", {fused} fused" if fused else "")
         head += f", {len(self.skipped)} skipped"
         if not (self.changed or self.skipped):
             head += ": nothing to change"
@@ -117,7 +120,8 @@ def place_name(name: str) -> str:
 
 def _describe(row: Changed) -> str:
     classes = " → ".join(dict.fromkeys((kind(row.before), kind(row.after))))
-    return classes + "".join(f" + {name}" for name in row.fused) + (row.note and f": {row.note}")
+    fused = "".join(f", fused with {name}" for name in row.fused)
+    return classes + fused + (row.note and f": {row.note}")
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

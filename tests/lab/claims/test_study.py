@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from normkit.errors import OptionError
 from normkit.lab.claims.claim import Available, Claim, Evidence
 from normkit.lab.claims.sources import IOFFE
 from normkit.lab.claims.study import (
@@ -100,7 +101,7 @@ def test_single_pair_has_a_dot_without_whiskers(synthetic: Synthetic) -> None:
 
 
 def test_sentence_names_known_words_only() -> None:
-    with pytest.raises(KeyError, match="C0 names loss"):
+    with pytest.raises(OptionError, match=r"sentence of C0; received loss\. Fix: use "):
         claim(sentence="Lower by {loss} nats")
 
 

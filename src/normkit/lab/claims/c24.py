@@ -60,14 +60,14 @@ PLANS = (
 
 
 def plan(preset: Preset, available: Available) -> Arms:
-    """The book's LeNet with BN and without, and the small DenseNet."""
+    """Return the runs of the book's LeNet with BN and without, and of the small DenseNet."""
     return [run for each in PLANS for run in each(preset, available)]
 
 
 def points(arm: str) -> Endpoint:
     """Ask how many points population statistics give back."""
     return Endpoint(
-        f"Points: how much higher is {arm}'s last test accuracy with population statistics?",
+        f"Points: how much higher is the last test accuracy of {arm} with population statistics?",
         RECALIBRATED.at(arm) - TEST.at(arm),
         matters=3,
     )
@@ -76,7 +76,7 @@ def points(arm: str) -> Endpoint:
 def noise(arm: str) -> Endpoint:
     """Ask how much of the spread over the seeds they remove."""
     return Endpoint(
-        f"Noise: how many times is {arm}'s standard deviation over the seeds halved?",
+        f"Noise: how many times is the standard deviation of {arm} over the seeds halved?",
         halved([(TEST.at(arm), RECALIBRATED.at(arm))], one_image(arm)),
         matters=1,
     )

@@ -51,7 +51,7 @@ Summary = tuple[float | None, float | None, float | None]
 
 
 def summary(values: Iterable[float | None], band: Band) -> Summary:
-    """Middle, low and high of what is known; no interval of a single value."""
+    """Return middle, low and high of what is known; no interval of a single value."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return None, None, None
@@ -110,7 +110,7 @@ class Curves:
     markers: bool = True
 
     def __call__(self, evidence: Evidence) -> Chart | None:
-        """The chart, or None where nothing was measured."""
+        """Draw the chart, or return None where nothing was measured."""
         drawn = [line for each in self._series(evidence) if (line := self._line(evidence, each))]
         if not drawn:
             return None
@@ -171,7 +171,7 @@ class Curves:
 
 
 def printed(value: float | None, unit: Unit) -> str:
-    """A value that is in its printed unit already."""
+    """Return a value that is in its printed unit already."""
     if value is None:
         return "unknown"
     places = unit.digits - 1
@@ -181,12 +181,12 @@ def printed(value: float | None, unit: Unit) -> str:
 
 
 def along(measure: Measure, title: str, y: str, key: str = "", **options: Any) -> Curves:
-    """A measure after each epoch, a curve for each arm."""
+    """Draw a measure after each epoch, a curve for each arm."""
     return Curves(key or measure.name, title, "epoch", y, measure.unit, measure.curve, **options)
 
 
 def along_steps(metric: str, title: str, y: str, unit: Unit, **options: Any) -> Curves:
-    """A metric along the steps of training, a curve for each arm."""
+    """Draw a metric along the steps of training, a curve for each arm."""
     return Curves(
         options.pop("key", metric), title, "step", y, unit, steps(metric), markers=False, **options
     )
@@ -195,7 +195,7 @@ def along_steps(metric: str, title: str, y: str, unit: Unit, **options: Any) -> 
 def by_setting(
     setting: Callable[[Run], float], measure: Measure, title: str, x: str, y: str, **options: Any
 ) -> Curves:
-    """A measure over a setting that the runs of one arm differ in, a curve for each arm."""
+    """Draw a measure over a setting that the runs of one arm differ in, a curve for each arm."""
     return Curves(
         options.pop("key", x), title, x, y, measure.unit, over(setting, measure), **options
     )
@@ -204,7 +204,7 @@ def by_setting(
 def published(
     label: str, values: Mapping[Any, float] | Sequence[float], *, colour: str = "", note: str = ""
 ) -> Line:
-    """A source's values, by x or after the epochs from the first, in the unit that is printed.
+    """Draw a source's values, by x or after the epochs from the first, in the printed unit.
 
     >>> published("with BN", (88.59, 89.76)).x
     (1.0, 2.0)

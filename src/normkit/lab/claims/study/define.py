@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from normkit.errors import OptionError, message
 from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.study.endpoints import Effect, Endpoint
 from normkit.lab.findings import Chart, Table
@@ -27,9 +28,9 @@ def define(
     tables: Sequence[Callable[[Evidence], Table]] = (),
     colours: Mapping[str, str] | None = None,
     rule: str = "95 % t intervals of the paired differences",
-    **words: Any,
+    **fields: Any,
 ) -> Claim:
-    """The claim that these declarations describe.
+    """Build the claim that these declarations describe.
 
     Args:
         plan: usually a :class:`~normkit.lab.claims.study.plan.Plan`.
@@ -44,13 +45,19 @@ def define(
         colours: for an arm the name of the colour that it shares with arms of other claims, as
             ``{"BN": WITH}``.
         rule: how the effects are tested, for the page's "decided by".
-        **words: the other fields of :class:`~normkit.lab.claims.claim.Claim`.
+        **fields: the other fields of :class:`~normkit.lab.claims.claim.Claim`.
     """
     endpoints = {**decides, **(information or {})}
     sentences = say or {}
     names = {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
     if unknown := names - endpoints.keys() - sentences.keys():
-        raise KeyError(f"the sentence of {words['key']} names {', '.join(sorted(unknown))}")
+        raise OptionError(
+            message(
+                f"names of endpoints or of `say` in the sentence of {fields['key']}",
+                ", ".join(sorted(unknown)),
+                f"use {', '.join(sorted(endpoints.keys() | sentences.keys()))}",
+            )
+        )
 
     def judge(evidence: Evidence) -> Judgement:
         comparisons = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
@@ -69,8 +76,8 @@ def define(
             tables=[table(evidence) for table in tables],
         )
 
-    each = " ".join(endpoint.rule for endpoint in decides.values())
-    return Claim(plan=plan, judge=judge, decision=f"{each} {rule}.", **words)
+    questions = " ".join(endpoint.rule for endpoint in decides.values())
+    return Claim(plan=plan, judge=judge, decision=f"{questions} {rule}.", **fields)
 
 
 def _coloured(chart: Chart, colours: Mapping[str, str]) -> Chart:

@@ -30,7 +30,7 @@ class Dots:
     more: str = ""
 
     def __call__(self, evidence: Evidence) -> Chart | None:
-        """The chart, or None where nothing was measured."""
+        """Draw the chart, or return None where nothing was measured."""
         spans = {
             label: {
                 row: span

@@ -34,7 +34,7 @@ class Endpoint:
     unit: str = ""
 
     def compare(self, evidence: Evidence) -> Comparison | None:
-        """The effect with its interval; None with fewer than two seeds."""
+        """Return the effect with its interval; None with fewer than two seeds."""
         if not self.provided(evidence):
             return None
         return paired_test(
@@ -48,12 +48,12 @@ class Endpoint:
 
     @property
     def printed(self) -> str:
-        """The unit of the effect."""
+        """Return the unit of the effect."""
         return self.unit or self.of.unit.apart
 
     @property
     def rule(self) -> str:
-        """The question with what decides it, in words."""
+        """Return the question with what decides it, in words."""
         size = self.margin or self.matters
         if not size:
             return self.question
@@ -93,7 +93,7 @@ class Effect:
 
 
 def _signed(value: float, places: int) -> str:
-    """A number with its sign, a real minus; zero has none."""
+    """Return a number with its sign, a real minus; zero has none."""
     text = f"{abs(value):.{places}f}"
     if not float(text):
         return text

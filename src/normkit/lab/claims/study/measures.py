@@ -68,7 +68,7 @@ class Measure:
     curve: Curve = _none
 
     def at(self, arm: str, **where: Any) -> Quantity:
-        """The measure of an arm, seed by seed, of the runs with these values in their config."""
+        """Read the measure of an arm by seed, of the runs with these values in their config."""
 
         def by_seed(evidence: Evidence) -> dict[int, float]:
             read = {run.config.seed: self.read(run) for run in evidence.of(arm, **where)}
@@ -77,7 +77,7 @@ class Measure:
         return Quantity(by_seed, self.unit)
 
     def minus(self, other: Measure, name: str) -> Measure:
-        """This measure less another one of the same run, in the unit of differences."""
+        """Subtract another measure of the same run, in the unit of differences."""
 
         def curve(run: Run) -> Points:
             second = dict(other.curve(run))
@@ -113,27 +113,27 @@ def last(metric: str, name: str, unit: Unit = PERCENT, under: Under = None) -> M
 
 
 def while_training(run: Run) -> Condition | None:
-    """The first condition that a run was evaluated under after each epoch."""
+    """Return the first condition that a run was evaluated under after each epoch."""
     return run.config.evaluations[0] if run.config.evaluations else None
 
 
 def final(kind: str) -> Callable[[Run], Condition | None]:
-    """The condition of this kind that a run was evaluated under after the last epoch."""
+    """Find the condition of this kind that a run was evaluated under after the last epoch."""
     return lambda run: next((c for c in run.config.final_evaluations if c[0] == kind), None)
 
 
 def steps(metric: str) -> Curve:
-    """The curve of a metric along the steps of training."""
+    """Return the curve of a metric along the steps of training."""
     return lambda run: [(step, value) for step, _, value in run.metrics.get(metric, ())]
 
 
 def over(setting: Callable[[Run], float], measure: Measure) -> Curve:
-    """The curve of a measure over a setting that runs of one arm differ in."""
+    """Return the curve of a measure over a setting that runs of one arm differ in."""
     return lambda run: [(setting(run), measure.read(run))]
 
 
 def error(measure: Measure, name: str) -> Measure:
-    """The error that goes with an accuracy."""
+    """Return the error that goes with an accuracy."""
     whole = Measure(
         "", lambda run: 1.0, measure.unit, lambda run: [(x, 1.0) for x, _ in measure.curve(run)]
     )
@@ -141,7 +141,7 @@ def error(measure: Measure, name: str) -> Measure:
 
 
 def mean_of_epochs(measure: Measure, name: str) -> Measure:
-    """A measure averaged over all epochs that have it: the area under its curve."""
+    """Average a measure over all epochs that have it: the area under its curve."""
 
     def read(run: Run) -> float | None:
         values = [value for _, value in measure.curve(run) if value is not None]
@@ -151,7 +151,7 @@ def mean_of_epochs(measure: Measure, name: str) -> Measure:
 
 
 def quarter(measure: Measure, name: str, *, late: bool = True) -> Measure:
-    """A measure averaged over the last quarter of the epochs, or the first; None with gaps."""
+    """Average a measure over the last quarter of the epochs, or the first; None with gaps."""
 
     def read(run: Run) -> float | None:
         count = max(1, run.config.epochs // 4)
@@ -178,7 +178,7 @@ def learned(arm: str) -> Callable[[Evidence], bool]:
 
 
 def _or_chance(metric: str, name: str, unit: Unit, chance: float) -> Measure:
-    """A training metric of the last epoch; chance level where the loss was not finite."""
+    """Measure a training metric of the last epoch; chance level where the loss was not finite."""
     plain = last(metric, name, unit)
 
     def read(run: Run) -> float | None:

@@ -62,7 +62,7 @@ class Plan:
     seeds: Mapping[str, Mapping[Preset, int]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, preset: Preset, available: Available) -> Arms:
-        """The runs of this preset, each with its arm."""
+        """Return the runs of this preset, each with its arm."""
         scale = self.scales[preset]
         images = available.at_most(scale.train, scale.test)
         settings = self.settings
@@ -97,5 +97,5 @@ pixels, which trains in seconds on a CPU; at the sources' own scale ResNet-50 an
 
 
 def population(images: int, batch: int) -> Any:
-    """Evaluation with the population statistics of so many training images, or of all of them."""
+    """Return an evaluation with the population statistics of so many training images, or all."""
     return lambda at: (("population", min(images, at.train), min(images, at.train, batch)),)

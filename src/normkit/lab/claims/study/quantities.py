@@ -42,13 +42,13 @@ class Quantity:
         )
 
     def shown(self, evidence: Evidence) -> list[float]:
-        """The finite values in the unit that is printed, by seed."""
+        """Return the finite values in the unit that is printed, by seed."""
         values = sorted(self.by_seed(evidence).items())
         return [self.unit.scale * value for _, value in values if math.isfinite(value)]
 
 
 def mean(*quantities: Quantity) -> Quantity:
-    """The mean of several quantities, of the seeds that have them all."""
+    """Return the mean of several quantities, of the seeds that have them all."""
 
     def by_seed(evidence: Evidence) -> Mapping[int, float]:
         read = [quantity.by_seed(evidence) for quantity in quantities]

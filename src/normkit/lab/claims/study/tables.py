@@ -18,18 +18,18 @@ Cells = Sequence[str | float | int | None]
 
 
 def values_of(runs: Sequence[Run], measure: Measure) -> list[float]:
-    """A measure of the runs that have it, in stored units."""
+    """Return a measure of the runs that have it, in stored units."""
     return [value for run in runs if (value := measure.read(run)) is not None]
 
 
 def mean_of(runs: Sequence[Run], measure: Measure) -> float | None:
-    """The mean of a measure over the runs that have it, in stored units; None where none has."""
+    """Return the mean of a measure over the runs that have it, in stored units, or None."""
     values = values_of(runs, measure)
     return fmean(values) if values else None
 
 
 def settings_of(setting: Callable[[Run], int]) -> Callable[[Evidence], list[int]]:
-    """The values of a setting that are planned, from the smallest."""
+    """Return the values of a setting that are planned, from the smallest."""
     return lambda evidence: sorted({setting(planned.run) for planned in evidence.planned})
 
 
@@ -42,7 +42,7 @@ class Seeds:
     digits: int | None = None
 
     def __call__(self, evidence: Evidence) -> Table:
-        """The table."""
+        """Tabulate."""
         rows = tuple(
             (
                 planned.arm,
@@ -76,7 +76,7 @@ class ByArm:
     digits: Sequence[int | None] = ()
 
     def __call__(self, evidence: Evidence) -> Table:
-        """The table."""
+        """Tabulate."""
         places = self.digits or [None] * len(self.measures)
         rows: list[tuple[Any, ...]] = [
             (
@@ -110,7 +110,7 @@ class BySetting:
     digits: int | None = 1
 
     def __call__(self, evidence: Evidence) -> Table:
-        """The table."""
+        """Tabulate."""
         settings = self.settings(evidence) if callable(self.settings) else self.settings
         rows: list[tuple[Any, ...]] = []
         for name, arm, measure, published in self.rows:

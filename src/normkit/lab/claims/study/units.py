@@ -25,23 +25,23 @@ class Unit:
 
     @property
     def apart(self) -> str:
-        """The unit of a difference of two values."""
+        """Return the unit of a difference of two values."""
         return self.difference or self.name
 
     def cell(self, value: float | None, digits: int | None = None) -> float | None:
-        """The printed value, rounded for a table."""
+        """Return the printed value, rounded for a table."""
         places = self.digits if digits is None else digits
         return None if value is None else round(self.scale * value, places)
 
     def text(self, value: float | None, digits: int | None = None) -> str:
-        """The printed value with its unit, for a sentence."""
+        """Return the printed value with its unit, for a sentence."""
         if value is None:
             return "not yet known"
         places = self.digits - 1 if digits is None else digits
         return f"{self.scale * value:.{places}f} {self.name}".rstrip()
 
     def label(self, what: str) -> str:
-        """The name of an axis or a column.
+        """Return the name of an axis or a column.
 
         >>> PERCENT.label("test accuracy"), NUMBER.label("batch size")
         ('test accuracy, %', 'batch size')

@@ -7,6 +7,7 @@
     │                      NotImplementedError)
     ├── OptionError       (ValueError)    an argument outside its allowed values
     ├── StatisticsError   (RuntimeError)  statistics that cannot be computed or used
+    │   └── NonFiniteError                values that are not finite, or too large
     ├── DataError         (RuntimeError)  a data set that cannot be found, checked or read
     └── StoreError        (RuntimeError)  a store of runs that cannot be opened or written
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 __all__ = [
     "DataError",
+    "NonFiniteError",
     "NormkitError",
     "OptionError",
     "ShapeError",

@@ -33,7 +33,7 @@ class Named(nn.Module):
 
 CASES: dict[str, tuple[Any, dict[str, Any], type[NormkitError], str]] = {
     "no batches": ([], {}, StatisticsError, "at least one batch"),
-    "used up": (iter(()), {}, StatisticsError, "an iterator that was used before"),
+    "used up": (iter(()), {}, StatisticsError, "an iterator can be used only once"),
     "empty batches": ([IMAGES[:0]], {}, StatisticsError, "at least one batch"),
     "no tensor": ([("a", "b")], {}, DataError, "a tuple of str, str"),
     "nothing in it": ([()], {}, DataError, "a tuple of nothing"),

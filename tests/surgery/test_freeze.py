@@ -420,7 +420,11 @@ def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("verb", [freeze, unfreeze])
 def test_invalid_arguments_are_refused(verb: Callable[..., object]) -> None:
-    for model, came in (([nn.ReLU()], "a list"), (None, "a NoneType"), (Twice, "a type")):
+    for model, came in (
+        ([nn.ReLU()], "an object of type list"),
+        (None, "an object of type NoneType"),
+        (Twice, "an object of type type"),
+    ):
         with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):
             verb(model)
     with pytest.raises(nk.TypeMismatchError, match="before it is scripted"):

@@ -188,7 +188,11 @@ def test_failure_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("model", "came"),
-    [([nn.ReLU()], "a list"), (nn.BatchNorm2d, "a type"), (None, "a NoneType")],
+    [
+        ([nn.ReLU()], "an object of type list"),
+        (nn.BatchNorm2d, "an object of type type"),
+        (None, "an object of type NoneType"),
+    ],
 )
 def test_other_objects_are_refused(model: object, came: str) -> None:
     with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):

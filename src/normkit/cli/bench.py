@@ -41,11 +41,17 @@ class AllocatorName(str, enum.Enum):
 
 def bench(
     preset: Annotated[
-        PresetName, typer.Option(help="Takes half a minute, four minutes or half an hour.")
+        PresetName,
+        typer.Option(
+            help="Cases to measure: quick (half a minute), default (four minutes), "
+            "full (half an hour)."
+        ),
     ] = PresetName.default,
     cases: Annotated[
         str | None,
-        typer.Option(help="Measure the cases whose name matches, out of all presets; see --list."),
+        typer.Option(
+            help="Measure the cases whose name matches this pattern, of all there are; see --list."
+        ),
     ] = None,
     norm: Annotated[
         list[str] | None, typer.Option(help="Measure only bn, gn, ln, in or rms; repeatable.")

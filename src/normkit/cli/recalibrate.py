@@ -37,7 +37,7 @@ def recalibrate(
         Path | None, typer.Option(help="File to write. Default: NAME.recalibrated.pt.")
     ] = None,
     samples: Annotated[
-        str, typer.Option(help="Stop at so many samples; 'all' for all there are.")
+        str, typer.Option(help="Stop after this many samples, or 'all' to use every batch.")
     ] = "10000",
     tolerance: Annotated[
         float | None,
@@ -58,9 +58,11 @@ def recalibrate(
 ) -> None:
     """Replace a checkpoint's running means and variances by those of data under its weights.
 
-    Everything else in the new file is as in the checkpoint: weights, optimizer and the rest. The
-    checkpoint is read as data: no code in it is run. --model and --batches are imported from the
-    current directory or the installed packages.
+    Everything else in the new file is as in the checkpoint: weights, optimizer and the rest.
+
+    The checkpoint is read as data: no code in it is run.
+
+    --model and --batches are imported from the current directory or the installed packages.
     """
     target = _default_target(checkpoint) if out is None else out
     with errors():

@@ -13,7 +13,7 @@ first two axes, which gives a tensor of four axes, and names those over which mo
 ``"position"`` (N, 1, C, S) C               LayerNorm2d: the channels at each pixel
 =============  ===========  ==============  =========================================
 
-The layers differ in nothing else.
+Layers also differ in where the moments come from.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def base_class(cls: type) -> type:
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Return whether :func:`unfreeze_layer` can unfreeze ``layer``: no class was put over it."""
+    """Return True if ``layer`` itself was frozen, not a class it derives from."""
     return base_class(type(layer)) is not type(layer)
 
 

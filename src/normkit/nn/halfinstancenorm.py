@@ -105,7 +105,7 @@ class HalfInstanceNorm2d(Layer):
         return join([y, rest], input, dim=1)
 
     def reset_parameters(self) -> None:
-        """γ to 1 and β to 0."""
+        """Reset γ to 1 and β to 0."""
         reset_affine(self)
 
     def extra_repr(self) -> str:

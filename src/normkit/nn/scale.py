@@ -82,7 +82,7 @@ class Scale(Layer):
         return y if self._act is None else self._act(y)
 
     def reset_parameters(self) -> None:
-        """γ to 1 and β to 0."""
+        """Reset γ to 1 and β to 0."""
         reset_affine(self)
 
     def extra_repr(self) -> str:

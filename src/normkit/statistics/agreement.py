@@ -120,12 +120,12 @@ class Consistency:
                     else "–",
                 )
             )
-        columns = ("layer", "mean gap", "variance gap", "in standard errors", "in evaluation")
+        columns = ("layer", "mean gap", "variance gap", "gaps in standard errors", "in evaluation")
         return "\n".join([*self._head(), *format_table(columns, rows, self.skipped)])
 
     def _head(self) -> list[str]:
         out = self.output
-        parts = [f"outputs differ by {100 * out.difference:.2g} % of their deviation"]
+        parts = [f"outputs differ by {100 * out.difference:.2g} % of their standard deviation"]
         if out.agreement is not None:
             parts.append(f"{100 * out.agreement:.1f} % of predictions agree")
         if out.loss is not None and out.loss_difference is not None:

@@ -204,7 +204,7 @@ def check_samples(samples: int | None) -> None:
             message(
                 "samples of at least 1, or None for all there are",
                 f"samples={samples!r}",
-                "leave it out: the default is enough for most",
+                "omit samples; the default suits most models",
             )
         )
 

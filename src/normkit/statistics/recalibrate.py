@@ -167,7 +167,7 @@ def _checked(
             message(
                 "at least one batch that reaches a layer with running statistics",
                 "none",
-                "pass batches that are not empty; an iterator that was used before is",
+                "pass non-empty batches; an iterator can be used only once",
             )
         )
     check_statistics(statistics, layers)

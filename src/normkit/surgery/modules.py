@@ -23,7 +23,7 @@ def check_model(model: object, verb: str) -> None:
         raise TypeMismatchError(
             message(
                 f"a torch.nn.Module written in Python for {verb}",
-                f"a {type(model).__name__}",
+                f"an object of type {type(model).__name__}",
                 "pass the model itself, before it is scripted; several models go into an "
                 "nn.ModuleList",
             )

@@ -185,15 +185,20 @@ def choose_builds(compiler: list[str], native: bool) -> list[str]:
     if wanted == "all" or len(known) == 1:
         return known
     if wanted != "native":
-        names = [name.strip() for name in wanted.split(",")]
+        names = [name for part in wanted.split(",") if (name := part.strip())] or [wanted]
         if unknown := [name for name in names if name not in known]:
             raise CannotBuild(f"NORMKIT_BUILDS names {unknown[0]}, which is none of {known}")
         return [name for name in known if name in names]
-    with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
-        source.write_text(PROBE)
-        _run([*compiler, "-std=c++20", str(source), "-o", str(program)], "probing the processor")
-        words = subprocess.run([str(program)], capture_output=True, text=True, check=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
+            source.write_text(PROBE)
+            _run(
+                [*compiler, "-std=c++20", str(source), "-o", str(program)], "probing the processor"
+            )
+            words = subprocess.run([str(program)], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return known  # where nothing may be run, one of all will do
     return [next(name for name in known if name in words.stdout.split())]
 
 

@@ -18,6 +18,7 @@ import normkit as nk
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
+from normkit.errors import OptionError
 from normkit.kernels import cpu, dispatch, fused
 from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.dispatch import explain, normalize, usual_way
@@ -194,12 +195,14 @@ def test_process_groups_are_explained(world: Any, runs: list[str]) -> None:
 def test_fused_refuses_what_the_extension_refuses(
     name: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The conditions in Python are those in C++."""
+    """What FusedCPU refuses is what the kernels do not compute."""
     call = CALLS[name]()
     results: list[Any] = []
     assert cpu.fused is not None
 
     class Recording:
+        refuses = staticmethod(cpu.fused.refuses)
+
         def normalize(self, *args: Any) -> Any:
             results.append(extension.normalize(*args))
             return results[-1]
@@ -243,10 +246,40 @@ def test_new_way_is_used_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _used(explain_layer(layer, torch.randn(2, 2, 3, 3))) == "toy"
 
 
-def test_usual_way_of_a_device() -> None:
+def test_usual_way_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, rms = Spec(PER_CHANNEL, 1e-5), Spec(Pool("group", 1), 1e-5, centred=False)
     expected = "PyTorch's kernels" if cpu.fused is None else "fused C++ kernels"
-    assert _used(usual_way(torch.device("cpu"), torch.float32)) == expected
-    assert "not used because they run on a CPU" in usual_way(torch.device("meta"), torch.half)[1]
+    assert _used(usual_way(torch.device("cpu"), torch.float32, batch)) == expected
+    on_meta = usual_way(torch.device("meta"), torch.half, batch)
+    assert "not used because they run on a CPU" in on_meta[1]
+    monkeypatch.setattr(cpu, "fused", None)
+    assert _used(usual_way(torch.device("cpu"), torch.float32, rms)) == "portable operations"
+
+
+class Doubling(nk.BatchNorm2d):
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return 2 * input
+
+
+def test_layer_with_a_forward_of_its_own_is_explained() -> None:
+    assert explain_layer(Doubling(6), _random()) == ["Doubling.forward: used"]
+
+
+def test_strides_of_buffers_are_explained(runs: list[str]) -> None:
+    layer = nk.BatchNorm2d(6)
+    layer.running_mean = torch.zeros(12)[::2]
+    x = _random()
+    explained = _used(explain_layer(layer, x))
+    layer(x)
+    assert explained == (runs[0] if runs else "one fused call for the whole layer")
+
+
+def test_lazy_layer_is_explained_after_its_first_input() -> None:
+    layer = nk.LazyBatchNorm2d()
+    with pytest.raises(OptionError, match="an initialized layer"):
+        explain_layer(layer, _random())
+    layer(_random())
+    assert explain_layer(layer, _random())[-1].endswith(": used")
 
 
 LAYERS: dict[str, Callable[[], nk.nn.Layer]] = {

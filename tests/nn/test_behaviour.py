@@ -359,3 +359,14 @@ def test_convert_sync_keeps_everything() -> None:
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.parameters(), params, strict=True))
     assert type(nn.SyncBatchNorm.convert_sync_batchnorm(nk.BatchNorm2d(3))) is nn.SyncBatchNorm
+
+
+def test_former_attribute_names_in_pickles_are_read() -> None:
+    layer = nk.BatchNorm2d(4, act="relu")
+    state = layer.__getstate__() if hasattr(layer, "__getstate__") else dict(vars(layer))
+    state = dict(state or vars(layer))
+    state["_act_given"] = state.pop("_act_option")
+    former = object.__new__(nk.BatchNorm2d)
+    former.__setstate__(state)
+    assert former.act == "relu"
+    assert nk.SyncBatchNorm.convert_sync_batchnorm(former).act == "relu"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from normkit.core.formula import Spec
-from normkit.core.pools import PER_CHANNEL
 from normkit.kernels.aten import Portable
 from normkit.kernels.call import Call, Normalized, Way
 from normkit.kernels.fused import FusedCPU
@@ -53,13 +52,15 @@ def explain(call: Call) -> list[str]:
     ]
 
 
-def usual_way(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Explain a small batch normalization on ``device`` in ``dtype``.
+def usual_way(device: torch.device, dtype: torch.dtype, spec: Spec, rank: int = 4) -> list[str]:
+    """Explain ``spec`` on a small input, for a model whose input is not known yet.
 
-    For a model whose input is not known yet.
+    Args:
+        rank: axes of the input, each of size two.
 
-    >>> usual_way(torch.device("meta"), torch.float32)[-1]
+    >>> from normkit.core.pools import PER_CHANNEL
+    >>> usual_way(torch.device("meta"), torch.float32, Spec(PER_CHANNEL, 1e-5))[-1]
     "PyTorch's kernels: used"
     """
-    x = torch.zeros(2, 2, 2, 2, device=device, dtype=dtype)
-    return explain(Call(x, Spec(PER_CHANNEL, 1e-5)))
+    x = torch.zeros((2,) * rank, device=device, dtype=dtype)
+    return explain(Call(x, spec))

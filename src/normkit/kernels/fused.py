@@ -15,12 +15,10 @@ from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from normkit.core import formula
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
-from normkit.core.moments import accumulator
 from normkit.core.pools import Pool, as_ncs
 from normkit.kernels import cpu
 from normkit.kernels.call import Call, FixedStats, Normalized, dense
@@ -92,8 +90,8 @@ def layer(
             have, or None if the parameters alone decide.
         eps: None for the machine epsilon (RMS normalization only).
         stats: one of :class:`Stats`.
-        stats_updated: with :attr:`Stats.UPDATE`, whether the layer has updated its buffers before.
-            Then it does not within a backward pass.
+        stats_updated: with :attr:`Stats.UPDATE`, whether the layer has updated its buffers before;
+            if so, a call inside a backward pass does not update them.
     """
     if cpu.fused is None:
         return None
@@ -111,84 +109,42 @@ class FusedCPU:
     name = "fused C++ kernels"
 
     def refuses(self, call: Call) -> str | None:
-        """Decide as ``normalize`` of the extension does, which tests/kernels/test_ways.py holds."""
-        x, spec, stats = call.x, call.spec, call.stats
         if cpu.fused is None:
             return cpu.reason
         if call.group is not None:
             return "the moments span several processes"
-        if not x.is_cpu:
-            return f"they run on a CPU and the input is on {x.device}"
-        if x.dtype not in _FLOATS:
-            return f"they have no code for {x.dtype}"
-        if x.numel() == 0:
-            return "the input is empty"
-        if _included_keys().raw_repr() & _OBSERVERS:
-            return "a mode or transform around the call observes its operations"
-        if not _is_plain(x):
-            return "the input is not a plain dense tensor"
-        n, c = x.shape[:2]
-        parts = {"ghost": n, "group": c}.get(spec.pool.over, 0)
-        if parts % spec.pool.groups:
-            return f"{spec.pool.groups} groups do not divide {parts}"
-        running = () if isinstance(stats, FixedStats) or stats.update is None else stats.update[:2]
-        constants = (*stats,) if isinstance(stats, FixedStats) else running
-        for t in (call.weight, call.bias, *constants):
-            if t is not None and not (_is_plain(t) and t.numel() == c and t.dtype in _FLOATS):
-                return f"a weight, bias or statistic is not a plain CPU tensor of {c} numbers"
-        for t in running:
-            if t.dtype != accumulator(x.dtype) or not t.is_contiguous() or t.is_inference():
-                return f"running statistics are not contiguous {accumulator(x.dtype)}"
-        r = call.residual
-        if r is not None and not (_is_plain(r) and r.dtype == x.dtype and r.shape == x.shape):
-            return "the residual is not a plain CPU tensor like the input"
-        return None
+        if not call.x.is_cpu:
+            return f"they run on a CPU and the input is on {call.x.device}"
+        refusal: str | None = cpu.fused.refuses(*_arguments(call, call.x))
+        return refusal
 
     def run(self, call: Call) -> Normalized:
-        x, spec, stats = call.x, call.spec, call.stats
-        pool, act = spec.pool, spec.act
-        mean = var = running_mean = running_var = None
-        share = 0.0
-        if isinstance(stats, FixedStats):
-            mean, var = stats
-        elif stats.update is not None:
-            running_mean, running_var, share = stats.update
-        moments = call.wants_moments and mean is None and running_mean is None
         assert cpu.fused is not None
-        result: Any = cpu.fused.normalize(
-            dense(x), call.weight, call.bias, call.residual, mean, var, _OVER[pool.over],
-            pool.groups, spec.eps, 0 if act is None else _ACTS.get(act.name, 0),
-            1.0 if act is None else act.slope, spec.centred, running_mean, running_var, share,
-            moments,
-        )  # fmt: skip
-        assert result is not None, "the extension refuses a call that FusedCPU.refuses() does not"
-        count = pool.count(*as_ncs(x))
-        y, mean, var = result if moments else (result, None, None)
+        x = dense(call.x)
+        arguments = _arguments(call, x)
+        result: Any = cpu.fused.normalize(*arguments)
+        assert result is not None, "the extension refuses a call that it said it would take"
+        count = call.spec.pool.count(*as_ncs(x))
+        wants_moments = arguments[-1]
+        y, mean, var = result if wants_moments else (result, None, None)
         return Normalized(y, mean, var, count)
 
 
-# The keys of a dense CPU tensor and of modes that observe operations: plain_cpu() and watched()
-# of the extension.
-def _raw(*names: str) -> int:
-    raw = 0
-    for name in names:
-        raw |= torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name)).raw_repr()
-    return raw
-
-
-_NOT_PLAIN = ~_raw("CPU", "AutogradCPU", "AutocastCPU", "ADInplaceOrView")
-_OBSERVERS = _raw("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMode", "Python",
-                  "PythonDispatcher", "Tracer")  # fmt: skip
-
-
-_keys = torch._C._dispatch_keys
-_included_keys = torch._C._dispatch_tls_local_include_set
-
-
-def _is_plain(t: Tensor) -> bool:
-    """Return True for plain dense CPU tensors: not nested, negated or functional."""
-    exact = type(t) is Tensor or type(t) is Parameter
-    return exact and not _keys(t).raw_repr() & _NOT_PLAIN
+def _arguments(call: Call, x: Tensor) -> tuple[Any, ...]:
+    """Return the arguments of the extension's ``refuses`` and ``normalize``."""
+    pool, act, stats = call.spec.pool, call.spec.act, call.stats
+    mean = var = running_mean = running_var = None
+    share = 0.0
+    if isinstance(stats, FixedStats):
+        mean, var = stats
+    elif stats.update is not None:
+        running_mean, running_var, share = stats.update
+    return (
+        x, call.weight, call.bias, call.residual, mean, var, _OVER[pool.over], pool.groups,
+        call.spec.eps, 0 if act is None else _ACTS.get(act.name, 0),
+        1.0 if act is None else act.slope, call.spec.centred, running_mean, running_var, share,
+        call.wants_moments and mean is None and running_mean is None,
+    )  # fmt: skip
 
 
 def _differentiable(

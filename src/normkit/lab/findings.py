@@ -115,17 +115,23 @@ class Comparison:
     def decimals(self) -> int | None:
         """The decimals that the interval supports: one digit of its half width, two below 5.
 
-        None where there is no width to tell by.
+        As many more, up to two, as it takes to see on which side of zero the interval ends. None
+        where there is no width to tell by.
 
         >>> Comparison("", "points", 13.5752, 11.2751, 15.8752, 5, "supported").decimals
         1
+        >>> Comparison("", "points", 0.58, -0.01, 1.17, 5, "undecided").decimals
+        2
         """
         width = self.high - self.low
         half = abs(width) / 2 if math.isfinite(width) else abs(self.effect)
         if not math.isfinite(half) or half < 1e-5:
             return None
         exponent = math.floor(math.log10(half))
-        return max(0, min(6, (1 if half / 10**exponent < 4.95 else 0) - exponent))
+        places = max(0, min(6, (1 if half / 10**exponent < 4.95 else 0) - exponent))
+        ends = [abs(end) for end in (self.low, self.high) if math.isfinite(end) and end]
+        more = (places + extra for extra in range(3))
+        return next((n for n in more if all(round(end, n) for end in ends)), places)
 
 
 @dataclasses.dataclass(frozen=True)

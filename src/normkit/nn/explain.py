@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn.parameter import is_lazy
 
 from normkit.core.pools import as_ncs
+from normkit.errors import OptionError, message
 from normkit.kernels import cpu, dispatch
 from normkit.kernels.call import Call, Normalized
 from normkit.nn.layer import Layer
@@ -23,6 +27,9 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
     The layer runs its own forward pass on copies of its buffers, so nothing of it changes and no
     process waits for another; what that pass asks the kernels for is explained, not computed.
 
+    Raises:
+        OptionError: the layer is lazy and has not seen an input.
+
     >>> from normkit.nn.layernorm import LayerNorm
     >>> explain(LayerNorm(3), torch.ones(0, 3))[-1]
     'portable operations: used'
@@ -36,14 +43,25 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
         y = torch.empty_like(call.x)
         return Normalized(y, mean, torch.ones_like(mean), call.spec.pool.count(n, c, s))
 
+    if any(is_lazy(t) for t in (*layer._parameters.values(), *layer._buffers.values())):
+        raise OptionError(
+            message(
+                "an initialized layer",
+                f"{type(layer).__name__} before its first input",
+                "call the layer once",
+            )
+        )
     twin = object.__new__(type(layer))
-    buffers = {name: None if b is None else b.clone() for name, b in layer._buffers.items()}
+    # Deep copies, which keep the strides: the kernels look at them.
+    buffers = {name: copy.deepcopy(b) for name, b in layer._buffers.items()}
     twin.__dict__ |= layer.__dict__ | {"_buffers": buffers, "_normalize": record}
     with torch.no_grad():
         twin.forward(input, residual)
-    if not calls and (input.is_nested or isinstance(layer, Scale)):
-        return ["PyTorch's operations: used"]
     if not calls:
+        if not type(layer).forward.__module__.startswith("normkit."):
+            return [f"{type(layer).__name__}.forward: used"]
+        if input.is_nested or isinstance(layer, Scale) or cpu.fused is None:
+            return ["PyTorch's operations: used"]
         return [f"{_SHORT_CUT}: used"]
     lines = [f"{_SHORT_CUT}: not used because {_why_slow(layer, input)}"]
     for call in calls:
@@ -60,4 +78,7 @@ def _why_slow(layer: Layer, input: Tensor) -> str:
         return cpu.reason
     if not input.is_cpu:
         return f"the input is on {input.device}"
+    average = getattr(layer, "average", "exponential")
+    if average != "exponential":
+        return f"average={average!r} is computed outside it"
     return "the layer, its mode or its input is not among those it takes"

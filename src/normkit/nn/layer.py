@@ -15,6 +15,9 @@ from normkit.kernels.modes import recomputing
 
 __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
 
+# Attributes that pickled layers may still hold under another name.
+_FORMER_NAMES = {"_act_given": "_act_option", "_has_moved": "_stats_updated"}
+
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -51,6 +54,10 @@ class Layer(nn.Module):
         super().__init_subclass__(**kwargs)
         steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled layer, also one whose attributes had their former names."""
+        super().__setstate__({_FORMER_NAMES.get(name, name): v for name, v in state.items()})
 
     @property
     def act(self) -> ActLike:

@@ -77,7 +77,9 @@ def recalibrate(
             a tuple or list; of a mapping, the entries that ``model.forward`` names. A DataLoader
             is copied, so one in the middle of an epoch is not disturbed.
         samples: stop at the first batch that reaches so many, all processes together; None for
-            all there are. Fewer than a batch means one batch.
+            all there are. Fewer than a batch means one batch. Several processes count together
+            at intervals (docs/scale.md): where batches grow on the way, up to 32 more of each
+            may be read.
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
             it: 0.01 for means known to 1 % of a deviation and variances to 1 %.
         forward: called as ``forward(model, batch)`` in place of the rule for batches.

@@ -7,8 +7,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.kernels.dispatch import usual_way
+from normkit.kernels.traced import Traced
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.layer import Layer
 from normkit.surgery.modules import (
@@ -60,9 +63,9 @@ def accelerate(model: nn.Module) -> Handle:
     >>> handle = accelerate(model)
     >>> print(handle)
     accelerate: 2 changed, 1 fused, 0 skipped
-      1  nn.BatchNorm2d → normkit.BatchNorm2d + 2
+      1  nn.BatchNorm2d → normkit.BatchNorm2d, fused with 2
       3  nn.GroupNorm → normkit.GroupNorm
-      computed on cpu in float32 by ...
+      BatchNorm2d, GroupNorm computed on cpu in float32 by ...
     >>> handle.undo()
     >>> type(model[1]) is nn.BatchNorm2d
     True
@@ -99,24 +102,34 @@ def accelerate(model: nn.Module) -> Handle:
             cls = base_class(type(layer))
             row = changed.get(id(layer)) or Changed(f"{name}.{key}".lstrip("."), cls, cls)
             changed[id(layer)] = row._replace(fused=(*row.fused, act_name))
-    run(steps)
     notes = _computed_by([module for _, module in modules if id(module) in changed])
+    run(steps)
     return Handle("accelerate", list(changed.values()), skipped, steps, notes)
 
 
 def _computed_by(layers: list[nn.Module]) -> list[str]:
-    """Describe for each device and type what computes the layers there, and why nothing faster."""
-    places = dict.fromkeys(
-        (t.device, t.dtype) for layer in layers for t in (*layer.parameters(), *layer.buffers())
-        if t.is_floating_point()
-    )  # fmt: skip
-    lines = []
-    for device, dtype in places:
-        _, *refusals, used = usual_way(device, dtype)
-        way = used.removesuffix(": used")
+    """Describe what computes the layers on each device and in each type, and why nothing faster."""
+    kinds: dict[str, dict[str, None]] = {}
+    for layer in layers:
+        where = next((t for t in (*layer.parameters(), *layer.buffers())
+                      if t.is_floating_point()), torch.empty(0))  # fmt: skip
+        rows = isinstance(layer, (nn.LayerNorm, nn.RMSNorm))
+        *lines, used = usual_way(where.device, where.dtype, _spec(layer), rank=2 if rows else 4)
+        refusals = [line for line in lines if not line.startswith(Traced.name)]
         why = f" ({'; '.join(refusals)})" if refusals else ""
-        lines.append(f"computed on {device} in {str(dtype).removeprefix('torch.')} by {way}{why}")
-    return lines
+        dtype = str(where.dtype).removeprefix("torch.")
+        line = f"on {where.device} in {dtype} by {used.removesuffix(': used')}{why}"
+        kinds.setdefault(line, {})[base_class(type(layer)).__name__] = None
+    return [f"{', '.join(names)} computed {line}" for line, names in kinds.items()]
+
+
+def _spec(layer: nn.Module) -> Spec:
+    """Return what a layer computes on an input of two channels."""
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return Spec(Pool("group", 2), 1e-5)
+    if isinstance(layer, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+        return Spec(Pool("group", 1), 1e-5, centred=not isinstance(layer, nn.RMSNorm))
+    return Spec(PER_CHANNEL, 1e-5)
 
 
 def _why_skipped(module: nn.Module) -> str | None:

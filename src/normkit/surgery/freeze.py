@@ -33,8 +33,9 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
     """Freeze the running statistics and γ and β of ``model``'s normalization layers, in place.
 
     A frozen layer normalizes with its running mean and variance in training as in evaluation,
-    and ``model.train()`` does not change that. It applies to layers of ``torch.nn``, of this
-    package and to their subclasses, if they have ``running_mean`` and ``running_var``.
+    and ``model.train()`` does not change that. It applies to layers that keep running
+    statistics: those of ``torch.nn``, of this package, their subclasses, and classes registered
+    with :func:`normkit.nn.stats_spec.stats_spec`.
 
     Each layer stays the same object, with its parameters, buffers, hooks and name; only its
     class changes, to a subclass of the same name (:mod:`normkit.nn.freezing`). So optimizers, other

@@ -30,27 +30,40 @@ inline bool takes_running(const Tensor& t, int64_t channels, at::ScalarType type
                           t.is_contiguous() && !t.is_inference());
 }
 
-// The number of pools, or 0 where the call is not for the engine.
-inline int64_t takes(const Call& call) {
+// Why the engine does not take the call, as a clause after "because", or null. Whether x is dense
+// is not looked at: the caller can make it so.
+inline const char* refusal(const Call& call) {
   const Tensor& x = call.x;
   const Options& o = call.o;
-  if (!x.defined() || !is_plain(x) || x.numel() == 0 || !type_of(x.scalar_type())) return 0;
-  if (o.row > 0 ? !x.is_contiguous() : x.dim() < 2 || (!x.is_contiguous() && !is_channels_last(x)))
-    return 0;
+  if (!x.defined() || !is_plain(x)) return "the input is not a plain dense CPU tensor";
+  if (!type_of(x.scalar_type())) return "they have no code for the input's type";
+  if (x.numel() == 0) return "the input is empty";
+  if (o.row == 0 && x.dim() < 2) return "the input has fewer than two axes";
   const int64_t channels = o.row > 0 ? o.row : x.size(1);
   for (const Tensor* t : {&call.weight, &call.bias, &call.mean, &call.var})
-    if (!takes_parameter(*t, channels)) return 0;
+    if (!takes_parameter(*t, channels))
+      return "a weight, bias or statistic is not a plain CPU tensor of one number per channel";
   const at::ScalarType acc = accumulator(x.scalar_type());
   for (const Tensor* t : {&call.running_mean, &call.running_var})
-    if (!takes_running(*t, channels, acc)) return 0;
+    if (!takes_running(*t, channels, acc))
+      return "the running statistics are not contiguous, one per channel, in the type of the "
+             "moments";
   const Tensor &count = call.tracked, &r = call.residual;
   if (count.defined() && !(is_plain(count) && count.scalar_type() == at::kLong &&
                            count.dim() == 0 && !count.is_inference()))
-    return 0;
+    return "num_batches_tracked is not a plain integer";
   if (r.defined() &&
       !(is_plain(r) && r.scalar_type() == x.scalar_type() && r.sizes() == x.sizes()))
-    return 0;
+    return "the residual is not a plain CPU tensor like the input";
   const nk_problem q = problem_of(x, o);
+  return nk_pools(&q) > 0 ? nullptr : "the groups do not divide what they split";
+}
+
+// The number of pools, or 0 where the engine does not take the call as it is.
+inline int64_t takes(const Call& call) {
+  const Tensor& x = call.x;
+  if (refusal(call) || !(x.is_contiguous() || (call.o.row == 0 && is_channels_last(x)))) return 0;
+  const nk_problem q = problem_of(x, call.o);
   return nk_pools(&q);
 }
 

@@ -5,13 +5,11 @@
 namespace normkit {
 namespace {
 
-// normalize(x, weight, bias, residual, mean, var, pool, groups, eps, act, slope, centred,
-//           running_mean, running_var, momentum, moments) -> y, or (y, mean, var) where moments
-// are asked for, or None where the engine does not take the call.
-PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 16, "normalize takes 16 arguments, ", count, " given");
-  Call call;
+// The arguments of refuses and normalize: x, weight, bias, residual, mean, var, pool, groups, eps,
+// act, slope, centred, running_mean, running_var, momentum, moments. Returns why they are none that
+// the engine may see, or null.
+const char* parse(PyObject* const* args, Py_ssize_t count, Call& call) {
+  TORCH_CHECK(count == 16, "Expected 16 arguments; received ", count, ".");
   Options& o = call.o;
   o.pool = static_cast<nk_pool>(PyLong_AsLong(args[6]));
   o.groups = PyLong_AsLongLong(args[7]);
@@ -23,16 +21,36 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.momentum = PyFloat_AsDouble(args[14]);
   call.moments = args[15] == Py_True;
   if (PyErr_Occurred()) throw python_error();
+  if (observed()) return "a mode or transform around the call observes its operations";
+  if (!read(args[0], call.x)) return "the input is of a subclass of Tensor";
+  if (read(args[1], call.weight) && read(args[2], call.bias) && read(args[3], call.residual) &&
+      read(args[4], call.mean) && read(args[5], call.var) && read(args[12], call.running_mean) &&
+      read(args[13], call.running_var))
+    return nullptr;
+  return "a weight, bias, residual or statistic is of a subclass of Tensor";
+}
 
-  if (observed() || !read(args[0], call.x) || !read(args[1], call.weight) ||
-      !read(args[2], call.bias) || !read(args[3], call.residual) || !read(args[4], call.mean) ||
-      !read(args[5], call.var) || !read(args[12], call.running_mean) ||
-      !read(args[13], call.running_var) || !takes(call))
-    Py_RETURN_NONE;
+// refuses(...) -> why normalize(...) returns None for x made dense, as a clause; or None.
+PyObject* refuses(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  Call call;
+  const char* reason = parse(args, count, call);
+  if (reason == nullptr) reason = refusal(call);
+  if (reason == nullptr) Py_RETURN_NONE;
+  return PyUnicode_FromString(reason);
+  END_HANDLE_TH_ERRORS
+}
+
+// normalize(...) -> y, or (y, mean, var) where moments are asked for, or None where the engine does
+// not take the call.
+PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  Call call;
+  if (parse(args, count, call) != nullptr || !takes(call)) Py_RETURN_NONE;
 
   auto [y, stats] = compute(call);
   if (!call.moments) return THPVariable_Wrap(std::move(y));
-  const bool computed = !o.fixed_stats;
+  const bool computed = !call.o.fixed_stats;
   return Py_BuildValue("NNN", THPVariable_Wrap(y), THPVariable_Wrap(computed ? stats[0] : Tensor()),
                        THPVariable_Wrap(computed ? stats[3] : Tensor()));
   END_HANDLE_TH_ERRORS
@@ -132,6 +150,7 @@ template <class F> PyCFunction fast(F function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 PyMethodDef methods[] = {
+    {"refuses", fast(refuses), METH_FASTCALL, "Why normalize returns None, or None."},
     {"normalize", fast(normalize), METH_FASTCALL,
      "Normalize by the fused kernels, or return None."},
     {"moments", fast(moments), METH_FASTCALL, "Mean and variance alone, or None."},

@@ -57,6 +57,7 @@ def stats_spec(layer: nn.Module) -> StatsSpec | None:
     A generic function (:func:`functools.singledispatch`): three lines register a third-party layer
     and its subclasses, which are then recalibrated, measured and frozen like the others.
 
+    >>> import torch
     >>> class ChannelsLastNorm(nn.Module):
     ...     def __init__(self, channels):
     ...         super().__init__()

@@ -43,7 +43,8 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
         y = torch.empty_like(call.x)
         return Normalized(y, mean, torch.ones_like(mean), call.spec.pool.count(n, c, s))
 
-    if any(is_lazy(t) for t in (*layer._parameters.values(), *layer._buffers.values())):
+    tensors = (*layer._parameters.values(), *layer._buffers.values())
+    if any(is_lazy(t) for t in tensors if t is not None):
         raise OptionError(
             message(
                 "an initialized layer",

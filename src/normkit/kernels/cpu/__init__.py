@@ -25,6 +25,8 @@ __all__ = ["describe", "fused", "reason"]
 
 _BUILDS = ("avx512", "avx2", "baseline")
 _ALIASES = {"plain": "baseline"}
+# What the extension must have: one of an earlier normkit may still lie here.
+_FUNCTIONS = ("layer", "moments", "normalize", "refuses", "table")
 _REINSTALL = "reinstall it with --force-reinstall --no-deps --no-build-isolation"
 
 
@@ -55,6 +57,8 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the fused kernels do not load ({error}); {_REINSTALL}"
     if mismatch := _torch_mismatch(module.torch_version):
         return None, mismatch
+    if not all(hasattr(module, name) for name in _FUNCTIONS):
+        return None, f"the fused kernels were built for another version of normkit; {_REINSTALL}"
     if not module.builds:
         return None, f"the fused kernels were built for another processor; {_REINSTALL}"
     return module, ""

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from normkit.kernels import cpu
 
@@ -207,3 +209,13 @@ def test_a_wheel_holds_the_extension_and_not_its_sources(tree: Path, tmp_path: P
     line, _ = _describe(**{**_clean(), "PYTHONPATH": str(installed)})
     assert line.startswith("fused C++ kernels, ")
     assert "baseline built for" in line  # a wheel holds every build
+
+
+def test_extension_of_an_earlier_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = str(torch.__version__).split("+")[0]
+    earlier = types.SimpleNamespace(torch_version=version, builds=("baseline",), layer=None)
+    monkeypatch.setattr(cpu.importlib, "import_module", lambda name: earlier)
+    monkeypatch.setattr(cpu.json, "loads", lambda text: {})
+    module, reason = cpu._load()
+    assert module is None
+    assert "another version of normkit" in reason and "--force-reinstall" in reason

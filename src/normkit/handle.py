@@ -65,6 +65,11 @@ class Handle:
         self._notes = tuple(notes)
         self._undone = False
 
+    @property
+    def left(self) -> tuple[Skipped, ...]:
+        """Former name of ``skipped``."""
+        return self.skipped
+
     def undo(self) -> None:
         """Revert the changes. Weights, buffers and hooks keep their present values.
 

@@ -104,6 +104,11 @@ class Consistency:
         self.first_mismatch = next((name for name, gap in layers.items() if gap.matters), None)
         self._classes = dict(classes)
 
+    @property
+    def left(self) -> tuple[Skipped, ...]:
+        """Former name of ``skipped``."""
+        return self.skipped
+
     def __repr__(self) -> str:
         rows = []
         for name, gap in self.layers.items():

@@ -135,6 +135,11 @@ class Recalibration:
         self.undo()
 
     @property
+    def left(self) -> tuple[Skipped, ...]:
+        """Former name of ``skipped``."""
+        return self.skipped
+
+    @property
     def error(self) -> float:
         """Relative standard error of the worst layer; 0.01 is 1 %. NaN from a single batch."""
         errors = [shift.error for shift in self.shifts.values()]

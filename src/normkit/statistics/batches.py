@@ -16,6 +16,7 @@ from normkit.statistics.preserve import detached_loader
 
 __all__ = [
     "Forward",
+    "check_batch",
     "check_batches",
     "check_samples",
     "check_tolerance",
@@ -127,13 +128,24 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     """
     if forward is not None:
         return forward(model, batch)
+    args, kwargs = _inputs(model, batch)
+    return model(*args, **kwargs)
+
+
+def check_batch(model: nn.Module, batch: Any, forward: Forward | None) -> None:
+    """Raise what :func:`run_model` would raise before it runs the model."""
+    if forward is None:
+        _inputs(model, batch)
+
+
+def _inputs(model: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(batch, Mapping):
-        inputs = _named_inputs(model, batch)
-        _check_inputs(model, batch, list(inputs.values()))
-        return model(**inputs)
+        named = _named_inputs(model, batch)
+        _check_inputs(model, batch, list(named.values()))
+        return [], named
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     _check_inputs(model, batch, [first])
-    return model(first)
+    return [first], {}
 
 
 def _named_inputs(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:

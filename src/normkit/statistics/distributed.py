@@ -42,11 +42,25 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.MAX) if self.size > 1 else values
 
     def _reduce(self, values: Tensor, op: Any) -> Tensor:
-        # NCCL takes tensors on a GPU only.
-        on_cpu = "cpu:" in dist.get_backend_config(self._group)
-        sent = values.clone() if on_cpu else values.cuda()
+        # NCCL takes tensors on a GPU only, and others those of their own devices.
+        devices = [pair.split(":")[0] for pair in dist.get_backend_config(self._group).split(",")]
+        sent = values.clone() if "cpu" in devices else values.to(devices[0])
         dist.all_reduce(sent, op, group=self._group)
         return sent.cpu()
+
+    def first(self, value: Any) -> tuple[int, Any]:
+        """Return the value of the first rank whose value is not None, and its rank.
+
+        All ranks call it; without such a rank the result is their number, and None.
+        """
+        rank = torch.tensor([self.size if value is None else self.rank])
+        first = int(self._reduce(rank, dist.ReduceOp.MIN)) if self.size > 1 else int(rank)
+        if self.size == 1 or first == self.size:
+            return first, value
+        values = [value]
+        source = dist.get_global_rank(self._group, first)
+        dist.broadcast_object_list(values, source, self._group)
+        return first, values[0]
 
     def status(
         self, counts: Sequence[int], layers: int, error: BaseException | None = None
@@ -79,15 +93,12 @@ class Ranks:
         return list(totals)
 
     def _raise_failure(self, error: BaseException | None) -> None:
-        rank = torch.tensor([self.size if error is None else self.rank])
-        first = int(self._reduce(rank, dist.ReduceOp.MIN))
-        note = [None if error is None else f"{type(error).__name__}: {error}"]
-        dist.broadcast_object_list(note, dist.get_global_rank(self._group, first), self._group)
+        first, note = self.first(None if error is None else f"{type(error).__name__}: {error}")
         if error is None:
             raise StatisticsError(
                 message(
                     "every process to succeed",
-                    f"a failure in process {first}: {note[0]}",
+                    f"a failure in process {first}: {note}",
                     "see that process's own error; no model was changed",
                 )
             )

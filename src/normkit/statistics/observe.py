@@ -23,8 +23,10 @@ from normkit.statistics.batches import Forward, count_samples, run_model
 from normkit.statistics.estimate import Estimate, LayerStatistics
 from normkit.statistics.preserve import (
     evaluation_mode,
+    is_sharded,
     preserve_buffers,
     preserve_rng,
+    preserve_shards,
     run_eagerly,
 )
 from normkit.statistics.stats_layers import NormLayer
@@ -60,7 +62,7 @@ class Observer:
         # it and drops them after it.
         self._run_to_end = any(
             module._forward_hooks or "forward" in vars(module) for module in model.modules()
-        )
+        ) or is_sharded(model)
 
     def start(
         self, fixed: Mapping[str, LayerStatistics], estimates: dict[str, Estimate] | None = None
@@ -106,6 +108,15 @@ class Observer:
         for name, calls in self._batch.items():
             self.estimates[name].add(*calls)
         return self._first_count if samples is None else samples
+
+    def run_along(self, batch: Any, forward: Forward | None) -> int:
+        """Run the whole model on a batch without counting it, for other ranks; return 0."""
+        kept, self.estimates = self.estimates, {}
+        try:
+            self.run(batch, forward, to_end=True)
+        finally:
+            self.estimates = kept
+        return 0
 
     def _calls_repeat(self) -> bool:
         """True if the last two batches called every layer, in the same order."""
@@ -194,6 +205,7 @@ def observing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[Observe
         _OBSERVED.update(identities)
         stack.enter_context(preserve_rng())
         stack.enter_context(run_eagerly())
+        stack.enter_context(preserve_shards(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(preserve_buffers(model))

@@ -17,8 +17,9 @@ from normkit.statistics.estimate import (
     merge_statistics,
     relative_error,
 )
+from normkit.statistics.lockstep import in_step
 from normkit.statistics.observe import Observer
-from normkit.statistics.preserve import detached_loader, preserve_rng
+from normkit.statistics.preserve import detached_loader, is_sharded, preserve_rng
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Passes:
         self._layers = layers_by_bank(observer.layers)
         self._fingerprint = fingerprint(observer.layers)
         self._max_rounds = MAX_ROUNDS if ranks.size > 1 else 1
+        self._in_step = ranks.size > 1 and is_sharded(observer.model)
         self._own_batches = 0  # of this rank, in the first pass
         self.samples = self.batches = self.count = 0
         self.units: dict[str, int] = {}
@@ -79,7 +81,7 @@ class Passes:
             tolerance: stop when the worst layer's relative standard error is below it.
         """
         self._progress.begin(samples)
-        share, compare_at, rounds = _Share(self._batches, math.inf), MIN_BATCHES, 1
+        share, compare_at, rounds = self._share(math.inf), MIN_BATCHES, 1
         self._observer.start({})
         with preserve_rng():
             while True:
@@ -108,7 +110,7 @@ class Passes:
             fixed: statistics that the layers normalize with, by name.
         """
         self._progress.begin(self.samples)
-        share, active = _Share(self._batches, self._own_batches), 1
+        share, active = self._share(self._own_batches), 1
         self._observer.start(fixed)
         # The same order in every pass, whichever generator the loader draws it from.
         with preserve_rng():
@@ -124,13 +126,33 @@ class Passes:
             StatisticsError: another rank has failed, or has other layers.
         """
         try:
-            share.advance(rounds, lambda batch: self._observer.run(batch, self._forward))
+            share.advance(rounds, self._run)
         except BaseException as error:
-            self._ranks.status(share.counts(), self._fingerprint, error)
+            # Others in step know of it where it came before the forward; from within one of their
+            # own they could not hear of it.
+            if not self._in_step:
+                self._ranks.status(share.counts(), self._fingerprint, error)
             raise
         counts = self._ranks.status(share.counts(), self._fingerprint)
         self._progress.at(counts[0])
         return counts
+
+    def _share(self, limit: float) -> _Share:
+        """Return this rank's batches for one pass, up to ``limit`` of them."""
+
+        def start() -> Iterator[Any]:
+            return iter(detached_loader(self._batches))
+
+        if not self._in_step:
+            return _Share(lambda: ((batch, True) for batch in start()), limit)
+        # Whoever has had all of its own goes on as long as the others.
+        model, forward = self._observer.model, self._forward
+        return _Share(lambda: in_step(start, self._ranks, model, forward, limit), math.inf)
+
+    def _run(self, batch: Any, counts: bool) -> int:
+        if counts:
+            return self._observer.run(batch, self._forward)
+        return self._observer.run_along(batch, self._forward)
 
     def _merge(self) -> dict[str, LayerStatistics]:
         """Merge what all ranks have observed in this pass."""
@@ -156,22 +178,24 @@ class Passes:
 class _Share:
     """One rank's batches in one pass, and how many of them are done."""
 
-    def __init__(self, batches: Iterable[Any], limit: float) -> None:
-        self._source = batches
-        self._stream: Iterator[Any] | None = None
+    def __init__(self, start: Callable[[], Iterator[tuple[Any, bool]]], limit: float) -> None:
+        """``start`` returns the batches, and with each whether it counts."""
+        self._start = start
+        self._stream: Iterator[tuple[Any, bool]] | None = None
         self._remaining = limit
         self.samples = self.batches = self._largest = 0
 
-    def advance(self, rounds: int, run: Callable[[Any], int]) -> None:
+    def advance(self, rounds: int, run: Callable[[Any, bool], int]) -> None:
         """Call ``run``, which returns the number of samples, on up to ``rounds`` batches."""
         if self._stream is None:
-            self._stream = iter(detached_loader(self._source))
-        wanted, before = min(rounds, self._remaining), self.batches
-        for batch in islice(self._stream, int(wanted)):
-            count = run(batch)
-            self.samples, self.batches = self.samples + count, self.batches + 1
-            self._largest = max(self._largest, count)
-        done = self.batches - before
+            self._stream = self._start()
+        wanted, done = min(rounds, self._remaining), 0
+        for batch, counts in islice(self._stream, int(wanted)):
+            count = run(batch, counts)
+            done += 1
+            if counts:
+                self.samples, self.batches = self.samples + count, self.batches + 1
+                self._largest = max(self._largest, count)
         self._remaining = self._remaining - done if done == wanted else 0
 
     def counts(self) -> list[int]:

@@ -19,9 +19,11 @@ from normkit.nn.freezing import FrozenMixin
 __all__ = [
     "detached_loader",
     "evaluation_mode",
+    "is_sharded",
     "preserve_buffers",
     "preserve_modes",
     "preserve_rng",
+    "preserve_shards",
     "run_eagerly",
     "tensor_version",
 ]
@@ -137,6 +139,39 @@ def preserve_rng() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return True if each forward of ``model`` gathers weights from other processes.
+
+    FSDP of both kinds, also FairScale's, and DeepSpeed's ZeRO-3.
+    """
+    # By name: importing them takes seconds, and not every torch has both.
+    return any(
+        cls.__name__ in ("FSDPModule", "FullyShardedDataParallel")
+        for module in model.modules()
+        for cls in type(module).__mro__
+    ) or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def preserve_shards(model: nn.Module) -> Iterator[None]:
+    """Drop gathered weights on exit, where ``model`` had sharded ones on entry.
+
+    ``fully_shard`` keeps those of the outermost module after a forward. An optimizer's step in
+    between would not reach them, and the next forward would run on former weights.
+    """
+    sharded: list[Any] = [
+        module
+        for module in model.modules()
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
+        and all(hasattr(parameter, "device_mesh") for parameter in module.parameters())
+    ]
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from normkit.handle import Skipped
 from normkit.statistics.batches import Forward, check_batches, check_samples, check_tolerance
 from normkit.statistics.distributed import ranks_of
 from normkit.statistics.estimate import LayerStatistics, relative_error
+from normkit.statistics.lockstep import check_group
 from normkit.statistics.observe import observing
 from normkit.statistics.passes import Passes, bar, check_statistics
 from normkit.statistics.results import Cost, Recalibration
@@ -87,7 +88,8 @@ def recalibrate(
         process_group: processes whose shares are merged, however unequal or empty; None for all
             of an initialized ``torch.distributed``, which all must call this; False for this
             process alone. All end with the same bits. They stop together where none of their
-            batches is larger than its earlier ones; else up to 32 batches later.
+            batches is larger than its earlier ones; else up to 32 batches later. Under FSDP, where
+            each forward needs all processes, those with fewer batches run along uncounted.
         progress: show a bar, on a terminal.
 
     Returns:
@@ -99,7 +101,8 @@ def recalibrate(
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
             iterable of batches.
-        OptionError: an argument outside its range; ``layerwise`` with an iterator.
+        OptionError: an argument outside its range; ``layerwise`` with an iterator; a
+            ``process_group`` without all processes that share the model's weights (FSDP).
         StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite,
             or has moments too large for the type it keeps them in; a call within another one on
             the same model.
@@ -136,6 +139,7 @@ def recalibrate(
     inner = unwrap(model)
     layers, skipped = find_norm_layers(inner)
     ranks = ranks_of(process_group)
+    check_group(inner, process_group)
     start = time.perf_counter()
     with observing(inner, layers) as observer, bar(progress and ranks.rank == 0) as shown:
         passes = Passes(observer, batches, forward, ranks, shown)

@@ -1,0 +1,145 @@
+"""One process of the tests in test_sharded.py: models whose weights are shared out among ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import normkit as nk
+
+SIZES = ([3, 1], [4, 0], [0, 4], [2, 2])
+
+
+class FullyShardedDataParallel(nn.Module):
+    """Needs all ranks in each forward, and its end, as the real one, which needs a GPU."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._fsdp_wrapped_module = module
+        self.process_group = dist.group.WORLD
+        self.idle = True
+
+    def forward(self, x: Tensor) -> Any:
+        assert self.idle, "the last forward has not ended"
+        self.idle = False
+        both = torch.zeros(2)
+        dist.all_gather_into_tensor(both, torch.ones(1))
+        out = self._fsdp_wrapped_module(x)
+        self.idle = True
+        return out
+
+
+def model(package: Any, kind: str = "plain") -> nn.Module:
+    """The same in every process, before it is sharded."""
+    torch.manual_seed(11)
+    inner = nn.Sequential(nn.Conv2d(4, 4, 3), package.BatchNorm2d(4))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), package.BatchNorm2d(4), nn.ReLU(), inner)
+    if kind == "fsdp1":
+        net[3] = FullyShardedDataParallel(inner)
+        return FullyShardedDataParallel(net)
+    if kind in ("fsdp2", "inner"):
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        fully_shard(inner, mesh=mesh)
+        return fully_shard(net, mesh=mesh) if kind == "fsdp2" else net
+    return nn.parallel.DistributedDataParallel(net) if kind == "ddp" else net
+
+
+def batches(count: int = 4) -> list[Tensor]:
+    """All batches, the same in every process."""
+    g = torch.Generator().manual_seed(5)
+    return [torch.randn(5, 3, 7, 7, generator=g) + 3 + i for i in range(count)]
+
+
+def share(sizes: list[int], rank: int) -> list[Tensor]:
+    first = sum(sizes[:rank])
+    return batches(sum(sizes))[first : first + sizes[rank]]
+
+
+def measured(found: Any) -> dict[str, Any]:
+    layers = {k.replace("_fsdp_wrapped_module.", ""): tuple(v) for k, v in found.layers.items()}
+    return {"layers": layers, "samples": found.samples, "batches": found.batches}
+
+
+def refused(call: Any) -> str:
+    """Return what is raised."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def failing(mine: list[Tensor]) -> Iterator[Tensor]:
+    yield mine[0]
+    raise OSError("the disk is gone")
+
+
+def trained(net: nn.Module, rank: int, look: Any = None) -> list[Tensor]:
+    """Weights after two steps, the second of which begins with ``look`` at its gradients."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for number, x in enumerate(batches(4)[rank::2]):
+        net(x).square().mean().backward()
+        if look is not None and number == 0:
+            look(net)
+        optimizer.step()
+        optimizer.zero_grad()
+    tensors = [*net.parameters(), *net.buffers()]
+    return [getattr(t, "full_tensor", lambda t=t: t)().detach().clone() for t in tensors]
+
+
+def main(rank: int, rendezvous: str, out: Path, kind: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(rendezvous, 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))  # fmt: skip
+    result: dict[str, Any] = {}
+    for name, package in (("torch", nn), ("ours", nk)):
+        for sizes in SIZES:
+            for layerwise in (False, True):
+                net = model(package, kind).train()
+                found = nk.recalibrate(
+                    net, share(sizes, rank), samples=None, layerwise=layerwise, progress=False
+                )
+                result[f"{name} {sizes} {layerwise}"] = measured(found)
+        net = model(package, kind).train()
+        mine = share([3, 1], rank)
+        empty = [] if kind == "ddp" else [mine[0][:0]]
+        found = nk.recalibrate(net, [*empty, *mine], samples=8, progress=False)
+        result[f"{name} samples"] = measured(found)
+        result[f"{name} training"] = [
+            trained(model(package, kind), rank, look)
+            for look in (None, lambda net, mine=mine: nk.recalibrate(net, mine).undo())
+        ]
+        kept = [b.clone() for b in net.buffers()]
+        result[f"{name} failing"] = refused(
+            lambda net=net, mine=mine: nk.recalibrate(
+                net, failing(mine) if rank else mine, progress=False
+            )
+        )
+        wrong: Any = ["no tensor"] if rank else mine
+        result[f"{name} wrong"] = refused(
+            lambda net=net, wrong=wrong: nk.recalibrate(net, wrong, progress=False)
+        )
+        result[f"{name} empty"] = refused(lambda net=net: nk.recalibrate(net, [], progress=False))
+        result[f"{name} alone"] = refused(
+            lambda net=net, mine=mine: nk.recalibrate(
+                net, mine, process_group=False, progress=False
+            ).undo()
+        )
+        result[f"{name} unchanged"] = all(map(torch.equal, kept, net.buffers())) and net.training
+    torch.save(result, out / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])

@@ -1,0 +1,51 @@
+"""Models whose forward needs all ranks: FSDP of both kinds, with shares of any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import normkit as nk
+from normkit.statistics import LayerStatistics
+from tests.statistics import sharded_worker
+from tests.together import together
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "inner", "fsdp1", "ddp"])
+def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
+    results = together(sharded_worker, [1, 1], kind, tmp_path)
+    for name, package in (("torch", nn), ("ours", nk)):
+        for layerwise in (False, True):
+            alone = nk.recalibrate(
+                sharded_worker.model(package), sharded_worker.batches(),
+                samples=None, layerwise=layerwise,
+            )  # fmt: skip
+            for sizes in sharded_worker.SIZES:
+                for result in results:
+                    _compare(result[f"{name} {sizes} {layerwise}"], alone)
+        # Both have had one batch by then; and none of what a rank runs along on counts.
+        assert all(r[f"{name} samples"]["batches"] == 2 for r in results)
+        assert all(r[f"{name} samples"]["samples"] == 10 for r in results)
+        for result in results:
+            plain, looked = result[f"{name} training"]
+            assert all(map(torch.equal, plain, looked))
+            assert result[f"{name} unchanged"]
+            assert "at least one batch" in result[f"{name} empty"]
+            one = result[f"{name} alone"]
+            assert one == "nothing" if kind == "ddp" else "process_group=False" in one
+        for what, error in (("failing", "OSError: the disk is gone"), ("wrong", "DataError: ")):
+            first, second = (r[f"{name} {what}"] for r in results)
+            assert second.startswith(error)
+            assert f"a failure in process 1: {error}" in first
+
+
+def _compare(result: dict[str, Any], alone: Any) -> None:
+    assert (result["samples"], result["batches"]) == (20, 4)
+    assert list(result["layers"]) == list(alone.layers)
+    for name, one in alone.layers.items():
+        for a, b in zip(LayerStatistics(*result["layers"][name]), one, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -349,7 +349,7 @@ def test_missing_checkpoint_is_named() -> None:
         (("--model", "mine:without", "--key", "state_dict"), "entries fit the model"),
         (("--batches", "mine:number"), "an iterable of batches, such as a DataLoader"),
         (("--batches", "mine:nothing"), "at least one batch"),
-        (("--batches", "mine:lenet"), "whose first element is a tensor"),
+        (("--batches", "mine:lenet"), "received a Sequential. Fix: pass the batches of data"),
         (("--samples", "many"), "--samples as a number or 'all'"),
         (("--samples", "0"), "samples of at least 1"),
         (("--tolerance", "-1"), "tolerance as a relative standard error"),

@@ -212,7 +212,7 @@ def test_inference_mode() -> None:
     ("model", "error", "words"),
     [
         ([nn.BatchNorm1d(2)], nk.TypeMismatchError, "a list"),
-        (None, nk.TypeMismatchError, "a NoneType"),
+        (None, nk.TypeMismatchError, "received None"),
         (nn.Linear(2, 2), nk.StatisticsError, "a Linear with 0 frozen and no other"),
         (nn.GroupNorm(1, 2), nk.StatisticsError, "Fix: "),
         (nn.BatchNorm2d(2, track_running_stats=False), nk.StatisticsError, "Fix: "),

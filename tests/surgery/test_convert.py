@@ -212,5 +212,5 @@ def test_unknown_kinds_are_refused(wrong: Any) -> None:
     with pytest.raises(nk.OptionError, match="Fix: "):
         convert(layer, wrong)
     assert type(layer) is nn.BatchNorm2d
-    with pytest.raises(nk.TypeMismatchError, match="an object of type list"):
+    with pytest.raises(nk.TypeMismatchError, match="received a list with a "):
         convert([layer], "batch")  # type: ignore[arg-type]

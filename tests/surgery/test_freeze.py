@@ -421,13 +421,13 @@ def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("verb", [freeze, unfreeze])
 def test_invalid_arguments_are_refused(verb: Callable[..., object]) -> None:
     for model, came in (
-        ([nn.ReLU()], "an object of type list"),
-        (None, "an object of type NoneType"),
-        (Twice, "an object of type type"),
+        ([nn.ReLU()], "a list with a "),
+        (None, "None"),
+        (Twice, "the class"),
     ):
         with pytest.raises(nk.TypeMismatchError, match=f"received {came}.*Fix: "):
             verb(model)
-    with pytest.raises(nk.TypeMismatchError, match="before it is scripted"):
+    with pytest.raises(nk.TypeMismatchError, match=r"before torch\.jit\.script"):
         verb(torch.jit.script(nn.BatchNorm2d(3)))
     with pytest.raises(nk.OptionError, match="Fix: "):
         verb(nn.BatchNorm2d(3), statistics=False, affine=False)

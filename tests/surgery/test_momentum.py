@@ -87,6 +87,6 @@ def test_invalid_micro_batches_are_refused(wrong: Any) -> None:
     layer = nn.BatchNorm2d(3)
     with pytest.raises(nk.OptionError, match="Fix: "):
         scale_momentum(layer, wrong)
-    with pytest.raises(nk.TypeMismatchError, match="an object of type list"):
+    with pytest.raises(nk.TypeMismatchError, match="received a list with a "):
         scale_momentum([layer], 2)  # type: ignore[arg-type]
     assert layer.momentum == 0.1

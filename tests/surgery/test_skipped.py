@@ -189,9 +189,9 @@ def test_failure_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("model", "came"),
     [
-        ([nn.ReLU()], "an object of type list"),
-        (nn.BatchNorm2d, "an object of type type"),
-        (None, "an object of type NoneType"),
+        ([nn.ReLU()], "a list with a "),
+        (nn.BatchNorm2d, "the class"),
+        (None, "None"),
     ],
 )
 def test_other_objects_are_refused(model: object, came: str) -> None:
@@ -201,7 +201,7 @@ def test_other_objects_are_refused(model: object, came: str) -> None:
 
 def test_scripted_modules() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
-    with pytest.raises(nk.TypeMismatchError, match=r"RecursiveScriptModule.*before it is scripted"):
+    with pytest.raises(nk.TypeMismatchError, match="RecursiveScriptModule.*before torch"):
         nk.accelerate(scripted)
     model = nn.Sequential(scripted, *pair())
     handle = nk.accelerate(model)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from normkit.errors import OptionError, message
 from normkit.integrations.stats_swap import StatsSwap, write_stats
-from normkit.statistics.batches import (
-    Forward,
+from normkit.statistics.arguments import (
     check_batches,
+    check_function,
     check_samples,
     check_tolerance,
-    map_batches,
 )
+from normkit.statistics.batches import Forward, map_batches
 from normkit.statistics.preserve import preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results import Recalibration
@@ -96,6 +96,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
         super().__init__()
         check_samples(samples)
         check_tolerance(tolerance)
+        check_function(forward, "forward", "forward(model, batch)")
         if batches is not None:
             check_batches(batches)
         if isinstance(batches, Iterator):

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import DataError, OptionError, TypeMismatchError, message
+from normkit.errors import DataError, NormkitError, OptionError, TypeMismatchError, message
+from normkit.statistics.arguments import describe
 from normkit.statistics.preserve import detached_loader
 
 __all__ = [
     "Forward",
     "check_batch",
-    "check_batches",
-    "check_samples",
-    "check_tolerance",
     "count_samples",
     "map_batches",
+    "note_batch",
     "run_model",
     "tensors_in",
     "to_device",
@@ -31,23 +29,6 @@ Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
 
 _PASS_FORWARD = "pass forward=lambda model, batch: model(...)"
-
-
-def check_batches(batches: object) -> None:
-    """Raise unless ``batches`` is an iterable of batches.
-
-    Raises:
-        TypeMismatchError: it is a single tensor, a mapping, or not iterable.
-    """
-    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        shape = f" of shape {tuple(batches.shape)}" if isinstance(batches, Tensor) else ""
-        raise TypeMismatchError(
-            message(
-                "an iterable of batches, such as a DataLoader or a list",
-                f"a {type(batches).__name__}{shape}",
-                "put a single batch into a list: [batch]",
-            )
-        )
 
 
 def tensors_in(batch: object) -> list[Tensor]:
@@ -125,11 +106,12 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     Raises:
         DataError: the batch has no tensor, or is on a device where the model has nothing.
         OptionError: the batch is a mapping, and the model's ``forward`` names none of its keys.
+        TypeMismatchError: the batch is a list of samples, or the model needs other inputs.
     """
     if forward is not None:
         return forward(model, batch)
     args, kwargs = _inputs(model, batch)
-    return model(*args, **kwargs)
+    return _call(model, batch, args, kwargs)
 
 
 def check_batch(model: nn.Module, batch: Any, forward: Forward | None) -> None:
@@ -138,14 +120,70 @@ def check_batch(model: nn.Module, batch: Any, forward: Forward | None) -> None:
         _inputs(model, batch)
 
 
-def _inputs(model: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
+def _inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         named = _named_inputs(model, batch)
         _check_inputs(model, batch, list(named.values()))
-        return [], named
+        return (), named
+    _check_collated(batch)
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     _check_inputs(model, batch, [first])
-    return [first], {}
+    return (first,), {}
+
+
+def _call(model: nn.Module, batch: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except TypeError as error:
+        try:
+            parameters = inspect.signature(model.forward).parameters
+        except (TypeError, ValueError):
+            raise error from None
+        try:
+            inspect.signature(model.forward).bind(*args, **kwargs)
+        except TypeError:
+            call = f"{type(model).__name__}.forward({', '.join(parameters)})"
+            needed = sum(p.default is p.empty for p in parameters.values())
+            raise TypeMismatchError(
+                message(
+                    f"a batch that has all inputs of {call}"
+                    if kwargs
+                    else f"a batch whose first element is all that {call} needs",
+                    describe(batch),
+                    _other_call(args, batch, needed),
+                )
+            ) from error
+        raise  # from within the model: the user's to see as it is
+
+
+def _other_call(args: tuple[Any, ...], batch: object, needed: int) -> str:
+    """Return a call that may be what the batch is for."""
+    nested = args and isinstance(args[0], (list, tuple)) and len(args[0]) == needed
+    if nested or (isinstance(batch, (list, tuple)) and len(batch) >= needed):
+        inputs = "batch[0]" if nested else f"batch[:{needed}]"
+        return f"pass forward=lambda model, batch: model(*{inputs})"
+    return _PASS_FORWARD
+
+
+def _check_collated(batch: object) -> None:
+    """Raise if the batch is a list of samples, each a mapping, as loaders for detectors yield.
+
+    Two mappings with other keys are inputs and targets.
+
+    Raises:
+        TypeMismatchError: it is.
+    """
+    if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+        return
+    keys = [part.keys() for part in batch if isinstance(part, Mapping)]
+    if len(keys) == len(batch) and all(each == keys[0] for each in keys):
+        raise TypeMismatchError(
+            message(
+                "a batch whose first element is the model's input",
+                f"a {type(batch).__name__} of {len(batch)} samples, each {describe(batch[0])}",
+                "pass forward=lambda model, batch: model(batch), if the model takes such a list",
+            )
+        )
 
 
 def _named_inputs(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
@@ -165,14 +203,35 @@ def _named_inputs(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
     return inputs
 
 
+def note_batch(error: Exception, model: nn.Module, batch: object, number: int) -> None:
+    """Add to an error which batch raised it, and to one of the model's what the model was given.
+
+    Its type stays. Tracebacks show notes from Python 3.11 on; before, it is left as it is.
+    """
+    if not hasattr(error, "add_note"):
+        return
+    error.add_note(f"normkit: raised on batch {number}, {describe(batch)}.")
+    if isinstance(error, NormkitError):
+        return
+    inputs = {t.dtype for t in tensors_in(batch)[:1]}
+    weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if inputs and weights and not inputs & weights:
+        kinds = ", ".join(sorted(map(str, weights)))
+        error.add_note(f"The model's parameters are {kinds}: the input may need converting.")
+    error.add_note(
+        "The model gets a tensor as it is, the first element of a tuple or list, and the entries "
+        f"of a mapping that its forward names; for anything else, {_PASS_FORWARD}."
+    )
+
+
 def _check_inputs(model: nn.Module, batch: object, inputs: list[Any]) -> None:
     tensors = tensors_in(inputs)
     if not tensors:
         raise DataError(
             message(
                 "a batch whose first element is a tensor, the model's input",
-                _describe(batch),
-                _PASS_FORWARD,
+                describe(batch),
+                _make_tensors(inputs) or _PASS_FORWARD,
             )
         )
     devices = {t.device for t in tensors}
@@ -187,51 +246,26 @@ def _check_inputs(model: nn.Module, batch: object, inputs: list[Any]) -> None:
             message(
                 "batches on a device of the model",
                 f"one on {_join(elsewhere)} for a model on {_join(on_model)}",
-                "move the model, or the batches: (images.to(device) for images, _ in loader)",
+                "move the model, or the batches: pass forward=lambda model, batch: "
+                "model(batch[0].to(device))",
             )
         )
+
+
+def _make_tensors(inputs: list[Any]) -> str:
+    """Return how to make tensors of inputs of a kind that often stands for them."""
+    first = inputs[0] if inputs else None
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    package = type(first).__module__.partition(".")[0]
+    if package == "numpy":
+        return "make tensors of the arrays, torch.from_numpy(array), or load them by a DataLoader"
+    if package == "PIL":
+        return "make tensors of the images, such as with ToTensor() in the data set's transform"
+    if isinstance(first, str):
+        return "turn the texts into tensors first, with the model's tokenizer"
+    return ""
 
 
 def _join(devices: set[torch.device]) -> str:
     return ", ".join(sorted(map(str, devices)))
-
-
-def _describe(batch: object) -> str:
-    if isinstance(batch, (list, tuple)):
-        inside = ", ".join(type(part).__name__ for part in batch[:3])
-        return f"a {type(batch).__name__} of {inside or 'nothing'}"
-    return f"a {type(batch).__name__}"
-
-
-def check_samples(samples: int | None) -> None:
-    """Validate ``samples``.
-
-    Raises:
-        OptionError: it is neither None nor an integer of at least 1.
-    """
-    if samples is not None and (
-        not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
-    ):
-        raise OptionError(
-            message(
-                "samples of at least 1, or None for all there are",
-                f"samples={samples!r}",
-                "omit samples; the default suits most models",
-            )
-        )
-
-
-def check_tolerance(tolerance: float | None) -> None:
-    """Validate ``tolerance``.
-
-    Raises:
-        OptionError: it is not a finite number above 0.
-    """
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise OptionError(
-            message(
-                "tolerance as a relative standard error above 0",
-                f"tolerance={tolerance!r}",
-                "use 0.01, for one percent",
-            )
-        )

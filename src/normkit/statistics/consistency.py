@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from normkit.core.moments import Moments
 from normkit.errors import DataError, message
 from normkit.statistics.agreement import Consistency, Gap, OutputComparison, gap_between
-from normkit.statistics.batches import Forward, check_batches, check_samples, tensors_in
+from normkit.statistics.arguments import (
+    check_batches,
+    check_function,
+    check_model,
+    check_samples,
+)
+from normkit.statistics.batches import Forward, tensors_in
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
 from normkit.statistics.observe import observing
 from normkit.statistics.passes import bar, check_statistics
@@ -82,8 +88,11 @@ def consistency(
     >>> print(consistency(model, data).first_mismatch)
     None
     """
-    check_samples(samples)
+    check_model(model, "consistency", batches)
     check_batches(batches)
+    check_function(forward, "forward", "forward(model, batch)")
+    check_function(loss, "loss", "loss(output, batch)")
+    check_samples(samples)
     inner = unwrap(model)
     layers, skipped = find_norm_layers(inner)
     running = _running_statistics(layers)

@@ -18,8 +18,8 @@ from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.stats_spec import keeps_stats
+from normkit.statistics.arguments import check_model
 from normkit.statistics.preserve import evaluation_mode, tensor_version
-from normkit.statistics.stats_layers import check_module
 
 __all__ = ["batch_statistics", "use_domain"]
 
@@ -51,7 +51,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     >>> model.training, model[0].running_mean
     (True, tensor([0.]))
     """
-    check_module(model)
+    check_model(model)
     layers = [m for m in model.modules() if isinstance(m, _NormBase) and keeps_stats(m)]
     if any(isinstance(m, LazyModuleMixin) for m in layers):
         raise StatisticsError(
@@ -104,7 +104,7 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
     >>> model[1].num_batches_tracked
     tensor([0, 1])
     """
-    check_module(model)
+    check_model(model)
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Domains)]
     if not layers:
         raise StatisticsError(

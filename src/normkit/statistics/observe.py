@@ -19,7 +19,7 @@ from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, message
 from normkit.kernels.moments import moments
-from normkit.statistics.batches import Forward, count_samples, run_model
+from normkit.statistics.batches import Forward, count_samples, note_batch, run_model
 from normkit.statistics.estimate import Estimate, LayerStatistics
 from normkit.statistics.preserve import (
     evaluation_mode,
@@ -102,6 +102,9 @@ class Observer:
             self.output = run_model(self.model, batch, forward)
         except _AllSeen:
             self._has_stopped = True
+        except Exception as error:
+            note_batch(error, self.model, batch, self._batches)
+            raise
         else:
             self._run_to_end |= self._has_stopped and self._calls != self._call_orders[-1]
             self._call_orders = [*self._call_orders[-1:], self._calls]

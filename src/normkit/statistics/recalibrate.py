@@ -11,7 +11,14 @@ from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
-from normkit.statistics.batches import Forward, check_batches, check_samples, check_tolerance
+from normkit.statistics.arguments import (
+    check_batches,
+    check_function,
+    check_model,
+    check_samples,
+    check_tolerance,
+)
+from normkit.statistics.batches import Forward
 from normkit.statistics.distributed import ranks_of
 from normkit.statistics.estimate import LayerStatistics, relative_error
 from normkit.statistics.lockstep import check_group
@@ -125,9 +132,11 @@ def recalibrate(
     >>> model[0].running_mean
     tensor([0., 0.])
     """
+    check_model(model, "recalibrate", batches)
+    check_batches(batches)
+    check_function(forward, "forward", "forward(model, batch)")
     check_samples(samples)
     check_tolerance(tolerance)
-    check_batches(batches)
     if layerwise and isinstance(batches, Iterator):
         raise OptionError(
             message(

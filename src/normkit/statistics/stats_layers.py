@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
-from normkit.errors import StatisticsError, TypeMismatchError, message
+from normkit.errors import StatisticsError, message
 from normkit.handle import Skipped
 from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import StatsSpec, keeps_stats, stats_spec
+from normkit.statistics.arguments import check_has_values, check_model
 
 __all__ = [
     "NormLayer",
     "StatsSpec",
-    "check_module",
     "find_norm_layers",
     "layers_by_bank",
     "named_stats",
@@ -80,7 +80,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(layer)) is layer
     True
     """
-    check_module(model)
+    check_model(model)
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -90,28 +90,14 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_module(model: object) -> None:
-    """Raise unless ``model`` is a module written in Python.
-
-    Raises:
-        TypeMismatchError: it is not a module, or is scripted.
-    """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeMismatchError(
-            message(
-                "an nn.Module, not scripted",
-                f"a {type(model).__name__}",
-                "pass the model itself, before torch.jit.script",
-            )
-        )
-
-
 def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
     """Find the layers whose statistics may be replaced, and those that are skipped, and why.
 
     Raises:
-        StatisticsError: a lazy layer has not had its first input, or no layer may be replaced.
+        StatisticsError: a lazy layer has not had its first input, no layer may be replaced, or
+            the model is on the meta device.
     """
+    check_has_values(model)
     layers: list[NormLayer] = []
     skipped: list[Skipped] = []
     for name, layer in model.named_modules():

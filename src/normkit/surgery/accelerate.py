@@ -14,9 +14,9 @@ from normkit.kernels.dispatch import usual_way
 from normkit.kernels.traced import Traced
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.layer import Layer
+from normkit.statistics.arguments import check_model
 from normkit.surgery.modules import (
     added_names,
-    check_model,
     is_opaque,
     set_class,
     walk,

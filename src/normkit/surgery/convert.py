@@ -25,7 +25,8 @@ from normkit.nn import (
 )
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.stats_spec import keeps_stats
-from normkit.surgery.modules import added_names, check_model, set_class, walk, why_not_convertible
+from normkit.statistics.arguments import check_model
+from normkit.surgery.modules import added_names, set_class, walk, why_not_convertible
 
 __all__ = ["convert"]
 

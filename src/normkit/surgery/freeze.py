@@ -24,7 +24,8 @@ from normkit.nn.freezing import (
     unfreeze_layer,
 )
 from normkit.nn.stats_spec import keeps_stats, running_stats
-from normkit.surgery.modules import check_model, is_opaque, walk
+from normkit.statistics.arguments import check_model
+from normkit.surgery.modules import is_opaque, walk
 
 __all__ = ["freeze", "unfreeze"]
 

@@ -7,27 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from normkit.errors import TypeMismatchError, message
 from normkit.nn.freezing import base_class
 
-__all__ = ["added_names", "check_model", "is_opaque", "set_class", "walk", "why_not_convertible"]
-
-
-def check_model(model: object, verb: str) -> None:
-    """Raise unless ``model`` is a module written in Python.
-
-    Raises:
-        TypeMismatchError: ``model`` is no ``torch.nn.Module``, or is scripted.
-    """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeMismatchError(
-            message(
-                f"a torch.nn.Module written in Python for {verb}",
-                f"an object of type {type(model).__name__}",
-                "pass the model itself, before it is scripted; several models go into an "
-                "nn.ModuleList",
-            )
-        )
+__all__ = ["added_names", "is_opaque", "set_class", "walk", "why_not_convertible"]
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

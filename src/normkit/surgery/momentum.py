@@ -11,7 +11,8 @@ from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.freezing import FrozenMixin, base_class
 from normkit.nn.stats_spec import keeps_stats
-from normkit.surgery.modules import check_model, walk
+from normkit.statistics.arguments import check_model
+from normkit.surgery.modules import walk
 
 __all__ = ["scale_momentum"]
 

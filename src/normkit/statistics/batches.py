@@ -136,12 +136,13 @@ def _call(model: nn.Module, batch: object, args: tuple[Any, ...], kwargs: Mappin
         return model(*args, **kwargs)
     except TypeError as error:
         try:
-            parameters = inspect.signature(model.forward).parameters
+            signature = inspect.signature(model.forward)
         except (TypeError, ValueError):
             raise error from None
         try:
-            inspect.signature(model.forward).bind(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError:
+            parameters = signature.parameters
             call = f"{type(model).__name__}.forward({', '.join(parameters)})"
             needed = sum(p.default is p.empty for p in parameters.values())
             raise TypeMismatchError(

@@ -6,7 +6,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["SHOWN", "Changed", "Handle", "Skipped", "Step", "kind", "place_name", "run"]
+__all__ = [
+    "SHOWN",
+    "Changed",
+    "Handle",
+    "Skipped",
+    "Step",
+    "kind",
+    "place_name",
+    "run",
+    "warn_skipped",
+]
 
 # Rows of each part of the printed table; the attributes hold all of them.
 SHOWN = 20
@@ -79,9 +89,7 @@ class Handle:
         steps, self._steps = self._steps, ()
         skipped = [row for step in reversed(steps) if (row := step.undo()) is not None]
         self._undone = True
-        if skipped:
-            names = "; ".join(f"{place_name(k.name)} ({kind(k.type)}): {k.why}" for k in skipped)
-            warnings.warn(f"undo of {self._verb} skipped {names}", stacklevel=2)
+        warn_skipped(f"undo of {self._verb}", skipped, stacklevel=3)
 
     def __repr__(self) -> str:
         fused = sum(len(row.fused) for row in self.changed)
@@ -107,6 +115,14 @@ def run(steps: Sequence[Step]) -> None:
         for step in reversed(begun):
             step.undo()
         raise
+
+
+def warn_skipped(verb: str, skipped: Sequence[Skipped], stacklevel: int = 2) -> None:
+    """Warn of modules that were skipped, where no handle is returned that would list them."""
+    if skipped:
+        rows = [f"{place_name(k.name)} ({kind(k.type)}): {k.why}" for k in skipped[:SHOWN]]
+        more = [f"and {len(skipped) - SHOWN} more"] if len(skipped) > SHOWN else []
+        warnings.warn(f"{verb} skipped {'; '.join([*rows, *more])}", stacklevel=stacklevel + 1)
 
 
 def kind(cls: type) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.nn import DomainBatchNorm1d
-from normkit.statistics import batch_statistics, recalibrate, use_domain
+from normkit.statistics import StatsSpec, batch_statistics, recalibrate, stats_spec, use_domain
 from normkit.surgery import accelerate, freeze
 from tests.surgery.models import WILD, made
 
@@ -26,6 +26,9 @@ class Stubborn(nn.BatchNorm2d):
             self.running_mean.add_(input.mean((0, 2, 3)))
             self.running_var = self.running_var + 1
         return y
+
+
+stats_spec.register(Stubborn)(lambda layer: StatsSpec())
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {

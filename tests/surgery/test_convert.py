@@ -161,7 +161,7 @@ def test_skipped_layers_are_listed() -> None:
     before = [type(m) for m in model.modules()]
     expected = {
         "deep": "there is no frozen form for inputs of 3 spatial axes",
-        "theirs": "a subclass, which may compute something else",
+        "theirs": "a subclass defined elsewhere",
         "lazy": "lazy and not yet initialized",
         "patched": "its forward was replaced", "forgetful": "has no running statistics",
     }  # fmt: skip

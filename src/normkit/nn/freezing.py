@@ -101,7 +101,8 @@ def is_constant(module: nn.Module) -> bool:
     >>> is_constant(nn.BatchNorm2d(3))
     False
     """
-    return any(base.__name__.startswith("FrozenBatchNorm") for base in type(module).__mro__)
+    named = any("FrozenBatchNorm" in base.__name__ for base in type(module).__mro__)
+    return named and not any(p.requires_grad for p in module.parameters())
 
 
 def freeze_layer(layer: nn.Module, mode: bool | None = None) -> None:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.nn.domainbatchnorm import Domains
+from normkit.nn.freezing import is_constant
 
-__all__ = ["StatsSpec", "keeps_stats", "running_stats", "stats_spec"]
+__all__ = [
+    "StatsSpec",
+    "has_own_forward",
+    "keeps_stats",
+    "register_by_name",
+    "running_stats",
+    "stats_spec",
+    "why_unknown",
+]
 
 
 def _unchanged(layer: Any, x: Tensor) -> Tensor:
@@ -50,9 +61,24 @@ class StatsSpec:
     bank: Callable[[Any], int | None] = _no_bank
 
 
+# Descriptions of classes of other libraries, by qualified name.
+_BY_NAME: dict[str, StatsSpec] = {}
+
+# Methods that decide what a layer normalizes and what it remembers of it. Not the validation of
+# the input: a layer that takes other ranks still has its channels on axis 1.
+_STEPS = (
+    "forward", "__call__", "_layer_tensors", "_forward_batch_stats", "_update_running_stats",
+    "_apply_instance_norm", "_handle_no_batch_input",
+)  # fmt: skip
+
+
 @functools.singledispatch
 def stats_spec(layer: nn.Module) -> StatsSpec | None:
-    """Return how ``layer`` keeps running statistics, or None if it keeps none.
+    """Return how ``layer`` keeps running statistics, or None if that is unknown or it keeps none.
+
+    Known are ``torch.nn``'s layers, this package's, their subclasses that do not override
+    ``forward``, and widespread layers of other libraries (:mod:`normkit.integrations`). A subclass
+    with its own ``forward`` may normalize another axis, or a part of its input.
 
     A generic function (:func:`functools.singledispatch`): three lines register a third-party layer
     and its subclasses, which are then recalibrated, measured and frozen like the others.
@@ -71,14 +97,14 @@ def stats_spec(layer: nn.Module) -> StatsSpec | None:
     >>> stats_spec(ChannelsLastNorm(3)).mean
     'mu'
     """
-    return None
+    return _named_spec(layer)
 
 
 @stats_spec.register
 def _(layer: _BatchNorm) -> StatsSpec | None:
     if layer.running_mean is None or layer.running_var is None:
         return None
-    return StatsSpec()
+    return _named_spec(layer) or (None if has_own_forward(layer) else StatsSpec())
 
 
 def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
@@ -89,12 +115,94 @@ def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
 def _(layer: _InstanceNorm) -> StatsSpec | None:
     if not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
         return None
-    return StatsSpec(per="sample", values=_with_batch_axis)
+    usual = StatsSpec(per="sample", values=_with_batch_axis)
+    return None if has_own_forward(layer) else usual
 
 
 @stats_spec.register
 def _(layer: Domains) -> StatsSpec | None:
-    return None if layer.running_mean is None else StatsSpec(bank=Domains.chosen)
+    known = layer.running_mean is not None and not has_own_forward(layer)
+    return StatsSpec(bank=Domains.chosen) if known else None
+
+
+def register_by_name(name: str, spec: StatsSpec) -> None:
+    """Make a class of another library known without importing it.
+
+    The class that defines the layer's ``forward`` decides: a subclass that overrides it again is
+    unknown.
+
+    Args:
+        name: its qualified name, or the end of it: a copy within another package is known too.
+        spec: how it keeps running statistics.
+    """
+    _BY_NAME[name] = spec
+
+
+def _named_spec(layer: nn.Module) -> StatsSpec | None:
+    scripted = isinstance(layer, torch.jit.ScriptModule)
+    if scripted or ("forward" in vars(layer) and _replaces_forward(layer)):
+        return None
+    parts = _qualified_name(_definer(type(layer), "forward")).split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts) - 1))
+    spec = next((_BY_NAME[end] for end in ends if end in _BY_NAME), None)
+    both = () if spec is None else (getattr(layer, spec.mean, None), getattr(layer, spec.var, None))
+    return spec if all(isinstance(tensor, Tensor) for tensor in both) else None
+
+
+def has_own_forward(layer: nn.Module) -> bool:
+    """Return True if other code than ``torch.nn``'s and this package's decides what is normalized.
+
+    >>> layer, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    >>> layer.forward = lambda x: x
+    >>> has_own_forward(layer), has_own_forward(other)
+    (True, False)
+    """
+    if "forward" in vars(layer) and _replaces_forward(layer):
+        return True
+    return any(
+        not _qualified_name(_definer(type(layer), name)).startswith(("torch.nn.", "normkit."))
+        for name in _STEPS
+        if hasattr(type(layer), name)
+    )
+
+
+def _replaces_forward(layer: nn.Module) -> bool:
+    """Return True unless the layer's own attribute ``forward`` says that it wraps its class's."""
+    wrapped = inspect.unwrap(vars(layer)["forward"])
+    return getattr(wrapped, "__func__", wrapped) is not type(layer).forward
+
+
+def _definer(cls: type, name: str) -> type:
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
+def _qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def why_unknown(layer: nn.Module) -> str | None:
+    """Return why no tool touches a layer that seems to keep statistics; None if it is known."""
+    if stats_spec(layer) is not None or not keeps_stats(layer):
+        return None
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "scripted"
+    if is_constant(layer):
+        return "constant by construction"
+    module = type(layer).__module__
+    if (
+        type(layer) is nn.Module
+        or isinstance(layer, fx.GraphModule)
+        or module.startswith("torch.export.")
+    ):
+        return "only tensors of a traced graph, which computes with them itself"
+    if module.startswith("torch.ao."):
+        return "a torch.ao module"
+    if "forward" in vars(layer) and _replaces_forward(layer):
+        return "its forward was replaced"
+    if isinstance(layer, _InstanceNorm) and not layer.track_running_stats:
+        return "normalizes by its input, as its track_running_stats is off"
+    kind = "a subclass with its own forward" if isinstance(layer, _NormBase) else "unknown"
+    return f"{kind}; stats_spec.register makes it known"
 
 
 def running_stats(layer: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.core.activations import ActLike
 from normkit.errors import ShapeError, message
+from normkit.handle import Skipped, warn_skipped
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
@@ -17,6 +19,7 @@ from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
 from normkit.nn.layer import step
+from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["SyncBatchNorm"]
 
@@ -103,7 +106,8 @@ class SyncBatchNorm(BatchStatistics):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
 
-        All but those with statistics for each domain, which it cannot keep.
+        All but those with statistics for each domain, which it cannot keep, and subclasses with
+        their own ``forward``, which it would drop: a warning names those.
 
         Parameters and buffers are shared, ``state_dict`` keys stay, a layer used in several
         places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
@@ -113,14 +117,29 @@ class SyncBatchNorm(BatchStatistics):
         >>> SyncBatchNorm.convert_sync_batchnorm(model)[1].num_features
         3
         """
-        return cls._convert(module, process_group, {})
+        own = {id(m): Skipped(name, type(m), "a subclass with its own forward")
+               for name, m in module.named_modules()
+               if isinstance(m, _BatchNorm) and not isinstance(m, (cls, Domains))
+               and has_own_forward(m)}  # fmt: skip
+        warn_skipped("convert_sync_batchnorm", list(own.values()))
+        return cls._convert(module, process_group, {}, own)
 
     @classmethod
-    def _convert(cls, module: nn.Module, group: Any, done: dict[int, nn.Module]) -> nn.Module:
+    def _convert(
+        cls,
+        module: nn.Module,
+        group: Any,
+        done: dict[int, nn.Module],
+        skipped: Container[int],
+    ) -> nn.Module:
         if id(module) in done:
             return done[id(module)]
         result = module
-        if isinstance(module, _BatchNorm) and not isinstance(module, (cls, Domains)):
+        if (
+            isinstance(module, _BatchNorm)
+            and not isinstance(module, (cls, Domains))
+            and id(module) not in skipped
+        ):
             result = cls(
                 module.num_features, module.eps, module.momentum, module.affine,
                 module.track_running_stats, group, "meta",
@@ -141,5 +160,5 @@ class SyncBatchNorm(BatchStatistics):
         # Not named_children(), which names a child that stands in two places only once.
         for name, child in module._modules.items():
             if child is not None:
-                result.add_module(name, cls._convert(child, group, done))
+                result.add_module(name, cls._convert(child, group, done, skipped))
         return result

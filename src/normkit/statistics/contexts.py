@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import OptionError, StatisticsError, message
+from normkit.handle import Skipped, warn_skipped
 from normkit.nn.domainbatchnorm import Domains
-from normkit.nn.freezing import FrozenMixin
-from normkit.nn.stats_spec import keeps_stats
+from normkit.nn.freezing import FrozenMixin, is_constant
+from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.statistics.preserve import evaluation_mode, tensor_version
 
@@ -29,10 +29,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Evaluate ``model`` with the statistics of each batch, changing nothing else.
 
     Within the block the model is in evaluation mode: dropout is off, and no running statistic or
-    counter is updated. Only its batch and instance normalization layers, ``torch.nn``'s, ours and
-    their subclasses, normalize as they do in training: by the batch, by ghost batches, across
-    processes; also after ``model.eval()``, with which many evaluation functions begin. Frozen
-    layers stay frozen. On exit everything is restored, after an exception too.
+    counter is updated. Only its layers with running statistics, as
+    :func:`normkit.nn.stats_spec.stats_spec` knows them, normalize as they do in training: by the
+    batch, by ghost batches, across processes; also after ``model.eval()``, with which many
+    evaluation functions begin. Frozen layers stay frozen. A subclass that overrides ``forward``
+    and is not registered stays in evaluation mode, and a warning names it. On exit everything is
+    restored, after an exception too.
 
     Args:
         model: any module with a layer that keeps running statistics and is not frozen.
@@ -52,7 +54,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     (True, tensor([0.]))
     """
     check_model(model)
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and keeps_stats(m)]
+    layers = [m for m in model.modules() if stats_spec(m) is not None]
+    skipped = [
+        Skipped(name, type(m), why)
+        for name, m in model.named_modules()
+        if (why := why_unknown(m)) is not None and not is_constant(m)
+    ]
     if any(isinstance(m, LazyModuleMixin) for m in layers):
         raise StatisticsError(
             message(
@@ -66,10 +73,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         raise StatisticsError(
             message(
                 "a batch or instance normalization with running statistics that is not frozen",
-                f"a {type(model).__name__} with {len(layers)} frozen and no other",
+                f"a {type(model).__name__} with {len(layers)} frozen and no other"
+                + "".join(f"; {row.name or 'the model'}: {row.why}" for row in skipped[:5]),
                 "evaluate it as it is, or normkit.unfreeze(model) first",
             )
         )
+    warn_skipped("batch_statistics", skipped, stacklevel=3)  # through contextlib's own frames
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         for layer in trainable:
@@ -84,7 +93,8 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
     """Select the domain of the batches in all layers of ``model`` that keep one bank per domain.
 
     On exit the domains selected before are restored, after an exception too. Blocks may be
-    nested.
+    nested. In a subclass that overrides ``forward`` the domain is selected too: what it does with
+    it is its own affair.
 
     Args:
         model: a module with layers such as :class:`normkit.DomainBatchNorm2d`.
@@ -138,7 +148,7 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_in_training(layer: _NormBase) -> Iterator[None]:
+def _as_in_training(layer: nn.Module) -> Iterator[None]:
     """Let ``layer``, once in training mode, normalize by its input without updating statistics."""
     attributes: dict[str, Any] = vars(layer)
     # Evaluation functions begin with model.eval(), which must not change the layer's mode.

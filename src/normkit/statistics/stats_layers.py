@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from normkit.errors import StatisticsError, message
 from normkit.handle import Skipped
-from normkit.nn.freezing import FrozenMixin, is_constant
-from normkit.nn.stats_spec import StatsSpec, keeps_stats, stats_spec
+from normkit.nn.freezing import FrozenMixin
+from normkit.nn.stats_spec import StatsSpec, stats_spec, why_unknown
 from normkit.statistics.arguments import check_has_values, check_model
 
 __all__ = [
@@ -104,11 +104,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
         spec = stats_spec(layer)
         if spec is None:
             # A layer that looks like one of ours and is not: its user would want to know.
-            if is_constant(layer):
-                skipped.append(Skipped(name, type(layer), "constant by construction"))
-            elif keeps_stats(layer):
-                scripted = isinstance(layer, torch.jit.ScriptModule)
-                why = "scripted" if scripted else "unknown; stats_spec.register makes it known"
+            if (why := why_unknown(layer)) is not None:
                 skipped.append(Skipped(name, type(layer), why))
             continue
         if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]

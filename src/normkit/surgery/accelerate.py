@@ -21,6 +21,7 @@ from normkit.surgery.modules import (
     set_class,
     walk,
     why_not_convertible,
+    why_subclass,
 )
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, has_hooks, pairs
 
@@ -143,7 +144,7 @@ def _why_skipped(module: nn.Module) -> str | None:
         return "use normkit.SyncBatchNorm.convert_sync_batchnorm"
     after = NAMESAKES.get(cls)
     if after is None:
-        return "a subclass, which may compute something else"
+        return why_subclass(module)
     return why_not_convertible(module, after)
 
 

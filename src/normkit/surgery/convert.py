@@ -26,7 +26,13 @@ from normkit.nn import (
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.stats_spec import keeps_stats
 from normkit.statistics.arguments import check_model
-from normkit.surgery.modules import added_names, set_class, walk, why_not_convertible
+from normkit.surgery.modules import (
+    added_names,
+    set_class,
+    walk,
+    why_not_convertible,
+    why_subclass,
+)
 
 __all__ = ["convert"]
 
@@ -151,9 +157,9 @@ def _why_skipped(module: _BatchNorm, kind: str, after: type | None) -> str | Non
     if before in KINDS["domain"].values():
         return "has statistics for each domain, which other kinds cannot hold"
     if before not in SPATIAL_AXES:
-        lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
-        other = "a subclass, which may compute something else"
-        return "lazy and not yet initialized" if lazy else other
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            return "lazy and not yet initialized"
+        return why_subclass(module)
     if after is None:
         axes = SPATIAL_AXES[before] or "any number of"
         return f"there is no {kind} form for inputs of {axes} spatial axes"

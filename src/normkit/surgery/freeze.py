@@ -23,7 +23,7 @@ from normkit.nn.freezing import (
     is_frozen,
     unfreeze_layer,
 )
-from normkit.nn.stats_spec import keeps_stats, running_stats
+from normkit.nn.stats_spec import keeps_stats, running_stats, stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.surgery.modules import is_opaque, walk
 
@@ -119,7 +119,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         why = _why_skipped(module, statistics)
         if why is not None:
             skipped.append(Skipped(name, type(module), why))
-        elif keeps_stats(module):
+        elif stats_spec(module) is not None:
             layers.append((name, module))
     if freezing and statistics:
         _check_finite(layers)
@@ -152,7 +152,9 @@ def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
         return "has no running statistics"
     if is_constant(module):
         return "already constant"
-    if not keeps_stats(module):
+    if (why := why_unknown(module)) is not None:
+        return why
+    if stats_spec(module) is None:
         return None
     if not statistics and any(is_parametrized(module, name) for name in ("weight", "bias")):
         return "parametrized"

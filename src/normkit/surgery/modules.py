@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.nn.freezing import base_class
+from normkit.nn.stats_spec import has_own_forward
 
-__all__ = ["added_names", "is_opaque", "set_class", "walk", "why_not_convertible"]
+__all__ = ["added_names", "is_opaque", "set_class", "walk", "why_not_convertible", "why_subclass"]
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -48,6 +50,15 @@ def why_not_convertible(module: nn.Module, after: type) -> str | None:
     names = {*vars(module), *module._modules, *module._parameters, *module._buffers}
     conflicts = added_names(after, base_class(type(module))) & names
     return f"has its own {', '.join(sorted(conflicts))}" if conflicts else None
+
+
+def why_subclass(module: nn.Module) -> str:
+    """Return why a subclass of a class that can be replaced is not replaced itself."""
+    if is_parametrized(module):
+        return "parametrized"
+    if has_own_forward(module):
+        return "a subclass with its own forward"
+    return "a subclass defined elsewhere"
 
 
 def added_names(cls: type, base: type) -> frozenset[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.freezing import FrozenMixin, base_class
-from normkit.nn.stats_spec import keeps_stats
+from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.surgery.modules import walk
 
@@ -62,44 +62,47 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     skipped: list[Skipped] = []
     steps: list[Step] = []
     for name, module in walk(model):
-        if not isinstance(module, _NormBase) or not keeps_stats(module):
+        unknown = why_unknown(module)
+        if unknown is None and stats_spec(module) is None:
             continue
-        cls = base_class(type(module))
-        why = _why_skipped(module)
+        cls, layer = base_class(type(module)), cast(Any, module)
+        why = unknown or _why_skipped(layer)
         if why is not None:
             skipped.append(Skipped(name, cls, why))
         elif micro_batches > 1:
-            before = float(module.momentum or 0.0)
+            before = float(layer.momentum)
             # 1 − (1 − m)^(1/k) without cancellation for small m.
             after = 1.0 if before == 1 else -math.expm1(math.log1p(-before) / micro_batches)
-            steps.append(_momentum_change(name, module, after))
+            steps.append(_momentum_change(name, layer, after))
             note = f"momentum {before:.3g} → {after:.3g}"
             changed.append(Changed(name, cls, cls, note=note))
     run(steps)
     return Handle("scale_momentum", changed, skipped, steps)
 
 
-def _why_skipped(module: _NormBase) -> str | None:
-    momentum = module.momentum
-    if momentum is None or getattr(module, "average", None) == "cumulative":
+def _why_skipped(layer: Any) -> str | None:
+    if not hasattr(layer, "momentum"):
+        return "has no momentum"
+    momentum = layer.momentum
+    if momentum is None or getattr(layer, "average", None) == "cumulative":
         return "cumulative: weighs all batches equally"
-    if isinstance(module, FrozenMixin) or momentum == 0:
+    if isinstance(layer, FrozenMixin) or momentum == 0:
         return "its statistics are not updated"
     if not isinstance(momentum, (int, float)) or not 0 < momentum <= 1:
         return f"momentum {momentum!r} is not between 0 and 1"
     return None
 
 
-def _momentum_change(name: str, module: _NormBase, after: float) -> Step:
-    before = module.momentum
+def _momentum_change(name: str, layer: Any, after: float) -> Step:
+    before = layer.momentum
 
     def do() -> None:
-        module.momentum = after
+        layer.momentum = after
 
     def undo() -> Skipped | None:
-        if module.momentum not in (after, before):
-            return Skipped(name, base_class(type(module)), "its momentum was changed again")
-        module.momentum = before
+        if layer.momentum not in (after, before):
+            return Skipped(name, base_class(type(layer)), "its momentum was changed again")
+        layer.momentum = before
         return None
 
     return Step(do, undo)

@@ -273,7 +273,7 @@ def test_uncalled_layer_is_skipped_and_named() -> None:
     model = Half()
     found = nk.recalibrate(model, IMAGES.split(20))
     assert [(row.name, row.why) for row in found.skipped] == [
-        ("unused", "its forward was never called")
+        ("unused", "not called in any batch (calls of its forward past its hooks are not seen)")
     ]
     assert torch.equal(model.unused.running_mean, torch.zeros(3))
 

@@ -6,68 +6,38 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from normkit.handle import Skipped, place_name
-from normkit.statistics.estimate import LayerStatistics, distance, rms
+from normkit.statistics.calls import SharedLayer
+from normkit.statistics.gaps import Gap
 from normkit.statistics.results import (
     format_deviations,
     format_factor,
-    format_number,
+    format_percent,
     format_table,
     layer_label,
 )
 
-__all__ = ["Consistency", "Gap", "OutputComparison", "gap_between"]
-
-MIN_GAP = 0.1
-"""Smallest gap that matters, of a deviation or of the variance; running averages differ by less."""
-
-MIN_ERRORS = 3.0
-"""Smallest significant gap, in standard errors, as a root mean square over channels."""
-
-
-class Gap(NamedTuple):
-    """Running statistics of a layer against those of its input: root mean squares over channels.
-
-    Attributes:
-        mean: distance of the means, in deviations of the input.
-        variance: typical factor, at least 1, between the variances.
-        mean_errors: distance of the means in their standard errors; about 1 is chance.
-        variance_errors: of the variances, likewise.
-    """
-
-    mean: float
-    variance: float
-    mean_errors: float
-    variance_errors: float
-
-    @property
-    def matters(self) -> bool:
-        """True if it is large enough to matter and significant, or not finite."""
-        if not math.isfinite(self.mean + self.variance):
-            return True
-        return (self.mean > MIN_GAP and self.mean_errors > MIN_ERRORS) or (
-            self.variance > 1 + MIN_GAP and self.variance_errors > MIN_ERRORS
-        )
+__all__ = ["Consistency", "OutputComparison"]
 
 
 class OutputComparison(NamedTuple):
     """The model's output with batch statistics against its output with running statistics.
 
     Attributes:
-        difference: root mean square of the difference, relative to the output's deviation.
-        agreement: share of predictions (largest along axis 1) that are the same; None where the
-            output is not made of scores.
-        loss: mean loss with batch statistics, and with running ones; None without labels.
+        difference: root mean square of the difference, relative to the deviation of the output
+            over all samples, feature by feature; NaN where that is undefined.
+        agreement: share of predictions (the largest score) that are the same, where a label counts;
+            None unless labels, or a model that calls its output ``logits``, show that it is scores.
+        loss: mean loss with batch statistics, and with running ones; None without one.
         loss_difference: the second less the first, and its standard error between batches.
+        notes: what is missing from the comparison, in how many batches, and why.
     """
 
     difference: float
     agreement: float | None
     loss: tuple[float, float] | None
     loss_difference: tuple[float, float] | None
+    notes: tuple[str, ...] = ()
 
 
 class Consistency:
@@ -77,32 +47,57 @@ class Consistency:
         layers: by layer, in the order of their calls, the :class:`Gap` between its running
             statistics and its input in training: mismatch in this layer itself, given batch
             statistics upstream.
-        inherited: the gap to its input in evaluation, given running statistics upstream.
+        calls: for layers that one pass calls several times, the gap to each call's input, by the
+            number of the call, from 1; the 16th stands for all later ones.
+        shared: those of them whose inputs differ so much that no running statistics fit all calls.
+        inherited: the gap to a layer's input in evaluation, given running statistics upstream.
         output: the :class:`OutputComparison`.
-        first_mismatch: the first layer whose own gap matters; None where all agree.
+        first_mismatch: the first layer whose own gap matters, or that of one of its calls; None
+            where all agree.
         skipped: layers that were not measured, such as frozen ones, and why.
-        samples, batch_size: how many were compared; training's side has the statistics of batches
-            of that size.
+        notes: what else restricts the comparison.
+        samples: how many were compared.
+        batch_size: of the batch that the median sample is in; training's side has the statistics
+            of such batches.
+        batch_sizes: smallest and largest.
     """
 
     def __init__(
         self,
         layers: Mapping[str, Gap],
         inherited: Mapping[str, Gap],
+        calls: Mapping[str, Mapping[int, Gap]],
+        shared: Sequence[SharedLayer],
         output: OutputComparison,
         classes: Mapping[str, type],
         skipped: Sequence[Skipped],
-        samples: int,
-        batches: int,
+        sizes: Mapping[int, int],
+        notes: Sequence[str] = (),
     ) -> None:
         self.layers = dict(layers)
         self.inherited = dict(inherited)
+        self.calls = {name: dict(gaps) for name, gaps in calls.items()}
+        self.shared = tuple(shared)
         self.output = output
         self.skipped = tuple(skipped)
-        self.samples = samples
-        self.batch_size = round(samples / batches)
-        self.first_mismatch = next((name for name, gap in layers.items() if gap.matters), None)
+        self.notes = tuple(notes)
+        self.samples = sum(size * number for size, number in sizes.items())
+        self.batch_size = _median_size(sizes)
+        self.batch_sizes = min(sizes), max(sizes)
+        self.first_mismatch = next(
+            (
+                name
+                for name, gap in layers.items()
+                if gap.matters or any(one.matters for one in self.calls.get(name, {}).values())
+            ),
+            None,
+        )
         self._classes = dict(classes)
+
+    @property
+    def parts_at(self) -> str | None:
+        """Former name of ``first_mismatch``."""
+        return self.first_mismatch
 
     @property
     def left(self) -> tuple[Skipped, ...]:
@@ -118,50 +113,77 @@ class Consistency:
                     layer_label(name, self._classes[name]),
                     format_deviations(gap.mean),
                     format_factor(gap.variance),
-                    f"{format_number(gap.mean_errors)}, {format_number(gap.variance_errors)}",
-                    # Evaluation may not call the layer.
+                    f"{_errors(gap.mean_errors)}, {_errors(gap.variance_errors)}",
                     f"{format_deviations(later.mean)}, {format_factor(later.variance)}"
                     if later
-                    else "–",
+                    else "not called",
                 )
             )
-        columns = ("layer", "mean gap", "variance gap", "gaps in standard errors", "in evaluation")
-        return "\n".join([*self._head(), *format_table(columns, rows, self.skipped)])
+        columns = (
+            "layer",
+            "mean off by",
+            "variance off by",
+            "in standard errors",
+            "off with running statistics upstream",
+        )
+        calls = [f"  {one}" for one in self.shared]
+        return "\n".join([*self._head(), *calls, *format_table(columns, rows, self.skipped)])
 
     def _head(self) -> list[str]:
         out = self.output
-        parts = [f"outputs differ by {100 * out.difference:.2g} % of their standard deviation"]
+        parts = []
+        if not math.isnan(out.difference):
+            parts.append(
+                f"the two differ by {format_percent(out.difference)} of the standard deviation "
+                "over samples"
+            )
         if out.agreement is not None:
             parts.append(f"{100 * out.agreement:.1f} % of predictions agree")
         if out.loss is not None and out.loss_difference is not None:
             a, b = out.loss
             step, error = out.loss_difference
-            parts.append(f"loss {a:.4f} → {b:.4f} ({step:+.4f} ± {error:.4f})")
-        if self.first_mismatch is None:
-            verdict = "running statistics match the training data in every layer"
-        else:
-            verdict = (
-                f"first mismatch at {place_name(self.first_mismatch)}; "
-                "normkit.recalibrate(model, batches) replaces running statistics by those of the "
-                "data"
+            change = f"{step:+.4f}" + (f" ± {error:.4f}" if not math.isnan(error) else "")
+            parts.append(
+                f"loss {a:.4f} (batch statistics) → {b:.4f} (running statistics), {change}"
             )
         return [
-            f"consistency: batch statistics against running statistics, {self.samples:,} samples "
-            f"in batches of {self.batch_size}",
-            f"  output: {'; '.join(parts)}",
-            f"  layers: {verdict}",
+            "consistency: batch statistics, as in training, against running statistics, as in "
+            f"evaluation; {self.samples:,} samples in batches of {self._sizes()}",
+            *([f"  output: {'; '.join(parts)}"] if parts else []),
+            *(f"  {note}" for note in (*out.notes, *self.notes)),
+            f"  layers: {self._verdict()}",
         ]
 
+    def _verdict(self) -> str:
+        if self.first_mismatch is None:
+            return "running statistics match the training data in every layer measured"
+        first = f"first mismatch at {place_name(self.first_mismatch)}"
+        if self.first_mismatch in {one.name for one in self.shared}:
+            return f"{first}, which is called several times in a pass"
+        return (
+            f"{first}; normkit.recalibrate(model, batches) replaces running statistics by those "
+            "of the data"
+        )
 
-def gap_between(running: LayerStatistics, measured: LayerStatistics, eps: float) -> Gap:
-    """Compare a layer's running statistics with those measured in its input."""
-    return Gap(
-        *distance(running.mean, running.variance, measured, eps),
-        _in_errors(running.mean - measured.mean, measured.mean_standard_error),
-        _in_errors(running.variance - measured.variance, measured.variance_standard_error),
-    )
+    def _sizes(self) -> str:
+        smallest, largest = self.batch_sizes
+        if smallest == largest:
+            return f"{self.batch_size:,}"
+        return f"{self.batch_size:,} ({smallest:,} to {largest:,})"
 
 
-def _in_errors(step: Tensor, error: Tensor) -> float:
-    # A constant channel whose running statistics say so has no gap.
-    return rms(torch.where(step == 0, torch.zeros_like(step), step / error))
+def _median_size(sizes: Mapping[int, int]) -> int:
+    """Return the size of the batch that the median sample is in."""
+    half, below = sum(size * number for size, number in sizes.items()) / 2, 0
+    for size in sorted(sizes):
+        below += size * sizes[size]
+        if below >= half:
+            return size
+    return max(sizes)
+
+
+def _errors(number: float) -> str:
+    """Format a number of standard errors."""
+    if math.isnan(number):
+        return "unknown"
+    return "not finite" if math.isinf(number) else f"{number:,.1f}"

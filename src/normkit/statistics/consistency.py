@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from normkit.core.moments import Moments
-from normkit.errors import DataError, message
-from normkit.statistics.agreement import Consistency, Gap, OutputComparison, gap_between
+from normkit.errors import DataError, StatisticsError, message
+from normkit.handle import place_name
+from normkit.statistics.agreement import Consistency
 from normkit.statistics.arguments import (
     check_batches,
     check_function,
     check_model,
     check_samples,
 )
-from normkit.statistics.batches import Forward, tensors_in
+from normkit.statistics.batches import Forward
+from normkit.statistics.calls import (
+    CallsEstimate,
+    call_gaps,
+    call_statistics,
+    shared_layers,
+)
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
-from normkit.statistics.observe import observing
+from normkit.statistics.gaps import gap_between, with_errors
+from normkit.statistics.observe import Observer, observing
+from normkit.statistics.output_sums import Loss, OutputSums
 from normkit.statistics.passes import bar, check_statistics
-from normkit.statistics.preserve import detached_loader
+from normkit.statistics.preserve import detached_loader, preserve_rng
 from normkit.statistics.stats_layers import (
     NormLayer,
     find_norm_layers,
@@ -32,12 +39,6 @@ from normkit.statistics.stats_layers import (
 )
 
 __all__ = ["consistency"]
-
-Loss = Callable[[Any, Any], Tensor]
-"""``loss(output, batch)``: the mean loss over a batch."""
-
-IGNORED_LABEL = -100
-"""The label that PyTorch's cross-entropy ignores."""
 
 
 def consistency(
@@ -96,38 +97,104 @@ def consistency(
     inner = unwrap(model)
     layers, skipped = find_norm_layers(inner)
     running = _running_statistics(layers)
+    training: dict[str, CallsEstimate] = {}
+    evaluation: dict[str, CallsEstimate] = {}
+    outputs, sizes, single = OutputSums(loss), Counter[int](), Counter[str]()
     with observing(inner, layers) as observer, bar(progress) as shown:
-        training: dict[str, Estimate] = {}
-        evaluation: dict[str, Estimate] = {}
-        outputs = _OutputSums(loss)
         shown.begin(samples)
         for batch in detached_loader(batches):
             observer.start({}, training)
-            count = observer.run(batch, forward, to_end=True)
+            # Both passes draw alike, should the model draw at all.
+            with preserve_rng():
+                count = observer.run(batch, forward, to_end=True)
             if not count:
+                continue
+            if observer.single is not None:
+                single[observer.single] += 1
                 continue
             by_batch = observer.output
             observer.start(running, evaluation)
             observer.run(batch, forward, to_end=True)
             outputs.add(by_batch, observer.output, batch, count)
+            sizes[count] += 1
             shown.at(outputs.samples)
             if samples is not None and outputs.samples >= samples:
                 break
-    if not training:
-        raise DataError(
+    _check_measured(training, single, observer)
+    measured, later = (_measured(one, outputs.samples) for one in (training, evaluation))
+    check_statistics(measured, layers)
+    by_bank = layers_by_bank(layers)
+    eps = {name: one.eps for name, one in by_bank.items()}
+    gaps, inherited = (
+        {name: gap_between(running[name], one, eps[name]) for name, one in these.items()}
+        for these in (measured, later)
+    )
+    calls = {
+        name: call_gaps(running[name], each, eps[name])
+        for name, one in training.items()
+        if (each := call_statistics(one, outputs.samples))
+    }
+    return Consistency(
+        gaps,
+        inherited,
+        calls,
+        shared_layers(training, layers, outputs.samples, running),
+        outputs.result(),
+        {name: type(one.layer) for name, one in by_bank.items()},
+        [*skipped, *observer.unmeasured(training)],
+        sizes,
+        _notes(single, outputs.batches),
+    )
+
+
+def _check_measured(
+    training: Mapping[str, Estimate], single: Mapping[str, int], observer: Observer
+) -> None:
+    """Raise if nothing was measured.
+
+    Raises:
+        StatisticsError: training mode normalizes none of the batches, or no layer's input is known.
+        DataError: there were no batches.
+    """
+    if training:
+        return
+    if single:
+        raise StatisticsError(
             message(
-                "batches that reach a layer with running statistics",
-                "none",
-                "pass at least one batch that is not empty",
+                "batches with at least two values per channel, as training mode needs",
+                f"one, at {', '.join(map(place_name, single))}",
+                "pass batches of the size used in training",
             )
         )
-    measured = _measured(training)
-    check_statistics(measured, layers)
-    classes = {name: type(one.layer) for name, one in layers_by_bank(layers).items()}
-    gaps, inherited = (_gaps(layers, running, s) for s in (measured, _measured(evaluation)))
-    return Consistency(
-        gaps, inherited, outputs.result(), classes, skipped, outputs.samples, outputs.batches
+    unmeasured = [row for row in observer.unmeasured(()) if observer.batches]
+    if unmeasured:
+        raise StatisticsError(
+            message(
+                "batches that reach a layer with running statistics",
+                "; ".join(f"{place_name(row.name)}: {row.why}" for row in unmeasured[:5]),
+                "pass forward=lambda model, batch: ... that calls the layers on tensors",
+            )
+        )
+    raise DataError(
+        message(
+            "batches that reach a layer with running statistics",
+            "none",
+            "pass at least one batch that is not empty",
+        )
     )
+
+
+def _notes(single: Counter[str], batches: int) -> list[str]:
+    notes = [
+        f"{n} of {batches + single.total()} batches left out: {place_name(name)} has one value per "
+        "channel in them, which training mode refuses; drop_last=True leaves them out of training"
+        for name, n in single.items()
+    ]
+    if batches == 1:
+        notes.append(
+            "standard errors from a single batch count its samples as independent; pass several"
+        )
+    return notes
 
 
 def _running_statistics(layers: Sequence[NormLayer]) -> dict[str, LayerStatistics]:
@@ -140,97 +207,8 @@ def _running_statistics(layers: Sequence[NormLayer]) -> dict[str, LayerStatistic
     return running
 
 
-def _measured(estimates: Mapping[str, Estimate]) -> dict[str, LayerStatistics]:
-    return {name: statistics(one.units(), one.per_sample) for name, one in estimates.items()}
-
-
-def _gaps(
-    layers: Sequence[NormLayer],
-    running: Mapping[str, LayerStatistics],
-    measured: Mapping[str, LayerStatistics],
-) -> dict[str, Gap]:
-    """Compare layer by layer, in the order of their calls."""
-    by_bank = layers_by_bank(layers)
+def _measured(estimates: Mapping[str, Estimate], samples: int) -> dict[str, LayerStatistics]:
     return {
-        name: gap_between(running[name], one, by_bank[name].eps) for name, one in measured.items()
+        name: with_errors(statistics(one.units(), one.per_sample), samples)
+        for name, one in estimates.items()
     }
-
-
-class _OutputSums:
-    """Sums over batches of how their two outputs differ: in value, prediction and loss."""
-
-    def __init__(self, loss: Loss | None) -> None:
-        self._loss = loss
-        self._loss_steps = Estimate(1)
-        self._squared_difference = self._squared_deviation = 0.0
-        self._same_predictions = self._predictions = 0
-        self._losses = [0.0, 0.0]
-        self.samples = self.batches = 0
-
-    def add(self, first: Any, second: Any, batch: Any, count: int) -> None:
-        """Add the two outputs of a batch of ``count`` samples.
-
-        Raises:
-            DataError: the output has no tensor, and there is no loss.
-        """
-        self.batches += 1
-        self.samples += count
-        a, b = (tensors_in(out) for out in (first, second))
-        if not a and self._loss is None:
-            raise DataError(
-                message(
-                    "a model that returns a tensor, to compare the outputs of the two modes",
-                    f"a {type(first).__name__}",
-                    "pass forward=lambda model, batch: ... that returns the output to compare",
-                )
-            )
-        if a:
-            x, y = a[0].detach().double(), b[0].detach().double()
-            self._squared_difference += float((x - y).square().sum())
-            self._squared_deviation += float((x - x.mean(0, keepdim=True)).square().sum())
-            if x.dim() >= 2 and x.shape[1] > 1:
-                same = x.argmax(1) == y.argmax(1)
-                self._same_predictions += int(same.sum())
-                self._predictions += same.numel()
-        losses = [_loss_of(self._loss, out, batch) for out in (first, second)]
-        if losses[0] is not None and losses[1] is not None:
-            for i, value in enumerate(losses):
-                self._losses[i] += float(value or 0.0) * count
-            size = torch.tensor(float(count), dtype=torch.float64)
-            step = torch.tensor([losses[1] - losses[0]], dtype=torch.float64)
-            self._loss_steps.add(Moments(size, step, torch.zeros_like(step)))
-
-    def result(self) -> OutputComparison:
-        """Compare over all batches."""
-        units = self._loss_steps.units()
-        loss = difference = None
-        if len(units.count):
-            loss = (self._losses[0] / self.samples, self._losses[1] / self.samples)
-            step = statistics(units)
-            difference = (float(step.mean), float(step.mean_standard_error))
-        deviation = self._squared_deviation
-        return OutputComparison(
-            math.sqrt(self._squared_difference / deviation) if deviation > 0 else math.nan,
-            self._same_predictions / self._predictions if self._predictions else None,
-            loss,
-            difference,
-        )
-
-
-def _loss_of(loss: Loss | None, output: Any, batch: Any) -> float | None:
-    if loss is not None:
-        return float(loss(output, batch))
-    if not (isinstance(batch, (list, tuple)) and len(batch) == 2 and isinstance(output, Tensor)):
-        return None
-    labels = batch[1]
-    if not (
-        isinstance(labels, Tensor)
-        and labels.dtype == torch.int64
-        and output.dim() >= 2
-        and labels.shape == (output.shape[0], *output.shape[2:])
-    ):
-        return None
-    # Labels of other classes: the output is not scores, but such as an embedding.
-    if bool(((labels >= output.shape[1]) | ((labels < 0) & (labels != IGNORED_LABEL))).any()):
-        return None
-    return float(F.cross_entropy(output.float(), labels.to(output.device)))

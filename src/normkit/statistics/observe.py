@@ -9,7 +9,8 @@ updated: no average, no count of batches, whatever its momentum.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, message
+from normkit.handle import Skipped
 from normkit.kernels.moments import moments
 from normkit.statistics.batches import Forward, count_samples, note_batch, run_model
-from normkit.statistics.estimate import Estimate, LayerStatistics
+from normkit.statistics.calls import CallsEstimate
+from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.preserve import (
     evaluation_mode,
     is_sharded,
@@ -29,7 +32,7 @@ from normkit.statistics.preserve import (
     preserve_shards,
     run_eagerly,
 )
-from normkit.statistics.stats_layers import NormLayer
+from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
 __all__ = ["Observer", "observing"]
 
@@ -48,15 +51,20 @@ class Observer:
     def __init__(self, model: nn.Module, layers: Sequence[NormLayer]) -> None:
         self.model = model
         self.layers = layers
-        self.estimates: dict[str, Estimate] = {}
+        self.estimates: dict[str, CallsEstimate] = {}
         self.output: Any = None  # of the last batch that ran to the end
         self._fixed: Mapping[str, LayerStatistics] = {}
         self._names = [{row: name for name, row in one.banks} for one in layers]
-        self._batch: dict[str, list[Moments]] = {}
+        self._by_bank = layers_by_bank(layers)
+        self._modes = [False for _ in layers]
+        self._input_names = [_input_name(one.layer) for one in layers]
+        self._unread: dict[str, str] = {}  # by layer, the kind of an input that is no tensor
+        self._batch: dict[str, list[Moments | None]] = {}
         self._calls: list[int] = []
         self._call_orders: list[list[int]] = []  # of the last two batches that ran to the end
-        self._batches = 0
+        self.batches = 0  # that were not empty
         self._first_count = 0  # samples that the first layer got
+        self.single: str | None = None  # a layer that the last batch gave one value per channel
         self._may_stop = self._has_stopped = False
         # Not where a hook waits for the end of a forward, such as one that loads weights before
         # it and drops them after it.
@@ -65,7 +73,9 @@ class Observer:
         ) or is_sharded(model)
 
     def start(
-        self, fixed: Mapping[str, LayerStatistics], estimates: dict[str, Estimate] | None = None
+        self,
+        fixed: Mapping[str, LayerStatistics],
+        estimates: dict[str, CallsEstimate] | None = None,
     ) -> None:
         """Set the statistics to normalize with: ``fixed``, or else each input's own moments.
 
@@ -73,12 +83,12 @@ class Observer:
         """
         self._fixed = fixed
         self.estimates = {} if estimates is None else estimates
-        for one, names in zip(self.layers, self._names, strict=True):
-            # Instance normalization takes its own moments sample by sample, which only the layer
-            # can do; it does so in training mode, and updates the replaced buffers.
-            one.layer.training = one.per_sample and not any(
-                name in fixed for name in names.values()
-            )
+        # Instance normalization takes its own moments sample by sample, which only the layer can
+        # do; it does so in training mode, and updates the replaced buffers.
+        self._modes = [
+            one.per_sample and not any(name in fixed for name in names.values())
+            for one, names in zip(self.layers, self._names, strict=True)
+        ]
 
     def run(self, batch: Any, forward: Forward | None, to_end: bool = False) -> int:
         """Run the model on a batch and return the number of samples in it.
@@ -86,17 +96,18 @@ class Observer:
         Args:
             batch: any batch.
             forward: called in place of the rule for batches.
-            to_end: run the whole model, for its ``output``; else stop after the last observed
+            to_end: run the whole model, for its ``output``, and keep nothing of a batch that
+                training mode would refuse, see ``single``; else stop after the last observed
                 layer, once it is known which that is.
         """
-        self._batch, self._calls, self._first_count = {}, [], 0
+        self._batch, self._calls, self._first_count, self.single = {}, [], 0, None
         samples = count_samples(batch)
         if samples == 0:
             return 0
-        self._batches += 1
+        self.batches += 1
         # A user's function may need to reach its end. And batches 1, 2, 4, 8, … show whether
         # other layers are called by now.
-        whole = forward is not None or to_end or self._batches & (self._batches - 1) == 0
+        whole = forward is not None or to_end or self.batches & (self.batches - 1) == 0
         self._may_stop = not (whole or self._run_to_end) and self._calls_repeat()
         try:
             self.output = run_model(self.model, batch, forward)
@@ -108,9 +119,16 @@ class Observer:
         else:
             self._run_to_end |= self._has_stopped and self._calls != self._call_orders[-1]
             self._call_orders = [*self._call_orders[-1:], self._calls]
+        samples = self._first_count if samples is None else samples
+        if to_end and self.single is not None:
+            return samples
         for name, calls in self._batch.items():
-            self.estimates[name].add(*calls)
-        return self._first_count if samples is None else samples
+            channels = next((len(one.mean) for one in calls if one is not None), None)
+            if name not in self.estimates and channels is not None:
+                self.estimates[name] = CallsEstimate(channels, self._by_bank[name].per_sample)
+            if name in self.estimates:
+                self.estimates[name].add(*calls)
+        return samples
 
     def run_along(self, batch: Any, forward: Forward | None) -> int:
         """Run the whole model on a batch without counting it, for other ranks; return 0."""
@@ -129,25 +147,65 @@ class Observer:
     def observe(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Take the moments of a layer's input, right before its forward."""
         one = self.layers[index]
-        # By keyword a residual may come first; a third party's layer may name its input otherwise.
-        first = args[0] if args else kwargs.get("input")
-        others = (v for v in kwargs.values() if isinstance(v, Tensor))
-        x = next(others, None) if first is None else first
-        if not isinstance(x, Tensor):
+        # Here, as a user's forward may call train(), or the model itself.
+        if one.layer.training != self._modes[index]:
+            one.layer.training = self._modes[index]
+        values = self._values(index, args, kwargs)
+        if values is None:
             return
-        values = one.spec.values(one.layer, x.detach())
         bank = one.spec.bank(one.layer)
         name = self._names[index][bank]
         batch = _sample_moments(values) if one.per_sample else moments(values, PER_CHANNEL)
         self._first_count = self._first_count or len(values)
-        if values.numel():
-            if name not in self.estimates:
-                self.estimates[name] = Estimate(len(batch.mean), one.per_sample)
-            self._batch.setdefault(name, []).append(batch)
+        if not one.per_sample and values.numel() == len(batch.mean) and name not in self._fixed:
+            self.single = name if self.single is None else self.single
+        self._batch.setdefault(name, []).append(batch if values.numel() else None)
         self._set_statistics(one, bank, batch, self._fixed.get(name))
         self._calls.append(index)
         if self._may_stop and self._calls == self._call_orders[-1]:
             raise _AllSeen
+
+    def _values(
+        self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Find the values that a call takes moments of; None in an input that has none."""
+        one = self.layers[index]
+        if args:
+            x = args[0]
+        elif (name := self._input_names[index]) in kwargs:
+            x = kwargs[name]
+        else:
+            x = next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
+        values: Any = None
+        if isinstance(x, Tensor):
+            values = one.spec.values(one.layer, x.detach())
+        elif x is not None:
+            # What describes a layer may know other inputs too, such as sparse ones.
+            with contextlib.suppress(AttributeError, TypeError):
+                values = one.spec.values(one.layer, x)
+        if not isinstance(values, Tensor):
+            self._unread[one.name] = "None" if x is None else f"a {type(x).__name__}"
+            return None
+        return values.detach()
+
+    def unmeasured(self, measured: Collection[str]) -> list[Skipped]:
+        """List the layers, or their banks, whose statistics are not among ``measured``, and why."""
+        return [
+            Skipped(name, type(one.layer), self._why_unmeasured(one, row))
+            for one in self.layers
+            for name, row in one.banks
+            if name not in measured
+        ]
+
+    def _why_unmeasured(self, one: NormLayer, row: int | None) -> str:
+        if one.name in self._unread:
+            return (
+                f"its input was {self._unread[one.name]} and not a tensor; stats_spec.register "
+                "with values= says which values it holds"
+            )
+        if row is not None:
+            return "no batch of this domain"
+        return "not called in any batch (calls of its forward past its hooks are not seen)"
 
     def _set_statistics(
         self, one: NormLayer, bank: int | None, batch: Moments, fixed: LayerStatistics | None
@@ -170,6 +228,12 @@ def _set_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     """Set a tensor of a layer, a buffer or a parameter."""
     parameter = name in layer._parameters and not isinstance(value, nn.Parameter)
     setattr(layer, name, nn.Parameter(value, requires_grad=False) if parameter else value)
+
+
+def _input_name(layer: nn.Module) -> str:
+    """Return the name of the first parameter of a layer's forward; empty if it has none."""
+    parameters = inspect.signature(layer.forward).parameters.values()
+    return next((p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD), "")
 
 
 def _sample_moments(values: Tensor) -> Moments:

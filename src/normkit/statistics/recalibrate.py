@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, message
-from normkit.handle import Skipped
 from normkit.statistics.arguments import (
     check_batches,
     check_function,
@@ -19,6 +18,7 @@ from normkit.statistics.arguments import (
     check_tolerance,
 )
 from normkit.statistics.batches import Forward
+from normkit.statistics.calls import shared_layers
 from normkit.statistics.distributed import ranks_of
 from normkit.statistics.estimate import LayerStatistics, relative_error
 from normkit.statistics.lockstep import check_group
@@ -67,7 +67,9 @@ def recalibrate(
 
     Every layer of ``torch.nn`` and of this package that keeps running statistics takes part,
     instance normalization that tracks too, and others that :func:`normkit.statistics.stats_spec`
-    describes. A layer used several times in one pass gets the moments of all its inputs together.
+    describes. A layer used several times in one pass gets the moments of all its inputs together;
+    where these differ, so that no one mean and variance fits, ``shared`` names it (by the batches
+    of this process).
     Frozen layers are skipped: by :func:`normkit.freeze`, with momentum 0, or in evaluation mode
     within a model in training mode.
 
@@ -157,16 +159,11 @@ def recalibrate(
         result = _repeat(layers, passes, first) if layerwise else first
     for name, one in result.items():
         result[name] = _with_errors_of(one, first.get(name, one))
-    skipped += [
-        Skipped(name, type(one.layer), "its forward was never called" if row is None
-             else "no batch of this domain")
-        for one in layers
-        for name, row in one.banks
-        if name not in result
-    ]  # fmt: skip
+    skipped += observer.unmeasured(result)
+    shared = shared_layers(observer.estimates, layers, passes.samples)
     seconds = time.perf_counter() - start
     cost = Cost(passes.samples, passes.batches, passes.count, seconds)
-    return Recalibration(layers, result, skipped, units, cost)
+    return Recalibration(layers, result, skipped, units, cost, shared)
 
 
 def _checked(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import SHOWN, Skipped, kind, place_name
 from normkit.statistics.estimate import LayerStatistics, distance, relative_error
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+
+if TYPE_CHECKING:
+    from normkit.statistics.calls import SharedLayer
 
 __all__ = [
     "Cost",
@@ -62,6 +65,8 @@ class Recalibration:
             domains as ``name[k]``.
         shifts: the :class:`Shift` of each of them, likewise.
         skipped: layers that were skipped, and why.
+        shared: layers that one pass calls several times, on inputs that their one mean and
+            variance do not fit; a :class:`SharedLayer` each.
         samples, batches, passes, seconds: its cost; of all processes together.
 
     As a context manager it restores the former statistics on exit::
@@ -77,9 +82,11 @@ class Recalibration:
         skipped: Sequence[Skipped],
         units: Mapping[str, int],
         cost: Cost,
+        shared: Sequence[SharedLayer] = (),
     ) -> None:
         self.layers = dict(statistics)
         self.skipped = tuple(skipped)
+        self.shared = tuple(shared)
         self.samples, self.batches, self.passes, self.seconds = cost
         self._units = dict(units)
         by_bank = layers_by_bank(norm_layers)
@@ -198,6 +205,16 @@ class Recalibration:
                 }
                 for name, shift in self.shifts.items()
             ],
+            "shared": [
+                {
+                    "layer": one.name,
+                    "calls": [
+                        {"call": n, **{key: _finite(value) for key, value in gap._asdict().items()}}
+                        for n, gap in one.calls.items()
+                    ],
+                }
+                for one in self.shared
+            ],
             "left": [{"layer": row.name, "why": row.why} for row in self.skipped],
         }
 
@@ -218,7 +235,8 @@ class Recalibration:
             for name, shift in sorted(self.shifts.items(), key=lambda item: -_size(item[1]))
         ]
         columns = ("layer", "mean shift", "variance shift", "standard error")
-        return "\n".join([head, *format_table(columns, rows, self.skipped, " with smaller shifts")])
+        table = format_table(columns, rows, self.skipped, " with smaller shifts")
+        return "\n".join([head, *table, *(f"  {one}" for one in self.shared)])
 
 
 def _size(shift: Shift) -> float:

@@ -136,7 +136,7 @@ def test_numbers_of_domains_that_cannot_be(wrong: Any) -> None:
 def test_what_use_domain_is_not_for() -> None:
     with pytest.raises(nk.StatisticsError, match="DomainBatchNorm2d"):
         use_domain(nn.BatchNorm2d(3), 0).__enter__()
-    with pytest.raises(nk.TypeMismatchError, match="a list"):
+    with pytest.raises(nk.TypeMismatchError, match="an empty list"):
         use_domain([], 0).__enter__()  # type: ignore[arg-type]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import operator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
@@ -13,7 +17,7 @@ from normkit.nn import averages
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
 from normkit.nn.layer import step
 
-__all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains"]
+__all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains", "check_domain"]
 
 
 class Domains(BatchStatistics):
@@ -66,13 +70,7 @@ class Domains(BatchStatistics):
     @domain.setter
     def domain(self, domain: int | None) -> None:
         if domain is not None and not (type(domain) is int and 0 <= domain < self.domains):
-            raise OptionError(
-                message(
-                    f"a domain of {type(self).__name__} from 0 to {self.domains - 1}",
-                    repr(domain),
-                    "choose one of them, or construct the layer with more domains",
-                )
-            )
+            domain = check_domain(domain, self.domains, type(self).__name__)
         self._domain = domain
 
     def chosen(self) -> int:
@@ -187,6 +185,37 @@ class DomainBatchNorm2d(Domains, BatchNorm2d, nn.BatchNorm2d):
     >>> layer.running_mean.mean(1).round(decimals=1)
     tensor([0.3000, 0.0000])
     """
+
+
+def check_domain(domain: object, domains: int, where: str) -> int:
+    """Return ``domain``, an integer of any library, as one of Python's.
+
+    Args:
+        domain: the value to check.
+        domains: the number of domains of the layer.
+        where: the layer, for the message.
+
+    Raises:
+        OptionError: it is no such integer, or the layer has no such domain.
+    """
+    shape = tuple(getattr(domain, "shape", ()))  # of a tensor or an array
+    several = math.prod(shape) != 1
+    truth = isinstance(domain, bool) or (isinstance(domain, Tensor) and domain.dtype == torch.bool)
+    if not (several or truth):
+        with contextlib.suppress(TypeError, RuntimeError):  # no integer; no value
+            index = operator.index(domain)  # type: ignore[arg-type]
+            if 0 <= index < domains:
+                return index
+    received = f"values of shape {shape}" if several else repr(domain)
+    fix = "choose one of them, or construct the layers with more domains"
+    if several:
+        fix = (
+            "choose one for the whole batch: call the model once for each domain, with the samples "
+            "of that domain"
+        )
+    raise OptionError(
+        message(f"a domain of {where} as an integer from 0 to {domains - 1}", received, fix)
+    )
 
 
 def _rows(t: Tensor, rows: int) -> Tensor:

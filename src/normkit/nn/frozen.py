@@ -107,9 +107,10 @@ class FrozenBatchNorm2d(Layer):
                     "construct it with track_running_stats=True and train or recalibrate it first",
                 )
             )
-        # The moments of a half-precision model stay in float32 too.
+        # The moments of a half-precision model stay in float32 too. Pruning may leave
+        # num_features as it was.
         frozen = cls(
-            layer.num_features, layer.eps, mean.device, accumulator(mean.dtype),
+            mean.numel(), layer.eps, mean.device, accumulator(mean.dtype),
             act=getattr(layer, "act", None),
         )  # fmt: skip
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -52,6 +53,7 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _name_constructor(cls)
         steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
 
@@ -88,6 +90,22 @@ class Layer(nn.Module):
     def extra_repr(self) -> str:
         shown = super().extra_repr()
         return shown if self.act is None else f"{shown}, act={self.act!r}"
+
+
+def _name_constructor(cls: type) -> None:
+    """Copy an inherited constructor into a public class, under that class's name.
+
+    So a call with wrong arguments names the class that was called, and none that is not public.
+    """
+    init = getattr(cls, "__init__")  # noqa: B009  # mypy: of the class, not of an instance
+    public = cls.__module__.startswith("normkit.nn.") and not cls.__name__.startswith("_")
+    if not public or "__init__" in vars(cls) or not isinstance(init, FunctionType):
+        return
+    code, scope, closure = init.__code__, init.__globals__, init.__closure__
+    copied = FunctionType(code, scope, init.__name__, init.__defaults__, closure)
+    copied.__kwdefaults__, copied.__annotations__ = init.__kwdefaults__, init.__annotations__
+    copied.__qualname__ = f"{cls.__qualname__}.__init__"
+    cls.__init__ = copied  # type: ignore[misc]
 
 
 def affine_parameters(

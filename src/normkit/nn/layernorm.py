@@ -149,6 +149,7 @@ class LayerNorm2d(LayerNorm):
             return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "use LayerNorm where channels are last")
         input, residual = prepare(self, input, residual)
+        _check_weight(self)
         check_count(self, input, self.normalized_shape[0])
         check_eps(self, self.eps, False)
         x, rest = autocast_wide(input, residual)
@@ -226,6 +227,7 @@ def _over_last(
     """Normalize over the last axes: samples are all axes before, channels all of these."""
     shape = tuple(layer.normalized_shape)
     axes = len(shape)
+    _check_weight(layer)
     if axes == 0 or x.dim() < axes or tuple(x.shape[x.dim() - axes :]) != shape:
         raise ShapeError(
             message(
@@ -242,3 +244,17 @@ def _over_last(
     flat = wide if wide.shape == view else wide.reshape(view)
     y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
     return y if y.shape == x.shape else match_layout(y.reshape(x.shape), x)
+
+
+def _check_weight(layer: LayerNorm | RMSNorm) -> None:
+    """Refuse γ of another shape than ``normalized_shape``, as pruning or loading may leave it."""
+    weight = layer.weight
+    if weight is not None and tuple(weight.shape) != tuple(layer.normalized_shape):
+        raise ShapeError(
+            message(
+                f"weight of {type(layer).__name__} with the shape normalized_shape="
+                f"{list(layer.normalized_shape)}",
+                f"weight of shape {tuple(weight.shape)}",
+                f"set layer.normalized_shape = {tuple(weight.shape)}, if the layer was pruned",
+            )
+        )

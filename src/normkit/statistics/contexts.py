@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,9 +12,9 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normkit.errors import OptionError, StatisticsError, message
+from normkit.errors import StatisticsError, message
 from normkit.handle import Skipped, warn_skipped
-from normkit.nn.domainbatchnorm import Domains
+from normkit.nn.domainbatchnorm import Domains, check_domain
 from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
@@ -53,7 +52,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     >>> model.training, model[0].running_mean
     (True, tensor([0.]))
     """
-    check_model(model)
+    check_model(model, "batch_statistics")
     layers = [m for m in model.modules() if stats_spec(m) is not None]
     skipped = [
         Skipped(name, type(m), why)
@@ -98,12 +97,13 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
 
     Args:
         model: a module with layers such as :class:`normkit.DomainBatchNorm2d`.
-        domain: from 0 to one less than the layers' ``domains``.
+        domain: an integer from 0 to one less than the layers' ``domains``, for the whole batch.
 
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted.
         StatisticsError: it has no such layer.
-        OptionError: a layer has no such domain. No layer has been changed then.
+        OptionError: ``domain`` is not one integer (several, a truth value, a text), or a layer
+            has no such domain. No layer has been changed then.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 5.
 
@@ -114,7 +114,7 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
     >>> model[1].num_batches_tracked
     tensor([0, 1])
     """
-    check_model(model)
+    check_model(model, "use_domain", domain)
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, Domains)]
     if not layers:
         raise StatisticsError(
@@ -124,23 +124,14 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
                 "build it with normkit.DomainBatchNorm2d(channels, domains)",
             )
         )
-    for name, layer in layers:
-        if (
-            isinstance(domain, bool)
-            or not hasattr(domain, "__index__")
-            or not (0 <= operator.index(domain) < layer.domains)
-        ):
-            raise OptionError(
-                message(
-                    f"a domain from 0 to {layer.domains - 1}",
-                    f"{domain!r} for {name or type(layer).__name__}",
-                    "choose one of them, or build the layers with more domains",
-                )
-            )
+    chosen = [
+        check_domain(domain, layer.domains, f"layer {name}" if name else "the model")
+        for name, layer in layers
+    ]
     before = [(layer, layer.domain) for _, layer in layers]
     try:
-        for _, layer in layers:
-            layer.domain = operator.index(domain)
+        for (_, layer), index in zip(layers, chosen, strict=True):
+            layer.domain = index
         yield
     finally:
         for layer, previous in before:

@@ -114,7 +114,7 @@ class Observer:
         except _AllSeen:
             self._has_stopped = True
         except Exception as error:
-            note_batch(error, self.model, batch, self._batches)
+            note_batch(error, self.model, batch, self.batches)
             raise
         else:
             self._run_to_end |= self._has_stopped and self._calls != self._call_orders[-1]

@@ -19,6 +19,7 @@ from normkit.nn.freezing import is_constant
 __all__ = [
     "StatsSpec",
     "has_own_forward",
+    "in_graph",
     "keeps_stats",
     "register_by_name",
     "running_stats",
@@ -180,6 +181,12 @@ def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def in_graph(module: nn.Module) -> bool:
+    """Return True if ``module`` only holds tensors of a graph, as in an exported program."""
+    exported = type(module).__module__.startswith("torch.export.")
+    return type(module) is nn.Module or isinstance(module, fx.GraphModule) or exported
+
+
 def why_unknown(layer: nn.Module) -> str | None:
     """Return why no tool touches a layer that seems to keep statistics; None if it is known."""
     if stats_spec(layer) is not None or not keeps_stats(layer):
@@ -188,14 +195,9 @@ def why_unknown(layer: nn.Module) -> str | None:
         return "scripted"
     if is_constant(layer):
         return "constant by construction"
-    module = type(layer).__module__
-    if (
-        type(layer) is nn.Module
-        or isinstance(layer, fx.GraphModule)
-        or module.startswith("torch.export.")
-    ):
+    if in_graph(layer):
         return "only tensors of a traced graph, which computes with them itself"
-    if module.startswith("torch.ao."):
+    if type(layer).__module__.startswith("torch.ao."):
         return "a torch.ao module"
     if "forward" in vars(layer) and _replaces_forward(layer):
         return "its forward was replaced"

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.core.activations import ActLike
 from normkit.errors import ShapeError, message
@@ -15,6 +16,7 @@ from normkit.handle import Skipped, warn_skipped
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
+from normkit.nn.affine import why_not_movable
 from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
@@ -106,8 +108,9 @@ class SyncBatchNorm(BatchStatistics):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
 
-        All but those with statistics for each domain, which it cannot keep, and subclasses with
-        their own ``forward``, which it would drop: a warning names those.
+        All but those with statistics for each domain, which it cannot keep; and subclasses with
+        their own ``forward``, lazy layers without an input so far, and layers whose γ or β are
+        sharded or computed from other parameters: a warning names those.
 
         Parameters and buffers are shared, ``state_dict`` keys stay, a layer used in several
         places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
@@ -117,12 +120,17 @@ class SyncBatchNorm(BatchStatistics):
         >>> SyncBatchNorm.convert_sync_batchnorm(model)[1].num_features
         3
         """
-        own = {id(m): Skipped(name, type(m), "a subclass with its own forward")
-               for name, m in module.named_modules()
-               if isinstance(m, _BatchNorm) and not isinstance(m, (cls, Domains))
-               and has_own_forward(m)}  # fmt: skip
-        warn_skipped("convert_sync_batchnorm", list(own.values()))
-        return cls._convert(module, process_group, {}, own)
+        skipped = {
+            id(m): Skipped(name, type(m), why)
+            for name, m in module.named_modules()
+            if cls._is_convertible(m) and (why := _why_skipped(m)) is not None
+        }
+        warn_skipped("convert_sync_batchnorm", list(skipped.values()))
+        return cls._convert(module, process_group, {}, skipped)
+
+    @classmethod
+    def _is_convertible(cls, module: nn.Module) -> bool:
+        return isinstance(module, _BatchNorm) and not isinstance(module, (cls, Domains))
 
     @classmethod
     def _convert(
@@ -135,11 +143,8 @@ class SyncBatchNorm(BatchStatistics):
         if id(module) in done:
             return done[id(module)]
         result = module
-        if (
-            isinstance(module, _BatchNorm)
-            and not isinstance(module, (cls, Domains))
-            and id(module) not in skipped
-        ):
+        if cls._is_convertible(module) and id(module) not in skipped:
+            module = cast(_BatchNorm, module)
             result = cls(
                 module.num_features, module.eps, module.momentum, module.affine,
                 module.track_running_stats, group, "meta",
@@ -162,3 +167,9 @@ class SyncBatchNorm(BatchStatistics):
             if child is not None:
                 result.add_module(name, cls._convert(child, group, done, skipped))
         return result
+
+
+def _why_skipped(layer: nn.Module) -> str | None:
+    if isinstance(layer, LazyModuleMixin):
+        return "lazy and not yet initialized"
+    return "a subclass with its own forward" if has_own_forward(layer) else why_not_movable(layer)

@@ -14,6 +14,7 @@ from normkit.kernels.dispatch import usual_way
 from normkit.kernels.traced import Traced
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.layer import Layer
+from normkit.nn.stats_spec import in_graph, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.surgery.modules import (
     added_names,
@@ -21,6 +22,7 @@ from normkit.surgery.modules import (
     set_class,
     walk,
     why_not_convertible,
+    why_opaque,
     why_subclass,
 )
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, has_hooks, pairs
@@ -137,9 +139,9 @@ def _why_skipped(module: nn.Module) -> str | None:
     """Return why ``module`` is not replaced although a reader might expect it; else None."""
     cls = base_class(type(module))
     if is_opaque(module):
-        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "a torch.ao module"
+        return why_opaque(module)
     if not isinstance(module, FAMILY) or isinstance(module, Layer):
-        return None
+        return why_unknown(module) if in_graph(module) else None
     if cls is nn.SyncBatchNorm:
         return "use normkit.SyncBatchNorm.convert_sync_batchnorm"
     after = NAMESAKES.get(cls)

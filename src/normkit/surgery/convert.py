@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
@@ -23,14 +23,17 @@ from normkit.nn import (
     GhostBatchNorm2d,
     SyncBatchNorm,
 )
+from normkit.nn.affine import why_not_movable
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
-from normkit.nn.stats_spec import keeps_stats
+from normkit.nn.stats_spec import keeps_stats, stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.surgery.modules import (
     added_names,
+    is_opaque,
     set_class,
     walk,
     why_not_convertible,
+    why_opaque,
     why_subclass,
 )
 
@@ -119,9 +122,12 @@ def convert(model: nn.Module, to: To) -> Handle:
     skipped: list[Skipped] = []
     steps: list[Step] = []
     for name, module in walk(model):
-        if not isinstance(module, _BatchNorm):
-            continue
         before = base_class(type(module))
+        if not isinstance(module, _BatchNorm):
+            other = why_opaque(module) if is_opaque(module) else _why_other(module)
+            if other is not None:
+                skipped.append(Skipped(name, before, other))
+            continue
         after = KINDS[kind].get(SPATIAL_AXES.get(before, -1))
         if after is before and getattr(module, NUMBERS.get(kind, ""), None) == number:
             continue
@@ -152,6 +158,13 @@ def _parse(to: To) -> tuple[str, int | None]:
     return str(kind), number
 
 
+def _why_other(module: nn.Module) -> str | None:
+    """Return why another batch normalization than ``torch.nn``'s and ours is not converted."""
+    if stats_spec(module) is not None and not isinstance(module, _NormBase):
+        return "neither torch.nn's nor normkit's"
+    return None if isinstance(module, _NormBase) else why_unknown(module)
+
+
 def _why_skipped(module: _BatchNorm, kind: str, after: type | None) -> str | None:
     before = base_class(type(module))
     if before in KINDS["domain"].values():
@@ -165,6 +178,8 @@ def _why_skipped(module: _BatchNorm, kind: str, after: type | None) -> str | Non
         return f"there is no {kind} form for inputs of {axes} spatial axes"
     if kind == "frozen" and not keeps_stats(module):
         return "has no running statistics"
+    if kind == "frozen" and (why := why_not_movable(module)) is not None:
+        return why
     return why_not_convertible(module, after)
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.nn.affine import AFFINE, sources
 from normkit.nn.freezing import (
     FrozenMixin,
     base_class,
@@ -25,7 +26,7 @@ from normkit.nn.freezing import (
 )
 from normkit.nn.stats_spec import keeps_stats, running_stats, stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
-from normkit.surgery.modules import is_opaque, walk
+from normkit.surgery.modules import is_opaque, walk, why_opaque
 
 __all__ = ["freeze", "unfreeze"]
 
@@ -133,8 +134,13 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
                 "statistics frozen" + _caveat(module) if freezing else "statistics updating"
             )
         if affine and (which := _affine(module, freezing)):
-            steps += [_affine_change(parameter, freezing) for parameter in which.values()]
+            steps += [_affine_change(p, freezing) for ps in which.values() for p in ps]
             notes.append(" and ".join(which) + (" frozen" if freezing else " trainable"))
+        if affine and (lost := _lost(module)):
+            why = (
+                f"{lost} computed outside the layer, as by FSDP: {verb} before the model is wrapped"
+            )
+            skipped.append(Skipped(name, base_class(type(module)), why))
         if notes:
             cls = base_class(type(module))
             changed.append(Changed(name, cls, cls, note=", ".join(notes)))
@@ -145,7 +151,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
 def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
     """Return why ``module`` is not frozen although a reader might expect it; else None."""
     if is_opaque(module):
-        return "scripted" if isinstance(module, torch.jit.ScriptModule) else "a torch.ao module"
+        return why_opaque(module)
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
         return "lazy and not yet initialized"
     if isinstance(module, _NormBase) and not keeps_stats(module):
@@ -156,8 +162,6 @@ def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
         return why
     if stats_spec(module) is None:
         return None
-    if not statistics and any(is_parametrized(module, name) for name in ("weight", "bias")):
-        return "parametrized"
     if not statistics or is_frozen(module):
         return None
     if is_parametrized(module):
@@ -201,14 +205,22 @@ def _caveat(module: nn.Module) -> str:
     return ""
 
 
-def _affine(module: nn.Module, freezing: bool) -> dict[str, Parameter]:
-    """Return those of γ and β whose ``requires_grad`` changes."""
-    named = {"γ": module._parameters.get("weight"), "β": module._parameters.get("bias")}
-    return {
-        k: p
-        for k, p in named.items()
-        if p is not None and p.requires_grad is freezing and p.is_floating_point()
+def _affine(module: nn.Module, freezing: bool) -> dict[str, list[Parameter]]:
+    """Return those of γ and β whose ``requires_grad`` changes, with their parameters."""
+    named = {
+        label: [
+            p
+            for p in sources(module, name) or []
+            if p.requires_grad is freezing and p.is_floating_point()
+        ]
+        for label, name in AFFINE.items()
     }
+    return {label: parameters for label, parameters in named.items() if parameters}
+
+
+def _lost(module: nn.Module) -> str:
+    """Name those of γ and β whose parameters are not to be found in the layer."""
+    return " and ".join(label for label, name in AFFINE.items() if sources(module, name) is None)
 
 
 def _statistics_change(name: str, module: nn.Module, freezing: bool) -> Step:

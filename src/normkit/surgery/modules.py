@@ -6,12 +6,21 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.nn.freezing import base_class
 from normkit.nn.stats_spec import has_own_forward
 
-__all__ = ["added_names", "is_opaque", "set_class", "walk", "why_not_convertible", "why_subclass"]
+__all__ = [
+    "added_names",
+    "is_opaque",
+    "set_class",
+    "walk",
+    "why_not_convertible",
+    "why_opaque",
+    "why_subclass",
+]
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -36,6 +45,14 @@ def is_opaque(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
         "torch.ao."
     )
+
+
+def why_opaque(module: nn.Module) -> str | None:
+    """Return why nothing within an opaque module is changed; None if it normalizes nothing."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted"
+    family = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return "a torch.ao module" if any(isinstance(m, family) for m in module.modules()) else None
 
 
 def set_class(module: nn.Module, cls: type) -> None:

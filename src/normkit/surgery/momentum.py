@@ -12,7 +12,7 @@ from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.freezing import FrozenMixin, base_class
 from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
-from normkit.surgery.modules import walk
+from normkit.surgery.modules import is_opaque, walk, why_opaque
 
 __all__ = ["scale_momentum"]
 
@@ -62,7 +62,7 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     skipped: list[Skipped] = []
     steps: list[Step] = []
     for name, module in walk(model):
-        unknown = why_unknown(module)
+        unknown = why_opaque(module) if is_opaque(module) else why_unknown(module)
         if unknown is None and stats_spec(module) is None:
             continue
         cls, layer = base_class(type(module)), cast(Any, module)

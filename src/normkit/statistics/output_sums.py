@@ -178,7 +178,7 @@ class OutputSums:
                 "the output; loss= takes others"
             )
         if self._labels["numbers"]:
-            return "the labels are no classes, which is where predictions agree or not"
+            return "the labels are no classes; pass loss= to compare losses"
         return "the batches have no labels (inputs, labels) that show the output to be scores"
 
 

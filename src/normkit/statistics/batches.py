@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from normkit.errors import DataError, NormkitError, OptionError, TypeMismatchError, message
 from normkit.statistics.arguments import describe
-from normkit.statistics.preserve import detached_loader
+from normkit.statistics.loaders import detached_loader
 
 __all__ = [
     "Forward",

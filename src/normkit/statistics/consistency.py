@@ -27,10 +27,11 @@ from normkit.statistics.calls import (
 )
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
 from normkit.statistics.gaps import gap_between, with_errors
+from normkit.statistics.loaders import detached_loader
 from normkit.statistics.observe import Observer, observing
 from normkit.statistics.output_sums import Loss, OutputSums
 from normkit.statistics.passes import bar, check_statistics
-from normkit.statistics.preserve import detached_loader, preserve_rng
+from normkit.statistics.preserve import preserve_rng
 from normkit.statistics.stats_layers import (
     NormLayer,
     find_norm_layers,

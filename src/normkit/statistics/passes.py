@@ -17,9 +17,10 @@ from normkit.statistics.estimate import (
     merge_statistics,
     relative_error,
 )
+from normkit.statistics.loaders import detached_loader
 from normkit.statistics.lockstep import in_step
 from normkit.statistics.observe import Observer
-from normkit.statistics.preserve import detached_loader, is_sharded, preserve_rng
+from normkit.statistics.preserve import is_sharded, preserve_rng
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
 if TYPE_CHECKING:

@@ -1,23 +1,20 @@
-"""Contexts that restore what a measurement disturbs: modes, buffers, random state, loaders."""
+"""Contexts that restore what a measurement disturbs: modes, buffers, random state, shards."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from normkit.nn.freezing import FrozenMixin
 
 __all__ = [
-    "detached_loader",
     "evaluation_mode",
     "is_sharded",
     "preserve_buffers",
@@ -27,34 +24,6 @@ __all__ = [
     "run_eagerly",
     "tensor_version",
 ]
-
-
-def detached_loader(batches: Iterable[Any]) -> Iterable[Any]:
-    """Copy a DataLoader, so that iterating over the copy leaves the loader alone.
-
-    The copy yields what the loader would yield next. A loader may be in the middle of an epoch:
-    iterating over it once more would draw from its own generator, and where its workers persist,
-    start the epoch over. Other iterables are returned as they are.
-
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> loader = DataLoader(range(100), batch_size=50, shuffle=True, generator=generator)
-    >>> first = [next(iter(detached_loader(loader))) for _ in range(2)]
-    >>> torch.equal(first[0], first[1]), torch.equal(first[0], next(iter(loader)))
-    (True, True)
-    """
-    if not isinstance(batches, DataLoader):
-        return batches
-    loader = copy.copy(batches)
-    # Bypasses the loader's own guard, which forbids replacing its parts.
-    state = loader.__dict__
-    state.update(_iterator=None, persistent_workers=False)
-    parts = {name: state[name] for name in ("generator", "sampler", "batch_sampler")}
-    # A sampler that cannot be copied is shared.
-    with contextlib.suppress(Exception):
-        # Together, so that parts that share a generator share its copy; without the data, to
-        # which samplers refer.
-        state.update(copy.deepcopy(parts, {id(loader.dataset): loader.dataset}))
-    return loader
 
 
 @contextlib.contextmanager

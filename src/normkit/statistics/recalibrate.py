@@ -85,7 +85,8 @@ def recalibrate(
         model: any module in any mode; a parallel or compiled wrapper is unwrapped.
         batches: an iterable of batches, such as a DataLoader. The input is the first element of
             a tuple or list; of a mapping, the entries that ``model.forward`` names. A DataLoader
-            is copied, so one in the middle of an epoch is not disturbed.
+            is copied, with a stream's position, so one in the middle of an epoch is not disturbed.
+            Of an iterator exactly as many are taken as ``.batches`` tells.
         samples: stop at the first batch that reaches so many, all processes together; None for
             all there are. Fewer than a batch means one batch. Several processes count together
             at intervals (docs/scale.md): where batches grow on the way, up to 32 more of each
@@ -115,7 +116,8 @@ def recalibrate(
         StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite,
             or has moments too large for the type it keeps them in; a call within another one on
             the same model.
-        DataError: a batch without tensors, or on a device where the model has nothing.
+        DataError: a batch without tensors, or on a device where the model has nothing; a loader in
+            the middle of an epoch whose position cannot be copied, before anything is drawn.
 
         The model is restored after any exception or interruption.
 

@@ -1,0 +1,256 @@
+"""Loaders that can be read while someone else is in the middle of an epoch over them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import operator
+import threading
+import types
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from normkit.errors import DataError, message
+
+__all__ = ["detached_loader"]
+
+SMALL = 1024
+"""Tensors and arrays of more elements are data, and shared; smaller ones may hold a position."""
+
+DEPTH = 3
+"""Loaders are looked for within this many objects that wrap each other."""
+
+
+def detached_loader(batches: Iterable[Any]) -> Iterable[Any]:
+    """Copy a loader, so that iterating over the copy leaves the loader alone.
+
+    The copy yields what the loader would yield next. A loader may be in the middle of an epoch:
+    iterating over it once more would draw from its generator and its sampler, move on in a
+    dataset that keeps its position, and where its workers persist, start the epoch over.
+
+    Copied are DataLoaders, with their samplers and generators, and with an IterableDataset that is
+    read in this process; such a dataset by itself; and objects that hold one of these, such as
+    those that move batches to a device. Data is shared. What cannot be copied is shared too if
+    nobody iterates over it: it is then consumed, as an iterator is. Iterators and all other
+    iterables are returned as they are.
+
+    Raises:
+        DataError: someone is in the middle of the loader, which keeps its position in something
+            that cannot be copied. Nothing has been drawn from it.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> loader = DataLoader(range(100), batch_size=50, shuffle=True, generator=generator)
+    >>> first = [next(iter(detached_loader(loader))) for _ in range(2)]
+    >>> torch.equal(first[0], first[1]), torch.equal(first[0], next(iter(loader)))
+    (True, True)
+    """
+    detached: Iterable[Any] = _detached(batches, DEPTH)
+    return detached
+
+
+def _detached(value: Any, depth: int) -> Any:
+    if isinstance(value, DataLoader):
+        return _detached_dataloader(value, depth)
+    if isinstance(value, IterableDataset):
+        return _copies({"dataset": value}, value)["dataset"]
+    if isinstance(value, Iterator) or not isinstance(value, Iterable) or not depth:
+        return value
+    attributes: dict[str, Any] = getattr(value, "__dict__", {})
+    inner = {name: _detached(part, depth - 1) for name, part in attributes.items()}
+    changed = {name: part for name, part in inner.items() if part is not attributes[name]}
+    if not changed:
+        return value
+    wrapper = copy.copy(value)
+    vars(wrapper).update(changed)
+    return wrapper
+
+
+def _detached_dataloader(loader: DataLoader[Any], depth: int) -> Iterable[Any]:
+    detached = copy.copy(loader)
+    # Bypasses the loader's own guard, which forbids replacing its parts.
+    state: dict[str, Any] = detached.__dict__
+    # Those of other libraries may wrap one of torch's.
+    inner = {n: _detached(v, depth) for n, v in state.items() if isinstance(v, DataLoader)}
+    names = ["generator", "sampler", "batch_sampler"]
+    # Workers have their own copies of a dataset.
+    if isinstance(loader.dataset, IterableDataset) and loader.num_workers == 0:
+        names.append("dataset")
+    # Some keep one endless iterator.
+    names += [n for n, v in state.items() if isinstance(v, Iterator) and n != "_iterator"]
+    parts = {name: state[name] for name in names if name in state}
+    state.update(inner | _copies(parts, loader))
+    for name, value in _NOT_BEGUN.items():
+        if name in state:
+            state[name] = value
+    return _Ending(detached) if callable(getattr(detached, "end", None)) else detached
+
+
+class _Ending(Iterable[Any]):
+    """Tells a loader of accelerate that an iteration has ended, also where it has been left early.
+
+    Such a loader is the active one from its first batch to its last, and by it training
+    steps know where gradient accumulation ends.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._loader
+        finally:
+            self._loader.end()
+
+
+_NOT_BEGUN = {"_iterator": None, "persistent_workers": False, "_initial_iter_for_state_dict": False}
+"""Attributes of a loader that nobody has iterated over; the last is that of torchdata's."""
+
+
+def _copies(parts: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    """Copy the parts of ``source`` that move on when it is iterated over.
+
+    Returns:
+        The parts themselves if they cannot be copied and nobody iterates over ``source``.
+
+    Raises:
+        DataError: they cannot be copied, and somebody does.
+    """
+    positions: list[Any] = []
+    try:
+        with warnings.catch_warnings():
+            # Later Pythons no longer copy the iterators of itertools.
+            warnings.simplefilter("ignore")
+            # Together, so that parts that share a generator share its copy.
+            copies: dict[str, Any] = copy.deepcopy(
+                {name: _bare(part) for name, part in parts.items()}, _shared_data(source)
+            )
+            if "dataset" in parts:
+                copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
+                positions = _positions(source, parts)
+                # One that comes from elsewhere, and so is that of the copy too.
+                shared = next((p for p in positions if _goes_on(copies["dataset"], p)), None)
+                if shared is not None:
+                    raise TypeError(f"it shares one {type(shared).__name__}")
+        return copies
+    except Exception as error:
+        if not (positions or _positions(source, parts)):
+            return dict(parts)
+        kind = type(source).__name__
+        data = type(_bare(getattr(source, "dataset", source))).__name__
+        raise DataError(
+            message(
+                "a loader that can be read without disturbing the epoch in progress",
+                f"a {kind} of a {data} in the middle of an epoch, whose position cannot be copied "
+                f"({type(error).__name__}: {error})",
+                "pass another loader, with a dataset and sampler of its own; or call before or "
+                "after the epoch",
+            )
+        ) from error
+
+
+def _bare(part: Any) -> Any:
+    """Take a DataPipe out of what a loader wraps it in, which pickles where a copy would do."""
+    return getattr(part, "_datapipe", part)
+
+
+def _as_in(dataset: Any, copied: Any) -> Any:
+    """Wrap the copy of a DataPipe as the loader's own is."""
+    return type(dataset)(copied) if hasattr(dataset, "_datapipe") else copied
+
+
+def _shared_data(source: Any) -> dict[int, Any]:
+    """Return, by identity, what a copy of ``source`` shares with it: data, and what has no copy."""
+    shared: dict[int, Any] = {}
+    visited: set[int] = set()
+    values = [source]
+    while values:
+        value = values.pop()
+        if id(value) in visited:
+            continue
+        visited.add(id(value))
+        if _is_data(value):
+            shared[id(value)] = value
+        elif isinstance(value, (list, tuple)):
+            values += value
+        elif isinstance(value, dict):
+            values += value.values()
+        elif not isinstance(value, (type, types.FunctionType)):
+            values += getattr(value, "__dict__", {}).values()
+    return shared
+
+
+def _is_data(value: object) -> bool:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return (value.numel() if isinstance(value, Tensor) else value.size) > SMALL
+    in_any_order = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
+    return in_any_order or isinstance(value, _SHARED)
+
+
+_SHARED = (nn.Module, types.ModuleType, type(threading.Lock()), type(threading.RLock()))
+
+
+def _goes_on(dataset: Any, position: Any) -> bool:
+    """Return True if iterating over ``dataset`` continues an iterator that is in use."""
+    # A generator is a new one each time.
+    return not isinstance(position, types.GeneratorType) and iter(dataset) is position
+
+
+def _positions(source: Any, parts: Mapping[str, Any]) -> list[Any]:
+    """Return the iterators of those who are in the middle of ``source``, except its own parts."""
+    own = {id(part) for part in parts.values()}
+    dataset = getattr(source, "dataset", source)
+    streams = isinstance(dataset, IterableDataset)
+    found = []
+    for one in gc.get_objects():
+        # Its type, as some objects do something when they are asked for their class.
+        kind = type(one)
+        if kind is types.GeneratorType:
+            # A method of the loader or of the dataset.
+            owner = _owner(one)
+            if owner is not None and (owner is source or (streams and owner is dataset)):
+                found.append(one)
+        elif not issubclass(kind, _BaseDataLoaderIter) or id(one) in own:
+            continue
+        elif streams and one._dataset is dataset:
+            fetcher: Any = getattr(
+                one, "_dataset_fetcher", None
+            )  # none where workers have the dataset
+            position = getattr(fetcher, "dataset_iter", None)
+            if position is not None and not (fetcher.ended or _is_over(position)):
+                found.append(position)
+        elif (
+            isinstance(source, DataLoader)
+            and one._index_sampler is source._index_sampler
+            and not (_is_over(one._sampler_iter) or one._num_yielded >= _length(source))
+        ):
+            found.append(one)
+    return found
+
+
+def _owner(generator: types.GeneratorType[Any, Any, Any]) -> Any:
+    """Return the object whose method a generator is, or whatever else its first argument was."""
+    names = generator.gi_code.co_varnames[: generator.gi_code.co_argcount]
+    frame = generator.gi_frame  # None once it has ended
+    return frame.f_locals.get(names[0]) if frame is not None and names else None
+
+
+def _is_over(iterator: Any) -> bool:
+    if isinstance(iterator, types.GeneratorType):
+        return iterator.gi_frame is None
+    with contextlib.suppress(Exception):
+        return operator.length_hint(iterator, 1) == 0
+    return False
+
+
+def _length(loader: DataLoader[Any]) -> float:
+    try:
+        return len(loader)
+    except Exception:
+        return float("inf")

@@ -16,7 +16,9 @@ KERNELS := $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.h)
 # The full run of every claim: the source of the README's table and of docs/report.html.
 FULL := --preset full --store runs/lab.sqlite
 
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# One worker more than cores: some tests wait for processes that they start.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo full test test-layers test-slow check lint types sanitize clean
 

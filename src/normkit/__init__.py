@@ -8,6 +8,7 @@ torch.Size([8, 16, 32, 32])
 """
 
 from normkit import errors, nn
+from normkit import integrations as _integrations  # noqa: F401  # makes their layers known
 from normkit.errors import (
     DataError,
     NonFiniteError,

@@ -19,6 +19,7 @@ from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.statistics.preserve import evaluation_mode, tensor_version
+from normkit.statistics.train_overrides import kept_in_evaluation
 
 __all__ = ["batch_statistics", "use_domain"]
 
@@ -31,7 +32,8 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     counter is updated. Only its layers with running statistics, as
     :func:`normkit.nn.stats_spec.stats_spec` knows them, normalize as they do in training: by the
     batch, by ghost batches, across processes; also after ``model.eval()``, with which many
-    evaluation functions begin. Frozen layers stay frozen. A subclass that overrides ``forward``
+    evaluation functions begin. Frozen layers stay frozen, and those that the model's own
+    ``train()`` keeps in evaluation mode. A subclass that overrides ``forward``
     and is not registered stays in evaluation mode, and a warning names it. On exit everything is
     restored, after an exception too.
 
@@ -67,7 +69,8 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 "run the model once on any batch",
             )
         )
-    trainable = [layer for layer in layers if not isinstance(layer, FrozenMixin)]
+    kept = kept_in_evaluation(model)
+    trainable = [m for m in layers if not isinstance(m, FrozenMixin) and id(m) not in kept]
     if not trainable:
         raise StatisticsError(
             message(
@@ -169,7 +172,8 @@ def _as_in_training(layer: nn.Module) -> Iterator[None]:
                     current.copy_(copy)
                     continue
                 layer._buffers[name] = buffer
-                if version is None or buffer._version != version:
+                # torch.nn.functional.batch_norm updates them without a new version.
+                if tensor_version(buffer) != version or not torch.equal(buffer, copy):
                     buffer.copy_(copy)
 
 

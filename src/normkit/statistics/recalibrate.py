@@ -70,8 +70,8 @@ def recalibrate(
     describes. A layer used several times in one pass gets the moments of all its inputs together;
     where these differ, so that no one mean and variance fits, ``shared`` names it (by the batches
     of this process).
-    Frozen layers are skipped: by :func:`normkit.freeze`, with momentum 0, or in evaluation mode
-    within a model in training mode.
+    Frozen layers are skipped: by :func:`normkit.freeze`, with momentum 0, in evaluation mode
+    within a model in training mode, or kept in it by the model's own ``train()``.
 
     By default each layer is measured while the layers before it normalize by each batch's own
     moments, as in training (of the whole batch in this process, also where training normalizes by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from normkit.handle import Skipped
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.stats_spec import StatsSpec, stats_spec, why_unknown
 from normkit.statistics.arguments import check_has_values, check_model
+from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 
 __all__ = [
     "NormLayer",
@@ -99,6 +100,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
     check_has_values(model)
     layers: list[NormLayer] = []
     skipped: list[Skipped] = []
+    kept = kept_in_evaluation(model)
     for name, layer in model.named_modules():
         spec = stats_spec(layer)
         if spec is None:
@@ -114,7 +116,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
                     "run the model once on any batch",
                 )
             )
-        frozen = _why_frozen(layer, model)
+        frozen = _why_frozen(layer, model, kept)
         if frozen is None:
             layers.append(NormLayer(name, layer, spec))
         else:
@@ -132,12 +134,14 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
     return layers, skipped
 
 
-def _why_frozen(layer: nn.Module, model: nn.Module) -> str | None:
+def _why_frozen(layer: nn.Module, model: nn.Module, kept: Container[int]) -> str | None:
     """Say why a layer's statistics are meant to stay as they are, or None."""
     if isinstance(layer, FrozenMixin):
         return "frozen"
     if getattr(layer, "momentum", None) == 0:
         return "momentum is 0"
+    if id(layer) in kept:
+        return KEPT
     if model.training and not layer.training:
         return "frozen: in evaluation mode while the model trains"
     return None

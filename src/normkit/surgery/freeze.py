@@ -26,6 +26,7 @@ from normkit.nn.freezing import (
 )
 from normkit.nn.stats_spec import keeps_stats, running_stats, stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
+from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.modules import is_opaque, walk, why_opaque
 
 __all__ = ["freeze", "unfreeze"]
@@ -126,13 +127,13 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         _check_finite(layers)
     changed: list[Changed] = []
     steps: list[Step] = []
+    kept = frozenset() if freezing else kept_in_evaluation(model)
     for name, module in layers:
         notes: list[str] = []
         if statistics and is_frozen(module) is not freezing:
             steps.append(_statistics_change(name, module, freezing))
-            notes.append(
-                "statistics frozen" + _caveat(module) if freezing else "statistics updating"
-            )
+            updating = KEPT if id(module) in kept else "statistics updating"
+            notes.append("statistics frozen" + _caveat(module) if freezing else updating)
         if affine and (which := _affine(module, freezing)):
             steps += [_affine_change(p, freezing) for ps in which.values() for p in ps]
             notes.append(" and ".join(which) + (" frozen" if freezing else " trainable"))

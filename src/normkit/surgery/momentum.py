@@ -12,6 +12,7 @@ from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.freezing import FrozenMixin, base_class
 from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
+from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.modules import is_opaque, walk, why_opaque
 
 __all__ = ["scale_momentum"]
@@ -61,12 +62,13 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     changed: list[Changed] = []
     skipped: list[Skipped] = []
     steps: list[Step] = []
+    kept = kept_in_evaluation(model)
     for name, module in walk(model):
         unknown = why_opaque(module) if is_opaque(module) else why_unknown(module)
         if unknown is None and stats_spec(module) is None:
             continue
         cls, layer = base_class(type(module)), cast(Any, module)
-        why = unknown or _why_skipped(layer)
+        why = unknown or (KEPT if id(layer) in kept else _why_skipped(layer))
         if why is not None:
             skipped.append(Skipped(name, cls, why))
         elif micro_batches > 1:

@@ -1,0 +1,145 @@
+"""Layers that a model's own train() keeps in evaluation mode are left, in every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+import normkit as nk
+from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
+from tests.surgery.models import Positive
+
+X = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
+
+
+class Backbone(nn.Module):
+    """As detection libraries have it: some stages frozen, batch norms in evaluation mode."""
+
+    def __init__(self, norm_eval: bool = True) -> None:
+        super().__init__()
+        self.norm_eval = norm_eval
+        self.calls: list[bool] = []
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.late = nn.Sequential(nn.Conv2d(3, 3, 1), nk.BatchNorm2d(3), nn.Dropout())
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self.calls.append(mode)
+        for p in self.stem.parameters():
+            p.requires_grad = False
+        self.stem[0].weight.data.mul_(1.5)  # as those that merge weights
+        for module in self.modules():
+            if mode and self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.late(self.stem(x))
+
+
+def detector(norm_eval: bool = True) -> nn.Sequential:
+    return nn.Sequential(Backbone(norm_eval), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+
+def everything(model: nn.Module) -> list[Any]:
+    parts: list[Any] = [
+        (n, id(p), p.requires_grad, p._version) for n, p in model.named_parameters()
+    ]
+    return [*parts, *((n, m.training, type(m), repr(vars(m))) for n, m in model.named_modules())]
+
+
+@pytest.mark.parametrize("mode", ["new", "train", "eval"])
+def test_kept_layers_are_left_in_every_mode(mode: str) -> None:
+    model = detector()
+    if mode != "new":
+        model.train(mode == "train")
+    before = everything(model)
+    kept = kept_in_evaluation(model)
+    assert everything(model) == before
+    assert [n for n, m in model.named_modules() if id(m) in kept] == ["0.stem.1", "0.late.1"]
+    for tool in (nk.recalibrate, nk.consistency):
+        result = tool(model, [X], progress=False)
+        assert list(result.layers) == ["2"]
+        assert {row.name: row.why for row in result.skipped} == {"0.stem.1": KEPT, "0.late.1": KEPT}
+    handle = nk.scale_momentum(model, 4)
+    assert [row.name for row in handle.changed] == ["2"]
+    assert [row.why for row in handle.skipped] == [KEPT, KEPT]
+    with nk.batch_statistics(model):
+        layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        assert [m.training for m in layers] == [False, False, True]
+
+
+def test_what_train_decides_is_asked_anew() -> None:
+    model = detector()
+    assert kept_in_evaluation(model)
+    model[0].norm_eval = False
+    assert not kept_in_evaluation(model)
+    assert len(nk.recalibrate(model, [X], progress=False).layers) == 3
+    assert not kept_in_evaluation(nn.Sequential(nn.BatchNorm2d(3).eval()))
+
+
+def test_unfreeze_says_that_train_keeps_a_layer() -> None:
+    model = detector()
+    nk.freeze(model, affine=False)
+    assert not kept_in_evaluation(nn.ModuleList([model[2]]))
+    rows = {row.name: row.note for row in nk.unfreeze(model, affine=False).changed}
+    assert rows == {"0.stem.1": KEPT, "0.late.1": KEPT, "2": "statistics updating"}
+
+
+def test_a_train_that_does_nothing() -> None:
+    # As generative models hold what they condition on.
+    teacher = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    teacher.train = lambda mode=True: teacher  # type: ignore[method-assign]
+    model = nn.ModuleDict({"teacher": teacher, "student": nn.BatchNorm2d(3)})
+    assert kept_in_evaluation(model) == {id(teacher), id(teacher[0])}
+
+
+class Hidden(nn.Module):
+    """Reaches its layers by plain attributes and bound methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.frozen = [self.norm, (self.norm,)]
+        self.hold = self._hold
+
+    def _hold(self) -> None:
+        for layer in (self.frozen[0], *self.frozen[1]):
+            layer.eval()
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self.hold()
+        return self
+
+
+class Fails(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def train(self, mode: bool = True) -> Any:
+        raise NotImplementedError
+
+
+def test_odd_train_methods() -> None:
+    model = Hidden()
+    assert kept_in_evaluation(model) == {id(model.norm)} and model.norm.training
+    assert kept_in_evaluation(Fails()) == frozenset()
+
+
+def test_odd_modules_beside_an_overridden_train() -> None:
+    parametrized = nn.BatchNorm2d(3)
+    parametrize.register_parametrization(parametrized, "weight", Positive())
+    model = nn.ModuleList([
+        detector(), parametrized, nn.LazyBatchNorm2d(), torch.jit.script(nn.BatchNorm2d(3)),
+        fx.symbolic_trace(nn.Sequential(nn.BatchNorm2d(3))),
+    ])  # fmt: skip
+    graph, modes = model[4].code, [m.training for m in model.modules()]
+    assert len(kept_in_evaluation(model)) == 2
+    assert model[4].code == graph and [m.training for m in model.modules()] == modes

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from normkit.core.activations import Act
 from normkit.core.moments import accumulator
-from normkit.core.pools import Pool, as_ncs
+from normkit.core.pools import Pool, as_ncs, concrete
 
 __all__ = ["Spec", "gradients", "normalize", "stats_of"]
 
@@ -51,7 +51,7 @@ def stats_of(x: Tensor, pool: Pool, centred: bool = True) -> tuple[Tensor, Tenso
     n, c, s = as_ncs(x)
     x4 = x.reshape(pool.view(n, c, s)).to(accumulator(x.dtype))
     shape = pool.stats(n, c, s)
-    if pool.count(n, c, s) == 0:
+    if concrete(pool.count(n, c, s)) == 0:
         zeros = x4.new_zeros(shape)
         return zeros, zeros
     if not centred:

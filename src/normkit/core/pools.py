@@ -21,9 +21,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-__all__ = ["PER_CHANNEL", "PER_POSITION", "Pool", "as_ncs"]
+__all__ = ["PER_CHANNEL", "PER_POSITION", "Pool", "as_ncs", "concrete"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +113,19 @@ def as_ncs(x: Tensor) -> tuple[int, int, int]:
     for size in shape[2:]:
         s *= size
     return shape[0], shape[1], s
+
+
+def concrete(size: int) -> int:
+    """Return ``size`` as a number that Python code may look at.
+
+    While ``torch.jit.trace`` runs, sizes are tensors, and comparing one warns that the graph may
+    depend on it. For checks, on which no output depends.
+    """
+    if type(size) is int or not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return size
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return int(size)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]

@@ -21,10 +21,12 @@ class BatchStats(NamedTuple):
     """Normalize with the moments of the input.
 
     ``update`` names buffers that a way may update as it goes. A way that does returns no moments;
-    otherwise the caller updates them.
+    otherwise the caller updates them. ``running``: the layer's mean and variance for evaluation,
+    which an exported graph has to name even where the caller updates them.
     """
 
     update: Running | None = None
+    running: tuple[Tensor, Tensor] | None = None
 
 
 class FixedStats(NamedTuple):

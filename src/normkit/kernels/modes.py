@@ -7,25 +7,51 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-__all__ = ["autocast_wide", "recomputing", "transformed"]
+__all__ = ["autocast_wide", "exporting", "recomputing", "recorded", "transformed"]
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _graph_task = torch._C._current_graph_task_id
+# Tensors that override nothing.
+_PLAIN = (Tensor, Parameter, type(None))
 
 
-def transformed(x: Tensor) -> bool:
+def _never() -> bool:
+    return False
+
+
+# PyTorch 2.6 has no such function; there an exported graph holds the formula.
+exporting = getattr(torch.compiler, "is_exporting", _never)
+"""Whether ``torch.export`` records the call."""
+
+
+def transformed(*tensors: Tensor | None) -> bool:
     """Return True if PyTorch must see the layer's single operations.
 
     True while compiling, exporting or tracing, inside ``torch.func`` transforms, inside
-    forward-mode differentiation, and for tensor subclasses.
+    forward-mode differentiation, and if any of ``tensors`` is of a subclass.
     """
     return (
         torch.compiler.is_compiling()
-        or (type(x) is not Tensor and type(x) is not Parameter)
+        or any(type(t) not in _PLAIN for t in tensors)
         or _functorch_active()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or forward_ad._current_level >= 0
     )
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Return True if a tool looks for the functions that ``torch.nn``'s layers call.
+
+    True while exporting or tracing, and if any of ``tensors`` is of a subclass, which may override
+    those functions and no others. False inside the other transforms, which see through any
+    operation, and while compiling, where the compiler fuses the formula.
+    """
+    if torch.compiler.is_compiling():
+        return bool(exporting())
+    return (
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or any(type(t) not in _PLAIN for t in tensors)
+    ) and not (_functorch_active() or forward_ad._current_level >= 0)
 
 
 def recomputing() -> bool:

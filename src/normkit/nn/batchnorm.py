@@ -99,7 +99,7 @@ class BatchStatistics(Layer, _BatchNorm):
         weight, bias, mean, var, _ = tensors
         per_channel = mean if weight is None else weight
         if per_channel is not None:
-            check_count(self, input, per_channel.numel())
+            check_count(self, input, per_channel.shape.numel())
         from_batch = self.training or (mean is None and var is None)
         check_eps(self, self.eps, from_batch)
         spec = Spec(PER_CHANNEL, self.eps, self._act)
@@ -149,9 +149,11 @@ class BatchStatistics(Layer, _BatchNorm):
         self, mean: Tensor | None, var: Tensor | None, dtype: torch.dtype
     ) -> BatchStats:
         """Return the batch's statistics, with the buffers that a kernel may update as it goes."""
-        if self._average != "exponential" or self.momentum is None or mean is None or var is None:
+        if mean is None or var is None:
             return BatchStats()
-        return BatchStats((mean, var, self.momentum) if mean.dtype == accumulator(dtype) else None)
+        simple = self._average == "exponential" and mean.dtype == accumulator(dtype)
+        update = None if self.momentum is None or not simple else (mean, var, self.momentum)
+        return BatchStats(update, (mean, var))
 
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
@@ -161,7 +163,6 @@ class BatchStatistics(Layer, _BatchNorm):
         return self._normalize(call)
 
     @step
-    @torch.no_grad()
     def _update_running_stats(self, result: Normalized, tensors: LayerTensors) -> None:
         """Average the moments of this batch into the buffers; an empty batch has none."""
         (_, mean, var, count), tracked = result, tensors.tracked
@@ -170,11 +171,17 @@ class BatchStatistics(Layer, _BatchNorm):
         # divide by the count, so there an empty batch must not count.
         if tracked is not None and not (empty and self.average != "exponential"):
             tracked.add_(1)
-        if mean is None or var is None or empty:
-            return
+        if mean is not None and var is not None and not empty:
+            # Not around all of this: an exported graph would hold a block for nothing.
+            with torch.no_grad():
+                self._average_moments(mean, var, count, tensors)
+
+    def _average_moments(
+        self, mean: Tensor, var: Tensor, count: int | Tensor, tensors: LayerTensors
+    ) -> None:
         share: float | Tensor = self.momentum or 0.0
-        if tracked is not None:
-            share = averages.share(self.average, self.momentum, tracked)
+        if tensors.tracked is not None:
+            share = averages.share(self.average, self.momentum, tensors.tracked)
         if isinstance(count, Tensor):
             # Counted across processes. If all were empty the step has length zero, so that no
             # device has to be waited for.

@@ -11,14 +11,14 @@ from torch.compiler import is_compiling
 from normkit.core import formula
 from normkit.core.activations import ActLike
 from normkit.core.moments import accumulator
-from normkit.core.pools import PER_CHANNEL, as_ncs
+from normkit.core.pools import PER_CHANNEL, as_ncs, concrete
 from normkit.errors import OptionError, message
-from normkit.kernels.call import Call, Normalized
-from normkit.kernels.modes import transformed
+from normkit.kernels.call import BatchStats, Call, Normalized
+from normkit.kernels.modes import exporting, transformed
 from normkit.kernels.moments import moments
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
-from normkit.nn.layer import step
+from normkit.nn.layer import step, warn_if_recorded
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "Ramp"]
 
@@ -89,8 +89,10 @@ class _Renorm(BatchStatistics):
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
         n, _, s = as_ncs(call.x)
         mean, var = tensors.mean, tensors.var
-        if mean is None or var is None or not self.track_running_stats or n * s == 0:
+        if mean is None or var is None or not self.track_running_stats or concrete(n * s) == 0:
             return super()._forward_batch_stats(call, tensors)
+        if exporting():
+            warn_if_recorded(self, n)
         if self._last is not None and not self.updates_stats():
             r, d = self._last  # recomputed under checkpointing: the statistics have moved since
         else:
@@ -101,6 +103,9 @@ class _Renorm(BatchStatistics):
         gamma = 1.0 if call.weight is None else call.weight.to(r.dtype)
         beta = 0.0 if call.bias is None else call.bias.to(r.dtype)
         call = call._replace(weight=gamma * r, bias=gamma * d + beta)
+        if is_compiling() or transformed(call.x):
+            # r and d are of this batch, so no tool can turn the operation into evaluation's.
+            call = call._replace(stats=BatchStats())
         return super()._forward_batch_stats(call, tensors)
 
     @torch.no_grad()

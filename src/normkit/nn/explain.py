@@ -13,6 +13,7 @@ from normkit.core.pools import as_ncs
 from normkit.errors import OptionError, message
 from normkit.kernels import cpu, dispatch
 from normkit.kernels.call import Call, Normalized
+from normkit.kernels.modes import recorded
 from normkit.nn.layer import Layer
 from normkit.nn.scale import Scale
 
@@ -61,7 +62,8 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
     if not calls:
         if not type(layer).forward.__module__.startswith("normkit."):
             return [f"{type(layer).__name__}.forward: used"]
-        if input.is_nested or isinstance(layer, Scale) or cpu.fused is None:
+        overridden = recorded(input, residual, *layer._parameters.values())
+        if overridden or input.is_nested or isinstance(layer, Scale) or cpu.fused is None:
             return ["PyTorch's operations: used"]
         return [f"{_SHORT_CUT}: used"]
     lines = [f"{_SHORT_CUT}: not used because {_why_slow(layer, input)}"]

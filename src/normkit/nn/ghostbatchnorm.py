@@ -10,12 +10,12 @@ from torch import nn
 
 from normkit.core.activations import ActLike
 from normkit.core.moments import merge_rows
-from normkit.core.pools import Pool, as_ncs
+from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.errors import OptionError, message
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
-from normkit.nn.layer import check_more_than_one, join, step
+from normkit.nn.layer import check_more_than_one, join, step, warn_if_recorded
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 
@@ -69,6 +69,8 @@ class _Ghost(BatchStatistics):
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
         n, c, s = as_ncs(call.x)
+        warn_if_recorded(self, n)
+        n = concrete(n)
         sizes = self.part_sizes(n)
         check_more_than_one(self, call.x, sizes[-1] * s, "channel and ghost batch")
         outputs, counts, means, m2s, start = [], [], [], [], 0

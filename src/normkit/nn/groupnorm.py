@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
-from normkit.core.pools import Pool, as_ncs
+from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.errors import ShapeError, message
 from normkit.kernels import fused
 from normkit.kernels.call import Call
@@ -100,7 +100,7 @@ class GroupNorm(Layer, nn.GroupNorm):
         check_channels(self, input)
         check_eps(self, self.eps, False)
         n, c, s = as_ncs(input)
-        if c % self.num_groups:
+        if concrete(c) % self.num_groups:
             raise ShapeError(_uneven(c, self.num_groups))
         check_more_than_one(self, input, n * (c // self.num_groups) * s, "channel")
         x, rest = autocast_wide(input, residual)

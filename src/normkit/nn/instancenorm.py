@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 from torch.compiler import is_compiling
+from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.core.activations import ActLike
@@ -15,7 +16,9 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
 from normkit.kernels import fused
 from normkit.kernels.call import Call, FixedStats, Normalized
+from normkit.kernels.functions import finish
 from normkit.kernels.fused import Stats
+from normkit.kernels.modes import recorded
 from normkit.nn import averages
 from normkit.nn.layer import (
     Layer,
@@ -81,6 +84,8 @@ class _Instance(Layer, _InstanceNorm):
                 stacklevel=2,
             )
         check_eps(self, self.eps, False)
+        if recorded(input, residual, self.weight, self.bias):
+            return self._by_function(input, residual)
         if not unbatched:
             return self._batched(input, residual)
         rest = None if residual is None else residual.unsqueeze(0)
@@ -92,6 +97,16 @@ class _Instance(Layer, _InstanceNorm):
         return fused.layer(input, residual, self._parameters, self._buffers,
                            self._kernel_signature, None, None if self.affine else self.num_features,
                            self.eps, self._act, stats)  # fmt: skip
+
+    def _by_function(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        from_input = self.training or not self.track_running_stats
+        running = self.running_mean, self.running_var
+        if from_input and running[0] is not None and not self.updates_stats():
+            running = None, None
+        z = functional.instance_norm(
+            input, *running, self.weight, self.bias, from_input, self.momentum or 0.0, self.eps
+        )
+        return finish(z, residual, self._act)
 
     @step
     def _batched(self, input: Tensor, residual: Tensor | None) -> Tensor:

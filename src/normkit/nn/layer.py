@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from normkit.core.activations import Act, ActLike, parse_act
+from normkit.core.pools import concrete
 from normkit.errors import OptionError, ShapeError, TypeMismatchError, message
 from normkit.kernels.dispatch import normalize
-from normkit.kernels.modes import recomputing
+from normkit.kernels.functions import finish
+from normkit.kernels.modes import exporting, recomputing
 
 __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
 
@@ -154,8 +157,7 @@ def match_layout(y: Tensor, x: Tensor) -> Tensor:
 
 def nested(layer: Layer, z: Tensor, residual: Tensor | None) -> Tensor:
     """Apply residual and activation after PyTorch's own layer, which takes nested tensors."""
-    z = z if residual is None else z + residual
-    return z if layer._act is None else layer._act(z)
+    return finish(z, residual, layer._act)
 
 
 def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -210,6 +212,22 @@ def as_leaf(layer: nn.Module, x: fx.Proxy, residual: object) -> Any:
     return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), args, {})  # type: ignore[attr-defined]
 
 
+def warn_if_recorded(layer: nn.Module, n: int) -> None:
+    """Warn that the graph being recorded stays in training mode, whatever is done to it.
+
+    For layers whose training step is no operation that tools for such graphs know. ``n``: the
+    number of samples.
+    """
+    mode = f"{_name(layer)} is recorded in training mode"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        advice = f"the graph is for batches of {concrete(n)}, and"
+    elif exporting():
+        advice = "move_exported_model_to_eval and its like do not switch it:"
+    else:
+        return
+    warnings.warn(f"{mode}: {advice} record model.eval() for evaluation", stacklevel=2)
+
+
 def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, fix: str) -> None:
     """Refuse an input whose number of axes is not one of ``ranks``.
 
@@ -235,13 +253,13 @@ def check_channels(layer: nn.Module, x: Tensor, dim: int = 1) -> None:
     for name in ("weight", "running_mean"):
         tensor = getattr(layer, name, None)
         if tensor is not None:
-            check_count(layer, x, tensor.numel(), dim)
+            check_count(layer, x, tensor.shape.numel(), dim)
             return
 
 
 def check_count(layer: nn.Module, x: Tensor, channels: int, dim: int = 1) -> None:
     """Refuse an input whose axis ``dim`` does not have ``channels`` entries."""
-    if x.shape[dim] != channels:
+    if concrete(x.shape[dim]) != channels:
         raise ShapeError(
             message(
                 f"{channels} channels on axis {dim} of the input of {_name(layer)}",
@@ -254,7 +272,7 @@ def check_count(layer: nn.Module, x: Tensor, channels: int, dim: int = 1) -> Non
 
 def check_more_than_one(layer: nn.Module, x: Tensor, count: int, per: str) -> None:
     """Refuse a pool of a single value, which has no variance."""
-    if count == 1:
+    if concrete(count) == 1:
         raise ShapeError(
             message(
                 f"more than 1 value per {per} when training {_name(layer)}",

@@ -13,11 +13,11 @@ from torch.compiler import is_compiling
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
-from normkit.core.pools import PER_POSITION, Pool
+from normkit.core.pools import PER_POSITION, Pool, concrete
 from normkit.errors import ShapeError, message
-from normkit.kernels import fused
+from normkit.kernels import functions, fused
 from normkit.kernels.call import Call
-from normkit.kernels.modes import autocast_wide
+from normkit.kernels.modes import autocast_wide, recorded
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -228,7 +228,8 @@ def _over_last(
     shape = tuple(layer.normalized_shape)
     axes = len(shape)
     _check_weight(layer)
-    if axes == 0 or x.dim() < axes or tuple(x.shape[x.dim() - axes :]) != shape:
+    last = tuple(map(concrete, x.shape[max(x.dim() - axes, 0) :]))
+    if axes == 0 or last != shape:
         raise ShapeError(
             message(
                 f"input with shape [*, {', '.join(map(str, shape))}] of {type(layer).__name__} "
@@ -237,6 +238,9 @@ def _over_last(
                 "construct the layer for the last axes of the input, or move them there",
             )
         )
+    if recorded(x, residual, layer.weight, bias):
+        z = functions.over_last(x, shape, layer.weight, bias, eps, centred)
+        return functions.finish(z, residual, layer._act)
     wide, rest = autocast_wide(x, residual)
     view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
     spec = Spec(Pool("group", 1), eps, layer._act, centred)

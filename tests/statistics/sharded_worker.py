@@ -119,6 +119,13 @@ def main(rank: int, rendezvous: str, out: Path, kind: str) -> None:
             trained(model(package, kind), rank, look)
             for look in (None, lambda net, mine=mine: nk.recalibrate(net, mine).undo())
         ]
+        single = [mine[0], torch.zeros(1, 3, 5, 5)] if rank else mine
+        for what, those, samples in (
+            ("consistency", mine, None), ("of samples", mine, 1 + 9 * (1 - rank)),
+            ("of single values", single, None),
+        ):  # fmt: skip
+            compared = nk.consistency(net, those, samples=samples, progress=False)
+            result[f"{name} {what}"] = compared.samples, compared.layers
         kept = [b.clone() for b in net.buffers()]
         result[f"{name} failing"] = refused(
             lambda net=net, mine=mine: nk.recalibrate(

@@ -37,6 +37,22 @@ def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
             assert "at least one batch" in result[f"{name} empty"]
             one = result[f"{name} alone"]
             assert one == "nothing" if kind == "ddp" else "process_group=False" in one
+        # Each by itself, whatever the others have.
+        for rank, result in enumerate(results):
+            mine = sharded_worker.share([3, 1], rank)
+            net = sharded_worker.model(package)
+            nk.recalibrate(
+                net, [*sharded_worker.share([3, 1], 0)[:1], *sharded_worker.share([3, 1], 1)][:2]
+            )
+            alone = nk.consistency(net, mine)
+            for what, samples in (
+                ("consistency", 5 * len(mine)),
+                ("of samples", 10 - 5 * rank),
+                ("of single values", 5 * len(mine)),
+            ):
+                assert result[f"{name} {what}"][0] == samples
+            if kind == "inner":
+                torch.testing.assert_close(result[f"{name} consistency"][1], alone.layers)
         for what, error in (("failing", "OSError: the disk is gone"), ("wrong", "DataError: ")):
             first, second = (r[f"{name} {what}"] for r in results)
             assert second.startswith(error)

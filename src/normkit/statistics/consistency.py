@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ from normkit.statistics.calls import (
     call_statistics,
     shared_layers,
 )
+from normkit.statistics.distributed import ranks_of
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
 from normkit.statistics.gaps import gap_between, with_errors
 from normkit.statistics.loaders import detached_loader
+from normkit.statistics.lockstep import in_step
 from normkit.statistics.observe import Observer, observing
 from normkit.statistics.output_sums import Loss, OutputSums
 from normkit.statistics.passes import bar, check_statistics
-from normkit.statistics.preserve import preserve_rng
+from normkit.statistics.preserve import is_sharded, preserve_rng
 from normkit.statistics.stats_layers import (
     NormLayer,
     find_norm_layers,
@@ -62,7 +65,7 @@ def consistency(
     Args:
         model: any module, in any mode; its layers as for :func:`normkit.recalibrate`.
         batches: as for :func:`normkit.recalibrate`, of the size used in training, as training's
-            side depends on it.
+            side depends on it. Each process compares its own, under FSDP in step with the others.
         samples: stop at the first batch that reaches so many; None for all there are.
         forward: called as ``forward(model, batch)``; its result is the output.
         loss: called as ``loss(output, batch)``, the mean over the batch. Without it, batches
@@ -103,24 +106,24 @@ def consistency(
     outputs, sizes, single = OutputSums(loss), Counter[int](), Counter[str]()
     with observing(inner, layers) as observer, bar(progress) as shown:
         shown.begin(samples)
-        for batch in detached_loader(batches):
-            observer.start({}, training)
+        enough = partial(_reached, outputs, samples)
+        for batch, counts in _stream(batches, inner, forward, enough):
+            observer.start({}, training if counts else {})
             # Both passes draw alike, should the model draw at all.
             with preserve_rng():
                 count = observer.run(batch, forward, to_end=True)
-            if not count:
-                continue
-            if observer.single is not None:
+            if counts and count and observer.single is not None:
                 single[observer.single] += 1
-                continue
-            by_batch = observer.output
-            observer.start(running, evaluation)
-            observer.run(batch, forward, to_end=True)
-            outputs.add(by_batch, observer.output, batch, count)
-            sizes[count] += 1
-            shown.at(outputs.samples)
-            if samples is not None and outputs.samples >= samples:
-                break
+            counts = counts and bool(count) and observer.single is None
+            # Other ranks may be in a second pass whatever this one has seen.
+            if counts or is_sharded(inner):
+                by_batch = observer.output
+                observer.start(running, evaluation if counts else {})
+                observer.run(batch, forward, to_end=True)
+            if counts:
+                outputs.add(by_batch, observer.output, batch, count)
+                sizes[count] += 1
+                shown.at(outputs.samples)
     _check_measured(training, single, observer)
     measured, later = (_measured(one, outputs.samples) for one in (training, evaluation))
     check_statistics(measured, layers)
@@ -146,6 +149,24 @@ def consistency(
         sizes,
         _notes(single, outputs.batches),
     )
+
+
+def _reached(outputs: OutputSums, samples: int | None) -> bool:
+    return samples is not None and outputs.samples >= samples
+
+
+def _stream(
+    batches: Iterable[Any], model: nn.Module, forward: Forward | None, enough: Callable[[], bool]
+) -> Iterator[tuple[Any, bool]]:
+    """Yield batches until there are enough, and whether each counts."""
+    if is_sharded(model):
+        ranks = ranks_of(None)
+        yield from in_step(lambda: detached_loader(batches), ranks, model, forward, enough=enough)
+        return
+    for batch in detached_loader(batches):
+        yield batch, True
+        if enough():
+            return
 
 
 def _check_measured(

@@ -253,12 +253,13 @@ def _over_last(
 def _check_weight(layer: LayerNorm | RMSNorm) -> None:
     """Refuse γ of another shape than ``normalized_shape``, as pruning or loading may leave it."""
     weight = layer.weight
-    if weight is not None and tuple(weight.shape) != tuple(layer.normalized_shape):
+    shape = None if weight is None else tuple(map(concrete, weight.shape))
+    if shape is not None and shape != tuple(layer.normalized_shape):
         raise ShapeError(
             message(
                 f"weight of {type(layer).__name__} with the shape normalized_shape="
                 f"{list(layer.normalized_shape)}",
-                f"weight of shape {tuple(weight.shape)}",
-                f"set layer.normalized_shape = {tuple(weight.shape)}, if the layer was pruned",
+                f"weight of shape {shape}",
+                f"set layer.normalized_shape = {shape}, if the layer was pruned",
             )
         )

@@ -76,7 +76,7 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], object], type, str]] = {
         nk.TypeMismatchError, "BatchNorm1d",
     ),
     "groups": (lambda: nk.GroupNorm(3, 64), nk.ShapeError, "use one of [1, 2, 4, 8, 16, 32, 64]"),
-    "no groups": (lambda: nk.GroupNorm(0, 4), nk.ShapeError, "0 groups"),
+    "no groups": (lambda: nk.GroupNorm(0, 4), nk.ShapeError, "num_groups=0"),
     "activation": (lambda: nk.BatchNorm2d(3, act="swish"), nk.OptionError, "act='swish'"),
     "activation type": (lambda: nk.LayerNorm(3, act=3), nk.OptionError, "act=3"),  # type: ignore[arg-type]
     "activation later": (
@@ -126,6 +126,9 @@ def test_epsilon(eps: float) -> None:
     layer.eval()
     if eps == 0:
         assert torch.isfinite(layer(torch.randn(2, 3, 4, 4))).all()
+    else:
+        with pytest.raises(nk.OptionError, match="eps must be positive"):
+            layer(torch.randn(2, 3, 4, 4))
 
 
 def test_evaluation_takes_a_single_value() -> None:

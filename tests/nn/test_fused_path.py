@@ -246,6 +246,11 @@ def _set(name: str, value: Any) -> Make:
     return _with(lambda layer: setattr(layer, name, value))
 
 
+def _put(name: str, value: Any) -> Make:
+    """Set an attribute past its check, as it comes in layers converted from torch.nn."""
+    return _with(lambda layer: vars(layer).update({name: value}))
+
+
 # A layer, its input and residual: none of them for the fused path.
 UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
     **{
@@ -279,10 +284,10 @@ UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
     "a residual that is none": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(X), 1.0)),
     "eps of 0": (_set("eps", 0.0), lambda: (torch.randn(X), None)),
     "eps below 0": (_set("eps", -1e-5), lambda: (torch.randn(X), None)),
-    "eps of None": (_set("eps", None), lambda: (torch.randn(X), None)),
-    "eps of NaN": (_set("eps", float("nan")), lambda: (torch.randn(X), None)),
+    "eps of None": (_put("eps", None), lambda: (torch.randn(X), None)),
+    "eps of NaN": (_put("eps", float("nan")), lambda: (torch.randn(X), None)),
     "no momentum": (_set("momentum", None), lambda: (torch.randn(X), None)),
-    "a tensor as momentum": (_set("momentum", torch.tensor(0.1)), lambda: (torch.randn(X), None)),
+    "a tensor as momentum": (_put("momentum", torch.tensor(0.1)), lambda: (torch.randn(X), None)),
     "another average": (_set("average", "cumulative"), lambda: (torch.randn(X), None)),
     "no mean": (_set("running_mean", None), lambda: (torch.randn(X), None)),
     "no variance": (_set("running_var", None), lambda: (torch.randn(X), None)),
@@ -444,7 +449,7 @@ def test_strided_rows_take_the_slow_path() -> None:
 )
 def test_changed_normalized_shape_matches_the_slow_path(shape: Any) -> None:
     layer = nk.LayerNorm(8)
-    layer.normalized_shape = shape
+    vars(layer)["normalized_shape"] = shape  # past its check, as converted layers come
 
     def ended() -> Any:
         try:

@@ -7,18 +7,19 @@ handed to a kernel.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.errors import OptionError, message
 
-__all__ = ["Act", "ActLike", "parse_act"]
+__all__ = ["Act", "ActLike", "act_of_module", "has_hooks", "parse_act"]
 
-ActLike = str | tuple[str, float] | Sequence[Any] | None
+ActLike = str | tuple[str, float] | Sequence[Any] | nn.Module | Callable[..., Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Act:
         return self.apply_(z) if self.derivative_from_output else self(z)
 
     @property
+    def option(self) -> str | tuple[str, float]:
+        """Value to pass as ``act=`` for this activation."""
+        return (self.name, self.slope) if self.name == "leaky_relu" else self.name
+
+    @property
     def derivative_from_output(self) -> bool:
         """Return True if the derivative follows from the sign of the output alone."""
         return self.name == "relu" or (self.name == "leaky_relu" and self.slope > 0)
@@ -81,15 +87,49 @@ _BACKWARD: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
+# What computes each of them in torch.nn, with its defaults. Identity is none.
+_CLASSES: dict[type[nn.Module], str | None] = {
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Identity: None,
+}
+_FUNCTIONS: dict[Any, str] = {
+    torch.relu: "relu",
+    F.relu: "relu",
+    F.silu: "silu",
+    F.gelu: "gelu",
+    F.leaky_relu: "leaky_relu",
+}
+
+
 def parse_act(act: ActLike) -> Act | None:
-    """Read what a user gave as ``act=``.
+    """Read what a user passed as ``act=``.
+
+    A module is read with its options, of which ``inplace`` has no meaning here; a class or a
+    function of ``torch.nn.functional`` stands for its defaults; ``nn.Identity`` for None.
 
     Raises:
-        OptionError: ``act`` is none of the known ones.
+        OptionError: ``act`` is none of the known ones, such as a subclass of one, a GELU with
+            ``approximate="tanh"``, or a module with hooks.
 
     >>> parse_act("relu"), parse_act(("leaky_relu", 0.2)), parse_act(None)
     (Act(name='relu', slope=0.0), Act(name='leaky_relu', slope=0.2), None)
+    >>> parse_act(nn.LeakyReLU(0.2)), parse_act(nn.SiLU)
+    (Act(name='leaky_relu', slope=0.2), Act(name='silu', slope=0.0))
     """
+    if isinstance(act, nn.Module):
+        if type(act) is nn.Identity and not has_hooks(act):
+            return None
+        known = act_of_module(act)
+        if known is None or has_hooks(act):
+            raise OptionError(_wrong(act))
+        return known
+    if isinstance(act, type) and act in _CLASSES:
+        act = _CLASSES[act]
+    elif callable(act) and any(act is function for function in _FUNCTIONS):
+        act = _FUNCTIONS[act]
     if act is None:
         return None
     if isinstance(act, str):
@@ -101,16 +141,51 @@ def parse_act(act: ActLike) -> Act | None:
     if name == "leaky_relu":
         if not rest:
             return Act(name, 0.01)
-        if len(rest) == 1 and isinstance(rest[0], (int, float)):
+        if len(rest) == 1 and _is_slope(rest[0]):
             return Act(name, float(rest[0]))
     elif name in _FORWARD and not rest:
         return Act(name)
     raise OptionError(_wrong(act))
 
 
+def act_of_module(module: object) -> Act | None:
+    """Return the activation that ``module`` computes and nothing else, or None.
+
+    Exact classes alone: a subclass may compute something else.
+
+    >>> act_of_module(nn.GELU()), act_of_module(nn.GELU(approximate="tanh"))
+    (Act(name='gelu', slope=0.0), None)
+    """
+    name = _CLASSES.get(type(module))  # type: ignore[arg-type]
+    if name is None or (name == "gelu" and getattr(module, "approximate", "") != "none"):
+        return None
+    if name != "leaky_relu":
+        return Act(name)
+    slope = getattr(module, "negative_slope", None)
+    return Act(name, float(slope)) if _is_slope(slope) else None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return True if skipping the call of ``module`` could be noticed, by a hook for example."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in vars(module)
+    )
+
+
+def _is_slope(slope: object) -> TypeGuard[float]:
+    return isinstance(slope, (int, float)) and type(slope) is not bool and math.isfinite(slope)
+
+
 def _wrong(act: object) -> str:
     return message(
-        'act as None, "relu", "silu", "gelu", "leaky_relu" or ("leaky_relu", slope)',
-        f"act={act!r}",
+        'act as None, "relu", "silu", "gelu", "leaky_relu", ("leaky_relu", slope), or the module '
+        "of torch.nn for one of these (exactly that class, without hooks)",
+        # On one line, as a Sequential's is not.
+        f"act={' '.join(repr(act).split())}",
         "use one of these, or omit act and put the activation's module after the layer",
     )

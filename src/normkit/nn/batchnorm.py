@@ -17,6 +17,7 @@ from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.fused import Stats
 from normkit.nn import averages
+from normkit.nn.arguments import check_options
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -69,6 +70,7 @@ class BatchStatistics(Layer, _BatchNorm):
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
+        check_options(self, device, dtype, bias)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
@@ -214,8 +216,9 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
             ``average="cumulative"``, as in PyTorch. The share kept is ``1 - momentum``.
         affine: learn γ (``weight``) and, unless ``bias=False``, β (``bias``).
         track_running_stats: keep running averages; without, evaluation uses its batch.
-        act: activation to apply: None, ``"relu"``, ``"silu"``, ``"gelu"``, ``"leaky_relu"`` or
-            ``("leaky_relu", slope)``.
+        act: activation to apply: None, ``"relu"``, ``"silu"``, ``"gelu"``, ``"leaky_relu"``,
+            ``("leaky_relu", slope)``, or the module of ``torch.nn`` for one of these, whose options
+            are read at once: ``nn.LeakyReLU(0.2)``.
         average: kind of running average: ``"exponential"``, ``"cumulative"`` or
             ``"debiased"`` (:mod:`normkit.nn.averages`).
 
@@ -230,7 +233,9 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
     Raises:
         ShapeError: another rank or number of channels; a single value per channel in training.
         TypeMismatchError: not a floating-point tensor.
-        OptionError: unknown ``act`` or ``average``.
+        OptionError: unknown ``act`` or ``average``; ``momentum`` outside 0 to 1; ``eps`` below 0,
+            in forward.
+        Arguments of a wrong type or value raise at construction and when they are assigned.
 
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
 

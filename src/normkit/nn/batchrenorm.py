@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.kernels.modes import exporting, transformed
 from normkit.kernels.moments import moments
 from normkit.nn import averages
+from normkit.nn.arguments import Check
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
 from normkit.nn.layer import step, warn_if_recorded
 
@@ -45,8 +46,34 @@ class Ramp(NamedTuple):
         return self.start + (self.end - self.start) * within
 
 
+def _limit(least: float, usual: float) -> Check:
+    """Return a check for r_max or d_max."""
+
+    def check(layer: str, name: str, limit: Any) -> Any:
+        values = limit[:2] if isinstance(limit, Ramp) else (limit,)
+        steps = limit[2:] if isinstance(limit, Ramp) else (0, 0)
+        numbers = all(type(v) in (int, float) for v in (*values, *steps))
+        if not numbers or not all(v >= least for v in values) or not steps[0] <= steps[1]:
+            raise OptionError(
+                message(
+                    f"{name} of {layer} as a number of at least {least}, or a Ramp between two "
+                    "such numbers",
+                    f"{name}={limit!r}",
+                    f"use {name}={usual}, or leave it out for the paper's schedule",
+                )
+            )
+        return limit
+
+    return check
+
+
 class _Renorm(BatchStatistics):
     _pools_whole_batch = False
+    _checked: ClassVar[dict[str, Check]] = {
+        **BatchStatistics._checked,
+        "r_max": _limit(1, 3.0),
+        "d_max": _limit(0, 5.0),
+    }
     # r and d of the last batch, for activation checkpointing, which runs it again.
     _last: tuple[Tensor, Tensor] | None = None
 
@@ -66,14 +93,11 @@ class _Renorm(BatchStatistics):
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
-        for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
-            _check_limit(name, limit, least)
+        self.r_max, self.d_max = r_max, d_max
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
             bias=bias, act=act, average=average,
         )  # fmt: skip
-        self.r_max = r_max
-        self.d_max = d_max
 
     def limits(self, step: int | None = None) -> tuple[float, float]:
         """Return the limits of r and d after ``step`` batches, by default after those seen so far.
@@ -187,16 +211,3 @@ class BatchRenorm2d(_Renorm, BatchNorm2d, nn.BatchNorm2d):
 
 def _at(limit: float | Ramp, step: Any) -> Any:
     return limit.at(step) if isinstance(limit, Ramp) else limit
-
-
-def _check_limit(name: str, limit: float | Ramp, least: float) -> None:
-    values = limit[:2] if isinstance(limit, Ramp) else (limit,)
-    numbers = all(isinstance(v, (int, float)) and v >= least for v in values)
-    if not numbers or (isinstance(limit, Ramp) and limit.last < limit.first):
-        raise OptionError(
-            message(
-                f"{name} to be a number of at least {least}, or a Ramp between two such numbers",
-                f"{name}={limit!r}",
-                f"use {name}={3.0 if least else 5.0}, or leave it out for the paper's schedule",
-            )
-        )

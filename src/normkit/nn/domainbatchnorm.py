@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 from normkit.core.activations import ActLike
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn import averages
+from normkit.nn.arguments import Check, at_least
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
 from normkit.nn.layer import step
 
@@ -24,6 +25,10 @@ class Domains(BatchStatistics):
     """Shared behaviour of layers with statistics for each domain."""
 
     _domain: int | None = None
+    _checked: ClassVar[dict[str, Check]] = {
+        **BatchStatistics._checked,
+        "domains": at_least(1, "use for example 2", meaning="their number, "),
+    }
 
     def __init__(
         self,
@@ -41,19 +46,12 @@ class Domains(BatchStatistics):
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
-        if not isinstance(domains, int) or isinstance(domains, bool) or domains < 1:
-            raise OptionError(
-                message(
-                    "domains, their number, to be an integer of at least 1",
-                    f"domains={domains!r}",
-                    "use for example 2",
-                )
-            )
+        self.domains = domains
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
             bias=bias, act=act, average=average,
         )  # fmt: skip
-        self.domains = domains
+        domains = self.domains
         self.share_affine = share_affine
         self._domain = 0 if domains == 1 else None
         for name, buffer in self._buffers.items():

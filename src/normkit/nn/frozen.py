@@ -17,6 +17,7 @@ from normkit.errors import TypeMismatchError, message
 from normkit.kernels import fused
 from normkit.kernels.call import Call, FixedStats
 from normkit.kernels.fused import Stats
+from normkit.nn.arguments import check_options
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -78,10 +79,11 @@ class FrozenBatchNorm2d(Layer):
         act: ActLike = None,
     ) -> None:
         super().__init__()
+        check_options(self, device, dtype)
         self.num_features = num_features
         self.eps = eps
         self.act = act
-        ones = torch.ones(num_features, device=device, dtype=dtype)
+        ones = torch.ones(self.num_features, device=device, dtype=dtype)
         for name, values in (
             ("weight", ones),
             ("bias", torch.zeros_like(ones)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from torch import nn
 from normkit.core.activations import ActLike
 from normkit.core.moments import merge_rows
 from normkit.core.pools import Pool, as_ncs, concrete
-from normkit.errors import OptionError, message
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
+from normkit.nn.arguments import Check, at_least
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
 from normkit.nn.layer import check_more_than_one, join, step, warn_if_recorded
 
@@ -22,6 +22,10 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 
 class _Ghost(BatchStatistics):
     _pools_whole_batch = False
+    _checked: ClassVar[dict[str, Check]] = {
+        **BatchStatistics._checked,
+        "ghost_size": at_least(1, "use for example 32", meaning="samples that share moments, "),
+    }
 
     def __init__(
         self,
@@ -38,20 +42,11 @@ class _Ghost(BatchStatistics):
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
-        if not isinstance(ghost_size, int) or ghost_size < 1:
-            raise OptionError(
-                message(
-                    "ghost_size, the number of samples that share moments, to be an integer of at "
-                    "least 1",
-                    f"ghost_size={ghost_size!r}",
-                    "use for example 32",
-                )
-            )
+        self.ghost_size = ghost_size
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
             bias=bias, act=act, average=average,
         )  # fmt: skip
-        self.ghost_size = ghost_size
 
     def part_sizes(self, n: int) -> list[int]:
         """Split a batch of ``n``: no part above ``ghost_size``, sizes equal or one apart.

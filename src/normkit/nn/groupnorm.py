@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, fx, nn
 from torch.compiler import is_compiling
@@ -14,6 +14,7 @@ from normkit.errors import ShapeError, message
 from normkit.kernels import fused
 from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide
+from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least, check_options
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -26,6 +27,8 @@ from normkit.nn.layer import (
 __all__ = ["GroupNorm"]
 
 _SIGNATURE = fused.signature("group", range(2, 33))
+_GROUPS = at_least(1, "use 1 for all channels together", ShapeError, "the number of groups, ")
+_CHANNELS = at_least(0, CHANNELS, ShapeError)
 
 
 class GroupNorm(Layer, nn.GroupNorm):
@@ -53,7 +56,8 @@ class GroupNorm(Layer, nn.GroupNorm):
         ShapeError: the groups do not divide the channels; fewer than two axes; another number of
             channels.
         TypeMismatchError: not a floating-point tensor.
-        OptionError: unknown ``act``.
+        OptionError: unknown ``act``; ``eps`` below 0, in forward. Arguments are validated as
+            :class:`normkit.BatchNorm1d`'s are.
 
     Source: Wu & He 2018, arXiv 1803.08494.
 
@@ -61,6 +65,12 @@ class GroupNorm(Layer, nn.GroupNorm):
     >>> GroupNorm(2, 6, act="silu")(torch.randn(4, 6, 5, 5)).shape
     torch.Size([4, 6, 5, 5])
     """
+
+    _checked: ClassVar[dict[str, Check]] = {
+        **ATTRIBUTES,
+        "num_groups": _GROUPS,
+        "num_channels": _CHANNELS,
+    }
 
     def __init__(
         self,
@@ -74,9 +84,11 @@ class GroupNorm(Layer, nn.GroupNorm):
         bias: bool = True,
         act: ActLike = None,
     ) -> None:
-        if num_groups < 1 or num_channels % num_groups != 0:
-            raise ShapeError(_uneven(num_channels, num_groups))
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
+        check_options(self, device, dtype, bias)
+        self.num_groups, self.num_channels = num_groups, num_channels
+        if self.num_channels % self.num_groups != 0:
+            raise ShapeError(_uneven(self.num_channels, self.num_groups))
+        super().__init__(self.num_groups, self.num_channels, eps, affine, device, dtype, bias=bias)
         self.act = act
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

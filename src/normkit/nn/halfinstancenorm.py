@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, fx, nn
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
-from normkit.errors import OptionError, message
 from normkit.kernels.call import Call
+from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least
 from normkit.nn.layer import (
     Layer,
     affine_parameters,
@@ -59,6 +59,8 @@ class HalfInstanceNorm2d(Layer):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 
+    _checked: ClassVar[dict[str, Check]] = {**ATTRIBUTES, "num_features": at_least(1, CHANNELS)}
+
     def __init__(
         self,
         num_features: int,
@@ -71,18 +73,12 @@ class HalfInstanceNorm2d(Layer):
         act: ActLike = None,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise OptionError(
-                message(
-                    "num_features of at least 1", f"{num_features}", "pass the number of channels C"
-                )
-            )
         self.num_features = num_features
-        self.normalized = (num_features + 1) // 2
+        self.normalized = (self.num_features + 1) // 2
         self.eps = eps
         self.affine = affine
         self.act = act
-        affine_parameters(self, self.normalized, affine, bias, device, dtype)
+        affine_parameters(self, self.normalized, self.affine, bias, device, dtype)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize half of ``input``, add ``residual`` if given, apply the activation."""

@@ -20,6 +20,7 @@ from normkit.kernels.functions import finish
 from normkit.kernels.fused import Stats
 from normkit.kernels.modes import recorded
 from normkit.nn import averages
+from normkit.nn.arguments import check_options
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -58,6 +59,7 @@ class _Instance(Layer, _InstanceNorm):
         bias: bool = True,
         act: ActLike = None,
     ) -> None:
+        check_options(self, device, dtype, bias)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
@@ -163,7 +165,8 @@ class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
     Raises:
         ShapeError: another rank or number of channels; a single position.
         TypeMismatchError: not a floating-point tensor.
-        OptionError: unknown ``act``.
+        OptionError: unknown ``act``; ``eps`` below 0, in forward. Arguments are validated as
+            :class:`normkit.BatchNorm1d`'s are.
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022.
 
@@ -220,7 +223,7 @@ class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
         )
 
 
-class _Lazy:
+class _Lazy(_Instance):
     """Constructor of the lazy forms: all but ``num_features``, which the first input gives."""
 
     def __init__(
@@ -235,7 +238,9 @@ class _Lazy:
         bias: bool = True,
         act: ActLike = None,
     ) -> None:
-        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[call-arg]
+        check_options(self, device, dtype, bias)
+        # The next class is torch.nn's lazy one, which has no num_features.
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
         self.act = act
 
 

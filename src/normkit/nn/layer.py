@@ -16,6 +16,7 @@ from normkit.errors import OptionError, ShapeError, TypeMismatchError, message
 from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
 from normkit.kernels.modes import exporting, recomputing
+from normkit.nn.arguments import ATTRIBUTES, Check, check_options
 
 __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
 
@@ -47,10 +48,12 @@ class Layer(nn.Module):
 
     # Class attributes, so that a layer unpickled from before they existed still has them.
     _act: Act | None = None
-    _act_option: ActLike = None
+    _act_option: str | tuple[str, float] | None = None
     _stats_updated: bool = False
     # Whether the fused call does what every step of forward does.
     _fast_path_ok: ClassVar[bool] = True
+    # Checks of attributes, by name; a subclass extends it.
+    _checked: ClassVar[dict[str, Check]] = ATTRIBUTES
     # Every layer normalizes through this.
     _normalize = staticmethod(normalize)
 
@@ -64,15 +67,27 @@ class Layer(nn.Module):
         """Restore a pickled layer, also one whose attributes had their former names."""
         super().__setstate__({_FORMER_NAMES.get(name, name): v for name, v in state.items()})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = self._checked.get(name)
+        if check is not None:
+            super().__setattr__(name, check(type(self).__name__, name, value))
+        elif isinstance(getattr(type(self), name, None), property):
+            # nn.Module would register a module under this name, past the property.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
-    def act(self) -> ActLike:
-        """The activation as passed: None, a name, or ``("leaky_relu", slope)``."""
+    def act(self) -> str | tuple[str, float] | None:
+        """The activation: None, a name, or ``("leaky_relu", slope)``; a module is read as these."""
         return self._act_option
 
     @act.setter
     def act(self, act: ActLike) -> None:
         self._act = parse_act(act)
-        self._act_option = act
+        # Data and not the module, which may change later without the layer noticing.
+        option = None if self._act is None else self._act.option
+        self._act_option = act if isinstance(act, str) else option
 
     @step
     def updates_stats(self) -> bool:
@@ -120,6 +135,7 @@ def affine_parameters(
     dtype: Any = None,
 ) -> None:
     """Register γ = 1 as ``weight`` and β = 0 as ``bias``, or None for either."""
+    check_options(layer, device, dtype, bias)
     for name, needed, fill in (
         ("weight", affine, torch.ones),
         ("bias", affine and bias, torch.zeros),

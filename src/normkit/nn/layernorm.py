@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from normkit.errors import ShapeError, message
 from normkit.kernels import functions, fused
 from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide, recorded
+from normkit.nn.arguments import ATTRIBUTES, Check, check_options, optional_eps, shape
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -58,7 +59,8 @@ class LayerNorm(Layer, nn.LayerNorm):
     Raises:
         ShapeError: the input does not end in ``normalized_shape``.
         TypeMismatchError: not a floating-point tensor.
-        OptionError: unknown ``act``.
+        OptionError: unknown ``act``; ``eps`` below 0, in forward. Arguments are validated as
+            :class:`normkit.BatchNorm1d`'s are.
 
     Source: Ba, Kiros & Hinton 2016, arXiv 1607.06450.
 
@@ -66,6 +68,8 @@ class LayerNorm(Layer, nn.LayerNorm):
     tensor([[-1.0000,  1.0000],
             [-1.0000,  1.0000]])
     """
+
+    _checked: ClassVar[dict[str, Check]] = {**ATTRIBUTES, "normalized_shape": shape}
 
     def __init__(
         self,
@@ -78,6 +82,8 @@ class LayerNorm(Layer, nn.LayerNorm):
         *,
         act: ActLike = None,
     ) -> None:
+        check_options(self, device, dtype, bias)
+        normalized_shape = shape(type(self).__name__, "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.act = act
 
@@ -136,6 +142,7 @@ class LayerNorm2d(LayerNorm):
         *,
         act: ActLike = None,
     ) -> None:
+        num_channels = ATTRIBUTES["num_features"](type(self).__name__, "num_channels", num_channels)
         super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype, act=act)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -186,6 +193,12 @@ class RMSNorm(Layer, nn.RMSNorm):
     tensor([[0.8485, 1.1314]])
     """
 
+    _checked: ClassVar[dict[str, Check]] = {
+        **ATTRIBUTES,
+        "normalized_shape": shape,
+        "eps": optional_eps,
+    }
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -196,6 +209,8 @@ class RMSNorm(Layer, nn.RMSNorm):
         *,
         act: ActLike = None,
     ) -> None:
+        check_options(self, device, dtype)
+        normalized_shape = shape(type(self).__name__, "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self.act = act
 

@@ -8,12 +8,13 @@ from torch import nn
 
 from normkit.core.activations import ActLike
 from normkit.nn import averages
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.nn.arguments import check_options
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchStatistics
 
 __all__ = ["LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
 
 
-class _Lazy:
+class _Lazy(BatchStatistics):
     """Constructor of the lazy forms: all but ``num_features``, which the first input gives."""
 
     def __init__(
@@ -29,7 +30,9 @@ class _Lazy:
         act: ActLike = None,
         average: averages.Average = "exponential",
     ) -> None:
-        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[call-arg]
+        check_options(self, device, dtype, bias)
+        # The next class is torch.nn's lazy one, which has no num_features.
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
         self.act = act
         self.average = average
 

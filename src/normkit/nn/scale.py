@@ -64,7 +64,7 @@ class Scale(Layer):
         super().__init__()
         self.num_features = num_features
         self.act = act
-        affine_parameters(self, num_features, True, bias, device, dtype)
+        affine_parameters(self, self.num_features, True, bias, device, dtype)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Scale and shift ``input``, add ``residual`` if given, apply the activation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.core.activations import ActLike
-from normkit.errors import ShapeError, message
+from normkit.errors import ShapeError, TypeMismatchError, message
 from normkit.handle import Skipped, warn_skipped
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
 from normkit.nn.affine import why_not_movable
+from normkit.nn.arguments import Check
 from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
@@ -24,6 +25,21 @@ from normkit.nn.layer import step
 from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["SyncBatchNorm"]
+
+
+def _process_group(layer: str, name: str, group: Any) -> Any:
+    if group is None or (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        return group
+    # What new_group returns to a process outside the group.
+    if type(group) is int and dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        return group
+    raise TypeMismatchError(
+        message(
+            f"{name} of {layer} as a process group, or None for all processes",
+            f"{name}={group!r}",
+            "pass torch.distributed.new_group(ranks); device and dtype follow after it",
+        )
+    )
 
 
 class SyncBatchNorm(BatchStatistics):
@@ -58,6 +74,10 @@ class SyncBatchNorm(BatchStatistics):
 
     _kernel_signature = fused.signature("batch", range(2, 33))
     _pools_whole_batch = False
+    _checked: ClassVar[dict[str, Check]] = {
+        **BatchStatistics._checked,
+        "process_group": _process_group,
+    }
 
     def __init__(
         self,

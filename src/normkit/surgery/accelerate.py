@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from normkit.core.activations import has_hooks
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.handle import Changed, Handle, Skipped, Step, run
@@ -25,7 +26,7 @@ from normkit.surgery.modules import (
     why_opaque,
     why_subclass,
 )
-from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, has_hooks, pairs
+from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, pairs
 
 __all__ = ["accelerate"]
 

@@ -16,11 +16,11 @@ from torch import fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 import normkit.nn
-from normkit.core.activations import Act
+from normkit.core.activations import Act, act_of_module, has_hooks
 from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
 
-__all__ = ["LAYERS", "can_fuse", "fusing_class", "has_hooks", "pairs"]
+__all__ = ["LAYERS", "can_fuse", "fusing_class", "pairs"]
 
 # Exactly these classes: a subclass may use the activation differently.
 LAYERS = frozenset(
@@ -110,41 +110,16 @@ class Pair(NamedTuple):
 def pairs(seq: nn.Sequential) -> Iterator[Pair]:
     """Yield each module of ``seq`` that has no activation itself and is followed by one."""
     for (key, layer), (act_key, act) in itertools.pairwise(seq._modules.items()):
-        if _act_of(act) is not None and getattr(layer, "act", None) is None:
+        if act_of_module(act) is not None and getattr(layer, "act", None) is None:
             yield Pair(key, layer, act_key, act)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Return True if skipping the call of ``module`` could be noticed, by a hook for example."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl is not None
-        or "forward" in vars(module)
-    )
 
 
 def _fused_act(layer: Any, after: nn.Module) -> Act | None:
     """Return the activation to compute with ``layer``; None if the two run separately."""
     if base_class(type(layer)) not in LAYERS or layer._act is not None:
         return None
-    act = _act_of(after)
+    act = act_of_module(after)
     return None if act is None or has_hooks(layer) or has_hooks(after) else act
-
-
-def _act_of(module: Any) -> Act | None:
-    cls = type(module)
-    if cls is nn.ReLU:
-        return Act("relu")
-    if cls is nn.SiLU:
-        return Act("silu")
-    if cls is nn.GELU and module.approximate == "none":
-        return Act("gelu")
-    if cls is nn.LeakyReLU and isinstance(module.negative_slope, (int, float)):
-        return Act("leaky_relu", float(module.negative_slope))
-    return None
 
 
 def _view_with_act(layer: nn.Module, act: Act) -> nn.Module:

@@ -79,7 +79,14 @@ def flag(layer: str, name: str, value: Any) -> bool:
     )
 
 
-def _size(layer: str, name: str, value: Any, rule: str, fix: str) -> Any:
+def _size(
+    layer: str,
+    name: str,
+    value: Any,
+    rule: str,
+    fix: str,
+    error: type[NormkitError] = TypeMismatchError,
+) -> Any:
     if isinstance(value, torch.SymInt):
         return value
     try:
@@ -89,9 +96,8 @@ def _size(layer: str, name: str, value: Any, rule: str, fix: str) -> Any:
         one = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
         return operator.index(one)
     except (TypeError, RuntimeError, ValueError):
-        raise TypeMismatchError(
-            message(f"{name} of {layer} as {rule}", f"{name}={value!r}", fix)
-        ) from None
+        text = message(f"{name} of {layer} as {rule}", f"{name}={value!r}", fix)
+        raise error(text) from None
 
 
 def at_least(
@@ -99,9 +105,11 @@ def at_least(
 ) -> Check:
     """Return a check for an integer of at least ``least``; ``meaning`` says what it counts."""
     rule = f"{meaning}an integer of at least {least}"
+    # Sizes raise what torch.nn raises in either case.
+    wrong_type = TypeMismatchError if error is ShapeError else error
 
     def check(layer: str, name: str, value: Any) -> Any:
-        size = _size(layer, name, value, rule, fix)
+        size = _size(layer, name, value, rule, fix, wrong_type)
         if not isinstance(size, torch.SymInt) and size < least:
             raise error(message(f"{name} of {layer} as {rule}", f"{name}={value!r}", fix))
         return size

@@ -13,7 +13,7 @@ import normkit as nk
 from normkit.nn import BatchRenorm2d, DomainBatchNorm1d, DomainBatchNorm2d
 from normkit.nn.freezing import base_class, is_frozen
 from normkit.statistics import use_domain
-from normkit.surgery import accelerate, convert, freeze
+from normkit.surgery import accelerate, convert, freeze, new_state
 from tests.surgery.models import Twice, made
 from tests.surgery.test_accelerate import anatomy, saved, step
 
@@ -189,7 +189,7 @@ def test_shared_layer_is_converted_once() -> None:
 def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made("vgg")
     before, turned = anatomy(model), []
-    turn = convert.__globals__["set_class"]
+    turn = new_state.set_class
 
     def failing(module: nn.Module, cls: type) -> None:
         turned.append(cls)
@@ -197,7 +197,7 @@ def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
             raise KeyboardInterrupt
         turn(module, cls)
 
-    monkeypatch.setitem(convert.__globals__, "set_class", failing)
+    monkeypatch.setattr(new_state, "set_class", failing)
     with pytest.raises(KeyboardInterrupt):
         convert(model, ("ghost", 4))
     assert anatomy(model) == before

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -24,18 +23,18 @@ from normkit.nn import (
     SyncBatchNorm,
 )
 from normkit.nn.affine import why_not_movable
-from normkit.nn.freezing import base_class, frozen_class, is_frozen
+from normkit.nn.freezing import base_class, is_constant
 from normkit.nn.stats_spec import keeps_stats, stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.surgery.modules import (
-    added_names,
     is_opaque,
-    set_class,
     walk,
     why_not_convertible,
     why_opaque,
     why_subclass,
 )
+from normkit.surgery.new_state import NewState, state_change
+from normkit.surgery.trainable import NEW_PARAMETERS, trainable_state, why_not_trainable
 
 __all__ = ["convert"]
 
@@ -52,22 +51,11 @@ KINDS: dict[str, dict[int, type[nn.Module]]] = {
 }
 # Kinds that take a number, and the attribute that holds it.
 NUMBERS = {"ghost": "ghost_size", "domain": "domains"}
-# Attributes that only some kinds have.
-KIND_ATTRIBUTES = {"ghost_size", "process_group", "r_max", "d_max", "_last"}
 # Exact types that can be converted, with their number of spatial axes.
 SPATIAL_AXES: dict[type[nn.Module], int] = {
     nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: 0, SyncBatchNorm: 0,
     **{cls: axes for kind in ("batch", "ghost", "renorm") for axes, cls in KINDS[kind].items()},
 }  # fmt: skip
-
-
-class _NewState(NamedTuple):
-    """A layer's class and attributes after conversion; its tensors if they change, else None."""
-
-    cls: type[nn.Module]
-    attributes: dict[str, Any]
-    parameters: dict[str, Any] | None = None
-    buffers: dict[str, Any] | None = None
 
 
 def convert(model: nn.Module, to: To) -> Handle:
@@ -88,8 +76,9 @@ def convert(model: nn.Module, to: To) -> Handle:
     momentum, activation and hooks; only its class and the attributes of the new kind change. So
     optimizers, other references and shared layers stay valid, the model itself may be such a
     layer, and a layer frozen by :func:`normkit.freeze` stays frozen. ``"frozen"`` turns γ and β
-    into buffers, which no optimizer updates; the banks of ``("domain", D)`` share them. Momentum
-    is kept too: for ``"renorm"`` the paper uses 0.01.
+    into buffers, which no optimizer updates; ``"batch"`` turns those of layers that are constant by
+    construction, of any library, into new parameters, which an optimizer has to be given. The banks
+    of ``("domain", D)`` share γ and β. Momentum is kept too: for ``"renorm"`` the paper uses 0.01.
 
     Args:
         model: any module. Wrap it in ``DistributedDataParallel`` afterwards.
@@ -123,6 +112,16 @@ def convert(model: nn.Module, to: To) -> Handle:
     steps: list[Step] = []
     for name, module in walk(model):
         before = base_class(type(module))
+        if is_constant(module):
+            if kind == "frozen" and before is FrozenBatchNorm2d:
+                continue
+            why = _why_still_constant(module, kind)
+            if why is None:
+                steps.append(state_change(name, module, trainable_state(module)))
+                changed.append(Changed(name, before, BatchNorm2d, note=NEW_PARAMETERS))
+            else:
+                skipped.append(Skipped(name, before, why))
+            continue
         if not isinstance(module, _BatchNorm):
             other = why_opaque(module) if is_opaque(module) else _why_other(module)
             if other is not None:
@@ -135,7 +134,7 @@ def convert(model: nn.Module, to: To) -> Handle:
         if why is not None or after is None:
             skipped.append(Skipped(name, before, why or "there is no such layer"))
             continue
-        steps.append(_class_change(name, module, _new_state(module, kind, number, after)))
+        steps.append(state_change(name, module, _new_state(module, kind, number, after)))
         note = f"{NUMBERS[kind]} {number}" if after is before else ""
         changed.append(Changed(name, before, after, note=note))
     run(steps)
@@ -156,6 +155,15 @@ def _parse(to: To) -> tuple[str, int | None]:
             )
         )
     return str(kind), number
+
+
+def _why_still_constant(module: nn.Module, kind: str) -> str | None:
+    """Return why a layer that is constant by construction is not made to learn; None if it is."""
+    if kind == "frozen":
+        return "already constant"
+    if kind != "batch":
+        return 'constant by construction: convert it to "batch" first'
+    return why_not_trainable(module)
 
 
 def _why_other(module: nn.Module) -> str | None:
@@ -185,11 +193,11 @@ def _why_skipped(module: _BatchNorm, kind: str, after: type | None) -> str | Non
 
 def _new_state(
     module: _BatchNorm, kind: str, number: int | None, after: type[nn.Module]
-) -> _NewState:
+) -> NewState:
     """Return the state of ``module`` once its class is ``after``."""
     if kind == "frozen":
         frozen = FrozenBatchNorm2d.from_batch_norm(module)
-        return _NewState(after, {}, frozen._parameters, frozen._buffers)
+        return NewState(after, {}, frozen._parameters, frozen._buffers)
     factory: Callable[..., nn.Module] = after
     example = factory(1, *(() if number is None else (number,)), device="meta")
     common = vars(KINDS["batch"][1](1, device="meta"))
@@ -197,38 +205,9 @@ def _new_state(
     if kind == "sync":
         attributes["process_group"] = getattr(module, "process_group", None)
     if kind != "domain" or number is None:
-        return _NewState(after, attributes)
+        return NewState(after, attributes)
     banks = {
         name: None if b is None else b.expand(number, *b.shape).clone()
         for name, b in module._buffers.items()
     }
-    return _NewState(after, attributes, None, banks)
-
-
-def _class_change(name: str, module: nn.Module, new: _NewState) -> Step:
-    before = base_class(type(module))
-    old = {key: vars(module)[key] for key in KIND_ATTRIBUTES & vars(module).keys()}
-    tables = {
-        key: (vars(module)[key], table)
-        for key, table in (("_parameters", new.parameters), ("_buffers", new.buffers))
-        if table is not None
-    }
-
-    def apply(cls: type, remove: Iterable[str], add: dict[str, Any], which: int) -> None:
-        # The class first: if a later line fails, undo goes by it.
-        set_class(module, frozen_class(cls) if is_frozen(module) else cls)
-        for key in remove:
-            vars(module).pop(key, None)
-        vars(module).update(add)
-        vars(module).update({key: pair[which] for key, pair in tables.items()})
-
-    def undo() -> Skipped | None:
-        now = base_class(type(module))
-        if now is before and now is not new.cls:
-            return None
-        if now is not new.cls:
-            return Skipped(name, now, "its class was changed again")
-        apply(before, {*new.attributes, *added_names(now, before)}, old, 0)
-        return None
-
-    return Step(lambda: apply(new.cls, old, new.attributes, 1), undo)
+    return NewState(after, attributes, None, banks)

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.nn import BatchNorm2d
 from normkit.nn.affine import AFFINE, sources
 from normkit.nn.freezing import (
     FrozenMixin,
@@ -28,6 +29,7 @@ from normkit.nn.stats_spec import keeps_stats, running_stats, stats_spec, why_un
 from normkit.statistics.arguments import check_model
 from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.modules import is_opaque, walk, why_opaque
+from normkit.surgery.trainable import NEW_PARAMETERS, thaw, why_not_trainable
 
 __all__ = ["freeze", "unfreeze"]
 
@@ -89,7 +91,10 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) 
     """Undo :func:`freeze` without its handle, for example in a copied or loaded model.
 
     Frozen layers go into the mode last requested by ``train()``. γ and β of all layers with
-    running statistics become trainable, however they were frozen.
+    running statistics become trainable, however they were frozen. Layers that are constant by
+    construction, such as :class:`normkit.FrozenBatchNorm2d` and those of torchvision, detectron2
+    and transformers, become :class:`normkit.BatchNorm2d`, with new parameters γ and β, which an
+    optimizer has to be given.
 
     See :func:`freeze` for arguments and errors; ``.undo()`` of the handle freezes again.
 
@@ -116,9 +121,15 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         )
     freezing = verb == "freeze"
     layers: list[tuple[str, nn.Module]] = []
+    constant: list[tuple[str, nn.Module]] = []
     skipped: list[Skipped] = []
     for name, module in walk(model):
         why = _why_skipped(module, statistics)
+        if not freezing and is_constant(module):
+            why = why_not_trainable(module)
+            if why is None:
+                constant.append((name, module))
+                continue
         if why is not None:
             skipped.append(Skipped(name, type(module), why))
         elif stats_spec(module) is not None:
@@ -145,6 +156,9 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         if notes:
             cls = base_class(type(module))
             changed.append(Changed(name, cls, cls, note=", ".join(notes)))
+    for name, module in constant:
+        steps.append(thaw(name, module, statistics, affine))
+        changed.append(Changed(name, type(module), BatchNorm2d, note=NEW_PARAMETERS))
     run(steps)
     return Handle(verb, changed, skipped, steps)
 

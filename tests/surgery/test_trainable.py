@@ -1,0 +1,174 @@
+"""Frozen batch normalizations, constant by construction, back to layers that learn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normkit as nk
+from normkit.nn.freezing import is_constant, is_frozen
+
+X = torch.randn(16, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+NAMES = ("weight", "bias", "running_mean", "running_var")
+
+
+def scale_and_shift(layer: Any, x: Tensor, eps: float) -> Tensor:
+    weight, bias, mean, var = (getattr(layer, name).view(1, -1, 1, 1) for name in NAMES)
+    scale = weight * (var + eps).rsqrt()
+    return x * scale + (bias - mean * scale)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision and detectron2 have it, with an attribute for ε."""
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name in NAMES:
+            self.register_buffer(name, torch.rand(3) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scale_and_shift(self, x, self.eps)
+
+
+class DetrFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """As transformers has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scale_and_shift(self, x, 1e-5)
+
+
+class FrozenBatchNorm2dWithoutEps(DetrFrozenBatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return scale_and_shift(self, x, 0.0)
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """As timm has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class FrozenBatchNorm2dPlusOne(FrozenBatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def ours() -> nn.Module:
+    layer = nk.FrozenBatchNorm2d(3, eps=1e-3, act="relu")
+    for name in NAMES:
+        getattr(layer, name).uniform_(0.5, 1.5)
+    return layer
+
+
+MAKE: dict[str, Callable[[], nn.Module]] = {
+    "ours": ours,
+    "eps": lambda: FrozenBatchNorm2d(1e-3),
+    "detr": DetrFrozenBatchNorm2d,
+}
+TOOLS: dict[str, Callable[[nn.Module], Any]] = {
+    "convert": lambda m: nk.convert(m, "batch"),
+    "unfreeze": nk.unfreeze,
+}
+
+
+def train(model: nn.Module) -> None:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(X).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("name", MAKE)
+def test_constant_layer_learns_and_back(name: str, tool: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), MAKE[name]())
+    layer = model[1]
+    cls, attributes = type(layer), {k: v for k, v in vars(layer).items() if not k.startswith("_")}
+    state, expected = copy.deepcopy(layer.state_dict()), model(X)
+    handle = TOOLS[tool](model)
+    assert [(row.name, row.after) for row in handle.changed] == [("1", nk.BatchNorm2d)]
+    assert "optimizer" in repr(handle) and model[1] is layer
+    torch.testing.assert_close(model.eval()(X), expected)
+    # In training it is a batch normalization with those γ and β.
+    twin = nk.BatchNorm2d(3, eps=layer.eps, act=getattr(layer, "act", None))
+    twin.load_state_dict({**layer.state_dict(), "num_batches_tracked": torch.tensor(0)})
+    torch.testing.assert_close(layer.train()(X), twin(X))
+    train(model)
+    for key in NAMES:
+        assert not torch.equal(getattr(layer, key), state[key])
+    handle.undo()
+    assert type(layer) is cls and is_constant(layer) and list(layer.state_dict()) == list(state)
+    assert {k: v for k, v in vars(layer).items() if not k.startswith("_")} == attributes
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, state[key])
+    assert not list(layer.parameters())
+
+
+def test_unfreeze_of_one_of_the_two() -> None:
+    for statistics in (True, False):
+        layer = FrozenBatchNorm2d()
+        before = copy.deepcopy(layer.state_dict())
+        handle = nk.unfreeze(layer, statistics=statistics, affine=not statistics)
+        assert is_frozen(layer) is not statistics
+        train(nn.Sequential(nn.Conv2d(3, 3, 1), layer))
+        moved = [not torch.equal(getattr(layer, key), before[key]) for key in NAMES]
+        assert moved == [not statistics] * 2 + [statistics] * 2
+        handle.undo()
+        assert type(layer) is FrozenBatchNorm2d and not is_frozen(layer)
+        torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (FrozenBatchNormAct2d, "computes something else"),
+        (FrozenBatchNorm2dPlusOne, "computes something else"),
+        (FrozenBatchNorm2dWithoutEps, "ε = 0"),
+        (lambda: nk.FrozenBatchNorm2d(3), None),
+    ],
+)
+def test_what_computes_something_else_is_left(
+    make: Callable[[], nn.Module], why: str | None, tool: str
+) -> None:
+    model = nn.Sequential(make())
+    handle = TOOLS[tool](model)
+    if why is None:
+        assert handle.changed
+    else:
+        assert why in handle.skipped[0].why and type(model[0]) is make and not handle.changed
+
+
+def test_other_kinds_name_constant_layers() -> None:
+    model = nn.Sequential(FrozenBatchNorm2d(), ours())
+    assert [row.why for row in nk.convert(model, "renorm").skipped] == [
+        'constant by construction: convert it to "batch" first'
+    ] * 2
+    assert [(row.name, row.why) for row in nk.convert(model, "frozen").skipped] == [
+        ("0", "already constant")
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types(dtype: torch.dtype) -> None:
+    layer = FrozenBatchNorm2d().to(dtype)
+    expected = layer(X.to(dtype))
+    assert nk.unfreeze(layer).changed and layer.weight.dtype == dtype
+    torch.testing.assert_close(layer.eval()(X.to(dtype)), expected, rtol=0.02, atol=0.02)

@@ -88,6 +88,25 @@ def test_chance_is_no_mismatch() -> None:
     assert found.first_mismatch is None
 
 
+@pytest.mark.parametrize("source", [nn, nk])
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [1, 64])
+def test_few_batches_claim_no_mismatch(source: Any, number: int, channels: int) -> None:
+    """Nor do they hide one: chance is neither taken for zero nor for unknown."""
+    torch.manual_seed(number)
+    batches = [torch.randn(16, channels) for _ in range(number)]
+    layer = source.BatchNorm1d(channels)
+    assert consistency(layer, batches).first_mismatch is None
+    layer.running_mean.fill_(2.0)
+    assert consistency(layer, batches).first_mismatch == ""
+    layer.running_mean.zero_()
+    layer.running_var.fill_(16.0)
+    assert consistency(layer, batches).first_mismatch == ""
+    few = consistency(layer, [torch.randn(6, channels)])
+    assert few.first_mismatch is None
+    assert "6 samples are too few to tell a mismatch from chance" in repr(few)
+
+
 def test_inherited_gap_of_later_layers() -> None:
     model = net(nk)
     found = consistency(model, BATCHES, samples=None)

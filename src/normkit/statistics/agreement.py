@@ -127,7 +127,13 @@ class Consistency:
             "off with running statistics upstream",
         )
         calls = [f"  {one}" for one in self.shared]
-        return "\n".join([*self._head(), *calls, *format_table(columns, rows, self.skipped)])
+        legend = (
+            "  off by: distance from the layer's input with batch statistics upstream, in its "
+            "deviations σ and as a factor; about 1 standard error is chance"
+        )
+        return "\n".join(
+            [*self._head(), *calls, *format_table(columns, rows, self.skipped), legend]
+        )
 
     def _head(self) -> list[str]:
         out = self.output
@@ -155,6 +161,12 @@ class Consistency:
         ]
 
     def _verdict(self) -> str:
+        unknown = all(math.isnan(gap.mean_errors) for gap in self.layers.values())
+        if self.first_mismatch is None and unknown:
+            return (
+                f"{self.samples} samples are too few to tell a mismatch from chance; pass more "
+                "batches"
+            )
         if self.first_mismatch is None:
             return "running statistics match the training data in every layer measured"
         first = f"first mismatch at {place_name(self.first_mismatch)}"

@@ -116,13 +116,13 @@ def describe_calls(calls: Mapping[int, Gap]) -> str:
     )
 
 
-def call_statistics(estimate: Estimate, samples: int) -> dict[int, LayerStatistics]:
+def call_statistics(estimate: Estimate, samples: int, eps: float) -> dict[int, LayerStatistics]:
     """Statistics of each call of a pass, by number; none of a layer that no pass calls twice."""
     calls = estimate.calls if isinstance(estimate, CallsEstimate) else []
     every = {number: (one.units(), one.per_sample) for number, one in enumerate(calls, 1)}
     # One value has no variance.
     return {
-        number: with_errors(statistics(units, per_sample), samples)
+        number: with_errors(statistics(units, per_sample), len(units.count), samples, eps)
         for number, (units, per_sample) in every.items()
         if float(units.count.sum()) > 1
     }
@@ -144,7 +144,10 @@ def shared_layers(
     """
     shared = []
     for name, one in layers_by_bank(layers).items():
-        if name not in estimates or not (calls := call_statistics(estimates[name], samples)):
+        if name not in estimates:
+            continue
+        calls = call_statistics(estimates[name], samples, one.eps)
+        if not calls:
             continue
         pooled = statistics(estimates[name].units(), one.per_sample)
         if any(gap.matters for gap in call_gaps(pooled, calls, one.eps).values()):

@@ -62,23 +62,55 @@ def consistency(
     its input in the first pass; the first layer whose gap matters is where the two modes part.
     Nothing in the model changes.
 
+    A layer that one pass calls several times (a detector's shared head, the halves of a siamese
+    network, the steps of a recurrent one) is compared call by call too; where its calls differ,
+    no running statistics fit, and the result names it and the calls.
+
+    The outputs are compared in value, relative to their deviation over all samples; in prediction,
+    where they are scores; and in loss. Neither the order of the samples nor their division into
+    batches changes how that is summed.
+
+    * *Output*: the tensor that the model returns. Of a mapping, a dataclass or a named tuple, the
+      entry ``logits``, else its first tensor with at least two axes; of a tuple or list likewise.
+    * *Labels*: the second part of a pair ``(inputs, labels)``; of a mapping, the entry ``labels``,
+      ``label``, ``targets`` or ``target``.
+    * *Predictions*: the largest score, along axis 1 or the last one, for one integer label for
+      each sample and position; without labels only of an output called ``logits``. Regressions
+      have none.
+    * *Loss*: ``loss``; else the one that the model returns, as entry ``loss``, as the first tensor
+      without axes of a tuple, as the whole output, or as the sum of a mapping of such tensors; else
+      the cross-entropy of the scores. Labels of -100 weigh nothing.
+
+    Detectors that return boxes in evaluation and losses in training mode are compared by these:
+    ``forward=lambda model, batch: model.train()(*batch)``. Whichever mode ``forward`` sets, the
+    layers normalize as the pass requires.
+
     Args:
         model: any module, in any mode; its layers as for :func:`normkit.recalibrate`.
         batches: as for :func:`normkit.recalibrate`, of the size used in training, as training's
             side depends on it. Each process compares its own, under FSDP in step with the others.
+            Batches with one value per channel, which training mode refuses, are left out, and
+            their number is named.
         samples: stop at the first batch that reaches so many; None for all there are.
         forward: called as ``forward(model, batch)``; its result is the output.
-        loss: called as ``loss(output, batch)``, the mean over the batch. Without it, batches
-            (images, integer labels) get the cross-entropy of their scores.
+        loss: called as ``loss(output, batch)``, the mean over the batch's samples: it weighs by
+            their number.
         progress: show a bar, on a terminal.
 
     Returns:
         A :class:`normkit.statistics.Consistency`: ``print`` it, or read ``.layers``, ``.output``
-        and ``.first_mismatch``.
+        and ``.first_mismatch``. Batches that could not be compared, such as those whose loss is
+        not finite, are named in ``.output.notes``.
 
     Raises:
-        As :func:`normkit.recalibrate`; and DataError where the model returns no tensor and there
-        is no ``loss`` to compare by.
+        TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
+            iterable of batches; ``forward`` or ``loss`` cannot be called.
+        OptionError: an argument outside its range.
+        StatisticsError: no layer with running statistics; none that a batch reaches with tensors;
+            only batches with one value per channel; a layer whose input was not finite; a call
+            within another one on the same model.
+        DataError: no batches; one without tensors, or on a device where the model has nothing; a
+            model that returns neither a tensor nor a loss, without ``loss``.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, sections 3 and 4 (train-test inconsistency).
 
@@ -114,6 +146,7 @@ def consistency(
                 count = observer.run(batch, forward, to_end=True)
             if counts and count and observer.single is not None:
                 single[observer.single] += 1
+                outputs.left_out += count
             counts = counts and bool(count) and observer.single is None
             # Other ranks may be in a second pass whatever this one has seen.
             if counts or is_sharded(inner):
@@ -123,12 +156,12 @@ def consistency(
             if counts:
                 outputs.add(by_batch, observer.output, batch, count)
                 sizes[count] += 1
-                shown.at(outputs.samples)
+                shown.at(outputs.samples + outputs.left_out)
     _check_measured(training, single, observer)
-    measured, later = (_measured(one, outputs.samples) for one in (training, evaluation))
-    check_statistics(measured, layers)
     by_bank = layers_by_bank(layers)
     eps = {name: one.eps for name, one in by_bank.items()}
+    measured, later = (_measured(one, outputs.samples, eps) for one in (training, evaluation))
+    check_statistics(measured, layers)
     gaps, inherited = (
         {name: gap_between(running[name], one, eps[name]) for name, one in these.items()}
         for these in (measured, later)
@@ -136,7 +169,7 @@ def consistency(
     calls = {
         name: call_gaps(running[name], each, eps[name])
         for name, one in training.items()
-        if (each := call_statistics(one, outputs.samples))
+        if (each := call_statistics(one, outputs.samples, eps[name]))
     }
     return Consistency(
         gaps,
@@ -152,7 +185,7 @@ def consistency(
 
 
 def _reached(outputs: OutputSums, samples: int | None) -> bool:
-    return samples is not None and outputs.samples >= samples
+    return samples is not None and outputs.samples + outputs.left_out >= samples
 
 
 def _stream(
@@ -207,16 +240,11 @@ def _check_measured(
 
 
 def _notes(single: Counter[str], batches: int) -> list[str]:
-    notes = [
+    return [
         f"{n} of {batches + single.total()} batches left out: {place_name(name)} has one value per "
         "channel in them, which training mode refuses; drop_last=True leaves them out of training"
         for name, n in single.items()
     ]
-    if batches == 1:
-        notes.append(
-            "standard errors from a single batch count its samples as independent; pass several"
-        )
-    return notes
 
 
 def _running_statistics(layers: Sequence[NormLayer]) -> dict[str, LayerStatistics]:
@@ -229,8 +257,12 @@ def _running_statistics(layers: Sequence[NormLayer]) -> dict[str, LayerStatistic
     return running
 
 
-def _measured(estimates: Mapping[str, Estimate], samples: int) -> dict[str, LayerStatistics]:
-    return {
-        name: with_errors(statistics(one.units(), one.per_sample), samples)
-        for name, one in estimates.items()
-    }
+def _measured(
+    estimates: Mapping[str, Estimate], samples: int, eps: Mapping[str, float]
+) -> dict[str, LayerStatistics]:
+    measured = {}
+    for name, one in estimates.items():
+        units = one.units()
+        result = statistics(units, one.per_sample)
+        measured[name] = with_errors(result, len(units.count), samples, eps[name])
+    return measured

@@ -1,4 +1,18 @@
-"""Gaps between statistics that a layer keeps and those of its input, and what matters of them."""
+r"""Gaps between statistics that a layer keeps and those of its input, and which of them matter.
+
+A gap matters if it is large and more than chance. Many batches show by their differences how far
+chance goes; from two or three, the standard errors of some channels come out near zero by chance.
+So the squared standard error from :math:`U` batches is averaged with that of :math:`n` independent
+samples, each of which counts as one value,
+
+.. math::
+    \mathrm{SE}^2 = \frac{(U - 1)\,\mathrm{SE}_U^2 + \nu_0\,\mathrm{SE}_n^2}{U - 1 + \nu_0},
+    \qquad \mathrm{SE}_n(\mu)^2 = \frac{v}{n}, \quad
+    \mathrm{SE}_n(v)^2 = \frac{2 v^2}{n - 1},
+
+as moderated t statistics do (Smyth 2004, *Linear models and empirical Bayes methods for assessing
+differential expression in microarray experiments*), with :math:`\nu_0 = 4`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normkit.statistics.estimate import LayerStatistics, distance, rms
+from normkit.statistics.estimate import TINY, LayerStatistics, distance, rms
 
 __all__ = ["Gap", "gap_between", "with_errors"]
 
@@ -17,6 +31,12 @@ MIN_GAP = 0.1
 
 MIN_ERRORS = 3.0
 """Smallest significant gap, in standard errors, as a root mean square over channels."""
+
+PRIOR = 4
+"""Weight of the standard error of independent samples: that of so many batches."""
+
+MIN_SAMPLES = 8
+"""Samples below which chance is unknown."""
 
 
 class Gap(NamedTuple):
@@ -46,10 +66,13 @@ class Gap(NamedTuple):
 
 def gap_between(running: LayerStatistics, measured: LayerStatistics, eps: float) -> Gap:
     """Compare a layer's running statistics with those measured in its input."""
+    scale = (measured.variance + eps).clamp_min(TINY)
+    ratio = (running.variance + eps).clamp_min(TINY).log() - scale.log()
     return Gap(
         *distance(running.mean, running.variance, measured, eps),
         _in_errors(running.mean - measured.mean, measured.mean_standard_error),
-        _in_errors(running.variance - measured.variance, measured.variance_standard_error),
+        # Of the logarithm, as a variance from few values is skewed.
+        _in_errors(ratio, measured.variance_standard_error / scale),
     )
 
 
@@ -58,19 +81,27 @@ def _in_errors(step: Tensor, error: Tensor) -> float:
     return rms(torch.where(step == 0, torch.zeros_like(step), step / error))
 
 
-def with_errors(measured: LayerStatistics, samples: int) -> LayerStatistics:
-    """Complete the standard errors of statistics from a single batch of ``samples``.
+def with_errors(
+    measured: LayerStatistics, batches: int, samples: int, eps: float
+) -> LayerStatistics:
+    """Moderate the standard errors of statistics from a few batches (top of this module).
 
-    One batch does not show how batches differ. Its samples count as independent instead, and the
-    values within one sample as alike, which errs towards large errors. Of a single sample nothing
-    is known. Others are returned as they are.
+    Args:
+        measured: the statistics, with the standard errors that batches show; NaN from one batch.
+        batches: number of batches, or blocks of them.
+        samples: number of samples in all; below ``MIN_SAMPLES`` the errors are NaN.
+        eps: what the layer adds to a variance, so that a constant channel has an error too.
     """
-    if not bool(measured.mean_standard_error.isnan().all()):
-        return measured
     n = min(measured.count, samples)
-    if n < 2:
-        return measured
-    return measured._replace(
-        mean_standard_error=(measured.variance / n).sqrt(),
-        variance_standard_error=measured.variance * math.sqrt(2 / (n - 1)),
+    if n < MIN_SAMPLES:
+        unknown = torch.full_like(measured.mean, math.nan)
+        return measured._replace(mean_standard_error=unknown, variance_standard_error=unknown)
+    scale = measured.variance + eps
+    priors = (scale / n, 2 * scale.square() / (n - 1))
+    errors = (measured.mean_standard_error, measured.variance_standard_error)
+    weight = batches - 1
+    mean, variance = (
+        ((weight * (error.square() if weight else 0.0) + PRIOR * prior) / (weight + PRIOR)).sqrt()
+        for error, prior in zip(errors, priors, strict=True)
     )
+    return measured._replace(mean_standard_error=mean, variance_standard_error=variance)

@@ -39,6 +39,7 @@ class OutputSums:
 
     Attributes:
         samples, batches: of all that was added.
+        left_out: samples of batches that could not be added.
     """
 
     def __init__(self, loss: Loss | None) -> None:
@@ -50,7 +51,7 @@ class OutputSums:
         self._labels: Counter[str] = Counter()  # batches by the kind of their labels
         self._not_compared: Counter[str] = Counter()  # batches by why
         self._kinds: Counter[str] = Counter()  # types that had neither a tensor nor a loss
-        self.samples = self.batches = 0
+        self.samples = self.batches = self.left_out = 0
 
     def add(self, first: Any, second: Any, batch: Any, count: int) -> None:
         """Add the two outputs of a batch of ``count`` samples."""

@@ -65,8 +65,8 @@ def read_output(output: Any) -> Output:
 
     >>> scores = torch.zeros(8, 3)
     >>> read = read_output({"loss": torch.tensor(0.5), "logits": scores})
-    >>> read.loss, read.logits, read.values is scores
-    (0.5, True, True)
+    >>> read.loss, read.logits, read.values.shape
+    (0.5, True, torch.Size([8, 3]))
     >>> read_output((torch.tensor(0.25), scores)).loss
     0.25
     >>> read_output({"boxes": torch.tensor(1.0), "classes": torch.tensor(0.5)}).loss

@@ -11,6 +11,9 @@ differ in its share :math:`s_t` after :math:`t` batches:
   their sum, so that the start has no part in it. It is a running sum over a running count, as
   Caffe's BatchNorm layer keeps it, without a buffer more than PyTorch has.
 
+A momentum of None makes each of them cumulative: ``torch.optim.swa_utils.update_bn`` sets it in
+every layer to measure statistics anew, and puts it back.
+
 ``momentum`` is the share *replaced*. Articles that write "momentum 0.9" often mean the share
 *kept*; theirs is ``1 - momentum`` here.
 """
@@ -18,14 +21,15 @@ differ in its share :math:`s_t` after :math:`t` batches:
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+import warnings
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from normkit.errors import OptionError, message
 
-__all__ = ["Average", "check_average", "share", "step_towards"]
+__all__ = ["Average", "check_average", "share", "step_towards", "warn_if_uncounted"]
 
 Average = Literal["exponential", "cumulative", "debiased"]
 
@@ -61,10 +65,11 @@ def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tens
 
     >>> share("debiased", 0.1, torch.tensor(1)), share("cumulative", 0.1, torch.tensor(4))
     (tensor(1.), tensor(0.2500))
+    >>> share("debiased", None, torch.tensor(4))
+    tensor(0.2500)
     """
     if momentum == 0:  # the usual way to hold a layer's statistics still
         return 0.0
-    check_average(average, momentum)
     if average == "cumulative" or momentum is None:
         return 1.0 / tracked.to(torch.float32)
     if average == "debiased":
@@ -74,6 +79,30 @@ def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tens
         log_decay = tracked.to(torch.float32) * math.log1p(-momentum)
         return (momentum / -torch.expm1(log_decay)).clamp_max(1.0)
     return momentum
+
+
+def warn_if_uncounted(layer: Any, prefix: str) -> None:
+    """Warn of loaded statistics behind which no batch is counted, as in checkpoints without it.
+
+    An average by the count would replace them by the next batch.
+    """
+    mean, var, tracked = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if any(type(t) is not Tensor or t.is_meta for t in (mean, var, tracked)):
+        return
+    with torch.no_grad():
+        learned = ((mean != 0) | (var != 1)).any(-1)
+        uncounted = bool(((tracked == 0) & learned).any())
+    if uncounted:
+        warnings.warn(
+            message(
+                f"num_batches_tracked above 0 with the running statistics of "
+                f"{prefix.rstrip('.') or type(layer).__name__}, which are averaged by it",
+                "0, so that the next batch in training replaces them",
+                "set num_batches_tracked to the number of batches behind them, or use "
+                "average='exponential' with a momentum",
+            ),
+            stacklevel=2,
+        )
 
 
 def step_towards(running: Tensor, value: Tensor, share: float | Tensor) -> None:

@@ -13,6 +13,7 @@ from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
+from normkit.errors import StatisticsError, message
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.fused import Stats
@@ -168,6 +169,15 @@ class BatchStatistics(Layer, _BatchNorm):
     def _update_running_stats(self, result: Normalized, tensors: LayerTensors) -> None:
         """Average the moments of this batch into the buffers; an empty batch has none."""
         (_, mean, var, count), tracked = result, tensors.tracked
+        if tracked is None and self._average != "exponential" and mean is not None:
+            raise StatisticsError(
+                message(
+                    f"num_batches_tracked of {type(self).__name__}, by which "
+                    f"average={self._average!r} weighs each batch",
+                    "num_batches_tracked=None",
+                    "restore the buffer, or use average='exponential'",
+                )
+            )
         empty = isinstance(count, int) and count == 0
         # PyTorch counts empty batches, and so does its drop-in. The averages that PyTorch lacks
         # divide by the count, so there an empty batch must not count.
@@ -192,6 +202,14 @@ class BatchStatistics(Layer, _BatchNorm):
             averages.step_towards(tensors.mean, mean, share)
             # Biased to normalize with, unbiased to remember, as PyTorch does.
             averages.step_towards(tensors.var, var * (count / (count - 1)), share)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        counts = self.momentum is None or self._average != "exponential"
+        if counts and prefix + "running_mean" in state_dict:
+            averages.warn_if_uncounted(self, prefix)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()

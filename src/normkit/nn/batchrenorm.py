@@ -149,6 +149,9 @@ class _Renorm(BatchStatistics):
         r_max, d_max = _at(self.r_max, after), _at(self.d_max, after)
         r = torch.sqrt(batch_var.flatten() + self.eps) / deviation
         d = (batch_mean.flatten() - mean) / deviation
+        if tracked is not None and (self.momentum is None or self.average != "exponential"):
+            # Nothing is remembered yet: what the buffers start with has no part in these averages.
+            r, d = torch.where(tracked == 0, 1.0, r), torch.where(tracked == 0, 0.0, d)
         return r.clamp(1 / r_max, r_max).to(acc), d.clamp(-d_max, d_max).to(acc)
 
     def extra_repr(self) -> str:
@@ -198,7 +201,8 @@ class BatchRenorm2d(_Renorm, BatchNorm2d, nn.BatchNorm2d):
 
     Note:
         The paper averages the deviation; this layer averages the variance, as PyTorch's buffers
-        have it. Under activation checkpointing r and d are those of the layer's last forward
+        have it. ``torch.optim.swa_utils.update_bn`` counts batches anew, so a :class:`Ramp` starts
+        again. Under activation checkpointing r and d are those of the layer's last forward
         pass: call it once before each backward pass.
 
     Source: Ioffe 2017, arXiv 1702.03275, algorithms 1 and 2, section 4.

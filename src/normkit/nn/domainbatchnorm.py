@@ -110,6 +110,26 @@ class Domains(BatchStatistics):
             parameters = _row(parameters, k)
         return super()._fused_forward(input, residual, parameters, buffers)
 
+    def reset_running_stats(self) -> None:
+        """Reset the statistics of the chosen domain, or of all domains while none is chosen.
+
+        So ``torch.optim.swa_utils.update_bn`` within ``normkit.use_domain(model, k)`` measures
+        those of one domain and leaves the others.
+        """
+        if self._domain is None:
+            super().reset_running_stats()
+            return
+        for name, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+            buffer = getattr(self, name)
+            if buffer is not None:
+                buffer[self._domain].fill_(value)
+
+    def reset_parameters(self) -> None:
+        """Reset γ to 1, β to 0 and the statistics of all domains."""
+        domain, self._domain = self._domain, None
+        super().reset_parameters()
+        self._domain = domain
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:

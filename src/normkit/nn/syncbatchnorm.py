@@ -166,12 +166,14 @@ class SyncBatchNorm(BatchStatistics):
         if cls._is_convertible(module) and id(module) not in skipped:
             module = cast(_BatchNorm, module)
             result = cls(
-                module.num_features, module.eps, module.momentum, module.affine,
-                module.track_running_stats, group, "meta",
-                bias=module.bias is not None,
-                act=getattr(module, "act", None),
-                average=getattr(module, "average", "exponential"),
+                module.num_features, affine=module.affine,
+                track_running_stats=module.track_running_stats, process_group=group, device="meta",
+                bias=module.bias is not None, act=getattr(module, "act", None),
             )  # fmt: skip
+            # As they are, past the constructor: update_bn may have set momentum to None meanwhile.
+            average = getattr(module, "average", "exponential")
+            as_is = {"eps": module.eps, "momentum": module.momentum, "_average": average}
+            vars(result).update(as_is)
             for name in ("weight", "bias"):
                 result.register_parameter(name, getattr(module, name))
             for name in ("running_mean", "running_var", "num_batches_tracked"):

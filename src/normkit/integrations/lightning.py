@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from normkit.errors import OptionError, message
 from normkit.integrations.stats_swap import StatsSwap, write_stats
+from normkit.integrations.training_batches import TrainingBatches
 from normkit.statistics.arguments import (
     check_batches,
     check_function,
@@ -24,6 +25,7 @@ from normkit.statistics.arguments import (
     check_tolerance,
 )
 from normkit.statistics.batches import Forward, map_batches
+from normkit.statistics.loaders import detached_loader
 from normkit.statistics.preserve import preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results import Recalibration
@@ -58,8 +60,9 @@ class Recalibrate(_base()):  # type: ignore[misc]
     the callback. A checkpoint contains those too, and ``fit(ckpt_path=…)`` resumes with them.
 
     The training data's loader is copied, so an epoch is not disturbed; the random state is
-    restored. Lightning's sanity check is not affected. With several processes each measures its
-    share and the shares are merged.
+    restored. No more batches are taken than an epoch trains on, under ``limit_train_batches``,
+    ``overfit_batches``, ``fast_dev_run`` and ``max_steps``. Lightning's sanity check is not
+    affected. With several processes each measures its share and the shares are merged.
 
     Args:
         batches: take the statistics from these, a re-iterable; None for the training data that
@@ -78,6 +81,8 @@ class Recalibrate(_base()):  # type: ignore[misc]
             range, no batches to take, a module without ``forward``, or a callback that swaps the
             weights for validation.
         StatisticsError: likewise, for a model without layers that keep running statistics.
+        DataError: likewise, for validation within epochs over training data whose position cannot
+            be copied, as of a generator.
 
     >>> callback = Recalibrate(samples=5_000)    # Trainer(callbacks=[callback])
     """
@@ -119,9 +124,14 @@ class Recalibrate(_base()):  # type: ignore[misc]
         self.result: Recalibration | None = None
         self._swap = StatsSwap()
         self._loaded: dict[str, Tensor] = {}
-        self._loader: Any = None
+        self._training = TrainingBatches()
         self._layers: list[nn.Module] = []
         self._frozen: list[nn.Module] = []
+
+    @property
+    def found(self) -> Recalibration | None:
+        """Former name of ``result``."""
+        return self.result
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Raise early, before anything is trained, if the callback cannot work."""
@@ -151,7 +161,10 @@ class Recalibrate(_base()):  # type: ignore[misc]
         """Check that batches and layers exist, and restore averages from a checkpoint."""
         self._find_layers(pl_module)
         find_norm_layers(unwrap(pl_module))
-        self._batches(trainer)
+        batches, _ = self._batches(trainer, pl_module)
+        interval = trainer.val_check_batch
+        if interval is None or interval < trainer.num_training_batches:
+            detached_loader(batches)  # raises if that is not possible in the middle of an epoch
         write_stats(pl_module, self._loaded)
         self._loaded = {}
 
@@ -201,7 +214,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
         self._loaded = dict(state_dict.get("own", {}))
 
     def _recalibrate(self, trainer: Any, pl_module: Any) -> None:
-        batches = self._batches(trainer)
+        batches, limit = self._batches(trainer, pl_module)
         self._swap.restore(pl_module)
 
         def prepare(batch: Any) -> Any:
@@ -220,30 +233,18 @@ class Recalibrate(_base()):  # type: ignore[misc]
                 module.training = False
             with trainer.precision_plugin.val_step_context():
                 self.result = recalibrate(
-                    pl_module, map_batches(prepare, batches), progress=False, **self.options
+                    pl_module,
+                    map_batches(prepare, batches, limit),
+                    progress=False,
+                    **self.options,
                 )
             if not self.keep:
                 self._swap.applied(pl_module)
 
-    def _batches(self, trainer: Any) -> Iterable[Any]:
+    def _batches(self, trainer: Any, pl_module: Any) -> tuple[Iterable[Any], int | None]:
         if self.batches is not None:
-            return self.batches
-        # A trainer drops its training data when it tests.
-        if trainer.train_dataloader is not None:
-            self._loader = trainer.train_dataloader
-        loader = self._loader
-        if loader is None or isinstance(loader, (list, tuple, Mapping)):
-            raise OptionError(
-                message(
-                    "one loader of training data to take the statistics from",
-                    "none, as the trainer has not trained"
-                    if loader is None
-                    else f"a {type(loader).__name__}",
-                    "pass the batches to Recalibrate(batches)",
-                )
-            )
-        batches: Iterable[Any] = loader
-        return batches
+            return self.batches, None
+        return self._training.of(trainer, pl_module)
 
     def _find_layers(self, pl_module: nn.Module) -> None:
         self._layers = [layer for layer in pl_module.modules() if stats_spec(layer) is not None]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from normkit.errors import DataError, NormkitError, OptionError, TypeMismatchError, message
 from normkit.statistics.arguments import describe
-from normkit.statistics.loaders import detached_loader
 
 __all__ = [
     "Forward",
@@ -63,22 +62,26 @@ def count_samples(batch: object) -> int | None:
     return next((length for length in lengths if length), 0 if lengths else None)
 
 
-def map_batches(function: Callable[[Any], Any], batches: Iterable[Any]) -> Iterable[Any]:
-    """Apply ``function`` to each batch; re-iterable if ``batches`` is.
+def map_batches(
+    function: Callable[[Any], Any], batches: Iterable[Any], limit: int | None = None
+) -> Iterable[Any]:
+    """Apply ``function`` to each of the first ``limit`` batches; re-iterable if ``batches`` is.
 
-    >>> list(map_batches(str, [1, 2]))
+    >>> list(map_batches(str, [1, 2, 3], limit=2))
     ['1', '2']
     """
-    mapped = _MappedBatches(function, batches)
+    mapped = _MappedBatches(function, batches, limit)
     return iter(mapped) if isinstance(batches, Iterator) else mapped
 
 
 class _MappedBatches(Iterable[Any]):
-    def __init__(self, function: Callable[[Any], Any], batches: Iterable[Any]) -> None:
-        self._function, self._batches = function, batches
+    def __init__(
+        self, function: Callable[[Any], Any], batches: Iterable[Any], limit: int | None
+    ) -> None:
+        self._function, self._batches, self._limit = function, batches, limit
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._function, detached_loader(self._batches))
+        return map(self._function, itertools.islice(self._batches, self._limit))
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -131,13 +132,24 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _first_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The first line in which a compiler says what is wrong, or how it ended."""
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    for sign in (r"\berror\s*:", r"\berror\b", r"."):  # file names may have the word in them
+        for line in lines:
+            if re.search(sign, line, re.IGNORECASE):
+                return _one_line(line)
+    program = Path(str(done.args[0])).name
+    if done.returncode < 0:
+        return f"{program} was ended by signal {-done.returncode}, as where memory runs out"
+    return f"{program} ended with exit code {done.returncode} and no message"
+
+
 def _run(command: list[str], doing: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         sys.stderr.write(done.stderr)
-        lines = done.stderr.splitlines()
-        first = next((x for x in lines if "error" in x.lower()), lines[-1] if lines else "no words")
-        raise CannotBuild(f"{doing} failed when normkit was installed: {_one_line(first)}")
+        raise CannotBuild(f"{doing} failed when normkit was installed: {_first_error(done)}")
     if done.stderr:
         sys.stderr.write(done.stderr)
 

@@ -19,6 +19,9 @@ and how to fix it (:func:`message`).
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 __all__ = [
     "DataError",
     "NonFiniteError",
@@ -28,6 +31,7 @@ __all__ = [
     "StatisticsError",
     "StoreError",
     "TypeMismatchError",
+    "how_to_install",
     "message",
 ]
 
@@ -71,3 +75,34 @@ def message(expected: str, received: str, fix: str) -> str:
     'Expected groups to divide channels; received 3 groups for 64 channels. Fix: use 2, 4 or 8.'
     """
     return f"Expected {expected}; received {received}. Fix: {fix}."
+
+
+def how_to_install(extra: str) -> str:
+    """Return a command that installs, by pip, what an extra of the package needs.
+
+    There is no release yet that could be named: it is the checkout that the package lies in, else
+    the extra's requirements.
+    """
+    root = Path(__file__).parents[2]
+    if (root / "setup.py").exists() and (root / "src" / "normkit").exists():
+        return f"pip install --no-build-isolation -e '{root}[{extra}]'"
+    names = _requirements(extra)
+    return f"pip install {' '.join(map(repr, names))}" if names else f"install normkit's {extra}"
+
+
+def _requirements(extra: str) -> list[str]:
+    import importlib.metadata  # takes a tenth of a second, and is needed here only
+
+    try:
+        lines = importlib.metadata.requires("normkit") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names: list[str] = []
+    for name, _, marker in (line.partition(";") for line in lines):
+        if f'"{extra}"' not in marker.replace("'", '"'):
+            continue
+        if inner := re.fullmatch(r"normkit\[(.*)\]", name.strip()):
+            names += [each for part in inner[1].split(",") for each in _requirements(part.strip())]
+        else:
+            names.append(name.strip())
+    return list(dict.fromkeys(names))

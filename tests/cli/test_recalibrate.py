@@ -319,19 +319,20 @@ class Whole(nn.Linear):
 def test_file_with_code_is_rejected(tmp_path: Path) -> None:
     torch.save(Whole(1, 1), "whole.pt")
     said = refused("whole.pt", *MINE)
-    assert "torch.load(weights_only=True) refuses" in said
-    assert "save its state dict alone" in said
+    assert "which also holds " in said and "Whole" in said
+    assert "torch.load('whole.pt', weights_only=False)['state_dict']" in said
     Path("text.pt").write_text("no checkpoint")
-    assert "plain values only" in refused("text.pt", *MINE)
+    assert "text.pt, which torch.save did not write" in refused("text.pt", *MINE)
     Path("empty.pt").touch()
-    assert "plain values only" in refused("empty.pt", *MINE)
+    assert "empty.pt, which is empty" in refused("empty.pt", *MINE)
 
 
 @pytest.mark.usefixtures("folder")
 def test_missing_checkpoint_is_named() -> None:
-    for name in ("nowhere.pt", "."):
+    for name, received in (("nowhere.pt", "no file nowhere.pt"), (".", "., a folder")):
         said = refused(name, *MINE)
-        assert f"Expected an existing checkpoint; received no file {name}." in said
+        assert "Expected a checkpoint by torch.save" in said
+        assert f"received {received}. Fix: name " in said
         assert "weights_only" not in said
 
 
@@ -341,8 +342,11 @@ def test_missing_checkpoint_is_named() -> None:
     [
         (("--model", "lenet"), "package.module:attribute for --model"),
         (("--model", "mein:lenet"), "there is no mein"),
-        (("--model", "mine.py:lenet"), "pass mine:lenet, without .py"),
-        (("--model", "mine:LeNet"), "mine has no LeNet. Fix: choose one of: itertools"),
+        (
+            ("--model", "mine.py:lenet"),
+            "a file. Fix: pass --model mine:lenet, without .py",
+        ),
+        (("--model", "mine:LeNet"), "mine has no LeNet. Fix: choose one of: lenet"),
         (("--model", "mine:number"), "a torch.nn.Module for --model"),
         (("--model", "mine:needs"), "which needs arguments"),
         (("--model", "mine:loader"), "which returns a list"),

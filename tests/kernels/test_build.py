@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,7 +166,7 @@ def _wheel(tree: Path, out: Path, **env: str) -> Path:
             "no C++ compiler was found when normkit was installed (CXX names /nonexistent); "
             "install one and reinstall",
         ),
-        ({"CXX": "false"}, "failed when normkit was installed"),
+        ({"CXX": "false"}, "installed: false ended with exit code 1 and no message"),
         ({"NORMKIT_BUILD_KERNELS": "0"}, "NORMKIT_BUILD_KERNELS=0 was set"),
     ],
 )
@@ -176,6 +178,31 @@ def test_install_without_kernels_reports_the_reason(
     assert line.startswith("portable: the fused kernels are not built: ")
     assert reason in line
     assert none == "True"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "stdout", "code", "reason"),
+    [
+        ("In file included from errors.h:1:\nx.h:3:9: fatal error: no y.h\n 3 |", "", 1,
+         "x.h:3:9: fatal error: no y.h"),
+        ("\n", "cl : Error D8021\n", 2, "cl : Error D8021"),
+        ("\nkilled\n", "", 1, "killed"),
+        ("", "", 4, "c++ ended with exit code 4 and no message"),
+        ("", "", -9, "c++ was ended by signal 9, as where memory runs out"),
+    ],
+)  # fmt: skip
+def test_the_first_error_of_a_compiler_is_the_reason(
+    stderr: str, stdout: str, code: int, reason: str
+) -> None:
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("the source tree is not here")
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    names = {"_one_line", "_first_error"}
+    tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in names]
+    scope = {"re": re, "Path": Path, "subprocess": subprocess}
+    exec(compile(tree, "setup.py", "exec"), scope)
+    done = subprocess.CompletedProcess(["/usr/bin/c++", "-c"], code, stdout, stderr)
+    assert scope["_first_error"](done) == reason  # type: ignore[operator]
 
 
 def test_install_fails_where_kernels_are_required(tree: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Charts of results, for the documentation.
 
-Drawn with plotly; files need kaleido, which needs a Chromium: ``pip install 'normkit[bench]'``.
+Drawn with plotly; files need kaleido, which needs a Chromium; the extra ``bench``
+installs both packages.
 The background is a neutral light one, so that a chart looks the same on light and dark pages; it
 is narrow enough for the text to stay legible on a phone.
 """
@@ -14,7 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from normkit.bench.summary import NAMES, geometric_mean, ratio_target
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, how_to_install, message
 
 __all__ = ["speed_chart", "steps_chart", "write_image"]
 
@@ -156,6 +157,6 @@ def write_image(figure: go.Figure, path: Path) -> None:
             message(
                 "kaleido and a Chromium, which write charts",
                 str(error).splitlines()[0],
-                "pip install 'normkit[bench]', and install Chromium or run plotly_get_chrome",
+                f"{how_to_install('bench')}, and install Chromium or run plotly_get_chrome",
             )
         ) from error

@@ -14,6 +14,7 @@ from normkit.cli.console import (
     INTERRUPTED,
     console,
     errors,
+    print_error,
     terminated_like_interrupted,
 )
 
@@ -134,7 +135,7 @@ def bench(
                 results_file.write(json_file, results)
                 out.print(f"Results written to {json_file}", soft_wrap=True)
     for failure in measurement.failures:
-        console(stderr=True).print(f"normkit: {failure}", style="bold red", soft_wrap=True)
+        print_error(failure)
     if measurement.interrupted:
         out.print("Stopped before all cases were measured.")
         raise typer.Exit(INTERRUPTED)

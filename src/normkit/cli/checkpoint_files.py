@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from normkit.cli.checkpoint_classes import trusted
+from normkit.cli.unreadable import why_unreadable
 from normkit.errors import DataError, OptionError, message
 
 __all__ = ["check_target", "read_checkpoint", "write_checkpoint"]
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path, trust: Sequence[str] = ()) -> Any:
     """Read the content of a checkpoint, on the CPU.
 
-    Only tensors and plain values are read: no code in the file is run.
+    Only tensors, plain values and objects of the classes in ``trust`` are read: no other code in
+    the file is run.
 
     Raises:
         DataError: there is no such file, or it holds anything else.
+        OptionError: there is no such class to trust.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise DataError(
-            message("an existing checkpoint", f"no file {path}", "name another file")
-        ) from error
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            message(
-                "a file by torch.save with tensors and plain values only",
-                f"{path}, which torch.load(weights_only=True) refuses: {reason}",
-                "name another file; or if it holds more and you trust it, save its state dict "
-                "alone: torch.save(torch.load(path, weights_only=False)['state_dict'], "
-                "'state.pt'), or .state_dict() where it holds a whole model",
-            )
-        ) from error
+        with torch.serialization.safe_globals(trusted(trust)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OptionError:
+        raise
+    # Whatever a damaged or hostile file makes of the reader: no file may end in a traceback.
+    except Exception as error:
+        received, fix = why_unreadable(path, error)
+        expected = "a checkpoint by torch.save, with tensors and plain values"
+        raise DataError(message(expected, received, fix)) from error
 
 
 def check_target(target: Path, checkpoint: Path, *, force: bool) -> None:

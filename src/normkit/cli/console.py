@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from normkit.cli import INTERRUPTED, USAGE
-from normkit.errors import NormkitError, message
+from normkit.errors import NormkitError, how_to_install, message
 
 __all__ = [
     "INTERRUPTED",
@@ -24,19 +25,23 @@ __all__ = [
     "errors",
     "needs",
     "needs_lab",
+    "print_error",
     "print_json",
+    "print_usage_error",
     "terminated_like_interrupted",
 ]
+
+_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 
 LAB = ("platformdirs", "pooch", "scipy", "plotly", "jinja2")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return the terminal. Markup is off, since messages may contain brackets.
+    """Return the terminal. Markup and emoji are off: names of users may look like either.
 
     Lines that go to a file or a pipe are not wrapped.
     """
-    out = Console(stderr=stderr, markup=False, highlight=False, soft_wrap=False)
+    out = Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=False)
     if not out.is_terminal:
         out.width = 200
     return out
@@ -74,8 +79,27 @@ def errors() -> Iterator[None]:
     try:
         yield
     except NormkitError as error:
-        console(stderr=True).print(f"normkit: {error}", style="bold red", soft_wrap=True)
+        print_error(str(error))
         raise typer.Exit(USAGE) from None
+
+
+def print_error(text: str) -> None:
+    """Print a message on standard error, in red on a terminal.
+
+    Whatever a message quotes, such as the error of another library, may contain escape sequences
+    or other control characters: they are left out.
+    """
+    plain = "".join(c for c in _ESCAPE.sub("", text) if c.isprintable() or c == "\n")
+    console(stderr=True).print(f"normkit: {plain}", style="bold red", soft_wrap=True)
+
+
+def print_usage_error(error: Any) -> int:
+    """Print what the parser of the command line raised, and return the exit code."""
+    if not error.format_message():  # of a command without arguments: its help, already printed
+        return USAGE
+    command = error.ctx.command_path if error.ctx else "normkit"
+    print_error(f"{error.format_message().rstrip('.')}. Fix: see {command} --help.")
+    return USAGE
 
 
 def needs_lab() -> None:
@@ -87,14 +111,6 @@ def needs(what: str, extra: str, packages: Sequence[str]) -> None:
     """Exit with a message if packages of an extra are not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        console(stderr=True).print(
-            "normkit: "
-            + message(
-                f"the packages of {what}",
-                f"an installation without {', '.join(missing)}",
-                f"pip install 'normkit[{extra}]'",
-            ),
-            style="bold red",
-            soft_wrap=True,
-        )
+        received = f"an installation without {', '.join(missing)}"
+        print_error(message(f"the packages of {what}", received, how_to_install(extra)))
         raise typer.Exit(USAGE)

@@ -17,6 +17,7 @@ from normkit.cli.console import (
     console,
     errors,
     needs_lab,
+    print_error,
     print_json,
     terminated_like_interrupted,
 )
@@ -127,10 +128,7 @@ def run(
     else:
         _print(findings, path)
     if summary.failed:
-        console(stderr=True).print(
-            f"normkit: {len(summary.failed)} runs failed; run the same command to retry them.",
-            style="bold red",
-        )
+        print_error(f"{len(summary.failed)} runs failed; run the same command to retry them.")
         raise typer.Exit(1)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 from normkit.cli import INTERRUPTED, USAGE
-from normkit.errors import message
+from normkit.errors import how_to_install, message
 
 __all__ = ["main"]
 
@@ -21,17 +22,25 @@ def main() -> None:
         error = message(
             "the packages of the command line",
             f"an installation without {' and '.join(missing)}",
-            "pip install 'normkit[cli]'",
+            how_to_install("cli"),
         )
         print(f"normkit: {error}", file=sys.stderr)
         sys.exit(USAGE)
-    from normkit.cli.app import app
+    import typer
 
+    from normkit.cli.app import app
+    from normkit.cli.console import print_usage_error
+
+    # typer has this class from click, or from its own copy of it.
+    usage_error: Any = typer.BadParameter.__base__
     try:
-        app()
-    except KeyboardInterrupt:
-        # Before a command was ready to handle it, or a second time.
-        sys.exit(INTERRUPTED)
+        code = app(prog_name="normkit", standalone_mode=False)
+    # Before a command was ready to handle it, or a second time.
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except usage_error as error:
+        code = print_usage_error(error)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

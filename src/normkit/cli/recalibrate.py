@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,12 @@ def recalibrate(
     key: Annotated[
         str | None, typer.Option(help="Part of the checkpoint, if several fit the model.")
     ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="package.module.Class that the checkpoint may hold, if you trust it; repeatable."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device to run the model on, such as cuda.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Annotated[
@@ -60,7 +67,7 @@ def recalibrate(
 
     Everything else in the new file is as in the checkpoint: weights, optimizer and the rest.
 
-    The checkpoint is read as data: no code in it is run.
+    The checkpoint is read as data: no code in it is run, but that of the classes in --trust.
 
     --model and --batches are imported from the current directory or the installed packages.
     """
@@ -72,7 +79,7 @@ def recalibrate(
         try:
             with terminated_like_interrupted(), quiet:
                 part_key, result = _run(
-                    checkpoint, target, model, batches, key, device, force, options
+                    checkpoint, target, model, batches, key, trust or (), device, force, options
                 )
         except KeyboardInterrupt:
             console(stderr=True).print("Stopped; nothing was written.")
@@ -92,6 +99,7 @@ def _run(
     model_name: str,
     batches_name: str,
     key: str | None,
+    trust: Sequence[str],
     device_name: str,
     force: bool,
     options: dict[str, Any],
@@ -108,7 +116,7 @@ def _run(
 
     check_target(target, checkpoint, force=force)
     device = _device(device_name)
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, trust)
     model = call_or_return(
         find_object(model_name, "--model"),
         lambda value: isinstance(value, nn.Module),
@@ -119,8 +127,8 @@ def _run(
     load_part(model, part, content)
     batches = call_or_return(
         find_object(batches_name, "--batches"),
-        lambda value: isinstance(value, Iterable) and not isinstance(value, type),
-        "an iterable of batches, such as a DataLoader",
+        lambda value: not (inspect.isroutine(value) or isinstance(value, type)),
+        "an iterable of batches, such as a DataLoader,",
         "--batches",
     )
     check_batches(batches)
@@ -145,7 +153,11 @@ def _number(samples: str) -> int | None:
         return int(samples.replace("_", ""))
     except ValueError:
         raise OptionError(
-            message("--samples as a number or 'all'", samples, "leave it out for 10,000")
+            message(
+                "--samples as a number or 'all'",
+                repr(samples),
+                "pass a whole number, such as --samples 10000, or leave it out",
+            )
         ) from None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, how_to_install, message
 from normkit.integrations.stats_swap import StatsSwap, write_stats
 from normkit.integrations.training_batches import TrainingBatches
 from normkit.statistics.arguments import (
@@ -45,7 +45,7 @@ def _base() -> Any:
         message(
             "lightning or pytorch_lightning to be installed",
             "neither",
-            "pip install 'normkit[lightning]'",
+            how_to_install("lightning"),
         )
     )
 

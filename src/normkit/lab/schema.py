@@ -184,8 +184,8 @@ def check(connection: sqlite3.Connection, path: Path, *, pages: bool = False) ->
             message(
                 f"a store of version {len(MIGRATIONS)} or older",
                 f"{path}, version {version}",
-                "upgrade normkit (pip install --upgrade normkit), or name another store with "
-                "--store; this one was not changed",
+                "use the normkit that made it, or a newer one, or name another store with --store; "
+                "this one was not changed",
             )
         )
     if pages:

@@ -75,15 +75,16 @@ def write(findings: Sequence[Finding], path: Path, *, about: Mapping[str, str]) 
 
 
 def check_target(path: Path) -> None:
-    """Find out now whether a report can be written to ``path`` later. Missing folders are made.
+    """Find out now whether a report can be written to ``path`` later. Nothing is made.
 
     Raises:
         StoreError: it cannot, or a file stands there that is no report and would be lost.
     """
     path = Path(path)
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    # Of folders that are not there yet, the first one above them decides.
+    folder = next(each for each in path.absolute().parents if each.exists())
+    probe = folder / f".{path.name}.{os.getpid()}.probe"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             with path.open("rb") as file:
                 start = file.read(_MARKED).lstrip()

@@ -150,13 +150,13 @@ def check_function(function: object, name: str, call: str) -> None:
         )
 
 
-def check_samples(samples: int | None) -> None:
+def check_samples(samples: object) -> None:
     """Validate ``samples``.
 
     Raises:
         OptionError: it is neither None nor an integer of at least 1.
     """
-    if samples is None or (_is_integer(samples) and operator.index(samples) >= 1):
+    if samples is None or (_is_integer(samples) and operator.index(samples) >= 1):  # type: ignore[arg-type]
         return
     number = _number(samples)
     if samples == "all" or number == math.inf:
@@ -174,7 +174,7 @@ def check_samples(samples: int | None) -> None:
     )
 
 
-def check_tolerance(tolerance: float | None) -> None:
+def check_tolerance(tolerance: object) -> None:
     """Validate ``tolerance``.
 
     Raises:

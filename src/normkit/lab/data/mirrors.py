@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from normkit.errors import how_to_install
 from normkit.lab.data.catalogue import Spec
 from normkit.lab.data.reading import UnavailableError
 
@@ -31,7 +32,7 @@ def from_mirror(spec: Spec, mirror: str, folder: Path, progress: bool) -> None:
         import pooch
         import requests
     except ImportError:
-        raise UnavailableError("pooch is missing: pip install 'normkit[lab]'") from None
+        raise UnavailableError(f"pooch is missing: {how_to_install('lab')}") from None
     # pooch tells where it puts each file; here that is a folder that is gone a moment later.
     pooch.get_logger().setLevel(logging.WARNING)
     if not requests.utils.get_environ_proxies(mirror):

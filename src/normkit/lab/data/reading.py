@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from normkit.errors import DataError, message
+from normkit.errors import DataError, how_to_install, message
 from normkit.lab.data import cifar, idx
 from normkit.lab.data.catalogue import File, Spec
 from normkit.lab.data.split import Dataset, Split
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
     try:
         import platformdirs
     except ImportError:
-        raise UnavailableError("platformdirs is missing: pip install 'normkit[lab]'") from None
+        raise UnavailableError(f"platformdirs is missing: {how_to_install('lab')}") from None
     return Path(platformdirs.user_cache_dir("normkit"))
 
 

@@ -10,7 +10,7 @@ import socket
 import threading
 from typing import Any
 
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, how_to_install, message
 
 __all__ = ["call", "connect", "import_ray"]
 
@@ -26,7 +26,7 @@ def import_ray() -> Any:
             message(
                 "Ray, for runs on a Ray cluster",
                 "an installation without it",
-                "pip install 'normkit[ray]'",
+                how_to_install("ray"),
             )
         ) from None
     return ray

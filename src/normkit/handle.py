@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +23,11 @@ __all__ = [
 
 # Rows of each part of the printed table; the attributes hold all of them.
 SHOWN = 20
+
+# Reasons in the first line, where nothing was changed.
+REASONS = 3
+
+YELLOW, RESET = "\x1b[33m", "\x1b[0m"
 
 
 class Changed(NamedTuple):
@@ -92,16 +100,29 @@ class Handle:
         warn_skipped(f"undo of {self._verb}", skipped, stacklevel=3)
 
     def __repr__(self) -> str:
-        fused = sum(len(row.fused) for row in self.changed)
+        return "\n".join([self._head(), *self._rows()])
+
+    def __str__(self) -> str:
+        # On a terminal a change that could not be made stands out; elsewhere the text is plain.
+        head = self._head() if self.changed or not _colours() else f"{YELLOW}{self._head()}{RESET}"
+        return "\n".join([head, *self._rows()])
+
+    def _head(self) -> str:
         head = "undone: " if self._undone else ""
+        if not self.changed:
+            counts = Counter(row.why for row in self.skipped)
+            reasons = [f"{n} × {why}" if n > 1 else why for why, n in counts.most_common(REASONS)]
+            more = [f"{len(counts) - REASONS} more reasons"] if len(counts) > REASONS else []
+            reason = "; ".join([*reasons, *more]) or "nothing to change"
+            return f"{head}0 changed by {self._verb}: {reason}"
+        fused = sum(len(row.fused) for row in self.changed)
         head += f"{self._verb}: {len(self.changed)} changed" + (f", {fused} fused" if fused else "")
-        head += f", {len(self.skipped)} skipped"
-        if not (self.changed or self.skipped):
-            head += ": nothing to change"
+        return f"{head}, {len(self.skipped)} skipped"
+
+    def _rows(self) -> list[str]:
         changed = [(place_name(row.name), _describe(row)) for row in self.changed]
         skipped = [(place_name(k.name), f"{kind(k.type)} skipped: {k.why}") for k in self.skipped]
-        notes = [f"  {note}" for note in self._notes]
-        return "\n".join([head, *_table(changed), *_table(skipped), *notes])
+        return [*_table(changed), *_table(skipped), *(f"  {note}" for note in self._notes)]
 
 
 def run(steps: Sequence[Step]) -> None:
@@ -137,6 +158,13 @@ def kind(cls: type) -> str:
 def place_name(name: str) -> str:
     """Return a module's name in its model as tables show it."""
     return name or "(the model)"
+
+
+def _colours() -> bool:
+    """Return True if text goes to a terminal that shows colours and is meant to."""
+    environment = os.environ
+    plain = environment.get("NO_COLOR") or environment.get("TERM") == "dumb"
+    return not plain and sys.stdout is not None and sys.stdout.isatty()
 
 
 def _describe(row: Changed) -> str:

@@ -37,6 +37,7 @@ def trained(layer: Any, x: Tensor) -> Any:
     return layer
 
 
+@pytest.mark.filterwarnings("ignore:convert changed nothing")
 @pytest.mark.parametrize("source", ["nn", "batch", "ghost", "renorm", "sync"])
 @pytest.mark.parametrize("to", KINDS, ids=str)
 def test_converted_layer_equals_a_constructed_one(source: str, to: Any) -> None:
@@ -115,6 +116,7 @@ def test_successive_conversions() -> None:
     assert type(model[0]) is nn.BatchNorm2d and set(vars(model[0])) == plain_keys
 
 
+@pytest.mark.filterwarnings("ignore:convert changed nothing")
 def test_domains_start_equal_and_share_gamma_and_beta() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     model(torch.randn(8, 4))
@@ -147,6 +149,7 @@ def test_activation_hooks_and_freezing_survive() -> None:
     model(x)
 
 
+@pytest.mark.filterwarnings("ignore:convert changed nothing")
 def test_skipped_layers_are_listed() -> None:
     class Theirs(nn.BatchNorm2d):
         pass

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+import torch
 from torch import nn
 
 import normkit as nk
@@ -23,4 +27,53 @@ def test_repr_names_fused_activations_and_says_when_undone() -> None:
 def test_repr_of_nothing_to_change_says_when_undone() -> None:
     handle = nk.freeze(nn.Linear(1, 1))
     handle.undo()
-    assert repr(handle) == "undone: freeze: 0 changed, 0 skipped: nothing to change"
+    assert repr(handle) == "undone: 0 changed by freeze: nothing to change"
+
+
+def exported() -> nn.Module:
+    layer = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    return torch.export.export(layer, (torch.randn(2, 3, 4, 4),)).module()
+
+
+def test_nothing_changed_comes_first_with_the_reasons() -> None:
+    model = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm1d(3), nn.GroupNorm(1, 3)])
+    model[0].forward = model[1].forward = lambda x: x  # type: ignore[method-assign]
+    model.append(torch.jit.script(nn.BatchNorm2d(3)))
+    with pytest.warns(UserWarning, match=r"freeze changed nothing, and skipped 0 \(nn.BatchNorm2d"):
+        handle = nk.freeze(model)
+    head, *rows = repr(handle).splitlines()
+    assert head == "0 changed by freeze: 2 × its forward was replaced; scripted"
+    assert rows[0] == "  0  nn.BatchNorm2d skipped: its forward was replaced" and len(rows) == 3
+
+
+def test_nothing_changed_is_yellow_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = nk.freeze(nn.ReLU())
+    changed = nk.freeze(nn.BatchNorm1d(2))
+    assert str(handle) == repr(handle)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert str(handle) == "\x1b[33m0 changed by freeze: nothing to change\x1b[0m"
+    assert "\x1b" not in repr(handle) and "\x1b" not in str(changed)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert str(handle) == repr(handle)
+
+
+TOOLS = {
+    "freeze": nk.freeze,
+    "convert": lambda m: nk.convert(m, "renorm"),
+    "scale_momentum": lambda m: nk.scale_momentum(m, 2),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_warning_where_nothing_could_be_changed(tool: str) -> None:
+    with pytest.warns(UserWarning, match=rf"{tool} changed nothing, and skipped .*graph") as w:
+        TOOLS[tool](exported())
+    assert w[0].filename == __file__
+    # Not where there is nothing to change, or where some was or is changed already.
+    for model in (nn.ReLU(), nn.Sequential(nn.BatchNorm2d(3), exported())):
+        assert TOOLS[tool](model)
+    if tool != "scale_momentum":
+        assert not TOOLS[tool](model).changed
+    assert not nk.freeze(nk.FrozenBatchNorm2d(3)).changed

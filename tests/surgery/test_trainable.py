@@ -135,6 +135,7 @@ def test_unfreeze_of_one_of_the_two() -> None:
         torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:convert changed nothing")
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(
     ("make", "why"),
@@ -156,6 +157,7 @@ def test_what_computes_something_else_is_left(
         assert why in handle.skipped[0].why and type(model[0]) is make and not handle.changed
 
 
+@pytest.mark.filterwarnings("ignore:convert changed nothing")
 def test_other_kinds_name_constant_layers() -> None:
     model = nn.Sequential(FrozenBatchNorm2d(), ours())
     assert [row.why for row in nk.convert(model, "renorm").skipped] == [

@@ -165,7 +165,7 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
 
     >>> model = nn.Sequential(nn.BatchNorm1d(2))
     >>> average_buffers(model)      # one process alone has nothing to merge
-    average_buffers: 0 changed, 0 skipped: nothing to change
+    0 changed by average_buffers: nothing to change
     """
     ranks = ranks_of(process_group)
     layers: list[NormLayer] = []

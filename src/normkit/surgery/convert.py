@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normkit.errors import OptionError, message
-from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
 from normkit.nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -110,10 +110,12 @@ def convert(model: nn.Module, to: To) -> Handle:
     changed: list[Changed] = []
     skipped: list[Skipped] = []
     steps: list[Step] = []
+    done = False
     for name, module in walk(model):
         before = base_class(type(module))
         if is_constant(module):
             if kind == "frozen" and before is FrozenBatchNorm2d:
+                done = True
                 continue
             why = _why_still_constant(module, kind)
             if why is None:
@@ -129,6 +131,7 @@ def convert(model: nn.Module, to: To) -> Handle:
             continue
         after = KINDS[kind].get(SPATIAL_AXES.get(before, -1))
         if after is before and getattr(module, NUMBERS.get(kind, ""), None) == number:
+            done = True
             continue
         why = _why_skipped(module, kind, after)
         if why is not None or after is None:
@@ -138,6 +141,8 @@ def convert(model: nn.Module, to: To) -> Handle:
         note = f"{NUMBERS[kind]} {number}" if after is before else ""
         changed.append(Changed(name, before, after, note=note))
     run(steps)
+    if not (changed or done):
+        warn_skipped("convert changed nothing, and", skipped)
     return Handle("convert", changed, skipped, steps)
 
 

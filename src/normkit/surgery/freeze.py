@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.errors import OptionError, StatisticsError, message
-from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
 from normkit.nn import BatchNorm2d
 from normkit.nn.affine import AFFINE, sources
 from normkit.nn.freezing import (
@@ -32,6 +32,11 @@ from normkit.surgery.modules import is_opaque, walk, why_opaque
 from normkit.surgery.trainable import NEW_PARAMETERS, thaw, why_not_trainable
 
 __all__ = ["freeze", "unfreeze"]
+
+CONSTANT, NO_STATISTICS = "already constant", "has no running statistics"
+
+# Reasons to skip a layer whose statistics do not move anyway.
+UNMOVED = (CONSTANT, NO_STATISTICS)
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> Handle:
@@ -160,6 +165,9 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         steps.append(thaw(name, module, statistics, affine))
         changed.append(Changed(name, type(module), BatchNorm2d, note=NEW_PARAMETERS))
     run(steps)
+    if freezing and not layers:
+        missed = [row for row in skipped if row.why not in UNMOVED]
+        warn_skipped("freeze changed nothing, and", missed, stacklevel=3)
     return Handle(verb, changed, skipped, steps)
 
 
@@ -170,9 +178,9 @@ def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
         return "lazy and not yet initialized"
     if isinstance(module, _NormBase) and not keeps_stats(module):
-        return "has no running statistics"
+        return NO_STATISTICS
     if is_constant(module):
-        return "already constant"
+        return CONSTANT
     if (why := why_unknown(module)) is not None:
         return why
     if stats_spec(module) is None:

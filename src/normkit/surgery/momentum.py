@@ -8,8 +8,8 @@ from typing import Any, cast
 from torch import nn
 
 from normkit.errors import OptionError, message
-from normkit.handle import Changed, Handle, Skipped, Step, run
-from normkit.nn.freezing import FrozenMixin, base_class
+from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
+from normkit.nn.freezing import FrozenMixin, base_class, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
 from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
@@ -61,6 +61,7 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
         )
     changed: list[Changed] = []
     skipped: list[Skipped] = []
+    missed: list[Skipped] = []
     steps: list[Step] = []
     kept = kept_in_evaluation(model)
     for name, module in walk(model):
@@ -68,6 +69,8 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
         if unknown is None and stats_spec(module) is None:
             continue
         cls, layer = base_class(type(module)), cast(Any, module)
+        if unknown is not None and not is_constant(module):
+            missed.append(Skipped(name, cls, unknown))
         why = unknown or (KEPT if id(layer) in kept else _why_skipped(layer))
         if why is not None:
             skipped.append(Skipped(name, cls, why))
@@ -79,6 +82,8 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
             note = f"momentum {before:.3g} → {after:.3g}"
             changed.append(Changed(name, cls, cls, note=note))
     run(steps)
+    if not changed:
+        warn_skipped("scale_momentum changed nothing, and", missed)
     return Handle("scale_momentum", changed, skipped, steps)
 
 

@@ -63,6 +63,7 @@ class Observer:
         self._calls: list[int] = []
         self._call_orders: list[list[int]] = []  # of the last two batches that ran to the end
         self.batches = 0  # that were not empty
+        self._number, self._is_next = 0, True  # of a batch in its pass, for errors
         self._first_count = 0  # samples that the first layer got
         self.single: str | None = None  # a layer that the last batch gave one value per channel
         self._may_stop = self._has_stopped = False
@@ -83,6 +84,9 @@ class Observer:
         """
         self._fixed = fixed
         self.estimates = {} if estimates is None else estimates
+        # A comparison starts twice for each batch, a recalibration once for each pass.
+        self._is_next = estimates is None or not fixed
+        self._number = 0 if estimates is None else self._number
         # Instance normalization takes its own moments sample by sample, which only the layer can
         # do; it does so in training mode, and updates the replaced buffers.
         self._modes = [
@@ -105,6 +109,7 @@ class Observer:
         if samples == 0:
             return 0
         self.batches += 1
+        self._number += self._is_next
         # A user's function may need to reach its end. And batches 1, 2, 4, 8, … show whether
         # other layers are called by now.
         whole = forward is not None or to_end or self.batches & (self.batches - 1) == 0
@@ -114,7 +119,7 @@ class Observer:
         except _AllSeen:
             self._has_stopped = True
         except Exception as error:
-            note_batch(error, self.model, batch, self.batches)
+            note_batch(error, self.model, batch, self._number)
             raise
         else:
             self._run_to_end |= self._has_stopped and self._calls != self._call_orders[-1]

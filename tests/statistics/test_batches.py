@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import normkit as nk
 from normkit.errors import OptionError
 from normkit.statistics.batches import map_batches, to_device
+from normkit.statistics.counts import count_samples
 
 META = torch.device("meta")
 
@@ -54,3 +55,58 @@ def test_mapped_batches_are_reiterable() -> None:
     torch.testing.assert_close(found.layers["0"].mean, 2 * data.double().mean(0))
     with pytest.raises(OptionError, match="several passes"):
         nk.recalibrate(model, map_batches(lambda batch: batch, iter(loader)), layerwise=True)
+
+
+class Graphs:
+    """As PyTorch Geometric's batches: nodes of several graphs."""
+
+    num_graphs = 4
+    x = torch.zeros(30, 2)
+
+
+PACKED = torch.nn.utils.rnn.pack_sequence([torch.zeros(n, 2) for n in (5, 3, 1)])
+IMAGE, N = torch.zeros(3, 4, 4), torch.zeros(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "number"),
+    [
+        (N, 8),
+        ((N, torch.zeros(8)), 8),
+        (((N, N), torch.zeros(8)), 8),
+        (([N, N], torch.zeros(8)), 8),
+        (([IMAGE, IMAGE], [{}, {}]), 2),
+        (([IMAGE, IMAGE], torch.zeros(2)), 2),
+        (((IMAGE, IMAGE), ({}, {})), 2),
+        (([IMAGE, torch.zeros(3, 5, 6)],), 2),
+        ([{"image": IMAGE, "id": 1}, {"image": IMAGE, "id": 2}], 2),
+        ([{"x": N}, {"y": N}], 8),
+        ({"images": [IMAGE, IMAGE], "targets": [{}, {}]}, 2),
+        ({"levels": [N, N], "y": torch.zeros(8)}, 8),
+        ({"tokens": torch.zeros(8, 12, dtype=torch.int64), "mask": torch.zeros(8, 12)}, 8),
+        ({"boxes": torch.zeros(0, 4), "image": N}, 8),
+        (Graphs(), 4),
+        ((Graphs(), torch.zeros(4)), 4),
+        (PACKED, 3),
+        ((PACKED, torch.zeros(3)), 3),
+        ((torch.zeros(0, 2), torch.zeros(0)), 0),
+        (torch.zeros(()), None),
+        ("text", None),
+        ((), None),
+    ],
+)
+def test_count_samples(batch: Any, number: int | None) -> None:
+    assert count_samples(batch) == number
+
+
+def test_packed_sequence_is_the_input() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, packed: Any) -> Tensor:
+            return self.norm(packed.data)  # type: ignore[no-any-return]
+
+    for batch in (PACKED, (PACKED, torch.zeros(3))):
+        assert nk.recalibrate(Last(), [batch] * 3).samples == 9

@@ -122,9 +122,11 @@ def test_equals_all_data_at_once(
     if pairs:
         batches = [((one["x"], one["at"]), one["labels"]) for one in batches]
         forward = lambda model, batch: model(*batch[0], batch[1])  # noqa: E731
-    out = nk.consistency(
+    result = nk.consistency(
         Known(source, kind, shape), batches, samples=None, forward=forward, progress=False
-    ).output
+    )
+    out = result.output
+    assert result.samples == SAMPLES
 
     losses = [cross_entropy(z, labels, shape).item() for z in (a, b)]
     assert out.loss == pytest.approx(losses, rel=1e-9)

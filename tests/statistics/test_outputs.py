@@ -379,7 +379,7 @@ def test_inputs_that_are_no_tensors(tool: Any) -> None:
     assert row.name == "own" and row.why.startswith("its input was a Wrapped and not a tensor")
     result = tool(Wraps(OwnThatSays()), data(8, 8), progress=False)
     assert set(result.layers) == {"own", "b"} and result.skipped == ()
-    with pytest.raises(StatisticsError):
+    with pytest.raises(StatisticsError, match="its input was a Wrapped and not a tensor"):
         tool(Own(), [Wrapped(x) for x in data(8, 8)], progress=False,
              forward=lambda model, batch: model(batch))  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,18 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from normkit.errors import DataError, NormkitError, OptionError, TypeMismatchError, message
 from normkit.statistics.arguments import describe
+from normkit.statistics.counts import is_list_of_samples, tensors_in
 
 __all__ = [
     "Forward",
     "check_batch",
-    "count_samples",
     "map_batches",
     "note_batch",
     "run_model",
-    "tensors_in",
     "to_device",
 ]
 
@@ -29,37 +28,6 @@ Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
 
 _PASS_FORWARD = "pass forward=lambda model, batch: model(...)"
-
-
-def tensors_in(batch: object) -> list[Tensor]:
-    """Return the tensors of a batch, however it nests them."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        batch = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        return [tensor for part in batch for tensor in tensors_in(part)]
-    return []
-
-
-def count_samples(batch: object) -> int | None:
-    """Return the length of the first axis of the first tensor that has one; None without such.
-
-    Empty tensors count only if all are empty: a batch without boxes still has images. For a list
-    of images, as detectors take them, it is the list's length.
-
-    >>> count_samples({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
-    8
-    >>> count_samples(([torch.zeros(3, 4, 4), torch.zeros(3, 5, 6)], "targets"))
-    2
-    """
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-    if isinstance(first, (list, tuple)) and first and all(isinstance(t, Tensor) for t in first):
-        return len(first)
-    lengths = [len(tensor) for tensor in tensors_in(batch) if tensor.dim()]
-    return next((length for length in lengths if length), 0 if lengths else None)
 
 
 def map_batches(
@@ -132,7 +100,8 @@ def _inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
         _check_inputs(model, batch, list(named.values()))
         return (), named
     _check_collated(batch)
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    parts = isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence)
+    first = batch[0] if parts and batch else batch
     _check_inputs(model, batch, [first])
     return (first,), {}
 
@@ -180,10 +149,7 @@ def _check_collated(batch: object) -> None:
     Raises:
         TypeMismatchError: it is.
     """
-    if not isinstance(batch, (list, tuple)) or len(batch) < 2:
-        return
-    keys = [part.keys() for part in batch if isinstance(part, Mapping)]
-    if len(keys) == len(batch) and all(each == keys[0] for each in keys):
+    if isinstance(batch, (list, tuple)) and is_list_of_samples(batch):
         raise TypeMismatchError(
             message(
                 "a batch whose first element is the model's input",

@@ -221,15 +221,7 @@ def _check_measured(
                 "pass batches of the size used in training",
             )
         )
-    unmeasured = [row for row in observer.unmeasured(()) if observer.batches]
-    if unmeasured:
-        raise StatisticsError(
-            message(
-                "batches that reach a layer with running statistics",
-                "; ".join(f"{place_name(row.name)}: {row.why}" for row in unmeasured[:5]),
-                "pass forward=lambda model, batch: ... that calls the layers on tensors",
-            )
-        )
+    observer.check_reached(training)
     raise DataError(
         message(
             "batches that reach a layer with running statistics",

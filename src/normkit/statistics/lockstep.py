@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, message
-from normkit.statistics.batches import Forward, check_batch, count_samples, tensors_in, to_device
+from normkit.statistics.batches import Forward, check_batch, to_device
+from normkit.statistics.counts import count_samples, tensors_in
 from normkit.statistics.distributed import Ranks
 from normkit.statistics.preserve import is_sharded
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, message
-from normkit.handle import Skipped
+from normkit.handle import Skipped, place_name
 from normkit.kernels.moments import moments
-from normkit.statistics.batches import Forward, count_samples, note_batch, run_model
+from normkit.statistics.batches import Forward, note_batch, run_model
 from normkit.statistics.calls import CallsEstimate
+from normkit.statistics.counts import count_samples
 from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.preserve import (
     evaluation_mode,
@@ -192,6 +193,23 @@ class Observer:
             self._unread[one.name] = "None" if x is None else f"a {type(x).__name__}"
             return None
         return values.detach()
+
+    def check_reached(self, measured: Collection[str]) -> None:
+        """Raise if batches ran and nothing was measured.
+
+        Raises:
+            StatisticsError: they reached no layer, or with no values that are known.
+        """
+        if measured or not self.batches:
+            return
+        rows = [f"{place_name(row.name)}: {row.why}" for row in self.unmeasured(())]
+        raise StatisticsError(
+            message(
+                "at least one batch that reaches a layer with running statistics",
+                "none: " + "; ".join(rows[:5]),
+                "pass forward=lambda model, batch: ... that calls the layers on tensors",
+            )
+        )
 
     def unmeasured(self, measured: Collection[str]) -> list[Skipped]:
         """List the layers, or their banks, whose statistics are not among ``measured``, and why."""

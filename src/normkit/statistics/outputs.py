@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normkit.statistics.batches import tensors_in
+from normkit.statistics.counts import tensors_in
 
 __all__ = [
     "IGNORED_LABEL",

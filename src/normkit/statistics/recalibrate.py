@@ -156,7 +156,9 @@ def recalibrate(
     start = time.perf_counter()
     with observing(inner, layers) as observer, bar(progress and ranks.rank == 0) as shown:
         passes = Passes(observer, batches, forward, ranks, shown)
-        first = _checked(layers, passes.first_pass(samples, tolerance))
+        first = passes.first_pass(samples, tolerance)
+        observer.check_reached(first)
+        first = _checked(layers, first)
         units = passes.units
         result = _repeat(layers, passes, first) if layerwise else first
     for name, one in result.items():

@@ -1,0 +1,87 @@
+"""Tensors of a batch, and how many samples it has, however it nests them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["count_samples", "is_list_of_samples", "tensors_in"]
+
+
+def tensors_in(batch: object) -> list[Tensor]:
+    """Return the tensors of a batch, however it nests them."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, PackedSequence):  # the rest of it are lengths, on the CPU
+        return [batch.data]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        batch = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        return [tensor for part in batch for tensor in tensors_in(part)]
+    return []
+
+
+def count_samples(batch: object) -> int | None:
+    """Return the length of the first axis of the first tensor that has one; None without such.
+
+    Empty tensors count only if all are empty: a batch without boxes still has images. Lists of
+    samples count their samples: of images, as detectors take them, or of mappings with the same
+    keys. Graphs count themselves (``num_graphs``), and packed sequences those that are packed.
+
+    >>> import torch
+    >>> count_samples({"id": torch.tensor(3), "image": torch.zeros(8, 3, 4, 4)})
+    8
+    >>> count_samples(([torch.zeros(3, 4, 4), torch.zeros(3, 5, 6)], "targets"))
+    2
+    >>> count_samples(((torch.zeros(8, 3), torch.zeros(8, 5)), torch.zeros(8)))
+    8
+    """
+    if is_list_of_samples(batch):
+        return len(batch)  # type: ignore[arg-type]
+    parts: list[Any] = [batch]
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    elif isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence):
+        parts = list(batch)
+    lengths: list[int] = []
+    for i, part in enumerate(parts):
+        if isinstance(part, PackedSequence):
+            lengths.append(int(part.batch_sizes[0]))
+        elif isinstance(graphs := getattr(part, "num_graphs", None), int):
+            lengths.append(graphs)
+        elif _is_list_of_tensors(part) and _goes_by_sample(batch, i, part, parts):
+            lengths.append(len(part))
+        else:
+            lengths += [len(tensor) for tensor in tensors_in(part) if tensor.dim()]
+    return next((length for length in lengths if length), 0 if lengths else None)
+
+
+def _is_list_of_tensors(part: object) -> bool:
+    sequence = isinstance(part, (list, tuple)) and not isinstance(part, PackedSequence)
+    return sequence and bool(part) and all(isinstance(one, Tensor) for one in part)  # type: ignore[attr-defined]
+
+
+def _goes_by_sample(batch: object, place: int, part: Any, parts: list[Any]) -> bool:
+    """Return whether a list of tensors has a tensor for each sample, and not for each input."""
+    others = parts[:place] + parts[place + 1 :]
+    if any(isinstance(one, (list, tuple)) and len(one) == len(part) for one in others):
+        return True
+    if place or isinstance(batch, Mapping):
+        return False
+    lengths = {len(tensor) if tensor.dim() else None for tensor in part}
+    labels = [len(one) for one in others if isinstance(one, Tensor) and one.dim()]
+    return not (len(lengths) == 1 and labels and labels[0] in lengths)
+
+
+def is_list_of_samples(batch: object) -> bool:
+    """Return whether a batch is a list of mappings with the same keys."""
+    if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+        return False
+    keys = [part.keys() for part in batch if isinstance(part, Mapping)]
+    return len(keys) == len(batch) and all(each == keys[0] for each in keys)

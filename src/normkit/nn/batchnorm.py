@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.fused import Stats
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
+from normkit.nn.guards import GuardedVariance
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -56,6 +57,7 @@ class BatchStatistics(Layer, _BatchNorm):
     _kernel_signature: ClassVar[int] = fused.signature("batch", ())
     # Whether training takes moments over all samples of the batch, and no others.
     _pools_whole_batch: ClassVar[bool] = True
+    running_var = cast(Any, GuardedVariance())
 
     def __init__(
         self,
@@ -241,9 +243,10 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
             ``"debiased"`` (:mod:`normkit.nn.averages`).
 
     Note:
-        Tools for ``torch.nn``'s layers do not know ``act`` and ``average``:
-        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` silently drops both, and
-        ``torch.nn.utils.fusion`` drops ``act``. ``normkit.SyncBatchNorm`` keeps them.
+        Tools for ``torch.nn``'s layers do not know ``act`` and ``average``. The layer refuses
+        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop both, and
+        ``torch.nn.utils.fusion``, which would drop ``act``; ``normkit.SyncBatchNorm`` keeps them.
+        It refuses ``torch.jit.script``.
 
     Shape:
         input, residual and output: (N, C) or (N, C, L).

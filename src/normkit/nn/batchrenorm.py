@@ -69,6 +69,7 @@ def _limit(least: float, usual: float) -> Check:
 
 class _Renorm(BatchStatistics):
     _pools_whole_batch = False
+    _beyond = ("correction",)
     _checked: ClassVar[dict[str, Check]] = {
         **BatchStatistics._checked,
         "r_max": _limit(1, 3.0),

@@ -25,6 +25,7 @@ class Domains(BatchStatistics):
     """Shared behaviour of layers with statistics for each domain."""
 
     _domain: int | None = None
+    _beyond = ("statistics for each domain",)
     _checked: ClassVar[dict[str, Check]] = {
         **BatchStatistics._checked,
         "domains": at_least(1, "use for example 2", meaning="their number, "),

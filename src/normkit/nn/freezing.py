@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from normkit.nn.guards import GuardedVariance
+
 __all__ = [
     "FrozenMixin",
     "base_class",
@@ -38,6 +40,8 @@ class FrozenMixin(nn.Module):
     # The mode last requested by train(), restored on unfreeze. Without an annotation, which
     # torch.jit would read.
     _requested_mode = True
+    _beyond = ("frozen state",)
+    running_var = cast(Any, GuardedVariance())
 
     def train(self, mode: bool = True) -> Any:
         """Stay in evaluation mode; modules inside the layer follow ``mode``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from normkit.kernels import fused
 from normkit.kernels.call import Call, FixedStats
 from normkit.kernels.fused import Stats
 from normkit.nn.arguments import check_options
+from normkit.nn.guards import GuardedVariance
 from normkit.nn.layer import (
     Layer,
     as_leaf,
@@ -67,7 +68,7 @@ class FrozenBatchNorm2d(Layer):
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
-    running_var: Tensor
+    running_var = cast(Any, GuardedVariance())
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 
 class _Ghost(BatchStatistics):
     _pools_whole_batch = False
+    _beyond = ("ghost size",)
     _checked: ClassVar[dict[str, Check]] = {
         **BatchStatistics._checked,
         "ghost_size": at_least(1, "use for example 32", meaning="samples that share moments, "),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,7 @@ from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
 from normkit.kernels.modes import exporting, recomputing
 from normkit.nn.arguments import ATTRIBUTES, Check, check_options
+from normkit.nn.guards import refuse_script
 
 __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
 
@@ -62,6 +63,10 @@ class Layer(nn.Module):
         _name_constructor(cls)
         steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse ``torch.jit.script``, which calls this before anything else."""
+        refuse_script(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled layer, also one whose attributes had their former names."""

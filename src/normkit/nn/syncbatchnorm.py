@@ -128,9 +128,10 @@ class SyncBatchNorm(BatchStatistics):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Replace every batch normalization in ``module``, ours and ``torch.nn``'s, by this one.
 
-        All but those with statistics for each domain, which it cannot keep; and subclasses with
-        their own ``forward``, lazy layers without an input so far, and layers whose γ or β are
-        sharded or computed from other parameters: a warning names those.
+        All but those with statistics for each domain, which it cannot keep; and layers that
+        normalize by parts of the batch or correct it, subclasses with their own ``forward``, lazy
+        layers without an input so far, and layers whose γ or β are sharded or computed from other
+        parameters: a warning names those.
 
         Parameters and buffers are shared, ``state_dict`` keys stay, a layer used in several
         places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
@@ -194,4 +195,6 @@ class SyncBatchNorm(BatchStatistics):
 def _why_skipped(layer: nn.Module) -> str | None:
     if isinstance(layer, LazyModuleMixin):
         return "lazy and not yet initialized"
+    if isinstance(layer, BatchStatistics) and not layer._pools_whole_batch:
+        return "normalizes with other moments than the whole batch's"
     return "a subclass with its own forward" if has_own_forward(layer) else why_not_movable(layer)

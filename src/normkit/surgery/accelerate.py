@@ -63,6 +63,11 @@ def accelerate(model: nn.Module) -> Handle:
     Raises:
         TypeMismatchError: ``model`` is no module, or is scripted; it is unchanged.
 
+    Note:
+        Tools that look for ``torch.nn``'s exact classes, such as ``torch.ao.quantization`` and
+        ``torch.fx.experimental.optimization.fuse``, pass over the changed layers or refuse them,
+        and ``torch.jit.script`` is refused: use them before, or undo first.
+
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(2, 8))
     >>> handle = accelerate(model)
     >>> print(handle)

@@ -80,4 +80,5 @@ def why_subclass(module: nn.Module) -> str:
 
 def added_names(cls: type, base: type) -> frozenset[str]:
     """Return the attribute names that ``cls`` has and ``base`` lacks."""
-    return frozenset(dir(cls)) - frozenset(dir(base))
+    # The guard of running_var takes the name of a buffer that the layer has.
+    return frozenset(dir(cls)) - frozenset(dir(base)) - {"running_var"}

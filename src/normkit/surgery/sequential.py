@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import fx, nn
@@ -18,6 +18,7 @@ from torch.nn.modules.module import _has_any_global_hook
 import normkit.nn
 from normkit.core.activations import Act, act_of_module, has_hooks
 from normkit.nn.freezing import base_class
+from normkit.nn.guards import refuse_script
 from normkit.nn.layer import Layer
 
 __all__ = ["LAYERS", "can_fuse", "fusing_class", "pairs"]
@@ -61,6 +62,10 @@ class _Fusing(nn.Sequential):
                 input = _view_with_act(layer, act).forward(input)
                 fused = i + 1
         return input
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse ``torch.jit.script``."""
+        refuse_script(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle the base class, which can be imported by its name.

@@ -1,0 +1,92 @@
+"""Refuse tools of PyTorch that would silently drop what a layer does.
+
+Some of PyTorch's functions take any batch normalization, by ``isinstance``, and put something else
+in its place that normalizes and no more. They know nothing of an activation, of another average or
+of a frozen layer, so the model would compute something else without a word. Each reads the
+layer's ``running_var`` first; there :class:`GuardedVariance` refuses.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from torch import nn
+from torch.compiler import is_compiling
+from torch.nn.utils import fusion
+
+from normkit.errors import TypeMismatchError, message
+
+__all__ = ["GuardedVariance", "refuse_script"]
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    """Raise what ``torch.jit.script`` would otherwise bury under a stack of its own messages.
+
+    Raises:
+        TypeMismatchError: always.
+    """
+    raise TypeMismatchError(
+        message(
+            "modules whose source torch.jit.script can compile",
+            f"{type(module).__name__} of normkit",
+            "call torch.jit.trace(model.eval(), example) or torch.export.export; after "
+            "normkit.accelerate, .undo() of its handle makes the model scriptable again",
+        )
+    )
+
+
+_SYNC = nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__  # type: ignore[attr-defined]
+_FOLD = (fusion.fuse_conv_bn_eval.__code__, fusion.fuse_linear_bn_eval.__code__)
+
+
+class GuardedVariance:
+    """Descriptor of ``running_var``: the buffer, for all but functions that would drop something.
+
+    Classes name what they do beyond a plain batch normalization in a tuple ``_beyond``.
+    """
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        if not is_compiling():
+            code = sys._getframe(1).f_code
+            if code is _SYNC:
+                _refuse_sync(layer)
+            elif code in _FOLD:
+                _refuse_fold(layer)
+        for base in type(layer).__mro__:
+            other = vars(base).get("running_var", self)
+            if not isinstance(other, GuardedVariance) and hasattr(other, "__get__"):
+                return other.__get__(layer, owner)
+        for tensors in (layer._buffers, layer._parameters):
+            if "running_var" in tensors:
+                return tensors["running_var"]
+        raise AttributeError  # nn.Module.__getattr__ says of what
+
+
+def _refuse_sync(layer: Any) -> None:
+    drops = [what for base in type(layer).__mro__ for what in vars(base).get("_beyond", ())]
+    if getattr(layer, "_act", None) is not None:
+        drops.append("activation")
+    if getattr(layer, "_average", "exponential") != "exponential":
+        drops.append("average")
+    if drops:
+        raise TypeMismatchError(
+            message(
+                "layers that torch.nn.SyncBatchNorm can stand for",
+                f"{layer!r}, of which it would drop the {' and the '.join(drops)}",
+                "use normkit.SyncBatchNorm.convert_sync_batchnorm(model)",
+            )
+        )
+
+
+def _refuse_fold(layer: Any) -> None:
+    if getattr(layer, "_act", None) is not None:
+        raise TypeMismatchError(
+            message(
+                "a batch normalization without an activation to fold into the layer before",
+                f"{layer!r}, whose activation would be dropped",
+                "set layer.act = None and put the activation's module after it",
+            )
+        )

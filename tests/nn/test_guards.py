@@ -1,0 +1,103 @@
+"""What PyTorch's own tools would drop without a word is refused; what they can do, they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+import normkit as nk
+
+to_sync = nn.SyncBatchNorm.convert_sync_batchnorm
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    nk.freeze(layer)
+    return layer
+
+
+LOSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "act": (lambda: nk.BatchNorm2d(3, act="gelu"), "activation"),
+    "average": (lambda: nk.BatchNorm2d(3, average="debiased"), "average"),
+    "both": (
+        lambda: nk.BatchNorm2d(3, act="gelu", average="cumulative"),
+        "activation and the average",
+    ),
+    "ghost": (lambda: nk.GhostBatchNorm2d(3, 2), "ghost size"),
+    "renorm": (lambda: nk.BatchRenorm2d(3), "correction"),
+    "domains": (lambda: nk.nn.DomainBatchNorm2d(3, 2), "statistics for each domain"),
+    "frozen": (lambda: frozen(nk.BatchNorm2d(3)), "frozen state"),
+    "frozen, of torch.nn": (lambda: frozen(nn.BatchNorm2d(3)), "frozen state"),
+}
+
+
+@pytest.mark.parametrize("name", LOSES)
+def test_conversion_to_torchs_sync_refuses_what_it_would_drop(name: str) -> None:
+    make, what = LOSES[name]
+    layer = make()
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+    with pytest.raises(nk.TypeMismatchError, match=f"would drop the {what}"):
+        to_sync(model)
+    assert model[1] is layer
+
+
+def test_conversion_to_torchs_sync_of_what_it_can_keep() -> None:
+    layers = [nk.BatchNorm2d(3), nk.BatchNorm2d(3, momentum=None, affine=False), nn.BatchNorm2d(3)]
+    nk.accelerate(layers[2])
+    for layer in layers:
+        converted = to_sync(layer)
+        assert type(converted) is nn.SyncBatchNorm
+        assert converted.running_var is layer.running_var
+
+
+@pytest.mark.parametrize("make", [nk.BatchNorm2d, nk.FrozenBatchNorm2d, nk.SyncBatchNorm])
+def test_folding_refuses_to_drop_an_activation(make: Any) -> None:
+    conv, layer = nn.Conv2d(3, 3, 1).eval(), make(3).eval()
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(fuse_conv_bn_eval(conv, layer)(x), layer(conv(x)))
+    with pytest.raises(nk.TypeMismatchError, match="activation would be dropped"):
+        fuse_conv_bn_eval(conv, make(3, act="silu").eval())
+
+
+def test_folding_into_a_linear_layer() -> None:
+    linear, x = nn.Linear(4, 3).eval(), torch.randn(5, 4)
+    layer = frozen(nn.BatchNorm1d(3)).eval()
+    torch.testing.assert_close(fuse_linear_bn_eval(linear, layer)(x), layer(linear(x)))
+    with pytest.raises(nk.TypeMismatchError, match="activation would be dropped"):
+        fuse_linear_bn_eval(linear, nk.BatchNorm1d(3, act="silu").eval())
+
+
+@pytest.mark.parametrize("make", [lambda: nk.BatchNorm2d(3), lambda: frozen(nn.BatchNorm2d(3))])
+def test_guarded_buffer_is_an_ordinary_buffer(make: Callable[[], nn.Module]) -> None:
+    layer: Any = make()
+    assert layer.running_var is layer._buffers["running_var"]
+    layer.running_var = torch.full((3,), 2.0)
+    assert bool((layer.state_dict()["running_var"] == 2).all())
+    layer.register_buffer("running_var", torch.ones(3))
+    del layer.running_var
+    assert not hasattr(layer, "running_var")
+    with pytest.raises(AttributeError, match="no attribute 'running_var'"):
+        _ = layer.running_var
+    layer.register_buffer("running_var", torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_script_says_at_once_what_to_do() -> None:
+    accelerated = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    handle = nk.accelerate(accelerated)
+    layers = [getattr(nk, name) for name in dir(nk) if "Norm" in name]
+    own = [layer(3) for layer in layers if layer in (nk.BatchNorm2d, nk.LayerNorm, nk.RMSNorm)]
+    for layer in own:
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+        with pytest.raises(nk.TypeMismatchError, match=r"call torch.jit.trace") as raised:
+            torch.jit.script(model)
+        assert len(str(raised.value)) < 400 and model[1] is layer
+    with pytest.raises(nk.TypeMismatchError, match="undo"):
+        torch.jit.script(accelerated)
+    handle.undo()
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(torch.jit.script(accelerated.eval())(x), accelerated(x))

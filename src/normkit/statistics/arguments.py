@@ -232,22 +232,31 @@ def describe(value: object, depth: int = 2) -> str:
         return repr(value) if value is None else f"the {name} {value!r}"
     if isinstance(value, Mapping):
         return (
-            f"a {name} with {_some([str(key) for key in value])}" if value else f"an empty {name}"
+            f"{_with_article(name)} with {_some([str(key) for key in value])}"
+            if value
+            else f"an empty {name}"
         )
     if isinstance(value, (list, tuple)):
         if not depth:
-            return f"a {name} of {len(value)}"
+            return f"{_with_article(name)} of {len(value)}"
         parts = [describe(part, depth - 1) for part in value[:SHOWN]]
         more = f" and {len(value) - SHOWN} more" if len(value) > SHOWN else ""
-        return f"a {name} with {', '.join(parts)}{more}" if parts else f"an empty {name}"
+        return (
+            f"{_with_article(name)} with {', '.join(parts)}{more}" if parts else f"an empty {name}"
+        )
     if callable(value) and hasattr(value, "__qualname__") and not isinstance(value, nn.Module):
         inner = value.__qualname__.rpartition(".")[2]
         return "a lambda" if inner == "<lambda>" else f"the function {inner}"
     shape = getattr(value, "shape", None)
     if type(value).__module__ == "numpy" and isinstance(shape, tuple):
         return f"a {shape} {name} of {getattr(value, 'dtype', 'numbers')}"
-    article = "an" if name[:1].lower() in "aeio" else "a"
-    return f"{article} {name}"
+    return _with_article(name)
+
+
+def _with_article(name: str) -> str:
+    # Of several capitals the first is read as a letter: an SGD.
+    vowels = "AEFHILMNORSX" if name[:2].isupper() else "AEIOaeio"
+    return f"{'an' if name[:1] in vowels else 'a'} {name}"
 
 
 def _some(names: list[str]) -> str:

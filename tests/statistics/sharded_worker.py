@@ -13,8 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
 
 import normkit as nk
+from normkit.statistics import average_buffers
 
 SIZES = ([3, 1], [4, 0], [0, 4], [2, 2])
 
@@ -126,6 +128,13 @@ def main(rank: int, rendezvous: str, out: Path, kind: str) -> None:
         ):  # fmt: skip
             compared = nk.consistency(net, those, samples=samples, progress=False)
             result[f"{name} {what}"] = compared.samples, compared.layers
+        mesh = init_device_mesh("cpu", (2,))
+        tensors = distribute_module(nn.Sequential(nn.Linear(3, 3), package.BatchNorm1d(3)), mesh)
+        some = [distribute_tensor(torch.ones(2, 3), mesh, [Replicate()])]
+        result[f"{name} distributed"] = [
+            refused(lambda run=run, tensors=tensors, some=some: run(tensors, some))
+            for run in (nk.recalibrate, nk.consistency, lambda net, _: average_buffers(net))
+        ]
         kept = [b.clone() for b in net.buffers()]
         result[f"{name} failing"] = refused(
             lambda net=net, mine=mine: nk.recalibrate(

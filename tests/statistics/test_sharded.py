@@ -35,6 +35,7 @@ def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
             assert all(map(torch.equal, plain, looked))
             assert result[f"{name} unchanged"]
             assert "at least one batch" in result[f"{name} empty"]
+            assert all("its statistics are distributed" in e for e in result[f"{name} distributed"])
             one = result[f"{name} alone"]
             assert one == "nothing" if kind == "ddp" else "process_group=False" in one
         # Each by itself, whatever the others have.

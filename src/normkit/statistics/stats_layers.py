@@ -14,6 +14,7 @@ from normkit.handle import Skipped
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.stats_spec import StatsSpec, stats_spec, why_unknown
 from normkit.statistics.arguments import check_has_values, check_model
+from normkit.statistics.preserve import is_sharded
 from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 
 __all__ = [
@@ -116,11 +117,12 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
                     "run the model once on any batch",
                 )
             )
-        frozen = _why_frozen(layer, model, kept)
-        if frozen is None:
-            layers.append(NormLayer(name, layer, spec))
+        one = NormLayer(name, layer, spec)
+        why = _why_frozen(layer, model, kept) or _why_distributed(one, model)
+        if why is None:
+            layers.append(one)
         else:
-            skipped.append(Skipped(name, type(layer), frozen))
+            skipped.append(Skipped(name, type(layer), why))
     if not layers:
         rows = "; ".join(f"{row.name or 'the model'}: {row.why}" for row in skipped[:5])
         raise StatisticsError(
@@ -144,6 +146,15 @@ def _why_frozen(layer: nn.Module, model: nn.Module, kept: Container[int]) -> str
         return KEPT
     if model.training and not layer.training:
         return "frozen: in evaluation mode while the model trains"
+    return None
+
+
+def _why_distributed(one: NormLayer, model: nn.Module) -> str | None:
+    """Say why a layer's statistics are not this process's to write, or None."""
+    distributed = any(hasattr(tensor, "device_mesh") for tensor in one.tensors)
+    parameters = any(isinstance(tensor, nn.Parameter) for tensor in one.tensors)
+    if distributed or (parameters and is_sharded(model)):
+        return "its statistics are distributed; measure the model before distributing them"
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
 
 import normkit as nk
@@ -21,33 +21,15 @@ from normkit.statistics import average_buffers
 SIZES = ([3, 1], [4, 0], [0, 4], [2, 2])
 
 
-class FullyShardedDataParallel(nn.Module):
-    """Needs all ranks in each forward, and its end, as the real one, which needs a GPU."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._fsdp_wrapped_module = module
-        self.process_group = dist.group.WORLD
-        self.idle = True
-
-    def forward(self, x: Tensor) -> Any:
-        assert self.idle, "the last forward has not ended"
-        self.idle = False
-        both = torch.zeros(2)
-        dist.all_gather_into_tensor(both, torch.ones(1))
-        out = self._fsdp_wrapped_module(x)
-        self.idle = True
-        return out
-
-
 def model(package: Any, kind: str = "plain") -> nn.Module:
     """The same in every process, before it is sharded."""
     torch.manual_seed(11)
     inner = nn.Sequential(nn.Conv2d(4, 4, 3), package.BatchNorm2d(4))
     net = nn.Sequential(nn.Conv2d(3, 4, 3), package.BatchNorm2d(4), nn.ReLU(), inner)
     if kind == "fsdp1":
-        net[3] = FullyShardedDataParallel(inner)
-        return FullyShardedDataParallel(net)
+        options: Any = {"device_id": torch.device("cpu"), "use_orig_params": True}
+        net[3] = FullyShardedDataParallel(inner, **options)
+        return FullyShardedDataParallel(net, **options)
     if kind in ("fsdp2", "inner"):
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         fully_shard(inner, mesh=mesh)
@@ -94,8 +76,10 @@ def trained(net: nn.Module, rank: int, look: Any = None) -> list[Tensor]:
             look(net)
         optimizer.step()
         optimizer.zero_grad()
-    tensors = [*net.parameters(), *net.buffers()]
-    return [getattr(t, "full_tensor", lambda t=t: t)().detach().clone() for t in tensors]
+    wrapped = isinstance(net, FullyShardedDataParallel)
+    with FullyShardedDataParallel.summon_full_params(net) if wrapped else torch.no_grad():
+        tensors = [*net.parameters(), *net.buffers()]
+        return [getattr(t, "full_tensor", lambda t=t: t)().detach().clone() for t in tensors]
 
 
 def main(rank: int, rendezvous: str, out: Path, kind: str) -> None:

@@ -115,32 +115,46 @@ def is_sharded(model: nn.Module) -> bool:
 
     FSDP of both kinds, also FairScale's, and DeepSpeed's ZeRO-3.
     """
-    # By name: importing them takes seconds, and not every torch has both.
     return any(
-        cls.__name__ in ("FSDPModule", "FullyShardedDataParallel")
+        _is_a(module, "FSDPModule") or _is_a(module, "FullyShardedDataParallel")
         for module in model.modules()
-        for cls in type(module).__mro__
     ) or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _is_a(module: nn.Module, name: str) -> bool:
+    # By name: importing the classes takes seconds, and not every torch has both.
+    return any(cls.__name__ == name for cls in type(module).__mro__)
 
 
 @contextlib.contextmanager
 def preserve_shards(model: nn.Module) -> Iterator[None]:
     """Drop gathered weights on exit, where ``model`` had sharded ones on entry.
 
-    ``fully_shard`` keeps those of the outermost module after a forward. An optimizer's step in
-    between would not reach them, and the next forward would run on former weights.
+    FSDP keeps those of the outermost module after a forward. An optimizer's step in between would
+    not reach them or the shards, and the next forward would run on former weights.
     """
-    sharded: list[Any] = [
-        module
-        for module in model.modules()
-        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
-        and all(hasattr(parameter, "device_mesh") for parameter in module.parameters())
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if _is_a(module, "FSDPModule"):
+                if all(hasattr(parameter, "device_mesh") for parameter in module.parameters()):
+                    stack.callback(module.reshard)  # type: ignore[operator]
+            elif _is_a(module, "FullyShardedDataParallel"):
+                handle: Any = getattr(module, "_handle", None)
+                if handle is not None and not _is_gathered(handle):
+                    stack.callback(_reshard, module, handle)
         yield
-    finally:
-        for module in sharded:
-            module.reshard()
+
+
+def _is_gathered(handle: Any) -> bool:
+    # It gets the attribute at its first forward, unless it shards nothing.
+    return hasattr(handle.flat_param, "_full_param_padded") and not handle.needs_unshard()
+
+
+def _reshard(module: Any, handle: Any) -> None:
+    """Drop the gathered weights of a FullyShardedDataParallel, which has no method for it."""
+    if _is_gathered(handle):
+        runtime = sys.modules["torch.distributed.fsdp._runtime_utils"]
+        runtime._reshard(module, handle, True)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ FULL := --preset full --store runs/lab.sqlite
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo full test test-layers test-slow check lint types sanitize clean
+.PHONY: help demo full test test-layers test-slow sweep check lint types sanitize clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-layers: $(VENV)/dev.stamp  ## the same without the lab and its report
 
 test-slow: $(VENV)/dev.stamp  ## the tests that need minutes
 	$(BIN)/python -m pytest -m slow
+
+sweep: $(VENV)/dev.stamp  ## models and batches by grammar against every tool, for an hour
+	$(BIN)/python -m tests.sweep --minutes 60 --seed $$(date +%j) --jobs 1
 
 check: lint types test  ## lint, types and tests, as in CI
 

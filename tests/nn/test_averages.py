@@ -34,9 +34,8 @@ def test_against_the_definition(kind: str, momentum: float, sizes: list[int], se
     means, variances = [b.mean(0) for b in batches], [b.var(0) for b in batches]
     mean = reference.ema(means, momentum, torch.zeros(3), kind)
     var = reference.ema(variances, momentum, torch.ones(3), kind)
-    # The share of a step that depends on the count is computed in float32.
-    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(layer.running_var, var, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.running_var, var, rtol=1e-12, atol=1e-12)
     assert int(layer.num_batches_tracked) == len(sizes)
 
 

@@ -64,6 +64,16 @@ def test_each_bank_is_a_batch_normalization_of_its_own(
             assert torch.equal(layer(x), plain[k].eval()(x))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_more_domains_than_channels(shared: bool) -> None:
+    layer = DomainBatchNorm1d(1, D, shared, average="debiased").double()
+    plain = nk.BatchNorm1d(1, average="debiased").double()
+    for x in torch.randn(3, 8, 1, dtype=torch.float64):
+        with use_domain(layer, D - 1):
+            torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=0)
+    assert torch.equal(layer.running_var[D - 1], plain.running_var)
+
+
 def test_training_one_domain_leaves_the_others_bit_for_bit() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), DomainBatchNorm2d(4, D, share_affine=False))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -58,10 +58,13 @@ def check_average(average: str, momentum: float | None) -> None:
         )
 
 
-def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tensor:
+def share(
+    average: str, momentum: float | None, tracked: Tensor, dtype: torch.dtype = torch.float32
+) -> float | Tensor:
     """Share :math:`s_t` of the newest value after ``tracked`` batches, this one included.
 
-    A tensor where it depends on the count, so that no device has to be waited for.
+    A tensor where it depends on the count, so that no device has to be waited for; computed in
+    ``dtype``, that of the statistics where it is wider than float32.
 
     >>> share("debiased", 0.1, torch.tensor(1)), share("cumulative", 0.1, torch.tensor(4))
     (tensor(1.), tensor(0.2500))
@@ -71,12 +74,12 @@ def share(average: str, momentum: float | None, tracked: Tensor) -> float | Tens
     if momentum == 0:  # the usual way to hold a layer's statistics still
         return 0.0
     if average == "cumulative" or momentum is None:
-        return 1.0 / tracked.to(torch.float32)
+        return 1.0 / tracked.to(dtype)
     if average == "debiased":
         if momentum == 1:
             return 1.0
         # 1 − (1 − m)^t without cancellation for small m.
-        log_decay = tracked.to(torch.float32) * math.log1p(-momentum)
+        log_decay = tracked.to(dtype) * math.log1p(-momentum)
         return (momentum / -torch.expm1(log_decay)).clamp_max(1.0)
     return momentum
 

@@ -195,7 +195,8 @@ class BatchStatistics(Layer, _BatchNorm):
     ) -> None:
         share: float | Tensor = self.momentum or 0.0
         if tensors.tracked is not None:
-            share = averages.share(self.average, self.momentum, tensors.tracked)
+            wide = torch.promote_types(torch.float32, mean.dtype)
+            share = averages.share(self.average, self.momentum, tensors.tracked, wide)
         if isinstance(count, Tensor):
             # Counted across processes. If all were empty the step has length zero, so that no
             # device has to be waited for.

@@ -93,9 +93,9 @@ class Domains(BatchStatistics):
     def _layer_tensors(self) -> LayerTensors:
         k = self.chosen()
         all_domains = super()._layer_tensors()
-        rows = [None if t is None else t[k] for t in all_domains]
-        affine = all_domains[:2] if self.share_affine else rows[:2]
-        return LayerTensors(*affine, *rows[2:])
+        shared = 2 if self.share_affine else 0  # γ and β have no rows
+        rows = [None if t is None else t[k] for t in all_domains[shared:]]
+        return LayerTensors(*all_domains[:shared], *rows)
 
     def _fused_forward(
         self,

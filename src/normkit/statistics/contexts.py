@@ -31,11 +31,11 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     Within the block the model is in evaluation mode: dropout is off, and no running statistic or
     counter is updated. Only its layers with running statistics, as
     :func:`normkit.nn.stats_spec.stats_spec` knows them, normalize as they do in training: by the
-    batch, by ghost batches, across processes; also after ``model.eval()``, with which many
-    evaluation functions begin. Frozen layers stay frozen, and those that the model's own
-    ``train()`` keeps in evaluation mode. A subclass that overrides ``forward``
-    and is not registered stays in evaluation mode, and a warning names it. On exit everything is
-    restored, after an exception too.
+    batch (without renormalization's correction towards the running statistics), by ghost batches,
+    across processes; also after ``model.eval()``, with which many evaluation functions begin.
+    Frozen layers stay frozen, and those that the model's own ``train()`` keeps in evaluation mode.
+    A subclass that overrides ``forward`` and is not registered stays in evaluation mode, and a
+    warning names it. On exit everything is restored, after an exception too.
 
     Args:
         model: any module with a layer that keeps running statistics and is not frozen.

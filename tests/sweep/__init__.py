@@ -1,0 +1,1 @@
+"""Models and batches by grammar, and every tool held to its promise on them."""

@@ -1,0 +1,402 @@
+"""The grammar: a program draws its model as text, so what is printed is what was run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections import Counter
+from typing import Any
+
+from hypothesis import strategies as st
+
+import normkit
+from tests.sweep import pieces
+from tests.sweep.trial import SkipTrial
+
+__all__ = ["COMPILED", "COUNTS", "WRAPPERS", "Built", "Program", "norms", "programs"]
+
+COUNTS: Counter[str] = Counter()
+"""Models built so far."""
+
+Draw = Any
+Shape = tuple[int, ...]  # without the batch axis: (C, *space)
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """The objects that a program defines."""
+
+    model: Any
+    inputs: list[Any]
+    batches: Any
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Program:
+    """A model, what was done to it, and batches for it, as lines of Python."""
+
+    definitions: tuple[str, ...]
+    model: str
+    changes: tuple[str, ...]
+    inputs: str
+    batches: str
+
+    @property
+    def dtype(self) -> str:
+        """The type of the inputs."""
+        return self.inputs.rpartition("torch.")[2].rstrip(")")
+
+    @property
+    def precision(self) -> str:
+        """The type that limits how exact results are."""
+        narrow = self.dtype == "float64" and "half_norm" in str(self)
+        return "float32" if narrow else self.dtype
+
+    @property
+    def clean(self) -> bool:
+        """True if nothing is odd: to refuse it would be wrong."""
+        return (
+            len(self.changes) == 1
+            and self.inputs.startswith(("data((6, 6, 6)", "data((16,"))
+            and any(value in self.inputs for value in ("'normal'", "'unlike'"))
+            and self.dtype in ("float64", "float32")
+            and not any(word in self.model for word in ("Domain", "Holds"))
+        )
+
+    def call(self, model: Any, x: Any) -> Any:
+        """Run the model on one batch's input."""
+        return model(x=x) if "Variadic(" in self.model else model(x)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                "from tests.sweep.pieces import *",
+                "torch.manual_seed(0)",
+                *self.definitions,
+                f"model = {self.model}",
+                *self.changes,
+                f"inputs = {self.inputs}",
+                f"batches = {self.batches}",
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"\n{self}\n"
+
+    def build(self) -> Built:
+        """Run the lines.
+
+        Raises:
+            SkipTrial: normkit refuses what the program asks for.
+        """
+        COUNTS["built"] += 1
+        names: dict[str, Any] = {name: getattr(pieces, name) for name in pieces.__all__}
+        text = str(self).partition("\n")[2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                exec(compile(text, "<program>", "exec"), names)
+            except normkit.NormkitError as error:
+                raise SkipTrial(f"refused when built: {type(error).__name__}") from error
+        return Built(names["model"], list(names["inputs"]), names["batches"])
+
+
+ACTS = ["None", "'relu'", "'silu'", "'gelu'", "'leaky_relu'", "('leaky_relu', 0.2)", "nn.ReLU()",
+        "nn.LeakyReLU(0.3)", "nn.SiLU()"]  # fmt: skip
+MODULES = ["nn.ReLU()", "nn.SiLU()", "nn.GELU()", "nn.ReLU(inplace=True)", "nn.LeakyReLU(0.2)",
+           "nn.Tanh()", "nn.ReLU6()", "nn.Hardswish()"]  # fmt: skip
+BATCH = {
+    "momentum": ["0.5", "None", "1.0", "0.0"],
+    "eps": ["1e-3", "0.5", "1e-12"],
+    "affine": ["False"],
+    "track_running_stats": ["False"],
+    "bias": ["False"],
+}
+AVERAGE = {"average": ["'cumulative'", "'debiased'"]}
+ACT = {"act": ACTS[1:]}
+INSTANCE = {"affine": ["True"], "track_running_stats": ["True"], "eps": ["1e-3"],
+            "momentum": ["0.5", "1.0"]}  # fmt: skip
+GROUP = {"affine": ["False"], "eps": ["1e-3", "0.5"], "bias": ["False"]}
+
+
+def _options(draw: Draw, *choices: dict[str, list[str]]) -> str:
+    """Draw few of the constructor's options."""
+    every = {name: values for part in choices for name, values in part.items()}
+    names = draw(st.lists(st.sampled_from(sorted(every)), max_size=2, unique=True))
+    return "".join(f", {name}={draw(st.sampled_from(every[name]))}" for name in names)
+
+
+def _of_torch(draw: Draw, shape: Shape) -> str:
+    c, rank = shape[0], len(shape) - 1
+    kinds = ["Batch", "Batch", "Batch", "Sync", "Group", "Layer"]
+    kinds += ["Instance", "RMS"] if rank and math.prod(shape[1:]) > 1 else []
+    kind = draw(st.sampled_from(kinds))
+    if kind == "Batch":
+        return f"nn.BatchNorm{max(rank, 1)}d({c}{_options(draw, BATCH)})"
+    if kind == "Sync":
+        return f"nn.SyncBatchNorm({c}{_options(draw, BATCH)})"
+    if kind == "Instance":
+        return f"nn.InstanceNorm{rank}d({c}{_options(draw, INSTANCE)})"
+    if kind == "Group":
+        return f"nn.GroupNorm({draw(st.sampled_from([1, c]))}, {c}{_options(draw, GROUP)})"
+    return _last_axes(draw, "nn", kind, shape)
+
+
+def _last_axes(draw: Draw, package: str, kind: str, shape: Shape) -> str:
+    last = draw(st.sampled_from([shape, shape[-1:]]))
+    options = "" if package == "nn" else _options(draw, ACT)
+    return f"{package}.{kind}Norm({last}{options})"
+
+
+def _of_ours(draw: Draw, shape: Shape) -> str:
+    c, rank = shape[0], len(shape) - 1
+    d = max(rank, 1)
+    kinds = ["Batch", "Batch", "Batch", "Sync", "Group", "Layer", "Scale"]
+    kinds += ["Ghost", "Renorm", "Domain", "Ghost", "Renorm"] if rank < 3 else []
+    spatial = math.prod(shape[1:]) > 1
+    kinds += ["Instance", "RMS"] if rank and spatial else []
+    kinds += ["Layer2d", "Frozen"] if rank == 2 else []
+    kinds += ["Half"] if rank == 2 and spatial else []
+    kind = draw(st.sampled_from(kinds))
+    batch = (BATCH, AVERAGE, ACT)
+    if kind == "Batch":
+        return f"nk.BatchNorm{d}d({c}{_options(draw, *batch)})"
+    if kind == "Sync":
+        return f"nk.SyncBatchNorm({c}{_options(draw, *batch)})"
+    if kind == "Ghost":
+        size = draw(st.sampled_from([2, 3, 8]))
+        return f"nk.GhostBatchNorm{d}d({c}, {size}{_options(draw, *batch)})"
+    if kind == "Renorm":
+        limits = {"r_max": ["1.0", "3.0"], "d_max": ["0.0", "5.0"]}
+        return f"nk.BatchRenorm{d}d({c}{_options(draw, *batch, limits)})"
+    if kind == "Domain":
+        domains, shared = draw(st.sampled_from([1, 2])), {"share_affine": ["False"]}
+        return f"nk.DomainBatchNorm{d}d({c}, {domains}{_options(draw, *batch, shared)})"
+    if kind == "Frozen":
+        return f"nk.FrozenBatchNorm2d({c}{_options(draw, ACT)})"
+    if kind == "Instance":
+        return f"nk.InstanceNorm{rank}d({c}{_options(draw, INSTANCE, ACT)})"
+    if kind == "Group":
+        return f"nk.GroupNorm({draw(st.sampled_from([1, c]))}, {c}{_options(draw, GROUP, ACT)})"
+    if kind == "Half":
+        return f"nk.HalfInstanceNorm2d({c}{_options(draw, ACT)})"
+    if kind == "Layer2d":
+        return f"nk.LayerNorm2d({c}{_options(draw, ACT)})"
+    if kind == "Scale":
+        return f"nk.Scale({c}{_options(draw, ACT)})"
+    return _last_axes(draw, "nk", kind, shape)
+
+
+FOREIGN: dict[int, list[str]] = {
+    0: ["Plain1d", "PlainOurs1d", "OwnNorm", "Registered", "ChannelsLast"],
+    1: ["Plain1d", "PlainOurs1d", "LastAxis", "OwnNorm", "Registered", "ChannelsLast"],
+    2: [
+        "Plain2d", "PlainOurs2d", "Masked", "Prescaled", "PrescaledOurs", "BatchNormAct2d",
+        "OwnNorm", "Registered", "ChannelsLast", "FrozenBatchNorm2d", "DetrFrozenBatchNorm2d",
+    ],
+    3: ["OwnNorm", "Registered", "ChannelsLast"],
+}  # fmt: skip
+
+
+def _foreign(draw: Draw, shape: Shape) -> str:
+    name = draw(st.sampled_from(FOREIGN[len(shape) - 1]))
+    return f"{name}({shape[-1 if name == 'LastAxis' else 0]})"
+
+
+def norms(draw: Draw, shape: Shape, kinds: str = "torch ours foreign") -> str:
+    """Draw a normalization layer for inputs of this shape."""
+    kind = draw(st.sampled_from(kinds.split()))
+    if kind == "domain":
+        d, domains = max(len(shape) - 1, 1), draw(st.sampled_from([2, 3, 1]))
+        options = _options(draw, BATCH, AVERAGE, ACT, {"share_affine": ["False"]})
+        return (
+            f"nk.DomainBatchNorm{d}d({shape[0]}, {domains}{options})" if d < 3 else "nn.Identity()"
+        )
+    return {"torch": _of_torch, "ours": _of_ours, "foreign": _foreign}[kind](draw, shape)
+
+
+class _Model:
+    """Draws a model, keeping the shape that its activations have."""
+
+    def __init__(self, draw: Draw, kinds: str) -> None:
+        self.draw, self.kinds = draw, kinds
+        self.definitions: list[str] = []
+        self._shared: dict[tuple[int, int], str] = {}
+
+    def norm(self, shape: Shape) -> str:
+        """Draw a layer, now and then one that stands elsewhere already."""
+        key = (shape[0], len(shape))
+        how = self.draw(st.sampled_from(["new"] * 6 + ["shared", "residual"]))
+        if how == "shared":
+            if key not in self._shared:
+                c, d = shape[0], max(len(shape) - 1, 1)
+                package = self.draw(st.sampled_from(["nn", "nk"]))
+                name = f"shared{len(self._shared)}"
+                self.definitions.append(f"{name} = {package}.BatchNorm{d}d({c})")
+                self._shared[key] = name
+            return self._shared[key]
+        if how == "residual" and "ours" in self.kinds:
+            return f"Shortcut({_of_ours(self.draw, shape)})"
+        return norms(self.draw, shape, self.kinds)
+
+    def body(self, shape: Shape, depth: int, most: int = 4) -> tuple[str, Shape]:
+        """Draw a Sequential of blocks."""
+        blocks: list[str] = []
+        for _ in range(self.draw(st.integers(1, most))):
+            block, shape = self.block(shape, depth)
+            blocks.append(block)
+        return f"nn.Sequential({', '.join(blocks)})", shape
+
+    def same(self, shape: Shape, depth: int) -> str:
+        """Draw a body that keeps the shape."""
+        c, rank = shape[0], len(shape) - 1
+        linear = f"nn.Conv{rank}d({c}, {c}, 1)" if rank else f"nn.Linear({c}, {c})"
+        if depth and self.draw(st.booleans()):
+            inner = self.same(shape, depth - 1)
+            return f"nn.Sequential({inner}, {self.norm(shape)})"
+        return f"nn.Sequential({linear}, {self.norm(shape)})"
+
+    def block(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+        """Draw one block: a layer or a structure around others."""
+        c, rank = shape[0], len(shape) - 1
+        kinds = ["norm", "norm", "linear", "act", "dropout"]
+        if depth:
+            kinds += ["sequential", "residual", "twice", "levels", "siamese", "unused", "again"]
+            kinds += ["branches"] if rank == 2 else []
+        if rank == 1:
+            kinds += ["swap", "attention"]
+        if rank:
+            kinds += ["pool", "pool to one", "flatten"]
+        return self._block(self.draw(st.sampled_from(kinds)), shape, c, rank, depth)
+
+    def _block(self, kind: str, shape: Shape, c: int, rank: int, depth: int) -> tuple[str, Shape]:
+        draw = self.draw
+        if kind == "linear":
+            wide = draw(st.sampled_from([4, 3, 6]))
+            if not rank:
+                return f"nn.Linear({c}, {wide})", (wide,)
+            bias = draw(st.sampled_from(["", ", bias=False"]))
+            return f"nn.Conv{rank}d({c}, {wide}, 3, padding=1{bias})", (wide, *shape[1:])
+        if kind == "act":
+            return draw(st.sampled_from(MODULES)), shape
+        if kind == "dropout":
+            return "nn.Dropout()", shape
+        if kind == "pool" and min(shape[1:]) > 1:
+            return f"nn.AvgPool{rank}d(2)", (c, *(s // 2 for s in shape[1:]))
+        if kind == "pool to one":
+            return f"nn.AdaptiveAvgPool{rank}d(1)", (c, *(1 for _ in shape[1:]))
+        if kind == "flatten" and math.prod(shape) <= 64:
+            return "nn.Flatten()", (math.prod(shape),)
+        if kind == "swap":
+            return "Swap()", shape[::-1]
+        if kind == "attention":
+            return f"Attention({c})", shape
+        if kind == "sequential":
+            return self.body(shape, depth - 1, 3)
+        if kind == "residual":
+            return f"Residual({self.same(shape, depth - 1)})", shape
+        if kind == "twice":
+            return f"Twice({self.same(shape, depth - 1)})", shape
+        if kind == "again":
+            return f"Again({self.same(shape, depth - 1)})", shape
+        if kind == "siamese":
+            return f"Siamese({self.same(shape, depth - 1)})", shape
+        if kind == "levels":
+            return f"Levels({self.same(shape, depth - 1)})", (3 * c, *shape[1:])
+        if kind == "unused":
+            return f"Unused({self.same(shape, depth - 1)}, {self.norm(shape)})", shape
+        if kind == "branches":
+            pooled = f"nn.AdaptiveAvgPool2d(1), {self.same((c, 1, 1), depth - 1)}"
+            first = self.same(shape, depth - 1)
+            return f"Branches({first}, nn.Sequential({pooled}))", (2 * c, *shape[1:])
+        after = draw(st.sampled_from([None, None, "nn.LeakyReLU(0.2)", *MODULES]))
+        return ", ".join([self.norm(shape), *([after] if after else [])]), shape
+
+
+CHANGES = [
+    "model.eval()",
+    "norm(model, {k}).eval()",
+    "norm(model, {k}).momentum = 0",
+    "norm(model, {k}).requires_grad_(False)",
+    "_ = nk.freeze(norm(model, {k}))",
+    "_ = nk.accelerate(model)",
+    "_ = nk.convert(model, 'batch')",
+    "_ = nk.convert(model, ('ghost', 2))",
+    "tie(model)",
+    "_ = norm(model, {k}).register_forward_hook(lambda module, args, y: 2 * y)",
+    "_ = norm(model, {k}).register_forward_pre_hook(lambda module, args: (args[0] + 1, *args[1:]))",
+    "prune_weight(norm(model, {k}))",
+    "bound_weight(norm(model, {k}))",
+    "replace_forward(norm(model, {k}))",
+    "to_inference(norm(model, {k}))",
+    "half_norm(norm(model, {k}))",
+    "model = copy.deepcopy(model)",
+    "model.requires_grad_(False)",
+    "model = model.to(memory_format=torch.channels_last)",
+    "step(model)",
+]
+WRAPPERS = ["nn.DataParallel({m})", "AveragedModel({m})"]
+COMPILED = "torch.compile({m}, backend='eager')"
+"""Importing the compiler takes longer than the tests may: only the long run adds it."""
+
+
+@st.composite
+def programs(
+    draw: Draw,
+    kinds: str = "torch ours foreign",
+    outputs: bool = True,
+    deep: int = 2,
+    values: tuple[str, ...] = ("normal", "unlike", "sorted", "constant", "offset", "nan"),
+) -> Program:
+    """Draw a program."""
+    shape = draw(st.sampled_from([(4, 4, 4), (4,), (3, 5), (2, 1, 1), (3, 1), (2, 2, 3, 2)]))
+    model = _Model(draw, kinds)
+    text, out = model.body(shape, deep)
+    changes = ["scramble(model)"]
+    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
+        changes.append(draw(st.sampled_from(CHANGES)).format(k=draw(st.integers(0, 3))))
+    changes = [c for c in changes if len(shape) == 3 or "channels_last" not in c]
+    sizes = draw(
+        st.sampled_from(
+            [(6, 6, 6), (4, 4, 4, 3), (8,), (9, 9, 9, 9, 1), (2, 2, 2, 2), (1, 1, 1, 1), (5, 0, 3),
+             (16,) * 6, (), (0,), (1,)]
+        )
+    )  # fmt: skip
+    dtype = draw(st.sampled_from(["float64", "float32", "bfloat16", "float16"]))
+    if dtype != "float32":
+        changes.insert(1, f"model = model.to(torch.{dtype})")
+    value = draw(st.sampled_from(values))
+    inputs = f"data({sizes}, {shape}, {value!r}, torch.{dtype})"
+    batches, whole = _batches(draw, sizes, model, text, outputs, out)
+    if draw(st.integers(0, 9)) == 9:
+        whole = draw(st.sampled_from(WRAPPERS)).format(m=whole)
+    return Program(tuple(model.definitions), whole, tuple(changes), inputs, batches)
+
+
+def _batches(
+    draw: Draw, sizes: tuple[int, ...], model: _Model, text: str, outputs: bool, out: Shape
+) -> tuple[str, str]:
+    """Draw how batches hold the inputs, and a model around the body that takes them so."""
+    how = draw(st.sampled_from(["plain", "pairs", "lists", "dicts", "loader", "stream", "variadic",
+                                "holds", "scalars", "returns"]))  # fmt: skip
+    if how == "pairs":
+        return "as_pairs(inputs)", text
+    if how == "lists":
+        return "as_lists(inputs)", text
+    if how == "dicts":
+        return "as_dicts(inputs)", f"Keyword({text})"
+    if how == "scalars":
+        return "as_scalars(inputs)", f"Keyword({text})"
+    if how == "variadic":
+        return "as_scalars(inputs)", f"Variadic({text})"
+    if how == "loader" and sum(sizes) and len({*sizes[:-1]}) == 1 and sizes[-1] <= sizes[0]:
+        return f"as_loader(inputs, {sizes[0]})", text
+    if how == "stream":
+        return "stream(as_pairs(inputs))", text
+    if how == "holds":
+        return "inputs", f"Holds({text})"
+    if how == "returns" and outputs:
+        kind = draw(st.sampled_from(["tuple", "dict", "dataclass", "list"]))
+        return "as_pairs(inputs)", f"Returns({text}, {kind!r})"
+    return "inputs", text

@@ -259,13 +259,13 @@ class Positive(nn.Module):
         return x.abs()
 
 
-def test_parametrized_scale_is_not_frozen() -> None:
-    """It learns on, so it is named."""
+def test_parametrized_scale_is_frozen() -> None:
+    """With all that it is computed from."""
     model = nn.Sequential(nn.BatchNorm2d(3))
     parametrize.register_parametrization(model[0], "weight", Positive())
     handle = nk.freeze(model, statistics=False)
-    assert [row.why for row in handle.skipped] == ["parametrized"]
-    assert not handle.changed
+    assert [row.name for row in handle.changed] == ["0"] and not handle.skipped
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_consistency_restores_random_state() -> None:

@@ -45,6 +45,7 @@ def detached_loader(batches: Iterable[Any]) -> Iterable[Any]:
         DataError: someone is in the middle of the loader, which keeps its position in something
             that cannot be copied. Nothing has been drawn from it.
 
+    >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
     >>> loader = DataLoader(range(100), batch_size=50, shuffle=True, generator=generator)
     >>> first = [next(iter(detached_loader(loader))) for _ in range(2)]

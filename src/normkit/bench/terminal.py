@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +59,8 @@ def case_table(cases: Sequence[Record]) -> Table:
 
 def format_value(figure: Figure) -> str:
     """Format a figure's value; counts without decimals."""
+    if not math.isfinite(figure.value):
+        return "an unknown number of"
     return f"{figure.value:.0f}" if figure.unit == "cases" else f"{figure.value:.2f}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -73,5 +74,6 @@ def describe(run: Run) -> str:
     task = task_of(config)
     value = run.last(f"test_{task.figure}")
     ended = "" if run.diverged_step is None else f", {run.ending}"
-    figure = f"no test {task.figure}" if value is None else task.shown.format(value)
+    known = value is not None and math.isfinite(value)
+    figure = task.shown.format(value) if known else f"no test {task.figure}"
     return f"{' '.join(words)}: {figure}{ended}, {run.seconds:.1f} s"

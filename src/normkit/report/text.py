@@ -76,6 +76,8 @@ def chance(p: float) -> str:
     >>> chance(0.31), chance(0.0234), chance(0.0004), chance(1.0)
     ('31\\xa0%', '2.3\\xa0%', 'under 0.1\\xa0%', '100\\xa0%')
     """
+    if math.isnan(p):
+        return "unknown"
     percent = 100 * p
     if percent < 0.1:
         return "under 0.1\u00a0%"

@@ -106,9 +106,11 @@ def decays(act: str) -> Callable[[Evidence], str]:
 
     def text(evidence: Evidence) -> str:
         means = {arm: mean_of(evidence.of(f"{act} {arm}"), DECAY) for arm in (WITHOUT, WITH)}
-        return ", ".join(
-            f"{arm} {'unknown' if mean is None else f'{mean:+.2f}'}" for arm, mean in means.items()
-        )
+        shown = {
+            arm: "unknown" if mean is None or math.isnan(mean) else f"{mean:+.2f}"
+            for arm, mean in means.items()
+        }
+        return ", ".join(f"{arm} {mean}" for arm, mean in shown.items())
 
     return text
 

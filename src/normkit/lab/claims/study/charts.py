@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.measures import Curve, Measure, over, steps
-from normkit.lab.claims.study.units import Unit
+from normkit.lab.claims.study.units import Unit, decimal
 from normkit.lab.findings import Chart, Line
 from normkit.lab.runs import Run
 from normkit.lab.verdicts import interval
@@ -175,9 +175,11 @@ def printed(value: float | None, unit: Unit) -> str:
     if value is None:
         return "unknown"
     places = unit.digits - 1
+    if 0 < abs(value) < 1e-4:
+        return f"nearly 0 {unit.name}".rstrip()
     if value and abs(value) < 10**-places:
         return f"{value:.2g} {unit.name}".rstrip()
-    return f"{value:.{places}f} {unit.name}".rstrip()
+    return f"{decimal(value, places)} {unit.name}".rstrip()
 
 
 def along(measure: Measure, title: str, y: str, key: str = "", **options: Any) -> Curves:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.quantities import Quantity
+from normkit.lab.claims.study.units import decimal
 from normkit.lab.findings import Comparison
 from normkit.lab.verdicts import paired_test
 
@@ -82,7 +84,7 @@ class Effect:
         if spec.startswith("x"):
             base = float(spec[1:])
             middle, low, high = (
-                f"{base**end:.1f}" for end in (comparison.effect, comparison.low, comparison.high)
+                _power(base, end) for end in (comparison.effect, comparison.low, comparison.high)
             )
             return f"{middle} [{low}, {high}]"
         places = 2 if comparison.decimals is None else comparison.decimals
@@ -92,9 +94,16 @@ class Effect:
         return middle if spec == "plain" else f"{middle} [{low}, {high}]"
 
 
+def _power(base: float, exponent: float) -> str:
+    """Return a power with one decimal, or that it is beyond what anybody reads."""
+    if math.isfinite(exponent) and exponent * math.log10(base) > 15:
+        return "more than 10¹⁵"
+    return decimal(base**exponent, 1)
+
+
 def _signed(value: float, places: int) -> str:
-    """Return a number with its sign, a real minus; zero has none."""
-    text = f"{abs(value):.{places}f}"
-    if not float(text):
+    """Return a number with its sign, a real minus; zero and what is unknown have none."""
+    text = decimal(abs(value), places)
+    if math.isnan(value) or (math.isfinite(value) and not float(text)):
         return text
     return f"−{text}" if value < 0 else f"+{text}"

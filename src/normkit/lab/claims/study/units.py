@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-__all__ = ["DB", "DECADES", "HALVINGS", "NATS", "NUMBER", "PERCENT", "POINTS", "Unit"]
+__all__ = ["DB", "DECADES", "HALVINGS", "NATS", "NUMBER", "PERCENT", "POINTS", "Unit", "decimal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Unit:
         if value is None:
             return "not yet known"
         places = self.digits - 1 if digits is None else digits
-        return f"{self.scale * value:.{places}f} {self.name}".rstrip()
+        return f"{decimal(self.scale * value, places)} {self.name}".rstrip()
 
     def label(self, what: str) -> str:
         """Return the name of an axis or a column.
@@ -47,6 +48,19 @@ class Unit:
         ('test accuracy, %', 'batch size')
         """
         return f"{what}, {self.name}" if self.name else what
+
+
+def decimal(value: float, places: int) -> str:
+    """Return a number with so many decimals; in words or as a sign where it is not finite.
+
+    >>> decimal(2 / 3, 2), decimal(float("-inf"), 2), decimal(float("nan"), 2)
+    ('0.67', '−∞', 'unknown')
+    """
+    if math.isnan(value):
+        return "unknown"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{places}f}"
 
 
 PERCENT = Unit("%", 100, digits=2, difference="points")

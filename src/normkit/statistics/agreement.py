@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from normkit.handle import Skipped, place_name
 from normkit.statistics.calls import SharedLayer
-from normkit.statistics.gaps import Gap
+from normkit.statistics.gaps import MIN_GAP, Gap
 from normkit.statistics.results import (
     format_deviations,
     format_factor,
@@ -148,7 +148,9 @@ class Consistency:
         if out.loss is not None and out.loss_difference is not None:
             a, b = out.loss
             step, error = out.loss_difference
-            change = f"{step:+.4f}" + (f" ± {error:.4f}" if not math.isnan(error) else "")
+            change = f"{step:+.4f}".replace("-", "−") + (
+                f" ± {error:.4f}" if not math.isnan(error) else ""
+            )
             parts.append(
                 f"loss {a:.4f} (batch statistics) → {b:.4f} (running statistics), {change}"
             )
@@ -168,7 +170,10 @@ class Consistency:
                 "batches"
             )
         if self.first_mismatch is None:
-            return "running statistics match the training data in every layer measured"
+            matches = "running statistics match the training data in every layer measured"
+            if self.output.difference > MIN_GAP and not self.skipped:
+                matches += f"; outputs differ by the noise of batches of {self.batch_size:,}"
+            return matches
         first = f"first mismatch at {place_name(self.first_mismatch)}"
         if self.first_mismatch in {one.name for one in self.shared}:
             return f"{first}, which is called several times in a pass"

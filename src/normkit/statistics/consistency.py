@@ -178,7 +178,7 @@ def consistency(
         shared_layers(training, layers, outputs.samples, running),
         outputs.result(),
         {name: type(one.layer) for name, one in by_bank.items()},
-        [*skipped, *observer.unmeasured(training)],
+        [*skipped, *observer.inputs.unmeasured(training)],
         sizes,
         _notes(single, outputs.batches),
     )
@@ -221,7 +221,7 @@ def _check_measured(
                 "pass batches of the size used in training",
             )
         )
-    observer.check_reached(training)
+    observer.inputs.check_reached(training, observer.batches)
     raise DataError(
         message(
             "batches that reach a layer with running statistics",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from normkit.statistics.estimate import TINY, LayerStatistics, distance, rms
 
-__all__ = ["Gap", "gap_between", "with_errors"]
+__all__ = ["MIN_GAP", "Gap", "gap_between", "with_errors"]
 
 MIN_GAP = 0.1
 """Smallest gap that matters, of a deviation or of the variance; running averages differ by less."""

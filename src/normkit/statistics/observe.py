@@ -9,8 +9,7 @@ updated: no average, no count of batches, whatever its momentum.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, message
-from normkit.handle import Skipped, place_name
 from normkit.kernels.moments import moments
 from normkit.statistics.batches import Forward, note_batch, run_model
 from normkit.statistics.calls import CallsEstimate
 from normkit.statistics.counts import count_samples
 from normkit.statistics.estimate import LayerStatistics
+from normkit.statistics.layer_inputs import LayerInputs
 from normkit.statistics.preserve import (
     evaluation_mode,
     is_sharded,
@@ -58,8 +57,7 @@ class Observer:
         self._names = [{row: name for name, row in one.banks} for one in layers]
         self._by_bank = layers_by_bank(layers)
         self._modes = [False for _ in layers]
-        self._input_names = [_input_name(one.layer) for one in layers]
-        self._unread: dict[str, str] = {}  # by layer, the kind of an input that is no tensor
+        self.inputs = LayerInputs(layers)
         self._batch: dict[str, list[Moments | None]] = {}
         self._calls: list[int] = []
         self._call_orders: list[list[int]] = []  # of the last two batches that ran to the end
@@ -156,7 +154,7 @@ class Observer:
         # Here, as a user's forward may call train(), or the model itself.
         if one.layer.training != self._modes[index]:
             one.layer.training = self._modes[index]
-        values = self._values(index, args, kwargs)
+        values = self.inputs.values(index, args, kwargs)
         if values is None:
             return
         bank = one.spec.bank(one.layer)
@@ -170,65 +168,6 @@ class Observer:
         self._calls.append(index)
         if self._may_stop and self._calls == self._call_orders[-1]:
             raise _AllSeen
-
-    def _values(
-        self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Tensor | None:
-        """Find the values that a call takes moments of; None in an input that has none."""
-        one = self.layers[index]
-        if args:
-            x = args[0]
-        elif (name := self._input_names[index]) in kwargs:
-            x = kwargs[name]
-        else:
-            x = next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
-        values: Any = None
-        if isinstance(x, Tensor):
-            values = one.spec.values(one.layer, x.detach())
-        elif x is not None:
-            # What describes a layer may know other inputs too, such as sparse ones.
-            with contextlib.suppress(AttributeError, TypeError):
-                values = one.spec.values(one.layer, x)
-        if not isinstance(values, Tensor):
-            self._unread[one.name] = "None" if x is None else f"a {type(x).__name__}"
-            return None
-        return values.detach()
-
-    def check_reached(self, measured: Collection[str]) -> None:
-        """Raise if batches ran and nothing was measured.
-
-        Raises:
-            StatisticsError: they reached no layer, or with no values that are known.
-        """
-        if measured or not self.batches:
-            return
-        rows = [f"{place_name(row.name)}: {row.why}" for row in self.unmeasured(())]
-        raise StatisticsError(
-            message(
-                "at least one batch that reaches a layer with running statistics",
-                "none: " + "; ".join(rows[:5]),
-                "pass forward=lambda model, batch: ... that calls the layers on tensors",
-            )
-        )
-
-    def unmeasured(self, measured: Collection[str]) -> list[Skipped]:
-        """List the layers, or their banks, whose statistics are not among ``measured``, and why."""
-        return [
-            Skipped(name, type(one.layer), self._why_unmeasured(one, row))
-            for one in self.layers
-            for name, row in one.banks
-            if name not in measured
-        ]
-
-    def _why_unmeasured(self, one: NormLayer, row: int | None) -> str:
-        if one.name in self._unread:
-            return (
-                f"its input was {self._unread[one.name]} and not a tensor; stats_spec.register "
-                "with values= says which values it holds"
-            )
-        if row is not None:
-            return "no batch of this domain"
-        return "not called in any batch (calls of its forward past its hooks are not seen)"
 
     def _set_statistics(
         self, one: NormLayer, bank: int | None, batch: Moments, fixed: LayerStatistics | None
@@ -251,12 +190,6 @@ def _set_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     """Set a tensor of a layer, a buffer or a parameter."""
     parameter = name in layer._parameters and not isinstance(value, nn.Parameter)
     setattr(layer, name, nn.Parameter(value, requires_grad=False) if parameter else value)
-
-
-def _input_name(layer: nn.Module) -> str:
-    """Return the name of the first parameter of a layer's forward; empty if it has none."""
-    parameters = inspect.signature(layer.forward).parameters.values()
-    return next((p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD), "")
 
 
 def _sample_moments(values: Tensor) -> Moments:

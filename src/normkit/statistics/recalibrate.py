@@ -157,13 +157,13 @@ def recalibrate(
     with observing(inner, layers) as observer, bar(progress and ranks.rank == 0) as shown:
         passes = Passes(observer, batches, forward, ranks, shown)
         first = passes.first_pass(samples, tolerance)
-        observer.check_reached(first)
+        observer.inputs.check_reached(first, observer.batches)
         first = _checked(layers, first)
         units = passes.units
         result = _repeat(layers, passes, first) if layerwise else first
     for name, one in result.items():
         result[name] = _with_errors_of(one, first.get(name, one))
-    skipped += observer.unmeasured(result)
+    skipped += observer.inputs.unmeasured(result)
     shared = shared_layers(observer.estimates, layers, passes.samples)
     seconds = time.perf_counter() - start
     cost = Cost(passes.samples, passes.batches, passes.count, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -102,6 +102,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
     layers: list[NormLayer] = []
     skipped: list[Skipped] = []
     kept = kept_in_evaluation(model)
+    owners = _owners(model)
     for name, layer in model.named_modules():
         spec = stats_spec(layer)
         if spec is None:
@@ -118,7 +119,11 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
                 )
             )
         one = NormLayer(name, layer, spec)
-        why = _why_frozen(layer, model, kept) or _why_distributed(one, model)
+        why = (
+            _why_frozen(layer, model, kept)
+            or _why_distributed(one, model)
+            or _why_not_writable(one, owners)
+        )
         if why is None:
             layers.append(one)
         else:
@@ -134,6 +139,26 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
             )
         )
     return layers, skipped
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Map each tensor of running statistics, by identity, to the layers that keep it."""
+    owners: dict[int, list[str]] = {}
+    for name, layer in model.named_modules():
+        spec = stats_spec(layer)
+        if spec is not None:
+            owners.setdefault(id(getattr(layer, spec.mean)), []).append(name)
+            owners.setdefault(id(getattr(layer, spec.var)), []).append(name)
+    return owners
+
+
+def _why_not_writable(one: NormLayer, owners: Mapping[int, Sequence[str]]) -> str | None:
+    """Say why a layer's statistics cannot be its own measured ones, or None."""
+    layer, names = one.layer, (one.spec.mean, one.spec.var)
+    if not all(n in {*layer._buffers, *layer._parameters, *vars(layer)} for n in names):
+        return "its statistics are computed from other tensors"
+    others = [n for t in one.tensors for n in owners[id(t)] if n != one.name]
+    return f"keeps its statistics in the same tensor as {others[0]}" if others else None
 
 
 def _why_frozen(layer: nn.Module, model: nn.Module, kept: Container[int]) -> str | None:

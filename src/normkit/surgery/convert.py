@@ -80,6 +80,10 @@ def convert(model: nn.Module, to: To) -> Handle:
     construction, of any library, into new parameters, which an optimizer has to be given. The banks
     of ``("domain", D)`` share γ and β. Momentum is kept too: for ``"renorm"`` the paper uses 0.01.
 
+    Skipped and listed: subclasses, parametrized, lazy and scripted layers, those of ``torch.ao``
+    and of exported graphs, forms that do not exist; for ``"frozen"`` also γ and β that are sharded
+    or computed from other parameters. Where no layer could be converted, a warning says so.
+
     Args:
         model: any module. Wrap it in ``DistributedDataParallel`` afterwards.
         to: the kind of layer, see the table.

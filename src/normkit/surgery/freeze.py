@@ -44,8 +44,14 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
 
     A frozen layer normalizes with its running mean and variance in training as in evaluation,
     and ``model.train()`` does not change that. It applies to layers that keep running
-    statistics: those of ``torch.nn``, of this package, their subclasses, and classes registered
-    with :func:`normkit.nn.stats_spec.stats_spec`.
+    statistics as :func:`normkit.nn.stats_spec.stats_spec` knows it: those of ``torch.nn``, of this
+    package, their subclasses that do not override ``forward``, widespread ones of other libraries,
+    and those registered. γ and β that are computed from other parameters, as by pruning, are frozen
+    with those.
+
+    Skipped and listed: other subclasses, parametrized, lazy and scripted layers, those of
+    ``torch.ao`` and of exported graphs; γ and β within a flat parameter of FSDP. Where no layer
+    could be frozen, a warning says so.
 
     Each layer stays the same object, with its parameters, buffers, hooks and name; only its
     class changes, to a subclass of the same name (:mod:`normkit.nn.freezing`). So optimizers, other

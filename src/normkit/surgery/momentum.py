@@ -30,7 +30,8 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
 
     Exponential averages are scaled, and debiased ones, which weigh batches as exponential ones do
     (scale those before training: in the middle of the first batches they overweight the newest
-    for a while). A cumulative average weighs all batches equally and is skipped.
+    for a while). A cumulative average weighs all batches equally and is skipped, and so are
+    statistics that are not updated and subclasses with their own ``forward``.
 
     Args:
         model: any module; all its layers with running statistics.

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, ChainDataset, DataLoader, IterableDat
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 import normkit as nk
+from normkit.statistics.loaders import detached_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*create suggested max number of worker"),
@@ -354,8 +355,9 @@ def test_data_is_not_copied() -> None:
         def __iter__(self) -> Iterator[Tensor]:
             return (self.data[i : i + 1] for i in self.rest)
 
-    from normkit.statistics.loaders import detached_loader
-
+    samples = [torch.zeros(3), torch.ones(3)]
+    listed = detached_loader(DataLoader(samples, shuffle=True))  # type: ignore[arg-type]
+    assert listed.sampler.data_source is samples  # type: ignore[attr-defined]
     loader = DataLoader(Large(), batch_size=None)
     copy = detached_loader(loader)
     assert copy.dataset.data is loader.dataset.data  # type: ignore[attr-defined]

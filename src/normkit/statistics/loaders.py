@@ -129,9 +129,8 @@ def _copies(parts: Mapping[str, Any], source: Any) -> dict[str, Any]:
             # Later Pythons no longer copy the iterators of itertools.
             warnings.simplefilter("ignore")
             # Together, so that parts that share a generator share its copy.
-            copies: dict[str, Any] = copy.deepcopy(
-                {name: _bare(part) for name, part in parts.items()}, _shared_data(source)
-            )
+            bare = {name: _bare(part) for name, part in parts.items()}
+            copies: dict[str, Any] = copy.deepcopy(bare, _shared_data(source, bare))
             if "dataset" in parts:
                 copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
                 positions = _positions(source, parts)
@@ -166,11 +165,14 @@ def _as_in(dataset: Any, copied: Any) -> Any:
     return type(dataset)(copied) if hasattr(dataset, "_datapipe") else copied
 
 
-def _shared_data(source: Any) -> dict[int, Any]:
-    """Return, by identity, what a copy of ``source`` shares with it: data, and what has no copy."""
+def _shared_data(source: Any, parts: Mapping[str, Any]) -> dict[int, Any]:
+    """Return, by identity, what copies of ``parts`` share with them: data, and what has no copy."""
     shared: dict[int, Any] = {}
-    visited: set[int] = set()
-    values = [source]
+    # Of any class, such as a list, to which samplers refer.
+    if "dataset" not in parts and isinstance(source, DataLoader):
+        shared[id(source.dataset)] = source.dataset
+    visited = set(shared)
+    values = list(parts.values())
     while values:
         value = values.pop()
         if id(value) in visited:

@@ -185,6 +185,33 @@ def test_beside_other_callbacks(callback: Any) -> None:
         assert callbacks[0].result.samples <= BATCH * len(models[1].seen)
 
 
+class FullyShardedDataParallel(nn.Module):
+    """A wrapper without whose forward the module inside would have no weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.module(*args, **kwargs)
+
+
+def test_module_is_called_through_what_gathers_its_weights() -> None:
+    class Wraps(pl.Callback):
+        def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.strategy.model = FullyShardedDataParallel(pl_module)
+
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            self.calls = trainer.strategy.model.calls  # type: ignore[union-attr]
+            trainer.strategy.model = pl_module
+
+    wraps, callback, validation = Wraps(), Recalibrate(), DataLoader(DATA, 16)  # type: ignore[arg-type]
+    trainer(wraps, callback, max_epochs=1).fit(Model(), shuffled(), validation)
+    assert callback.result is not None
+    assert wraps.calls >= callback.result.batches == 8
+
+
 def test_manual_steps_do_not_limit() -> None:
     callback = Recalibrate()
     one = trainer(callback, max_steps=3, val_check_interval=6)

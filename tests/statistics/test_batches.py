@@ -110,3 +110,28 @@ def test_packed_sequence_is_the_input() -> None:
 
     for batch in (PACKED, (PACKED, torch.zeros(3))):
         assert nk.recalibrate(Last(), [batch] * 3).samples == 9
+
+
+class Passing(nn.Module):
+    """Hands on whatever comes, as the wrappers of FSDP do."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nk.BatchNorm1d])
+def test_entries_that_the_module_in_a_wrapper_names(layer: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = layer(2)
+
+        def forward(self, image: Tensor) -> Any:
+            return self.norm(image)
+
+    batches = [{"image": torch.randn(4, 2), "label": torch.zeros(4)}]
+    assert nk.recalibrate(Passing(Passing(Net())), batches, progress=False).samples == 4

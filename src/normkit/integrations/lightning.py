@@ -26,7 +26,7 @@ from normkit.statistics.arguments import (
 )
 from normkit.statistics.batches import Forward, map_batches
 from normkit.statistics.loaders import detached_loader
-from normkit.statistics.preserve import preserve_modes
+from normkit.statistics.preserve import is_sharded, preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results import Recalibration
 from normkit.statistics.stats_layers import find_norm_layers, stats_spec, unwrap
@@ -223,6 +223,9 @@ class Recalibrate(_base()):  # type: ignore[misc]
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
+        # FullyShardedDataParallel gathers the weights in the forward of a module around this one.
+        wrapper = trainer.strategy.model
+        model = wrapper if isinstance(wrapper, nn.Module) and is_sharded(wrapper) else pl_module
         # Tensors made in inference mode could not be trained on later.
         with torch.inference_mode(False), torch.no_grad(), preserve_modes(pl_module):
             if not self.keep:
@@ -233,7 +236,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
                 module.training = False
             with trainer.precision_plugin.val_step_context():
                 self.result = recalibrate(
-                    pl_module,
+                    model,
                     map_batches(prepare, batches, limit),
                     progress=False,
                     **self.options,

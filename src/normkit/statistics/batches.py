@@ -159,8 +159,16 @@ def _check_collated(batch: object) -> None:
         )
 
 
+_ANYTHING = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
 def _named_inputs(model: nn.Module, batch: Mapping[Any, Any]) -> dict[str, Any]:
     parameters = inspect.signature(model.forward).parameters
+    # A wrapper, such as FSDP's, takes anything and hands it on.
+    while {p.kind for p in parameters.values()} == _ANYTHING and isinstance(
+        inner := getattr(model, "module", None), nn.Module
+    ):
+        model, parameters = inner, inspect.signature(inner.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return {str(key): value for key, value in batch.items()}
     inputs = {key: value for key, value in batch.items() if key in parameters}

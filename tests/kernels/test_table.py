@@ -57,7 +57,7 @@ SIGNATURE = {
 }
 
 ROWS: dict[str, tuple[Any, Any]] = {
-    "pools": (TABLE["pools"], tuple(name for name, _ in _numbers(fused._OVER))),
+    "pools": (TABLE["pools"], tuple(name for name, _ in _numbers(fused.POOLS))),
     "activations": (
         list(enumerate(TABLE["acts"])),
         [(0, "linear"), *((number, name) for name, number in _numbers(fused._ACTS))],

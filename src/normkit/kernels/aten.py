@@ -15,8 +15,9 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
 from normkit.kernels.autograd import run_pair
-from normkit.kernels.call import Call, Normalized
+from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.kernels.contract import Forward, Gradients
+from normkit.kernels.wide import beyond_float32, in_float64, may_exceed
 
 __all__ = ["Aten", "Portable"]
 
@@ -30,7 +31,12 @@ class Portable:
         return None
 
     def run(self, call: Call) -> Normalized:
-        return run_pair(Aten(), call)
+        result = run_pair(Aten(), call)
+        var = result.var
+        looks = may_exceed(call) and isinstance(call.stats, BatchStats) and var is not None
+        if looks and beyond_float32(torch.rsqrt(var + call.spec.eps)):
+            return in_float64(self.run, call)
+        return result
 
 
 class Aten:

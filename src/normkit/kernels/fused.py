@@ -23,10 +23,10 @@ from normkit.core.pools import Pool, as_ncs
 from normkit.kernels import cpu
 from normkit.kernels.call import Call, FixedStats, Normalized, dense
 
-__all__ = ["FusedCPU", "Stats", "layer", "signature"]
+__all__ = ["POOLS", "FusedCPU", "Stats", "layer", "signature"]
 
 # In the order of the extension; tests/kernels/test_table.py compares them.
-_OVER = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
+POOLS = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
 _ACTS = {"silu": 1, "gelu": 2}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -60,7 +60,7 @@ def signature(
     >>> bin(signature("group", ranks=(2, 4)))
     '0b101000110'
     """
-    return _OVER[over] + 4 * centred + 8 * rows + 16 * sum(1 << rank for rank in ranks)
+    return POOLS[over] + 4 * centred + 8 * rows + 16 * sum(1 << rank for rank in ranks)
 
 
 def layer(
@@ -140,7 +140,7 @@ def _arguments(call: Call, x: Tensor) -> tuple[Any, ...]:
     elif stats.update is not None:
         running_mean, running_var, share = stats.update
     return (
-        x, call.weight, call.bias, call.residual, mean, var, _OVER[pool.over], pool.groups,
+        x, call.weight, call.bias, call.residual, mean, var, POOLS[pool.over], pool.groups,
         call.spec.eps, 0 if act is None else _ACTS.get(act.name, 0),
         1.0 if act is None else act.slope, call.spec.centred, running_mean, running_var, share,
         call.wants_moments and mean is None and running_mean is None,
@@ -164,7 +164,7 @@ def _differentiable(
     Also for incoming gradients that the kernels cannot read, such as batched ones.
     """
     over, groups, eps, act, slope, centred, row = options
-    names: dict[int, Any] = {number: name for name, number in _OVER.items()}
+    names: dict[int, Any] = {number: name for name, number in POOLS.items()}
     pool = Pool(names[over], groups)
     activation = {1: Act("silu"), 2: Act("gelu")}.get(act, Act("leaky_relu", slope))
     spec = Spec(pool, eps, None if act == 0 and slope == 1 else activation, centred)

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from normkit.core.moments import Moments
 from normkit.core.pools import Pool, as_ncs
-from normkit.kernels import cpu
+from normkit.kernels import cpu, fused
 
 __all__ = ["moments"]
-
-_OVER = {"batch": 0, "group": 2}
 
 
 def moments(x: Tensor, pool: Pool) -> Moments:
@@ -35,18 +33,24 @@ def moments(x: Tensor, pool: Pool) -> Moments:
 
 
 def _fused(x: Tensor, pool: Pool) -> Moments | None:
-    if cpu.fused is None or pool.over not in _OVER:
+    if cpu.fused is None or pool.over not in ("batch", "group"):
         return None
-    rows = cpu.fused.moments(x, _OVER[pool.over], pool.groups)
+    rows = cpu.fused.moments(x, fused.POOLS[pool.over], pool.groups)
     if rows is None:
         return None
     high, low, _, variance = rows.double().unbind(0)
+    if not bool(variance.isfinite().all()):
+        return _portable(x, pool)
     count = pool.count(*as_ncs(x))
     return Moments(torch.full((), float(count), dtype=torch.float64), high + low, variance * count)
 
 
 def _portable(x: Tensor, pool: Pool) -> Moments:
-    m = Moments.of(x.detach().reshape(pool.view(*as_ncs(x))), pool.dims)
+    x4 = x.detach().reshape(pool.view(*as_ncs(x)))
+    m = Moments.of(x4, pool.dims)
+    if x.is_cpu and not bool(m.m2.isfinite().all()):
+        # Squares beyond float32, unless a value is not finite.
+        m = Moments.of(x4.double(), pool.dims)
     # Apple's GPUs have no float64, so their moments are merged on the CPU.
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     return Moments(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
-from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized, dense, layout
+from normkit.kernels.call import BatchStats, Call, Normalized, dense, layout
+from normkit.kernels.wide import beyond_float32, in_float64, may_exceed
 
 __all__ = ["TorchNative"]
 
@@ -35,6 +37,8 @@ class TorchNative:
             update = call.stats.update if isinstance(call.stats, BatchStats) else None
             if update is not None and update[0].dtype != accumulator(x.dtype):
                 return f"running statistics are not {accumulator(x.dtype)}"
+            if x.is_cpu and x.dtype == torch.float16 and not x.is_contiguous():
+                return "PyTorch's backward in channels-last overflows float16 midway"
             return None
         if call.wants_moments:
             return "PyTorch's kernels for groups return no moments"
@@ -55,18 +59,14 @@ class TorchNative:
             # Without γ the backward of PyTorch's group norm raises an error that names no cause,
             # and the double backward of its batch norm omits β.
             gamma = torch.ones_like(beta)
-        mean = var = None
+        mean = var = rstd = None
+        looks, fixed = may_exceed(call), call.fixed_moments()
         if spec.pool.over == "group":
-            if s == 1 and spec.pool.groups == 1:
-                rows = x if x.dim() == 2 else x.reshape(n, c)
-                z = torch.layer_norm(rows, [c], gamma, beta, spec.eps, cudnn)
-                z = z if x.dim() == 2 else z.reshape(x.shape)
-            else:
-                z = torch.group_norm(x, spec.pool.groups, gamma, beta, spec.eps, cudnn)
-        elif isinstance(stats, FixedStats):
-            mean, var = (t.reshape(c) for t in call.fixed_moments() or stats)
+            z, rstd = _group_norm(x, spec, gamma, beta, looks)
+        elif fixed is not None:
+            mean, var = (t.reshape(c) for t in fixed)
             z = torch.batch_norm(x, gamma, beta, mean, var, False, 0.0, spec.eps, cudnn)
-        elif stats.update is not None:
+        elif isinstance(stats, BatchStats) and stats.update is not None and not looks:
             # The kernel updates the running buffers itself and returns no moments.
             running_mean, running_var, share = stats.update
             z = torch.batch_norm(x, gamma, beta, running_mean, running_var, True, share, spec.eps,
@@ -77,10 +77,31 @@ class TorchNative:
             both = torch.zeros(2, c, dtype=acc, device=x.device)
             z = torch.batch_norm(x, gamma, beta, both[0], both[1], True, 1.0, spec.eps, cudnn)
             mean, var = both[0], both[1] * ((n * s - 1) / (n * s))
+            rstd = torch.rsqrt(var + spec.eps) if looks else None
+        if rstd is not None and beyond_float32(rstd):
+            return in_float64(self.run, call)
         if call.residual is not None:
             z = z.add_(call.residual)
         y = z if spec.act is None else spec.act.onto(z)
         return Normalized(y, mean, var, spec.pool.count(n, c, s))
+
+
+def _group_norm(
+    x: Tensor, spec: Spec, gamma: Tensor | None, beta: Tensor | None, looks: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output, and 1/√(σ² + ε) of each group where somebody ``looks``."""
+    (n, c, s), groups, cudnn = as_ncs(x), spec.pool.groups, torch.backends.cudnn.enabled
+    if s == 1 and groups == 1:
+        rows = x if x.dim() == 2 else x.reshape(n, c)
+        if looks:
+            z, _, rstd = torch.native_layer_norm(rows, [c], gamma, beta, spec.eps)
+        else:
+            z, rstd = torch.layer_norm(rows, [c], gamma, beta, spec.eps, cudnn), None
+        return z if x.dim() == 2 else z.reshape(x.shape), rstd
+    if looks:
+        z, _, rstd = torch.native_group_norm(x, gamma, beta, n, c, s, groups, spec.eps)
+        return z, rstd
+    return torch.group_norm(x, groups, gamma, beta, spec.eps, cudnn), None
 
 
 def _affine(v: Tensor | None, c: int, x: Tensor, acc: torch.dtype, neutral: float) -> Tensor | None:

@@ -74,6 +74,24 @@ inline void update_running(const Tensor& running, const void* value, double shar
   running.unsafeGetTensorImpl()->bump_version();
 }
 
+// Last, when nothing can fail any more.
+inline void update_buffers(const Call& call, const Tensor& stats) {
+  if (call.running_mean.defined()) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const at::ScalarType type = call.running_mean.scalar_type();
+    const Tensor values = stats.scalar_type() == type ? stats : stats.to(type);
+    const char* const rows = static_cast<const char*>(values.const_data_ptr());
+    const int64_t row = values.size(1) * static_cast<int64_t>(values.element_size());
+    const double n = static_cast<double>(call.x.numel() / call.x.size(1));
+    update_running(call.running_mean, rows, call.momentum, 1.0);
+    update_running(call.running_var, rows + 3 * row, call.momentum, n / (n - 1));
+  }
+  if (call.tracked.defined()) {
+    ++*call.tracked.mutable_data_ptr<int64_t>();
+    call.tracked.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
 // The stats of the moments that the call normalizes with.
 inline void fixed_stats(const Call& call, const nk_problem& q, at::ScalarType acc) {
   Tensor copies[2];
@@ -90,6 +108,31 @@ inline int64_t without_gil(int64_t (*pass)(const nk_problem*, const nk_threads*)
   return status;
 }
 
+// Whether squares went beyond float32, which keeps the sums: 1/deviation is zero, not a number, or
+// so large that the variance had hardly any digits. Values of float16 cannot do that.
+inline bool beyond_float(const Tensor& stats, int64_t pools, at::ScalarType type) {
+  if (stats.scalar_type() != at::kFloat || type == at::kHalf) return false;
+  const float* const rstd = stats.const_data_ptr<float>() + 2 * pools;
+  for (int64_t i = 0; i < pools; ++i)
+    if (!(rstd[i] > 0 && rstd[i] < 1e15f)) return true;
+  return false;
+}
+
+inline std::pair<Tensor, Tensor> compute(const Call& call);
+
+// The same in float64, rounded to the type of the input at the end.
+inline std::pair<Tensor, Tensor> compute_wide(const Call& call) {
+  Call wide = call;
+  wide.x = call.x.to(at::kDouble);
+  if (call.residual.defined()) wide.residual = call.residual.to(at::kDouble);
+  wide.running_mean = wide.running_var = wide.tracked = Tensor();
+  wide.moments = call.moments || call.running_mean.defined();
+  auto [y, stats] = compute(wide);
+  y = y.to(call.x.scalar_type());
+  update_buffers(call, stats);
+  return {std::move(y), std::move(stats)};
+}
+
 // The output with its graph, and (3 or 4, pools) statistics; the fourth row is the variance.
 inline std::pair<Tensor, Tensor> compute(const Call& call) {
   RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{});
@@ -100,6 +143,7 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
   const bool updates = call.running_mean.defined();
   nk_problem q = problem_of(x, o);
   Tensor y, stats;
+  bool beyond = false;
   {
     at::AutoDispatchBelowADInplaceOrView below;
     const at::ScalarType acc = accumulator(x.scalar_type());
@@ -116,7 +160,9 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
     if (wants_var)
       q.var = static_cast<char*>(q.stats) + 3 * p * static_cast<int64_t>(stats.element_size());
     check(without_gil(nk_forward, q));
+    beyond = !o.fixed_stats && beyond_float(stats, p, x.scalar_type());
   }
+  if (beyond) return compute_wide(call);
   if (graph) {
     auto node = c10::make_intrusive<NormalizeBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias, residual));
@@ -136,16 +182,7 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
     if (saves_other)
       node->other_ = SavedVariable(node->other_is_output_ ? y : residual, node->other_is_output_);
   }
-  // Last, when nothing can fail any more.
-  if (updates) {
-    const double n = static_cast<double>(x.numel() / q.c);
-    update_running(call.running_mean, q.stats, call.momentum, 1.0);
-    update_running(call.running_var, q.var, call.momentum, n / (n - 1));
-  }
-  if (call.tracked.defined()) {
-    ++*call.tracked.mutable_data_ptr<int64_t>();
-    call.tracked.unsafeGetTensorImpl()->bump_version();
-  }
+  update_buffers(call, stats);
   return {std::move(y), std::move(stats)};
 }
 

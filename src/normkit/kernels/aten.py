@@ -15,7 +15,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
 from normkit.kernels.autograd import run_pair
-from normkit.kernels.call import BatchStats, Call, Normalized
+from normkit.kernels.call import Call, FixedStats, Normalized
 from normkit.kernels.contract import Forward, Gradients
 from normkit.kernels.wide import beyond_float32, in_float64, may_exceed
 
@@ -32,11 +32,10 @@ class Portable:
 
     def run(self, call: Call) -> Normalized:
         result = run_pair(Aten(), call)
-        var = result.var
-        looks = may_exceed(call) and isinstance(call.stats, BatchStats) and var is not None
-        if looks and beyond_float32(torch.rsqrt(var + call.spec.eps)):
-            return in_float64(self.run, call)
-        return result
+        if result.var is None or isinstance(call.stats, FixedStats) or not may_exceed(call):
+            return result
+        beyond = beyond_float32(torch.rsqrt(result.var + call.spec.eps))
+        return in_float64(self.run, call) if beyond else result
 
 
 class Aten:

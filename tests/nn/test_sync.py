@@ -61,3 +61,19 @@ def test_all_processes_empty(tmp_path: Path) -> None:
     for result in together(sync_worker, [0, 0], "single value", tmp_path):
         assert "error" not in result
         assert torch.equal(result["mean"], torch.zeros(3))
+
+
+def test_conversion_keeps_hooks() -> None:
+    layer, seen = nn.BatchNorm1d(3), []
+    handles = [
+        layer.register_forward_hook(lambda m, args, y: seen.append("forward")),
+        layer.register_forward_pre_hook(lambda m, a, k: seen.append("pre"), with_kwargs=True),
+        layer.register_full_backward_hook(lambda m, *_: seen.append("backward")),
+    ]
+    model = nk.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))
+    model(torch.randn(4, 3, requires_grad=True)).sum().backward()
+    assert seen == ["pre", "forward", "backward"] and isinstance(model[0], nk.SyncBatchNorm)
+    for handle in handles:
+        handle.remove()
+    model(torch.randn(4, 3)).sum().backward()
+    assert len(seen) == 3

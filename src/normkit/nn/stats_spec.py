@@ -196,7 +196,7 @@ def why_unknown(layer: nn.Module) -> str | None:
     if is_constant(layer):
         return "constant by construction"
     if in_graph(layer):
-        return "only tensors of a traced graph, which computes with them itself"
+        return "in an exported graph, which updates it itself: change the model before its export"
     if type(layer).__module__.startswith("torch.ao."):
         return "a torch.ao module"
     if "forward" in vars(layer) and _replaces_forward(layer):

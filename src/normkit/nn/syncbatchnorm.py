@@ -26,6 +26,9 @@ from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["SyncBatchNorm"]
 
+# How nn.Module's attributes end that hold hooks of calls and gradients.
+HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called", "_full_backward_hook")
+
 
 def _process_group(layer: str, name: str, group: Any) -> Any:
     if group is None or (dist.is_available() and isinstance(group, dist.ProcessGroup)):
@@ -133,7 +136,7 @@ class SyncBatchNorm(BatchStatistics):
         layers without an input so far, and layers whose γ or β are sharded or computed from other
         parameters: a warning names those.
 
-        Parameters and buffers are shared, ``state_dict`` keys stay, a layer used in several
+        Parameters, buffers and hooks are shared, ``state_dict`` keys stay, a layer used in several
         places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
         layer where ``module`` itself is one.
 
@@ -182,6 +185,8 @@ class SyncBatchNorm(BatchStatistics):
             result.training = module.training
             if isinstance(module, FrozenMixin):
                 freeze_layer(result, module._requested_mode)
+            # Shared, so that their handles remove them from both.
+            vars(result).update({k: v for k, v in vars(module).items() if k.endswith(HOOKS)})
             if hasattr(module, "qconfig"):
                 result.qconfig = cast(Any, module).qconfig
         done[id(module)] = result

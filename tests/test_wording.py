@@ -76,3 +76,32 @@ def test_each_fault_is_noticed() -> None:
         "3: named own",
         "5: named found",
     ]
+
+
+def wrong_messages(source: str) -> list[str]:
+    """List errors' messages of another form than CONTRIBUTING's, or with a private name."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "message"):
+            continue
+        texts = [
+            each.value
+            for part in node.args
+            for each in ast.walk(part)
+            if isinstance(each, ast.Constant) and isinstance(each.value, str)
+        ]
+        if len(node.args) != 3 or node.keywords:
+            lines.append(f"{node.lineno}: not what was expected, received and how to fix it")
+        if any(re.search(r"(?<![\w.'])_[A-Za-z]|\[/?(bold|red)|\x1b", text) for text in texts):
+            lines.append(f"{node.lineno}: a private name or markup")
+    return lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_messages_have_one_form(path: Path) -> None:
+    assert wrong_messages(path.read_text()) == []
+
+
+def test_each_wrong_message_is_noticed() -> None:
+    source = 'message("a", "b")\nmessage("a _Ghost", "b", f"{c}")\nmessage("[bold]a", "b", "c")\n'
+    assert [line.partition(":")[0] for line in wrong_messages(source)] == ["1", "2", "3"]

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from normkit.bench.results_file import FORMAT
 from normkit.cli import console, main
 from normkit.cli.app import app
 from normkit.errors import how_to_install
@@ -37,6 +38,7 @@ class Net(nn.Module):
 def make(): return nn.Sequential(nn.BatchNorm1d(2))
 def needs(width, depth=1): return make()
 def none(): pass
+def meta(): return make().to("meta")
 def fails(): raise ValueError("of the user's own")
 def ends(): sys.exit(3)
 
@@ -206,6 +208,7 @@ def test_names_that_cannot_be_trusted(name: str, says: str) -> None:
         ("--model", "mine:Net", "Net(width), which needs arguments"),
         ("--model", "mine:needs", "needs(width), which needs arguments. Fix: write a function"),
         ("--model", "mine:none", "none(), which returns None"),
+        ("--model", "mine:meta", "on the meta device: 0.weight, 0.bias, 0.running_mean"),
         ("--model", "mine:dataset", "received a TensorDataset"),
         ("--model", "mine:ends", "sys.exit(3) while calling ends() for --model"),
         ("--model", "ends:make", "sys.exit(2) while importing ends for --model"),
@@ -245,6 +248,8 @@ def test_errors_of_the_users_code_pass_with_a_note(option: str, name: str) -> No
         ["lab", "report", "--store", "good.pt"],
         ["lab", "verdicts", "--store", "nowhere.sqlite"],
         ["lab", "list", "--store", "good.pt"],
+        ["lab", "list", "C99", "[bold]"],
+        ["bench", "--from", "damaged.json"],
         ["lab", "compare", "a.sqlite", "b.sqlite"],
         ["lab", "salvage", "nowhere.sqlite", "--out", "new.sqlite"],
         ["data", "fetch", "[red]:boom:"],
@@ -257,10 +262,13 @@ def test_errors_of_the_users_code_pass_with_a_note(option: str, name: str) -> No
     ids=" ".join,
 )
 def test_other_commands(arguments: list[str]) -> None:
+    Path("damaged.json").write_text(json.dumps({"format": FORMAT, "cases": [{}], "steps": []}))
     said = refused(*arguments)
     for word in ("[red]:boom:", "[bold]"):
         assert (word in said) is (word in arguments), "as it was typed"
-    assert sorted(p.name for p in Path().iterdir()) == ["ends.py", "good.pt", "mine.py"]
+    assert sorted(p.name for p in Path().iterdir()) == [
+        "damaged.json", "ends.py", "good.pt", "mine.py",
+    ]  # fmt: skip
 
 
 def test_a_failing_report_leaves_no_folder() -> None:

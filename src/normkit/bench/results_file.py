@@ -100,6 +100,16 @@ def read(path: Path) -> dict[str, Any]:
                 "create the file with normkit bench --json FILE",
             )
         )
+    try:
+        figures(results)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise OptionError(
+            message(
+                "results as normkit bench wrote them",
+                f"{path}, which was changed or lacks a part ({type(error).__name__}: {error})",
+                "create the file again with normkit bench --json FILE",
+            )
+        ) from error
     return results
 
 

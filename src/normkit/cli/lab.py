@@ -38,6 +38,7 @@ from normkit.cli.lab_options import (
     WORD_STYLE,
     ClaimsArgument,
     JsonOption,
+    OfClaimsArgument,
     PresetName,
     StoreOption,
 )
@@ -134,6 +135,7 @@ def run(
 
 @app.command()
 def report(
+    claims: OfClaimsArgument = None,
     store: StoreOption = STORE,
     out: Annotated[Path, typer.Option(help="Where to write the report.")] = REPORT,
     preset: Annotated[PresetName | None, typer.Option(help="Default: the preset last run.")] = None,
@@ -142,15 +144,18 @@ def report(
     """Judge the runs in the store, finished or not, and write the report. Trains nothing."""
     needs_lab()
     with errors():
+        from normkit.lab.claims.registry import select
+        from normkit.lab.data import is_here
         from normkit.lab.judge import Judged, judge_with_runs, last_preset
         from normkit.lab.store import Store as OpenStore
 
         _check_report(out, store)
         with OpenStore(store, read_only=True) as opened:
             name = preset.value if preset else last_preset(opened)
-            judged = judge_with_runs(opened, name) if name else Judged([], ())
+            chosen = select(claims, present=is_here) if claims else None
+            judged = judge_with_runs(opened, name, chosen) if name else Judged([], ())
         if name is None or not judged.findings:
-            raise nothing_to_judge(store, name)
+            raise nothing_to_judge(store, name, claims or ())
         path = _write(judged, out, name, None)
     if as_json:
         print_json(_as_data(judged.findings, path))

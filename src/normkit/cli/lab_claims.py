@@ -16,8 +16,8 @@ from normkit.cli.console import console, errors, needs_lab, print_json
 from normkit.cli.lab_options import (
     STORE,
     WORD_STYLE,
-    ClaimsArgument,
     JsonOption,
+    OfClaimsArgument,
     PresetName,
     StoreOption,
 )
@@ -37,11 +37,13 @@ Row = dict[str, Any]
 INDENT = 4
 
 
-def list_claims(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+def list_claims(
+    claims: OfClaimsArgument = None, store: StoreOption = STORE, as_json: JsonOption = False
+) -> None:
     """List the claims: source, data, cost and verdict at each preset."""
     needs_lab()
     with errors(), _if_there(store) as opened:
-        rows = _rows(opened)
+        rows = _rows(opened, claims)
     if as_json:
         print_json(rows)
         return
@@ -86,17 +88,22 @@ def _if_there(path: Path) -> Iterator[Store | None]:
         yield opened
 
 
-def _rows(store: Store | None) -> list[Row]:
+def _rows(store: Store | None, keys: Sequence[str] | None) -> list[Row]:
     from normkit.lab.claims import registry
     from normkit.lab.claims.claim import PRESETS
     from normkit.lab.data import is_here
     from normkit.lab.judge import judge
 
+    chosen = {claim.key for claim in registry.select(keys, is_here)} if keys else None
     planned = {claim for claim, _ in store.plans()} if store else set()
     claims = [
         claim
         for claim in registry.forms(registry.all_claims().values())
-        if claim.data == "fashion-mnist" or claim.key in planned or is_here(claim.data)
+        if (
+            claim.key in chosen
+            if chosen
+            else claim.data == "fashion-mnist" or claim.key in planned or is_here(claim.data)
+        )
     ]
     findings: dict[str, dict[str, Finding]] = {}
     if store is not None:
@@ -142,7 +149,7 @@ def _about_claim(
 
 
 def verdicts(
-    claims: ClaimsArgument = None,
+    claims: OfClaimsArgument = None,
     store: StoreOption = STORE,
     preset: Annotated[PresetName | None, typer.Option(help="Default: the preset last run.")] = None,
     into: Annotated[

@@ -14,6 +14,7 @@ __all__ = [
     "WORD_STYLE",
     "ClaimsArgument",
     "JsonOption",
+    "OfClaimsArgument",
     "PresetName",
     "StoreOption",
 ]
@@ -33,6 +34,10 @@ class PresetName(str, enum.Enum):
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The store: the file with all runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OfClaimsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help='Claim keys such as C1, or "all", which is the default.'),
+]
 ClaimsArgument = Annotated[
     list[str] | None,
     typer.Argument(help='Claim keys such as C1, or "all". Default: the demo claims.'),

@@ -111,7 +111,7 @@ def _run(
     from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
     from normkit.cli.objects import call_or_return, find_object
     from normkit.statistics import recalibrate as recalibrate_model
-    from normkit.statistics.arguments import check_batches
+    from normkit.statistics.arguments import check_batches, check_has_values
     from normkit.statistics.batches import map_batches, to_device
 
     check_target(target, checkpoint, force=force)
@@ -123,6 +123,7 @@ def _run(
         "a torch.nn.Module",
         "--model",
     )
+    check_has_values(model)
     part = locate_part(content, model, key)
     load_part(model, part, content)
     batches = call_or_return(

@@ -81,7 +81,7 @@ def select(
     if not wanted:
         return [claim for claim in claims.values() if claim.demo]
     every = {claim.key: claim for claim in forms(claims.values())}
-    unknown = [key for key in wanted if key not in every]
+    unknown = [key for key in keys if key.upper() not in every]
     if unknown:
         raise OptionError(
             message(

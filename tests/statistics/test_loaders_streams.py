@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, ChainDataset, DataLoader, IterableDat
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 import normkit as nk
-from normkit.statistics.loaders import detached_loader
+from normkit.statistics.loaders import begins_again, detached_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*create suggested max number of worker"),
@@ -343,6 +343,41 @@ def test_nothing_of_a_generator_is_lost() -> None:
         found = run(nn.BatchNorm1d(3), batches, samples=10, progress=False)
         assert found.samples == 12
         assert torch.equal(next(batches), DATA[12:16])
+
+
+class Feed:
+    """Is no iterator, and has but one."""
+
+    def __init__(self, rest: Any) -> None:
+        self.rest = rest
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.rest  # type: ignore[no-any-return]
+
+
+class Hidden(Feed):
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.rest
+
+
+def test_several_passes_need_the_batches_again() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nk.BatchNorm1d(3))
+    before = [b.clone() for b in net.buffers()]
+    for make in (
+        MAKES["OneGenerator"], MAKES["Elsewhere"], MAKES["generator of batches"],
+        lambda: Feed(iter(DATA.split(4))), lambda: Hidden(iter(DATA.split(4))),
+    ):  # fmt: skip
+        with pytest.raises(nk.NormkitError, match="passes"):
+            nk.recalibrate(net, make(), layerwise=True, samples=16, progress=False)
+        assert all(map(torch.equal, before, net.buffers()))
+    found = nk.recalibrate(net, MAKES["Reopened"](), layerwise=True, progress=False)
+    assert found.samples == 24
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_begins_again(name: str) -> None:
+    assert begins_again(MAKES[name]()) == (name not in REFUSED - {"Elsewhere"})
+    assert begins_again(list(DATA)) and not begins_again(iter(DATA))
 
 
 def test_data_is_not_copied() -> None:

@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from normkit.errors import DataError, message
 
-__all__ = ["detached_loader"]
+__all__ = ["begins_again", "detached_loader"]
 
 SMALL = 1024
 """Tensors and arrays of more elements are data, and shared; smaller ones may hold a position."""
@@ -52,19 +52,31 @@ def detached_loader(batches: Iterable[Any]) -> Iterable[Any]:
     >>> torch.equal(first[0], first[1]), torch.equal(first[0], next(iter(loader)))
     (True, True)
     """
-    detached: Iterable[Any] = _detached(batches, DEPTH)
+    detached: Iterable[Any] = _detached(batches, DEPTH, [])
     return detached
 
 
-def _detached(value: Any, depth: int) -> Any:
+def begins_again(batches: Iterable[Any]) -> bool:
+    """Return True if each iteration over ``batches`` yields them all, as far as can be known.
+
+    >>> begins_again([1, 2]), begins_again(iter([1, 2]))
+    (True, False)
+    """
+    shared: list[Any] = []
+    detached = _detached(batches, DEPTH, shared)
+    return not shared and (detached is not batches or not isinstance(batches, Iterator))
+
+
+def _detached(value: Any, depth: int, shared: list[Any]) -> Any:
+    """Copy a loader; enter into ``shared`` those that are not copied although they move on."""
     if isinstance(value, DataLoader):
-        return _detached_dataloader(value, depth)
+        return _detached_dataloader(value, depth, shared)
     if isinstance(value, IterableDataset):
-        return _copies({"dataset": value}, value)["dataset"]
+        return _copies({"dataset": value}, value, shared)["dataset"]
     if isinstance(value, Iterator) or not isinstance(value, Iterable) or not depth:
         return value
     attributes: dict[str, Any] = getattr(value, "__dict__", {})
-    inner = {name: _detached(part, depth - 1) for name, part in attributes.items()}
+    inner = {name: _detached(part, depth - 1, shared) for name, part in attributes.items()}
     changed = {name: part for name, part in inner.items() if part is not attributes[name]}
     if not changed:
         return value
@@ -73,12 +85,12 @@ def _detached(value: Any, depth: int) -> Any:
     return wrapper
 
 
-def _detached_dataloader(loader: DataLoader[Any], depth: int) -> Iterable[Any]:
+def _detached_dataloader(loader: DataLoader[Any], depth: int, shared: list[Any]) -> Iterable[Any]:
     detached = copy.copy(loader)
     # Bypasses the loader's own guard, which forbids replacing its parts.
     state: dict[str, Any] = detached.__dict__
     # Those of other libraries may wrap one of torch's.
-    inner = {n: _detached(v, depth) for n, v in state.items() if isinstance(v, DataLoader)}
+    inner = {n: _detached(v, depth, shared) for n, v in state.items() if isinstance(v, DataLoader)}
     names = ["generator", "sampler", "batch_sampler"]
     # Workers have their own copies of a dataset.
     if isinstance(loader.dataset, IterableDataset) and loader.num_workers == 0:
@@ -86,7 +98,7 @@ def _detached_dataloader(loader: DataLoader[Any], depth: int) -> Iterable[Any]:
     # Some keep one endless iterator.
     names += [n for n, v in state.items() if isinstance(v, Iterator) and n != "_iterator"]
     parts = {name: state[name] for name in names if name in state}
-    state.update(inner | _copies(parts, loader))
+    state.update(inner | _copies(parts, loader, shared))
     for name, value in _NOT_BEGUN.items():
         if name in state:
             state[name] = value
@@ -114,7 +126,7 @@ _NOT_BEGUN = {"_iterator": None, "persistent_workers": False, "_initial_iter_for
 """Attributes of a loader that nobody has iterated over; the last is that of torchdata's."""
 
 
-def _copies(parts: Mapping[str, Any], source: Any) -> dict[str, Any]:
+def _copies(parts: Mapping[str, Any], source: Any, shared: list[Any]) -> dict[str, Any]:
     """Copy the parts of ``source`` that move on when it is iterated over.
 
     Returns:
@@ -135,12 +147,13 @@ def _copies(parts: Mapping[str, Any], source: Any) -> dict[str, Any]:
                 copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
                 positions = _positions(source, parts)
                 # One that comes from elsewhere, and so is that of the copy too.
-                shared = next((p for p in positions if _goes_on(copies["dataset"], p)), None)
-                if shared is not None:
-                    raise TypeError(f"it shares one {type(shared).__name__}")
+                same = next((p for p in positions if _goes_on(copies["dataset"], p)), None)
+                if same is not None:
+                    raise TypeError(f"it shares one {type(same).__name__}")
         return copies
     except Exception as error:
         if not (positions or _positions(source, parts)):
+            shared.append(source)
             return dict(parts)
         kind = type(source).__name__
         data = type(_bare(getattr(source, "dataset", source))).__name__

@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from normkit.errors import OptionError, StatisticsError, message
+from normkit.errors import DataError, OptionError, StatisticsError, message
 from normkit.statistics.batches import Forward, check_batch, to_device
 from normkit.statistics.counts import count_samples, tensors_in
 from normkit.statistics.distributed import Ranks
 from normkit.statistics.preserve import is_sharded
 
-__all__ = ["check_group", "in_step"]
+__all__ = ["check_complete", "check_group", "in_step"]
 
 
 def check_group(model: nn.Module, process_group: Any) -> None:
@@ -81,6 +81,7 @@ def in_step(
         enough: tells when this rank needs no more of its batches.
 
     Raises:
+        DataError: there are fewer than ``limit`` batches, where that is finite.
         StatisticsError: another rank has failed to load a batch; or this rank has had none, and
             no other one's can be sent.
     """
@@ -95,6 +96,8 @@ def in_step(
                 batch = next(stream, None)
             if batch is not None:
                 check_batch(model, batch, forward)
+            elif not enough():
+                check_complete(taken, limit)
         except BaseException as error:
             ranks.status([0, 0], 0, error)
             raise
@@ -108,6 +111,22 @@ def in_step(
             copy = _copy_from_another(batch, ranks, model)
             previous = copy if previous is None else previous
         yield previous, counts
+
+
+def check_complete(taken: int, limit: float) -> None:
+    """Raise if a later pass had fewer batches than the first, whose number is ``limit``.
+
+    Raises:
+        DataError: the loader does not begin again.
+    """
+    if taken < limit < math.inf:
+        raise DataError(
+            message(
+                "the same batches in each of several passes",
+                f"{int(limit)} in the first one and {taken} in a later one",
+                "pass a list, or a loader that begins again each time it is iterated over",
+            )
+        )
 
 
 def _copy_from_another(batch: Any, ranks: Ranks, model: nn.Module) -> Any:

@@ -18,7 +18,7 @@ from normkit.statistics.estimate import (
     relative_error,
 )
 from normkit.statistics.loaders import detached_loader
-from normkit.statistics.lockstep import in_step
+from normkit.statistics.lockstep import check_complete, in_step
 from normkit.statistics.observe import Observer
 from normkit.statistics.preserve import is_sharded, preserve_rng
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
@@ -183,7 +183,7 @@ class _Share:
         """``start`` returns the batches, and with each whether it counts."""
         self._start = start
         self._stream: Iterator[tuple[Any, bool]] | None = None
-        self._remaining = limit
+        self._remaining = self._limit = limit
         self.samples = self.batches = self._largest = 0
 
     def advance(self, rounds: int, run: Callable[[Any, bool], int]) -> None:
@@ -197,6 +197,8 @@ class _Share:
             if counts:
                 self.samples, self.batches = self.samples + count, self.batches + 1
                 self._largest = max(self._largest, count)
+        if done < wanted:
+            check_complete(self.batches, self._limit)
         self._remaining = self._remaining - done if done == wanted else 0
 
     def counts(self) -> list[int]:

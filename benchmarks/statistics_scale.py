@@ -31,10 +31,10 @@ from normkit.statistics.batches import tensors_in
 from normkit.statistics.estimate import Estimate
 
 WIDTH, DEPTH = 96, 4  # channels of a layer, and layers, of the network that is measured
-BATCHES, BATCH = 40, 8  # of each process
+BATCHES, BATCH = 40, 16  # of each process; enough samples for a single pass
 MAX_ROUNDS, MAX_UNITS = 32, 128
 STATUS = 8 * 7  # bytes of one meeting: four counts, failures, a fingerprint and its square
-PER_CHANNEL = 8 * 7  # bytes of one merge, in four sums
+PER_CHANNEL, PER_LAYER = 8 * 7, 8 * 2  # bytes of one merge, in four sums
 TINY_STATUS = 32  # bytes of a pickled status in the former way, about
 
 
@@ -45,13 +45,13 @@ class Traffic(NamedTuple):
     messages: float
 
 
-def reduced(channels: int, meetings: int, merges: int, ranks: int) -> Traffic:
+def reduced(channels: int, layers: int, meetings: int, merges: int, ranks: int) -> Traffic:
     """Traffic of a rank by ring all-reduce: each sends 2 (p − 1) / p of the payload.
 
-    >>> reduced(26_560, 3, 1, 8).bytes
-    2603174.0
+    >>> reduced(26_560, 53, 3, 1, 8).bytes
+    2604658.0
     """
-    payload = meetings * STATUS + merges * channels * PER_CHANNEL
+    payload = meetings * STATUS + merges * (channels * PER_CHANNEL + layers * PER_LAYER)
     return Traffic(2 * (ranks - 1) / ranks * payload, 2 * (ranks - 1) * (meetings + 4 * merges))
 
 
@@ -204,7 +204,7 @@ def table() -> str:
 
 
 def _row(name: str, channels: int, layers: int, ranks: int, met: int, batches: int) -> str:
-    old, new = gathered(channels, layers, batches, ranks), reduced(channels, met, 1, ranks)
+    old, new = gathered(channels, layers, batches, ranks), reduced(channels, layers, met, 1, ranks)
     return (
         f"| {name} | {ranks:,} | {_bytes(old.bytes)} | {_bytes(old.bytes * ranks)} "
         f"| {old.messages:,.0f} | {_bytes(new.bytes)} | {_bytes(new.bytes * ranks)} "
@@ -236,7 +236,7 @@ def main() -> None:
         for name, sent in measure(options.processes).items():
             way, ranks = name.split()
             said = (
-                reduced(channels, meetings(BATCHES), 1, int(ranks))
+                reduced(channels, DEPTH, meetings(BATCHES), 1, int(ranks))
                 if way == "reduced"
                 else gathered(channels, DEPTH, BATCHES, int(ranks))
             )

@@ -147,6 +147,8 @@ def test_training_is_bitwise_the_same(options: dict[str, Any], images: Any, tmp_
     assert len(plain.seen) == len(looked.seen) == 5
     for number, (a, b) in enumerate(zip(plain.seen, looked.seen, strict=True)):
         differ = {k for k in a if not torch.equal(a[k], b[k])}
+        # The counts of batches may differ too, or be equal by chance.
+        differ = {k for k in differ if number == 0 or "tracked" not in k}
         assert differ == ({k for k in a if is_moment(k)} if number else set())
 
 

@@ -27,7 +27,7 @@ def batches(count: int) -> list[torch.Tensor]:
     """All batches, the same in every process: far from zero, and drifting."""
     g = torch.Generator().manual_seed(5)
     steps = torch.linspace(-2, 2, max(count, 1))
-    return [torch.randn(9, 3, 6, 6, generator=g) + 100 + step for step in steps[:count]]
+    return [torch.randn(12, 3, 6, 6, generator=g) + 100 + step for step in steps[:count]]
 
 
 def main(rank: int, sizes: list[int], rendezvous: str, out: Path, scenario: str) -> None:
@@ -43,7 +43,7 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: Path, scenario: str)
     elif scenario == "tolerance":
         options["tolerance"] = 0.4
     elif scenario == "samples":
-        options["samples"] = 50
+        options["samples"] = 70
     elif scenario == "alone":
         options["process_group"] = False
     elif scenario == "ddp":

@@ -38,7 +38,7 @@ def test_shares_equal_one_process(sizes: list[int], scenario: str, tmp_path: Pat
     alone, state = _alone(12, layerwise=scenario == "layerwise")
     results = together(passes_worker, sizes, scenario, tmp_path)
     _compare(results, alone, state)
-    assert all(r["told"] == (108, 12, alone.passes) for r in results)
+    assert all(r["told"] == (144, 12, alone.passes) for r in results)
 
 
 def test_ddp_wrapper(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_ddp_wrapper(tmp_path: Path) -> None:
 
 def test_samples_count_over_all_ranks(tmp_path: Path) -> None:
     results = together(passes_worker, [6, 6], "samples", tmp_path)
-    assert all(r["told"][:2] == (54, 6) for r in results)
+    assert all(r["told"][:2] == (72, 6) for r in results)
     assert all(torch.equal(r["state"]["1.running_mean"], results[0]["state"]["1.running_mean"])
                for r in results)  # fmt: skip
 
@@ -81,4 +81,4 @@ def test_all_shares_empty_is_an_error(tmp_path: Path) -> None:
 
 def test_process_group_false_measures_one_rank(tmp_path: Path) -> None:
     results = together(passes_worker, [3, 5], "alone", tmp_path)
-    assert [r["told"] for r in results] == [(27, 3, 1), (45, 5, 1)]
+    assert [r["told"] for r in results] == [(36, 3, 1), (60, 5, 1)]

@@ -170,8 +170,11 @@ def test_layerwise_is_exact_with_any_batch_size(source: Any, size: int) -> None:
     assert all(exact[name] < 0.1 * found.shifts[name].error + 1e-6 for name in truth), exact
     assert found.passes <= 5
     assert exact["1"] == pytest.approx(0, abs=1e-6)
-    if size == 3:
-        assert rough["8"] > 0.05  # what it is for
+    if size == 3:  # where it is done without being asked for
+        assert plain.avoided_bias > 0.3 and plain.passes == found.passes
+        assert rough == pytest.approx(exact, abs=1e-6)
+    else:
+        assert plain.passes == 1 and rough["8"] > 10 * exact["8"]
 
 
 def test_layerwise_is_exact_in_deep_network() -> None:
@@ -236,7 +239,8 @@ def test_shared_layer_merges_its_inputs() -> None:
     torch.testing.assert_close(found.layers["norm"].variance, variance, rtol=1e-6, atol=0)
     assert found.layers["norm"].count == 2 * 640
     assert list(found.layers) == ["norm"]
-    assert model.norm.num_batches_tracked == 0
+    # As torch counts, which has an average move at every call.
+    assert model.norm.num_batches_tracked == 80
 
 
 def test_layer_in_two_places_is_listed_once() -> None:

@@ -65,7 +65,8 @@ def test_averaged_weights_do_not_change() -> None:
     live = {k: v.clone() for k, v in model.state_dict().items()}
     with nk.recalibrate(averaged, _drifting()):
         moved = {k for k, v in averaged.state_dict().items() if not torch.equal(v, before[k])}
-        assert moved == {f"module.{i}.running_{what}" for i in (0, 2) for what in ("mean", "var")}
+        attributes = ("running_mean", "running_var", "num_batches_tracked")
+        assert moved == {f"module.{i}.{what}" for i in (0, 2) for what in attributes}
     after = averaged.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before)
     assert all(torch.equal(v, live[k]) for k, v in model.state_dict().items())

@@ -26,8 +26,9 @@ def test_traffic_matches_formulas() -> None:
         way, ranks = name.split()
         net = sent["bytes"] - HEADER * sent["messages"]
         if way == "reduced":
-            formula = scale.reduced(channels, met, 1, int(ranks))
-            assert sent["payload"] == met * scale.STATUS + channels * scale.PER_CHANNEL
+            formula = scale.reduced(channels, scale.DEPTH, met, 1, int(ranks))
+            merge = channels * scale.PER_CHANNEL + scale.DEPTH * scale.PER_LAYER
+            assert sent["payload"] == met * scale.STATUS + merge
             assert net == pytest.approx(formula.bytes, rel=0.01)
             # Each message in two parts, and two writes that announce a part.
             assert sent["messages"] <= 6 * formula.messages
@@ -41,7 +42,7 @@ def test_page_has_the_arithmetic() -> None:
 
 
 def test_traffic_of_a_rank_is_bounded() -> None:
-    few, many = (scale.reduced(26_560, 8, 1, ranks).bytes for ranks in (8, 10_000))
+    few, many = (scale.reduced(26_560, 53, 8, 1, ranks).bytes for ranks in (8, 10_000))
     assert many < 1.2 * few
     old = [scale.gathered(26_560, 53, 200, ranks).bytes for ranks in (8, 10_000)]
     assert old[1] > 1_000 * old[0]
@@ -75,11 +76,15 @@ def test_simulated_ranks(ranks: int, samples: int | None, monkeypatch: Any) -> N
     result = nk.recalibrate(scale.network(), batches, samples=samples, progress=False)
     assert (result.samples, result.batches) == (32 * count * ranks, count * ranks)
     channels = scale.WIDTH * scale.DEPTH
-    assert simulated.payload == met * scale.STATUS + channels * scale.PER_CHANNEL
+    merge = channels * scale.PER_CHANNEL + scale.DEPTH * scale.PER_LAYER
+    assert simulated.payload == met * scale.STATUS + merge
     assert simulated.reductions == met + 4
     for name, layer in alone.layers.items():
         merged = result.layers[name]
         assert merged.count == ranks * layer.count
+        assert merged.batches == ranks * layer.batches
+        # From standard errors with U − 1 in the denominator, of as many times more units.
+        assert merged.bias == pytest.approx(layer.bias, rel=0.05)
         torch.testing.assert_close(merged.mean, layer.mean, rtol=1e-12, atol=1e-12)
         # The same sum of squares over ranks × n − 1 values in place of ranks × (n − 1).
         bessel = (merged.count - 1) / merged.count * layer.count / (layer.count - 1)

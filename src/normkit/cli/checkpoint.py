@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import DataError, OptionError, StatisticsError, message
-from normkit.statistics.stats_layers import named_stats
+from normkit.statistics.stats_layers import COUNTER, named_stats
 
 __all__ = ["StateDictPart", "load_part", "locate_part", "replace_stats"]
 
@@ -137,7 +137,7 @@ def _mismatches(
     state = _state_dict(part, content)
     mismatches = {
         # Files of former versions of torch lack the counter, which torch accepts.
-        "missing": [k for k in shapes if k not in state and not k.endswith("num_batches_tracked")],
+        "missing": [k for k in shapes if k not in state and not k.endswith(COUNTER)],
         "unexpected": [k for k in state if k not in shapes],
         "of another shape": [
             f"{k} ({'×'.join(map(str, state[k].shape))} for {'×'.join(map(str, shape))})"
@@ -191,6 +191,8 @@ def replace_stats(content: Any, part: StateDictPart, model: nn.Module) -> Any:
     new: dict[Any, Tensor] = {}
     for name, value in named_stats(model).items():
         old = state.get(part.prefix + name)
+        if old is None and name.endswith(COUNTER):
+            continue  # a file of a former version of torch, which had no counters
         if not isinstance(old, Tensor):
             raise StatisticsError(
                 message(

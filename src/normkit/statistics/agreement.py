@@ -9,7 +9,7 @@ from typing import NamedTuple
 from normkit.handle import Skipped, place_name
 from normkit.statistics.calls import SharedLayer
 from normkit.statistics.gaps import MIN_GAP, Gap
-from normkit.statistics.results import (
+from normkit.statistics.tables import (
     format_deviations,
     format_factor,
     format_percent,

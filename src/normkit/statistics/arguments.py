@@ -178,18 +178,19 @@ def check_tolerance(tolerance: object) -> None:
     """Validate ``tolerance``.
 
     Raises:
-        OptionError: it is not a finite number above 0.
+        OptionError: it is not a number between 0 and 1: an error as large as the thing itself
+            bounds nothing.
     """
     if tolerance is None:
         return
     text = isinstance(tolerance, (str, bytes, bool))
     number = _number(tolerance)
-    if not text and number is not None and 0 < number < math.inf:
+    if not text and number is not None and 0 < number < 1:
         return
-    usable = isinstance(tolerance, str) and number is not None and 0 < number < math.inf
+    usable = isinstance(tolerance, str) and number is not None and 0 < number < 1
     raise OptionError(
         message(
-            "tolerance as a relative standard error above 0, a number",
+            "tolerance as a relative standard error above 0 and below 1, a number",
             f"tolerance={_short(tolerance)}",
             f"pass the number itself: tolerance={number:g}" if usable else "use 0.01, for 1 %",
         )

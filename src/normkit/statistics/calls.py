@@ -14,8 +14,8 @@ from typing import NamedTuple
 from normkit.core.moments import Moments
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
 from normkit.statistics.gaps import Gap, gap_between, with_errors
-from normkit.statistics.results import format_deviations, format_factor, layer_label
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+from normkit.statistics.tables import format_deviations, format_factor, layer_label
 
 __all__ = [
     "MAX_CALLS",

@@ -33,8 +33,9 @@ from normkit.statistics.loaders import detached_loader
 from normkit.statistics.lockstep import in_step
 from normkit.statistics.observe import Observer, observing
 from normkit.statistics.output_sums import Loss, OutputSums
-from normkit.statistics.passes import bar, check_statistics
+from normkit.statistics.passes import check_statistics
 from normkit.statistics.preserve import is_sharded, preserve_rng
+from normkit.statistics.progress import bar
 from normkit.statistics.stats_layers import (
     NormLayer,
     find_norm_layers,

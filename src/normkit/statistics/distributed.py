@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.core.moments import Moments
 from normkit.errors import NormkitError, OptionError, StatisticsError, message
@@ -182,7 +181,7 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
     if ranks.size == 1:
         return Handle("average_buffers", [], skipped, [])
     before = [one.stats(None) for one in layers]
-    counters = [_counter(one.layer) for one in layers]
+    counters = [one.counter for one in layers]
     merged = _merge(layers, before, counters, ranks)
     changed: list[Changed] = []
     steps: list[Step] = []
@@ -214,12 +213,6 @@ def _check_finite(layers: Sequence[NormLayer], ranks: Ranks) -> None:
                     "recompute them with normkit.recalibrate(model, batches)",
                 )
             )
-
-
-def _counter(layer: nn.Module) -> Tensor | None:
-    """Return the layer's count of batches, one or one a bank, if its averages go by it."""
-    counter = getattr(layer, "num_batches_tracked", None)
-    return None if isinstance(layer, _InstanceNorm) or not isinstance(counter, Tensor) else counter
 
 
 def _merge(

@@ -18,6 +18,13 @@ that come in an order (by class, by time) are not, until blocks are longer than 
 
 Several processes need only add up: every line above is a sum over units once the one before it is
 known, so four sums give all ranks the same result (:func:`merge_statistics`), and no unit travels.
+
+No difference between units shows the *bias*: where layers before normalize by each batch's own
+moments, a batch of n samples loses one part in n of what varies between samples, in every batch
+alike. :class:`Tally` gathers 1/n, weighed by values, so that a small last batch counts for as
+little as it contributes. What later layers are given is off by 0.05/n to 2.7/n (six networks,
+batches of 1 to 64: docs/recalibration.md), the more the longer the tails: :func:`state_bias` has
+the bound.
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from normkit.core.moments import Moments, merge_rows
 __all__ = [
     "Estimate",
     "LayerStatistics",
+    "Tally",
     "Total",
     "Units",
     "distance",
@@ -42,11 +50,16 @@ __all__ = [
     "merge_statistics",
     "relative_error",
     "rms",
+    "state_bias",
     "statistics",
 ]
 
 MAX_UNITS = 128
 """Units are merged two by two when there are this many, so memory stays bounded."""
+
+MAX_BIAS = 0.1
+"""Largest 1/n of a single pass: batches of ten samples. To first order in it, the standard errors
+are right, and measured biases are mostly below it."""
 
 TINY = torch.finfo(torch.float64).tiny
 """Replaces a variance of zero where a layer adds no ε."""
@@ -67,6 +80,9 @@ class LayerStatistics(NamedTuple):
         mean_standard_error: (C,), in units of the values; NaN from a single batch.
         variance_standard_error: (C,), in squared units; NaN from a single batch.
         count: values per channel (samples, for a layer that averages over samples).
+        bias: share of the deviation and of the variance by which they may be off because layers
+            before normalized by batches of few samples; 0 where they did not.
+        batches: how many there were; of a layer called several times for each, its calls.
     """
 
     mean: Tensor
@@ -74,6 +90,19 @@ class LayerStatistics(NamedTuple):
     mean_standard_error: Tensor
     variance_standard_error: Tensor
     count: int  # type: ignore[assignment]
+    bias: float = 0.0
+    batches: int = 0
+
+
+class Tally(NamedTuple):
+    """Calls of a layer, and its values, each times the 1/n that the layers before it lose."""
+
+    calls: int = 0
+    lost: float = 0.0
+
+    def plus(self, other: Tally) -> Tally:
+        """Add another tally of the same layer."""
+        return Tally(self.calls + other.calls, self.lost + other.lost)
 
 
 class Units(NamedTuple):
@@ -106,6 +135,7 @@ class Estimate:
         self._open: list[Moments] = []
         self._batches_per_unit = 1
         self.per_sample = per_sample
+        self.tally = Tally()
 
     def add(self, *calls: Moments) -> None:
         """Add one batch: the moments of each call of the layer, with scalar counts.
@@ -131,6 +161,11 @@ class Estimate:
         if not every:
             return Units(self._none[:, 0], self._none, self._none)
         return Units(*(column.cpu() for column in _stack(every)))
+
+    def whole(self) -> Units:
+        """Everything added so far, as one unit, on the CPU."""
+        merged = _merge(self.units(), self.per_sample)
+        return Units(merged.count[None], merged.mean[None], merged.m2[None])
 
 
 def _stack(parts: Sequence[Moments]) -> Units:
@@ -169,18 +204,22 @@ def merge_shares(share: Moments, total: Total, between: Tensor | float = 1.0) ->
 
 
 def merge_statistics(
-    units: Mapping[str, Units], per_sample: Mapping[str, bool], total: Total
+    units: Mapping[str, Units],
+    per_sample: Mapping[str, bool],
+    total: Total,
+    tallies: Mapping[str, Tally] | None = None,
 ) -> tuple[dict[str, LayerStatistics], dict[str, int]]:
     """Merge the units of all ranks, layer by layer: the statistics, and the numbers of units.
 
-    All layers travel together, in four sums of 2C, C, C and 3C numbers for C channels in all.
-    Layers without a value on any rank are omitted.
+    All layers travel together, in four sums of 2C, C, C and 3C + 2L numbers for C channels in L
+    layers. Layers without a value on any rank are omitted.
 
     Args:
         units: this rank's; every rank names the same layers in the same order, and one with
             no data of a layer brings no units of it.
         per_sample: by layer, whether its variance is an average over samples.
         total: sums a vector over ranks.
+        tallies: by layer, this rank's; none where nothing is said of a bias.
     """
     sizes = [one.mean.shape[1] for one in units.values()]
     between = _by_channel([0.0 if per_sample[name] else 1.0 for name in units], sizes)
@@ -193,18 +232,24 @@ def merge_statistics(
         _squares(one, whole, per_sample[name])
         for (name, one), whole in zip(units.items(), wholes, strict=True)
     ]
-    vector = torch.cat([numbers, *(row[0] for row in rows), *(row[1] for row in rows)])
-    numbers, *squares = total(vector).chunk(3)
+    tally = torch.tensor([(tallies or {}).get(name, Tally()) for name in units]).double()
+    parts = [numbers, *(row[0] for row in rows), *(row[1] for row in rows), tally.flatten()]
+    channels, layers = len(numbers), len(sizes)
+    numbers, *squares, tally = total(torch.cat(parts)).split([*[channels] * 3, 2 * layers])
     factor = torch.where(numbers > 1, numbers / (numbers - 1), math.nan)
     # Averages of unbiased variances are unbiased already.
     variance = merged.m2 / (merged.count - between)
     errors = ((factor * column).sqrt() for column in squares)
     columns = (merged.mean, variance, *errors, merged.count, numbers)
     result, numbers_of = {}, {}
-    for name, row in zip(units, _split(*columns, sizes=sizes), strict=True):
+    tally_rows = tally.view(layers, 2).tolist()
+    rest = zip(_split(*columns, sizes=sizes), tally_rows, strict=True)
+    for name, (row, (calls, lost)) in zip(units, rest, strict=True):
         mean, var, mean_error, var_error, count, number = row
         if number.any():
-            result[name] = LayerStatistics(mean, var, mean_error, var_error, int(count[0]))
+            result[name] = LayerStatistics(
+                mean, var, mean_error, var_error, int(count[0]), lost / float(count[0]), int(calls)
+            )
             numbers_of[name] = int(number[0])
     return result, numbers_of
 
@@ -255,6 +300,23 @@ def relative_error(result: LayerStatistics, eps: float) -> float:
     mean = rms(result.mean_standard_error / scale.sqrt())
     variance = rms(result.variance_standard_error / scale)
     return math.nan if math.isnan(mean + variance) else max(mean, variance)
+
+
+def state_bias(
+    statistics: Mapping[str, LayerStatistics], eps: Mapping[str, float]
+) -> dict[str, LayerStatistics]:
+    """State the bias of a pass in which batches normalized themselves; ``statistics`` by calls.
+
+    The larger of 1/n and of the largest squared relative standard error of a single batch, of this
+    layer and of those before it: for independent normal values 2/n, more with longer tails, or
+    where batches come in an order. Behind no layer it is 0.
+    """
+    stated, largest = {}, 0.0
+    for name, one in statistics.items():
+        spread = one.batches * relative_error(one, eps[name]) ** 2
+        largest = max(largest, 0.0 if math.isnan(spread) else spread)
+        stated[name] = one._replace(bias=max(one.bias, largest) if one.bias else 0.0)
+    return stated
 
 
 def distance(

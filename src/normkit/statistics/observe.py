@@ -22,7 +22,7 @@ from normkit.kernels.moments import moments
 from normkit.statistics.batches import Forward, note_batch, run_model
 from normkit.statistics.calls import CallsEstimate
 from normkit.statistics.counts import count_samples
-from normkit.statistics.estimate import LayerStatistics
+from normkit.statistics.estimate import LayerStatistics, Tally
 from normkit.statistics.layer_inputs import LayerInputs
 from normkit.statistics.preserve import (
     evaluation_mode,
@@ -65,6 +65,9 @@ class Observer:
         self._number, self._is_next = 0, True  # of a batch in its pass, for errors
         self._first_count = 0  # samples that the first layer got
         self.single: str | None = None  # a layer that the last batch gave one value per channel
+        self._samples: int | None = None  # in this batch
+        self._lost = 0.0  # 1/n for the fewest samples that a layer has normalized by so far
+        self._tallies: dict[str, Tally] = {}  # of this batch
         self._may_stop = self._has_stopped = False
         # Not where a hook waits for the end of a forward, such as one that loads weights before
         # it and drops them after it.
@@ -104,7 +107,8 @@ class Observer:
                 layer, once it is known which that is.
         """
         self._batch, self._calls, self._first_count, self.single = {}, [], 0, None
-        samples = count_samples(batch)
+        self._tallies, self._lost = {}, 0.0
+        self._samples = samples = count_samples(batch)
         if samples == 0:
             return 0
         self.batches += 1
@@ -131,7 +135,9 @@ class Observer:
             if name not in self.estimates and channels is not None:
                 self.estimates[name] = CallsEstimate(channels, self._by_bank[name].per_sample)
             if name in self.estimates:
-                self.estimates[name].add(*calls)
+                estimate = self.estimates[name]
+                estimate.add(*calls)
+                estimate.tally = estimate.tally.plus(self._tallies.get(name, Tally()))
         return samples
 
     def run_along(self, batch: Any, forward: Forward | None) -> int:
@@ -164,10 +170,23 @@ class Observer:
         if not one.per_sample and values.numel() == len(batch.mean) and name not in self._fixed:
             self.single = name if self.single is None else self.single
         self._batch.setdefault(name, []).append(batch if values.numel() else None)
+        if values.numel():
+            self._count(name, one, values, own=name not in self._fixed)
         self._set_statistics(one, bank, batch, self._fixed.get(name))
         self._calls.append(index)
         if self._may_stop and self._calls == self._call_orders[-1]:
             raise _AllSeen
+
+    def _count(self, name: str, one: NormLayer, values: Tensor, own: bool) -> None:
+        """Add to the layer's tally what the calls before it lose; and take note of its own."""
+        samples = len(values)
+        weight = samples if one.per_sample else values.numel() // values.shape[1]
+        tally = self._tallies.get(name, Tally())
+        self._tallies[name] = tally.plus(Tally(1, weight * self._lost))
+        if own:
+            # What a model makes of a sample, such as the regions of an image, is not independent.
+            together = 1 if one.per_sample else min(samples, self._samples or samples)
+            self._lost = max(self._lost, 1 / together)
 
     def _set_statistics(
         self, one: NormLayer, bank: int | None, batch: Moments, fixed: LayerStatistics | None

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from normkit.errors import NonFiniteError, StatisticsError, message
 from normkit.statistics.batches import Forward
+from normkit.statistics.calls import CallsEstimate
 from normkit.statistics.distributed import Ranks, fingerprint
 from normkit.statistics.estimate import (
+    MAX_BIAS,
     Estimate,
     LayerStatistics,
+    Tally,
+    Units,
     merge_statistics,
     relative_error,
+    statistics,
 )
 from normkit.statistics.loaders import detached_loader
 from normkit.statistics.lockstep import check_complete, in_step
 from normkit.statistics.observe import Observer
 from normkit.statistics.preserve import is_sharded, preserve_rng
+from normkit.statistics.progress import Bar
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-__all__ = ["Bar", "Passes", "bar", "check_statistics"]
+__all__ = ["Passes", "check_statistics"]
 
 MIN_BATCHES = 8
 """Batches before the standard errors are first compared with a tolerance."""
@@ -36,6 +40,10 @@ GROWTH = 1.2
 
 MAX_ROUNDS = 32
 """Batches between two meetings of the ranks, so that none waits long for another."""
+
+
+MAX_GROUPS = 32
+"""Groups of batches that each rank makes for standard errors, known to 1 / √(2 · 31) = 13 %."""
 
 
 class Passes:
@@ -68,7 +76,7 @@ class Passes:
         self._fingerprint = fingerprint(observer.layers)
         self._max_rounds = MAX_ROUNDS if ranks.size > 1 else 1
         self._in_step = ranks.size > 1 and is_sharded(observer.model)
-        self._own_batches = 0  # of this rank, in the first pass
+        self._own_batches = self._own_samples = 0  # of this rank, in the first pass
         self.samples = self.batches = self.count = 0
         self.units: dict[str, int] = {}
 
@@ -87,12 +95,13 @@ class Passes:
         with preserve_rng():
             while True:
                 total, batches, active, per_round = self._advance(share, rounds)
-                self._own_batches, self.samples, self.batches = share.batches, total, batches
+                self._own_batches, self._own_samples = share.batches, share.samples
+                self.samples, self.batches = total, batches
                 if not active or (samples is not None and total >= samples):
                     break
                 if tolerance is not None and batches >= compare_at:
                     compare_at = math.ceil(GROWTH * batches)
-                    if self._worst_error(merged := self._merge()) < tolerance:
+                    if self._precise(merged := self._merge(), tolerance):
                         self.count = 1
                         return merged
                 rounds = self._max_rounds
@@ -120,14 +129,64 @@ class Passes:
         self.count += 1
         return self._merge()
 
-    def _advance(self, share: _Share, rounds: int) -> list[int]:
+    def group_number(self, smallest: int) -> int:
+        """Return into how many groups of at least so many samples to split this rank's batches."""
+        return max(1, min(MAX_GROUPS, self._own_batches, self._own_samples // smallest))
+
+    def group_pass(
+        self, groups: Sequence[Mapping[str, LayerStatistics]]
+    ) -> tuple[list[dict[str, LayerStatistics]], dict[str, LayerStatistics]]:
+        """Go over the batches of the first pass in groups of neighbours.
+
+        Args:
+            groups: by group of this rank, what its batches are normalized with.
+
+        Returns:
+            The statistics by group, and those of all groups of all ranks, whose units they are.
+        """
+        self._progress.begin(self.samples)
+        share, active = self._share(self._own_batches), 1
+        estimates: list[dict[str, CallsEstimate]] = [{} for _ in groups]
+        done = 0
+
+        def run(batch: Any, counts: bool) -> int:
+            nonlocal done
+            index = min(done * len(groups) // max(self._own_batches, 1), len(groups) - 1)
+            self._observer.start(groups[index], estimates[index])
+            done += counts
+            return self._run(batch, counts)
+
+        with preserve_rng():
+            while active:
+                _, _, active, _ = self._advance(share, self._max_rounds, run)
+        self.count += 1
+        new = []
+        for fixed, found in zip(groups, estimates, strict=True):
+            of_group = {n: statistics(one.units(), one.per_sample) for n, one in found.items()}
+            # A single value has no variance.
+            of_group = {n: s for n, s in of_group.items() if bool(s.variance.isfinite().all())}
+            new.append({**fixed, **of_group})
+        units = {}
+        for name in self._layers:
+            parts = [found[name].whole() for found in estimates if name in found]
+            if parts:
+                units[name] = Units(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return new, self._merge_units(units, {})
+
+    def any_rank(self, value: bool) -> bool:
+        """Return whether ``value`` is true at any rank."""
+        return self._ranks.status([int(value)], self._fingerprint)[0] > 0
+
+    def _advance(
+        self, share: _Share, rounds: int, run: Callable[[Any, bool], int] | None = None
+    ) -> list[int]:
         """Run some batches, meet the other ranks, and return the counts of all.
 
         Raises:
             StatisticsError: another rank has failed, or has other layers.
         """
         try:
-            share.advance(rounds, self._run)
+            share.advance(rounds, run or self._run)
         except BaseException as error:
             # Others in step know of it where it came before the forward; from within one of their
             # own they could not hear of it.
@@ -158,22 +217,35 @@ class Passes:
     def _merge(self) -> dict[str, LayerStatistics]:
         """Merge what all ranks have observed in this pass."""
         estimates = self._observer.estimates
+        units = {name: one.units() for name, one in estimates.items()}
+        return self._merge_units(units, {name: one.tally for name, one in estimates.items()})
+
+    def _merge_units(
+        self, units: Mapping[str, Units], tallies: Mapping[str, Tally]
+    ) -> dict[str, LayerStatistics]:
         # Alone, only layers that were called; together, all ranks name the same.
         units = {
-            name: (estimates.get(name) or Estimate(one.tensors[0].shape[-1])).units()
+            name: units[name] if name in units else Estimate(one.tensors[0].shape[-1]).units()
             for name, one in self._layers.items()
-            if name in estimates or self._ranks.size > 1
+            if name in units or self._ranks.size > 1
         }
         if not units:
             return {}
         per_sample = {name: one.per_sample for name, one in self._layers.items()}
-        merged, self.units = merge_statistics(units, per_sample, self._ranks.sum)
-        return merged
+        merged, self.units = merge_statistics(units, per_sample, self._ranks.sum, tallies)
+        # In the order of calls, which several ranks need not share.
+        order = self._observer.estimates if self._ranks.size == 1 else self._layers
+        return {name: merged[name] for name in order if name in merged}
 
-    def _worst_error(self, merged: Mapping[str, LayerStatistics]) -> float:
-        errors = [relative_error(one, self._layers[name].eps) for name, one in merged.items()]
+    def _precise(self, merged: Mapping[str, LayerStatistics], tolerance: float) -> bool:
+        """Return whether all standard errors are below ``tolerance``."""
+        trusted = {name: one for name, one in merged.items() if one.bias <= MAX_BIAS}
+        # Batches of few samples show the errors of the first layers only. Those of later ones are
+        # seldom twice as large, and will be measured.
+        limit = tolerance if len(trusted) == len(merged) else tolerance / 2
+        errors = [relative_error(one, self._layers[name].eps) for name, one in trusted.items()]
         # NaN (a layer seen in one batch only) is below no tolerance.
-        return max((math.inf if math.isnan(e) else e for e in errors), default=math.inf)
+        return bool(errors) and all(error < limit for error in errors)
 
 
 class _Share:
@@ -244,61 +316,3 @@ def check_statistics(
                         "keep the normalization layers in float32: layer.float()",
                     )
                 )
-
-
-class Bar:
-    """Counts samples; shows nothing where there is nothing to show it on."""
-
-    def __init__(self, shown: Progress | None) -> None:
-        self._shown = shown
-        self._task = shown.add_task("recalibrate") if shown else None
-        self._passes = 0
-
-    def begin(self, total: int | None) -> None:
-        """Start another pass, over ``total`` samples if that is known."""
-        self._passes += 1
-        if self._shown is not None and self._task is not None:
-            title = "recalibrate" if self._passes == 1 else f"recalibrate, pass {self._passes}"
-            self._shown.reset(self._task, total=total, description=title)
-
-    def at(self, samples: int) -> None:
-        """Set how many samples of this pass are done."""
-        if self._shown is not None and self._task is not None:
-            self._shown.update(self._task, completed=samples)
-
-
-@contextlib.contextmanager
-def bar(wanted: bool) -> Iterator[Bar]:
-    """Yield a bar on standard error, removed at the end; an empty one off a terminal."""
-    shown = _progress() if wanted else None
-    if shown is None:
-        yield Bar(None)
-        return
-    with shown:
-        yield Bar(shown)
-
-
-def _progress() -> Progress | None:
-    # Optional: rich comes with normkit[cli], and the statistics work without it.
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-    except ImportError:
-        return None
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("samples"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True)

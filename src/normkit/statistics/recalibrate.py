@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,12 @@ from normkit.statistics.arguments import (
 from normkit.statistics.batches import Forward
 from normkit.statistics.calls import shared_layers
 from normkit.statistics.distributed import ranks_of
-from normkit.statistics.estimate import LayerStatistics, relative_error
+from normkit.statistics.estimate import MAX_BIAS, LayerStatistics, state_bias
+from normkit.statistics.layerwise import checked, group_errors, repeat, with_errors_of
 from normkit.statistics.lockstep import check_group
 from normkit.statistics.observe import observing
-from normkit.statistics.passes import Passes, bar, check_statistics
+from normkit.statistics.passes import Passes
+from normkit.statistics.progress import bar
 from normkit.statistics.results import Cost, Recalibration
 from normkit.statistics.stats_layers import (
     NormLayer,
@@ -31,14 +34,12 @@ from normkit.statistics.stats_layers import (
     layers_by_bank,
     unwrap,
 )
+from normkit.statistics.tables import format_percent
 
 __all__ = ["recalibrate"]
 
-CONVERGED = 0.1
-"""Layerwise passes end when one moves no layer by more than this share of its standard error."""
-
-SAME = 1e-3
-"""Below this share two passes gave a layer the same input, up to a device's order of summation."""
+FEW = 5
+"""With fewer samples in all, a variance of normal values is not known to ± 75 %: √(2 / (n − 1))."""
 
 
 def recalibrate(
@@ -76,10 +77,14 @@ def recalibrate(
     By default each layer is measured while the layers before it normalize by each batch's own
     moments, as in training (of the whole batch in this process, also where training normalizes by
     ghost batches or across processes). The result then does not depend on the order of the batches
-    nor on which process sees which; but with batches of a few samples later layers inherit their
-    noise. ``layerwise=True`` measures them as evaluation will run, with the layers before on
-    population statistics: correct with any batch size, in several passes over the same data, until
-    they agree (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers).
+    nor on which process sees which; but later layers inherit a bias of about one part in
+    the samples of a batch, which no standard error shows and the result states (``.bias``).
+    ``layerwise=True`` measures them as evaluation will run, with the layers before on population
+    statistics: correct with any batch size, in several passes over the same data, until they agree
+    (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers). With
+    batches of less than ten samples, or where the bias would be more than ``tolerance``, this is
+    done without being asked for, and the result says so; with less than ten samples the standard
+    errors take as many passes again.
 
     Args:
         model: any module in any mode; a parallel or compiled wrapper is unwrapped.
@@ -92,7 +97,7 @@ def recalibrate(
             at intervals (docs/scale.md): where batches grow on the way, up to 32 more of each
             may be read.
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
-            it: 0.01 for means known to 1 % of a deviation and variances to 1 %.
+            it: 0.01 for means known to 1 % of a deviation and variances to 1 %. Below 1.
         forward: called as ``forward(model, batch)`` in place of the rule for batches.
         layerwise: see above. ``batches`` must be re-iterable.
         process_group: processes whose shares are merged, however unequal or empty; None for all
@@ -106,7 +111,12 @@ def recalibrate(
         A :class:`normkit.statistics.Recalibration`: ``print`` it for the largest changes;
         ``.layers`` maps each layer's name to its statistics with their standard errors; and
         ``.undo()`` restores the former ones bit for bit, as it does on exit when used as a
-        context manager.
+        context manager. Counts of batches (``num_batches_tracked``) become the number of these
+        batches, so that averages that go by them continue from here; it restores them too.
+
+    Warns:
+        UserWarning: fewer than five samples in all, with how badly a variance is known; a bias
+            above ``tolerance``, from an iterator.
 
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
@@ -114,8 +124,9 @@ def recalibrate(
         OptionError: an argument outside its range; ``layerwise`` with an iterator; a
             ``process_group`` without all processes that share the model's weights (FSDP).
         StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite,
-            or has moments too large for the type it keeps them in; a call within another one on
-            the same model.
+            or has moments too large for the type it keeps them in; batches of less than ten
+            samples from an iterator, for a model with layers behind others; a call within another
+            one on the same model.
         DataError: a batch without tensors, or on a device where the model has nothing; a loader in
             the middle of an epoch whose position cannot be copied, before anything is drawn.
 
@@ -126,12 +137,12 @@ def recalibrate(
 
     >>> import torch
     >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
-    >>> data = [torch.tensor([[0.0, 1.0], [2.0, 5.0]]), torch.tensor([[4.0, 0.0], [6.0, 2.0]])]
+    >>> data = torch.arange(24.0).view(12, 2).split(4)
     >>> result = recalibrate(model, data, samples=None)
     >>> model[0].running_mean, model[0].running_var
-    (tensor([3., 2.]), tensor([6.6667, 4.6667]))
-    >>> result.layers["0"].count, result.samples
-    (4, 4)
+    (tensor([11., 12.]), tensor([52., 52.]))
+    >>> result.layers["0"].count, result.batches
+    (12, 3)
     >>> result.undo()
     >>> model[0].running_mean
     tensor([0., 0.])
@@ -156,86 +167,75 @@ def recalibrate(
     start = time.perf_counter()
     with observing(inner, layers) as observer, bar(progress and ranks.rank == 0) as shown:
         passes = Passes(observer, batches, forward, ranks, shown)
-        first = passes.first_pass(samples, tolerance)
-        observer.inputs.check_reached(first, observer.batches)
-        first = _checked(layers, first)
-        units = passes.units
-        result = _repeat(layers, passes, first) if layerwise else first
-    for name, one in result.items():
-        result[name] = _with_errors_of(one, first.get(name, one))
+        errors = passes.first_pass(samples, tolerance)
+        observer.inputs.check_reached(errors, observer.batches)
+        errors = checked(layers, errors)
+        stated = state_bias(errors, {name: one.eps for name, one in layers_by_bank(layers).items()})
+        units, bias = passes.units, max(one.bias for one in stated.values())
+        few = max(one.bias for one in errors.values()) > MAX_BIAS
+        switch = not layerwise and (few or bias > (tolerance or math.inf))
+        if switch and passes.any_rank(isinstance(batches, Iterator)):
+            _check_size(few, bias, passes)
+            switch = False
+        result = repeat(layers, passes, errors) if layerwise or switch else stated
+        shared = shared_layers(observer.estimates, layers, passes.samples)
+        measuring = passes.count
+        if few:
+            errors = group_errors(layers, passes, result)
+            units = passes.units
+    result = {name: with_errors_of(one, errors.get(name, one)) for name, one in result.items()}
     skipped += observer.inputs.unmeasured(result)
-    shared = shared_layers(observer.estimates, layers, passes.samples)
     seconds = time.perf_counter() - start
-    cost = Cost(passes.samples, passes.batches, passes.count, seconds)
-    return Recalibration(layers, result, skipped, units, cost, shared)
+    error_passes = passes.count - measuring
+    cost = Cost(passes.samples, passes.batches, measuring, seconds, error_passes)
+    # Before anything is written, for those who make warnings errors.
+    _warn(layers, result, cost, tolerance)
+    avoided = bias if switch else 0.0
+    return Recalibration(layers, result, skipped, units, cost, shared, avoided)
 
 
-def _checked(
-    layers: Sequence[NormLayer], statistics: dict[str, LayerStatistics]
-) -> dict[str, LayerStatistics]:
-    """Return ``statistics``, once checked.
+def _check_size(few: bool, bias: float, passes: Passes) -> None:
+    """Raise if batches of few samples can be iterated over only once.
 
     Raises:
-        StatisticsError: there are none, or some are not finite or not defined.
+        StatisticsError: they are ``few``, and so a single pass is too far off.
     """
-    if not statistics:
+    if few:
+        size = passes.samples / passes.batches
         raise StatisticsError(
             message(
-                "at least one batch that reaches a layer with running statistics",
-                "none",
-                "pass non-empty batches; an iterator can be used only once",
+                f"batches of at least {1 / MAX_BIAS:.0f} samples, as later layers inherit a bias "
+                "of about one part in that many; or batches that can be iterated over again, to "
+                "measure layer by layer",
+                f"an iterator, {size:.3g} samples a batch: off by up to {format_percent(bias)}",
+                "pass a list or a DataLoader, or larger batches; no statistics were changed",
             )
         )
-    check_statistics(statistics, layers)
-    return statistics
 
 
-def _repeat(
-    layers: Sequence[NormLayer], passes: Passes, first: dict[str, LayerStatistics]
-) -> dict[str, LayerStatistics]:
-    """Repeat the pass with the layers on the statistics of the pass before, until they agree."""
-    result, step = first, math.inf
-    while passes.count <= len(layers):
-        before, step_before = result, step
-        result = _checked(layers, passes.repeat_pass(before))
-        steps = _steps(layers, before, result)
-        step = max(steps)
-        # The layer that comes first does not depend on the others: where it moves, the batches
-        # differ between passes, which then agree no better than samples do.
-        other_batches = min(steps) > SAME and passes.count > 2
-        if step < CONVERGED or (other_batches and step > step_before / 2):
-            break
-    return dict(result)
-
-
-def _with_errors_of(result: LayerStatistics, first: LayerStatistics) -> LayerStatistics:
-    """Take over the standard errors of the first pass, where each batch normalizes itself.
-
-    What a batch deviates by then affects the layers before, too, as it does when all batches
-    together are normalized by their own population: to first order the two estimates have the
-    same influence function. The spread under one common population leaves that out, and is too
-    small for later layers.
-    """
-    return result._replace(
-        mean_standard_error=first.mean_standard_error,
-        variance_standard_error=first.variance_standard_error,
-    )
-
-
-def _steps(
+def _warn(
     layers: Sequence[NormLayer],
-    before: Mapping[str, LayerStatistics],
-    after: Mapping[str, LayerStatistics],
-) -> list[float]:
-    """Compute how far a pass moved each layer, relative to its standard error."""
-    steps = []
-    for name, one in layers_by_bank(layers).items():
-        if name not in after or name not in before:
-            continue
-        a, b = after[name], before[name]
-        step = LayerStatistics(
-            a.mean, a.variance, (a.mean - b.mean).abs(), (a.variance - b.variance).abs(), a.count
+    result: Mapping[str, LayerStatistics],
+    cost: Cost,
+    tolerance: float | None,
+) -> None:
+    """Warn if the statistics are hardly known, or less well than ``tolerance`` says."""
+    by_bank = layers_by_bank(layers)
+    pooled = [one.count for name, one in result.items() if not by_bank[name].per_sample]
+    few = min([cost.samples, *pooled]) if pooled else FEW
+    if few < FEW:
+        known = f"to ± {format_percent(math.sqrt(2 / (few - 1)))}" if few > 1 else "not at all"
+        warnings.warn(
+            f"running statistics replaced by those of {few} samples, from which a variance is "
+            f"known {known}; pass more samples, or undo()",
+            stacklevel=3,
         )
-        error, distance = relative_error(a, one.eps), relative_error(step, one.eps)
-        steps.append(distance / error if error > 0 else (math.inf if distance > 0 else 0.0))
-    return steps
+    bias = max(one.bias for one in result.values())
+    if tolerance is not None and bias > tolerance:
+        warnings.warn(
+            f"tolerance={tolerance} bounds the standard error, but batches of "
+            f"{cost.samples / cost.batches:.3g} samples, which can be iterated over only once, may "
+            f"put later layers off by up to {format_percent(bias)}; pass a list or a DataLoader, "
+            "or larger batches",
+            stacklevel=3,
+        )

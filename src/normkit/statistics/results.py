@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import OptionError, StatisticsError, message
-from normkit.handle import SHOWN, Skipped, kind, place_name
+from normkit.handle import Skipped
+from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
 from normkit.statistics.estimate import LayerStatistics, distance, relative_error
-from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+from normkit.statistics.stats_layers import COUNTER, NormLayer, layers_by_bank
+from normkit.statistics.tables import (
+    format_deviations,
+    format_factor,
+    format_percent,
+    format_table,
+    layer_label,
+)
 
 if TYPE_CHECKING:
     from normkit.statistics.calls import SharedLayer
 
-__all__ = [
-    "Cost",
-    "Recalibration",
-    "Shift",
-    "format_deviations",
-    "format_factor",
-    "format_number",
-    "format_percent",
-    "format_table",
-    "layer_label",
-]
+__all__ = ["Cost", "Recalibration", "Shift"]
+
+FEW_UNITS = 8
+"""With fewer batches than this a standard error is printed with its own uncertainty."""
 
 
 class Cost(NamedTuple):
@@ -38,6 +39,7 @@ class Cost(NamedTuple):
     batches: int
     passes: int
     seconds: float
+    error_passes: int = 0
 
 
 class Shift(NamedTuple):
@@ -47,7 +49,10 @@ class Shift(NamedTuple):
         mean: root mean square over channels of the change of the mean, in deviations.
         variance: typical factor (at least 1) by which the variance changed, up or down: the
             exponential of the root mean square over channels of the logarithm of the ratio.
-        error: relative standard error of the new statistics, see ``relative_error``.
+        error: relative standard error of the new statistics, see ``relative_error``; NaN if
+            unknown.
+        bias: share of a deviation and of a variance by which the new ones may be off beside that,
+            in every batch alike: see :class:`LayerStatistics`.
 
         ``mean`` and ``variance`` are NaN where the old ones were not finite.
     """
@@ -55,6 +60,7 @@ class Shift(NamedTuple):
     mean: float
     variance: float
     error: float
+    bias: float
 
 
 class Recalibration:
@@ -68,6 +74,9 @@ class Recalibration:
         shared: layers that one pass calls several times, on inputs that their one mean and
             variance do not fit; a :class:`SharedLayer` each.
         samples, batches, passes, seconds: its cost; of all processes together.
+        error_passes: further passes that only the standard errors took.
+        avoided_bias: bias that a single pass over these batches would have had, where it was too
+            large and the layers were measured layer by layer; else 0.
 
     As a context manager it restores the former statistics on exit::
 
@@ -83,11 +92,13 @@ class Recalibration:
         units: Mapping[str, int],
         cost: Cost,
         shared: Sequence[SharedLayer] = (),
+        avoided_bias: float = 0.0,
     ) -> None:
         self.layers = dict(statistics)
         self.skipped = tuple(skipped)
         self.shared = tuple(shared)
-        self.samples, self.batches, self.passes, self.seconds = cost
+        self.samples, self.batches, self.passes, self.seconds, self.error_passes = cost
+        self.avoided_bias = avoided_bias
         self._units = dict(units)
         by_bank = layers_by_bank(norm_layers)
         self._classes = {name: type(one.layer) for name, one in by_bank.items()}
@@ -95,6 +106,7 @@ class Recalibration:
             name: Shift(
                 *distance(*one.stats(row), statistics[name], one.eps),
                 relative_error(statistics[name], one.eps),
+                statistics[name].bias,
             )
             for one in norm_layers
             for name, row in one.banks
@@ -109,13 +121,15 @@ class Recalibration:
                 rows = [(name, row) for name, row in one.banks if name in self.layers]
                 if not rows:
                     continue
-                pair = one.tensors
-                for key, tensor in zip((one.spec.mean, one.spec.var), pair, strict=True):
+                keys = (one.spec.mean, one.spec.var, COUNTER)[: 2 if one.counter is None else 3]
+                tensors = [getattr(one.layer, key) for key in keys]
+                for key, tensor in zip(keys, tensors, strict=True):
                     self._before.append((one.layer, key, tensor.detach().clone()))
                 for name, row in rows:
                     new = self.layers[name]
+                    values = (new.mean, new.variance, torch.tensor(_count_after(one, new)))
                     with torch.no_grad():
-                        for tensor, value in zip(pair, (new.mean, new.variance), strict=True):
+                        for tensor, value in zip(tensors, values, strict=False):
                             (tensor if row is None else tensor[row]).copy_(value)
         except BaseException:
             self.undo()
@@ -142,6 +156,11 @@ class Recalibration:
         self.undo()
 
     @property
+    def moved(self) -> dict[str, Shift]:
+        """Former name of ``shifts``."""
+        return self.shifts
+
+    @property
     def left(self) -> tuple[Skipped, ...]:
         """Former name of ``skipped``."""
         return self.skipped
@@ -152,11 +171,17 @@ class Recalibration:
         errors = [shift.error for shift in self.shifts.values()]
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
+    @property
+    def bias(self) -> float:
+        """Bias of the worst layer, a share: what small batches may cost, in no standard error."""
+        return max(shift.bias for shift in self.shifts.values())
+
     def interval(self, name: str, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """Confidence intervals of a layer's mean and variance, each (2, C): lower and upper.
 
         Student's t with one degree of freedom less than there were units; for the variance on a
-        logarithmic scale. Needs scipy, which ``normkit[lab]`` installs.
+        logarithmic scale. They leave out the layer's ``bias``. Needs scipy, which
+        ``normkit[lab]`` installs.
 
         Raises:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
@@ -170,12 +195,12 @@ class Recalibration:
                     "use 0.95, for 95 %",
                 )
             )
-        if name not in self.layers or self._units[name] < 2:
+        if name not in self.layers or bool(self.layers[name].mean_standard_error.isnan().any()):
             raise StatisticsError(
                 message(
                     "a layer that was seen in at least two batches",
                     repr(name),
-                    f"choose one of {', '.join(self.layers)}, or pass smaller batches",
+                    f"choose one of {', '.join(self.layers)}, or pass more and smaller batches",
                 )
             )
         from scipy import stats
@@ -195,8 +220,11 @@ class Recalibration:
             "samples": self.samples,
             "batches": self.batches,
             "passes": self.passes,
+            "error_passes": self.error_passes,
             "seconds": round(self.seconds, 3),
             "error": _finite(self.error),
+            "bias": self.bias,
+            "avoided_bias": self.avoided_bias,
             "layers": [
                 {
                     "layer": name,
@@ -218,25 +246,60 @@ class Recalibration:
             "left": [{"layer": row.name, "why": row.why} for row in self.skipped],
         }
 
+    def _certainty(self) -> str:
+        """State standard error and bias, neither without the other."""
+        units = min(self._units[name] for name in self.layers)
+        if math.isnan(self.error):
+            certainty = f"standard error unknown from {_plural(units)}"
+        else:
+            certainty = f"standard error at most {format_percent(self.error)}"
+            if units < FEW_UNITS:
+                # Of a standard deviation from U values.
+                own = format_percent(1 / math.sqrt(2 * (units - 1)))
+                certainty += f" (from {units} batches, so itself known to ±{own})"
+        if self.bias:
+            certainty += f", bias at most {format_percent(self.bias)}"
+        return certainty
+
     def __repr__(self) -> str:
         layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
+        passes += f" and {self.error_passes} for the errors" if self.error_passes else ""
+        batches = _plural(self.batches)
         head = (
-            f"recalibrate: {layers} from {self.samples:,} samples, {self.batches:,} batches"
-            f"{passes}, {self.seconds:.1f} s; standard error at most {format_percent(self.error)}"
+            f"recalibrate: {layers} from {self.samples:,} samples, {batches}{passes}, "
+            f"{self.seconds:.1f} s; {self._certainty()}"
         )
+        if self.avoided_bias:
+            head += (
+                f"\n  layer by layer, as one pass over batches of {self.samples / self.batches:.3g}"
+                f" would be off by up to {format_percent(self.avoided_bias)}"
+            )
         rows = [
             (
                 layer_label(name, self._classes[name]),
                 format_deviations(shift.mean),
                 format_factor(shift.variance),
                 format_percent(shift.error),
+                *([format_percent(shift.bias)] if self.bias else []),
             )
             for name, shift in sorted(self.shifts.items(), key=lambda item: -_size(item[1]))
         ]
-        columns = ("layer", "mean shift", "variance shift", "standard error")
+        columns = ["layer", "mean shift", "variance shift", "standard error"]
+        columns += ["bias up to"] if self.bias else []
         table = format_table(columns, rows, self.skipped, " with smaller shifts")
         return "\n".join([head, *table, *(f"  {one}" for one in self.shared)])
+
+
+def _plural(number: int) -> str:
+    return "1 batch" if number == 1 else f"{number:,} batches"
+
+
+def _count_after(one: NormLayer, new: LayerStatistics) -> int:
+    """Return the count of batches that the layer's averages continue from."""
+    # By its count renormalization relaxes its limits too, which must not become strict again.
+    renorm = isinstance(one.layer, (BatchRenorm1d, BatchRenorm2d))
+    return max(new.batches, int(one.counter) if renorm and one.counter is not None else 0)
 
 
 def _size(shift: Shift) -> float:
@@ -247,48 +310,3 @@ def _size(shift: Shift) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def format_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], skipped: Sequence[Skipped], rest: str = ""
-) -> list[str]:
-    """Format a table, its first column aligned left; then the skipped layers, and why.
-
-    ``rest`` describes the rows beyond the last one shown.
-    """
-    shown = [head, *rows[:SHOWN]]
-    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
-    table = [
-        "  "
-        + row[0].ljust(widths[0])
-        + "".join(f"  {cell.rjust(w)}" for cell, w in zip(row[1:], widths[1:], strict=True))
-        for row in shown
-    ]
-    if len(rows) > SHOWN:
-        table.append(f"  … and {len(rows) - SHOWN} more{rest}")
-    return table + [f"  {layer_label(row.name, row.type)} skipped: {row.why}" for row in skipped]
-
-
-def layer_label(name: str, cls: type) -> str:
-    """Name a layer with its class."""
-    return f"{place_name(name)} ({kind(cls)})"
-
-
-def format_deviations(value: float) -> str:
-    """Format a distance of means."""
-    return "not finite" if not math.isfinite(value) else f"{value:.2f} σ"
-
-
-def format_factor(value: float) -> str:
-    """Format a ratio of variances, up or down."""
-    return "not finite" if not math.isfinite(value) else f"×÷ {value:.2f}"
-
-
-def format_percent(share: float) -> str:
-    """Format a share in percent; a dash where undefined."""
-    return "–" if math.isnan(share) else f"{100 * share:.2g} %"
-
-
-def format_number(value: float) -> str:
-    """Format a number; a dash where undefined."""
-    return "–" if math.isnan(value) else f"{value:.1f}"

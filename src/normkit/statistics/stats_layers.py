@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,14 +19,20 @@ from normkit.statistics.preserve import is_sharded
 from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 
 __all__ = [
+    "COUNTER",
     "NormLayer",
     "StatsSpec",
+    "batch_counter",
     "find_norm_layers",
     "layers_by_bank",
     "named_stats",
     "stats_spec",
     "unwrap",
 ]
+
+
+COUNTER = "num_batches_tracked"
+"""Attribute that counts a layer's batches, in every layer that counts them."""
 
 
 class NormLayer(NamedTuple):
@@ -51,6 +58,11 @@ class NormLayer(NamedTuple):
         return getattr(self.layer, self.spec.mean), getattr(self.layer, self.spec.var)
 
     @property
+    def counter(self) -> Tensor | None:
+        """The layer's count of batches, see :func:`batch_counter`."""
+        return batch_counter(self.layer)
+
+    @property
     def banks(self) -> list[tuple[str, int | None]]:
         """Name and row of each set of statistics that the layer keeps."""
         mean, _ = self.tensors
@@ -62,6 +74,16 @@ class NormLayer(NamedTuple):
         """Copy mean and variance of a row, in float64 on the CPU."""
         mean, variance = (t.detach() if row is None else t.detach()[row] for t in self.tensors)
         return mean.double().cpu(), variance.double().cpu()
+
+
+def batch_counter(layer: nn.Module) -> Tensor | None:
+    """Return a layer's count of batches, one or one per bank, if its averages go by it.
+
+    >>> batch_counter(nn.BatchNorm1d(2)), batch_counter(nn.InstanceNorm1d(2))
+    (tensor(0), None)
+    """
+    counter = getattr(layer, COUNTER, None)
+    return None if isinstance(layer, _InstanceNorm) or not isinstance(counter, Tensor) else counter
 
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -191,14 +213,16 @@ def layers_by_bank(layers: Iterable[NormLayer]) -> dict[str, NormLayer]:
 def named_stats(model: nn.Module) -> dict[str, Tensor]:
     """Return all running statistics of ``model`` by their names in its state dict.
 
-    A layer that stands in several places is listed several times, as it is there.
+    The counts of batches, by which averages go on, are among them. A layer that stands in several
+    places is listed several times, as it is there.
 
     >>> list(named_stats(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
-    ['1.running_mean', '1.running_var']
+    ['1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
     return {
         f"{name}.{attribute}" if name else attribute: getattr(layer, attribute)
         for name, layer in model.named_modules(remove_duplicate=False)
         if (spec := stats_spec(layer)) is not None
-        for attribute in (spec.mean, spec.var)
+        for attribute in (spec.mean, spec.var, COUNTER)
+        if attribute != COUNTER or batch_counter(layer) is not None
     }

@@ -1,0 +1,170 @@
+"""Statistics layer by layer: passes repeated until they agree, and their standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from normkit.errors import StatisticsError, message
+from normkit.statistics.estimate import LayerStatistics, relative_error
+from normkit.statistics.passes import Passes, check_statistics
+from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+
+__all__ = ["checked", "group_errors", "repeat", "with_errors_of"]
+
+UNUSABLE = 0.5
+"""Bias from which a first pass says nothing of a layer, whose input may have been constant."""
+
+CONVERGED = 0.1
+"""Passes end when one moves no layer by more than this share of its standard error."""
+
+SAME = 1e-3
+"""Below this share two passes gave a layer the same input, up to a device's order of summation."""
+
+GROUP = 8
+"""Smallest number of samples in a group of batches that normalizes itself for standard errors."""
+
+SETTLED = 0.1
+"""Passes for standard errors end when one changes none by more than this share, about as well as
+32 groups know it."""
+
+
+def checked(
+    layers: Sequence[NormLayer], statistics: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Return ``statistics``, once checked.
+
+    Raises:
+        StatisticsError: there are none, or some are not finite or not defined.
+    """
+    if not statistics:
+        raise StatisticsError(
+            message(
+                "at least one batch that reaches a layer with running statistics",
+                "none",
+                "pass non-empty batches; an iterator can be used only once",
+            )
+        )
+    check_statistics(statistics, layers)
+    return statistics
+
+
+def repeat(
+    layers: Sequence[NormLayer], passes: Passes, first: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Repeat the pass with the layers on the statistics of the pass before, until they agree.
+
+    A pass is right in every layer whose predecessors were right in the one before, so after one
+    more than there are layers all are, whatever the first pass was.
+    """
+    result, step = _start(layers, first), math.inf
+    raw = result
+    while passes.count <= len(layers):
+        before, step_before = result, step
+        raw = passes.repeat_pass(before)
+        result = _finite(raw)
+        steps = _steps(layers, before, result) if result is raw else [math.inf]
+        step = max(steps, default=math.inf)
+        # The layer that comes first does not depend on the others: where it moves, the batches
+        # differ between passes, which then agree no better than samples do.
+        other_batches = min(steps, default=0.0) > SAME and passes.count > 2
+        if step < CONVERGED or (other_batches and step > step_before / 2):
+            break
+    return dict(checked(layers, raw))
+
+
+def _start(
+    layers: Sequence[NormLayer], first: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Return what to begin with: the running statistics where the first pass is unusable.
+
+    Divided by the deviation of an input that was constant, later layers would get huge values.
+    """
+    if all(one.bias < UNUSABLE for one in first.values()):
+        return first
+    start = dict(first)
+    for one in layers:
+        for name, row in one.banks:
+            if name in first and first[name].bias >= UNUSABLE:
+                mean, variance = one.stats(row)
+                usable = variance.isfinite() & (variance > 0) & mean.isfinite()
+                start[name] = first[name]._replace(
+                    mean=torch.where(usable, mean, 0.0), variance=torch.where(usable, variance, 1.0)
+                )
+    return start
+
+
+def _finite(statistics: dict[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+    """Return ``statistics``, or a copy without what overflowed behind a layer not yet right."""
+    bad = {n: s for n, s in statistics.items() if not (s.mean + s.variance).isfinite().all()}
+    return statistics if not bad else {
+        **statistics,
+        **{n: s._replace(mean=torch.zeros_like(s.mean), variance=torch.ones_like(s.variance))
+           for n, s in bad.items()},
+    }  # fmt: skip
+
+
+def with_errors_of(result: LayerStatistics, first: LayerStatistics) -> LayerStatistics:
+    """Take over the standard errors of a pass where each batch, or group, normalizes itself.
+
+    What a batch deviates by then affects the layers before, too, as it does when all batches
+    together are normalized by their own population: to first order the two estimates have the
+    same influence function. The spread under one common population leaves that out, and is too
+    small for later layers.
+    """
+    return result._replace(
+        mean_standard_error=first.mean_standard_error,
+        variance_standard_error=first.variance_standard_error,
+    )
+
+
+def group_errors(
+    layers: Sequence[NormLayer], passes: Passes, result: Mapping[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Return statistics whose standard errors hold with batches of any size, even of one.
+
+    The batches are split into groups of neighbours, large enough to normalize themselves. Each
+    group goes through the layer-by-layer passes by itself, all in the same passes, from ``result``
+    on; how far the groups then differ from each other is the error (random groups: Wolter 2007,
+    *Introduction to Variance Estimation*, chapter 2). NaN where there are too few samples for two.
+    """
+    by_bank = layers_by_bank(layers)
+    groups = [dict(result) for _ in range(passes.group_number(GROUP))]
+    before: dict[str, float] = {}
+    merged = dict(result)
+    for _ in range(len(layers) + 1):
+        groups, merged = passes.group_pass(groups)
+        errors = {name: relative_error(one, by_bank[name].eps) for name, one in merged.items()}
+        if all(_near(error, before.get(name, math.inf)) for name, error in errors.items()):
+            break
+        before = errors
+    if passes.samples < GROUP * max(passes.units.values(), default=0):
+        nothing = {name: torch.full_like(one.mean, math.nan) for name, one in merged.items()}
+        return {n: one._replace(mean_standard_error=nothing[n], variance_standard_error=nothing[n])
+                for n, one in merged.items()}  # fmt: skip
+    return merged
+
+
+def _near(error: float, before: float) -> bool:
+    return math.isnan(error) or abs(error - before) <= SETTLED * error
+
+
+def _steps(
+    layers: Sequence[NormLayer],
+    before: Mapping[str, LayerStatistics],
+    after: Mapping[str, LayerStatistics],
+) -> list[float]:
+    """Compute how far a pass moved each layer, relative to its standard error."""
+    steps = []
+    for name, one in layers_by_bank(layers).items():
+        if name not in after or name not in before:
+            continue
+        a, b = after[name], before[name]
+        step = LayerStatistics(
+            a.mean, a.variance, (a.mean - b.mean).abs(), (a.variance - b.variance).abs(), a.count
+        )
+        error, distance = relative_error(a, one.eps), relative_error(step, one.eps)
+        steps.append(distance / error if error > 0 else (math.inf if distance > 0 else 0.0))
+    return steps

@@ -1,0 +1,76 @@
+"""Tables that results print: layers, shifts and shares in plain decimals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from normkit.handle import SHOWN, Skipped, kind, place_name
+
+__all__ = [
+    "format_deviations",
+    "format_factor",
+    "format_number",
+    "format_percent",
+    "format_table",
+    "layer_label",
+]
+
+LEAST = 1e-5
+"""Smaller shares are printed as less than this."""
+
+
+def format_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], skipped: Sequence[Skipped], rest: str = ""
+) -> list[str]:
+    """Format a table, its first column aligned left; then the skipped layers, and why.
+
+    ``rest`` describes the rows beyond the last one shown.
+    """
+    shown = [head, *rows[:SHOWN]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+    table = [
+        "  "
+        + row[0].ljust(widths[0])
+        + "".join(f"  {cell.rjust(w)}" for cell, w in zip(row[1:], widths[1:], strict=True))
+        for row in shown
+    ]
+    if len(rows) > SHOWN:
+        table.append(f"  … and {len(rows) - SHOWN} more{rest}")
+    return table + [f"  {layer_label(row.name, row.type)} skipped: {row.why}" for row in skipped]
+
+
+def layer_label(name: str, cls: type) -> str:
+    """Name a layer with its class."""
+    return f"{place_name(name)} ({kind(cls)})"
+
+
+def format_deviations(value: float) -> str:
+    """Format a distance of means."""
+    return "not finite" if not math.isfinite(value) else f"{value:.2f} σ"
+
+
+def format_factor(value: float) -> str:
+    """Format a ratio of variances, up or down."""
+    return "not finite" if not math.isfinite(value) else f"×÷ {value:.2f}"
+
+
+def format_percent(share: float) -> str:
+    """Format a share in percent, with two significant digits, in plain decimals.
+
+    >>> [format_percent(x) for x in (0.0074, 0.25, 1.24, 123.4, 0.0, 1e-9, math.nan, math.inf)]
+    ['0.74 %', '25 %', '120 %', '12,000 %', '0 %', 'under 0.001 %', 'unknown', 'not finite']
+    """
+    if not math.isfinite(share):
+        return "unknown" if math.isnan(share) else "not finite"
+    if 0 < abs(share) < LEAST:
+        return f"under {100 * LEAST:g} %"
+    value = float(f"{100 * share:.2g}")
+    digits = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def format_number(value: float) -> str:
+    """Format a number; a dash where undefined."""
+    return "–" if math.isnan(value) else f"{value:.1f}"

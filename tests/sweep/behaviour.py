@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import normkit as nk
 from tests.sweep.fault import Fault
 from tests.sweep.grammar import Built, Program, programs
-from tests.sweep.oracle import Oracle, unwrapped
+from tests.sweep.oracle import Oracle, doubled, unwrapped
 from tests.sweep.trial import SkipTrial, attempt, compare
 
 __all__ = [
@@ -91,7 +91,7 @@ def oracle_behaviour(
         inner.train(training)
         modes = {name: module.training for name, module in inner.named_modules()}
     oracle = Oracle(inner)
-    inputs = [x.double() for x in built.inputs]
+    inputs = [doubled(x) for x in built.inputs]
     outputs = [tensor_of(y) for y in oracle.run(inputs, program.call, modes, gradients=True)]
     done = Behaviour([y.detach() for y in outputs], _gradients(inner, outputs), _buffers(inner))
     return done, oracle.condition
@@ -108,6 +108,8 @@ def check_behaviour(
     """
     where = "in training" if training else "in evaluation"
     built = program.build()
+    if any(t.is_meta for t in (*built.model.parameters(), *built.model.buffers())):
+        raise SkipTrial("has no values")
     before = {name for name, _ in unwrapped(built.model).named_parameters()}
     plainly(built)
     try:
@@ -132,7 +134,7 @@ def check_behaviour(
     if not {*lost} <= real.gradients.keys() or extra - {*lost}:
         raise Fault(tool, f"other gradients {where}", str(real.gradients.keys() ^ {*lost}))
     # Gradients of weights are sums over inputs, in which large ones cancel.
-    largest = max([float(x.abs().max()) for x in built.inputs if x.numel()] or [0.0])
+    largest = max([float(x.double().abs().max()) for x in built.inputs if x.numel()] or [0.0])
     worse_still = worse**3 * (1 + largest) ** 2
     total = max([float(g.abs().max()) for g in truth.gradients.values() if g.numel()] or [0.0])
     for key in lost:

@@ -16,7 +16,7 @@ from tests.sweep.behaviour import FINITE, tensor_of
 from tests.sweep.fault import Fault
 from tests.sweep.grammar import Program, programs
 from tests.sweep.measuring import plainly, roles
-from tests.sweep.oracle import Oracle, moments_of
+from tests.sweep.oracle import Oracle, doubled, moments_of
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import attempt, check_words
 
@@ -72,7 +72,7 @@ def _check_numbers(program: Program, result: Any, samples: int | None) -> None:
         outputs = []
         by_mode = []
         for oracle.mode in ("batch", "eval"):
-            outputs += oracle.run([x.double()], program.call)
+            outputs += oracle.run([doubled(x)], program.call)
             by_mode.append(oracle.seen)
         if _single(oracle, by_mode[0]):
             continue
@@ -140,7 +140,7 @@ def _check_output(
         blur = worse * float((a.square().sum() / deviation).sqrt())
         _close(program, "difference", output.difference, truth, blur)
     labelled = program.batches.startswith(("as_pairs", "as_lists", "as_dicts", "as_loader"))
-    if not labelled or a.dim() != 2 or a.shape[1] < 2 or "Returns" in program.model:
+    if not labelled or a.dim() != 2 or a.shape[1] < 2 or "Returns(" in program.model:
         return
     counts = labels >= 0
     if output.agreement is None or output.loss is None:

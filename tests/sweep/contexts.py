@@ -12,7 +12,7 @@ from tests.sweep import pieces
 from tests.sweep.behaviour import FINITE, no_dropout, tensor_of
 from tests.sweep.fault import Fault
 from tests.sweep.grammar import Program, programs
-from tests.sweep.oracle import Oracle, keeps_statistics, overrides_forward, unwrapped
+from tests.sweep.oracle import Oracle, doubled, keeps_statistics, overrides_forward, unwrapped
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import SkipTrial, attempt, check_words, compare
 
@@ -83,7 +83,7 @@ def batch_statistics(program: Program, evaluates: bool) -> str:
         and (isinstance(m, pieces.Registered) or not overrides_forward(m))
         for name, m in oracle.model.named_modules()
     }
-    true = oracle.run([x.double() for x in other.inputs], program.call, modes)
+    true = oracle.run([doubled(x) for x in other.inputs], program.call, modes)
     _compare(program, tool, outcome.result, oracle, true)
     return "in evaluation mode" if evaluates else "as it was"
 
@@ -125,7 +125,7 @@ def use_domain(program: Program, domain: int) -> str:
         if hasattr(module, "domains"):
             module._domain = domain  # type: ignore[assignment]
     oracle = Oracle(other.model)
-    true = oracle.run([x.double() for x in other.inputs], program.call)
+    true = oracle.run([doubled(x) for x in other.inputs], program.call)
     _compare(program, tool, outcome.result, oracle, true)
     return "used"
 

@@ -61,11 +61,13 @@ class Program:
             and self.inputs.startswith(("data((6, 6, 6)", "data((16,"))
             and any(value in self.inputs for value in ("'normal'", "'unlike'"))
             and self.dtype in ("float64", "float32")
-            and not any(word in self.model for word in ("Domain", "Holds"))
+            and not any(word in self.model for word in ("Domain", "Holds", "Lazy"))
         )
 
     def call(self, model: Any, x: Any) -> Any:
         """Run the model on one batch's input."""
+        if "TwoInputs(" in self.model:
+            return model(x, pieces.scales(x))
         return model(x=x) if "Variadic(" in self.model else model(x)
 
     def __str__(self) -> str:
@@ -133,6 +135,8 @@ def _of_torch(draw: Draw, shape: Shape) -> str:
     kinds += ["Instance", "RMS"] if rank and math.prod(shape[1:]) > 1 else []
     kind = draw(st.sampled_from(kinds))
     if kind == "Batch":
+        if draw(st.integers(0, 19)) == 19:
+            return f"nn.LazyBatchNorm{max(rank, 1)}d()"
         return f"nn.BatchNorm{max(rank, 1)}d({c}{_options(draw, BATCH)})"
     if kind == "Sync":
         return f"nn.SyncBatchNorm({c}{_options(draw, BATCH)})"
@@ -161,6 +165,8 @@ def _of_ours(draw: Draw, shape: Shape) -> str:
     kind = draw(st.sampled_from(kinds))
     batch = (BATCH, AVERAGE, ACT)
     if kind == "Batch":
+        if draw(st.integers(0, 19)) == 19:
+            return f"nk.LazyBatchNorm{d}d()"
         return f"nk.BatchNorm{d}d({c}{_options(draw, *batch)})"
     if kind == "Sync":
         return f"nk.SyncBatchNorm({c}{_options(draw, *batch)})"
@@ -335,6 +341,9 @@ CHANGES = [
     "model.requires_grad_(False)",
     "model = model.to(memory_format=torch.channels_last)",
     "step(model)",
+    "reparametrize(model, parametrizations.weight_norm)",
+    "_ = norm(model, {k}).to('meta')",
+    "model = model.train()",
 ]
 WRAPPERS = ["nn.DataParallel({m})", "AveragedModel({m})"]
 COMPILED = "torch.compile({m}, backend='eager')"
@@ -352,7 +361,14 @@ def programs(
     """Draw a program."""
     shape = draw(st.sampled_from([(4, 4, 4), (4,), (3, 5), (2, 1, 1), (3, 1), (2, 2, 3, 2)]))
     model = _Model(draw, kinds)
+    start = draw(st.sampled_from(["", "", "", "", "", "", "tokens", "alone"]))
+    if start == "tokens":
+        shape = (3, 5)
     text, out = model.body(shape, deep)
+    if start == "tokens":
+        text = f"nn.Sequential(nn.Embedding(5, 3), Swap(), {text})"
+    elif start == "alone":
+        text, out = norms(draw, shape, kinds), shape
     changes = ["scramble(model)"]
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
         changes.append(draw(st.sampled_from(CHANGES)).format(k=draw(st.integers(0, 3))))
@@ -367,6 +383,8 @@ def programs(
     if dtype != "float32":
         changes.insert(1, f"model = model.to(torch.{dtype})")
     value = draw(st.sampled_from(values))
+    if start == "tokens":
+        shape, value = (5,), "tokens"
     inputs = f"data({sizes}, {shape}, {value!r}, torch.{dtype})"
     batches, whole = _batches(draw, sizes, model, text, outputs, out)
     if draw(st.integers(0, 9)) == 9:
@@ -379,7 +397,7 @@ def _batches(
 ) -> tuple[str, str]:
     """Draw how batches hold the inputs, and a model around the body that takes them so."""
     how = draw(st.sampled_from(["plain", "pairs", "lists", "dicts", "loader", "stream", "variadic",
-                                "holds", "scalars", "returns"]))  # fmt: skip
+                                "holds", "scalars", "returns", "two", "loss"]))  # fmt: skip
     if how == "pairs":
         return "as_pairs(inputs)", text
     if how == "lists":
@@ -394,6 +412,10 @@ def _batches(
         return f"as_loader(inputs, {sizes[0]})", text
     if how == "stream":
         return "stream(as_pairs(inputs))", text
+    if how == "two":
+        return "as_two(inputs)", f"TwoInputs({text})"
+    if how == "loss" and outputs and len(out) == 1 and out[0] > 1:
+        return "as_dicts(inputs)", f"ReturnsLoss({text})"
     if how == "holds":
         return "inputs", f"Holds({text})"
     if how == "returns" and outputs:

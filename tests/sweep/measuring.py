@@ -12,7 +12,14 @@ import normkit as nk
 from tests.sweep import pieces
 from tests.sweep.fault import Fault
 from tests.sweep.grammar import Built, Program, programs
-from tests.sweep.oracle import Oracle, keeps_statistics, moments_of, overrides_forward, unwrapped
+from tests.sweep.oracle import (
+    Oracle,
+    doubled,
+    keeps_statistics,
+    moments_of,
+    overrides_forward,
+    unwrapped,
+)
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import attempt, check_words, compare
 
@@ -148,7 +155,7 @@ def _oracle_statistics(
     built = program.build()
     oracle = Oracle(built.model)
     oracle.measured, oracle.mode = set(result.layers), "batch"
-    inputs = [x.double() for x in _take(built.inputs, samples)]
+    inputs = [doubled(x) for x in _take(built.inputs, samples)]
     for _ in range(result.passes):
         oracle.run(inputs, program.call)
         found = {}

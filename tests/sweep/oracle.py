@@ -16,12 +16,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 import normkit as nk
 from tests.sweep import pieces
 
-__all__ = ["Oracle", "keeps_statistics", "moments_of", "overrides_forward", "unwrapped"]
+__all__ = ["Oracle", "doubled", "keeps_statistics", "moments_of", "overrides_forward", "unwrapped"]
 
 _ACTS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "leaky_relu": F.leaky_relu,
     "relu6": F.relu6, "hardswish": F.hardswish,
 }  # fmt: skip
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Return an input in float64; tokens as they are."""
+    return x.double() if x.is_floating_point() else x
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

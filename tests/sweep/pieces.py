@@ -61,10 +61,12 @@ __all__ = [
     "as_nested",
     "as_pairs",
     "as_scalars",
+    "as_two",
     "bound_weight",
     "copy",
     "data",
     "half_norm",
+    "labels",
     "nk",
     "nn",
     "norm",
@@ -72,6 +74,7 @@ __all__ = [
     "parametrize",
     "prune",
     "prune_weight",
+    "reparametrize",
     "replace_forward",
     "scramble",
     "step",
@@ -449,7 +452,7 @@ def scramble(model: nn.Module) -> None:
     with torch.no_grad():
         for module in model.modules():
             for name, values in (*module._parameters.items(), *module._buffers.items()):
-                if values is None or isinstance(values, nn.UninitializedParameter):
+                if values is None or torch.nn.parameter.is_lazy(values):
                     continue
                 noise = torch.rand(values.shape, generator=g)
                 if name in ("running_mean", "mu"):
@@ -487,6 +490,14 @@ def half_norm(module: nn.Module) -> None:
     module.float()
 
 
+def reparametrize(model: nn.Module, how: Any) -> None:
+    """Parametrize the weight of the first convolution or linear layer."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            how(module)
+            return
+
+
 def to_inference(module: nn.Module) -> None:
     """Give a layer buffers made in inference mode, as a model loaded there has them."""
     with torch.inference_mode():
@@ -522,6 +533,8 @@ def data(
         x = torch.full_like(x, 2.0)
     elif values == "offset":
         x = x / 10 + 100
+    elif values == "huge":
+        x = x * 1e25
     elif values == "unlike":
         x = x * (1 + torch.arange(len(x)).view(-1, *[1] * len(shape)))
     elif values == "nan" and x.numel():
@@ -529,6 +542,16 @@ def data(
     elif values == "infinite" and x.numel():
         x.view(-1)[-1] = torch.inf
     return list(x.to(dtype).split(sizes))
+
+
+def scales(x: Tensor) -> Tensor:
+    """Return the second input that goes with an input."""
+    return torch.linspace(1, 2, len(x), dtype=torch.float64).to(x.dtype)
+
+
+def as_two(batches: list[Tensor]) -> list[Any]:
+    """{"x": x, "scale": scale, "labels": labels}."""
+    return [{"x": x, "scale": scales(x), "labels": labels(x)} for x in batches]
 
 
 def labels(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["differences", "snapshot"]
 
@@ -15,7 +16,7 @@ _TABLES = {"_parameters", "_buffers", "_modules"}
 
 
 def _bits(tensor: Tensor) -> bytes:
-    if tensor.is_meta or isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+    if tensor.is_meta or is_lazy(tensor):
         return b""
     flat = tensor.detach().reshape(-1).contiguous().clone(memory_format=torch.contiguous_format)
     return torch.empty(0, dtype=torch.uint8).set_(flat.untyped_storage()).numpy().tobytes()
@@ -43,10 +44,13 @@ def snapshot(model: nn.Module, identity: bool = True) -> dict[str, Any]:
                     continue
                 if identity:
                     rows[f"{name}.{key} object"] = id(tensor)
-                rows[f"{name}.{key} type"] = (tensor.dtype, tensor.shape, tensor.stride())
+                lazy = is_lazy(tensor)
+                rows[f"{name}.{key} type"] = (
+                    tensor.dtype if lazy else (tensor.dtype, tensor.shape, tensor.stride())
+                )
                 rows[f"{name}.{key} bits"] = _bits(tensor)
                 rows[f"{name}.{key} requires_grad"] = tensor.requires_grad
-                if not tensor.is_inference():
+                if not is_lazy(tensor) and not tensor.is_inference():
                     grad = tensor.grad
                     rows[f"{name}.{key} grad"] = None if grad is None else _bits(grad)
     rows["torch's random state"] = _bits(torch.get_rng_state())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -108,12 +109,13 @@ def hunt(
             counts[f"{name}: {tool.hold(*case)}"] += 1
         except SkipTrial as reason:
             counts[f"{name}: said nothing: {str(reason)[:60]}"] += 1
-        except Fault as fault:
+        except Exception as error:
+            fault = error if isinstance(error, Fault) else _of_the_sweep(name, error)
             counts[f"{name}: faults, and those met while shrinking"] += 1
             if fault.key in known or (find is not None and fault.key != find.fault.key):
                 return
             find = Find(fault, tool.text(case), drawn)
-            raise
+            raise fault from error
 
     test = settings(
         max_examples=examples, database=None, deadline=None, derandomize=number is None,
@@ -129,3 +131,10 @@ def hunt(
             raise
         counts[f"{name}: {type(error).__name__} of hypothesis"] += 1
     return find
+
+
+def _of_the_sweep(name: str, error: Exception) -> Fault:
+    """Return an error of the sweep's own code as a fault, so that a long run goes on."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{frame.filename.rpartition('/')[2]}:{frame.name}"
+    return Fault(name, f"the sweep raised {type(error).__name__} in {where}", str(error)[:300])

@@ -393,6 +393,15 @@ def test_parametrization_after_freezing() -> None:
     assert type(model[0]) is nn.BatchNorm2d
 
 
+def test_scale_of_a_parametrized_layer_is_trainable_again() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    parametrize.register_parametrization(model[0], "weight", Positive())
+    freeze(model, statistics=False)
+    assert not any(p.requires_grad for p in model.parameters())
+    unfreeze(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_non_finite_statistics_are_refused(broken: float) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))

@@ -44,7 +44,7 @@ def batch_statistics(program: Program, evaluates: bool) -> str:
     """Hold ``batch_statistics``: outputs as in training without dropout, and nothing changed."""
     tool, built = "batch_statistics", program.build()
     model, inner = built.model, unwrapped(built.model)
-    before = snapshot(model)
+    before, mode = snapshot(model), model.training
 
     def call() -> list[Any]:
         with nk.batch_statistics(model):
@@ -61,7 +61,7 @@ def batch_statistics(program: Program, evaluates: bool) -> str:
 
     outcome = attempt(tool, call, plainly)
     if evaluates and isinstance(model, nn.Module):
-        model.train(bool(before[" object"] and before[".training"]))
+        model.train(mode)
     if changed := [k for k in differences(before, snapshot(model)) if ".training" not in k]:
         raise Fault(tool, "changed something", str(changed[:4]))
     if outcome.result is None:

@@ -338,7 +338,7 @@ CHANGES = [
     "to_inference(norm(model, {k}))",
     "half_norm(norm(model, {k}))",
     "model = copy.deepcopy(model)",
-    "model.requires_grad_(False)",
+    "norm(model, {k}).requires_grad_(False)",
     "model = model.to(memory_format=torch.channels_last)",
     "step(model)",
     "reparametrize(model, parametrizations.weight_norm)",

@@ -48,7 +48,7 @@ class Outcome:
     def reason(self) -> str:
         """The refusal, without names and numbers."""
         text = str(self.error).split(";")[0].removeprefix("Expected ")
-        text = re.sub(r"layer [\w.]+", "a layer", text)
+        text = re.sub(r"\blayer \S*[\d.]\S*", "a layer", text)
         return f"refused: {type(self.error).__name__}: {re.sub(r'[0-9]+', 'n', text)[:70]}"
 
 

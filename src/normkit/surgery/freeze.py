@@ -135,7 +135,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
     constant: list[tuple[str, nn.Module]] = []
     skipped: list[Skipped] = []
     for name, module in walk(model):
-        why = _why_skipped(module, statistics)
+        why = _why_skipped(module, statistics, freezing)
         if not freezing and is_constant(module):
             why = why_not_trainable(module)
             if why is None:
@@ -177,8 +177,8 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
     return Handle(verb, changed, skipped, steps)
 
 
-def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
-    """Return why ``module`` is not frozen although a reader might expect it; else None."""
+def _why_skipped(module: nn.Module, statistics: bool, freezing: bool) -> str | None:
+    """Return why ``module`` is not changed although a reader might expect it; else None."""
     if is_opaque(module):
         return why_opaque(module)
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
@@ -193,6 +193,8 @@ def _why_skipped(module: nn.Module, statistics: bool) -> str | None:
         return None
     if not statistics or is_frozen(module):
         return None
+    if not freezing and not isinstance(module, FrozenMixin):
+        return None  # its statistics are updated already
     if is_parametrized(module):
         return "parametrized"
     if isinstance(module, FrozenMixin):

@@ -2,16 +2,18 @@ r"""Gaps between statistics that a layer keeps and those of its input, and which
 
 A gap matters if it is large and more than chance. Many batches show by their differences how far
 chance goes; from two or three, the standard errors of some channels come out near zero by chance.
-So the squared standard error from :math:`U` batches is averaged with that of :math:`n` independent
-samples, each of which counts as one value,
+So the squared standard error from :math:`U` batches is averaged with one that is known better,
 
 .. math::
-    \mathrm{SE}^2 = \frac{(U - 1)\,\mathrm{SE}_U^2 + \nu_0\,\mathrm{SE}_n^2}{U - 1 + \nu_0},
-    \qquad \mathrm{SE}_n(\mu)^2 = \frac{v}{n}, \quad
-    \mathrm{SE}_n(v)^2 = \frac{2 v^2}{n - 1},
+    \mathrm{SE}^2 = \frac{(U - 1)\,\mathrm{SE}_U^2 + \nu\,\overline{\mathrm{SE}_U^2}
+    + (\nu_0 - \nu)\,\mathrm{SE}_n^2}{U - 1 + \nu_0}, \qquad
+    \nu = \min\!\left(\nu_0, \tfrac{(C - 1)(U - 1)}{8}\right),
 
 as moderated t statistics do (Smyth 2004, *Linear models and empirical Bayes methods for assessing
-differential expression in microarray experiments*), with :math:`\nu_0 = 4`.
+differential expression in microarray experiments*), with :math:`\nu_0 = 4`: the mean over
+:math:`C` channels, each relative to its variance, where they and the batches are enough; and where
+not, that of :math:`n` independent samples, :math:`v / n` for a mean and
+:math:`2 v^2 / (n - 1)` for a variance, which counts a sample's values as one.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ MIN_ERRORS = 3.0
 """Smallest significant gap, in standard errors, as a root mean square over channels."""
 
 PRIOR = 4
-"""Weight of the standard error of independent samples: that of so many batches."""
+"""Weight of the standard error that is known better: that of so many batches."""
+
+ALIKE = 8
+"""Channels that count as one in that error, as channels of a layer vary together."""
 
 MIN_SAMPLES = 8
 """Samples below which chance is unknown."""
@@ -96,12 +101,19 @@ def with_errors(
     if n < MIN_SAMPLES:
         unknown = torch.full_like(measured.mean, math.nan)
         return measured._replace(mean_standard_error=unknown, variance_standard_error=unknown)
-    scale = measured.variance + eps
-    priors = (scale / n, 2 * scale.square() / (n - 1))
-    errors = (measured.mean_standard_error, measured.variance_standard_error)
-    weight = batches - 1
-    mean, variance = (
-        ((weight * (error.square() if weight else 0.0) + PRIOR * prior) / (weight + PRIOR)).sqrt()
-        for error, prior in zip(errors, priors, strict=True)
+    scale = (measured.variance + eps).clamp_min(TINY)
+    mean = _moderated(measured.mean_standard_error / scale.sqrt(), batches, 1 / n)
+    variance = _moderated(measured.variance_standard_error / scale, batches, 2 / (n - 1))
+    return measured._replace(
+        mean_standard_error=mean * scale.sqrt(), variance_standard_error=variance * scale
     )
-    return measured._replace(mean_standard_error=mean, variance_standard_error=variance)
+
+
+def _moderated(error: Tensor, batches: int, of_samples: float) -> Tensor:
+    """Average the squares of relative standard errors with those that are known better."""
+    if batches < 2:
+        return torch.full_like(error, math.sqrt(of_samples))
+    pooled = min(PRIOR, (len(error) - 1) * (batches - 1) / ALIKE)
+    square = error.square()
+    total = (batches - 1) * square + pooled * square.mean() + (PRIOR - pooled) * of_samples
+    return (total / (batches - 1 + PRIOR)).sqrt()

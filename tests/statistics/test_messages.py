@@ -138,6 +138,12 @@ NO_BATCHES: dict[str, tuple[Callable[[], Any], str]] = {
     "a part of one": (lambda: torch.utils.data.Subset(DATA, [0, 1]), "DataLoader(dataset"),
     "a data module": (Module, "such as datamodule.train_dataloader()"),
     "a tensor": (lambda: IMAGES, "put a single batch into a list: [batch]"),
+    "a pair of tensors": (lambda: [IMAGES, torch.zeros(60)], "put a single batch into a list"),
+    "images and labels": (
+        lambda: (IMAGES[:8], torch.zeros(8, dtype=torch.int64)),
+        "a tuple with a (8, 3, 6, 6) tensor of torch.float32, a (8,) tensor of torch.int64. Fix: "
+        "put a single batch into a list: [batch]",
+    ),
     "an array": (IMAGES.numpy, "made of torch.from_numpy(array)"),
     "a batch": (lambda: {"image": IMAGES}, "put a single batch into a list: [batch]"),
     "loaders": (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich import progress
 from rich.console import Console
+from rich.text import Text
 
 from normkit.lab.executors import Executor
 from normkit.lab.runner import Progress, Summary, work
@@ -27,8 +28,7 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
         progress.BarColumn(),
         progress.TaskProgressColumn(),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        _Remaining(),
         console=out,
         disable=not out.is_terminal,
     )
@@ -59,6 +59,13 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
     if summary.known and not summary.interrupted:
         out.print(f"{summary.known} of {len(keys)} runs were in the store already.")
     return summary
+
+
+class _Remaining(progress.TimeRemainingColumn):
+    """The time left; nothing once all is done."""
+
+    def render(self, task: progress.Task) -> Text:
+        return Text("") if task.finished else Text.assemble(super().render(task), " left")
 
 
 def describe(run: Run) -> str:

@@ -89,7 +89,7 @@ def check_batches(batches: object) -> None:
     """Raise unless ``batches`` is an iterable of batches.
 
     Raises:
-        TypeMismatchError: it is a single tensor, a mapping, a data set, a model, a class, a
+        TypeMismatchError: it is a single batch, a mapping, a data set, a model, a class, a
             function, or not iterable.
     """
     fix = _not_batches(batches)
@@ -114,6 +114,8 @@ def _not_batches(batches: object) -> str | None:
         return "pass the data itself, as batches of tensors"
     if isinstance(batches, type):
         return f"pass an instance of it, {batches.__name__}(...)"
+    if isinstance(batches, (list, tuple)) and _is_batch(batches):
+        return "put a single batch into a list: [batch]"
     if isinstance(batches, Iterable):
         return None
     if isinstance(batches, Dataset):
@@ -126,6 +128,15 @@ def _not_batches(batches: object) -> str | None:
     if callable(batches):
         return "call it, and pass the loader that it returns"
     return "pass a DataLoader, or a list of batches"
+
+
+def _is_batch(parts: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether these are images with their labels: batches have as many axes each."""
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.dim()]
+    if len(tensors) != len(parts) or not 2 <= len(parts) <= SHOWN:
+        return False
+    ranks, sizes = {part.dim() for part in tensors}, {len(part) for part in tensors}
+    return len(ranks) > 1 and len(sizes) == 1
 
 
 def _is_loader(value: object) -> bool:

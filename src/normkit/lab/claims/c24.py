@@ -120,7 +120,7 @@ CLAIM = define(
     rule="95 % t intervals of the paired differences; of the ratio of spreads by the jackknife",
     sentence="The same weights score {gain} points more on the test images with population "
     "statistics than with the moving average, and their standard deviation over the seeds goes "
-    "from {deviations}, which is {spread} halvings",
+    "from {deviations}, which is {spread:number} halvings",
     say={"deviations": builds.deviations},
     charts=(builds.chart(LENET), builds.chart(DENSENET)),
     tables=(builds.table, Seeds((TEST, RECALIBRATED, builds.TRAINED))),

@@ -68,11 +68,14 @@ class Effect:
     """An effect as a sentence names it, between braces.
 
     ``{gain}`` prints the effect and its interval, ``{gain:plain}`` the effect alone, and
-    ``{gain:x2}`` the number of which it is the logarithm (``x10`` to base ten).
+    ``{gain:x2}`` the number of which it is the logarithm (``x10`` to base ten). ``{gain:number}``
+    is for a unit that follows.
 
     >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "supported")
     >>> f"{Effect(found)}; {Effect(found):plain}; {Effect(found):x2}; {Effect(None)}"
     '+1.0 [+0.5, +1.5]; +1.0; 2.0 [1.4, 2.8]; not yet known'
+    >>> f"{Effect(None):number} halvings"
+    'an unknown number of halvings'
     """
 
     of: Comparison | None
@@ -80,7 +83,8 @@ class Effect:
     def __format__(self, spec: str) -> str:
         comparison = self.of
         if comparison is None:
-            return "an unknown number of" if spec.startswith("x") else "not yet known"
+            counted = spec == "number" or spec.startswith("x")
+            return "an unknown number of" if counted else "not yet known"
         if spec.startswith("x"):
             base = float(spec[1:])
             middle, low, high = (

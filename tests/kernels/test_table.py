@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import BaseTorchFunctionMode
 
 import normkit as nk
 from normkit.core.moments import accumulator
@@ -199,6 +200,16 @@ def _dual() -> tuple[bool, bool]:
         return _answers(forward_ad.make_dual(torch.ones(3), torch.ones(3)))
 
 
+def _in_a_function_mode() -> tuple[bool, bool]:
+    with BaseTorchFunctionMode():
+        return _answers(torch.ones(3))
+
+
+def _on_a_default_device() -> tuple[bool, bool]:
+    with torch.device("cpu"):
+        return _answers(torch.ones(3))
+
+
 SITUATIONS: dict[str, tuple[Callable[[], tuple[bool, bool]], bool]] = {
     "eager": (lambda: _answers(torch.ones(3)), False),
     "a parameter": (lambda: _answers(nn.Parameter(torch.ones(3))), False),
@@ -207,6 +218,8 @@ SITUATIONS: dict[str, tuple[Callable[[], tuple[bool, bool]], bool]] = {
     "grad": (_inside(lambda f: torch.func.grad(f)(torch.ones(3))), True),
     "jvp": (_inside(lambda f: torch.func.jvp(f, (torch.ones(3),), (torch.ones(3),))), True),
     "a dual number": (_dual, True),
+    "a function mode": (_in_a_function_mode, True),
+    "a default device": (_on_a_default_device, False),
     "jit.trace": (
         _inside(lambda f: torch.jit.trace(f, torch.ones(3), check_trace=False)),
         True,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 
 __all__ = ["autocast_wide", "exporting", "recomputing", "recorded", "transformed"]
 
@@ -13,6 +14,14 @@ _functorch_active = torch._C._are_functorch_transforms_active
 _graph_task = torch._C._current_graph_task_id
 # Tensors that override nothing.
 _PLAIN = (Tensor, Parameter, type(None))
+
+
+def _function_mode() -> bool:
+    """Return whether a torch function mode is active other than that of a default device."""
+    return any(
+        type(torch._C._get_function_stack_at(i)) is not DeviceContext
+        for i in range(torch._C._len_torch_function_stack())
+    )
 
 
 def _never() -> bool:
@@ -27,8 +36,8 @@ exporting = getattr(torch.compiler, "is_exporting", _never)
 def transformed(*tensors: Tensor | None) -> bool:
     """Return True if PyTorch must see the layer's single operations.
 
-    True while compiling, exporting or tracing, inside ``torch.func`` transforms, inside
-    forward-mode differentiation, and if any of ``tensors`` is of a subclass.
+    True while compiling, exporting or tracing, inside ``torch.func`` transforms, forward-mode
+    differentiation and torch function modes, and if any of ``tensors`` is of a subclass.
     """
     return (
         torch.compiler.is_compiling()
@@ -36,21 +45,24 @@ def transformed(*tensors: Tensor | None) -> bool:
         or _functorch_active()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or forward_ad._current_level >= 0
+        or _function_mode()
     )
 
 
 def recorded(*tensors: Tensor | None) -> bool:
     """Return True if a tool looks for the functions that ``torch.nn``'s layers call.
 
-    True while exporting or tracing, and if any of ``tensors`` is of a subclass, which may override
-    those functions and no others. False inside the other transforms, which see through any
-    operation, and while compiling, where the compiler fuses the formula.
+    True while exporting or tracing, inside torch function modes, and if any of ``tensors`` is of
+    a subclass, which may override those functions and no others. False inside the other
+    transforms, which see through any operation, and while compiling, where the compiler fuses the
+    formula.
     """
     if torch.compiler.is_compiling():
         return bool(exporting())
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined]
         or any(type(t) not in _PLAIN for t in tensors)
+        or _function_mode()
     ) and not (_functorch_active() or forward_ad._current_level >= 0)
 
 

@@ -42,7 +42,8 @@ def _fused(x: Tensor, pool: Pool) -> Moments | None:
     if not bool(variance.isfinite().all()):
         return _portable(x, pool)
     count = pool.count(*as_ncs(x))
-    return Moments(torch.full((), float(count), dtype=torch.float64), high + low, variance * count)
+    values = torch.full((), float(count), dtype=torch.float64, device="cpu")
+    return Moments(values, high + low, variance * count)
 
 
 def _portable(x: Tensor, pool: Pool) -> Moments:

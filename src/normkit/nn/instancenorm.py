@@ -18,7 +18,7 @@ from normkit.kernels import fused
 from normkit.kernels.call import Call, FixedStats, Normalized
 from normkit.kernels.functions import finish
 from normkit.kernels.fused import Stats
-from normkit.kernels.modes import recorded
+from normkit.kernels.modes import recorded, transformed
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
 from normkit.nn.layer import (
@@ -86,7 +86,10 @@ class _Instance(Layer, _InstanceNorm):
                 stacklevel=2,
             )
         check_eps(self, self.eps, False)
-        if recorded(input, residual, self.weight, self.bias):
+        tensors = (input, residual, self.weight, self.bias)
+        # Inside torch.func PyTorch's function may move buffers where single operations may not.
+        moves = self.training and self.running_mean is not None and not is_compiling()
+        if recorded(*tensors) or (moves and transformed(*tensors)):
             return self._by_function(input, residual)
         if not unbatched:
             return self._batched(input, residual)

@@ -52,7 +52,7 @@ class Ranks:
 
         All ranks call it; without such a rank the result is their number, and None.
         """
-        rank = torch.tensor([self.size if value is None else self.rank])
+        rank = torch.tensor([self.size if value is None else self.rank], device="cpu")
         first = int(self._reduce(rank, dist.ReduceOp.MIN)) if self.size > 1 else int(rank)
         if self.size == 1 or first == self.size:
             return first, value
@@ -78,7 +78,7 @@ class Ranks:
             return list(counts)
         # The mean of the squares is the square of the mean where all are equal, and only there.
         row = [*counts, int(error is not None), layers, layers**2]
-        *totals, failed, first, second = self.sum(torch.tensor(row)).tolist()
+        *totals, failed, first, second = self.sum(torch.tensor(row, device="cpu")).tolist()
         if failed:
             self._raise_failure(error)
         elif first**2 != second * self.size:
@@ -225,7 +225,10 @@ def _merge(
     shape = [mean.shape for mean, _ in before]
     mean, var = (torch.cat([t.flatten() for t in column]) for column in zip(*before, strict=True))
     counts = [
-        (torch.zeros(()) if c is None else c.detach().cpu()).double().unsqueeze(-1).expand(s)
+        (torch.zeros((), device="cpu") if c is None else c.detach().cpu())
+        .double()
+        .unsqueeze(-1)
+        .expand(s)
         for c, s in zip(counters, shape, strict=True)
     ]
     weights = [_weight(one.layer, count) for one, count in zip(layers, counts, strict=True)]
@@ -235,7 +238,7 @@ def _merge(
     weight = torch.where(largest > 0, weight / largest, 1.0)
     between = torch.cat(
         [
-            torch.full((s.numel(),), float(not one.per_sample))
+            torch.full((s.numel(),), float(not one.per_sample), device="cpu")
             for one, s in zip(layers, shape, strict=True)
         ]
     )

@@ -130,7 +130,7 @@ class Estimate:
     """
 
     def __init__(self, channels: int, per_sample: bool = False) -> None:
-        self._none = torch.zeros(0, channels, dtype=torch.float64)
+        self._none = torch.zeros(0, channels, dtype=torch.float64, device="cpu")
         self._complete: list[Moments] = []
         self._open: list[Moments] = []
         self._batches_per_unit = 1
@@ -232,7 +232,8 @@ def merge_statistics(
         _squares(one, whole, per_sample[name])
         for (name, one), whole in zip(units.items(), wholes, strict=True)
     ]
-    tally = torch.tensor([(tallies or {}).get(name, Tally()) for name in units]).double()
+    tallied = [(tallies or {}).get(name, Tally()) for name in units]
+    tally = torch.tensor(tallied, dtype=torch.float64, device="cpu")
     parts = [numbers, *(row[0] for row in rows), *(row[1] for row in rows), tally.flatten()]
     channels, layers = len(numbers), len(sizes)
     numbers, *squares, tally = total(torch.cat(parts)).split([*[channels] * 3, 2 * layers])
@@ -256,7 +257,8 @@ def merge_statistics(
 
 def _by_channel(values: Sequence[float], sizes: Sequence[int]) -> Tensor:
     """Repeat each layer's number for each of its channels."""
-    return torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
+    numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
+    return numbers.repeat_interleave(torch.tensor(sizes, device="cpu"))
 
 
 def _split(*columns: Tensor, sizes: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:

@@ -265,8 +265,8 @@ class _Losses:
         self._weight += weight
         for i, value in enumerate(pair):
             self._sums[i] += weight * value
-        step = torch.tensor([pair[1] - pair[0]], dtype=torch.float64)
-        size = torch.tensor(float(weight), dtype=torch.float64)
+        step = torch.tensor([pair[1] - pair[0]], dtype=torch.float64, device="cpu")
+        size = torch.tensor(float(weight), dtype=torch.float64, device="cpu")
         self._steps.add(Moments(size, step, torch.zeros_like(step)))
 
     def means(self) -> tuple[float, float] | None:

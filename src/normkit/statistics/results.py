@@ -207,7 +207,7 @@ class Recalibration:
 
         one = self.layers[name]
         t = float(stats.t.ppf(0.5 + confidence / 2, self._units[name] - 1))
-        sides = torch.tensor([[-t], [t]], dtype=torch.float64)
+        sides = torch.tensor([[-t], [t]], dtype=torch.float64, device="cpu")
         mean = one.mean + sides * one.mean_standard_error
         # A variance is positive and its error skewed upwards: the interval is of its logarithm.
         share = one.variance_standard_error / one.variance

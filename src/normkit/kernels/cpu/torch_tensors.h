@@ -3,13 +3,16 @@
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
+#include <cstring>
 #include <optional>
 
 #include "engine.h"
@@ -46,13 +49,23 @@ inline at::MemoryFormat format(const Tensor& x) {
 
 // ---- what a tensor must be ----
 
+// Whether a torch function mode is active. That of a default device looks at constructors alone.
+inline bool in_function_mode() {
+  using TLS = at::impl::PythonTorchFunctionTLS;
+  for (int64_t i = TLS::stack_len(); i-- > 0;) {
+    PyObject* const mode = TLS::get_stack_at(i)->ptr(getPyInterpreter());
+    if (std::strcmp(Py_TYPE(mode)->tp_name, "DeviceContext") != 0) return true;
+  }
+  return false;
+}
+
 // Whether something around the call has to see the operations: a transform, a mode, a tracer.
 inline bool observed() {
   constexpr c10::DispatchKeySet keys({
       c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
       c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::Python,
       c10::DispatchKey::PythonDispatcher, c10::DispatchKey::Tracer});
-  return c10::impl::tls_local_dispatch_key_set().included_.has_any(keys);
+  return c10::impl::tls_local_dispatch_key_set().included_.has_any(keys) || in_function_mode();
 }
 
 // Dense values on the CPU and nothing else: not nested, negated, functional, a tangent beside it.

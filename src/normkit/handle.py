@@ -97,7 +97,7 @@ class Handle:
         steps, self._steps = self._steps, ()
         skipped = [row for step in reversed(steps) if (row := step.undo()) is not None]
         self._undone = True
-        warn_skipped(f"undo of {self._verb}", skipped, stacklevel=3)
+        warn_skipped(f"undo of {self._verb}", skipped)
 
     def __repr__(self) -> str:
         return "\n".join([self._head(), *self._rows()])

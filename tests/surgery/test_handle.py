@@ -77,3 +77,12 @@ def test_a_warning_where_nothing_could_be_changed(tool: str) -> None:
     if tool != "scale_momentum":
         assert not TOOLS[tool](model).changed
     assert not nk.freeze(nk.FrozenBatchNorm2d(3)).changed
+
+
+def test_undo_warns_of_a_layer_changed_since_at_the_caller() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    handle = nk.accelerate(model)
+    nk.convert(model, "renorm")
+    with pytest.warns(UserWarning, match="undo of accelerate skipped 0") as w:
+        handle.undo()
+    assert w[0].filename == __file__

@@ -135,6 +135,38 @@ def test_consistency_restores_model() -> None:
         assert_same(before, snapshot(model))
 
 
+def test_ghost_batches_as_in_training() -> None:
+    """Training's side is that of the parts, and nothing is updated."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nk.GhostBatchNorm1d(6, ghost_size=5), nn.Linear(6, 3))
+    batches = list(torch.randn(60, 4).split(20))
+    nk.recalibrate(model, batches, progress=False)
+    before = snapshot(model)
+    result = consistency(model, batches, progress=False)
+    assert_same(before, snapshot(model))
+    with torch.no_grad():
+        evaluated = torch.cat([model.eval()(x) for x in batches])
+        trained = torch.cat([model.train()(x) for x in batches])
+    expected = (trained - evaluated).norm() / (trained - trained.mean(0)).norm()
+    assert result.output.difference == pytest.approx(expected.item(), rel=1e-5)
+    assert result.first_mismatch is None
+
+
+def test_measuring_is_no_forward_pass_of_training() -> None:
+    """A layer's note of whether it has run, which tells recomputation from an ODE's adjoint."""
+    model = nk.InstanceNorm1d(4, track_running_stats=True)
+    before = sorted(vars(model))
+    nk.recalibrate(model, [torch.randn(6, 4, 5)] * 2, progress=False)
+    consistency(model, [torch.randn(6, 4, 5)] * 2, progress=False)
+    assert sorted(vars(model)) == before
+
+
+def test_what_training_does_beyond_the_batch_is_named() -> None:
+    model = nn.Sequential(nk.BatchRenorm1d(4), nn.BatchNorm1d(4))
+    result = consistency(model, list(torch.randn(60, 4).split(20)), progress=False)
+    assert "0: training normalizes by a correction towards running statistics" in repr(result)
+
+
 def test_frozen_layers_are_named() -> None:
     model = net(nk)
     nk.freeze(model[1])

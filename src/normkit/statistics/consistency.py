@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from normkit.errors import DataError, StatisticsError, message
 from normkit.handle import place_name
+from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
 from normkit.statistics.agreement import Consistency
 from normkit.statistics.arguments import (
     check_batches,
@@ -58,7 +60,8 @@ def consistency(
     """Compare training mode, with each batch's statistics, to evaluation mode, with running ones.
 
     Each batch goes through the model twice with the same weights: once with every layer
-    normalizing by the batch, once by its running statistics. Dropout is off in both, so the
+    normalizing by the batch (ghost batch normalization by its parts), once by its running
+    statistics. Dropout is off in both, so the
     difference is due to the statistics. A layer's own gap is between its running statistics and
     its input in the first pass; the first layer whose gap matters is where the two modes part.
     Nothing in the model changes.
@@ -141,7 +144,7 @@ def consistency(
         shown.begin(samples)
         enough = partial(_reached, outputs, samples)
         for batch, counts in _stream(batches, inner, forward, enough):
-            observer.start({}, training if counts else {})
+            observer.start({}, training if counts else {}, by_parts=True)
             # Both passes draw alike, should the model draw at all.
             with preserve_rng():
                 count = observer.run(batch, forward, to_end=True)
@@ -181,7 +184,7 @@ def consistency(
         {name: type(one.layer) for name, one in by_bank.items()},
         [*skipped, *observer.inputs.unmeasured(training)],
         sizes,
-        _notes(single, outputs.batches),
+        [*_notes(single, outputs.batches), *_simplified(layers)],
     )
 
 
@@ -230,6 +233,20 @@ def _check_measured(
             "pass at least one batch that is not empty",
         )
     )
+
+
+def _simplified(layers: Sequence[NormLayer]) -> list[str]:
+    """Name the layers that training normalizes by more than the batch of this process."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    more = {
+        "a correction towards running statistics": (BatchRenorm1d, BatchRenorm2d),
+        "the batches of all processes": nn.SyncBatchNorm if several else (),
+    }
+    return [
+        f"{', '.join(names)}: training normalizes by {what} too, which is left out here"
+        for what, kinds in more.items()
+        if (names := [place_name(one.name) for one in layers if isinstance(one.layer, kinds)])
+    ]
 
 
 def _notes(single: Counter[str], batches: int) -> list[str]:

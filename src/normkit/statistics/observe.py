@@ -19,6 +19,7 @@ from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, message
 from normkit.kernels.moments import moments
+from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.statistics.batches import Forward, note_batch, run_model
 from normkit.statistics.calls import CallsEstimate
 from normkit.statistics.counts import count_samples
@@ -39,6 +40,9 @@ __all__ = ["Observer", "observing"]
 
 _OBSERVED: set[int] = set()
 """Layers, by identity, that are being observed."""
+
+
+_GHOST = (GhostBatchNorm1d, GhostBatchNorm2d)
 
 
 class _AllSeen(BaseException):
@@ -79,20 +83,23 @@ class Observer:
         self,
         fixed: Mapping[str, LayerStatistics],
         estimates: dict[str, CallsEstimate] | None = None,
+        by_parts: bool = False,
     ) -> None:
         """Set the statistics to normalize with: ``fixed``, or else each input's own moments.
 
-        Moments are collected in ``estimates``, or in new ones.
+        Moments are collected in ``estimates``, or in new ones; ``by_parts`` lets ghost batch
+        normalization take those of each part of the batch, as in training.
         """
         self._fixed = fixed
         self.estimates = {} if estimates is None else estimates
         # A comparison starts twice for each batch, a recalibration once for each pass.
         self._is_next = estimates is None or not fixed
         self._number = 0 if estimates is None else self._number
-        # Instance normalization takes its own moments sample by sample, which only the layer can
-        # do; it does so in training mode, and updates the replaced buffers.
+        # Moments sample by sample, or part by part, only the layer can normalize by; it does so in
+        # training mode, and updates the replaced buffers.
         self._modes = [
-            one.per_sample and not any(name in fixed for name in names.values())
+            (one.per_sample or (by_parts and isinstance(one.layer, _GHOST)))
+            and not any(name in fixed for name in names.values())
             for one, names in zip(self.layers, self._names, strict=True)
         ]
 
@@ -211,6 +218,14 @@ def _set_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     setattr(layer, name, nn.Parameter(value, requires_grad=False) if parameter else value)
 
 
+def _set_attribute(layer: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute of a layer itself; None removes it."""
+    if value is None:
+        vars(layer).pop(name, None)
+    else:
+        vars(layer)[name] = value
+
+
 def _sample_moments(values: Tensor) -> Moments:
     """Average each sample's mean and unbiased variance over samples, a sample counting one."""
     n, c = values.shape[:2]
@@ -252,6 +267,8 @@ def observing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[Observe
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(preserve_buffers(model))
         for index, one in enumerate(layers):
+            stack.callback(_set_attribute, one.layer, "_stats_updated",
+                           vars(one.layer).get("_stats_updated"))  # fmt: skip
             for name, usual in ((one.spec.mean, 0.0), (one.spec.var, 1.0)):
                 tensor = getattr(one.layer, name)
                 stack.callback(_set_tensor, one.layer, name, tensor)

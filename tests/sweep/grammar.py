@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import traceback
 import warnings
 from collections import Counter
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import normkit
 from tests.sweep import pieces
-from tests.sweep.trial import SkipTrial
+from tests.sweep.trial import PACKAGE, SkipTrial
 
 __all__ = ["COMPILED", "COUNTS", "WRAPPERS", "Built", "Program", "norms", "programs"]
 
@@ -101,6 +102,13 @@ class Program:
                 exec(compile(text, "<program>", "exec"), names)
             except normkit.NormkitError as error:
                 raise SkipTrial(f"refused when built: {type(error).__name__}") from error
+            except Exception as error:
+                if any(
+                    f.filename.startswith(PACKAGE)
+                    for f in traceback.extract_tb(error.__traceback__)
+                ):
+                    raise
+                raise SkipTrial(f"torch refuses it when built: {type(error).__name__}") from error
         return Built(names["model"], list(names["inputs"]), names["batches"])
 
 

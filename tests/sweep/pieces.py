@@ -372,7 +372,7 @@ class Keyword(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor, labels: Tensor | None = None, *, shift: float = 0.0) -> Tensor:
-        return self.body(x + shift)
+        return self.body(x + shift if shift else x)
 
 
 class Variadic(nn.Module):

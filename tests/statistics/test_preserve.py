@@ -384,3 +384,19 @@ def test_model_with_varying_control_flow() -> None:
     found = nk.recalibrate(model, batches, samples=None)
     assert found.layers["norm"].count == 9 * 10 * 36
     assert model.ran == 6
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nk.BatchNorm1d, nk.GhostBatchNorm1d])
+def test_statistics_made_in_inference_mode(layer: Any) -> None:
+    model = nn.Sequential(layer(2, 4) if layer is nk.GhostBatchNorm1d else layer(2))
+    with torch.inference_mode():
+        for name, buffer in model[0]._buffers.items():
+            model[0]._buffers[name] = buffer.clone()
+    data = [torch.randn(8, 2) + 3 for _ in range(4)]
+    before = {name: buffer.clone() for name, buffer in model[0].named_buffers()}
+    result = nk.recalibrate(model, data, progress=False)
+    torch.testing.assert_close(model[0].running_mean, torch.cat(data).mean(0))
+    with nk.batch_statistics(model), torch.no_grad():
+        model(data[0])
+    result.undo()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model[0].named_buffers())

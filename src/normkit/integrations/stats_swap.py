@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from normkit.statistics.preserve import overwrite
 from normkit.statistics.stats_layers import named_stats
 
 __all__ = ["StatsSwap", "write_stats"]
@@ -48,10 +49,9 @@ class StatsSwap:
 def write_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> None:
     """Write statistics where the model has some of that name."""
     current = named_stats(model)
-    with torch.no_grad():
-        for name, value in stats.items():
-            if name in current:
-                current[name].copy_(value)
+    for name, value in stats.items():
+        if name in current:
+            overwrite(current[name], value)
 
 
 def _copy_stats(model: nn.Module) -> dict[str, Tensor]:

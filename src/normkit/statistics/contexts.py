@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -18,7 +17,12 @@ from normkit.nn.domainbatchnorm import Domains, check_domain
 from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
 from normkit.statistics.arguments import check_model
-from normkit.statistics.preserve import evaluation_mode, tensor_version
+from normkit.statistics.preserve import (
+    evaluation_mode,
+    overwrite,
+    restore_values,
+    tensor_version,
+)
 from normkit.statistics.train_overrides import kept_in_evaluation
 
 __all__ = ["batch_statistics", "use_domain"]
@@ -165,16 +169,13 @@ def _as_in_training(layer: nn.Module) -> Iterator[None]:
         for name in changes:
             attributes.pop(name, None)
         attributes.update(before)
-        with torch.no_grad():
-            for name, (buffer, copy, version) in buffers.items():
-                current = layer._buffers.get(name)
-                if current is not None and current.device != buffer.device:  # moved with its model
-                    current.copy_(copy)
-                    continue
-                layer._buffers[name] = buffer
-                # torch.nn.functional.batch_norm updates them without a new version.
-                if tensor_version(buffer) != version or not torch.equal(buffer, copy):
-                    buffer.copy_(copy)
+        for name, (buffer, copy, version) in buffers.items():
+            current = layer._buffers.get(name)
+            if current is not None and current.device != buffer.device:  # moved with its model
+                overwrite(current, copy)
+                continue
+            layer._buffers[name] = buffer
+            restore_values(buffer, copy, version)
 
 
 def _keep_mode(layer: nn.Module, mode: bool = True) -> nn.Module:

@@ -15,6 +15,7 @@ from normkit.core.moments import Moments
 from normkit.errors import NormkitError, OptionError, StatisticsError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.statistics.estimate import merge_shares
+from normkit.statistics.preserve import overwrite
 from normkit.statistics.stats_layers import NormLayer, find_norm_layers, unwrap
 
 __all__ = ["Ranks", "average_buffers", "fingerprint", "ranks_of"]
@@ -258,8 +259,5 @@ def _weight(layer: nn.Module, count: Tensor) -> Tensor:
 
 
 def _write_step(buffer: Tensor, value: Tensor) -> Step:
-    @torch.no_grad()
-    def write(values: Tensor) -> None:
-        buffer.copy_(values)
-
+    write = partial(overwrite, buffer)
     return Step(partial(write, value), partial(write, buffer.detach().clone()))

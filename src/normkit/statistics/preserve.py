@@ -17,10 +17,12 @@ from normkit.nn.freezing import FrozenMixin
 __all__ = [
     "evaluation_mode",
     "is_sharded",
+    "overwrite",
     "preserve_buffers",
     "preserve_modes",
     "preserve_rng",
     "preserve_shards",
+    "restore_values",
     "run_eagerly",
     "tensor_version",
 ]
@@ -63,15 +65,25 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for module, name, buffer, values, version in before:
-                module._buffers[name] = buffer
-                # Those of quantization are written without a new version.
-                if tensor_version(buffer) != version or not torch.equal(buffer, values):
-                    # Observers resize theirs.
-                    if buffer.shape != values.shape:
-                        buffer.resize_(values.shape)
-                    buffer.copy_(values)
+        for module, name, buffer, values, version in before:
+            module._buffers[name] = buffer
+            restore_values(buffer, values, version)
+
+
+def restore_values(tensor: Tensor, values: Tensor, version: int | None) -> None:
+    """Restore the values that ``tensor`` had at ``version``, if it has been written since."""
+    # Those of quantization, and of torch.nn.functional, are written without a new version.
+    if tensor_version(tensor) != version or not (tensor.is_meta or torch.equal(tensor, values)):
+        # Observers resize theirs.
+        if tensor.shape != values.shape:
+            tensor.resize_(values.shape)
+        overwrite(tensor, values)
+
+
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Copy ``values`` into ``tensor``, which may have been made in inference mode."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(values)
 
 
 def tensor_version(tensor: Tensor) -> int | None:

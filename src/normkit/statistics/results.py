@@ -14,6 +14,7 @@ from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
 from normkit.statistics.estimate import LayerStatistics, distance, relative_error
+from normkit.statistics.preserve import overwrite
 from normkit.statistics.stats_layers import COUNTER, NormLayer, layers_by_bank
 from normkit.statistics.tables import (
     format_deviations,
@@ -128,9 +129,8 @@ class Recalibration:
                 for name, row in rows:
                     new = self.layers[name]
                     values = (new.mean, new.variance, torch.tensor(_count_after(one, new)))
-                    with torch.no_grad():
-                        for tensor, value in zip(tensors, values, strict=False):
-                            (tensor if row is None else tensor[row]).copy_(value)
+                    for tensor, value in zip(tensors, values, strict=False):
+                        overwrite(tensor if row is None else tensor[row], value)
         except BaseException:
             self.undo()
             raise
@@ -138,11 +138,10 @@ class Recalibration:
     def undo(self) -> None:
         """Restore the former statistics bit for bit. A second call does nothing."""
         before, self._before = self._before, []
-        with torch.no_grad():
-            # By name, as the model may have been moved to another device since; and backwards, as
-            # layers may share a tensor.
-            for layer, key, value in reversed(before):
-                getattr(layer, key).copy_(value)
+        # By name, as the model may have been moved to another device since; and backwards, as
+        # layers may share a tensor.
+        for layer, key, value in reversed(before):
+            overwrite(getattr(layer, key), value)
 
     def __enter__(self) -> Recalibration:
         return self

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +418,15 @@ def test_errors_in_user_module_are_not_wrapped(folder: Path, checkpoint: dict[st
     )
     assert isinstance(done.exception, ModuleNotFoundError)
     assert done.exception.name == "a_package_that_is_not_there"
+
+
+def test_warnings_are_plain_lines(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Of two samples hardly anything is known: said in one line, without a place in the code."""
+    torch.save(checkpoint, "last.pt")
+    Path("few.py").write_text("import mine\nbatches = [mine.loader()[0][0][:2]]\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = recalibrate("last.pt", "--model", "mine:lenet", "--batches", "few:batches")
+    (line,) = [line for line in done.stderr.splitlines() if "2 samples" in line]
+    assert line.startswith("normkit: running statistics replaced by those of 2 samples")
+    assert "±" in line and "UserWarning" not in done.stderr and (folder / "few.py").exists()

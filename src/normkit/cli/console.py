@@ -9,7 +9,9 @@ import math
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -25,6 +27,7 @@ __all__ = [
     "errors",
     "needs",
     "needs_lab",
+    "plain_warnings",
     "print_error",
     "print_json",
     "print_usage_error",
@@ -71,6 +74,22 @@ def terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings that normkit raises as one line each, without the place in its code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def plain(text: Any, category: Any, filename: str, *rest: Any, **options: Any) -> None:
+            if Path(filename).is_relative_to(Path(__file__).parents[1]):
+                console(stderr=True).print(f"normkit: {text}", style="yellow", soft_wrap=True)
+            else:
+                show(text, category, filename, *rest, **options)
+
+        warnings.showwarning = plain
+        yield
 
 
 @contextlib.contextmanager

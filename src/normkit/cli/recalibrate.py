@@ -16,6 +16,7 @@ from normkit.cli.console import (
     INTERRUPTED,
     console,
     errors,
+    plain_warnings,
     print_json,
     terminated_like_interrupted,
 )
@@ -77,7 +78,7 @@ def recalibrate(
         # Standard output is for a program; what the user's modules print goes to standard error.
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         try:
-            with terminated_like_interrupted(), quiet:
+            with terminated_like_interrupted(), quiet, plain_warnings():
                 part_key, result = _run(
                     checkpoint, target, model, batches, key, trust or (), device, force, options
                 )

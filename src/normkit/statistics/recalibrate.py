@@ -227,7 +227,7 @@ def _warn(
         known = f"to ± {format_percent(math.sqrt(2 / (few - 1)))}" if few > 1 else "not at all"
         warnings.warn(
             f"running statistics replaced by those of {few} samples, from which a variance is "
-            f"known {known}; pass more samples, or undo()",
+            f"known {known}; pass more samples",
             stacklevel=3,
         )
     bias = max(one.bias for one in result.values())

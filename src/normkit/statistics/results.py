@@ -128,7 +128,8 @@ class Recalibration:
                     self._before.append((one.layer, key, tensor.detach().clone()))
                 for name, row in rows:
                     new = self.layers[name]
-                    values = (new.mean, new.variance, torch.tensor(_count_after(one, new)))
+                    counted = torch.tensor(_count_after(one, new), device="cpu")
+                    values = (new.mean, new.variance, counted)
                     for tensor, value in zip(tensors, values, strict=False):
                         overwrite(tensor if row is None else tensor[row], value)
         except BaseException:

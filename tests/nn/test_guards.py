@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,3 +103,23 @@ def test_script_says_at_once_what_to_do() -> None:
     handle.undo()
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(torch.jit.script(accelerated.eval())(x), accelerated(x))
+
+
+def test_opacus_judges_layers_as_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for exact classes, after it has looked for parameters."""
+
+    judged = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    validators: dict[type, Any] = {cls: lambda _: ["forbidden"] for cls in judged}
+    fixers: dict[type, Any] = {cls: lambda m: nn.GroupNorm(1, m.num_features) for cls in judged}
+    tables = SimpleNamespace(VALIDATORS=validators, FIXERS=fixers)
+    name = "opacus.validators.module_validator"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(ModuleValidator=tables))
+    forbidden = (nk.BatchNorm2d(3), nk.GhostBatchNorm2d(3, 2), nk.BatchRenorm2d(3),
+                 nk.nn.DomainBatchNorm2d(3, 2), nk.SyncBatchNorm(3))  # fmt: skip
+    for layer in (*forbidden, nk.GroupNorm(1, 3), nk.LayerNorm(3)):
+        assert any(p.requires_grad for p in layer.parameters(recurse=False))
+        assert (type(layer) in validators) is (layer in forbidden)
+    fix = fixers[nk.BatchNorm2d]
+    assert type(fix(forbidden[0])) is nn.GroupNorm
+    with pytest.raises(nk.TypeMismatchError, match="GroupNorm with act='relu'"):
+        fix(nk.BatchNorm2d(3, act="relu"))

@@ -8,16 +8,18 @@ layer's ``running_var`` first; there :class:`GuardedVariance` refuses.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, NoReturn
 
 from torch import nn
 from torch.compiler import is_compiling
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fusion
 
 from normkit.errors import TypeMismatchError, message
 
-__all__ = ["GuardedVariance", "refuse_script"]
+__all__ = ["GuardedVariance", "refuse_script", "register_with_opacus"]
 
 
 def refuse_script(module: nn.Module) -> NoReturn:
@@ -63,6 +65,37 @@ class GuardedVariance:
             if "running_var" in tensors:
                 return tensors["running_var"]
         raise AttributeError  # nn.Module.__getattr__ says of what
+
+
+def register_with_opacus(cls: type[nn.Module]) -> None:
+    """Let Opacus, if it is imported, judge ``cls`` as the class of ``torch.nn`` that it extends.
+
+    Opacus forbids batch normalization, whose samples depend on each other, by a table of exact
+    classes; a subclass would pass.
+    """
+    opacus = sys.modules.get("opacus.validators.module_validator")
+    table: dict[type, Any] = opacus.ModuleValidator.VALIDATORS if opacus else {}
+    if not table or cls in table:
+        return
+    known = (*cls.__mro__, *((nn.SyncBatchNorm,) if issubclass(cls, _BatchNorm) else ()))
+    if (base := next((c for c in known if c in table), None)) is not None:
+        table[cls] = table[base]
+        fixers = opacus.ModuleValidator.FIXERS  # type: ignore[union-attr]
+        if base in fixers:
+            fixers[cls] = functools.partial(_fix, fixers[base])
+
+
+def _fix(fix: Any, layer: Any, **options: Any) -> nn.Module:
+    fixed: nn.Module = fix(layer, **options)
+    if getattr(layer, "_act", None) is not None and not hasattr(fixed, "_act"):
+        raise TypeMismatchError(
+            message(
+                "layers that Opacus can replace",
+                f"{layer!r}, whose activation it would drop",
+                f"use normkit.GroupNorm with act={layer.act!r} in its place",
+            )
+        )
+    return fixed
 
 
 def _refuse_sync(layer: Any) -> None:

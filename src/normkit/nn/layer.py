@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -17,7 +17,7 @@ from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
 from normkit.kernels.modes import exporting, recomputing
 from normkit.nn.arguments import ATTRIBUTES, Check, check_options
-from normkit.nn.guards import refuse_script
+from normkit.nn.guards import refuse_script, register_with_opacus
 
 __all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
 
@@ -63,6 +63,11 @@ class Layer(nn.Module):
         _name_constructor(cls)
         steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As in ``torch.nn``. Opacus asks for them before it looks for the layer's exact class."""
+        register_with_opacus(type(self))
+        return super().parameters(recurse)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuse ``torch.jit.script``, which calls this before anything else."""

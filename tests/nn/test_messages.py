@@ -45,6 +45,17 @@ def test_subclasses_keep_their_constructors() -> None:
         Mine()  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("wrong", [None, [1.0], np.ones((2, 3, 4, 4), np.float32), "x", 1])
+# PyTorch's code initializes lazy layers, before any of ours runs.
+@pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("Lazy")])
+def test_inputs_that_are_no_tensors(name: str, wrong: Any) -> None:
+    sizes = {"GroupNorm": (1, 3), "DomainBatchNorm": (3, 1), "GhostBatchNorm": (3, 2)}
+    layer = getattr(nk, name)(*sizes.get(name.removesuffix("1d").removesuffix("2d"), (3,)))
+    with pytest.raises(nk.TypeMismatchError, match="a floating-point tensor as input") as caught:
+        layer(wrong)
+    assert name in str(caught.value)
+
+
 def pruned(layer: nn.Module, keep: int = 2) -> nn.Module:
     """Keep some channels, and leave the attributes that count them as they are."""
     for name, parameter in layer.named_parameters(recurse=False):

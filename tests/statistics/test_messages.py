@@ -192,6 +192,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         "forward as the text 'model'. Fix: pass forward=lambda",
     ),
+    ({"forward": lambda batch: batch}, TypeError, "forward as a lambda of (batch). Fix: pass"),
     ({"forward": 3}, TypeError, "called as forward(model, batch); received forward as the int 3"),
 ]
 ONLY_RECALIBRATE: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -218,6 +219,33 @@ def test_a_loss_that_is_none() -> None:
     model = trained(nn)
     text = refused(lambda: nk.consistency(model, Untouched(), loss="mse"), TypeError, model)  # type: ignore[arg-type]
     assert "loss as the text 'mse'. Fix: pass loss=lambda output, batch: ..., or omit it" in text
+
+
+@pytest.mark.parametrize("value", [None, "0.5", IMAGES, [0.5, 0.5]])
+def test_a_loss_that_returns_no_number(value: Any) -> None:
+    model = trained(nk)
+    text = refused(
+        lambda: nk.consistency(model, BATCHES, loss=lambda output, batch: value), TypeError, model
+    )
+    assert 'average it, such as with reduction="mean"' in text
+
+
+def test_a_criterion_in_place_of_a_loss() -> None:
+    model = trained(nk)
+    batches = [(x, torch.zeros(20, dtype=torch.int64)) for x in BATCHES]
+    before = snapshot(model)
+    with pytest.raises(TypeError, match="argument 'target'") as caught:
+        nk.consistency(model, batches, loss=nn.CrossEntropyLoss())
+    assert_same(before, snapshot(model))
+    if sys.version_info >= (3, 11):
+        assert "loss=lambda output, batch: criterion(output, batch[1])" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, "95%", None, float("nan")])
+def test_confidences_that_are_none(confidence: Any) -> None:
+    result = nk.recalibrate(trained(nk), BATCHES)
+    with pytest.raises(nk.OptionError, match=r"confidence=.*Fix: use 0\.95"):
+        result.interval("norm1", confidence)
 
 
 @pytest.mark.parametrize("samples", [40, np.int64(40), None])

@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
 
 from normkit.core.pools import as_ncs
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, TypeMismatchError, message
 from normkit.kernels import cpu, dispatch
 from normkit.kernels.call import Call, Normalized
 from normkit.kernels.modes import recorded
@@ -30,6 +30,7 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
 
     Raises:
         OptionError: the layer is lazy and has not seen an input.
+        TypeMismatchError: the layer is not one of normkit's, or the input is no tensor.
 
     >>> from normkit.nn.layernorm import LayerNorm
     >>> explain(LayerNorm(3), torch.ones(0, 3))[-1]
@@ -44,6 +45,14 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
         y = torch.empty_like(call.x)
         return Normalized(y, mean, torch.ones_like(mean), call.spec.pool.count(n, c, s))
 
+    if not isinstance(layer, Layer) or not isinstance(input, Tensor):
+        raise TypeMismatchError(
+            message(
+                "a layer of normkit and a tensor to pass to it",
+                f"a {type(layer).__name__} and a {type(input).__name__}",
+                "explain(layer, x), with the layer that normkit.accelerate makes of torch.nn's",
+            )
+        )
     tensors = (*layer._parameters.values(), *layer._buffers.values())
     if any(is_lazy(t) for t in tensors if t is not None):
         raise OptionError(

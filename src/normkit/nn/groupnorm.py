@@ -18,6 +18,7 @@ from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least, check_op
 from normkit.nn.layer import (
     Layer,
     as_leaf,
+    check_batch_axis,
     check_channels,
     check_eps,
     check_more_than_one,
@@ -100,14 +101,7 @@ class GroupNorm(Layer, nn.GroupNorm):
                 return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
-        if input.dim() < 2:
-            raise ShapeError(
-                message(
-                    "at least 2D input (N, C, ...) of GroupNorm",
-                    f"{input.dim()}D input {tuple(input.shape)}",
-                    "add the batch axis",
-                )
-            )
+        check_batch_axis(self, input)
         input, residual = prepare(self, input, residual)
         check_channels(self, input)
         check_eps(self, self.eps, False)

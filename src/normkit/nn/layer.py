@@ -196,14 +196,7 @@ def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tenso
         TypeMismatchError: the input is not a floating-point tensor.
         ShapeError: the residual is no such tensor, or of another shape or device.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeMismatchError(
-            message(
-                f"a floating-point tensor as input of {_name(layer)}",
-                f"{x.dtype if isinstance(x, Tensor) else type(x).__name__}",
-                "convert the input first, for example with x.float()",
-            )
-        )
+    check_floating(layer, x)
     if residual is None:
         return x, None
     if (
@@ -224,6 +217,18 @@ def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tenso
         wide = torch.promote_types(residual.dtype, x.dtype)
         return x.to(wide), residual.to(wide)
     return x, residual
+
+
+def check_floating(layer: nn.Module, x: object) -> None:
+    """Refuse an input that is not a floating-point tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeMismatchError(
+            message(
+                f"a floating-point tensor as input of {_name(layer)}",
+                f"{x.dtype if isinstance(x, Tensor) else type(x).__name__}",
+                "convert the input first, for example with x.float()",
+            )
+        )
 
 
 def _describe(t: object) -> str:
@@ -259,6 +264,8 @@ def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, 
 
     ``shape`` names the expected shape, ``fix`` what to do.
     """
+    if not isinstance(x, Tensor):
+        check_floating(layer, x)
     if x.dim() not in ranks:
         expected = " or ".join(f"{r}D" for r in ranks)
         raise ShapeError(
@@ -266,6 +273,20 @@ def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, 
                 f"{expected} input {shape} of {_name(layer)}",
                 f"{x.dim()}D input {tuple(x.shape)}",
                 fix,
+            )
+        )
+
+
+def check_batch_axis(layer: nn.Module, x: Tensor) -> None:
+    """Refuse an input without a batch axis and channels."""
+    if not isinstance(x, Tensor):
+        check_floating(layer, x)
+    if x.dim() < 2:
+        raise ShapeError(
+            message(
+                f"at least 2D input (N, C, ...) of {_name(layer)}",
+                f"{x.dim()}D input {tuple(x.shape)}",
+                "add the batch axis",
             )
         )
 

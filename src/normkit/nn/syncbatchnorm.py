@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.core.activations import ActLike
-from normkit.errors import ShapeError, TypeMismatchError, message
+from normkit.errors import TypeMismatchError, message
 from normkit.handle import Skipped, warn_skipped
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, Normalized
@@ -21,7 +21,7 @@ from normkit.nn.arguments import Check
 from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
-from normkit.nn.layer import step
+from normkit.nn.layer import check_batch_axis, step
 from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["SyncBatchNorm"]
@@ -105,14 +105,7 @@ class SyncBatchNorm(BatchStatistics):
 
     @step
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ShapeError(
-                message(
-                    "at least 2D input (N, C, ...) of SyncBatchNorm",
-                    f"{input.dim()}D input {tuple(input.shape)}",
-                    "add the batch axis",
-                )
-            )
+        check_batch_axis(self, input)
 
     def _group(self) -> Any:
         if not (self.training and dist.is_available() and dist.is_initialized()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -146,19 +148,25 @@ def _is_loader(value: object) -> bool:
 
 
 def check_function(function: object, name: str, call: str) -> None:
-    """Raise unless ``function`` is None or can be called, as ``call`` shows.
+    """Raise unless ``function`` is None or can be called with two arguments, as ``call`` shows.
 
     Raises:
-        TypeMismatchError: it cannot be called.
+        TypeMismatchError: it cannot.
     """
-    if function is not None and not callable(function):
-        raise TypeMismatchError(
-            message(
-                f"{name} to be a function, called as {call}",
-                f"{name} as {describe(function)}",
-                f"pass {name}=lambda {call.partition('(')[2].rstrip(')')}: ..., or omit it",
-            )
-        )
+    if function is None:
+        return
+    received = f"{name} as {describe(function)}"
+    if callable(function):
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # of a built-in function
+            return
+        with contextlib.suppress(TypeError):
+            signature.bind(None, None)
+            return
+        received += f" of ({', '.join(signature.parameters)})"
+    fix = f"pass {name}=lambda {call.partition('(')[2].rstrip(')')}: ..., or omit it"
+    raise TypeMismatchError(message(f"{name} to be a function, called as {call}", received, fix))
 
 
 def check_samples(samples: object) -> None:

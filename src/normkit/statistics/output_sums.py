@@ -6,6 +6,7 @@ neither the order of the samples nor their division into batches matters.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normkit.core.moments import Moments
-from normkit.errors import DataError, message
+from normkit.errors import DataError, TypeMismatchError, message
 from normkit.statistics.agreement import OutputComparison
+from normkit.statistics.arguments import describe
 from normkit.statistics.estimate import Estimate, statistics
 from normkit.statistics.output_values import ValueSums, parts, wide
 from normkit.statistics.outputs import (
@@ -60,7 +62,7 @@ class OutputSums:
         a, b = read_output(first), read_output(second)
         labels = labels_of(batch)
         if self._loss is not None:
-            pair = [float(self._loss(output, batch)) for output in (first, second)]
+            pair = [_loss_of(self._loss, output, batch) for output in (first, second)]
             self._losses["given"].add(pair, count)
         elif a.loss is not None and b.loss is not None:
             weight = count
@@ -289,3 +291,31 @@ class _Losses:
             f"loss not finite in {self.left_out} of {batches} batches, which are left out of it "
             f"({first} with batch statistics, {second} with running statistics)"
         )
+
+
+def _loss_of(loss: Loss, output: Any, batch: Any) -> float:
+    """Call the user's loss.
+
+    Raises:
+        TypeMismatchError: it returns anything else than one number. Its own errors pass.
+    """
+    try:
+        value: Any = loss(output, batch)
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                f"normkit: raised by loss(output, batch), where the batch is {describe(batch)}. "
+                "For a criterion of outputs and targets, pass loss=lambda output, batch: "
+                "criterion(output, batch[1])."
+            )
+        raise
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        if not isinstance(value, (str, bytes)):
+            return float(value)
+    raise TypeMismatchError(
+        message(
+            "loss(output, batch) to return one number, the mean over the batch's samples",
+            describe(value),
+            'average it, such as with reduction="mean"',
+        )
+    )

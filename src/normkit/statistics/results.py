@@ -187,7 +187,7 @@ class Recalibration:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
             OptionError: ``confidence`` is not between 0 and 1.
         """
-        if not 0 < confidence < 1:
+        if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
             raise OptionError(
                 message(
                     "confidence between 0 and 1",

@@ -10,7 +10,6 @@ from normkit.handle import SHOWN, Skipped, kind, place_name
 __all__ = [
     "format_deviations",
     "format_factor",
-    "format_number",
     "format_percent",
     "format_table",
     "layer_label",
@@ -47,12 +46,12 @@ def layer_label(name: str, cls: type) -> str:
 
 def format_deviations(value: float) -> str:
     """Format a distance of means."""
-    return "not finite" if not math.isfinite(value) else f"{value:.2f} σ"
+    return "not finite" if not math.isfinite(value) else f"{value:,.2f} σ"
 
 
 def format_factor(value: float) -> str:
     """Format a ratio of variances, up or down."""
-    return "not finite" if not math.isfinite(value) else f"×÷ {value:.2f}"
+    return "not finite" if not math.isfinite(value) else f"×÷ {value:,.2f}"
 
 
 def format_percent(share: float) -> str:
@@ -69,8 +68,3 @@ def format_percent(share: float) -> str:
     digits = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
     text = f"{value:,.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
-
-
-def format_number(value: float) -> str:
-    """Format a number; a dash where undefined."""
-    return "–" if math.isnan(value) else f"{value:.1f}"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import multiprocessing
+import queue
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -108,7 +111,7 @@ class Locked(Stream):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.Lock()
+        self.lock, self.connection = threading.RLock(), sqlite3.connect(":memory:")
 
 
 class Opened(Stream):
@@ -119,6 +122,30 @@ class Opened(Stream):
 
     def __iter__(self) -> Iterator[Tensor]:
         return (DATA[int(line)] for line in self.file)
+
+
+class Queued(Stream):
+    """Takes what others put."""
+
+    def __init__(self) -> None:
+        self.queue: Any = queue.SimpleQueue()
+        for x in [*DATA, *[None] * 20]:
+            self.queue.put(x)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.queue.get, None)
+
+
+class Counted(Stream):
+    """Counts in memory that processes share."""
+
+    def __init__(self) -> None:
+        self.position = multiprocessing.Value("i", 0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.position.value < len(DATA):
+            self.position.value += 1
+            yield DATA[self.position.value - 1]
 
 
 class Elsewhere(Stream):
@@ -210,7 +237,7 @@ MAKES: dict[str, Callable[[], Any]] = {
     **{
         cls.__name__: of(cls)
         for cls in (Stream, OneIterator, OneOfItertools, OneGenerator, Position, TensorPosition,
-                    Itself, Buffered, Locked, Opened, Elsewhere, Reopened)
+                    Itself, Buffered, Locked, Opened, Queued, Counted, Elsewhere, Reopened)
     },
     "chain": of(lambda: ChainDataset([OneIterator(), Position()])),
     "pipe": of(pipe),
@@ -234,10 +261,10 @@ MAKES: dict[str, Callable[[], Any]] = {
     "wrapped workers that stay": lambda: Moving(shuffled(num_workers=1, persistent_workers=True)),
     "wrapped stream": lambda: Moving(of(OneIterator)()),
 }  # fmt: skip
-REFUSED = {"OneGenerator", "Opened", "Elsewhere", "Reopened", "numbers of a generator",
-           "generator of batches", "endless"}  # fmt: skip
+REFUSED = {"OneGenerator", "Opened", "Queued", "Counted", "Elsewhere", "Reopened",
+           "numbers of a generator", "generator of batches", "endless"}  # fmt: skip
 BY_EVERY_TOOL = {"OneIterator", "OneGenerator", "numbers", "endless", "wrapped"}
-CONSUMED = {"OneGenerator", "Opened", "Elsewhere", "generator of batches"}
+CONSUMED = {"OneGenerator", "Opened", "Queued", "Counted", "Elsewhere", "generator of batches"}
 """Nobody is in the middle of them, and they cannot be copied: as iterators."""
 
 

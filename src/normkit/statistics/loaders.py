@@ -6,7 +6,6 @@ import contextlib
 import copy
 import gc
 import operator
-import threading
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -141,8 +140,7 @@ def _copies(parts: Mapping[str, Any], source: Any, shared: list[Any]) -> dict[st
             # Later Pythons no longer copy the iterators of itertools.
             warnings.simplefilter("ignore")
             # Together, so that parts that share a generator share its copy.
-            bare = {name: _bare(part) for name, part in parts.items()}
-            copies: dict[str, Any] = copy.deepcopy(bare, _shared_data(source, bare))
+            copies = _deep_copies({n: _bare(part) for n, part in parts.items()}, source)
             if "dataset" in parts:
                 copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
                 positions = _positions(source, parts)
@@ -178,9 +176,34 @@ def _as_in(dataset: Any, copied: Any) -> Any:
     return type(dataset)(copied) if hasattr(dataset, "_datapipe") else copied
 
 
-def _shared_data(source: Any, parts: Mapping[str, Any]) -> dict[int, Any]:
-    """Return, by identity, what copies of ``parts`` share with them: data, and what has no copy."""
+def _deep_copies(parts: dict[str, Any], source: Any) -> dict[str, Any]:
+    shared, others = _shared_data(parts, source)
+    try:
+        return copy.deepcopy(parts, dict(shared))
+    except Exception:
+        # Locks, connections and the like, which have no copy and no position either.
+        shared.update((id(value), value) for value in others if _stands_still(value))
+        return copy.deepcopy(parts, shared)
+
+
+def _stands_still(value: Any) -> bool:
+    """Return True if ``value`` cannot be copied, and nothing can be taken from it in turn."""
+    if any(hasattr(type(value), name) for name in _TAKES):
+        return False
+    try:
+        value.__reduce_ex__(4)
+    except Exception:
+        return True
+    return False
+
+
+_TAKES = ("__next__", "read", "recv", "get", "fetchone", "value")
+
+
+def _shared_data(parts: Mapping[str, Any], source: Any) -> tuple[dict[int, Any], list[Any]]:
+    """Return, by identity, the data that copies of ``parts`` share with them; and other objects."""
     shared: dict[int, Any] = {}
+    others = []
     # Of any class, such as a list, to which samplers refer.
     if "dataset" not in parts and isinstance(source, DataLoader):
         shared[id(source.dataset)] = source.dataset
@@ -198,18 +221,22 @@ def _shared_data(source: Any, parts: Mapping[str, Any]) -> dict[int, Any]:
         elif isinstance(value, dict):
             values += value.values()
         elif not isinstance(value, (type, types.FunctionType)):
+            others.append(value)
             values += getattr(value, "__dict__", {}).values()
-    return shared
+    return shared, others
 
 
 def _is_data(value: object) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
         return (value.numel() if isinstance(value, Tensor) else value.size) > SMALL
-    in_any_order = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
-    return in_any_order or isinstance(value, _SHARED)
+    if isinstance(value, Dataset):
+        return not isinstance(value, IterableDataset)
+    cls = type(value)
+    table = cls.__module__.partition(".")[0] in _TABLES and not hasattr(cls, "__next__")
+    return table or isinstance(value, (nn.Module, types.ModuleType))
 
 
-_SHARED = (nn.Module, types.ModuleType, type(threading.Lock()), type(threading.RLock()))
+_TABLES = {"pyarrow", "pandas", "polars", "h5py", "zarr"}
 
 
 def _goes_on(dataset: Any, position: Any) -> bool:

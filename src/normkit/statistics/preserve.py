@@ -149,7 +149,8 @@ def preserve_shards(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if _is_a(module, "FSDPModule"):
                 if all(hasattr(parameter, "device_mesh") for parameter in module.parameters()):
-                    stack.callback(module.reshard)  # type: ignore[operator]
+                    reshard: Any = module.reshard
+                    stack.callback(reshard)
             elif _is_a(module, "FullyShardedDataParallel"):
                 handle: Any = getattr(module, "_handle", None)
                 if handle is not None and not _is_gathered(handle):

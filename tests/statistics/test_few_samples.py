@@ -165,12 +165,8 @@ def test_depth_does_not_overflow(make: Any) -> None:
         torch.testing.assert_close(got.double(), variance, rtol=2e-3, atol=1e-9)
 
 
-def test_errors_of_single_samples_cover() -> None:
-    """Layer by layer with batches of one or two: as far off as said, later layers too.
-
-    The spread under one common population, without what earlier layers pass on, and that of the
-    first pass, which sees constants, fail.
-    """
+def correlated() -> tuple[nn.Module, Tensor, dict[str, Any], torch.Generator]:
+    """A model of three layers, a population, the truth, and what draws from the population."""
     g = torch.Generator().manual_seed(0)
     everything = torch.randn(4000, 8, generator=g) @ torch.randn(8, 8, generator=g) + 1
     torch.manual_seed(3)
@@ -178,7 +174,16 @@ def test_errors_of_single_samples_cover() -> None:
         nn.BatchNorm1d(8), nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8),
         nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8),
     )  # fmt: skip
-    truth = population(model, everything)
+    return model, everything, population(model, everything), g
+
+
+def test_errors_of_single_samples_cover() -> None:
+    """Layer by layer with batches of one or two: as far off as said, later layers too.
+
+    The spread under one common population, without what earlier layers pass on, and that of the
+    first pass, which sees constants, fail.
+    """
+    model, everything, truth, g = correlated()
     ratios: dict[str, list[Tensor]] = {name: [] for name in truth}
     for trial in range(5):
         rows = torch.randint(len(everything), (120,), generator=g)
@@ -195,6 +200,24 @@ def test_errors_of_single_samples_cover() -> None:
         ratio = torch.cat(rows)
         # 80 of each layer: of Student's t with 11 degrees of freedom, 95 % are below 2.2.
         assert (ratio < 2.2).double().mean() > 0.8 and ratio.median() > 0.4, (name, ratio)
+
+
+@pytest.mark.parametrize("size", [10, 20])
+def test_intervals_of_one_pass_cover(size: int) -> None:
+    """They add the bias to the standard error, without which later layers are missed at ten."""
+    model, everything, truth, g = correlated()
+    hits: dict[str, list[Tensor]] = {name: [] for name in truth}
+    for _ in range(8):
+        rows = torch.randint(len(everything), (40 * size,), generator=g)
+        with nk.recalibrate(
+            model, everything[rows].split(size), samples=None, progress=False
+        ) as found:
+            assert found.passes == 1
+            for name, pair in truth.items():
+                for (low, high), value in zip(found.interval(name), pair, strict=True):
+                    hits[name].append((low <= value) & (value <= high))
+    for name, rows in hits.items():
+        assert torch.cat(rows).double().mean() > 0.9, name
 
 
 def test_errors_from_too_few_samples_are_unknown() -> None:

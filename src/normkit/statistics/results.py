@@ -180,8 +180,8 @@ class Recalibration:
         """Confidence intervals of a layer's mean and variance, each (2, C): lower and upper.
 
         Student's t with one degree of freedom less than there were units; for the variance on a
-        logarithmic scale. They leave out the layer's ``bias``. Needs scipy, which
-        ``normkit[lab]`` installs.
+        logarithmic scale. Wider on both sides by the layer's ``bias``, which may go either way.
+        Needs scipy, which ``normkit[lab]`` installs.
 
         Raises:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
@@ -209,9 +209,11 @@ class Recalibration:
         t = float(stats.t.ppf(0.5 + confidence / 2, self._units[name] - 1))
         sides = torch.tensor([[-t], [t]], dtype=torch.float64, device="cpu")
         mean = one.mean + sides * one.mean_standard_error
+        mean = mean + sides.sign() * one.bias * one.variance.sqrt()
         # A variance is positive and its error skewed upwards: the interval is of its logarithm.
         share = one.variance_standard_error / one.variance
-        variance = one.variance * (sides * share.nan_to_num(0.0)).exp()
+        width = share.nan_to_num(0.0) * t + math.log1p(one.bias)
+        variance = one.variance * (sides.sign() * width).exp()
         return mean, variance
 
     def summary(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normkit as nk
-from normkit.errors import DataError, StatisticsError
+from normkit.errors import DataError, StatisticsError, TypeMismatchError
 from normkit.statistics import StatsSpec, stats_spec
 from normkit.statistics.outputs import fitting_axes, labels_of, read_output
 
@@ -99,6 +99,9 @@ def test_labels_of() -> None:
         assert labels_of(batch) is labels
     for batch in (SCORES, (SCORES,), (SCORES, labels, labels), (SCORES, {"a": labels}), {}):
         assert labels_of(batch) is None
+    for others in (labels.tolist(), tuple(labels.tolist()), labels.numpy()):
+        read = labels_of((SCORES, others))
+        assert read is not None and torch.equal(read, labels)
 
 
 def net(source: Any, out: int = 3) -> nn.Sequential:
@@ -214,6 +217,45 @@ def test_users_loss_is_a_mean_over_samples(source: Any) -> None:
         expected = F.mse_loss(torch.cat([model(x) for x, _ in batches]),
                               torch.cat([y for _, y in batches])).item()  # fmt: skip
     assert out.loss is not None and out.loss[1] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_users_loss_comes_first(source: Any) -> None:
+    """Before the model's own and that of labels, also where it is not finite."""
+    batches = [(x, torch.arange(len(x)) % 3) for x in data(8, 6, 5)]
+    model = Returns(net(source), lambda y, *_: {"loss": y.mean(), "logits": y})
+    for value in (7.0, torch.tensor([7.0]), 7):
+        out = nk.consistency(model, batches, loss=lambda *_, v=value: v, progress=False).output
+        assert out.loss == (7.0, 7.0)
+    out = nk.consistency(model, batches, loss=lambda *_: math.nan, progress=False).output
+    assert out.loss is None and "loss not finite in 3 of 3 batches" in out.notes[0]
+    with pytest.raises(TypeMismatchError, match="to return one number"):
+        nk.consistency(model, batches, loss=lambda output, _: output["logits"], progress=False)
+
+
+def test_output_that_is_written_over() -> None:
+    """A model that returns one buffer, whatever it holds by then."""
+    model = net(nn)
+    expected = nk.consistency(model, data(8, 8), progress=False).output
+    held = torch.zeros(8, 3)
+    out = nk.consistency(
+        Returns(model, lambda y, *_: held.copy_(y)), data(8, 8), progress=False
+    ).output
+    assert out.difference == expected.difference > 0
+
+
+def test_other_kinds_of_tensors() -> None:
+    dense = nk.consistency(net(nn), data(8, 8), progress=False).output
+    sparse = Returns(net(nn), lambda y, *_: y.to_sparse())
+    assert nk.consistency(sparse, data(8, 8), progress=False).output == dense
+    pairs = Returns(net(nn), lambda y, *_: torch.complex(y, y))
+    out = nk.consistency(pairs, data(8, 8), progress=False).output
+    assert out.difference == pytest.approx(dense.difference)
+    nested = Returns(
+        net(nn), lambda y, *_: torch.nested.nested_tensor(list(y), layout=torch.jagged)
+    )
+    out = nk.consistency(nested, data(8, 8), progress=False).output
+    assert math.isnan(out.difference) and "not compared in 2 of 2 batches" in out.notes[0]
 
 
 @pytest.mark.parametrize("source", SOURCES)

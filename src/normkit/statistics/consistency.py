@@ -108,7 +108,8 @@ def consistency(
 
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
-            iterable of batches; ``forward`` or ``loss`` cannot be called.
+            iterable of batches; ``forward`` or ``loss`` cannot be called, or
+            ``loss`` returns something else than one number.
         OptionError: an argument outside its range.
         StatisticsError: no layer with running statistics; none that a batch reaches with tensors;
             only batches with one value per channel; a layer whose input was not finite; a call
@@ -154,11 +155,11 @@ def consistency(
             counts = counts and bool(count) and observer.single is None
             # Other ranks may be in a second pass whatever this one has seen.
             if counts or is_sharded(inner):
-                by_batch = observer.output
+                by_batch = outputs.read(observer.output, batch) if counts else None
                 observer.start(running, evaluation if counts else {})
                 observer.run(batch, forward, to_end=True)
-            if counts:
-                outputs.add(by_batch, observer.output, batch, count)
+            if counts and by_batch is not None:
+                outputs.add(by_batch, outputs.read(observer.output, batch), batch, count)
                 sizes[count] += 1
                 shown.at(outputs.samples + outputs.left_out)
     _check_measured(training, single, observer)

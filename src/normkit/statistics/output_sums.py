@@ -24,6 +24,7 @@ from normkit.statistics.estimate import Estimate, statistics
 from normkit.statistics.output_values import ValueSums, parts, wide
 from normkit.statistics.outputs import (
     IGNORED_LABEL,
+    Output,
     fitting_axes,
     is_class_labels,
     labels_of,
@@ -55,23 +56,34 @@ class OutputSums:
         self._kinds: Counter[str] = Counter()  # types that had neither a tensor nor a loss
         self.samples = self.batches = self.left_out = 0
 
-    def add(self, first: Any, second: Any, batch: Any, count: int) -> None:
-        """Add the two outputs of a batch of ``count`` samples."""
+    def read(self, output: Any, batch: Any) -> Output:
+        """Read an output, and copy its values: a model may write the next ones over them.
+
+        Raises:
+            TypeMismatchError: ``loss`` returned something else than one number.
+        """
+        read = read_output(output)
+        values = None if read.values is None else read.values.clone()
+        if self._loss is None:
+            return read._replace(values=values)
+        return read._replace(values=values, loss=_loss_of(self._loss, output, batch))
+
+    def add(self, a: Output, b: Output, batch: Any, count: int) -> None:
+        """Add the two outputs of a batch of ``count`` samples, as :meth:`read` returned them."""
         self.batches += 1
         self.samples += count
-        a, b = read_output(first), read_output(second)
         labels = labels_of(batch)
-        if self._loss is not None:
-            pair = [_loss_of(self._loss, output, batch) for output in (first, second)]
-            self._losses["given"].add(pair, count)
+        if self._loss is not None and a.loss is not None and b.loss is not None:
+            self._losses["given"].add([a.loss, b.loss], count)
         elif a.loss is not None and b.loss is not None:
             weight = count
             if labels is not None and is_class_labels(labels):
                 weight = int(labels.ne(IGNORED_LABEL).sum())
             self._losses["returned"].add([a.loss, b.loss], weight)
         if a.values is None or b.values is None:
-            self._not_compared[f"the model returned {a.kind}"] += 1
-            if a.loss is None and self._loss is None and not a.tensors:
+            kind = a.kind if a.loss is None or a.tensors else "nothing but a loss"
+            self._not_compared[f"the model returned {kind}"] += 1
+            if a.loss is None and not a.tensors:
                 self._kinds[a.kind] += 1
         elif a.values.shape != b.values.shape:
             self._not_compared["the outputs of the two modes have other shapes"] += 1
@@ -116,7 +128,7 @@ class OutputSums:
             raise DataError(
                 message(
                     "a model that returns a tensor, to compare the outputs of the two modes",
-                    f"a {', a '.join(self._kinds)}",
+                    ", ".join(self._kinds),
                     "pass forward=lambda model, batch: ... that returns the output to compare",
                 )
             )
@@ -124,7 +136,7 @@ class OutputSums:
         if scores is not None and axis is not None:
             self._losses["labels"] = scores.losses
         difference, note = self._values.difference(axis)
-        losses = max(self._losses.values(), key=lambda one: one.batches)
+        losses = max(self._losses.values(), key=lambda one: one.batches + one.left_out)
         return OutputComparison(
             difference,
             scores.agreement if scores else None,

@@ -50,7 +50,7 @@ class Output(NamedTuple):
         loss: the model's own; None if it returned none.
         logits: whether the model calls the values so.
         kind: name of the type it returned, with an article.
-        tensors: whether there is any tensor in it, comparable or not.
+        tensors: whether there is any tensor with axes in it, comparable or not.
     """
 
     values: Tensor | None
@@ -74,18 +74,18 @@ def read_output(output: Any) -> Output:
     """
     values, loss, logits = _parts(output)
     return Output(
-        None if values is None else values.detach(),
+        None if values is None else _dense(values.detach()),
         None if loss is None else float(loss),
         logits,
         "nothing" if output is None else f"a {type(output).__name__}",
-        bool(tensors_in(output)),
+        any(tensor.dim() for tensor in tensors_in(output)),
     )
 
 
 def _parts(output: Any) -> tuple[Tensor | None, Any, bool]:
     """Return the values, the loss, and whether the values are called logits."""
     if isinstance(output, Tensor):
-        return (output, None, False) if output.dim() else (None, output, False)
+        return (_first(_comparable(output)), None, False) if output.dim() else (None, output, False)
     entries = _entries(output)
     if entries is None:
         parts = list(output) if isinstance(output, (list, tuple)) else []
@@ -99,6 +99,12 @@ def _parts(output: Any) -> tuple[Tensor | None, Any, bool]:
     if isinstance(logits, Tensor) and logits.dim():
         return logits, loss, True
     return _first(_comparable(rest)), loss, False
+
+
+def _dense(values: Tensor) -> Tensor:
+    if values.is_quantized:
+        return values.dequantize()
+    return values if values.layout == torch.strided else values.to_dense()
 
 
 def _entries(output: Any) -> Mapping[str, Any] | None:
@@ -127,7 +133,8 @@ def _first(tensors: list[Tensor]) -> Tensor | None:
 def _comparable(part: Any) -> list[Tensor]:
     """Return the tensors of an output, or a part of one; none of lists that go by sample."""
     if isinstance(part, Tensor):
-        return [part]
+        # Nested ones have no axes in common; sparse ones are what they are when dense.
+        return [] if part.is_nested else [part]
     entries = _entries(part)
     if entries is not None:
         part = tuple(entries.values())
@@ -145,6 +152,10 @@ def labels_of(batch: Any) -> Tensor | None:
     else:
         pair = isinstance(batch, (list, tuple)) and len(batch) == 2
         labels = batch[1] if pair else None
+    if isinstance(labels, (list, tuple)) and labels and isinstance(labels[0], (int, float)):
+        return torch.tensor(labels)
+    if type(labels).__module__ == "numpy":
+        return torch.as_tensor(labels)
     return labels if isinstance(labels, Tensor) else None
 
 

@@ -41,7 +41,9 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.lineno, node.name
+            # A property may keep a former public name, and say so.
+            if not (ast.get_docstring(node) or "").startswith("Former name of"):
+                yield node.lineno, node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.attr
 

@@ -1,4 +1,4 @@
-"""Which parameters a layer's γ and β are: its own, or others that they are computed from."""
+"""Parameters that a layer's γ and β are, or are computed from."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def sources(layer: nn.Module, name: str) -> list[Parameter] | None:
     >>> sources(layer, "weight")[0] is layer.weight_orig
     True
     """
-    own = layer._parameters.get(name)
-    if own is not None:
-        return [own]
+    parameter = layer._parameters.get(name)
+    if parameter is not None:
+        return [parameter]
     if is_parametrized(layer, name):
         return list(layer.parametrizations[name].parameters())  # type: ignore[index, union-attr]
     computed = [layer._parameters.get(name + end) for end in _ENDINGS]
@@ -40,10 +40,10 @@ def sources(layer: nn.Module, name: str) -> list[Parameter] | None:
 def why_not_movable(layer: nn.Module) -> str | None:
     """Return why γ and β of ``layer`` cannot go to another layer or place; None if they can."""
     for label, name in AFFINE.items():
-        own = layer._parameters.get(name)
-        if own is None and sources(layer, name) != []:
+        parameter = layer._parameters.get(name)
+        if parameter is None and sources(layer, name) != []:
             return f"its {label} is computed from other parameters, as by pruning"
         # A parameter of FSDP2 is a DTensor, and one of FSDP marked.
-        if hasattr(own, "device_mesh") or getattr(own, "_fsdp_flattened", False):
+        if hasattr(parameter, "device_mesh") or getattr(parameter, "_fsdp_flattened", False):
             return "sharded: convert the model first, then shard it"
     return None

@@ -73,8 +73,8 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 "run the model once on any batch",
             )
         )
-    kept = kept_in_evaluation(model)
-    trainable = [m for m in layers if not isinstance(m, FrozenMixin) and id(m) not in kept]
+    in_evaluation = kept_in_evaluation(model)
+    trainable = [m for m in layers if not isinstance(m, FrozenMixin) and id(m) not in in_evaluation]
     if not trainable:
         raise StatisticsError(
             message(

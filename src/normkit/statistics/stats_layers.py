@@ -123,7 +123,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
     check_has_values(model)
     layers: list[NormLayer] = []
     skipped: list[Skipped] = []
-    kept = kept_in_evaluation(model)
+    in_evaluation = kept_in_evaluation(model)
     owners = _owners(model)
     for name, layer in model.named_modules():
         spec = stats_spec(layer)
@@ -142,7 +142,7 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
             )
         one = NormLayer(name, layer, spec)
         why = (
-            _why_frozen(layer, model, kept)
+            _why_frozen(layer, model, in_evaluation)
             or _why_distributed(one, model)
             or _why_not_writable(one, owners)
         )
@@ -183,13 +183,13 @@ def _why_not_writable(one: NormLayer, owners: Mapping[int, Sequence[str]]) -> st
     return f"keeps its statistics in the same tensor as {others[0]}" if others else None
 
 
-def _why_frozen(layer: nn.Module, model: nn.Module, kept: Container[int]) -> str | None:
+def _why_frozen(layer: nn.Module, model: nn.Module, in_evaluation: Container[int]) -> str | None:
     """Say why a layer's statistics are meant to stay as they are, or None."""
     if isinstance(layer, FrozenMixin):
         return "frozen"
     if getattr(layer, "momentum", None) == 0:
         return "momentum is 0"
-    if id(layer) in kept:
+    if id(layer) in in_evaluation:
         return KEPT
     if model.training and not layer.training:
         return "frozen: in evaluation mode while the model trains"

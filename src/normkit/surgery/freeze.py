@@ -149,12 +149,12 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         _check_finite(layers)
     changed: list[Changed] = []
     steps: list[Step] = []
-    kept = frozenset() if freezing else kept_in_evaluation(model)
+    in_evaluation = frozenset() if freezing else kept_in_evaluation(model)
     for name, module in layers:
         notes: list[str] = []
         if statistics and is_frozen(module) is not freezing:
             steps.append(_statistics_change(name, module, freezing))
-            updating = KEPT if id(module) in kept else "statistics updating"
+            updating = KEPT if id(module) in in_evaluation else "statistics updating"
             notes.append("statistics frozen" + _caveat(module) if freezing else updating)
         if affine and (which := _affine(module, freezing)):
             steps += [_affine_change(p, freezing) for ps in which.values() for p in ps]

@@ -64,7 +64,7 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     skipped: list[Skipped] = []
     missed: list[Skipped] = []
     steps: list[Step] = []
-    kept = kept_in_evaluation(model)
+    in_evaluation = kept_in_evaluation(model)
     for name, module in walk(model):
         unknown = why_opaque(module) if is_opaque(module) else why_unknown(module)
         if unknown is None and stats_spec(module) is None:
@@ -72,7 +72,7 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
         cls, layer = base_class(type(module)), cast(Any, module)
         if unknown is not None and not is_constant(module):
             missed.append(Skipped(name, cls, unknown))
-        why = unknown or (KEPT if id(layer) in kept else _why_skipped(layer))
+        why = unknown or (KEPT if id(layer) in in_evaluation else _why_skipped(layer))
         if why is not None:
             skipped.append(Skipped(name, cls, why))
         elif micro_batches > 1:

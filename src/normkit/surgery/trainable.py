@@ -80,9 +80,9 @@ def _eps(module: nn.Module) -> float | None:
     Found by trying: many copies have it in their ``forward`` alone.
     """
     weight, bias, mean, var = (getattr(module, name).detach() for name in _TENSORS)
-    own = getattr(module, "eps", None)
+    declared = getattr(module, "eps", None)
     if weight.is_meta or base_class(type(module)) is FrozenBatchNorm2d:
-        return own if isinstance(own, float) else None
+        return declared if isinstance(declared, float) else None
     x = torch.linspace(-3, 3, 18 * len(weight), device=weight.device).to(weight.dtype)
     x = x.view(2, 3, 3, len(weight)).movedim(-1, 1).contiguous()
     with torch.no_grad():
@@ -90,7 +90,7 @@ def _eps(module: nn.Module) -> float | None:
     if not isinstance(y, Tensor) or y.shape != x.shape or not bool(y.isfinite().all()):
         return None
     errors = {}
-    for eps in dict.fromkeys((own if isinstance(own, float) else 1e-5, *_USUAL_EPS)):
+    for eps in dict.fromkeys((declared if isinstance(declared, float) else 1e-5, *_USUAL_EPS)):
         m, v, w, b = (t.double() for t in (mean, var, weight, bias))
         expected = F.batch_norm(x.double(), m, v, w, b, False, 0.0, eps)
         errors[eps] = float((y.double() - expected).abs().max() / expected.abs().max())

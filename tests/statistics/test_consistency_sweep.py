@@ -7,6 +7,7 @@ model wraps its output.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -143,3 +144,83 @@ def test_equals_all_data_at_once(
     same = (a.argmax(axis) == b.argmax(axis))[counted].double().mean().item()
     assert out.agreement == pytest.approx(same, rel=1e-12)
     assert out.notes == ()
+
+
+def build(source: Any, kind: str) -> nn.Module:
+    if kind == "dense":
+        return nn.Sequential(nn.Linear(12, 6), source.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5),
+                             source.BatchNorm1d(5))  # fmt: skip
+    norm = {
+        "batch": lambda: source.BatchNorm2d(4),
+        "cumulative": lambda: source.BatchNorm2d(4, momentum=None),
+        "instance": lambda: source.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    }[kind.removeprefix("twice ")]
+    shared = norm()
+    second = shared if kind.startswith("twice") else norm()
+    return nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 4, 1), shared, nn.ReLU(),
+                         nn.Conv2d(4, 4, 1), second, nn.Flatten(), nn.Linear(16, 5))  # fmt: skip
+
+
+@pytest.mark.parametrize("source", [nn, nk])
+@given(
+    kind=st.sampled_from(["dense", "batch", "cumulative", "instance", "twice batch"]),
+    sizes=partitions(),
+    seed=st.integers(0, 2**20),
+)
+@settings(max_examples=20, deadline=None)
+def test_equals_the_modes_themselves(source: Any, kind: str, sizes: list[int], seed: int) -> None:
+    """Against the model in training and in evaluation mode, in float64, batch by batch."""
+    torch.manual_seed(seed)
+    model = build(source, kind).double()
+    norms = [layer for layer in model.modules() if hasattr(layer, "running_mean")]
+    for norm in norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 4.0)
+        norm.num_batches_tracked.fill_(3)
+    batches = [
+        (torch.randn(n, 12, dtype=torch.float64), torch.randint(5, (n,))) for n in sizes
+    ]  # fmt: skip
+    # Dense layers have one value per channel in batches of one.
+    usable = [batch for batch in batches if kind != "dense" or len(batch[0]) > 1]
+    if not usable:
+        return
+    state = copy.deepcopy(model.state_dict())
+    result = nk.consistency(model, batches, samples=None, progress=False)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert result.samples == sum(len(x) for x, _ in usable)
+    inputs: dict[str, list[Tensor]] = {}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: inputs.setdefault(name, []).append(args[0])
+        )
+        for name, layer in model.named_modules()
+        if layer in norms
+    ]
+    with torch.no_grad():
+        a = torch.cat([model.train()(x) for x, _ in usable])
+        for hook in hooks:
+            hook.remove()
+        model.load_state_dict(state)
+        b = torch.cat([model.eval()(x) for x, _ in usable])
+    y = torch.cat([labels for _, labels in usable])
+    out = result.output
+    assert out.loss == pytest.approx([F.cross_entropy(z, y).item() for z in (a, b)], rel=1e-6)
+    assert out.agreement == pytest.approx((a.argmax(1) == b.argmax(1)).double().mean().item())
+    expected = (a - b).norm() / (a - a.mean(0)).norm()
+    assert out.difference == pytest.approx(expected.item(), rel=1e-6)
+    for name, layer in model.named_modules():
+        if layer not in norms:
+            continue
+        if kind == "instance":
+            x = torch.cat(inputs[name])
+            mean, variance = x.mean((0, 2, 3)), x.var((2, 3)).mean(0)
+        else:
+            x = torch.cat([each.movedim(1, 0).flatten(1) for each in inputs[name]], 1)
+            mean, variance = x.mean(1), x.var(1)
+        scale = variance + layer.eps
+        step = ((layer.running_mean - mean).square() / scale).mean().sqrt()
+        ratio = ((layer.running_var + layer.eps) / scale).log().square().mean().sqrt().exp()
+        assert result.layers[name].mean == pytest.approx(step.item(), rel=1e-5)
+        assert result.layers[name].variance == pytest.approx(ratio.item(), rel=1e-5)
+        assert (name in result.calls) == kind.startswith("twice")

@@ -1,4 +1,4 @@
-"""What PyTorch has to see through: its own function for the call, or the formula."""
+"""Operations that PyTorch sees through: its own function for the call, or the formula."""
 
 from __future__ import annotations
 

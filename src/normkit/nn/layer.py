@@ -65,7 +65,7 @@ class Layer(nn.Module):
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """As in ``torch.nn``. Opacus asks for them before it looks for the layer's exact class."""
+        """Yield them; Opacus asks for them before it looks for the layer's exact class."""
         register_with_opacus(type(self))
         return super().parameters(recurse)
 

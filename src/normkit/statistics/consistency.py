@@ -95,7 +95,8 @@ def consistency(
             side depends on it. Each process compares its own, under FSDP in step with the others.
             Batches with one value per channel, which training mode refuses, are left out, and
             their number is named.
-        samples: stop at the first batch that reaches so many; None for all there are.
+        samples: stop at the first batch that reaches so many; None for all there are, which of an
+            endless stream never ends.
         forward: called as ``forward(model, batch)``; its result is the output.
         loss: called as ``loss(output, batch)``, the mean over the batch's samples: it weighs by
             their number.
@@ -107,13 +108,13 @@ def consistency(
         not finite, are named in ``.output.notes``.
 
     Raises:
-        TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
-            iterable of batches; ``forward`` or ``loss`` cannot be called, or
-            ``loss`` returns something else than one number.
+        TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an iterable
+            of batches; ``forward`` or ``loss`` cannot be called, or ``loss`` returns no number; a
+            batch is a list of samples, or lacks inputs that the model needs.
         OptionError: an argument outside its range.
-        StatisticsError: no layer with running statistics; none that a batch reaches with tensors;
-            only batches with one value per channel; a layer whose input was not finite; a call
-            within another one on the same model.
+        StatisticsError: no layer with running statistics; a model on the meta device; none that a
+            batch reaches with tensors; only batches with one value per channel; a layer whose input
+            was not finite; a call within another one on the same model.
         DataError: no batches; one without tensors, or on a device where the model has nothing; a
             model that returns neither a tensor nor a loss, without ``loss``.
 

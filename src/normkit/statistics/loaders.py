@@ -247,10 +247,10 @@ def _goes_on(dataset: Any, position: Any) -> bool:
 
 def _positions(source: Any, parts: Mapping[str, Any]) -> list[Any]:
     """Return the iterators of those who are in the middle of ``source``, except its own parts."""
-    own = {id(part) for part in parts.values()}
+    ids = {id(part) for part in parts.values()}
     dataset = getattr(source, "dataset", source)
     streams = isinstance(dataset, IterableDataset)
-    found = []
+    active = []
     for one in gc.get_objects():
         # Its type, as some objects do something when they are asked for their class.
         kind = type(one)
@@ -258,8 +258,8 @@ def _positions(source: Any, parts: Mapping[str, Any]) -> list[Any]:
             # A method of the loader or of the dataset.
             owner = _owner(one)
             if owner is not None and (owner is source or (streams and owner is dataset)):
-                found.append(one)
-        elif not issubclass(kind, _BaseDataLoaderIter) or id(one) in own:
+                active.append(one)
+        elif not issubclass(kind, _BaseDataLoaderIter) or id(one) in ids:
             continue
         elif streams and one._dataset is dataset:
             fetcher: Any = getattr(
@@ -267,14 +267,14 @@ def _positions(source: Any, parts: Mapping[str, Any]) -> list[Any]:
             )  # none where workers have the dataset
             position = getattr(fetcher, "dataset_iter", None)
             if position is not None and not (fetcher.ended or _is_over(position)):
-                found.append(position)
+                active.append(position)
         elif (
             isinstance(source, DataLoader)
             and one._index_sampler is source._index_sampler
             and not (_is_over(one._sampler_iter) or one._num_yielded >= _length(source))
         ):
-            found.append(one)
-    return found
+            active.append(one)
+    return active
 
 
 def _owner(generator: types.GeneratorType[Any, Any, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""As many forwards on every rank, for models whose forward is itself a collective.
+"""Run as many forwards on every rank, for models whose forward is itself a collective.
 
 Under FSDP and the like a forward gathers weights from all ranks: one that runs alone waits for the
 others until the process group's timeout ends them all. So the ranks agree before each forward, and
@@ -86,23 +86,23 @@ def in_step(
             no other one's can be sent.
     """
     stream: Iterator[Any] | None = None
-    previous, taken = None, 0
+    previous, drawn = None, 0
     while True:
         batch = None
         try:
             if stream is None:
                 stream = (batch for batch in start() if count_samples(batch) != 0)
-            if taken < limit and not enough():
+            if drawn < limit and not enough():
                 batch = next(stream, None)
             if batch is not None:
                 check_batch(model, batch, forward)
             elif not enough():
-                check_complete(taken, limit)
+                check_complete(drawn, limit)
         except BaseException as error:
             ranks.status([0, 0], 0, error)
             raise
         counts = batch is not None
-        taken += counts
+        drawn += counts
         previous = batch if counts else previous
         having, lacking = ranks.status([int(counts), int(previous is None)], 0)
         if not having:
@@ -113,17 +113,17 @@ def in_step(
         yield previous, counts
 
 
-def check_complete(taken: int, limit: float) -> None:
+def check_complete(drawn: int, limit: float) -> None:
     """Raise if a later pass had fewer batches than the first, whose number is ``limit``.
 
     Raises:
         DataError: the loader does not begin again.
     """
-    if taken < limit < math.inf:
+    if drawn < limit < math.inf:
         raise DataError(
             message(
                 "the same batches in each of several passes",
-                f"{int(limit)} in the first one and {taken} in a later one",
+                f"{int(limit)} in the first one and {drawn} in a later one",
                 "pass a list, or a loader that begins again each time it is iterated over",
             )
         )

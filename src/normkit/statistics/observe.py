@@ -149,11 +149,11 @@ class Observer:
 
     def run_along(self, batch: Any, forward: Forward | None) -> int:
         """Run the whole model on a batch without counting it, for other ranks; return 0."""
-        kept, self.estimates = self.estimates, {}
+        before, self.estimates = self.estimates, {}
         try:
             self.run(batch, forward, to_end=True)
         finally:
-            self.estimates = kept
+            self.estimates = before
         return 0
 
     def _calls_repeat(self) -> bool:
@@ -178,19 +178,19 @@ class Observer:
             self.single = name if self.single is None else self.single
         self._batch.setdefault(name, []).append(batch if values.numel() else None)
         if values.numel():
-            self._count(name, one, values, own=name not in self._fixed)
+            self._count(name, one, values, by_batch=name not in self._fixed)
         self._set_statistics(one, bank, batch, self._fixed.get(name))
         self._calls.append(index)
         if self._may_stop and self._calls == self._call_orders[-1]:
             raise _AllSeen
 
-    def _count(self, name: str, one: NormLayer, values: Tensor, own: bool) -> None:
+    def _count(self, name: str, one: NormLayer, values: Tensor, by_batch: bool) -> None:
         """Add to the layer's tally what the calls before it lose; and take note of its own."""
         samples = len(values)
         weight = samples if one.per_sample else values.numel() // values.shape[1]
         tally = self._tallies.get(name, Tally())
         self._tallies[name] = tally.plus(Tally(1, weight * self._lost))
-        if own:
+        if by_batch:
             # What a model makes of a sample, such as the regions of an image, is not independent.
             together = 1 if one.per_sample else min(samples, self._samples or samples)
             self._lost = max(self._lost, 1 / together)

@@ -161,14 +161,14 @@ class Passes:
                 _, _, active, _ = self._advance(share, self._max_rounds, run)
         self.count += 1
         new = []
-        for fixed, found in zip(groups, estimates, strict=True):
-            of_group = {n: statistics(one.units(), one.per_sample) for n, one in found.items()}
+        for fixed, observed in zip(groups, estimates, strict=True):
+            of_group = {n: statistics(one.units(), one.per_sample) for n, one in observed.items()}
             # A single value has no variance.
             of_group = {n: s for n, s in of_group.items() if bool(s.variance.isfinite().all())}
             new.append({**fixed, **of_group})
         units = {}
         for name in self._layers:
-            parts = [found[name].whole() for found in estimates if name in found]
+            parts = [observed[name].whole() for observed in estimates if name in observed]
             if parts:
                 units[name] = Units(*(torch.cat(column) for column in zip(*parts, strict=True)))
         return new, self._merge_units(units, {})
@@ -205,7 +205,7 @@ class Passes:
 
         if not self._in_step:
             return _Share(lambda: ((batch, True) for batch in start()), limit)
-        # Whoever has had all of its own goes on as long as the others.
+        # A rank that has had all of its own goes on as long as the others.
         model, forward = self._observer.model, self._forward
         return _Share(lambda: in_step(start, self._ranks, model, forward, limit), math.inf)
 

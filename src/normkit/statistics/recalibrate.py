@@ -92,10 +92,10 @@ def recalibrate(
             a tuple or list; of a mapping, the entries that ``model.forward`` names. A DataLoader
             is copied, with a stream's position, so one in the middle of an epoch is not disturbed.
             Of an iterator exactly as many are taken as ``.batches`` tells.
-        samples: stop at the first batch that reaches so many, all processes together; None for
-            all there are. Fewer than a batch means one batch. Several processes count together
-            at intervals (docs/scale.md): where batches grow on the way, up to 32 more of each
-            may be read.
+        samples: stop at the first batch that reaches so many, all processes together; None for all
+            there are, which of an endless stream never ends. Fewer than a batch means one batch.
+            Several processes count together at intervals (docs/scale.md): where batches grow on the
+            way, up to 32 more of each may be read.
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
             it: 0.01 for means known to 1 % of a deviation and variances to 1 %. Below 1.
         forward: called as ``forward(model, batch)`` in place of the rule for batches.
@@ -119,18 +119,20 @@ def recalibrate(
             above ``tolerance``, from an iterator.
 
     Raises:
-        TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an
-            iterable of batches.
+        TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an iterable
+            of batches, such as a data set or a single batch; ``forward`` cannot be called; a batch
+            is a list of samples, or lacks inputs that the model needs.
         OptionError: an argument outside its range; ``layerwise`` with an iterator; a
             ``process_group`` without all processes that share the model's weights (FSDP).
-        StatisticsError: no layer to recalibrate; no batches; a layer whose input was not finite,
-            or has moments too large for the type it keeps them in; batches of less than ten
-            samples from an iterator, for a model with layers behind others; a call within another
-            one on the same model.
+        StatisticsError: no layer to recalibrate; a model on the meta device; no batches; a layer
+            whose input was not finite, or has moments too large for the type it keeps them in;
+            batches of less than ten samples from an iterator, for a model with layers behind
+            others; a call within another one on the same model.
         DataError: a batch without tensors, or on a device where the model has nothing; a loader in
             the middle of an epoch whose position cannot be copied, before anything is drawn.
 
-        The model is restored after any exception or interruption.
+        The model is restored after any exception or interruption. Errors of the model itself and
+        of the loader keep their type; a note tells which batch raised them.
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 3 (PreciseBN); merging: Chan, Golub &
     LeVeque 1979.

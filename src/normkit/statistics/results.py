@@ -257,8 +257,8 @@ class Recalibration:
             certainty = f"standard error at most {format_percent(self.error)}"
             if units < FEW_UNITS:
                 # Of a standard deviation from U values.
-                own = format_percent(1 / math.sqrt(2 * (units - 1)))
-                certainty += f" (from {units} batches, so itself known to ±{own})"
+                spread = format_percent(1 / math.sqrt(2 * (units - 1)))
+                certainty += f" (from {units} batches, so itself known to ±{spread})"
         if self.bias:
             certainty += f", bias at most {format_percent(self.bias)}"
         return certainty

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -82,11 +82,18 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def plain(text: Any, category: Any, filename: str, *rest: Any, **options: Any) -> None:
+        def plain(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if Path(filename).is_relative_to(Path(__file__).parents[1]):
-                console(stderr=True).print(f"normkit: {text}", style="yellow", soft_wrap=True)
+                console(stderr=True).print(f"normkit: {message}", style="yellow", soft_wrap=True)
             else:
-                show(text, category, filename, *rest, **options)
+                show(message, category, filename, lineno, file, line)
 
         warnings.showwarning = plain
         yield

@@ -28,6 +28,7 @@ from normkit.statistics.calls import (
     call_statistics,
     shared_layers,
 )
+from normkit.statistics.checks import check_statistics
 from normkit.statistics.distributed import ranks_of
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
 from normkit.statistics.gaps import gap_between, with_errors
@@ -35,7 +36,6 @@ from normkit.statistics.loaders import detached_loader
 from normkit.statistics.lockstep import in_step
 from normkit.statistics.observe import Observer, observing
 from normkit.statistics.output_sums import Loss, OutputSums
-from normkit.statistics.passes import check_statistics
 from normkit.statistics.preserve import is_sharded, preserve_rng
 from normkit.statistics.progress import bar
 from normkit.statistics.stats_layers import (

@@ -18,13 +18,6 @@ that come in an order (by class, by time) are not, until blocks are longer than 
 
 Several processes need only add up: every line above is a sum over units once the one before it is
 known, so four sums give all ranks the same result (:func:`merge_statistics`), and no unit travels.
-
-No difference between units shows the *bias*: where layers before normalize by each batch's own
-moments, a batch of n samples loses one part in n of what varies between samples, in every batch
-alike. :class:`Tally` gathers 1/n, weighed by values, so that a small last batch counts for as
-little as it contributes. What later layers are given is off by 0.05/n to 2.7/n (six networks,
-batches of 1 to 64: docs/recalibration.md), the more the longer the tails: :func:`state_bias` has
-the bound.
 """
 
 from __future__ import annotations
@@ -45,27 +38,13 @@ __all__ = [
     "Tally",
     "Total",
     "Units",
-    "distance",
     "merge_shares",
     "merge_statistics",
-    "relative_error",
-    "rms",
-    "state_bias",
     "statistics",
 ]
 
 MAX_UNITS = 128
 """Units are merged two by two when there are this many, so memory stays bounded."""
-
-MAX_BIAS = 0.1
-"""Largest 1/n of a single pass: batches of ten samples. To first order in it, the standard errors
-are right, and measured biases are mostly below it."""
-
-TINY = torch.finfo(torch.float64).tiny
-"""Replaces a variance of zero where a layer adds no ε."""
-
-MAX_LOG = math.log(torch.finfo(torch.float64).max)
-"""The exponential of a larger number overflows float64."""
 
 Total = Callable[[Tensor], Tensor]
 """Sums a vector over all ranks; the identity where there is one."""
@@ -289,53 +268,3 @@ def statistics(units: Units, per_sample: bool = False) -> LayerStatistics:
     """Merge the units of one process, at least one; formulas at the top of this module."""
     merged, _ = merge_statistics({"": units}, {"": per_sample}, lambda vector: vector)
     return merged[""]
-
-
-def relative_error(result: LayerStatistics, eps: float) -> float:
-    r"""Summarize a layer's standard errors in one number; 0.01 is 1 %.
-
-    The larger of two root mean squares over channels: of :math:`\mathrm{SE}(\mu) / \sigma` and
-    of :math:`\mathrm{SE}(v) / \sigma^2`, where :math:`\sigma^2 = v + \epsilon` is what the layer
-    divides by, so a channel that is always zero counts as known.
-    """
-    scale = (result.variance + eps).clamp_min(TINY)
-    mean = rms(result.mean_standard_error / scale.sqrt())
-    variance = rms(result.variance_standard_error / scale)
-    return math.nan if math.isnan(mean + variance) else max(mean, variance)
-
-
-def state_bias(
-    statistics: Mapping[str, LayerStatistics], eps: Mapping[str, float]
-) -> dict[str, LayerStatistics]:
-    """State the bias of a pass in which batches normalized themselves; ``statistics`` by calls.
-
-    The larger of 1/n and of the largest squared relative standard error of a single batch, of this
-    layer and of those before it: for independent normal values 2/n, more with longer tails, or
-    where batches come in an order. Behind no layer it is 0.
-    """
-    stated, largest = {}, 0.0
-    for name, one in statistics.items():
-        spread = one.batches * relative_error(one, eps[name]) ** 2
-        largest = max(largest, 0.0 if math.isnan(spread) else spread)
-        stated[name] = one._replace(bias=max(one.bias, largest) if one.bias else 0.0)
-    return stated
-
-
-def distance(
-    mean: Tensor, variance: Tensor, result: LayerStatistics, eps: float
-) -> tuple[float, float]:
-    r"""Distance of a mean and a variance from a result: in deviations, and as a factor.
-
-    Root mean square over channels of :math:`(\mu' - \mu) / \sigma`; and the exponential of that
-    of :math:`\log (\sigma'^2 / \sigma^2)`, at least 1, with :math:`\sigma^2 = v + \epsilon`.
-    NaN where one of them is not finite.
-    """
-    scale = (result.variance + eps).clamp_min(TINY)
-    step = rms((mean - result.mean) / scale.sqrt())
-    ratio = rms((variance + eps).clamp_min(TINY).log() - scale.log())
-    return step, math.exp(ratio) if ratio < MAX_LOG else ratio * math.inf
-
-
-def rms(values: Tensor) -> float:
-    """Take the root mean square of all values."""
-    return float(values.square().mean().sqrt())

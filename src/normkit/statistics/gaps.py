@@ -24,7 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normkit.statistics.estimate import TINY, LayerStatistics, distance, rms
+from normkit.statistics.estimate import LayerStatistics
+from normkit.statistics.relative import TINY, distance, rms
 
 __all__ = ["MIN_GAP", "Gap", "gap_between", "with_errors"]
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from normkit.errors import StatisticsError, message
-from normkit.statistics.estimate import LayerStatistics, relative_error
-from normkit.statistics.passes import Passes, check_statistics
+from normkit.statistics.checks import check_statistics
+from normkit.statistics.estimate import LayerStatistics
+from normkit.statistics.passes import Passes
+from normkit.statistics.relative import relative_error
 from normkit.statistics.stats_layers import NormLayer, layers_by_bank
 
 __all__ = ["checked", "group_errors", "repeat", "with_errors_of"]

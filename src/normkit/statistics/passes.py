@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 
-from normkit.errors import NonFiniteError, StatisticsError, message
 from normkit.statistics.batches import Forward
 from normkit.statistics.calls import CallsEstimate
 from normkit.statistics.distributed import Ranks, fingerprint
 from normkit.statistics.estimate import (
-    MAX_BIAS,
     Estimate,
     LayerStatistics,
     Tally,
     Units,
     merge_statistics,
-    relative_error,
     statistics,
 )
 from normkit.statistics.loaders import detached_loader
@@ -28,9 +25,10 @@ from normkit.statistics.lockstep import check_complete, in_step
 from normkit.statistics.observe import Observer
 from normkit.statistics.preserve import is_sharded, preserve_rng
 from normkit.statistics.progress import Bar
-from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+from normkit.statistics.relative import MAX_BIAS, relative_error
+from normkit.statistics.stats_layers import layers_by_bank
 
-__all__ = ["Passes", "check_statistics"]
+__all__ = ["Passes"]
 
 MIN_BATCHES = 8
 """Batches before the standard errors are first compared with a tolerance."""
@@ -277,42 +275,3 @@ class _Share:
         """Samples, batches, whether there are more, and the most samples one more may add."""
         more = self._remaining > 0
         return [self.samples, self.batches, int(more), self._largest if more else 0]
-
-
-def check_statistics(
-    statistics: Mapping[str, LayerStatistics], layers: Sequence[NormLayer]
-) -> None:
-    """Raise if statistics are not finite or not defined.
-
-    Raises:
-        StatisticsError: a variance of a single value.
-        NonFiniteError: not finite, or too large for the layer's own tensors.
-    """
-    by_bank = layers_by_bank(layers)
-    for name, one in statistics.items():
-        where = name or "the model"
-        if one.count < 2 and not by_bank[name].per_sample:
-            raise StatisticsError(
-                message(
-                    "at least two values per channel for a variance",
-                    f"one, at {where}",
-                    "pass more samples",
-                )
-            )
-        if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
-            raise NonFiniteError(
-                message(
-                    "finite values",
-                    f"NaN or infinity in the input of {where}",
-                    "look for them in the batches and in the weights before that layer",
-                )
-            )
-        for value, tensor in zip((one.mean, one.variance), by_bank[name].tensors, strict=True):
-            if not bool(value.to(tensor.dtype).isfinite().all()):
-                raise NonFiniteError(
-                    message(
-                        "moments within the range of the type a layer keeps them in",
-                        f"{float(value.abs().max()):.3g} for {tensor.dtype}, at {where}",
-                        "keep the normalization layers in float32: layer.float()",
-                    )
-                )

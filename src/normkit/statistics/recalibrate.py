@@ -21,12 +21,13 @@ from normkit.statistics.arguments import (
 from normkit.statistics.batches import Forward
 from normkit.statistics.calls import shared_layers
 from normkit.statistics.distributed import ranks_of
-from normkit.statistics.estimate import MAX_BIAS, LayerStatistics, state_bias
+from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.layerwise import checked, group_errors, repeat, with_errors_of
 from normkit.statistics.lockstep import check_group
 from normkit.statistics.observe import observing
 from normkit.statistics.passes import Passes
 from normkit.statistics.progress import bar
+from normkit.statistics.relative import MAX_BIAS, state_bias
 from normkit.statistics.results import Cost, Recalibration
 from normkit.statistics.stats_layers import (
     NormLayer,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
-from normkit.statistics.estimate import LayerStatistics, distance, relative_error
+from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.preserve import overwrite
+from normkit.statistics.relative import distance, relative_error
 from normkit.statistics.stats_layers import COUNTER, NormLayer, layers_by_bank
 from normkit.statistics.tables import (
     format_deviations,

@@ -1,0 +1,50 @@
+"""Statistics that must not be written or compared: undefined, not finite, or too large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from normkit.errors import NonFiniteError, StatisticsError, message
+from normkit.statistics.estimate import LayerStatistics
+from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+
+__all__ = ["check_statistics"]
+
+
+def check_statistics(
+    statistics: Mapping[str, LayerStatistics], layers: Sequence[NormLayer]
+) -> None:
+    """Raise if statistics are not finite or not defined.
+
+    Raises:
+        StatisticsError: a variance of a single value.
+        NonFiniteError: not finite, or too large for the layer's own tensors.
+    """
+    by_bank = layers_by_bank(layers)
+    for name, one in statistics.items():
+        where = name or "the model"
+        if one.count < 2 and not by_bank[name].per_sample:
+            raise StatisticsError(
+                message(
+                    "at least two values per channel for a variance",
+                    f"one, at {where}",
+                    "pass more samples",
+                )
+            )
+        if not bool((one.mean.isfinite() & one.variance.isfinite()).all()):
+            raise NonFiniteError(
+                message(
+                    "finite values",
+                    f"NaN or infinity in the input of {where}",
+                    "look for them in the batches and in the weights before that layer",
+                )
+            )
+        for value, tensor in zip((one.mean, one.variance), by_bank[name].tensors, strict=True):
+            if not bool(value.to(tensor.dtype).isfinite().all()):
+                raise NonFiniteError(
+                    message(
+                        "moments within the range of the type a layer keeps them in",
+                        f"{float(value.abs().max()):.3g} for {tensor.dtype}, at {where}",
+                        "keep the normalization layers in float32: layer.float()",
+                    )
+                )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import normkit as nk
 from normkit.core import reference
@@ -191,3 +192,33 @@ def test_moments(way: str, values: str) -> None:
         torch.testing.assert_close(
             found.variance / exact, torch.ones(8).double(), rtol=1e-6, atol=0
         )
+
+
+ACTS: dict[str, tuple[Any, Callable[[Tensor], Tensor]]] = {
+    "relu": ("relu", F.relu),
+    "silu": ("silu", F.silu),
+    "gelu": ("gelu", F.gelu),
+    "leaky_relu": (("leaky_relu", 0.1), lambda z: F.leaky_relu(z, 0.1)),
+    "leaky_relu above 1": (("leaky_relu", 2.0), lambda z: F.leaky_relu(z, 2.0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ACTS)
+def test_activations_and_their_derivatives(way: str, name: str, dtype: torch.dtype) -> None:
+    """To the type's limits, where exponentials vanish or overflow and are multiplied with z."""
+    act, function = ACTS[name]
+    layer = nk.FrozenBatchNorm2d(1, eps=1e-30, act=act)  # z is x
+    most = torch.finfo(dtype).max
+    magnitudes = [0.0, 1e-40, 1e-7, 1, 5, 13, 20, 60, 87, 88, 89, 100, 104, 710, 1e4, 6e4]
+    values = torch.tensor([*magnitudes, most / 4, most / 2], dtype=torch.float64).to(dtype)
+    x = torch.cat([values, -values]).reshape(1, 1, 1, -1).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    y, truth = layer(x), function(wide)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    (derivative,) = torch.autograd.grad(truth, wide, torch.ones_like(truth))
+    rtol = FLOOR_ULP * torch.finfo(dtype).eps
+    exact = truth.clamp(-most, most) if name == "leaky_relu above 1" else truth
+    got = y.detach().clamp(-most, most).double()
+    torch.testing.assert_close(got, exact.detach(), rtol=rtol, atol=rtol)
+    torch.testing.assert_close(dx.double(), derivative, rtol=rtol, atol=rtol)

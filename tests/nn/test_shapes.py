@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normkit as nk
+from tests.nn.every_layer import EVERY
 
 SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), min_size=0, max_size=6).map(tuple)
 MAKERS: dict[str, Any] = {
@@ -62,3 +64,31 @@ def test_any_shape(name: str, shape: tuple[int, ...], training: bool, fitting: b
         assert x.numel() == 0, f"{shape}: torch.nn refuses it: {a}"
     else:
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+
+OURS = {name: sample for name, sample in EVERY.items() if sample.namesake is None}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_any_small_shape_of_a_layer_that_torch_lacks(name: str) -> None:
+    """No samples, no channels, no pixels; one of each: finite, or refused with nothing changed."""
+    sample = OURS[name]
+    channels = next(key for key in ("num_features", "num_channels") if key in sample.needs)
+    for sizes in itertools.product((0, 1, 2), *[(0, 1, 3)] * (len(sample.shape) - 1)):
+        for training in (True, False):
+            try:
+                layer = sample._replace(needs={**sample.needs, channels: sizes[1]}).make()
+            except nk.OptionError:
+                continue  # half of no channels
+            before = copy.deepcopy(layer.state_dict())
+            x = torch.randn(sizes, requires_grad=True)
+            try:
+                y = layer.train(training)(x)
+            except nk.ShapeError as error:
+                assert training or name == "HalfInstanceNorm2d", (sizes, error)
+                torch.testing.assert_close(layer.state_dict(), before)
+                continue
+            y.sum().backward()
+            assert y.shape == x.shape and x.grad is not None
+            for value in (y, x.grad, *layer.state_dict().values()):
+                assert bool(torch.isfinite(value).all()), sizes

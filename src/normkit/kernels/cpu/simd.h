@@ -268,6 +268,8 @@ NORMKIT_CALL Vec<float> exponential(Vec<float> x) {
   p = p * r + 1.0f;
   const Bits power = (bit_cast<Bits>(shifted) - bit_cast<Bits>(rounder) + 127u) << 23;
   p = p * bit_cast<Vec<float>>(power);
+  // Zero, not the smallest of p: GELU's derivative multiplies it by values of up to 1e38.
+  p = beyond < -87.3f ? Vec<float>{} : p;
   return beyond > 88.3f ? fill(__builtin_inff()) : p;
 }
 

@@ -138,7 +138,8 @@ def test_against_the_oracle(way: str, name: str, values: str, last: bool) -> Non
         found = error(value.double() * factor, expected * factor, limit)
         assert found <= FLOOR_ULP * eps_of, (["y", "dx", "dweight", "dbias"][i], found)
     # Subnormal numbers have few digits, and so do merged means that are far from zero.
-    if hasattr(layer, "running_mean") and "subnormal" not in values and not far:
+    digits = "subnormal" not in values and not (far and way == "portable")
+    if hasattr(layer, "running_mean") and digits:
         _check_running(layer, wide[0].detach())
 
 

@@ -50,9 +50,12 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
   auto [y, stats] = compute(call);
   if (!call.moments) return THPVariable_Wrap(std::move(y));
-  const bool computed = !call.o.fixed_stats;
-  return Py_BuildValue("NNN", THPVariable_Wrap(y), THPVariable_Wrap(computed ? stats[0] : Tensor()),
-                       THPVariable_Wrap(computed ? stats[3] : Tensor()));
+  Tensor mean, var;
+  if (!call.o.fixed_stats) {
+    // With what rounding took from it: where the means of parts are merged, their differences count.
+    mean = stats[0].to(at::kDouble) + stats[1], var = stats[3];
+  }
+  return Py_BuildValue("NNN", THPVariable_Wrap(y), THPVariable_Wrap(mean), THPVariable_Wrap(var));
   END_HANDLE_TH_ERRORS
 }
 

@@ -34,7 +34,9 @@ class FrozenMixin(nn.Module):
 
     The layer normalizes with its running statistics whatever mode its model is in.
     ``reset_running_stats`` has no effect, since ``torch.optim.swa_utils.update_bn`` calls it on
-    every layer. Loading a checkpoint still sets the statistics.
+    every layer. Loading a checkpoint still sets the statistics, and so does assigning other
+    tensors, as Lightning's ``StochasticWeightAveraging`` does in every batch normalization: convert
+    the layers to ``"frozen"`` there.
     """
 
     # The mode last requested by train(), restored on unfreeze. Without an annotation, which

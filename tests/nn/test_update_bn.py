@@ -83,6 +83,24 @@ def test_interrupted(name: str, average: str) -> None:
         twin(batches[0])
 
 
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_statistics_assigned_anew_as_by_lightning(name: str, average: str) -> None:
+    """StochasticWeightAveraging.reset_batch_norm_and_save_state, line by line."""
+    sample = BATCH_NORMS[name]
+    batches = _batches(sample)
+    layer = sample.make(average=average)
+    layer(batches[0] * 9)
+    layer.running_mean = torch.zeros_like(layer.running_mean)
+    layer.running_var = torch.ones_like(layer.running_var)
+    momentum, layer.momentum = layer.momentum, None
+    layer.num_batches_tracked *= 0
+    for x in batches:
+        layer(x)
+    layer.momentum = momentum
+    torch.testing.assert_close(_stats(layer), _expected(batches))
+
+
 @pytest.mark.parametrize("name", ["BatchRenorm1d", "BatchRenorm2d"])
 @pytest.mark.parametrize("average", ["cumulative", "debiased"])
 def test_renorm_corrects_towards_nothing_while_nothing_is_remembered(

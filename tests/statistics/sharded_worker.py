@@ -22,10 +22,10 @@ SIZES = ([3, 1], [4, 0], [0, 4], [2, 2])
 
 
 def model(package: Any, kind: str = "plain") -> nn.Module:
-    """The same in every process, before it is sharded."""
+    """The same in every process, before it is sharded; in float64, to compare to many digits."""
     torch.manual_seed(11)
     inner = nn.Sequential(nn.Conv2d(4, 4, 3), package.BatchNorm2d(4))
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), package.BatchNorm2d(4), nn.ReLU(), inner)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), package.BatchNorm2d(4), nn.ReLU(), inner).double()
     if kind == "fsdp1":
         options: Any = {"device_id": torch.device("cpu"), "use_orig_params": True}
         net[3] = FullyShardedDataParallel(inner, **options)
@@ -37,15 +37,17 @@ def model(package: Any, kind: str = "plain") -> nn.Module:
     return nn.parallel.DistributedDataParallel(net) if kind == "ddp" else net
 
 
-def batches(count: int = 4) -> list[Tensor]:
+def batches(count: int = 4, size: int = 12) -> list[Tensor]:
     """All batches, the same in every process."""
     g = torch.Generator().manual_seed(5)
-    return [torch.randn(5, 3, 7, 7, generator=g) + 3 + i for i in range(count)]
+    return [
+        torch.randn(size, 3, 7, 7, generator=g, dtype=torch.float64) + 3 + i for i in range(count)
+    ]
 
 
-def share(sizes: list[int], rank: int) -> list[Tensor]:
+def share(sizes: list[int], rank: int, size: int = 12) -> list[Tensor]:
     first = sum(sizes[:rank])
-    return batches(sum(sizes))[first : first + sizes[rank]]
+    return batches(sum(sizes), size)[first : first + sizes[rank]]
 
 
 def measured(found: Any) -> dict[str, Any]:
@@ -96,18 +98,23 @@ def main(rank: int, rendezvous: str, out: Path, kind: str) -> None:
                     net, share(sizes, rank), samples=None, layerwise=layerwise, progress=False
                 )
                 result[f"{name} {sizes} {layerwise}"] = measured(found)
+        for sizes in SIZES:
+            # So small that all layers but the first need another pass.
+            net = model(package, kind).train()
+            found = nk.recalibrate(net, share(sizes, rank, 5), samples=None, progress=False)
+            result[f"{name} {sizes} few"] = measured(found)
         net = model(package, kind).train()
         mine = share([3, 1], rank)
         empty = [] if kind == "ddp" else [mine[0][:0]]
-        found = nk.recalibrate(net, [*empty, *mine], samples=8, progress=False)
+        found = nk.recalibrate(net, [*empty, *mine], samples=20, progress=False)
         result[f"{name} samples"] = measured(found)
         result[f"{name} training"] = [
             trained(model(package, kind), rank, look)
             for look in (None, lambda net, mine=mine: nk.recalibrate(net, mine).undo())
         ]
-        single = [mine[0], torch.zeros(1, 3, 5, 5)] if rank else mine
+        single = [mine[0], torch.zeros(1, 3, 5, 5, dtype=torch.float64)] if rank else mine
         for what, those, samples in (
-            ("consistency", mine, None), ("of samples", mine, 1 + 9 * (1 - rank)),
+            ("consistency", mine, None), ("of samples", mine, 1 + 20 * (1 - rank)),
             ("of single values", single, None),
         ):  # fmt: skip
             compared = nk.consistency(net, those, samples=samples, progress=False)

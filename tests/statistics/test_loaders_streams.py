@@ -309,7 +309,8 @@ def test_between_epochs(name: str, after: bool) -> None:
     """Works, also where nothing can be copied; and leaves whole what can be."""
 
     def epochs(look: bool) -> list[Tensor]:
-        runs = tools()
+        # One layer, as later ones need several passes over batches as small as these.
+        layer = nk.BatchNorm1d(3)
         torch.manual_seed(0)
         loader = MAKES[name]()
         # Whoever holds an iterator that has ended is not in the middle.
@@ -317,7 +318,7 @@ def test_between_epochs(name: str, after: bool) -> None:
         seen = list(epoch)
         if look and (name not in CONSUMED or not after):
             try:
-                found = runs["recalibrate"](loader)
+                found = nk.recalibrate(layer, loader, samples=None, progress=False)
             except nk.StatisticsError as error:
                 assert after and "at least one batch" in str(error), error
             else:

@@ -27,9 +27,19 @@ def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
             for sizes in sharded_worker.SIZES:
                 for result in results:
                     _compare(result[f"{name} {sizes} {layerwise}"], alone)
+        few = sharded_worker.batches(size=5)
+        alone = nk.recalibrate(sharded_worker.model(package), few, samples=None)
+        assert alone.passes > 1
+        for sizes in sharded_worker.SIZES:
+            for result in results:
+                got = result[f"{name} {sizes} few"]
+                assert (got["samples"], got["batches"]) == (20, 4)
+                for layer, one in alone.layers.items():
+                    for a, b in zip(got["layers"][layer][:2], one[:2], strict=True):
+                        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
         # Both have had one batch by then; and none of what a rank runs along on counts.
         assert all(r[f"{name} samples"]["batches"] == 2 for r in results)
-        assert all(r[f"{name} samples"]["samples"] == 10 for r in results)
+        assert all(r[f"{name} samples"]["samples"] == 24 for r in results)
         for result in results:
             plain, looked = result[f"{name} training"]
             assert all(map(torch.equal, plain, looked))
@@ -47,9 +57,9 @@ def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
             )
             alone = nk.consistency(net, mine)
             for what, samples in (
-                ("consistency", 5 * len(mine)),
-                ("of samples", 10 - 5 * rank),
-                ("of single values", 5 * len(mine)),
+                ("consistency", 12 * len(mine)),
+                ("of samples", 24 - 12 * rank),
+                ("of single values", 12 * len(mine)),
             ):
                 assert result[f"{name} {what}"][0] == samples
             if kind == "inner":
@@ -63,7 +73,7 @@ def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
 
 
 def _compare(result: dict[str, Any], alone: Any) -> None:
-    assert (result["samples"], result["batches"]) == (20, 4)
+    assert (result["samples"], result["batches"]) == (48, 4)
     assert list(result["layers"]) == list(alone.layers)
     for name, one in alone.layers.items():
         for a, b in zip(LayerStatistics(*result["layers"][name]), one, strict=True):

@@ -23,6 +23,7 @@ from normkit.statistics.calls import shared_layers
 from normkit.statistics.distributed import ranks_of
 from normkit.statistics.estimate import LayerStatistics
 from normkit.statistics.layerwise import checked, group_errors, repeat, with_errors_of
+from normkit.statistics.loaders import begins_again
 from normkit.statistics.lockstep import check_group
 from normkit.statistics.observe import observing
 from normkit.statistics.passes import Passes
@@ -177,7 +178,7 @@ def recalibrate(
         units, bias = passes.units, max(one.bias for one in stated.values())
         few = max(one.bias for one in errors.values()) > MAX_BIAS
         switch = not layerwise and (few or bias > (tolerance or math.inf))
-        if switch and passes.any_rank(isinstance(batches, Iterator)):
+        if switch and passes.any_rank(not begins_again(batches)):
             _check_size(few, bias, passes)
             switch = False
         result = repeat(layers, passes, errors) if layerwise or switch else stated
@@ -210,7 +211,8 @@ def _check_size(few: bool, bias: float, passes: Passes) -> None:
                 f"batches of at least {1 / MAX_BIAS:.0f} samples, as later layers inherit a bias "
                 "of about one part in that many; or batches that can be iterated over again, to "
                 "measure layer by layer",
-                f"an iterator, {size:.3g} samples a batch: off by up to {format_percent(bias)}",
+                "batches that may not be iterated over again, of "
+                f"{size:.3g} samples each: off by up to {format_percent(bias)}",
                 "pass a list or a DataLoader, or larger batches; no statistics were changed",
             )
         )

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
-from torch.nn.utils.parametrize import is_parametrized
 
-from normkit.errors import OptionError, StatisticsError, message
+from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
 from normkit.nn import BatchNorm2d
 from normkit.nn.affine import AFFINE, sources
 from normkit.nn.freezing import (
     FrozenMixin,
     base_class,
-    can_freeze,
     freeze_layer,
     is_constant,
     is_frozen,
     unfreeze_layer,
 )
-from normkit.nn.stats_spec import keeps_stats, running_stats, stats_spec, why_unknown
+from normkit.nn.stats_spec import stats_spec
 from normkit.statistics.arguments import check_model
 from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
-from normkit.surgery.modules import is_opaque, walk, why_opaque
+from normkit.surgery.freezable import UNMOVED, caveat, check_finite, why_not_frozen
+from normkit.surgery.modules import walk
 from normkit.surgery.trainable import NEW_PARAMETERS, thaw, why_not_trainable
 
 __all__ = ["freeze", "unfreeze"]
-
-CONSTANT, NO_STATISTICS = "already constant", "has no running statistics"
-
-# Reasons to skip a layer whose statistics do not move anyway.
-UNMOVED = (CONSTANT, NO_STATISTICS)
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> Handle:
@@ -135,7 +126,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
     constant: list[tuple[str, nn.Module]] = []
     skipped: list[Skipped] = []
     for name, module in walk(model):
-        why = _why_skipped(module, statistics, freezing)
+        why = why_not_frozen(module, statistics, freezing)
         if not freezing and is_constant(module):
             why = why_not_trainable(module)
             if why is None:
@@ -146,7 +137,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         elif stats_spec(module) is not None:
             layers.append((name, module))
     if freezing and statistics:
-        _check_finite(layers)
+        check_finite(layers)
     changed: list[Changed] = []
     steps: list[Step] = []
     in_evaluation = frozenset() if freezing else kept_in_evaluation(model)
@@ -155,7 +146,7 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         if statistics and is_frozen(module) is not freezing:
             steps.append(_statistics_change(name, module, freezing))
             updating = KEPT if id(module) in in_evaluation else "statistics updating"
-            notes.append("statistics frozen" + _caveat(module) if freezing else updating)
+            notes.append("statistics frozen" + caveat(module) if freezing else updating)
         if affine and (which := _affine(module, freezing)):
             steps += [_affine_change(p, freezing) for ps in which.values() for p in ps]
             notes.append(" and ".join(which) + (" frozen" if freezing else " trainable"))
@@ -175,65 +166,6 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
         missed = [row for row in skipped if row.why not in UNMOVED]
         warn_skipped("freeze changed nothing, and", missed, stacklevel=3)
     return Handle(verb, changed, skipped, steps)
-
-
-def _why_skipped(module: nn.Module, statistics: bool, freezing: bool) -> str | None:
-    """Return why ``module`` is not changed although a reader might expect it; else None."""
-    if is_opaque(module):
-        return why_opaque(module)
-    if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
-        return "lazy and not yet initialized"
-    if isinstance(module, _NormBase) and not keeps_stats(module):
-        return NO_STATISTICS
-    if is_constant(module):
-        return CONSTANT
-    if (why := why_unknown(module)) is not None:
-        return why
-    if stats_spec(module) is None:
-        return None
-    if not statistics or is_frozen(module):
-        return None
-    if not freezing and not isinstance(module, FrozenMixin):
-        return None  # its statistics are updated already
-    if is_parametrized(module):
-        return "parametrized"
-    if isinstance(module, FrozenMixin):
-        return "a subclass of a frozen layer"
-    return None if can_freeze(module) else "its class customizes subclassing or copying"
-
-
-def _check_finite(layers: Sequence[tuple[str, nn.Module]]) -> None:
-    broken = [
-        name or "the model"
-        for name, module in layers
-        for tensor in running_stats(module) or ()
-        if not tensor.is_meta and not bool(torch.isfinite(tensor).all())
-    ]
-    if broken:
-        names = list(dict.fromkeys(broken))
-        raise StatisticsError(
-            message(
-                "finite statistics in every layer to freeze",
-                f"NaN or infinity in {', '.join(names[:5])}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
-                "call normkit.recalibrate(model, batches), then freeze",
-            )
-        )
-
-
-def _caveat(module: nn.Module) -> str:
-    """Return a note on statistics that were probably never updated, for the table."""
-    mean, var = running_stats(module) or (None, None)
-    if mean is None or var is None or mean.is_meta:
-        return ""
-    initial = torch.atleast_2d((mean == 0) & (var == 1)).all(-1)  # bank by bank
-    if bool(initial.any()):
-        banks = ", ".join(str(k) for k, one in enumerate(initial.tolist()) if one)
-        which = "" if bool(initial.all()) else f"bank {banks} "
-        return f" ({which}still at the initial mean 0 and variance 1)"
-    if getattr(module, "momentum", None) == 0:
-        return " (momentum 0: never updated in training)"
-    return ""
 
 
 def _affine(module: nn.Module, freezing: bool) -> dict[str, list[Parameter]]:

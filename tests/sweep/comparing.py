@@ -27,9 +27,9 @@ TOOL = "consistency"
 
 def consistency_cases() -> st.SearchStrategy[Any]:
     """Draw a program and ``samples``."""
-    return st.tuples(
-        programs(values=(*FINITE, "constant", "nan")), st.sampled_from([2000, None, 5])
-    )
+    finite = (*FINITE, "constant")
+    drawn = st.one_of(programs(values=finite, flat=True), programs(values=(*finite, "nan")))
+    return st.tuples(drawn, st.sampled_from([2000, None, 5]))
 
 
 def consistency(program: Program, samples: int | None) -> str:
@@ -66,7 +66,11 @@ def _check_numbers(program: Program, result: Any, samples: int | None) -> None:
     oracle = Oracle(built.model)
     oracle.measured = set(result.layers)
     pairs, kept, seen, total = [], [], [[], []], 0  # type: ignore[var-annotated]
+    # A loader labels all samples together.
+    loader, done = "as_loader" in program.batches, -len(built.inputs[0])
+    labels = pieces.labels(torch.cat(built.inputs))
     for x in built.inputs:
+        done += len(built.inputs[0])
         if not len(x):
             continue
         outputs = []
@@ -79,7 +83,7 @@ def _check_numbers(program: Program, result: Any, samples: int | None) -> None:
         for every, one in zip(seen, by_mode, strict=True):
             every.append(one)
         pairs.append([tensor_of(y) for y in outputs])
-        kept.append(pieces.labels(x))
+        kept.append(labels[done : done + len(x)] if loader else pieces.labels(x))
         total += len(x)
         if samples is not None and total >= samples:
             break
@@ -135,7 +139,9 @@ def _check_output(
 ) -> None:
     axes = [d for d in range(a.dim()) if d != 1] if a.dim() > 1 else [0]
     deviation = (a - a.mean(axes, keepdim=True)).square().sum()
-    if float(deviation) > 1e-12 * float(a.square().sum()):
+    # Classes lie along the last axis of what a model of language calls logits.
+    tokens = "Returns" in program.model and a.dim() == 3
+    if not tokens and float(deviation) > 1e-12 * float(a.square().sum()):
         truth = float(((a - b).square().sum() / deviation).sqrt())
         blur = worse * float((a.square().sum() / deviation).sqrt())
         _close(program, "difference", output.difference, truth, blur)

@@ -115,7 +115,7 @@ class Program:
 ACTS = ["None", "'relu'", "'silu'", "'gelu'", "'leaky_relu'", "('leaky_relu', 0.2)", "nn.ReLU()",
         "nn.LeakyReLU(0.3)", "nn.SiLU()"]  # fmt: skip
 MODULES = ["nn.ReLU()", "nn.SiLU()", "nn.GELU()", "nn.ReLU(inplace=True)", "nn.LeakyReLU(0.2)",
-           "nn.Tanh()", "nn.ReLU6()", "nn.Hardswish()"]  # fmt: skip
+           "nn.LeakyReLU(0.2)", "nn.Tanh()", "nn.ReLU6()", "nn.Hardswish()"]  # fmt: skip
 BATCH = {
     "momentum": ["0.5", "None", "1.0", "0.0"],
     "eps": ["1e-3", "0.5", "1e-12"],
@@ -164,7 +164,7 @@ def _last_axes(draw: Draw, package: str, kind: str, shape: Shape) -> str:
 def _of_ours(draw: Draw, shape: Shape) -> str:
     c, rank = shape[0], len(shape) - 1
     d = max(rank, 1)
-    kinds = ["Batch", "Batch", "Batch", "Sync", "Group", "Layer", "Scale"]
+    kinds = ["Batch", "Batch", "Batch", "Batch", "Sync", "Group", "Layer", "Scale"]
     kinds += ["Ghost", "Renorm", "Domain", "Ghost", "Renorm"] if rank < 3 else []
     spatial = math.prod(shape[1:]) > 1
     kinds += ["Instance", "RMS"] if rank and spatial else []
@@ -175,7 +175,8 @@ def _of_ours(draw: Draw, shape: Shape) -> str:
     if kind == "Batch":
         if draw(st.integers(0, 19)) == 19:
             return f"nk.LazyBatchNorm{d}d()"
-        return f"nk.BatchNorm{d}d({c}{_options(draw, *batch)})"
+        average = draw(st.sampled_from(["", "", *(f", average={a}" for a in AVERAGE["average"])]))
+        return f"nk.BatchNorm{d}d({c}{_options(draw, BATCH, ACT)}{average})"
     if kind == "Sync":
         return f"nk.SyncBatchNorm({c}{_options(draw, *batch)})"
     if kind == "Ghost":
@@ -365,18 +366,36 @@ def programs(
     outputs: bool = True,
     deep: int = 2,
     values: tuple[str, ...] = ("normal", "unlike", "sorted", "constant", "offset", "nan"),
+    small: int = 1,
+    flat: bool = False,
 ) -> Program:
-    """Draw a program."""
-    shape = draw(st.sampled_from([(4, 4, 4), (4,), (3, 5), (2, 1, 1), (3, 1), (2, 2, 3, 2)]))
+    """Draw a program.
+
+    Args:
+        kinds: whose layers.
+        outputs: whether the model may return other things than a tensor.
+        deep: how far structures nest.
+        values: of the data.
+        small: how many of about eight models are a single layer, or one and an activation.
+        flat: inputs without space, whose outputs are scores of classes.
+    """
+    shapes = [(4, 4, 4), (4,), (3, 5), (2, 1, 1), (3, 1), (2, 2, 3, 2)]
+    shape = (4,) if flat else draw(st.sampled_from(shapes))
     model = _Model(draw, kinds)
-    start = draw(st.sampled_from(["", "", "", "", "", "", "tokens", "alone"]))
+    kinds_of_model = ["", "", "", "", "", "", "tokens"] + ["alone", "chain"] * small
+    start = draw(st.sampled_from(kinds_of_model))
     if start == "tokens":
         shape = (3, 5)
-    text, out = model.body(shape, deep)
+    text, out = "", shape
+    if start in ("", "tokens"):
+        text, out = model.body(shape, deep)
     if start == "tokens":
         text = f"nn.Sequential(nn.Embedding(5, 3), Swap(), {text})"
     elif start == "alone":
         text, out = norms(draw, shape, kinds), shape
+    elif start == "chain":
+        activation = draw(st.sampled_from(MODULES))
+        text, out = f"nn.Sequential({norms(draw, shape, kinds)}, {activation})", shape
     changes = ["scramble(model)"]
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
         changes.append(draw(st.sampled_from(CHANGES)).format(k=draw(st.integers(0, 3))))

@@ -160,7 +160,8 @@ class Oracle:
     def _note(self, mean: Tensor, var: Tensor, eps: float) -> None:
         """Remember how far values are from zero in the deviations that they are divided by."""
         if mean.numel():
-            ratio = (mean.square() + var + eps) / (var + eps)
+            # The rounding errors of values near one stay where they cancel.
+            ratio = (mean.square() + var + eps + 1) / (var + eps)
             largest = float(ratio.detach().double().nan_to_num(math.inf).max().sqrt())
             self.condition = max(self.condition, largest)
 
@@ -230,6 +231,9 @@ class Oracle:
         r = (batch / sigma).clamp(1 / r_max, r_max)
         d = ((mean.detach() - running_mean) / sigma).clamp(-d_max, d_max)
         z = (x - _view(mean, x)) / _view((var + layer.eps).sqrt(), x) * _view(r, x) + _view(d, x)
+        if t == 0 and (layer.momentum is None or layer.average != "exponential"):
+            # These averages leave out what the buffers start with: nothing is remembered yet.
+            z = (x - _view(mean, x)) / _view((var + layer.eps).sqrt(), x)
         weight, bias = self._affine(layer)
         z = z if weight is None else z * _view(weight, x)
         z = z if bias is None else z + _view(bias, x)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.sweep.tools import TOOLS, hunt
 
-EXAMPLES = {"recalibrate": 120, "consistency": 80, "layers": 200, "accelerate": 120,
+EXAMPLES = {"recalibrate": 100, "consistency": 80, "layers": 120, "accelerate": 80,
             "bad input": 120}  # fmt: skip
-OTHERS = 60
+OTHERS = 40
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -106,7 +107,9 @@ def hunt(
         nonlocal find, drawn
         drawn += find is None
         try:
-            counts[f"{name}: {tool.hold(*case)}"] += 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                counts[f"{name}: {tool.hold(*case)}"] += 1
         except SkipTrial as reason:
             counts[f"{name}: said nothing: {str(reason)[:60]}"] += 1
         except Exception as error:

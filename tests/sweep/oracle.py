@@ -95,6 +95,7 @@ class Oracle:
             self.model.to(dtype)
         self.mode = "eval"
         self.condition = 1.0
+        self.by_parts = False  # ghost batch normalization, where measured
         # Of running statistics, in training; batch_statistics also leaves renormalization's
         # correction towards them out.
         self.updates = True
@@ -195,6 +196,8 @@ class Oracle:
             self._batch_seen.setdefault(key, []).append(x.detach())
             if key in self.fixed:
                 mean, var = self.fixed[key]
+            elif self.mode == "batch" and self.by_parts and hasattr(layer, "ghost_size"):
+                return self._train_batch(layer, x, residual)
             elif self.mode == "batch":
                 mean, var = rows.mean(0), rows.var(0, unbiased=False)
         return self._normalize(layer, x, mean, var, residual)

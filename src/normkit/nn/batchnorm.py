@@ -20,16 +20,8 @@ from normkit.kernels.fused import Stats
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
 from normkit.nn.guards import GuardedVariance
-from normkit.nn.layer import (
-    Layer,
-    as_leaf,
-    check_count,
-    check_eps,
-    check_more_than_one,
-    check_rank,
-    prepare,
-    step,
-)
+from normkit.nn.inputs import check_count, check_eps, check_more_than_one, check_rank, prepare
+from normkit.nn.layer import Layer, as_leaf, step
 
 __all__ = [
     "BatchNorm1d",

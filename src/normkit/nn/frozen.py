@@ -19,15 +19,8 @@ from normkit.kernels.call import Call, FixedStats
 from normkit.kernels.fused import Stats
 from normkit.nn.arguments import check_options
 from normkit.nn.guards import GuardedVariance
-from normkit.nn.layer import (
-    Layer,
-    as_leaf,
-    check_channels,
-    check_eps,
-    check_rank,
-    prepare,
-    reset_affine,
-)
+from normkit.nn.inputs import check_channels, check_eps, check_rank, prepare
+from normkit.nn.layer import Layer, as_leaf, reset_affine
 
 __all__ = ["FrozenBatchNorm2d"]
 

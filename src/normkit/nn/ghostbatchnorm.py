@@ -15,7 +15,8 @@ from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
-from normkit.nn.layer import check_more_than_one, join, step, warn_if_recorded
+from normkit.nn.inputs import check_more_than_one
+from normkit.nn.layer import join, step, warn_if_recorded
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
 

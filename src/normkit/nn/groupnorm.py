@@ -15,15 +15,14 @@ from normkit.kernels import fused
 from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least, check_options
-from normkit.nn.layer import (
-    Layer,
-    as_leaf,
+from normkit.nn.inputs import (
     check_batch_axis,
     check_channels,
     check_eps,
     check_more_than_one,
     prepare,
 )
+from normkit.nn.layer import Layer, as_leaf
 
 __all__ = ["GroupNorm"]
 

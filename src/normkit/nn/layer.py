@@ -1,4 +1,4 @@
-"""The base of all layers: their activation, and the validation of their input."""
+"""The base of all layers: their activation, their steps, and what each of them shares."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch import Tensor, fx, nn
 
 from normkit.core.activations import Act, ActLike, parse_act
 from normkit.core.pools import concrete
-from normkit.errors import OptionError, ShapeError, TypeMismatchError, message
 from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
 from normkit.kernels.modes import exporting, recomputing
 from normkit.nn.arguments import ATTRIBUTES, Check, check_options
 from normkit.nn.guards import refuse_script, register_with_opacus
 
-__all__ = ["Layer", "affine_parameters", "check_channels", "check_rank", "join", "prepare", "step"]
+__all__ = ["Layer", "affine_parameters", "join", "step"]
 
 # Attributes that pickled layers may still hold under another name.
 _FORMER_NAMES = {"_act_given": "_act_option", "_has_moved": "_stats_updated"}
@@ -186,57 +185,6 @@ def nested(layer: Layer, z: Tensor, residual: Tensor | None) -> Tensor:
     return finish(z, residual, layer._act)
 
 
-def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return input and residual in one floating type; refuse what no layer can normalize.
-
-    A residual of another floating type, as autocast makes them, widens both to the wider type,
-    as adding them would.
-
-    Raises:
-        TypeMismatchError: the input is not a floating-point tensor.
-        ShapeError: the residual is no such tensor, or of another shape or device.
-    """
-    check_floating(layer, x)
-    if residual is None:
-        return x, None
-    if (
-        not isinstance(residual, Tensor)
-        or not residual.is_floating_point()
-        or residual.shape != x.shape
-        or residual.device != x.device
-    ):
-        raise ShapeError(
-            message(
-                f"a floating-point residual of {_name(layer)} with the shape and device of its "
-                "input",
-                f"{_describe(residual)} for {_describe(x)}",
-                "project or move the residual first",
-            )
-        )
-    if residual.dtype != x.dtype:
-        wide = torch.promote_types(residual.dtype, x.dtype)
-        return x.to(wide), residual.to(wide)
-    return x, residual
-
-
-def check_floating(layer: nn.Module, x: object) -> None:
-    """Refuse an input that is not a floating-point tensor."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeMismatchError(
-            message(
-                f"a floating-point tensor as input of {_name(layer)}",
-                f"{x.dtype if isinstance(x, Tensor) else type(x).__name__}",
-                "convert the input first, for example with x.float()",
-            )
-        )
-
-
-def _describe(t: object) -> str:
-    if not isinstance(t, Tensor):
-        return f"a {type(t).__name__}"
-    return f"{tuple(t.shape)} of {t.dtype} on {t.device}"
-
-
 def as_leaf(layer: nn.Module, x: fx.Proxy, residual: object) -> Any:
     """Record the layer as one node of a graph, as ``torch.fx`` does for ``torch.nn``'s layers."""
     args = (x,) if residual is None else (x, residual)
@@ -249,7 +197,7 @@ def warn_if_recorded(layer: nn.Module, n: int) -> None:
     For layers whose training step is no operation that tools for such graphs know. ``n``: the
     number of samples.
     """
-    mode = f"{_name(layer)} is recorded in training mode"
+    mode = f"{type(layer).__name__} is recorded in training mode"
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         advice = f"the graph is for batches of {concrete(n)}, and"
     elif exporting():
@@ -257,90 +205,3 @@ def warn_if_recorded(layer: nn.Module, n: int) -> None:
     else:
         return
     warnings.warn(f"{mode}: {advice} record model.eval() for evaluation", stacklevel=2)
-
-
-def check_rank(layer: nn.Module, x: Tensor, ranks: tuple[int, ...], shape: str, fix: str) -> None:
-    """Refuse an input whose number of axes is not one of ``ranks``.
-
-    ``shape`` names the expected shape, ``fix`` what to do.
-    """
-    if not isinstance(x, Tensor):
-        check_floating(layer, x)
-    if x.dim() not in ranks:
-        expected = " or ".join(f"{r}D" for r in ranks)
-        raise ShapeError(
-            message(
-                f"{expected} input {shape} of {_name(layer)}",
-                f"{x.dim()}D input {tuple(x.shape)}",
-                fix,
-            )
-        )
-
-
-def check_batch_axis(layer: nn.Module, x: Tensor) -> None:
-    """Refuse an input without a batch axis and channels."""
-    if not isinstance(x, Tensor):
-        check_floating(layer, x)
-    if x.dim() < 2:
-        raise ShapeError(
-            message(
-                f"at least 2D input (N, C, ...) of {_name(layer)}",
-                f"{x.dim()}D input {tuple(x.shape)}",
-                "add the batch axis",
-            )
-        )
-
-
-def check_channels(layer: nn.Module, x: Tensor, dim: int = 1) -> None:
-    """Refuse an input with another number of channels than the layer's tensors have.
-
-    The tensors decide and not ``num_features``, which may be out of date in a lazy, pruned or
-    loaded layer. A layer without tensors takes any number, as PyTorch's do.
-    """
-    for name in ("weight", "running_mean"):
-        tensor = getattr(layer, name, None)
-        if tensor is not None:
-            check_count(layer, x, tensor.shape.numel(), dim)
-            return
-
-
-def check_count(layer: nn.Module, x: Tensor, channels: int, dim: int = 1) -> None:
-    """Refuse an input whose axis ``dim`` does not have ``channels`` entries."""
-    if concrete(x.shape[dim]) != channels:
-        raise ShapeError(
-            message(
-                f"{channels} channels on axis {dim} of the input of {_name(layer)}",
-                f"{x.shape[dim]} in an input of shape {tuple(x.shape)}",
-                f"construct the layer with {x.shape[dim]} channels, or move the channels to axis "
-                f"{dim} (channels last is a memory format, not another order of axes)",
-            )
-        )
-
-
-def check_more_than_one(layer: nn.Module, x: Tensor, count: int, per: str) -> None:
-    """Refuse a pool of a single value, which has no variance."""
-    if concrete(count) == 1:
-        raise ShapeError(
-            message(
-                f"more than 1 value per {per} when training {_name(layer)}",
-                f"input size {list(x.shape)}",
-                "use a larger batch, drop_last=True in the loader, or evaluation mode",
-            )
-        )
-
-
-def check_eps(layer: nn.Module, eps: float, training: bool) -> None:
-    """Refuse an ε that does not keep the division finite."""
-    if eps < 0 or (training and eps == 0):
-        raise OptionError(
-            message(
-                # The words of torch.nn's error, which its own tests look for.
-                f"a valid eps for {_name(layer)}: eps must be positive, or 0 in evaluation",
-                f"eps={eps}",
-                "use 1e-5, PyTorch's default",
-            )
-        )
-
-
-def _name(layer: nn.Module) -> str:
-    return type(layer).__name__

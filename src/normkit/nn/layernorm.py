@@ -19,16 +19,8 @@ from normkit.kernels import functions, fused
 from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide, recorded
 from normkit.nn.arguments import ATTRIBUTES, Check, check_options, optional_eps, shape
-from normkit.nn.layer import (
-    Layer,
-    as_leaf,
-    check_count,
-    check_eps,
-    check_rank,
-    match_layout,
-    nested,
-    prepare,
-)
+from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
+from normkit.nn.layer import Layer, as_leaf, match_layout, nested
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 

@@ -7,15 +7,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from normkit.core.activations import ActLike
-from normkit.nn.layer import (
-    Layer,
-    affine_parameters,
-    as_leaf,
-    check_channels,
-    check_rank,
-    prepare,
-    reset_affine,
-)
+from normkit.nn.inputs import check_channels, check_rank, prepare
+from normkit.nn.layer import Layer, affine_parameters, as_leaf, reset_affine
 
 __all__ = ["Scale"]
 

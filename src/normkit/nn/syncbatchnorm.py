@@ -21,7 +21,8 @@ from normkit.nn.arguments import Check
 from normkit.nn.batchnorm import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
-from normkit.nn.layer import check_batch_axis, step
+from normkit.nn.inputs import check_batch_axis
+from normkit.nn.layer import step
 from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["SyncBatchNorm"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from normkit.core.moments import Moments
 from normkit.errors import DataError, TypeMismatchError, message
 from normkit.statistics.agreement import OutputComparison
-from normkit.statistics.arguments import describe
+from normkit.statistics.describe import describe
 from normkit.statistics.estimate import Estimate, statistics
 from normkit.statistics.output_values import ValueSums, parts, wide
 from normkit.statistics.outputs import (

@@ -143,3 +143,27 @@ def test_odd_modules_beside_an_overridden_train() -> None:
     graph, modes = model[4].code, [m.training for m in model.modules()]
     assert len(kept_in_evaluation(model)) == 2
     assert model[4].code == graph and [m.training for m in model.modules()] == modes
+
+
+class ByValue(nn.Module):
+    """Asks a tensor for its value, which a tensor without values cannot tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("frozen", torch.tensor(True))
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        if bool(self.frozen):
+            self.norm.eval()
+            self.norm.running_mean.add_(1)
+        return self
+
+
+def test_a_train_that_depends_on_values() -> None:
+    model = ByValue()
+    before = everything(model)
+    assert kept_in_evaluation(model) == {id(model.norm)} and everything(model) == before
+    model.frozen.fill_(False)
+    assert not kept_in_evaluation(model)

@@ -24,8 +24,8 @@ def kept_in_evaluation(model: nn.Module) -> frozenset[int]:
 
     Whatever mode the model is in now. A ``train()`` may do more than set modes, such as merge
     weights or switch gradients off. So it is called on a skeleton: the same classes, attributes
-    and modes, with tensors that have no values. Not called where no module overrides it. One that
-    fails there counts as keeping nothing.
+    and modes, with tensors that have no values, or copies where it fails on those. Not called where
+    no module overrides it. One that fails then counts as keeping nothing.
 
     >>> class Backbone(nn.Sequential):
     ...     def train(self, mode=True):
@@ -38,15 +38,24 @@ def kept_in_evaluation(model: nn.Module) -> frozenset[int]:
     """
     if not any(_overrides_train(module) for module in model.modules()):
         return frozenset()
+    with preserve_modes(model), torch.no_grad():
+        # With values, in copies, only where one asks for them.
+        for with_values in (False, True):
+            with contextlib.suppress(Exception):
+                copies = _skeleton(model, with_values)
+                copies[id(model)].train()
+                return frozenset(key for key, copy in copies.items() if not copy.training)
+    return frozenset()
+
+
+def _skeleton(model: nn.Module, with_values: bool) -> dict[int, nn.Module]:
+    """Copy each module's class, attributes and mode; by the identity of the module."""
     modules = list(_all_modules(model))
     copies = {id(module): _blank(module) for module in modules}
     tensors: dict[int, Tensor] = {}
     for module in modules:
-        _fill(copies[id(module)], module, copies, tensors)
-    with contextlib.suppress(Exception), preserve_modes(model), torch.no_grad():
-        copies[id(model)].train()
-        return frozenset(key for key, copy in copies.items() if not copy.training)
-    return frozenset()
+        _fill(copies[id(module)], module, copies, tensors, with_values)
+    return copies
 
 
 def _overrides_train(module: nn.Module) -> bool:
@@ -80,14 +89,18 @@ def _blank(module: nn.Module) -> nn.Module:
 
 
 def _fill(
-    copy: nn.Module, module: nn.Module, copies: dict[int, nn.Module], tensors: dict[int, Tensor]
+    copy: nn.Module,
+    module: nn.Module,
+    copies: dict[int, nn.Module],
+    tensors: dict[int, Tensor],
+    with_values: bool,
 ) -> None:
-    """Give ``copy`` the attributes of ``module``, with copies of its modules and no values."""
+    """Give ``copy`` the attributes of ``module``, with copies of its modules and tensors."""
 
     def counterpart(value: Any, depth: int = 3) -> Any:
         if isinstance(value, Tensor):
             if id(value) not in tensors:
-                tensors[id(value)] = _without_values(value)
+                tensors[id(value)] = _copy_tensor(value, with_values)
             return tensors[id(value)]
         if isinstance(value, MethodType):
             owner = copies.get(id(value.__self__))
@@ -108,10 +121,14 @@ def _fill(
         vars(copy)["training"] = module._requested_mode
 
 
-def _without_values(tensor: Tensor) -> Tensor:
+def _copy_tensor(tensor: Tensor, with_values: bool) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         return tensor
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    copy = (
+        tensor.detach().clone()
+        if with_values
+        else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    )
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
+        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    return copy

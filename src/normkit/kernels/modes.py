@@ -13,14 +13,14 @@ __all__ = ["autocast_wide", "exporting", "recomputing", "recorded", "transformed
 _functorch_active = torch._C._are_functorch_transforms_active
 _graph_task = torch._C._current_graph_task_id
 # Tensors that override nothing.
-_PLAIN = (Tensor, Parameter, type(None))
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
 
 
 def _function_mode() -> bool:
     """Return whether a torch function mode is active other than that of a default device."""
-    return any(
-        type(torch._C._get_function_stack_at(i)) is not DeviceContext
-        for i in range(torch._C._len_torch_function_stack())
+    depth = torch._C._len_torch_function_stack()
+    return depth > 0 and any(
+        type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(depth)
     )
 
 
@@ -41,7 +41,7 @@ def transformed(*tensors: Tensor | None) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or any(type(t) not in _PLAIN for t in tensors)
+        or not _PLAIN.issuperset(map(type, tensors))
         or _functorch_active()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or forward_ad._current_level >= 0
@@ -61,7 +61,7 @@ def recorded(*tensors: Tensor | None) -> bool:
         return bool(exporting())
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or any(type(t) not in _PLAIN for t in tensors)
+        or not _PLAIN.issuperset(map(type, tensors))
         or _function_mode()
     ) and not (_functorch_active() or forward_ad._current_level >= 0)
 

@@ -71,20 +71,26 @@ def gathered(channels: int, layers: int, batches: int, ranks: int) -> Traffic:
 def meetings(batches: int) -> int:
     """Meetings of ranks that go over so many batches each, with no stop asked for.
 
-    >>> [meetings(b) for b in (1, 32, 33, 200)]
-    [2, 2, 3, 8]
+    >>> [meetings(b) for b in (1, 32, 63, 200)]
+    [2, 6, 7, 11]
     """
-    return 2 + (batches - 1) // MAX_ROUNDS
+    return 1 + _met(batches)
 
 
 def meetings_to(samples: int, batch: int, ranks: int) -> tuple[int, int]:
     """Meetings until all have seen ``samples`` together, and the batches of each by then.
 
     >>> meetings_to(10_000, 32, 8), meetings_to(10_000, 32, 1_000)
-    ((3, 40), (1, 1))
+    ((6, 40), (1, 1))
     """
     batches = -(-samples // (batch * ranks))
-    return 1 + -(-(batches - 1) // MAX_ROUNDS), batches
+    return 1 + _met(batches - 1), batches
+
+
+def _met(batches: int) -> int:
+    """Meetings within so many batches: after 1, 3, 7, 15, 31, then after each 32."""
+    growing = min(batches + 1, MAX_ROUNDS).bit_length() - 1
+    return growing + max(0, (batches + 1) // MAX_ROUNDS - 1)
 
 
 def network() -> nn.Sequential:

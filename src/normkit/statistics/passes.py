@@ -48,8 +48,8 @@ class Passes:
     """Passes over the batches, in step with other ranks.
 
     The ranks meet to add up a few numbers (:meth:`Ranks.status`): when a stop may be due, and
-    after ``MAX_ROUNDS`` batches at the latest. As long as no batch is larger than those before,
-    they stop exactly where meeting at every batch would stop them.
+    after 1, 2, 4, … batches more, ``MAX_ROUNDS`` at the latest. As long as no batch is larger than
+    those before, they stop exactly where meeting at every batch would stop them.
 
     Attributes:
         samples, batches: of all ranks together, in the first pass.
@@ -89,6 +89,7 @@ class Passes:
         """
         self._progress.begin(samples)
         share, compare_at, rounds = self._share(math.inf), MIN_BATCHES, 1
+        growing = self._growing()
         self._observer.start({})
         with preserve_rng():
             while True:
@@ -102,7 +103,7 @@ class Passes:
                     if self._precise(merged := self._merge(), tolerance):
                         self.count = 1
                         return merged
-                rounds = self._max_rounds
+                rounds = next(growing)
                 if samples is not None:
                     due = math.ceil((samples - total) / per_round) if per_round else 1
                     rounds = min(rounds, due)
@@ -122,10 +123,19 @@ class Passes:
         self._observer.start(fixed)
         # The same order in every pass, whichever generator the loader draws it from.
         with preserve_rng():
-            while active:
-                _, _, active, _ = self._advance(share, self._max_rounds)
+            for rounds in self._growing():
+                if not active:
+                    break
+                _, _, active, _ = self._advance(share, rounds)
         self.count += 1
         return self._merge()
+
+    def _growing(self) -> Iterator[int]:
+        """Yield how many batches may pass until the next meeting: about as many as before it."""
+        rounds = 1
+        while True:
+            rounds = min(2 * rounds, self._max_rounds)
+            yield rounds
 
     def group_number(self, smallest: int) -> int:
         """Return into how many groups of at least so many samples to split this rank's batches."""
@@ -155,8 +165,10 @@ class Passes:
             return self._run(batch, counts)
 
         with preserve_rng():
-            while active:
-                _, _, active, _ = self._advance(share, self._max_rounds, run)
+            for rounds in self._growing():
+                if not active:
+                    break
+                _, _, active, _ = self._advance(share, rounds, run)
         self.count += 1
         new = []
         for fixed, observed in zip(groups, estimates, strict=True):

@@ -97,7 +97,7 @@ def recalibrate(
         samples: stop at the first batch that reaches so many, all processes together; None for all
             there are, which of an endless stream never ends. Fewer than a batch means one batch.
             Several processes count together at intervals (docs/scale.md): where batches grow on the
-            way, up to 32 more of each may be read.
+            way, about as many more as before may be read, of each process 32 at most.
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
             it: 0.01 for means known to 1 % of a deviation and variances to 1 %. Below 1.
         forward: called as ``forward(model, batch)`` in place of the rule for batches.
@@ -105,7 +105,7 @@ def recalibrate(
         process_group: processes whose shares are merged, however unequal or empty; None for all
             of an initialized ``torch.distributed``, which all must call this; False for this
             process alone. All end with the same bits. They stop together where none of their
-            batches is larger than its earlier ones; else up to 32 batches later. Under FSDP, where
+            batches is larger than its earlier ones; else later, likewise. Under FSDP, where
             each forward needs all processes, those with fewer batches run along uncounted.
         progress: show a bar, on a terminal.
 

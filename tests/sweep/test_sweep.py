@@ -11,8 +11,8 @@ import pytest
 
 from tests.sweep.tools import TOOLS, hunt
 
-EXAMPLES = {"recalibrate": 100, "consistency": 80, "layers": 120, "accelerate": 80,
-            "bad input": 120}  # fmt: skip
+EXAMPLES = {"recalibrate": 80, "consistency": 60, "layers": 100, "accelerate": 60,
+            "bad input": 100}  # fmt: skip
 OTHERS = 40
 
 

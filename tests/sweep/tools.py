@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.sweep import bad, behaviour, comparing, contexts, measuring, surgery
+from tests.sweep import bad, behaviour, comparing, contexts, freezing, measuring, surgery
 from tests.sweep.fault import Fault
 from tests.sweep.trial import SkipTrial
 
@@ -41,9 +41,9 @@ TOOLS = {
         comparing.consistency_cases, comparing.consistency,
         "print(nk.consistency(model, batches, samples={}))",
     ),
-    "freeze": Tool(surgery.freeze_cases, surgery.freeze, "print(nk.freeze(model, **{}))"),
+    "freeze": Tool(freezing.freeze_cases, freezing.freeze, "print(nk.freeze(model, **{}))"),
     "unfreeze": Tool(
-        surgery.unfreeze_cases, surgery.unfreeze,
+        freezing.unfreeze_cases, freezing.unfreeze,
         "model.train(); nk.freeze(model, **{}); print(nk.unfreeze(model))",
     ),
     "convert": Tool(

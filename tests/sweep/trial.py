@@ -115,4 +115,6 @@ def _error(value: Tensor, truth: Tensor, scale: Tensor) -> float:
     if not value.numel():
         return 0.0
     difference = (value.double() - truth.double()).abs() / scale.double()
+    # A model's own NaN, such as a variance of one value, stays one.
+    difference = torch.where(value.isnan() & truth.isnan(), 0.0, difference)
     return float(difference.nan_to_num(torch.inf).max())

@@ -86,6 +86,8 @@ def test_chance_is_no_mismatch() -> None:
     assert gap.mean > 0.1  # 1/√50 of a deviation by chance alone
     assert 0.5 < gap.mean_errors < 2
     assert found.first_mismatch is None
+    text = repr(found)
+    assert "no gap is more than chance with 50 samples" in text and "match" not in text
 
 
 @pytest.mark.parametrize("source", [nn, nk])
@@ -104,7 +106,7 @@ def test_few_batches_claim_no_mismatch(source: Any, number: int, channels: int) 
     assert consistency(layer, batches).first_mismatch == ""
     few = consistency(layer, [torch.randn(6, channels)])
     assert few.first_mismatch is None
-    assert "6 samples are too few to tell a mismatch from chance" in repr(few)
+    assert "6 samples: too few to tell a mismatch from chance" in repr(few)
 
 
 def test_inherited_gap_of_later_layers() -> None:

@@ -156,7 +156,7 @@ class Consistency:
             )
         return [
             "consistency: batch statistics, as in training, against running statistics, as in "
-            f"evaluation; {self.samples:,} samples in batches of {self._sizes()}",
+            f"evaluation; {self._samples()} in batches of {self._sizes()}",
             *([f"  output: {'; '.join(parts)}"] if parts else []),
             *(f"  {note}" for note in (*out.notes, *self.notes)),
             f"  layers: {self._verdict()}",
@@ -164,10 +164,15 @@ class Consistency:
 
     def _verdict(self) -> str:
         unknown = all(math.isnan(gap.mean_errors) for gap in self.layers.values())
+        samples = self._samples()
         if self.first_mismatch is None and unknown:
+            return f"{samples}: too few to tell a mismatch from chance; pass more batches"
+        large = [name for name, gap in self.layers.items() if gap.is_large]
+        if self.first_mismatch is None and large:
             return (
-                f"{self.samples} samples are too few to tell a mismatch from chance; pass more "
-                "batches"
+                f"no gap is more than chance with {samples}, the largest at "
+                f"{place_name(max(large, key=lambda name: self.layers[name].mean))}; pass more "
+                "batches to be certain"
             )
         if self.first_mismatch is None:
             matches = "running statistics match the training data in every layer measured"
@@ -181,6 +186,9 @@ class Consistency:
             f"{first}; normkit.recalibrate(model, batches) replaces running statistics by those "
             "of the data"
         )
+
+    def _samples(self) -> str:
+        return f"{self.samples:,} sample{'s' if self.samples > 1 else ''}"
 
     def _sizes(self) -> str:
         smallest, largest = self.batch_sizes

@@ -61,6 +61,11 @@ class Gap(NamedTuple):
     variance_errors: float
 
     @property
+    def is_large(self) -> bool:
+        """True if it is large enough to matter, more than chance or not."""
+        return not (self.mean <= MIN_GAP and self.variance <= 1 + MIN_GAP)
+
+    @property
     def matters(self) -> bool:
         """True if it is large enough to matter and significant, or not finite."""
         if not math.isfinite(self.mean + self.variance):

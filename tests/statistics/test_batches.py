@@ -133,5 +133,5 @@ def test_entries_that_the_module_in_a_wrapper_names(layer: Any) -> None:
         def forward(self, image: Tensor) -> Any:
             return self.norm(image)
 
-    batches = [{"image": torch.randn(4, 2), "label": torch.zeros(4)}]
-    assert nk.recalibrate(Passing(Passing(Net())), batches, progress=False).samples == 4
+    batches = [{"image": torch.randn(64, 2), "label": torch.zeros(64)}]
+    assert nk.recalibrate(Passing(Passing(Net())), batches, progress=False).samples == 64

@@ -145,7 +145,7 @@ def _check_output(
     deviation = (a - a.mean(axes, keepdim=True)).square().sum()
     # Classes lie along the last axis of what a model of language calls logits.
     tokens = "Returns" in program.model and a.dim() == 3
-    if not tokens and float(deviation) > 1e-12 * float(a.square().sum()):
+    if not tokens and float(deviation) > 1e-12 * float((a.square() + b.square()).sum()):
         truth = float(((a - b).square().sum() / deviation).sqrt())
         blur = worse * float((a.square().sum() / deviation).sqrt())
         _close(program, "difference", output.difference, truth, blur)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_another_is_refused(name: str) -> None:
         assert layer.act == "gelu" and not layer._modules, what
     with pytest.raises(KeyError, match="act"):
         sample.make().add_module("act", nn.ReLU())
+
+
+def test_a_pickle_of_a_version_that_registered_it_and_never_applied_it_is_named() -> None:
+    layer = nk.BatchNorm2d(4)
+    layer._modules["act"] = nn.ReLU()
+    with pytest.warns(UserWarning, match=r"received a pickle in which ReLU\(\) .* never applied"):
+        loaded = pickle.loads(pickle.dumps(layer))
+    assert not loaded._modules and loaded.act is None
+    x = torch.randn(3, 4, 2, 2)
+    torch.testing.assert_close(loaded(x), nk.BatchNorm2d(4)(x))
 
 
 def test_a_module_that_changes_later_does_not_part_what_is_shown_from_what_is_computed() -> None:

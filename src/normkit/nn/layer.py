@@ -75,6 +75,16 @@ class Layer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled layer, also one whose attributes had their former names."""
         super().__setstate__({_FORMER_NAMES.get(name, name): v for name, v in state.items()})
+        unused = self._modules.pop("act", None)
+        if unused is not None:
+            warnings.warn(
+                message(
+                    f"act of {_name(self)} as data",
+                    f"a pickle in which {unused!r} was registered as a child and never applied",
+                    "assign it, layer.act = torch.nn.ReLU(), if the model was meant to have it",
+                ),
+                stacklevel=2,
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = self._checked.get(name)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from normkit.core.activations import Act, ActLike, parse_act
 from normkit.core.pools import concrete
+from normkit.errors import message
 from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
 from normkit.kernels.modes import exporting, recomputing
@@ -79,7 +80,7 @@ class Layer(nn.Module):
         if unused is not None:
             warnings.warn(
                 message(
-                    f"act of {_name(self)} as data",
+                    f"act of {type(self).__name__} as data",
                     f"a pickle in which {unused!r} was registered as a child and never applied",
                     "assign it, layer.act = torch.nn.ReLU(), if the model was meant to have it",
                 ),

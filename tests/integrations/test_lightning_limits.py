@@ -239,15 +239,15 @@ def test_stream_that_cannot_be_copied_is_refused_before_training() -> None:
     with pytest.raises(nk.DataError, match="in the middle of an epoch"):
         trainer(Recalibrate(), val_check_interval=3).fit(
             model,
-            DataLoader(Generated(), BATCH),
+            DataLoader(Generated(), 16),
             DataLoader(DATA, 16),  # type: ignore[arg-type]
         )
     assert not model.seen
     # Between epochs nobody is in the middle; or with batches of its own.
-    for callback, interval in ((Recalibrate(), 1.0), (Recalibrate(DATA.split(BATCH)), 3)):
+    for callback, interval in ((Recalibrate(), 1.0), (Recalibrate(DATA.split(16)), 3)):
         trainer(callback, val_check_interval=interval).fit(
             model,
-            DataLoader(Generated(), BATCH),
+            DataLoader(Generated(), 16),
             DataLoader(DATA, 16),  # type: ignore[arg-type]
         )
         assert callback.result is not None

@@ -155,7 +155,7 @@ def check_behaviour(
 
 def _condition(inputs: list[Tensor]) -> float:
     every = torch.cat([x.double().flatten() for x in inputs] or [torch.ones(2).double()])
-    return float(1 + every.abs().max() / every.std().clamp_min(1e-6))
+    return float(1 + every.abs().max() / every.std().clamp_min(1e-6)) if len(every) > 1 else 1.0
 
 
 MODES = st.sampled_from([True, False])

@@ -137,7 +137,7 @@ def test_list_keeps_its_lines_whole(
 ) -> None:
     made = Console(width=width, markup=False, highlight=False, force_terminal=False)
     monkeypatch.setattr(lab_claims, "console", lambda: made)
-    lab_claims.list_claims(store)
+    lab_claims.list_claims(store=store)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     (first,) = [number for number, line in enumerate(lines) if line.startswith("C5  ")]
@@ -228,7 +228,7 @@ def test_every_command_refuses_a_store_that_is_none(
     given = [part.format(out=tmp_path / "out", good=store) for part in command]
     said = " ".join(call(*given, bad, code=2).split())
     assert "Fix:" in said
-    assert ("upgrade normkit" if what == "newer" else "sound SQLite file") in said
+    assert ("the normkit that made it" if what == "newer" else "sound SQLite file") in said
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"lab.sqlite": content}
     assert not (tmp_path / "out" / "page.html").exists()
 

@@ -100,7 +100,7 @@ def test_iterators_of_few_are_refused(net: str) -> None:
     model, x = NETS[net](nk), images(64)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for size in (1, 4):
-        with pytest.raises(StatisticsError, match=rf"{size} samples a batch.*Fix: pass a list"):
+        with pytest.raises(StatisticsError, match=rf"of {size} samples each.*Fix: pass a list"):
             nk.recalibrate(model, iter(x.split(size)), progress=False)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert nk.recalibrate(model, iter(x.split(16)), progress=False).passes == 1

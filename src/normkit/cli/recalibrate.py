@@ -74,7 +74,11 @@ def recalibrate(
     """
     target = _default_target(checkpoint) if out is None else out
     with errors():
-        options = {"samples": _number(samples), "tolerance": tolerance, "layerwise": layerwise}
+        options = {
+            "samples": _number(samples),
+            "tolerance": tolerance,
+            "layerwise": layerwise or None,
+        }
         # Standard output is for a program; what the user's modules print goes to standard error.
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         try:

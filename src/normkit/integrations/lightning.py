@@ -93,7 +93,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
         *,
         samples: int | None = 10_000,
         tolerance: float | None = None,
-        layerwise: bool = False,
+        layerwise: bool | None = None,
         forward: Forward | None = None,
         keep: bool = False,
         on_test: bool = True,

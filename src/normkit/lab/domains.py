@@ -140,7 +140,14 @@ def _recalibrated(model: nn.Module, config: RunConfig, batches: Batches) -> Iter
 
     # Such a run has a process to itself, also where there are others.
     handle = recalibrate(
-        model, batches, samples=None, forward=run, progress=False, process_group=False
+        model,
+        batches,
+        samples=None,
+        forward=run,
+        # One pass, as before: batches of one domain each differ far more than their size explains.
+        layerwise=False,
+        progress=False,
+        process_group=False,
     )
     try:
         yield

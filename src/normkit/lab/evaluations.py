@@ -90,6 +90,8 @@ def _under_population(
         model,
         placement.shard_batches(images),
         samples=None,
+        # One pass whatever its bias: what small batches cost is part of the measurement.
+        layerwise=False,
         progress=False,
         process_group=placement.process_group,
     )

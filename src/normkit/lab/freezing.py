@@ -50,6 +50,8 @@ def freeze_statistics(model: nn.Module, train: data.Split, config: RunConfig, do
                 model,
                 placement.shard_batches(images),
                 samples=None,
+                # One pass whatever its bias: what small batches cost is part of the measurement.
+                layerwise=False,
                 progress=False,
                 process_group=placement.process_group,
             )

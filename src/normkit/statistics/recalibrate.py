@@ -51,7 +51,7 @@ def recalibrate(
     samples: int | None = 10_000,
     tolerance: float | None = None,
     forward: Forward | None = None,
-    layerwise: bool = False,
+    layerwise: bool | None = None,
     process_group: Any = None,
     progress: bool = True,
 ) -> Recalibration:
@@ -86,7 +86,8 @@ def recalibrate(
     (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers). With
     batches of less than ten samples, or where the bias would be more than ``tolerance``, this is
     done without being asked for, and the result says so; with less than ten samples the standard
-    errors take as many passes again.
+    errors take as many passes again. ``layerwise=False`` takes one pass whatever the bias, which it
+    states; with less than ten samples its standard errors hold for the first layers only.
 
     Args:
         model: any module in any mode; a parallel or compiled wrapper is unwrapped.
@@ -101,7 +102,7 @@ def recalibrate(
         tolerance: stop earlier, as soon as the worst layer's relative standard error is below
             it: 0.01 for means known to 1 % of a deviation and variances to 1 %. Below 1.
         forward: called as ``forward(model, batch)`` in place of the rule for batches.
-        layerwise: see above. ``batches`` must be re-iterable.
+        layerwise: see above; None to decide by the bias. True needs re-iterable ``batches``.
         process_group: processes whose shares are merged, however unequal or empty; None for all
             of an initialized ``torch.distributed``, which all must call this; False for this
             process alone. All end with the same bits. They stop together where none of their
@@ -177,14 +178,14 @@ def recalibrate(
         stated = state_bias(errors, {name: one.eps for name, one in layers_by_bank(layers).items()})
         units, bias = passes.units, max(one.bias for one in stated.values())
         few = max(one.bias for one in errors.values()) > MAX_BIAS
-        switch = not layerwise and (few or bias > (tolerance or math.inf))
+        switch = layerwise is None and (few or bias > (tolerance or math.inf))
         if switch and passes.any_rank(not begins_again(batches)):
             _check_size(few, bias, passes)
             switch = False
         result = repeat(layers, passes, errors) if layerwise or switch else stated
         shared = shared_layers(observer.estimates, layers, passes.samples)
         measuring = passes.count
-        if few:
+        if few and layerwise is not False:
             errors = group_errors(layers, passes, result)
             units = passes.units
     result = {name: with_errors_of(one, errors.get(name, one)) for name, one in result.items()}

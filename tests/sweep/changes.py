@@ -41,7 +41,8 @@ def tie(model: nn.Module) -> None:
     """Let all batch normalizations of one width share γ and β."""
     first: dict[int, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+        plain = module._parameters.get("weight") is not None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and plain:
             other = first.setdefault(module.weight.numel(), module)
             if module.weight.shape == other.weight.shape:
                 module.weight, module.bias = other.weight, other.bias

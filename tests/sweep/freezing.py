@@ -48,7 +48,7 @@ def _steps(program: Program, model: nn.Module, inputs: list[Any]) -> None:
 
 def _state(layer: nn.Module) -> dict[str, Any]:
     tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    return {k: t.detach().clone() for k, t in tensors.items() if not is_lazy(t)}
+    return {k: t.detach().clone() for k, t in tensors.items() if not is_lazy(t) and not t.is_meta}
 
 
 def freeze(program: Program, options: dict[str, bool]) -> str:

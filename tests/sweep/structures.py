@@ -222,5 +222,5 @@ class ReturnsLoss(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         y = self.body(x)
-        out = {} if labels is None else {"loss": F.cross_entropy(y.flatten(1).float(), labels)}
+        out = {} if labels is None else {"loss": F.cross_entropy(y.flatten(1).double(), labels)}
         return {**out, "logits": y}

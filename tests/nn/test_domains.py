@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import normkit as nk
@@ -72,6 +73,9 @@ def test_more_domains_than_channels(shared: bool) -> None:
         with use_domain(layer, D - 1):
             torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=0)
     assert torch.equal(layer.running_var[D - 1], plain.running_var)
+    prune.l1_unstructured(layer, "weight", 0.0)  # whose mask is a buffer
+    with use_domain(layer.eval(), D - 1):
+        torch.testing.assert_close(layer(x), plain.eval()(x), rtol=0, atol=0)
 
 
 def test_training_one_domain_leaves_the_others_bit_for_bit() -> None:

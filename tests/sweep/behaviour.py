@@ -116,7 +116,7 @@ def check_behaviour(
         truth, worse = oracle_behaviour(program, built, training)
     except Exception as error:
         raise SkipTrial(f"the model does not run: {type(error).__name__}") from error
-    if any(word in program.model for word in ("OwnNorm", "ChannelsLast")):
+    if any(word in program.model for word in ("OwnNorm", "ChannelsLast", "Prescaled", "Masked")):
         worse *= _condition(built.inputs)  # whose own divisions the oracle does not see
     built = program.build()
     change(built)

@@ -13,7 +13,7 @@ from tests.sweep.behaviour import FINITE, MODES, check_behaviour
 from tests.sweep.fault import Fault
 from tests.sweep.grammar import Built, Program, programs
 from tests.sweep.handles import Cases, is_named, names_in, use_handle
-from tests.sweep.oracle import keeps_statistics, overrides_forward
+from tests.sweep.oracle import keeps_statistics, overrides_forward, unwrapped
 from tests.sweep.trial import SkipTrial
 
 __all__ = [
@@ -112,6 +112,8 @@ def scale_momentum(program: Program, k: int) -> str:
         return outcome.reason
     changed, skipped = names_in(outcome.result)
     for name, layer in model.named_modules():
+        if layer is not unwrapped(layer):  # a compiled layer has the attributes of its own
+            continue
         if not keeps_statistics(layer) or isinstance(layer, pieces.FrozenBatchNorm2d):
             continue
         if not hasattr(layer, "momentum"):

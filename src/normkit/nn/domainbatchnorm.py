@@ -21,6 +21,9 @@ from normkit.nn.layer import step
 __all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains", "check_domain"]
 
 
+_BANKS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 class Domains(BatchStatistics):
     """Shared behaviour of layers with statistics for each domain."""
 
@@ -106,7 +109,9 @@ class Domains(BatchStatistics):
     ) -> Tensor | None:
         if (k := self._domain) is None:
             return None
-        buffers, parameters = _row(self._buffers, k), self._parameters
+        # Other buffers, such as the mask of a pruned γ, have no rows.
+        banks = {name: self._buffers.get(name) for name in _BANKS}
+        buffers, parameters = _row(banks, k), self._parameters
         if not self.share_affine:
             parameters = _row(parameters, k)
         return super()._fused_forward(input, residual, parameters, buffers)

@@ -63,6 +63,23 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         return self.act(super().forward(x))
 
 
+class FrozenBatchNormPositive2d(FrozenBatchNormAct2d):
+    """Its outputs are positive for every usual input, so that its activation does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias += 100
+
+
+class FrozenBatchNormLastRelu2d(FrozenBatchNormAct2d):
+    """Starts at zero, as the last layer of a residual branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight.zero_()
+        self.bias.zero_()
+
+
 class FrozenBatchNorm2dPlusOne(FrozenBatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1
@@ -141,6 +158,8 @@ def test_unfreeze_of_one_of_the_two() -> None:
     ("make", "why"),
     [
         (FrozenBatchNormAct2d, "computes something else"),
+        (FrozenBatchNormPositive2d, "computes something else"),
+        (FrozenBatchNormLastRelu2d, "computes something else"),
         (FrozenBatchNorm2dPlusOne, "computes something else"),
         (FrozenBatchNorm2dWithoutEps, "ε = 0"),
         (lambda: nk.FrozenBatchNorm2d(3), None),
@@ -174,3 +193,100 @@ def test_types(dtype: torch.dtype) -> None:
     expected = layer(X.to(dtype))
     assert nk.unfreeze(layer).changed and layer.weight.dtype == dtype
     torch.testing.assert_close(layer.eval()(X.to(dtype)), expected, rtol=0.02, atol=0.02)
+
+
+def test_layer_with_replaced_forward_is_left() -> None:
+    layer = FrozenBatchNorm2d()
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert [row.why for row in nk.unfreeze(layer).skipped] == ["its forward was replaced"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+@pytest.mark.parametrize("make", [*MAKE.values(), lambda: nk.FrozenBatchNorm2d(3)])
+def test_layer_that_starts_at_zero_learns(
+    make: Callable[[], nn.Module], bias: float, tool: str
+) -> None:
+    """As the last layer of a residual branch does; its output does not show its ε."""
+    layer: Any = make()
+    layer.weight.zero_()
+    layer.bias.fill_(bias)
+    eps = getattr(layer, "eps", 1e-5)
+    assert TOOLS[tool](layer).changed and layer.eps == eps
+    layer.act = None  # at 0 a ReLU has no gradient
+    (layer.train()(X) * X).sum().backward()
+    assert bool((layer.weight.grad != 0).any())
+
+
+AROUND: dict[str, Callable[..., nn.Module]] = {
+    "torch.nn": nn.BatchNorm2d,
+    "batch": nk.BatchNorm2d,
+    "average": lambda n, **options: nk.BatchNorm2d(n, average="debiased", **options),
+    "act": lambda n, **options: nk.BatchNorm2d(n, act="relu", **options),
+    "no affine": lambda n, **options: nk.BatchNorm2d(n, affine=False, **options),
+    "sync": nk.SyncBatchNorm,
+    "torch.nn's sync": nn.SyncBatchNorm,
+    "ghost": lambda n, **options: nk.GhostBatchNorm2d(n, 4, **options),
+    "renorm": nk.BatchRenorm2d,
+}
+
+
+@pytest.mark.filterwarnings("ignore:convert changed nothing")
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("momentum", [0.01, 0.3, 0.0])
+@pytest.mark.parametrize("name", AROUND)
+def test_frozen_and_back_by_conversion(name: str, momentum: float, tool: str) -> None:
+    layer: Any = AROUND[name](3, momentum=momentum)
+    attributes = {key: value for key, value in vars(layer).items() if not key.startswith("_")}
+    average = getattr(layer, "average", "exponential")
+    first = nk.convert(model := nn.Sequential(layer), "frozen")
+    if "sync" in name:  # for any number of axes: there is no constant form
+        assert not first.changed
+        return
+    x = torch.randn(8, 3, 4, 4)
+    frozen = copy.deepcopy(model)(x)
+    thawed = copy.deepcopy(model)
+    assert TOOLS[tool](thawed).changed  # of a copy, without a handle
+    second = TOOLS[tool](model)
+    for one in (thawed[0], layer):
+        assert type(one) is nk.BatchNorm2d
+        assert (one.momentum, one.average, one.training) == (momentum, average, True)
+    torch.testing.assert_close(copy.deepcopy(model).eval()(x), frozen)
+    before = layer.running_mean.clone()
+    model.train()(x)
+    moved = x.mean((0, 2, 3)) * (momentum if average == "exponential" else momentum > 0)
+    torch.testing.assert_close(layer.running_mean, before + moved)
+    second.undo()
+    assert type(layer) is nk.FrozenBatchNorm2d
+    torch.testing.assert_close(model(x), frozen)
+    first.undo()
+    assert {k: v for k, v in vars(layer).items() if not k.startswith("_")} == attributes
+    assert getattr(layer, "average", "exponential") == average
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("make", [nn.BatchNorm2d, nk.BatchNorm2d, nk.GhostBatchNorm2d])
+def test_layer_frozen_twice_learns(make: Any, affine: bool, statistics: bool) -> None:
+    """Frozen by freeze, then constant by conversion: unfreeze reverts both."""
+    if not (affine or statistics):
+        return
+    layer = make(3, 4) if make is nk.GhostBatchNorm2d else make(3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+    cls = type(layer)
+    freezing, converting = nk.freeze(model), nk.convert(model, "frozen")
+    handle = nk.unfreeze(model, statistics=statistics, affine=affine)
+    assert [(row.before, row.after) for row in handle.changed] == [
+        (nk.FrozenBatchNorm2d, nk.BatchNorm2d)
+    ]
+    assert ("optimizer" in handle.changed[0].note) is affine
+    assert is_frozen(layer) is not statistics
+    before = copy.deepcopy(layer.state_dict())
+    train(model)
+    moved = [not torch.equal(getattr(layer, key), before[key]) for key in NAMES]
+    assert moved == [affine] * 2 + [statistics] * 2
+    handle.undo()
+    assert is_constant(layer) and is_frozen(layer) and not layer.training
+    converting.undo()
+    freezing.undo()
+    assert type(layer) is cls and layer.training

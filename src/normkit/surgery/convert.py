@@ -78,7 +78,8 @@ def convert(model: nn.Module, to: To) -> Handle:
     layer, and a layer frozen by :func:`normkit.freeze` stays frozen. ``"frozen"`` turns γ and β
     into buffers, which no optimizer updates; ``"batch"`` turns those of layers that are constant by
     construction, of any library, into new parameters, which an optimizer has to be given. The banks
-    of ``("domain", D)`` share γ and β. Momentum is kept too: for ``"renorm"`` the paper uses 0.01.
+    of ``("domain", D)`` share γ and β. Momentum is kept too, also by way of ``"frozen"``, where the
+    count of batches starts anew: for ``"renorm"`` the paper uses 0.01.
 
     Skipped and listed: subclasses, parametrized, lazy and scripted layers, those of ``torch.ao``
     and of exported graphs, forms that do not exist; for ``"frozen"`` also γ and β that are sharded

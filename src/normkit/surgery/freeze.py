@@ -10,7 +10,6 @@ from torch.nn.parameter import Parameter
 
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
-from normkit.nn import BatchNorm2d
 from normkit.nn.affine import AFFINE, sources
 from normkit.nn.freezing import (
     FrozenMixin,
@@ -25,7 +24,7 @@ from normkit.statistics.arguments import check_model
 from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.freezable import UNMOVED, caveat, check_finite, why_not_frozen
 from normkit.surgery.modules import walk
-from normkit.surgery.trainable import NEW_PARAMETERS, thaw, why_not_trainable
+from normkit.surgery.trainable import thaw, why_not_trainable
 
 __all__ = ["freeze", "unfreeze"]
 
@@ -159,8 +158,9 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
             cls = base_class(type(module))
             changed.append(Changed(name, cls, cls, note=", ".join(notes)))
     for name, module in constant:
-        steps.append(thaw(name, module, statistics, affine))
-        changed.append(Changed(name, type(module), BatchNorm2d, note=NEW_PARAMETERS))
+        row, step = thaw(name, module, statistics, affine)
+        changed.append(row)
+        steps.append(step)
     run(steps)
     if freezing and not layers:
         missed = [row for row in skipped if row.why not in UNMOVED]

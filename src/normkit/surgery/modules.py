@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 from torch import nn
@@ -60,12 +60,16 @@ def set_class(module: nn.Module, cls: type) -> None:
     object.__setattr__(module, "__class__", cls)
 
 
-def why_not_convertible(module: nn.Module, after: type) -> str | None:
-    """Return why ``module`` cannot get the class ``after``; None if it can."""
+def why_not_convertible(module: nn.Module, after: type, kept: Container[str] = ()) -> str | None:
+    """Return why ``module`` cannot get the class ``after``; None if it can.
+
+    ``kept``: attributes that mean the same in both.
+    """
     if "forward" in vars(module):
         return "its forward was replaced"
     names = {*vars(module), *module._modules, *module._parameters, *module._buffers}
-    conflicts = added_names(after, base_class(type(module))) & names
+    added = added_names(after, base_class(type(module)))
+    conflicts = [name for name in added & names if name not in kept]
     return f"has its own {', '.join(sorted(conflicts))}" if conflicts else None
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from normkit.handle import Skipped, Step
+from normkit.handle import Changed, Skipped, Step
 from normkit.nn import BatchNorm2d, FrozenBatchNorm2d
 from normkit.nn.freezing import base_class, freeze_layer, is_frozen, unfreeze_layer
 from normkit.surgery.modules import why_not_convertible
@@ -15,6 +18,10 @@ from normkit.surgery.new_state import NewState, state_change
 __all__ = ["NEW_PARAMETERS", "thaw", "trainable_state", "why_not_trainable"]
 
 NEW_PARAMETERS = "γ and β are new parameters, to be added to the optimizer"
+NOT_LEARNED = "statistics updating, γ and β still frozen"
+
+# Attributes that FrozenBatchNorm2d leaves alone and does not use: those of the layer that it was.
+_KEPT = ("momentum", "_average")
 
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -35,7 +42,7 @@ def why_not_trainable(module: nn.Module) -> str | None:
         return "constant by construction, and computes something else than batch normalization"
     if eps == 0:
         return "constant by construction, with ε = 0, with which no layer can train"
-    return why_not_convertible(module, BatchNorm2d)
+    return why_not_convertible(module, BatchNorm2d, _kept(module))
 
 
 def trainable_state(module: nn.Module) -> NewState:
@@ -43,9 +50,10 @@ def trainable_state(module: nn.Module) -> NewState:
     weight, bias, mean, var = (getattr(module, name).detach().clone() for name in _TENSORS)
     example = BatchNorm2d(len(weight), eps=_eps(module) or 0.0, device="meta")
     common = {*vars(nn.Module()), "_act", "_act_option"} & vars(module).keys()
+    attributes = {key: value for key, value in vars(example).items() if key not in common}
     return NewState(
         BatchNorm2d,
-        {key: value for key, value in vars(example).items() if key not in common},
+        {**attributes, **_kept(module)},
         {"weight": nn.Parameter(weight), "bias": nn.Parameter(bias)},
         {
             "running_mean": mean,
@@ -55,23 +63,36 @@ def trainable_state(module: nn.Module) -> NewState:
     )
 
 
-def thaw(name: str, module: nn.Module, statistics: bool, affine: bool) -> Step:
-    """Return the step that makes a constant layer learn, wholly or one of the two."""
+def thaw(name: str, module: nn.Module, statistics: bool, affine: bool) -> tuple[Changed, Step]:
+    """Return the step that makes a constant layer learn, wholly or one of the two, and its row."""
     change = state_change(name, module, trainable_state(module))
+    # freeze() may have been called too, before the layer became constant.
+    was_frozen = is_frozen(module)
+
+    def freeze(frozen: bool) -> None:
+        if is_frozen(module) is not frozen:
+            (freeze_layer if frozen else unfreeze_layer)(module)
 
     def do() -> None:
         change.do()
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(affine)
-        if not statistics:
-            freeze_layer(module)
+        freeze(not statistics)
 
     def undo() -> Skipped | None:
-        if is_frozen(module):
-            unfreeze_layer(module)
-        return change.undo()
+        if (skipped := change.undo()) is None:
+            freeze(was_frozen)
+        return skipped
 
-    return Step(do, undo)
+    note = NEW_PARAMETERS if affine else NOT_LEARNED
+    return Changed(name, base_class(type(module)), BatchNorm2d, note=note), Step(do, undo)
+
+
+def _kept(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of the layer that ``module`` was before it became constant."""
+    if not isinstance(module, (FrozenBatchNorm2d, _BatchNorm)):
+        return {}  # under these names another library may mean something else
+    return {key: vars(module)[key] for key in _KEPT if key in vars(module)}
 
 
 def _eps(module: nn.Module) -> float | None:
@@ -79,22 +100,47 @@ def _eps(module: nn.Module) -> float | None:
 
     Found by trying: many copies have it in their ``forward`` alone.
     """
-    weight, bias, mean, var = (getattr(module, name).detach() for name in _TENSORS)
+    weight = getattr(module, "weight").detach()  # noqa: B009  # mypy: may be a module
     declared = getattr(module, "eps", None)
     if weight.is_meta or base_class(type(module)) is FrozenBatchNorm2d:
         return declared if isinstance(declared, float) else None
+    probe, tensors = _probe(module)
     x = torch.linspace(-3, 3, 18 * len(weight), device=weight.device).to(weight.dtype)
     x = x.view(2, 3, 3, len(weight)).movedim(-1, 1).contiguous()
     with torch.no_grad():
-        y = module.forward(x.clone())
+        y = probe.forward(x.clone())
     if not isinstance(y, Tensor) or y.shape != x.shape or not bool(y.isfinite().all()):
         return None
-    errors = {}
+    w, b, m, v = (tensors[name].double() for name in _TENSORS)
+    rounding = _ROUNDING.get(weight.dtype, 0.02)
+    # 16 bits do not tell the small ones apart: the first will do.
     for eps in dict.fromkeys((declared if isinstance(declared, float) else 1e-5, *_USUAL_EPS)):
-        m, v, w, b = (t.double() for t in (mean, var, weight, bias))
         expected = F.batch_norm(x.double(), m, v, w, b, False, 0.0, eps)
-        errors[eps] = float((y.double() - expected).abs().max() / expected.abs().max())
-    first, best = next(iter(errors)), min(errors, key=lambda eps: errors[eps])
-    # Where the variance is large, rounding decides between them, and none of them matters.
-    best = first if errors[first] <= 2 * errors[best] else best
-    return best if errors[best] < _ROUNDING.get(weight.dtype, 0.02) else None
+        if float((y.double() - expected).abs().max() / expected.abs().max()) < rounding:
+            return eps
+    return None
+
+
+def _probe(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a copy of a constant layer with tensors that show what it computes, and those.
+
+    Its own may hide it: with γ = 0, as the last layer of a residual branch starts, every layer
+    returns β; with a large β no activation shows, and with a large variance no ε.
+    """
+    ranges = {
+        "weight": (1, 2),
+        "bias": (0, 0.5),
+        "running_mean": (0, 0.5),
+        "running_var": (1e-3, 1),
+    }
+    tensors = {}
+    for name, (start, end) in ranges.items():
+        like = getattr(module, name).detach()
+        values = torch.linspace(start, end, len(like), device=like.device)
+        tensors[name] = values.to(like.dtype)
+    probe: nn.Module = object.__new__(type(module))
+    vars(probe).update({key: value for key, value in vars(module).items() if key != "forward"})
+    for table in ("_parameters", "_buffers"):
+        rest = {key: t for key, t in getattr(module, table).items() if key not in tensors}
+        vars(probe)[table] = rest if table == "_parameters" else {**rest, **tensors}
+    return probe, tensors

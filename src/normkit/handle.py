@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "SHOWN",
@@ -26,8 +24,6 @@ SHOWN = 20
 
 # Reasons in the first line, where nothing was changed.
 REASONS = 3
-
-YELLOW, RESET = "\x1b[33m", "\x1b[0m"
 
 
 class Changed(NamedTuple):
@@ -102,10 +98,12 @@ class Handle:
     def __repr__(self) -> str:
         return "\n".join([self._head(), *self._rows()])
 
-    def __str__(self) -> str:
-        # On a terminal a change that could not be made stands out; elsewhere the text is plain.
-        head = self._head() if self.changed or not _colours() else f"{YELLOW}{self._head()}{RESET}"
-        return "\n".join([head, *self._rows()])
+    def __rich__(self) -> Any:
+        """Return the table for ``rich.print``, where a change that could not be made stands out."""
+        from rich.text import Text
+
+        head = Text(self._head(), style="" if self.changed else "yellow")
+        return Text("\n").join([head, *map(Text, self._rows())])
 
     def _head(self) -> str:
         head = "undone: " if self._undone else ""
@@ -158,13 +156,6 @@ def kind(cls: type) -> str:
 def place_name(name: str) -> str:
     """Return a module's name in its model as tables show it."""
     return name or "(the model)"
-
-
-def _colours() -> bool:
-    """Return True if text goes to a terminal that shows colours and is meant to."""
-    environment = os.environ
-    plain = environment.get("NO_COLOR") or environment.get("TERM") == "dumb"
-    return not plain and sys.stdout is not None and sys.stdout.isatty()
 
 
 def _describe(row: Changed) -> str:

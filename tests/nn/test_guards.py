@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -45,6 +46,20 @@ def test_conversion_to_torchs_sync_refuses_what_it_would_drop(name: str) -> None
     with pytest.raises(nk.TypeMismatchError, match=f"would drop the {what}"):
         to_sync(model)
     assert model[1] is layer
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm2d, nk.BatchNorm2d])
+def test_refused_conversion_says_that_earlier_layers_may_be_replaced(make: Any) -> None:
+    model = nn.Sequential(make(3), nk.BatchNorm2d(3, act="relu"))
+    with pytest.raises(
+        nk.TypeMismatchError, match=r"already; or convert a copy\.deepcopy\(model\)"
+    ):
+        to_sync(model)
+    # What the message offers first converts those too.
+    expected = copy.deepcopy(model)(x := torch.randn(2, 3, 4, 4))
+    nk.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert all(type(layer) is nk.SyncBatchNorm for layer in model)
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_conversion_to_torchs_sync_of_what_it_can_keep() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,32 @@ def test_conversion_keeps_hooks() -> None:
         handle.remove()
     model(torch.randn(4, 3)).sum().backward()
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nk.BatchNorm1d])
+def test_hooks_of_loading_get_the_new_layer(make: Any) -> None:
+    """PyTorch holds the layer of such a hook by a weak reference alone."""
+    layer, seen = make(3), []
+    hook = layer.register_load_state_dict_pre_hook(lambda m, *_: seen.append(m))
+    layer.register_load_state_dict_post_hook(lambda m, _: seen.append(m))
+    layer.register_state_dict_pre_hook(lambda m, *_: seen.append(m))
+    model = nk.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))
+    del layer
+    gc.collect()
+    for one in (model, copy.deepcopy(model)):
+        one.load_state_dict(one.state_dict())
+        assert len(seen) == 3 and all(m is one[0] for m in seen)
+        seen.clear()
+    hook.remove()
+    model.load_state_dict(model.state_dict())
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nk.BatchNorm1d])
+def test_hooks_of_loading_outlive_a_discarded_conversion(make: Any) -> None:
+    layer, seen = make(3), []
+    layer.register_load_state_dict_pre_hook(lambda m, *_: seen.append(m))
+    nk.SyncBatchNorm.convert_sync_batchnorm(layer)
+    gc.collect()
+    layer.load_state_dict(layer.state_dict())
+    assert len(seen) == 1 and seen[0] is layer

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import normkit as nk
@@ -46,17 +49,26 @@ def test_nothing_changed_comes_first_with_the_reasons() -> None:
     assert rows[0] == "  0  nn.BatchNorm2d skipped: its forward was replaced" and len(rows) == 3
 
 
-def test_nothing_changed_is_yellow_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    handle = nk.freeze(nn.ReLU())
-    changed = nk.freeze(nn.BatchNorm1d(2))
-    assert str(handle) == repr(handle)
+def test_text_is_plain_also_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may go to a log file from there."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert str(handle) == "\x1b[33m0 changed by freeze: nothing to change\x1b[0m"
-    assert "\x1b" not in repr(handle) and "\x1b" not in str(changed)
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert str(handle) == repr(handle)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for handle in (nk.freeze(nn.ReLU()), nk.freeze(nn.BatchNorm1d(2))):
+        assert "\x1b" not in str(handle) and str(handle) == repr(handle)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_rich_prints_nothing_changed_in_yellow_on_a_terminal(terminal: bool) -> None:
+    colours = "standard" if terminal else "auto"
+    options: Any = {"force_terminal": terminal, "color_system": colours, "no_color": False}
+    for model, yellow in ((nn.ReLU(), terminal), (nn.BatchNorm1d(2), False)):
+        console = Console(file=(out := io.StringIO()), width=200, **options)
+        handle = nk.freeze(model)
+        console.print(handle)
+        head, _, rows = str(handle).partition("\n")
+        expected = f"\x1b[33m{head}\x1b[0m" if yellow else head
+        assert out.getvalue() == "\n".join([expected, *rows.splitlines()]) + "\n"
 
 
 TOOLS = {

@@ -10,6 +10,7 @@ from torch import nn
 
 import normkit as nk
 from normkit.nn import DomainBatchNorm2d
+from normkit.nn.stats_spec import _BY_NAME, StatsSpec, stats_spec
 from normkit.statistics import use_domain
 from normkit.surgery import freeze, scale_momentum
 
@@ -90,3 +91,56 @@ def test_invalid_micro_batches_are_refused(wrong: Any) -> None:
     with pytest.raises(nk.TypeMismatchError, match="received a list with a "):
         scale_momentum([layer], 2)  # type: ignore[arg-type]
     assert layer.momentum == 0.1
+
+
+class Registered(nn.Module):
+    """A layer of another library, with running statistics and a momentum."""
+
+    def __init__(self, **attributes: float) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+        for key, value in attributes.items():
+            setattr(self, key, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class SaysIt(Registered):
+    pass
+
+
+class RegisteredOfTorch(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+stats_spec.register(Registered)(lambda layer: StatsSpec())
+stats_spec.register(SaysIt)(lambda layer: StatsSpec(momentum="decay"))
+stats_spec.register(RegisteredOfTorch)(lambda layer: StatsSpec())
+
+
+def test_momentum_of_unknown_meaning_stays() -> None:
+    """Keras and its like call the share kept momentum; a scaled 0.99 would be 0.684."""
+    model = nn.ModuleDict({
+        "kept": Registered(momentum=0.99), "none": Registered(),
+        "says": SaysIt(decay=0.1, momentum=0.9), "torch": RegisteredOfTorch(3),
+        "plain": nn.BatchNorm2d(3), "ours": nk.BatchNorm2d(3),
+    })  # fmt: skip
+    handle = scale_momentum(model, 4)
+    assert {row.name: row.note for row in handle.changed} == {
+        "says": "decay 0.1 → 0.026", **dict.fromkeys(("torch", "plain", "ours"),
+                                                     "momentum 0.1 → 0.026"),
+    }  # fmt: skip
+    why = {row.name: row.why for row in handle.skipped}
+    assert "StatsSpec(momentum=...)" in why["kept"] and why["none"] == "has no momentum"
+    assert model["kept"].momentum == 0.99 and model["says"].momentum == 0.9
+    model["says"].decay = 0.5
+    with pytest.warns(UserWarning, match="its decay was changed again"):
+        handle.undo()
+    assert model["plain"].momentum == model["torch"].momentum == 0.1
+
+
+def test_layers_of_known_libraries_are_scaled() -> None:
+    assert all(spec.momentum == "momentum" for spec in _BY_NAME.values())

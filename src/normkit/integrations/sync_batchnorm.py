@@ -11,7 +11,7 @@ for rank in ("1d", "2d", "3d"):
         "mmdet3d.ops.norm",
         "pytorchvideo.layers.batch_norm",
     ):
-        register_by_name(f"{module}.NaiveSyncBatchNorm{rank}", StatsSpec())
+        register_by_name(f"{module}.NaiveSyncBatchNorm{rank}", StatsSpec(momentum="momentum"))
 for name in (
     "apex.parallel.sync_batchnorm.SyncBatchNorm",
     "detectron2.layers.batch_norm.NaiveSyncBatchNorm",
@@ -19,10 +19,12 @@ for name in (
     # From before torch.nn.SyncBatchNorm; many repositories have a copy.
     "sync_batchnorm.batchnorm._SynchronizedBatchNorm",
 ):
-    register_by_name(name, StatsSpec())
+    register_by_name(name, StatsSpec(momentum="momentum"))
 
 # Its option says that the channels come last.
 register_by_name(
     "apex.parallel.optimized_sync_batchnorm.SyncBatchNorm",
-    StatsSpec(values=lambda layer, x: x.movedim(-1, 1) if layer.channel_last else x),
+    StatsSpec(
+        values=lambda layer, x: x.movedim(-1, 1) if layer.channel_last else x, momentum="momentum"
+    ),
 )

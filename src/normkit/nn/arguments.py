@@ -2,8 +2,8 @@
 
 PyTorch takes most of them as they come, and a wrong one shows in another place or never: a bias
 that is a string is a bias, ``GroupNorm(2, 4, False)`` has an ε of 0, a momentum of 1.5 ends in a
-negative variance. What PyTorch computes with as intended is taken here too and stored as the plain
-number it stands for.
+negative variance. The usual forms that PyTorch computes with as intended, such as NumPy's numbers
+and tensors without axes, are taken here too and stored as the plain number they stand for.
 """
 
 from __future__ import annotations

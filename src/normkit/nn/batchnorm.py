@@ -236,10 +236,10 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
             ``"debiased"`` (:mod:`normkit.nn.averages`).
 
     Note:
-        Tools for ``torch.nn``'s layers do not know ``act`` and ``average``. The layer refuses
-        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop both, and
-        ``torch.nn.utils.fusion``, which would drop ``act``; ``normkit.SyncBatchNorm`` keeps them.
-        It refuses ``torch.jit.script``.
+        Tools for ``torch.nn``'s layers do not know ``act`` and ``average``. A layer with either
+        refuses ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop it, and one with
+        ``act`` refuses ``torch.nn.utils.fusion``; ``normkit.SyncBatchNorm`` keeps both. Every
+        layer refuses ``torch.jit.script``.
 
     Shape:
         input, residual and output: (N, C) or (N, C, L).

@@ -109,7 +109,9 @@ def _refuse_sync(layer: Any) -> None:
             message(
                 "layers that torch.nn.SyncBatchNorm can stand for",
                 f"{layer!r}, of which it would drop the {' and the '.join(drops)}",
-                "use normkit.SyncBatchNorm.convert_sync_batchnorm(model)",
+                "use normkit.SyncBatchNorm.convert_sync_batchnorm(model), which also takes layers "
+                "before this one that may have been replaced already; or convert a "
+                "copy.deepcopy(model) first",
             )
         )
 

@@ -53,6 +53,9 @@ class StatsSpec:
             (N, C, \\*). For layers with channels on another axis.
         bank: function of the layer that returns the row of its tensors that this call uses; None
             where they have no rows.
+        momentum: name of the layer's attribute that holds the share of the statistics that each
+            batch replaces, as ``torch.nn``'s ``momentum`` does; None where it has none, or one
+            that means something else, such as the share kept.
     """
 
     mean: str = "running_mean"
@@ -60,6 +63,7 @@ class StatsSpec:
     per: Literal["batch", "sample"] = "batch"
     values: Callable[[Any, Tensor], Tensor] = _unchanged
     bank: Callable[[Any], int | None] = _no_bank
+    momentum: str | None = None
 
 
 # Descriptions of classes of other libraries, by qualified name.

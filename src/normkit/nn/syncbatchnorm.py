@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Container
 from typing import Any, ClassVar, cast
 
@@ -181,6 +182,7 @@ class SyncBatchNorm(BatchStatistics):
                 freeze_layer(result, module._requested_mode)
             # Shared, so that their handles remove them from both.
             vars(result).update({k: v for k, v in vars(module).items() if k.endswith(HOOKS)})
+            _hand_over(module, result)
             if hasattr(module, "qconfig"):
                 result.qconfig = cast(Any, module).qconfig
         done[id(module)] = result
@@ -189,6 +191,15 @@ class SyncBatchNorm(BatchStatistics):
             if child is not None:
                 result.add_module(name, cls._convert(child, group, done, skipped))
         return result
+
+
+def _hand_over(layer: nn.Module, result: nn.Module) -> None:
+    """Let hooks that hold ``layer`` by a weak reference get ``result``, as long as it lives."""
+    new = weakref.ref(result)
+    for hook in layer._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False):
+            old = cast(Any, hook).module
+            cast(Any, hook).module = lambda old=old: new() or old()
 
 
 def _why_skipped(layer: nn.Module) -> str | None:

@@ -6,6 +6,7 @@ import math
 from typing import Any, cast
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
@@ -31,7 +32,9 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     Exponential averages are scaled, and debiased ones, which weigh batches as exponential ones do
     (scale those before training: in the middle of the first batches they overweight the newest
     for a while). A cumulative average weighs all batches equally and is skipped, and so are
-    statistics that are not updated and subclasses with their own ``forward``.
+    statistics that are not updated, subclasses with their own ``forward``, and registered layers
+    whose ``StatsSpec`` does not say that they have a momentum m as above: in other libraries it may
+    be the share kept.
 
     Args:
         model: any module; all its layers with running statistics.
@@ -70,17 +73,18 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
         if unknown is None and stats_spec(module) is None:
             continue
         cls, layer = base_class(type(module)), cast(Any, module)
+        key = _attribute(layer)
         if unknown is not None and not is_constant(module):
             missed.append(Skipped(name, cls, unknown))
-        why = unknown or (KEPT if id(layer) in in_evaluation else _why_skipped(layer))
+        why = unknown or (KEPT if id(layer) in in_evaluation else _why_skipped(layer, key))
         if why is not None:
             skipped.append(Skipped(name, cls, why))
-        elif micro_batches > 1:
-            before = float(layer.momentum)
+        elif key is not None and micro_batches > 1:
+            before = float(getattr(layer, key))
             # 1 − (1 − m)^(1/k) without cancellation for small m.
             after = 1.0 if before == 1 else -math.expm1(math.log1p(-before) / micro_batches)
-            steps.append(_momentum_change(name, layer, after))
-            note = f"momentum {before:.3g} → {after:.3g}"
+            steps.append(_momentum_change(name, layer, key, after))
+            note = f"{key} {before:.3g} → {after:.3g}"
             changed.append(Changed(name, cls, cls, note=note))
     run(steps)
     if not changed:
@@ -88,29 +92,38 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
     return Handle("scale_momentum", changed, skipped, steps)
 
 
-def _why_skipped(layer: Any) -> str | None:
-    if not hasattr(layer, "momentum"):
+def _attribute(layer: nn.Module) -> str | None:
+    """Return the name of the attribute that is known to hold the share each batch replaces."""
+    spec = stats_spec(layer)
+    own = None if spec is None else spec.momentum
+    return "momentum" if own is None and isinstance(layer, _NormBase) else own
+
+
+def _why_skipped(layer: Any, key: str | None) -> str | None:
+    if key is None and hasattr(layer, "momentum"):
+        return "what its momentum means is unknown; StatsSpec(momentum=...) makes it known"
+    if key is None or not hasattr(layer, key):
         return "has no momentum"
-    momentum = layer.momentum
+    momentum = getattr(layer, key)
     if momentum is None or getattr(layer, "average", None) == "cumulative":
         return "cumulative: weighs all batches equally"
     if isinstance(layer, FrozenMixin) or momentum == 0:
         return "its statistics are not updated"
     if not isinstance(momentum, (int, float)) or not 0 < momentum <= 1:
-        return f"momentum {momentum!r} is not between 0 and 1"
+        return f"{key} {momentum!r} is not between 0 and 1"
     return None
 
 
-def _momentum_change(name: str, layer: Any, after: float) -> Step:
-    before = layer.momentum
+def _momentum_change(name: str, layer: nn.Module, key: str, after: float) -> Step:
+    before = getattr(layer, key)
 
     def do() -> None:
-        layer.momentum = after
+        setattr(layer, key, after)
 
     def undo() -> Skipped | None:
-        if layer.momentum not in (after, before):
-            return Skipped(name, base_class(type(layer)), "its momentum was changed again")
-        layer.momentum = before
+        if getattr(layer, key) not in (after, before):
+            return Skipped(name, base_class(type(layer)), f"its {key} was changed again")
+        setattr(layer, key, before)
         return None
 
     return Step(do, undo)

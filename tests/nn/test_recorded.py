@@ -9,14 +9,18 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+from torch.overrides import TorchFunctionMode
 
 import normkit as nk
+from tests.nn.every_layer import EVERY, Sample
 
 # A layer and what torch.nn has for it, if anything.
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]] = {
@@ -148,7 +152,10 @@ def test_training_graph_switched_to_evaluation(name: str) -> None:
         with pytest.warns(UserWarning, match="do not switch it"):
             torch.export.export(layer, (x,))
         return
-    graph = switched_to_evaluation(torch.export.export(layer, (x,)).module())
+    # Averages by the number of batches are left counting, which is said.
+    said = name in ("cumulative", "debiased", "momentum=None")
+    with pytest.warns(UserWarning, match="leave the graph counting") if said else nullcontext():
+        graph = switched_to_evaluation(torch.export.export(layer, (x,)).module())
     layer.eval()
     before = state(graph)
     close(graph(other), layer(other), name)
@@ -190,3 +197,129 @@ def test_batches_have_no_gradients_per_sample() -> None:
     for layer in (nn.BatchNorm2d(4), nk.BatchNorm2d(4)):
         with pytest.raises(RuntimeError, match="cannot handle function batch_norm"):
             call_for_per_sample_grads(layer)(torch.randn(3, 4, 2, 2))
+
+
+class Plain(Tensor):
+    """A tensor subclass that overrides nothing."""
+
+
+class Watching(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def in_a_mode(layer: nn.Module, x: Tensor) -> Tensor:
+    with Watching():
+        return layer(x)
+
+
+WAYS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "trace": lambda layer, x: torch.jit.trace(layer, (x,))(x),
+    "subclass": lambda layer, x: layer(x.as_subclass(Plain)).as_subclass(Tensor),
+    "function mode": in_a_mode,
+    "export": lambda layer, x: torch.export.export(layer, (x,)).module()(x),
+}
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+# Types of layer and input, which eager layers take in any combination.
+TYPES = [(F32, F64), (F64, F32), (F32, BF16), (BF16, F32), (F64, F64)]
+MADE = [
+    *(pytest.param(EVERY[n], {}, id=n) for n in EVERY if not n.startswith("Lazy")),
+    *(
+        pytest.param(EVERY[n], {"affine": True, "track_running_stats": True}, id=f"{n}-tracking")
+        for n in EVERY if n.startswith("InstanceNorm")
+    ),
+]  # fmt: skip
+
+
+def check_recorded(way: str, layer: nn.Module, x: Tensor, half: bool) -> None:
+    """Compare a recorded layer with the eager one: its output, and its state after one batch."""
+    twin, recorded = copy.deepcopy(layer), copy.deepcopy(layer)
+    rounding = {"rtol": 2e-2, "atol": 2e-2} if half else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is recorded in training mode")
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")
+        found, expected = WAYS[way](recorded, x), twin(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, **rounding)
+    if way in ("subclass", "function mode"):
+        torch.testing.assert_close(recorded.state_dict(), twin.state_dict(), **rounding)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "export"])
+@pytest.mark.parametrize(("sample", "options"), MADE)
+def test_any_types_recorded(sample: Sample, options: dict[str, Any], way: str) -> None:
+    for of_layer, of_input in TYPES:
+        layer = sample.make(**options).to(of_layer)
+        x = (torch.randn(sample.shape) * 2 + 1).to(of_input)
+        layer(x)
+        for training in (True, False):
+            check_recorded(way, layer.train(training), x, BF16 in (of_layer, of_input))
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "InstanceNorm2d", "BatchNorm2d"])
+def test_types_exported(name: str) -> None:
+    layer = EVERY[name].make().eval()
+    check_recorded("export", layer, torch.randn(EVERY[name].shape, dtype=F64), False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("act", [None, "relu"])
+@pytest.mark.parametrize("options", [{}, {"affine": True}, {"track_running_stats": True}], ids=str)
+@pytest.mark.parametrize("name", ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"])
+def test_no_batch_axis_recorded(name: str, options: dict[str, Any], act: Any, way: str) -> None:
+    if way == "export" and (act or name != "InstanceNorm2d"):
+        return  # seconds each, by the same code
+    layer = EVERY[name].make(**options, act=act)
+    layer(torch.randn(EVERY[name].shape) * 2 + 1)
+    for training in (True, False):
+        layer.train(training)
+        check_recorded(way, layer, torch.randn(EVERY[name].shape[1:]) * 3 + 1, False)
+
+
+@pytest.mark.parametrize("layer", [nk.InstanceNorm1d(4, track_running_stats=True)])
+def test_no_batch_axis_transformed(layer: nn.Module) -> None:
+    x, slope = torch.randn(2, 4, 5).unbind()
+    twin = copy.deepcopy(layer)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((twin(leaf) * slope).sum(), leaf)
+    found = torch.func.grad(lambda t: (layer(t) * slope).sum())(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+    with forward_ad.dual_level():
+        layer(forward_ad.make_dual(x, slope))
+    twin(x)
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("name", ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"])
+def test_no_samples_in_a_function_mode(name: str) -> None:
+    layer = EVERY[name].make(affine=True, track_running_stats=True)
+    before = state(layer)
+    for training in (True, False):
+        assert in_a_mode(layer.train(training), torch.zeros(0, *EVERY[name].shape[1:])).numel() == 0
+    torch.testing.assert_close(state(layer), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*recorded in training mode:UserWarning")
+@pytest.mark.parametrize("name", [n for n in EVERY if "running_mean" in dir(EVERY[n].make())])
+def test_traced_statistics_in_float64(name: str) -> None:
+    """Sizes are tensors of integers in a trace; their quotients are float32 unless asked."""
+    if name.startswith("Lazy"):
+        return
+    sample = EVERY[name]
+    for average in ("exponential", "cumulative"):
+        options = {"average": average} if hasattr(sample.cls, "average") else {}
+        layer = sample.make(**options, track_running_stats=True).double()
+        x = torch.randn(sample.shape, dtype=F64) + 3
+        twin = copy.deepcopy(layer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")
+            traced = torch.jit.trace(layer, (x,), check_trace=False)
+        twin.load_state_dict(layer.state_dict())
+        for other in (x * 2 + 1, x - 1):
+            traced(other)
+            twin(other)
+            torch.testing.assert_close(state(traced), state(twin), rtol=1e-13, atol=1e-13)

@@ -64,12 +64,13 @@ class Call(NamedTuple):
         """Return the moments of :class:`FixedStats` in the accumulator's type, one per pool.
 
         They are copies where a backward pass may need them: by then the buffers may have moved,
-        and the gradient is that of what was computed.
+        and the gradient is that of what was computed. In a trace always, so that it is the same
+        graph when ``torch.jit.trace`` checks it without gradients.
         """
         if isinstance(self.stats, BatchStats):
             return None
         shape, acc = self.spec.pool.stats(*as_ncs(self.x)), accumulator(self.x.dtype)
-        copy = torch.is_grad_enabled()
+        copy = torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         mean, var = self.stats
         return mean.to(acc, copy=copy).reshape(shape), var.to(acc, copy=copy).reshape(shape)
 

@@ -7,7 +7,7 @@ subclass that overrides these functions is asked.
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, float32, promote_types
 from torch.nn import functional as F
 
 from normkit.core.activations import Act
@@ -15,7 +15,7 @@ from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs, concrete
 from normkit.kernels.call import Call, FixedStats, Normalized
 
-__all__ = ["finish", "normalize", "over_last"]
+__all__ = ["finish", "fits", "normalize", "over_last"]
 
 
 def normalize(call: Call) -> Normalized | None:
@@ -29,7 +29,7 @@ def normalize(call: Call) -> Normalized | None:
         if batch is None:
             return None
         z, mean, var = batch
-    elif call.wants_moments or isinstance(stats, FixedStats) or not _fits(call):
+    elif call.wants_moments or isinstance(stats, FixedStats) or not fits(x, call.weight, call.bias):
         return None
     elif spec.pool.over == "group":
         z = F.group_norm(x, spec.pool.groups, call.weight, call.bias, spec.eps)
@@ -47,24 +47,26 @@ def _batch_norm(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None] | Non
     """Return the output, and the moments where they were asked for and no buffer has them."""
     x, weight, bias, eps, stats = call.x, call.weight, call.bias, call.spec.eps, call.stats
     if isinstance(stats, FixedStats):
-        if not _fits(call, *stats):
+        if not fits(x, weight, bias, *stats):
             return None
         return F.batch_norm(x, *stats, weight, bias, False, 0.0, eps), None, None
     if stats.update is not None:
         mean, var, share = stats.update
-        if not _fits(call, mean, var):
+        if not fits(x, weight, bias, mean, var):
             return None
         return F.batch_norm(x, mean, var, weight, bias, True, share, eps), None, None
-    if not call.wants_moments and _fits(call):
+    if not call.wants_moments and fits(x, weight, bias):
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), None, None
-    if stats.running is None or not _fits(call, *stats.running):
+    if stats.running is None or not fits(x, weight, bias, *stats.running):
         return None
     # With a momentum of 1 the function hands over its moments. They replace copies of the running
     # statistics: in a graph that is rewritten to evaluation it normalizes with these instead, and
-    # the averaging that follows leaves the statistics where they are.
+    # the averaging that follows leaves the statistics where they are, but for rounding.
     mean, var = (t.clone() for t in stats.running)
     z = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
     values = call.spec.pool.count(*as_ncs(x))
+    if isinstance(values, Tensor):  # in a trace: the quotient would be rounded to float32
+        values = values.to(promote_types(float32, var.dtype))
     return z, mean, var * ((values - 1) / values)
 
 
@@ -88,8 +90,10 @@ def finish(z: Tensor, residual: Tensor | None, act: Act | None) -> Tensor:
     return z if act is None else act(z)
 
 
-def _fits(call: Call, *stats: Tensor) -> bool:
-    """Return whether PyTorch's functions take the types of the call's tensors together."""
-    x = call.x
-    others = {t.dtype for t in (call.weight, call.bias, *stats) if t is not None}
-    return others <= {x.dtype} or others == {accumulator(x.dtype)}
+def fits(x: Tensor, *others: Tensor | None, mixed: bool = True) -> bool:
+    """Return whether PyTorch's functions take ``x`` with γ, β and statistics of such types.
+
+    ``mixed``: whether they may all have the type that sums over ``x`` are kept in.
+    """
+    types = {t.dtype for t in others if t is not None}
+    return types <= {x.dtype} or (mixed and types == {accumulator(x.dtype)})

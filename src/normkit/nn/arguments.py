@@ -19,7 +19,17 @@ from torch import Tensor
 
 from normkit.errors import NormkitError, OptionError, ShapeError, TypeMismatchError, message
 
-__all__ = ["ATTRIBUTES", "CHANNELS", "Check", "at_least", "check_options", "optional_eps", "shape"]
+__all__ = [
+    "ATTRIBUTES",
+    "CHANNELS",
+    "CHANNEL_COUNT",
+    "Check",
+    "at_least",
+    "check_options",
+    "optional_eps",
+    "shape",
+    "unused_size",
+]
 
 # Returns the value to store for (class name, argument name, value passed).
 Check = Callable[[str, str, Any], Any]
@@ -55,7 +65,8 @@ def _momentum(layer: str, name: str, value: Any) -> Any:
         return None
     rule = "a number from 0 to 1, the share replaced by each batch, or None"
     fix = "use 0.1, PyTorch's default; a share kept of 0.9, as other libraries count, is 0.1 here"
-    momentum = _number(layer, name, value, rule, fix)
+    # False is none; True is more likely an argument in another's place than a share of 1.
+    momentum = 0.0 if value is False else _number(layer, name, value, rule, fix)
     if not 0 <= momentum <= 1:
         raise OptionError(message(f"{name} of {layer} as {rule}", f"{name}={value!r}", fix))
     return momentum
@@ -68,6 +79,8 @@ def flag(layer: str, name: str, value: Any) -> bool:
     if not isinstance(value, Tensor) and isinstance(value, numbers.Real) and value in (0, 1):
         return bool(value)
     if type(value).__name__ in ("bool_", "bool"):  # NumPy's
+        return bool(value)
+    if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
         return bool(value)
     what = f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
     raise TypeMismatchError(
@@ -121,9 +134,12 @@ def shape(layer: str, name: str, value: Any) -> tuple[int, ...]:
     """Validate sizes of the last axes, or the size of the last one."""
     rule = "a size of at least 0, or a sequence of such sizes"
     fix = "pass x.shape[-1], or x.shape[-k:] for k axes"
-    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if isinstance(value, Tensor) and value.dim() == 1:
-        sizes = tuple(value.tolist())
+        value = value.tolist()
+    try:
+        sizes = (value,) if isinstance(value, (str, bytes)) else tuple(value)
+    except TypeError:  # one size
+        sizes = (value,)
     checked = tuple(_size(layer, name, size, rule, fix) for size in sizes)
     if any(not isinstance(size, torch.SymInt) and size < 0 for size in checked):
         raise ShapeError(message(f"{name} of {layer} as {rule}", f"{name}={value!r}", fix))
@@ -131,12 +147,18 @@ def shape(layer: str, name: str, value: Any) -> tuple[int, ...]:
 
 
 CHANNELS: Final = "pass the number of channels C"
+CHANNEL_COUNT: Final = at_least(0, CHANNELS, ShapeError)
+
+
+def unused_size(layer: str, name: str, value: Any) -> Any:
+    """Validate the number of channels of a layer without tensors, which may be None."""
+    return None if value is None else CHANNEL_COUNT(layer, name, value)
 
 
 ATTRIBUTES: Final[dict[str, Check]] = {
     "eps": _eps,
     "momentum": _momentum,
-    "num_features": at_least(0, CHANNELS, ShapeError),
+    "num_features": CHANNEL_COUNT,
     "affine": flag,
     "elementwise_affine": flag,
     "share_affine": flag,
@@ -156,7 +178,8 @@ def check_options(module: object, device: Any, dtype: Any, bias: Any = True) -> 
             message(f"device of {layer} as a torch.device, its name or None", f"device={device!r}",
                     "pass arguments after the first by name")
         )  # fmt: skip
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    wide = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if dtype is not None and dtype is not float and not wide:  # float stands for float64
         raise TypeMismatchError(
             message(f"dtype of {layer} as a floating-point torch.dtype or None", f"dtype={dtype!r}",
                     "use torch.float32; inputs of integers are converted with x.float()")

@@ -29,7 +29,14 @@ from torch import Tensor
 
 from normkit.errors import OptionError, message
 
-__all__ = ["Average", "check_average", "share", "step_towards", "warn_if_uncounted"]
+__all__ = [
+    "Average",
+    "check_average",
+    "share",
+    "step_towards",
+    "unbiased",
+    "warn_if_uncounted",
+]
 
 Average = Literal["exponential", "cumulative", "debiased"]
 
@@ -106,6 +113,17 @@ def warn_if_uncounted(layer: Any, prefix: str) -> None:
             ),
             stacklevel=2,
         )
+
+
+def unbiased(var: Tensor, values: int | Tensor) -> Tensor:
+    """Turn the biased variance of ``values`` values into the unbiased one.
+
+    >>> unbiased(torch.tensor(2.0), 4)
+    tensor(2.6667)
+    """
+    if isinstance(values, Tensor):  # of integers, whose quotient would be rounded to float32
+        values = values.to(torch.promote_types(torch.float32, var.dtype))
+    return var * (values / (values - 1))
 
 
 def step_towards(running: Tensor, value: Tensor, share: float | Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -17,6 +18,7 @@ from normkit.errors import StatisticsError, message
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.fused import Stats
+from normkit.kernels.modes import exporting
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
 from normkit.nn.guards import GuardedVariance
@@ -66,9 +68,14 @@ class BatchStatistics(Layer, _BatchNorm):
         average: averages.Average = "exponential",
     ) -> None:
         check_options(self, device, dtype, bias)
+        # PyTorch takes None where no tensor has that many elements.
+        unused = num_features is None and not (affine or track_running_stats)
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
-        )
+            0 if unused else num_features,
+            eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+        )  # fmt: skip
+        if unused:
+            vars(self)["num_features"] = None
         self.act = act
         self.average = average
 
@@ -104,6 +111,8 @@ class BatchStatistics(Layer, _BatchNorm):
             fixed = FixedStats(mean, var)  # type: ignore[arg-type]
             return self._normalize(Call(input, spec, weight, bias, residual, fixed)).y
         updates = self.training and self.track_running_stats and self.updates_stats()
+        if updates and exporting():
+            self._warn_if_counting()
         stats = self._update_in_kernel(mean, var, input.dtype) if updates else BatchStats()
         call = Call(input, spec, weight, bias, residual, stats, wants_moments=updates)
         result = self._forward_batch_stats(call, tensors)
@@ -130,6 +139,8 @@ class BatchStatistics(Layer, _BatchNorm):
             if self._average != "exponential":
                 return None
             stats, momentum, updated = Stats.UPDATE, self.momentum, self._stats_updated
+            if momentum.__class__ is int:  # shown as passed; the kernel takes floats alone
+                momentum = float(momentum)  # type: ignore[arg-type]
         y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, 1, None,
                         self.eps, self._act, stats, momentum, updated)  # fmt: skip
         if y is not None and stats == Stats.UPDATE and not updated:
@@ -151,6 +162,17 @@ class BatchStatistics(Layer, _BatchNorm):
         simple = self._average == "exponential" and mean.dtype == accumulator(dtype)
         update = None if self.momentum is None or not simple else (mean, var, self.momentum)
         return BatchStats(update, (mean, var))
+
+    def _warn_if_counting(self) -> None:
+        """Warn that an exported graph goes on counting batches after a switch to evaluation."""
+        if (self.momentum is None or self._average != "exponential") and self.momentum != 0:
+            warnings.warn(
+                f"{type(self).__name__} is exported in training mode with an average by the number "
+                "of batches: move_exported_model_to_eval and its like leave the graph counting, so "
+                "that in training again each batch weighs too little; export model.eval() for "
+                "evaluation",
+                stacklevel=2,
+            )
 
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
@@ -186,17 +208,17 @@ class BatchStatistics(Layer, _BatchNorm):
         self, mean: Tensor, var: Tensor, count: int | Tensor, tensors: LayerTensors
     ) -> None:
         share: float | Tensor = self.momentum or 0.0
+        wide = torch.promote_types(torch.float32, mean.dtype)
         if tensors.tracked is not None:
-            wide = torch.promote_types(torch.float32, mean.dtype)
             share = averages.share(self.average, self.momentum, tensors.tracked, wide)
         if isinstance(count, Tensor):
             # Counted across processes. If all were empty the step has length zero, so that no
             # device has to be waited for.
-            share, count = share * (count > 0).to(count.dtype), count.clamp_min(2)
+            share, count = share * (count > 0).to(wide), count.clamp_min(2)
         if tensors.mean is not None and tensors.var is not None:
             averages.step_towards(tensors.mean, mean, share)
             # Biased to normalize with, unbiased to remember, as PyTorch does.
-            averages.step_towards(tensors.var, var * (count / (count - 1)), share)
+            averages.step_towards(tensors.var, averages.unbiased(var, count), share)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

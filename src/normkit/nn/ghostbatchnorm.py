@@ -90,7 +90,7 @@ class _Ghost(BatchStatistics):
             return Normalized(y, None, None, n * s)
         with torch.no_grad():
             batch = merge_rows(torch.cat(counts), torch.cat(means), torch.cat(m2s))
-            variance = (batch.m2 / max(n * s, 1)).to(batch.m2.dtype)
+            variance = (batch.m2 / (n * s if concrete(n * s) else 1)).to(batch.m2.dtype)
         return Normalized(y, batch.mean, variance, n * s)
 
     def extra_repr(self) -> str:

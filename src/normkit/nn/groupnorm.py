@@ -14,7 +14,7 @@ from normkit.errors import ShapeError, message
 from normkit.kernels import fused
 from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide
-from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least, check_options
+from normkit.nn.arguments import ATTRIBUTES, CHANNEL_COUNT, Check, at_least, check_options
 from normkit.nn.inputs import (
     check_batch_axis,
     check_channels,
@@ -28,7 +28,6 @@ __all__ = ["GroupNorm"]
 
 _SIGNATURE = fused.signature("group", range(2, 33))
 _GROUPS = at_least(1, "use 1 for all channels together", ShapeError, "the number of groups, ")
-_CHANNELS = at_least(0, CHANNELS, ShapeError)
 
 
 class GroupNorm(Layer, nn.GroupNorm):
@@ -69,7 +68,7 @@ class GroupNorm(Layer, nn.GroupNorm):
     _checked: ClassVar[dict[str, Check]] = {
         **ATTRIBUTES,
         "num_groups": _GROUPS,
-        "num_channels": _CHANNELS,
+        "num_channels": CHANNEL_COUNT,
     }
 
     def __init__(

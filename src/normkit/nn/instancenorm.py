@@ -13,14 +13,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
-from normkit.core.pools import PER_CHANNEL, Pool, as_ncs
+from normkit.core.pools import PER_CHANNEL, Pool, as_ncs, concrete
 from normkit.kernels import fused
 from normkit.kernels.call import Call, FixedStats, Normalized
-from normkit.kernels.functions import finish
+from normkit.kernels.functions import finish, fits
 from normkit.kernels.fused import Stats
 from normkit.kernels.modes import recorded, transformed
 from normkit.nn import averages
-from normkit.nn.arguments import check_options
+from normkit.nn.arguments import CHANNEL_COUNT, Check, check_options, unused_size
 from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, check_rank, prepare
 from normkit.nn.layer import Layer, as_leaf, step
 
@@ -37,6 +37,7 @@ __all__ = [
 class _Instance(Layer, _InstanceNorm):
     _ranks: ClassVar[tuple[int, int]]  # without and with a batch axis
     _kernel_signature: ClassVar[int]  # with a batch axis
+    _checked: ClassVar[dict[str, Check]] = {**Layer._checked, "num_features": unused_size}
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class _Instance(Layer, _InstanceNorm):
         act: ActLike = None,
     ) -> None:
         check_options(self, device, dtype, bias)
+        if affine or track_running_stats:
+            num_features = CHANNEL_COUNT(type(self).__name__, "num_features", num_features)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
@@ -70,7 +73,7 @@ class _Instance(Layer, _InstanceNorm):
         unbatched = input.dim() == self._get_no_batch_dim()
         channels = 0 if unbatched else 1
         check_channels(self, input, channels)
-        if not self.affine and input.shape[channels] != self.num_features:
+        if not self.affine and self.num_features not in (None, concrete(input.shape[channels])):
             warnings.warn(
                 f"input's size at dim={channels} does not match num_features. "
                 "You can silence this warning by not passing in num_features, "
@@ -78,15 +81,13 @@ class _Instance(Layer, _InstanceNorm):
                 stacklevel=2,
             )
         check_eps(self, self.eps, False)
-        tensors = (input, residual, self.weight, self.bias)
-        # Inside torch.func PyTorch's function may move buffers where single operations may not.
-        moves = self.training and self.running_mean is not None and not is_compiling()
-        if recorded(*tensors) or (moves and transformed(*tensors)):
-            return self._by_function(input, residual)
-        if not unbatched:
-            return self._batched(input, residual)
-        rest = None if residual is None else residual.unsqueeze(0)
-        return self._batched(input.unsqueeze(0), rest).squeeze(0)
+        if unbatched:
+            input = input.unsqueeze(0)
+            residual = None if residual is None else residual.unsqueeze(0)
+        y = self._by_function(input, residual)
+        if y is None:
+            y = self._batched(input, residual)
+        return y.squeeze(0) if unbatched else y
 
     def _fused_forward(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
         """Compute all of the above in one call, or return None where something is unusual."""
@@ -95,19 +96,31 @@ class _Instance(Layer, _InstanceNorm):
                            self._kernel_signature, None, None if self.affine else self.num_features,
                            self.eps, self._act, stats)  # fmt: skip
 
-    def _by_function(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def _by_function(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Compute by the function of ``torch.nn``'s layer if a tool looks for it and it fits."""
         from_input = self.training or not self.track_running_stats
         running = self.running_mean, self.running_var
+        affine = self.weight, self.bias
+        # Inside torch.func PyTorch's function may move buffers where single operations may not.
+        moves = self.training and running[0] is not None and not is_compiling()
+        if not (
+            recorded(input, residual, *affine) or (moves and transformed(input, residual, *affine))
+        ):
+            return None
+        # Of no samples PyTorch's function would average NaN into the buffers.
+        if concrete(input.numel()) == 0 or not fits(input, *affine, *running):
+            return None
         if from_input and running[0] is not None and not self.updates_stats():
             running = None, None
         z = functional.instance_norm(
-            input, *running, self.weight, self.bias, from_input, self.momentum or 0.0, self.eps
+            input, *running, *affine, from_input, self.momentum or 0.0, self.eps
         )
         return finish(z, residual, self._act)
 
     @step
     def _batched(self, input: Tensor, residual: Tensor | None) -> Tensor:
         n, c, s = as_ncs(input)
+        c = concrete(c)
         weight, bias = self.weight, self.bias
         if not self.training and self.track_running_stats:
             fixed = FixedStats(self.running_mean, self.running_var)  # type: ignore[arg-type]
@@ -115,7 +128,7 @@ class _Instance(Layer, _InstanceNorm):
             return self._normalize(Call(input, spec, weight, bias, residual, fixed)).y
         check_more_than_one(self, input, s, "channel and sample (spatial element)")
         spec = Spec(Pool("group", max(c, 1)), self.eps, self._act)
-        updates = self.running_mean is not None and n > 0 and s > 0 and self.updates_stats()
+        updates = self.running_mean is not None and concrete(n * s) > 0 and self.updates_stats()
         call = Call(input, spec, weight, bias, residual, wants_moments=updates)
         result = self._normalize(call)
         if updates:
@@ -130,7 +143,7 @@ class _Instance(Layer, _InstanceNorm):
         if result.mean is None or result.var is None:
             return
         mean = result.mean.reshape(n, c).mean(0)
-        var = result.var.reshape(n, c).mean(0) * (s / (s - 1))
+        var = averages.unbiased(result.var.reshape(n, c).mean(0), s)
         if self.running_mean is not None and self.running_var is not None:
             averages.step_towards(self.running_mean, mean, share)
             averages.step_towards(self.running_var, var, share)

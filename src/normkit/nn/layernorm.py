@@ -18,7 +18,14 @@ from normkit.errors import ShapeError, message
 from normkit.kernels import functions, fused
 from normkit.kernels.call import Call
 from normkit.kernels.modes import autocast_wide, recorded
-from normkit.nn.arguments import ATTRIBUTES, Check, check_options, optional_eps, shape
+from normkit.nn.arguments import (
+    ATTRIBUTES,
+    CHANNEL_COUNT,
+    Check,
+    check_options,
+    optional_eps,
+    shape,
+)
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
 from normkit.nn.layer import Layer, as_leaf, match_layout, nested
 
@@ -134,7 +141,7 @@ class LayerNorm2d(LayerNorm):
         *,
         act: ActLike = None,
     ) -> None:
-        num_channels = ATTRIBUTES["num_features"](type(self).__name__, "num_channels", num_channels)
+        num_channels = CHANNEL_COUNT(type(self).__name__, "num_channels", num_channels)
         super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype, act=act)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -245,16 +252,18 @@ def _over_last(
                 "construct the layer for the last axes of the input, or move them there",
             )
         )
-    if recorded(x, residual, layer.weight, bias):
+    # PyTorch's function without centring takes γ of another type by its slow path and a warning.
+    usual = functions.fits(x, layer.weight, bias, mixed=centred)
+    if usual and recorded(x, residual, layer.weight, bias):
         z = functions.over_last(x, shape, layer.weight, bias, eps, centred)
         return functions.finish(z, residual, layer._act)
     wide, rest = autocast_wide(x, residual)
     view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
     spec = Spec(Pool("group", 1), eps, layer._act, centred)
     rows = None if rest is None else rest.reshape(view)
-    flat = wide if wide.shape == view else wide.reshape(view)
+    flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
     y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
-    return y if y.shape == x.shape else match_layout(y.reshape(x.shape), x)
+    return y if flat is wide else match_layout(y.reshape(x.shape), x)
 
 
 def _check_weight(layer: LayerNorm | RMSNorm) -> None:

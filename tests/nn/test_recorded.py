@@ -304,9 +304,15 @@ def test_no_samples_in_a_function_mode(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*recorded in training mode:UserWarning")
-@pytest.mark.parametrize("name", [n for n in EVERY if "running_mean" in dir(EVERY[n].make())])
+@pytest.mark.parametrize(
+    "name",
+    [n for n, sample in EVERY.items() if issubclass(sample.cls, nn.modules.batchnorm._NormBase)],
+)
 def test_traced_statistics_in_float64(name: str) -> None:
-    """Sizes are tensors of integers in a trace; their quotients are float32 unless asked."""
+    """Sizes are tensors of integers in a trace; their quotients are float32 unless asked.
+
+    The optimizer of TorchScript changes the graph after its first runs.
+    """
     if name.startswith("Lazy"):
         return
     sample = EVERY[name]
@@ -319,7 +325,7 @@ def test_traced_statistics_in_float64(name: str) -> None:
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="torch")
             traced = torch.jit.trace(layer, (x,), check_trace=False)
         twin.load_state_dict(layer.state_dict())
-        for other in (x * 2 + 1, x - 1):
+        for other in (x * 2 + 1, x - 1, x * 3, x / 2):
             traced(other)
             twin(other)
             torch.testing.assert_close(state(traced), state(twin), rtol=1e-13, atol=1e-13)

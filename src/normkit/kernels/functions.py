@@ -7,7 +7,8 @@ subclass that overrides these functions is asked.
 
 from __future__ import annotations
 
-from torch import Tensor, float32, promote_types
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from normkit.core.activations import Act
@@ -57,6 +58,10 @@ def _batch_norm(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None] | Non
         return F.batch_norm(x, mean, var, weight, bias, True, share, eps), None, None
     if not call.wants_moments and fits(x, weight, bias):
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), None, None
+    # TorchScript does not know that the function writes to statistics: where a trace reads them
+    # afterwards, as below, its optimizer may read them before.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return None
     if stats.running is None or not fits(x, weight, bias, *stats.running):
         return None
     # With a momentum of 1 the function hands over its moments. They replace copies of the running
@@ -65,8 +70,6 @@ def _batch_norm(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None] | Non
     mean, var = (t.clone() for t in stats.running)
     z = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
     values = call.spec.pool.count(*as_ncs(x))
-    if isinstance(values, Tensor):  # in a trace: the quotient would be rounded to float32
-        values = values.to(promote_types(float32, var.dtype))
     return z, mean, var * ((values - 1) / values)
 
 

@@ -23,6 +23,8 @@ WRONG: dict[str, Any] = {
     "a learned scalar": nn.Parameter(torch.tensor(0.5)), "an integer tensor": torch.tensor(4),
     "a type": torch.int64, "complex": torch.complex64, "numpy": np.float64(0.25),
     "numpy's integer": np.int64(4), "numpy's bool": np.bool_(True), "an object": object(),
+    "a float type": float, "an integer type": int, "a tensor's bool": torch.tensor(True),
+    "an array": np.array([5]), "a range": range(5, 6), "sizes": np.array([3, 5]), "bytes": b"a",
 }  # fmt: skip
 # Not the layer's to judge: PyTorch's error for a device that is not there.
 DEVICES = {"a string", "a word", "-1", "0", "1"}
@@ -41,6 +43,8 @@ def _same_as_torch(sample: Sample, layer: Any, argument: str, value: Any) -> boo
         return False
     if argument == "eps" and isinstance(value, int | float) and value < 0:
         return False  # PyTorch's other layers return NaN
+    if argument == "dtype":
+        return False  # PyTorch's layers take no input of another type
     try:
         other = sample.namesake(**{**sample.needs, argument: value})
     except (TypeError, RuntimeError):
@@ -76,6 +80,8 @@ def _means_something(sample: Sample, argument: str, value: Any) -> bool:
     if argument == "act":
         return value is None or type(value) is nn.ReLU
     if argument in ("affine", "bias", "track_running_stats", "share_affine", "elementwise_affine"):
+        if isinstance(value, torch.Tensor):
+            return value.dtype == torch.bool
         return value is None or isinstance(value, bool | np.bool_) or value in (0, 1)
     if argument in ("eps", "momentum", "r_max", "d_max"):
         if value is None:
@@ -83,9 +89,13 @@ def _means_something(sample: Sample, argument: str, value: Any) -> bool:
         low = 1 if argument == "r_max" else 0
         if argument == "eps" and float(value) < 0:
             return _refused_in_forward(sample, value)
+        if argument == "momentum" and value is False:
+            return True
         high = 1 if argument == "momentum" else math.inf
         return not isinstance(value, bool) and low <= float(value) <= high
     if argument in ("device", "dtype", "process_group", "average"):
+        if argument == "dtype" and value is float:
+            return True
         return value is None or (argument == "device" and type(value) is int)
     size = value[0] if isinstance(value, list) else value
     return type(value) is not bool and int(size) == size and size >= 0
@@ -178,3 +188,67 @@ def test_nothing_is_registered_past_a_property() -> None:
         with pytest.raises(nk.OptionError):
             setattr(layer, name, nn.Sequential())
     assert not layer._modules
+
+
+X = torch.randn(6, 4, 3, 5)
+TAKEN: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+    "array of sizes": ("LayerNorm", (np.array([3, 5]),), {}),
+    "range": ("LayerNorm", (range(5, 6),), {}),
+    "tensor of sizes": ("LayerNorm", (torch.tensor([3, 5]),), {}),
+    "torch.Size": ("RMSNorm", (X.shape[2:],), {}),
+    "array of RMSNorm": ("RMSNorm", (np.array([3, 5]),), {}),
+    "float": ("BatchNorm2d", (4,), {"dtype": float}),
+    "float of GroupNorm": ("GroupNorm", (2, 4), {"dtype": float}),
+    "affine in a tensor": ("BatchNorm2d", (4,), {"affine": torch.tensor(False)}),
+    "tracking in a tensor": ("InstanceNorm2d", (4,), {"track_running_stats": torch.tensor(True)}),
+    "momentum=False": ("BatchNorm2d", (4,), {"momentum": False}),
+    "momentum=0": ("BatchNorm2d", (4,), {"momentum": 0}),
+    "momentum=1": ("InstanceNorm2d", (4,), {"momentum": 1, "track_running_stats": True}),
+    "no channels": ("InstanceNorm2d", (None,), {}),
+    "no channels, batch": (
+        "BatchNorm2d", (None,), {"affine": False, "track_running_stats": False}
+    ),
+    "no channels, sync": (
+        "SyncBatchNorm", (None,), {"affine": False, "track_running_stats": False}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAKEN)
+@pytest.mark.filterwarnings("ignore:input's size at dim=1")  # torch.nn's, also of None
+def test_taken_as_in_torch(what: str) -> None:
+    name, args, options = TAKEN[what]
+    ours, theirs = getattr(nk, name)(*args, **options), getattr(nn, name)(*args, **options)
+    x = X.double() if options.get("dtype") is float else X
+    for training in (True, False):
+        # torch.nn's SyncBatchNorm takes no CPU tensors.
+        other = nn.functional.batch_norm if name == "SyncBatchNorm" else theirs.train(training)
+        rest = (None, None, None, None, True) if name == "SyncBatchNorm" else ()
+        torch.testing.assert_close(ours.train(training)(x), other(x, *rest))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    shown = repr(theirs)
+    if not any(wrapped in shown for wrapped in ("np.", "tensor(", "momentum=False")):
+        assert repr(ours) == shown
+
+
+def test_sizes_of_a_generator() -> None:
+    layer = nk.LayerNorm(size for size in (3, 5))
+    assert layer.normalized_shape == (3, 5)
+    assert layer(X).shape == X.shape
+
+
+@pytest.mark.parametrize("options", [{"affine": True}, {"track_running_stats": True}], ids=str)
+@pytest.mark.parametrize("name", ["InstanceNorm2d", "BatchNorm2d", "GhostBatchNorm2d"])
+def test_tensors_need_a_number_of_channels(name: str, options: dict[str, Any]) -> None:
+    options = {"affine": False, "track_running_stats": False, **options}
+    with pytest.raises(nk.TypeMismatchError, match="num_features=None"):
+        EVERY[name].make(**{"num_features": None, **options})
+
+
+@pytest.mark.skipif(not nk.kernels.cpu.fused, reason="no extension")
+@pytest.mark.parametrize("momentum", [0, 1])
+def test_fused_call_takes_an_integer(momentum: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nk.BatchNorm2d(4, momentum=momentum)
+    monkeypatch.setattr(layer, "_check_input_dim", None)  # the slow path's first step
+    layer(X)
+    assert repr(layer) == repr(nn.BatchNorm2d(4, momentum=momentum))

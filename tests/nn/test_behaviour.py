@@ -115,6 +115,7 @@ def test_compile_by_inductor() -> None:
     torch.testing.assert_close(compiled(x), theirs(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*leave the graph counting:UserWarning")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strict", [True, False])
 def test_export(training: bool, strict: bool) -> None:

@@ -103,7 +103,7 @@ def _size(
     if isinstance(value, torch.SymInt):
         return value
     try:
-        if isinstance(value, (bool, str)):
+        if isinstance(value, (bool, str)) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError
         # PyTorch takes a size in brackets too.
         one = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value

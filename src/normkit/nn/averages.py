@@ -47,7 +47,7 @@ def check_average(average: str, momentum: float | None) -> None:
     Raises:
         OptionError: unknown ``average``, or an invalid momentum.
     """
-    if average not in get_args(Average):
+    if not isinstance(average, str) or average not in get_args(Average):
         raise OptionError(
             message(
                 'average as "exponential", "cumulative" or "debiased"',

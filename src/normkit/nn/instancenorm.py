@@ -53,8 +53,8 @@ class _Instance(Layer, _InstanceNorm):
         act: ActLike = None,
     ) -> None:
         check_options(self, device, dtype, bias)
-        if affine or track_running_stats:
-            num_features = CHANNEL_COUNT(type(self).__name__, "num_features", num_features)
+        if num_features is None and (affine or track_running_stats):
+            CHANNEL_COUNT(type(self).__name__, "num_features", num_features)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )

@@ -430,3 +430,21 @@ def test_warnings_are_plain_lines(folder: Path, checkpoint: dict[str, Any]) -> N
     (line,) = [line for line in done.stderr.splitlines() if "2 samples" in line]
     assert line.startswith("normkit: running statistics replaced by those of 2 samples")
     assert "±" in line and "UserWarning" not in done.stderr and (folder / "few.py").exists()
+
+
+def test_batches_that_a_callable_object_returns(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """A partial, or any object that is no iterable of batches itself."""
+    torch.save(checkpoint, "last.pt")
+    Path("calls.py").write_text(
+        "import functools, mine\n"
+        "class Make:\n"
+        "    def __call__(self): return mine.loader()\n"
+        "class Both(list):\n"
+        "    def __call__(self): raise RuntimeError\n"
+        "partial, instance, both = functools.partial(mine.loader), Make(), Both(mine.loader())\n"
+    )
+    for name in ("partial", "instance", "both"):
+        done = recalibrate("last.pt", "--model", "mine:lenet", "--batches", f"calls:{name}",
+                           "--force")  # fmt: skip
+        assert done.exit_code == 0 and "3 layers" in done.output
+    assert (folder / "last.recalibrated.pt").exists()

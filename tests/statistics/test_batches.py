@@ -85,6 +85,13 @@ IMAGE, N = torch.zeros(3, 4, 4), torch.zeros(8, 2)
         ({"levels": [N, N], "y": torch.zeros(8)}, 8),
         ({"tokens": torch.zeros(8, 12, dtype=torch.int64), "mask": torch.zeros(8, 12)}, 8),
         ({"boxes": torch.zeros(0, 4), "image": N}, 8),
+        ({"image": N, "boxes": torch.zeros(40, 4), "labels": torch.zeros(40)}, 8),
+        ({"weights": torch.zeros(3), "input": N}, 8),
+        ({"lengths": torch.zeros(8), "weights": torch.zeros(3)}, 8),
+        ((torch.zeros(3), PACKED), 3),
+        (((N, N), {"y": torch.zeros(8)}), 8),
+        (((N, N), [torch.zeros(8)]), 8),
+        (([IMAGE, IMAGE], {"y": torch.zeros(2)}), 2),
         (Graphs(), 4),
         ((Graphs(), torch.zeros(4)), 4),
         (PACKED, 3),
@@ -135,3 +142,19 @@ def test_entries_that_the_module_in_a_wrapper_names(layer: Any) -> None:
 
     batches = [{"image": torch.randn(64, 2), "label": torch.zeros(64)}]
     assert nk.recalibrate(Passing(Passing(Net())), batches, progress=False).samples == 64
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nk.BatchNorm1d])
+@pytest.mark.parametrize("kind", ["weights first", "pair of inputs"])
+def test_iterators_whose_first_tensor_is_not_the_batch(layer: Any, kind: str) -> None:
+    """Refused for batches of 2 or 3 samples they were; as many samples as in a list they are."""
+    model = nn.Sequential(layer(2), nn.Linear(2, 2), layer(2))
+    parts = torch.randn(128, 2).split(64)
+    batches: list[Any] = [((x, x), {"y": x[:, 0]}) for x in parts]
+    forward = lambda model, batch: model(batch[0][0])  # noqa: E731
+    if kind == "weights first":
+        batches = [{"weights": torch.ones(3), "input": x} for x in parts]
+        forward = lambda model, batch: model(batch["input"])  # noqa: E731
+    for given in (batches, iter(batches)):
+        result = nk.recalibrate(model, given, forward=forward, progress=False)
+        assert (result.samples, result.passes) == (128, 1)

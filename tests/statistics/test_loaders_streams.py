@@ -426,3 +426,61 @@ def test_data_is_not_copied() -> None:
     assert copy.dataset.data is loader.dataset.data  # type: ignore[attr-defined]
     assert copy.dataset.inner is loader.dataset.inner  # type: ignore[attr-defined]
     assert copy.dataset.rest is not loader.dataset.rest  # type: ignore[attr-defined]
+
+
+class Tee(Feed):
+    """Has a list beside its iterator, which each iteration makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__(iter(()))
+        self.source = DATA.split(4)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.rest = iter(self.source)
+        return self.rest  # type: ignore[no-any-return]
+
+
+def test_wrappers_of_iterators_do_not_begin_again() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nk.BatchNorm1d(3))
+    for make in (
+        lambda rest: Feed(rest), lambda rest: Hidden(rest), lambda rest: Moving(Feed(rest)),
+        lambda rest: Hidden(enumerate(rest)), lambda rest: Hidden([rest]), tqdm_of,
+    ):  # fmt: skip
+        assert not begins_again(make(iter(DATA.split(4))))
+    # One pass has to do, with a warning, as for the iterator itself.
+    data = torch.randn(640, 3).split(32)
+    for batches in (iter(data), Feed(iter(data)), tqdm_of(iter(data))):
+        with pytest.warns(UserWarning, match="iterated over only once"):
+            assert nk.recalibrate(net, batches, tolerance=0.01, progress=False).passes == 1
+    for again in (Moving(DATA.split(4)), tqdm_of(DATA.split(4)), Tee(), Moving(shuffled())):
+        assert begins_again(again)
+
+
+def tqdm_of(batches: Any) -> Any:
+    """Wrap them as progress bars do."""
+    feed = Hidden(batches)
+    feed.desc, feed.out, feed.last = "bar", io.StringIO(), []  # type: ignore[attr-defined]
+    return feed
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_records_are_not_copied(kind: Any) -> None:
+    """Only the list of them, from which an iteration may take; but iterators in it are."""
+
+    class Records(Stream):
+        def __init__(self) -> None:
+            records = [{"x": [float(i)], "name": f"{i}"} for i in range(2000)]
+            self.records = records if kind is list else dict(enumerate(records))
+            self.sources = [iter(range(3)) for _ in range(2000)]
+
+        def __iter__(self) -> Iterator[Tensor]:
+            while self.records:
+                yield torch.tensor(self.records.pop(len(self.records) - 1)["x"])
+
+    stream = Records()
+    copied = detached_loader(DataLoader(stream, batch_size=None)).dataset  # type: ignore[attr-defined]
+    assert copied.records is not stream.records
+    assert copied.records[0] is stream.records[0]
+    assert copied.sources[0] is not stream.sources[0]
+    nk.recalibrate(nn.BatchNorm1d(1), DataLoader(stream, batch_size=50), progress=False)
+    assert len(stream.records) == 2000

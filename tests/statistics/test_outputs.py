@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,10 @@ class Record:
         (LOSS, False, 0.5, False),
         ((LOSS, SCORES), True, 0.5, False),
         ((SCORES, LOSS), True, 0.5, False),
+        ((SCORES, LOSS, None), True, 0.5, False),
+        ((None, LOSS, SCORES), True, 0.5, False),
+        ((SCORES, SCORES, LOSS), True, None, False),
+        ((SCORES, LOSS, SCORES), True, None, False),
         ((SCORES, None), True, None, False),
         ([SCORES, SCORES + 1], True, None, False),
         ([SCORES, (SCORES + 1, SCORES)], True, None, False),
@@ -284,7 +290,8 @@ def test_output_of_classes(source: Any) -> None:
         Returns(net(source), lambda y, *_: {"logits": y}), data(8, 6, 5), progress=False
     ).output
     assert out.agreement == scores.agreement
-    assert math.isnan(out.difference) and out.notes
+    assert math.isnan(out.difference)
+    assert out.notes[0].startswith("values: the model returned classes, which are compared as")
 
 
 def test_constant_output() -> None:
@@ -444,3 +451,89 @@ def test_nothing_to_compare() -> None:
     model = Returns(net(nn), lambda *_: "text")
     with pytest.raises(DataError, match="a model that returns a tensor"):
         nk.consistency(model, data(8, 8), progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_every_integer_type(dtype: torch.dtype) -> None:
+    """In uint8, class 156 equals -100, and is a class nevertheless."""
+    top = torch.iinfo(dtype).max if dtype.itemsize == 1 else 199
+    model = net(nn, 200)
+
+    class OwnLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, labels: Tensor) -> Any:
+            scores = self.model(x)
+            return {"loss": F.cross_entropy(scores, labels.long()), "logits": scores}
+
+    for classes in (150, 200):
+        model[2] = nn.Linear(6, classes)
+        results = []
+        for kind in (dtype, torch.int64):
+            batches = [(x, torch.full((len(x),), 3, dtype=kind)) for x in data(8, 6, 5)]
+            batches[0][1][:] = min(top, 156)
+            out = [nk.consistency(model, batches, progress=False).output]
+            if classes == 200:
+                mappings = [{"x": x, "labels": labels} for x, labels in batches]
+                out.append(nk.consistency(OwnLoss(), mappings, progress=False).output)
+            results.append(out)
+        assert results[0] == results[1]
+        fits = min(top, 156) < classes
+        assert (results[0][0].loss is not None) == fits
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["a"] * 8),
+        np.array([{}] * 8),
+        np.array(["2020-01-01"] * 8, dtype="datetime64[D]"),
+        np.zeros(8, dtype=[("a", "i4")]),
+        ["a"] * 8,
+        [1, *["a"] * 7],
+        [2**70] * 8,
+        [[1], [1, 2]],
+        np.random.default_rng(0),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+    ],
+    ids=str,
+)
+def test_labels_that_are_none(labels: Any) -> None:
+    """Labels are optional: what no tensor holds counts as none."""
+    assert labels_of((SCORES, labels)) is None
+    (x,) = data(8)
+    out = nk.consistency(net(nn), [(x, labels)], progress=False).output
+    assert out == nk.consistency(net(nn), [x], progress=False).output
+
+
+def test_labels_in_arrays() -> None:
+    labels = np.arange(8)
+    fixed = labels.copy()
+    fixed.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for array in (fixed, labels[::-1], labels.astype("u2"), labels.astype("u1")):
+            read = labels_of((SCORES, array))
+            assert read is not None and read.dtype == torch.int64
+            assert read.tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_logits_of_as_many_tokens_as_classes(source: Any) -> None:
+    """Both axes fit the labels; the classes of logits are last."""
+    model = Returns(net(source, 12), lambda y, *_: {"logits": y.view(-1, 3, 4)[:, :, :3]})
+    batches = [(x, torch.arange(3).expand(len(x), 3)) for x in data(8, 6, 5)]
+    out = nk.consistency(model, batches, progress=False).output
+    scores = torch.cat([net(source, 12).eval()(x) for x, _ in batches]).view(-1, 3, 4)[:, :, :3]
+    labels = torch.cat([labels for _, labels in batches])
+    expected = F.cross_entropy(scores.flatten(0, 1), labels.flatten()).item()
+    assert out.loss is not None and out.loss[1] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_scale_is_no_loss(source: Any) -> None:
+    """As models of images and texts return it, behind the features of both."""
+    model = Returns(net(source), lambda y, *_: (y, y, torch.tensor(14.3)))
+    assert nk.consistency(model, data(8, 8), progress=False).output.loss is None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+import types
+import warnings
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -167,3 +172,110 @@ def test_a_train_that_depends_on_values() -> None:
     assert kept_in_evaluation(model) == {id(model.norm)} and everything(model) == before
     model.frozen.fill_(False)
     assert not kept_in_evaluation(model)
+
+
+def patched(model: nn.Module, kind: str) -> nn.Module:
+    """Set a function in place of ``train`` that refers to the model itself."""
+    norm, usual = model[0], model.train  # type: ignore[index]
+
+    def closure(mode: bool = True) -> Any:
+        usual(mode)
+        norm.eval()
+        return model
+
+    def function(model: Any, mode: bool = True) -> Any:
+        nn.Module.train(model, mode)
+        model[0].eval()
+        return model
+
+    model.train = {  # type: ignore[method-assign]
+        "closure": closure,
+        "partial": functools.partial(function, model),
+        "method": MethodType(function, model),
+    }[kind]
+    return model
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("mode", ["new", "train", "eval"])
+@pytest.mark.parametrize("kind", ["closure", "partial", "method"])
+@pytest.mark.parametrize("source", [nn, nk])
+def test_train_replaced_on_the_instance(source: Any, kind: str, mode: str, within: bool) -> None:
+    inner = nn.Sequential(source.BatchNorm2d(3), nn.Conv2d(3, 3, 1), source.BatchNorm2d(3))
+    nk.freeze(extra := nn.Sequential(source.BatchNorm2d(3)), affine=False)
+    inner.append(extra)
+    model = nn.Sequential(patched(inner, kind)) if within else patched(inner, kind)
+    if mode != "new":
+        model.train(mode == "train")
+    modes = [
+        (m.training, type(m.training), vars(m).get("_requested_mode")) for m in model.modules()
+    ]
+    assert kept_in_evaluation(model) == {id(inner[0])}
+    assert modes == [
+        (m.training, type(m.training), vars(m).get("_requested_mode")) for m in model.modules()
+    ]
+    names = list(nk.recalibrate(model, [X], progress=False).layers)
+    assert names == ["0.2" if within else "2"]
+
+
+class Box:
+    """Holds weights, as those of a moving average."""
+
+    saved: dict[str, Tensor] | None = None
+
+
+class Swaps(nn.Sequential):
+    """Swaps weights in for evaluation, and back for training."""
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for box in self.__dict__.get("boxes", {}).values():
+            if not mode and box.saved is None:
+                box.saved = {key: value.clone() for key, value in self.state_dict().items()}
+            elif mode and box.saved is not None:
+                self.load_state_dict(box.saved)
+                box.saved = None
+                self[0].eval()
+        return self
+
+
+@pytest.mark.parametrize("tool", [nk.recalibrate, nk.consistency])
+def test_state_in_other_objects_is_left(tool: Any) -> None:
+    model = Swaps(nn.BatchNorm2d(3), nk.BatchNorm2d(3))
+    model.boxes = {"ema": Box()}
+    model.eval()
+    saved = model.boxes["ema"].saved
+    before = {key: value.clone() for key, value in saved.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(tool(model, [X], progress=False).layers) == ["1"]
+    assert model.boxes["ema"].saved is saved
+    assert all(torch.equal(before[key], value) for key, value in saved.items())
+
+
+class Holds(nn.Module):
+    """Has an object without a copy, and asks it in ``train()`` or not."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.norm, self.asks = nn.BatchNorm2d(3), asks
+        self.lock = threading.Lock()
+        self.config = types.SimpleNamespace(norm_eval=True)
+        self.calls: list[Any] = [self.lock]
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        if self.config.norm_eval:
+            self.norm.eval()
+        try:
+            if self.asks:
+                self.lock.acquire(blocking=False)
+        except Exception:
+            pass
+        return self
+
+
+def test_objects_without_a_copy_are_left() -> None:
+    assert kept_in_evaluation(model := Holds(asks=False)) == {id(model.norm)}
+    assert kept_in_evaluation(model := Holds(asks=True)) == frozenset()
+    assert not model.lock.locked() and model.norm.training

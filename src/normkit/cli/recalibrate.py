@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,7 +132,8 @@ def _run(
     load_part(model, part, content)
     batches = call_or_return(
         find_object(batches_name, "--batches"),
-        lambda value: not (inspect.isroutine(value) or isinstance(value, type)),
+        # What cannot be called is for check_batches to refuse, and so is a module.
+        lambda value: isinstance(value, (Iterable, nn.Module)) or not callable(value),
         "an iterable of batches, such as a DataLoader,",
         "--batches",
     )

@@ -81,9 +81,9 @@ def consistency(
     * *Predictions*: the largest score, along axis 1 or the last one, for one integer label for
       each sample and position; without labels only of an output called ``logits``. Regressions
       have none.
-    * *Loss*: ``loss``; else the one that the model returns, as entry ``loss``, as the first tensor
-      without axes of a tuple, as the whole output, or as the sum of a mapping of such tensors; else
-      the cross-entropy of the scores. Labels of -100 weigh nothing.
+    * *Loss*: ``loss``; else the one that the model returns, as entry ``loss``, as a tensor without
+      axes that comes first in a tuple or second of two, as the whole output, or as the sum of a
+      mapping of such tensors; else the cross-entropy of the scores. Labels of -100 weigh nothing.
 
     Detectors that return boxes in evaluation and losses in training mode are compared by these:
     ``forward=lambda model, batch: model.train()(*batch)``. Whichever mode ``forward`` sets, the

@@ -30,6 +30,7 @@ def tensors_in(batch: object) -> list[Tensor]:
 def count_samples(batch: object) -> int | None:
     """Return the length of the first axis of the first tensor that has one; None without such.
 
+    One with further axes comes first, as one axis may be weights or other settings.
     Empty tensors count only if all are empty: a batch without boxes still has images. Lists of
     samples count their samples: of images, as detectors take them, or of mappings with the same
     keys. Graphs count themselves (``num_graphs``), and packed sequences those that are packed.
@@ -50,15 +51,19 @@ def count_samples(batch: object) -> int | None:
     elif isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence):
         parts = list(batch)
     lengths: list[int] = []
+    inputs: list[int] = []  # of what has more than a single value for each sample
     for i, part in enumerate(parts):
         if isinstance(part, PackedSequence):
-            lengths.append(int(part.batch_sizes[0]))
+            inputs.append(int(part.batch_sizes[0]))
         elif isinstance(graphs := getattr(part, "num_graphs", None), int):
-            lengths.append(graphs)
+            inputs.append(graphs)
         elif _is_list_of_tensors(part) and _goes_by_sample(batch, i, part, parts):
-            lengths.append(len(part))
+            inputs.append(len(part))
         else:
-            lengths += [len(tensor) for tensor in tensors_in(part) if tensor.dim()]
+            tensors = tensors_in(part)
+            lengths += [len(tensor) for tensor in tensors if tensor.dim() == 1]
+            inputs += [len(tensor) for tensor in tensors if tensor.dim() > 1]
+    lengths = inputs + lengths
     return next((length for length in lengths if length), 0 if lengths else None)
 
 
@@ -75,7 +80,7 @@ def _goes_by_sample(batch: object, place: int, part: Any, parts: list[Any]) -> b
     if place or isinstance(batch, Mapping):
         return False
     lengths = {len(tensor) if tensor.dim() else None for tensor in part}
-    labels = [len(one) for one in others if isinstance(one, Tensor) and one.dim()]
+    labels = [len(one) for one in tensors_in(others) if one.dim()]
     return not (len(lengths) == 1 and labels and labels[0] in lengths)
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import io
+import itertools
 import operator
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from normkit.errors import DataError, message
+from normkit.statistics.loader_parts import copy_parts
 
 __all__ = ["begins_again", "detached_loader"]
 
-SMALL = 1024
-"""Tensors and arrays of more elements are data, and shared; smaller ones may hold a position."""
+SHOWN = 16
+"""Elements of a list that are looked at for iterators."""
 
 DEPTH = 3
 """Loaders are looked for within this many objects that wrap each other."""
@@ -75,6 +76,8 @@ def _detached(value: Any, depth: int, shared: list[Any]) -> Any:
     if isinstance(value, Iterator) or not isinstance(value, Iterable) or not depth:
         return value
     attributes: dict[str, Any] = getattr(value, "__dict__", {})
+    if _has_but_one(attributes):
+        shared.append(value)
     inner = {name: _detached(part, depth - 1, shared) for name, part in attributes.items()}
     changed = {name: part for name, part in inner.items() if part is not attributes[name]}
     if not changed:
@@ -82,6 +85,25 @@ def _detached(value: Any, depth: int, shared: list[Any]) -> Any:
     wrapper = copy.copy(value)
     vars(wrapper).update(changed)
     return wrapper
+
+
+def _has_but_one(attributes: Mapping[str, Any]) -> bool:
+    """Return True if an object with these attributes has an iterator and nothing to begin again.
+
+    With a list or loader beside it, the iterator may be one that each iteration makes anew.
+    """
+    # An open file is an iterator too, and may be a log.
+    parts = [part for part in attributes.values() if not isinstance(part, io.IOBase)]
+    lists = [list(itertools.islice(p, SHOWN)) for p in parts if isinstance(p, (list, tuple)) and p]
+    iterators = [part for part in itertools.chain(parts, *lists) if isinstance(part, Iterator)]
+    again = [p for p in parts if isinstance(p, (DataLoader, Dataset)) or _iterable_again(p)]
+    whole = [part for part in lists if not any(isinstance(one, Iterator) for one in part)]
+    return bool(iterators) and not again and not whole
+
+
+def _iterable_again(part: object) -> bool:
+    own = isinstance(part, Iterable) and not isinstance(part, Iterator)
+    return own and not isinstance(part, (str, bytes, Mapping, list, tuple, set, frozenset))
 
 
 def _detached_dataloader(loader: DataLoader[Any], depth: int, shared: list[Any]) -> Iterable[Any]:
@@ -140,7 +162,7 @@ def _copies(parts: Mapping[str, Any], source: Any, shared: list[Any]) -> dict[st
             # Later Pythons no longer copy the iterators of itertools.
             warnings.simplefilter("ignore")
             # Together, so that parts that share a generator share its copy.
-            copies = _deep_copies({n: _bare(part) for n, part in parts.items()}, source)
+            copies = copy_parts({n: _bare(part) for n, part in parts.items()}, source)
             if "dataset" in parts:
                 copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
                 positions = _positions(source, parts)
@@ -174,69 +196,6 @@ def _bare(part: Any) -> Any:
 def _as_in(dataset: Any, copied: Any) -> Any:
     """Wrap the copy of a DataPipe as the loader's own is."""
     return type(dataset)(copied) if hasattr(dataset, "_datapipe") else copied
-
-
-def _deep_copies(parts: dict[str, Any], source: Any) -> dict[str, Any]:
-    shared, others = _shared_data(parts, source)
-    try:
-        return copy.deepcopy(parts, dict(shared))
-    except Exception:
-        # Locks, connections and the like, which have no copy and no position either.
-        shared.update((id(value), value) for value in others if _stands_still(value))
-        return copy.deepcopy(parts, shared)
-
-
-def _stands_still(value: Any) -> bool:
-    """Return True if ``value`` cannot be copied, and nothing can be taken from it in turn."""
-    if any(hasattr(type(value), name) for name in _TAKES):
-        return False
-    try:
-        value.__reduce_ex__(4)
-    except Exception:
-        return True
-    return False
-
-
-_TAKES = ("__next__", "read", "recv", "get", "fetchone", "value")
-
-
-def _shared_data(parts: Mapping[str, Any], source: Any) -> tuple[dict[int, Any], list[Any]]:
-    """Return, by identity, the data that copies of ``parts`` share with them; and other objects."""
-    shared: dict[int, Any] = {}
-    others = []
-    # Of any class, such as a list, to which samplers refer.
-    if "dataset" not in parts and isinstance(source, DataLoader):
-        shared[id(source.dataset)] = source.dataset
-    visited = set(shared)
-    values = list(parts.values())
-    while values:
-        value = values.pop()
-        if id(value) in visited:
-            continue
-        visited.add(id(value))
-        if _is_data(value):
-            shared[id(value)] = value
-        elif isinstance(value, (list, tuple)):
-            values += value
-        elif isinstance(value, dict):
-            values += value.values()
-        elif not isinstance(value, (type, types.FunctionType)):
-            others.append(value)
-            values += getattr(value, "__dict__", {}).values()
-    return shared, others
-
-
-def _is_data(value: object) -> bool:
-    if isinstance(value, (Tensor, np.ndarray)):
-        return (value.numel() if isinstance(value, Tensor) else value.size) > SMALL
-    if isinstance(value, Dataset):
-        return not isinstance(value, IterableDataset)
-    cls = type(value)
-    table = cls.__module__.partition(".")[0] in _TABLES and not hasattr(cls, "__next__")
-    return table or isinstance(value, (nn.Module, types.ModuleType))
-
-
-_TABLES = {"pyarrow", "pandas", "polars", "h5py", "zarr"}
 
 
 def _goes_on(dataset: Any, position: Any) -> bool:

@@ -114,7 +114,7 @@ class OutputSums:
                 self._logits.add(p, q, axis, None)
             for fitting in axes:
                 assert labels is not None
-                self._fitting[fitting].add(p, q, fitting, labels[some].to(p.device).long())
+                self._fitting[fitting].add(p, q, fitting, labels[some].to(p.device))
         for fitting in axes:
             self._fitting[fitting].end()
 
@@ -136,6 +136,8 @@ class OutputSums:
         if scores is not None and axis is not None:
             self._losses["labels"] = scores.losses
         difference, note = self._values.difference(axis)
+        if self._classes.batches == self._values.batches > 0:
+            note = "the model returned classes, which are compared as predictions alone"
         losses = max(self._losses.values(), key=lambda one: one.batches + one.left_out)
         return OutputComparison(
             difference,
@@ -148,9 +150,10 @@ class OutputSums:
     def _scores(self) -> tuple[_Scores | None, int | None]:
         """Return the predictions to count, and the axis of the classes; None if unknown."""
         compared, labelled = self._values.batches, self._labels["classes"]
-        for axis, one in self._fitting.items():
-            if one.batches == labelled > 0:
-                return one, axis
+        # Where both axes fit, the one that the classes of logits lie along.
+        for axis in sorted(self._fitting, key=lambda axis: axis != self._logits.axis):
+            if self._fitting[axis].batches == labelled > 0:
+                return self._fitting[axis], axis
         if self._logits.batches == compared > 0 and not self._labels["numbers"]:
             return self._logits, self._logits.axis
         if self._classes.batches == compared > 0:

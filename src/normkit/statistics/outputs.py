@@ -6,7 +6,8 @@ One rule for every kind of output:
 * of a mapping, a dataclass or a named tuple (Hugging Face's outputs are such), the entry ``loss``
   is the loss and ``logits`` the values, which are then scores; without ``logits`` the first tensor
   with at least two axes, also within its entries, else the first with one;
-* of a tuple or list, the first tensor without axes is the loss, and the values are as above;
+* of a tuple or list, a tensor without axes is the loss if it comes first, or follows the only other
+  part; one behind several is anything, such as a scale. The values are as above;
 * of a mapping with nothing but numbers, such as the losses of a detector, the sum is the loss;
 * a list of mappings or of lists, such as boxes image by image, has no values: two modes find
   different boxes.
@@ -17,10 +18,12 @@ The *labels* are the second part of a pair ``(inputs, labels)``, and of a mappin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,8 +91,11 @@ def _parts(output: Any) -> tuple[Tensor | None, Any, bool]:
         return (_first(_comparable(output)), None, False) if output.dim() else (None, output, False)
     entries = _entries(output)
     if entries is None:
-        parts = list(output) if isinstance(output, (list, tuple)) else []
-        loss = next((part for part in parts if isinstance(part, Tensor) and not part.dim()), None)
+        parts = (
+            [one for one in output if one is not None] if isinstance(output, (list, tuple)) else []
+        )
+        places = parts[:2] if len(parts) == 2 else parts[:1]
+        loss = next((part for part in places if isinstance(part, Tensor) and not part.dim()), None)
         return _first(_comparable(output)), loss, False
     rest = {key: value for key, value in entries.items() if value is not None}
     if rest and all(isinstance(value, Tensor) and not value.dim() for value in rest.values()):
@@ -146,17 +152,25 @@ def _comparable(part: Any) -> list[Tensor]:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Return the labels of a batch, or None."""
+    """Return the labels of a batch, or None; integers of any type as int64.
+
+    In narrower types other labels equal -100: 156 in uint8.
+    """
     if isinstance(batch, Mapping):
         labels = next((batch[key] for key in LABELS if key in batch), None)
     else:
         pair = isinstance(batch, (list, tuple)) and len(batch) == 2
         labels = batch[1] if pair else None
-    if isinstance(labels, (list, tuple)) and labels and isinstance(labels[0], (int, float)):
-        return torch.tensor(labels)
-    if type(labels).__module__ == "numpy":
-        return torch.as_tensor(labels)
-    return labels if isinstance(labels, Tensor) else None
+    # Names and other things that no tensor holds are no labels to compare.
+    with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
+        if isinstance(labels, (list, tuple)) and labels and isinstance(labels[0], (int, float)):
+            labels = torch.tensor(labels)
+        elif type(labels).__module__ == "numpy":
+            # A copy, as a tensor takes neither one that is read-only nor one in reverse.
+            labels = torch.as_tensor(np.array(labels, order="C"))
+    if not isinstance(labels, Tensor) or labels.is_nested or labels.layout != torch.strided:
+        return None
+    return labels.long() if is_class_labels(labels) else labels
 
 
 def is_class_labels(labels: Tensor) -> bool:

@@ -140,7 +140,7 @@ class BatchStatistics(Layer, _BatchNorm):
                 return None
             stats, momentum, updated = Stats.UPDATE, self.momentum, self._stats_updated
             if momentum.__class__ is int:  # shown as passed; the kernel takes floats alone
-                momentum = float(momentum)  # type: ignore[arg-type]
+                momentum = float(momentum)
         y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, 1, None,
                         self.eps, self._act, stats, momentum, updated)  # fmt: skip
         if y is not None and stats == Stats.UPDATE and not updated:

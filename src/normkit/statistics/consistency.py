@@ -29,11 +29,11 @@ from normkit.statistics.calls import (
     shared_layers,
 )
 from normkit.statistics.checks import check_statistics
-from normkit.statistics.distributed import ranks_of
+from normkit.statistics.distributed import Ranks, ranks_of
 from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
 from normkit.statistics.gaps import gap_between, with_errors
 from normkit.statistics.loaders import detached_loader
-from normkit.statistics.lockstep import in_step
+from normkit.statistics.lockstep import MET, in_step
 from normkit.statistics.observe import Observer, observing
 from normkit.statistics.output_sums import Loss, OutputSums
 from normkit.statistics.preserve import is_sharded, preserve_rng
@@ -132,12 +132,15 @@ def consistency(
     None
     """
     check_model(model, "consistency", batches)
-    check_batches(batches)
-    check_function(forward, "forward", "forward(model, batch)")
-    check_function(loss, "loss", "loss(output, batch)")
-    check_samples(samples)
     inner = unwrap(model)
-    layers, skipped = find_norm_layers(inner)
+    sharded = is_sharded(inner)
+    ranks = ranks_of(None if sharded else False)
+    with ranks.announcing(MET):
+        check_batches(batches)
+        check_function(forward, "forward", "forward(model, batch)")
+        check_function(loss, "loss", "loss(output, batch)")
+        check_samples(samples)
+        layers, skipped = find_norm_layers(inner)
     running = _running_statistics(layers)
     training: dict[str, CallsEstimate] = {}
     evaluation: dict[str, CallsEstimate] = {}
@@ -145,7 +148,7 @@ def consistency(
     with observing(inner, layers) as observer, bar(progress) as shown:
         shown.begin(samples)
         enough = partial(_reached, outputs, samples)
-        for batch, counts in _stream(batches, inner, forward, enough):
+        for batch, counts in _stream(batches, inner, forward, enough, ranks if sharded else None):
             observer.start({}, training if counts else {}, by_parts=True)
             # Both passes draw alike, should the model draw at all.
             with preserve_rng():
@@ -154,15 +157,22 @@ def consistency(
                 single[observer.single] += 1
                 outputs.left_out += count
             counts = counts and bool(count) and observer.single is None
-            # Other ranks may be in a second pass whatever this one has seen.
-            if counts or is_sharded(inner):
+            by_batch, failure = None, None
+            try:
                 by_batch = outputs.read(observer.output, batch) if counts else None
+            except Exception as error:
+                failure = error
+            # Other ranks may be in a second pass whatever this one has seen.
+            if sharded or (counts and failure is None):
                 observer.start(running, evaluation if counts else {})
                 observer.run(batch, forward, to_end=True)
-            if counts and by_batch is not None:
-                outputs.add(by_batch, outputs.read(observer.output, batch), batch, count)
-                sizes[count] += 1
-                shown.at(outputs.samples + outputs.left_out)
+            with ranks.announcing(MET):
+                if failure is not None:
+                    raise failure
+                if counts and by_batch is not None:
+                    outputs.add(by_batch, outputs.read(observer.output, batch), batch, count)
+                    sizes[count] += 1
+                    shown.at(outputs.samples + outputs.left_out)
     _check_measured(training, single, observer)
     by_bank = layers_by_bank(layers)
     eps = {name: one.eps for name, one in by_bank.items()}
@@ -195,11 +205,14 @@ def _reached(outputs: OutputSums, samples: int | None) -> bool:
 
 
 def _stream(
-    batches: Iterable[Any], model: nn.Module, forward: Forward | None, enough: Callable[[], bool]
+    batches: Iterable[Any],
+    model: nn.Module,
+    forward: Forward | None,
+    enough: Callable[[], bool],
+    ranks: Ranks | None,
 ) -> Iterator[tuple[Any, bool]]:
-    """Yield batches until there are enough, and whether each counts."""
-    if is_sharded(model):
-        ranks = ranks_of(None)
+    """Yield batches until there are enough, and whether each counts; in step with ``ranks``."""
+    if ranks is not None:
         yield from in_step(lambda: detached_loader(batches), ranks, model, forward, enough=enough)
         return
     for batch in detached_loader(batches):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -91,6 +92,18 @@ class Ranks:
                 )
             )
         return list(totals)
+
+    @contextlib.contextmanager
+    def announcing(self, counts: int) -> Iterator[None]:
+        """Let the other ranks know of an error within, at their next :meth:`status`.
+
+        ``counts`` is how many that one adds up.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.status([0] * counts, 0, error)
+            raise
 
     def _raise_failure(self, error: BaseException | None) -> None:
         first, note = self.first(None if error is None else f"{type(error).__name__}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -61,7 +61,7 @@ def repeat(
     A pass is right in every layer whose predecessors were right in the one before, so after one
     more than there are layers all are, whatever the first pass was.
     """
-    result, step = _start(layers, first), math.inf
+    result, step = _start(first), math.inf
     raw = result
     while passes.count <= len(layers):
         before, step_before = result, step
@@ -77,34 +77,29 @@ def repeat(
     return dict(checked(layers, raw))
 
 
-def _start(
-    layers: Sequence[NormLayer], first: dict[str, LayerStatistics]
-) -> dict[str, LayerStatistics]:
-    """Return what to begin with: the running statistics where the first pass is unusable.
+def _start(first: dict[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+    """Return what to begin with: mean 0 and variance 1 where the first pass is unusable.
 
     Divided by the deviation of an input that was constant, later layers would get huge values.
+    Nor the running statistics, which may differ between ranks: these would not stop together.
     """
-    if all(one.bias < UNUSABLE for one in first.values()):
-        return first
-    start = dict(first)
-    for one in layers:
-        for name, row in one.banks:
-            if name in first and first[name].bias >= UNUSABLE:
-                mean, variance = one.stats(row)
-                usable = variance.isfinite() & (variance > 0) & mean.isfinite()
-                start[name] = first[name]._replace(
-                    mean=torch.where(usable, mean, 0.0), variance=torch.where(usable, variance, 1.0)
-                )
-    return start
+    return _standard_where(first, {n for n, s in first.items() if s.bias >= UNUSABLE})
 
 
 def _finite(statistics: dict[str, LayerStatistics]) -> dict[str, LayerStatistics]:
     """Return ``statistics``, or a copy without what overflowed behind a layer not yet right."""
-    bad = {n: s for n, s in statistics.items() if not (s.mean + s.variance).isfinite().all()}
-    return statistics if not bad else {
-        **statistics,
-        **{n: s._replace(mean=torch.zeros_like(s.mean), variance=torch.ones_like(s.variance))
-           for n, s in bad.items()},
+    bad = {n for n, s in statistics.items() if not (s.mean + s.variance).isfinite().all()}
+    return _standard_where(statistics, bad)
+
+
+def _standard_where(
+    statistics: dict[str, LayerStatistics], names: Collection[str]
+) -> dict[str, LayerStatistics]:
+    """Return ``statistics``, or a copy with mean 0 and variance 1 in the layers of these names."""
+    return statistics if not names else {
+        name: s._replace(mean=torch.zeros_like(s.mean), variance=torch.ones_like(s.variance))
+        if name in names else s
+        for name, s in statistics.items()
     }  # fmt: skip
 
 

@@ -22,7 +22,10 @@ from normkit.statistics.counts import count_samples, tensors_in
 from normkit.statistics.distributed import Ranks
 from normkit.statistics.preserve import is_sharded
 
-__all__ = ["check_complete", "check_group", "in_step"]
+__all__ = ["MET", "check_complete", "check_group", "in_step"]
+
+MET = 2
+"""Numbers that the ranks add up before each forward."""
 
 
 def check_group(model: nn.Module, process_group: Any) -> None:

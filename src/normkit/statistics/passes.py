@@ -21,14 +21,17 @@ from normkit.statistics.estimate import (
     statistics,
 )
 from normkit.statistics.loaders import detached_loader
-from normkit.statistics.lockstep import check_complete, in_step
+from normkit.statistics.lockstep import MET, check_complete, in_step
 from normkit.statistics.observe import Observer
 from normkit.statistics.preserve import is_sharded, preserve_rng
 from normkit.statistics.progress import Bar
 from normkit.statistics.relative import MAX_BIAS, relative_error
 from normkit.statistics.stats_layers import layers_by_bank
 
-__all__ = ["Passes"]
+__all__ = ["FIRST_COUNTS", "Passes"]
+
+FIRST_COUNTS = {False: 4, True: MET}
+"""Numbers that the ranks add up when they first meet, by whether they run each forward together."""
 
 MIN_BATCHES = 8
 """Batches before the standard errors are first compared with a tolerance."""

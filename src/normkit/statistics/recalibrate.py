@@ -26,7 +26,8 @@ from normkit.statistics.layerwise import checked, group_errors, repeat, with_err
 from normkit.statistics.loaders import begins_again
 from normkit.statistics.lockstep import check_group
 from normkit.statistics.observe import observing
-from normkit.statistics.passes import Passes
+from normkit.statistics.passes import FIRST_COUNTS, Passes
+from normkit.statistics.preserve import is_sharded
 from normkit.statistics.progress import bar
 from normkit.statistics.relative import MAX_BIAS, state_bias
 from normkit.statistics.results import Cost, Recalibration
@@ -153,22 +154,15 @@ def recalibrate(
     tensor([0., 0.])
     """
     check_model(model, "recalibrate", batches)
-    check_batches(batches)
-    check_function(forward, "forward", "forward(model, batch)")
-    check_samples(samples)
-    check_tolerance(tolerance)
-    if layerwise and isinstance(batches, Iterator):
-        raise OptionError(
-            message(
-                "re-iterable batches for layerwise=True, which makes several passes",
-                f"a {type(batches).__name__}, which can be iterated over once",
-                "pass a list or a DataLoader",
-            )
-        )
-    inner = unwrap(model)
-    layers, skipped = find_norm_layers(inner)
-    ranks = ranks_of(process_group)
-    check_group(inner, process_group)
+    inner, ranks = unwrap(model), ranks_of(process_group)
+    with ranks.announcing(FIRST_COUNTS[is_sharded(inner)]):
+        check_batches(batches)
+        check_function(forward, "forward", "forward(model, batch)")
+        check_samples(samples)
+        check_tolerance(tolerance)
+        _check_repeats(layerwise, batches)
+        layers, skipped = find_norm_layers(inner)
+        check_group(inner, process_group)
     start = time.perf_counter()
     with observing(inner, layers) as observer, bar(progress and ranks.rank == 0) as shown:
         passes = Passes(observer, batches, forward, ranks, shown)
@@ -197,6 +191,17 @@ def recalibrate(
     _warn(layers, result, cost, tolerance)
     avoided = bias if switch else 0.0
     return Recalibration(layers, result, skipped, units, cost, shared, avoided)
+
+
+def _check_repeats(layerwise: bool, batches: Iterable[Any]) -> None:
+    if layerwise and isinstance(batches, Iterator):
+        raise OptionError(
+            message(
+                "re-iterable batches for layerwise=True, which makes several passes",
+                f"a {type(batches).__name__}, which can be iterated over once",
+                "pass a list or a DataLoader",
+            )
+        )
 
 
 def _check_size(few: bool, bias: float, passes: Passes) -> None:

@@ -164,7 +164,7 @@ def consistency(
                 failure = error
             # Other ranks may be in a second pass whatever this one has seen.
             if sharded or (counts and failure is None):
-                observer.start(running, evaluation if counts else {})
+                observer.start(running, evaluation if counts else {}, again=True)
                 observer.run(batch, forward, to_end=True)
             with ranks.announcing(MET):
                 if failure is not None:

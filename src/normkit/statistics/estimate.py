@@ -59,7 +59,7 @@ class LayerStatistics(NamedTuple):
         mean_standard_error: (C,), in units of the values; NaN from a single batch.
         variance_standard_error: (C,), in squared units; NaN from a single batch.
         count: values per channel (samples, for a layer that averages over samples).
-        bias: share of the deviation and of the variance by which they may be off because layers
+        bias: about which share of the deviation and of the variance they may be off because layers
             before normalized by batches of few samples; 0 where they did not.
         batches: how many there were; of a layer called several times for each, its calls.
     """

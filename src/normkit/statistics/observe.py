@@ -84,16 +84,17 @@ class Observer:
         fixed: Mapping[str, LayerStatistics],
         estimates: dict[str, CallsEstimate] | None = None,
         by_parts: bool = False,
+        again: bool = False,
     ) -> None:
         """Set the statistics to normalize with: ``fixed``, or else each input's own moments.
 
         Moments are collected in ``estimates``, or in new ones; ``by_parts`` lets ghost batch
-        normalization take those of each part of the batch, as in training.
+        normalization take those of each part of the batch, as in training. ``again`` tells that the
+        same batch follows.
         """
         self._fixed = fixed
         self.estimates = {} if estimates is None else estimates
-        # A comparison starts twice for each batch, a recalibration once for each pass.
-        self._is_next = estimates is None or not fixed
+        self._is_next = not again
         self._number = 0 if estimates is None else self._number
         # Moments sample by sample, or part by part, only the layer can normalize by; it does so in
         # training mode, and updates the replaced buffers.

@@ -56,6 +56,7 @@ class Passes:
 
     Attributes:
         samples, batches: of all ranks together, in the first pass.
+        own_samples: of this rank, in the first pass.
         count: passes made.
         units: by layer, the number of units behind the standard errors.
     """
@@ -77,7 +78,8 @@ class Passes:
         self._fingerprint = fingerprint(observer.layers)
         self._max_rounds = MAX_ROUNDS if ranks.size > 1 else 1
         self._in_step = ranks.size > 1 and is_sharded(observer.model)
-        self._own_batches = self._own_samples = 0  # of this rank, in the first pass
+        self._own_batches = self.own_samples = 0
+        self._remainder = 0  # samples of this rank's last batch, where it was smaller
         self.samples = self.batches = self.count = 0
         self.units: dict[str, int] = {}
 
@@ -97,7 +99,8 @@ class Passes:
         with preserve_rng():
             while True:
                 total, batches, active, per_round = self._advance(share, rounds)
-                self._own_batches, self._own_samples = share.batches, share.samples
+                self._own_batches, self.own_samples = share.batches, share.samples
+                self._remainder = share.remainder
                 self.samples, self.batches = total, batches
                 if not active or (samples is not None and total >= samples):
                     break
@@ -142,7 +145,7 @@ class Passes:
 
     def group_number(self, smallest: int) -> int:
         """Return into how many groups of at least so many samples to split this rank's batches."""
-        return max(1, min(MAX_GROUPS, self._own_batches, self._own_samples // smallest))
+        return max(1, min(MAX_GROUPS, self._own_batches, self.own_samples // smallest))
 
     def group_pass(
         self, groups: Sequence[Mapping[str, LayerStatistics]]
@@ -159,6 +162,7 @@ class Passes:
         share, active = self._share(self._own_batches), 1
         estimates: list[dict[str, CallsEstimate]] = [{} for _ in groups]
         done = 0
+        self._observer.start({})  # counts batches anew
 
         def run(batch: Any, counts: bool) -> int:
             nonlocal done
@@ -189,6 +193,12 @@ class Passes:
     def any_rank(self, value: bool) -> bool:
         """Return whether ``value`` is true at any rank."""
         return self._ranks.status([int(value)], self._fingerprint)[0] > 0
+
+    def without_remainders(self) -> float:
+        """Return by which factor batches per sample fall without each rank's smaller last one."""
+        own = [self._remainder, int(self._remainder > 0)]
+        samples, batches = self._ranks.status(own, self._fingerprint)
+        return (self.batches - batches) / (self.samples - samples) * self.samples / self.batches
 
     def _advance(
         self, share: _Share, rounds: int, run: Callable[[Any, bool], int] | None = None
@@ -269,7 +279,7 @@ class _Share:
         self._start = start
         self._stream: Iterator[tuple[Any, bool]] | None = None
         self._remaining = self._limit = limit
-        self.samples = self.batches = self._largest = 0
+        self.samples = self.batches = self.remainder = self._largest = 0
 
     def advance(self, rounds: int, run: Callable[[Any, bool], int]) -> None:
         """Call ``run``, which returns the number of samples, on up to ``rounds`` batches."""
@@ -282,6 +292,7 @@ class _Share:
             if counts:
                 self.samples, self.batches = self.samples + count, self.batches + 1
                 self._largest = max(self._largest, count)
+                self.remainder = count if count < self._largest else 0
         if done < wanted:
             check_complete(self.batches, self._limit)
         self._remaining = self._remaining - done if done == wanted else 0

@@ -29,7 +29,7 @@ from normkit.statistics.observe import observing
 from normkit.statistics.passes import FIRST_COUNTS, Passes
 from normkit.statistics.preserve import is_sharded
 from normkit.statistics.progress import bar
-from normkit.statistics.relative import MAX_BIAS, state_bias
+from normkit.statistics.relative import LARGE_BIAS, MAX_BIAS, state_bias
 from normkit.statistics.results import Cost, Recalibration
 from normkit.statistics.stats_layers import (
     NormLayer,
@@ -81,14 +81,15 @@ def recalibrate(
     moments, as in training (of the whole batch in this process, also where training normalizes by
     ghost batches or across processes). The result then does not depend on the order of the batches
     nor on which process sees which; but later layers inherit a bias of about one part in
-    the samples of a batch, which no standard error shows and the result states (``.bias``).
+    the samples of a batch, which no standard error shows and the result estimates (``.bias``).
     ``layerwise=True`` measures them as evaluation will run, with the layers before on population
     statistics: correct with any batch size, in several passes over the same data, until they agree
     (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers). With
-    batches of less than ten samples, or where the bias would be more than ``tolerance``, this is
-    done without being asked for, and the result says so; with less than ten samples the standard
-    errors take as many passes again. ``layerwise=False`` takes one pass whatever the bias, which it
-    states; with less than ten samples its standard errors hold for the first layers only.
+    batches of less than ten samples, or where the bias would be more than ``tolerance`` or 60 %
+    (batches that come in an order), this is done without being asked for, and the result says so;
+    with less than ten samples the standard errors take as many passes again. ``layerwise=False`` takes one pass
+    whatever the bias, which it states; with less than ten samples its standard errors hold for the
+    first layers only.
 
     Args:
         model: any module in any mode; a parallel or compiled wrapper is unwrapped.
@@ -120,7 +121,7 @@ def recalibrate(
 
     Warns:
         UserWarning: fewer than five samples in all, with how badly a variance is known; a bias
-            above ``tolerance``, from an iterator.
+            above ``tolerance`` or 60 %, from an iterator.
 
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an iterable
@@ -171,24 +172,28 @@ def recalibrate(
         errors = checked(layers, errors)
         stated = state_bias(errors, {name: one.eps for name, one in layers_by_bank(layers).items()})
         units, bias = passes.units, max(one.bias for one in stated.values())
-        few = max(one.bias for one in errors.values()) > MAX_BIAS
-        switch = layerwise is None and (few or bias > (tolerance or math.inf))
+        lost = max(one.bias for one in errors.values())
+        few = lost > MAX_BIAS and lost * passes.without_remainders() > MAX_BIAS * (1 + 1e-9)
+        limit = min(tolerance or math.inf, LARGE_BIAS if layerwise is None else math.inf)
+        switch = layerwise is None and (few or bias > limit)
         if switch and passes.any_rank(not begins_again(batches)):
             _check_size(few, bias, passes)
             switch = False
         result = repeat(layers, passes, errors) if layerwise or switch else stated
-        shared = shared_layers(observer.estimates, layers, passes.samples)
+        shared = shared_layers(observer.estimates, layers, passes.own_samples)
         measuring = passes.count
+        # Some layers may be reached only in a later pass.
+        units = passes.units | units
         if few and layerwise is not False:
             errors = group_errors(layers, passes, result)
-            units = passes.units
+            units |= passes.units
     result = {name: with_errors_of(one, errors.get(name, one)) for name, one in result.items()}
     skipped += observer.inputs.unmeasured(result)
     seconds = time.perf_counter() - start
     error_passes = passes.count - measuring
     cost = Cost(passes.samples, passes.batches, measuring, seconds, error_passes)
     # Before anything is written, for those who make warnings errors.
-    _warn(layers, result, cost, tolerance)
+    _warn(layers, result, cost, tolerance, limit)
     avoided = bias if switch else 0.0
     return Recalibration(layers, result, skipped, units, cost, shared, avoided)
 
@@ -218,7 +223,7 @@ def _check_size(few: bool, bias: float, passes: Passes) -> None:
                 "of about one part in that many; or batches that can be iterated over again, to "
                 "measure layer by layer",
                 "batches that may not be iterated over again, of "
-                f"{size:.3g} samples each: off by up to {format_percent(bias)}",
+                f"{size:.3g} samples each: off by about {format_percent(bias)}",
                 "pass a list or a DataLoader, or larger batches; no statistics were changed",
             )
         )
@@ -229,6 +234,7 @@ def _warn(
     result: Mapping[str, LayerStatistics],
     cost: Cost,
     tolerance: float | None,
+    limit: float,
 ) -> None:
     """Warn if the statistics are hardly known, or less well than ``tolerance`` says."""
     by_bank = layers_by_bank(layers)
@@ -242,11 +248,13 @@ def _warn(
             stacklevel=3,
         )
     bias = max(one.bias for one in result.values())
-    if tolerance is not None and bias > tolerance:
+    if bias > limit:
+        known = (
+            "" if tolerance is None else f"tolerance={tolerance} bounds the standard error, but "
+        )
         warnings.warn(
-            f"tolerance={tolerance} bounds the standard error, but batches of "
-            f"{cost.samples / cost.batches:.3g} samples, which can be iterated over only once, may "
-            f"put later layers off by up to {format_percent(bias)}; pass a list or a DataLoader, "
-            "or larger batches",
+            f"{known}batches of {cost.samples / cost.batches:.3g} samples, which can be iterated "
+            f"over only once, may put later layers off by about {format_percent(bias)}; pass a "
+            "list or a DataLoader, or larger or shuffled batches",
             stacklevel=3,
         )

@@ -4,8 +4,8 @@ No difference between units shows the *bias*: where layers before normalize by e
 moments, a batch of n samples loses one part in n of what varies between samples, in every batch
 alike. :class:`~normkit.statistics.estimate.Tally` gathers 1/n, weighed by values, so that a small
 last batch counts for as little as it contributes. What later layers are given is off by 0.05/n to
-2.7/n (six networks, batches of 1 to 64: docs/recalibration.md), the more the longer the tails:
-:func:`state_bias` has the bound.
+2.7/n (six networks, batches of 1 to 64: docs/recalibration.md), the more the longer the tails and
+the deeper: :func:`state_bias` estimates it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from torch import Tensor
 
 from normkit.statistics.estimate import LayerStatistics
 
-__all__ = ["MAX_BIAS", "TINY", "distance", "relative_error", "rms", "state_bias"]
+__all__ = ["LARGE_BIAS", "MAX_BIAS", "TINY", "distance", "relative_error", "rms", "state_bias"]
 
 MAX_BIAS = 0.1
 """Largest 1/n of a single pass: batches of ten samples. To first order in it, the standard errors
 are right, and measured biases are mostly below it."""
+
+LARGE_BIAS = 0.6
+"""Largest bias that a single pass is left with."""
+
+ONE_BATCH = 2.7
+"""Bias times n, the largest of docs/recalibration.md, where one batch shows no spread."""
 
 TINY = torch.finfo(torch.float64).tiny
 """Replaces a variance of zero where a layer adds no ε."""
@@ -47,17 +53,21 @@ def relative_error(result: LayerStatistics, eps: float) -> float:
 def state_bias(
     statistics: Mapping[str, LayerStatistics], eps: Mapping[str, float]
 ) -> dict[str, LayerStatistics]:
-    """State the bias of a pass in which batches normalized themselves; ``statistics`` by calls.
+    """Estimate the bias of a pass in which batches normalized themselves; ``statistics`` by calls.
 
-    The larger of 1/n and of the largest squared relative standard error of a single batch, of this
-    layer and of those before it: for independent normal values 2/n, more with longer tails, or
-    where batches come in an order. Behind no layer it is 0.
+    The squared relative standard error of a single batch is 2/n for independent normal values, more
+    with longer tails or where batches come in an order, less where a sample has many values. The
+    largest of: 1/n; this figure of this layer, or of one before; half the sum of the figures of
+    those before, as losses add up with depth. ``ONE_BATCH`` / n where there is one batch, which
+    shows no such figure. An estimate and no bound. Behind no layer it is 0.
     """
-    stated, largest = {}, 0.0
+    stated, largest, total = {}, 0.0, 0.0
     for name, one in statistics.items():
         spread = one.batches * relative_error(one, eps[name]) ** 2
-        largest = max(largest, 0.0 if math.isnan(spread) else spread)
-        stated[name] = one._replace(bias=max(one.bias, largest) if one.bias else 0.0)
+        known = not math.isnan(spread)
+        largest = max(largest, spread if known else ONE_BATCH * one.bias)
+        stated[name] = one._replace(bias=max(one.bias, largest, total / 2) if one.bias else 0.0)
+        total += spread if known else 0.0
     return stated
 
 

@@ -54,7 +54,7 @@ class Shift(NamedTuple):
         error: relative standard error of the new statistics, see ``relative_error``; NaN if
             unknown.
         bias: share of a deviation and of a variance by which the new ones may be off beside that,
-            in every batch alike: see :class:`LayerStatistics`.
+            in every batch alike; an estimate: see :class:`LayerStatistics`.
 
         ``mean`` and ``variance`` are NaN where the old ones were not finite.
     """
@@ -129,10 +129,17 @@ class Recalibration:
                     self._before.append((one.layer, key, tensor.detach().clone()))
                 for name, row in rows:
                     new = self.layers[name]
-                    counted = torch.tensor(_count_after(one, new), device="cpu")
-                    values = (new.mean, new.variance, counted)
+                    values = (new.mean, new.variance)
                     for tensor, value in zip(tensors, values, strict=False):
                         overwrite(tensor if row is None else tensor[row], value)
+                for counter in tensors[2:]:
+                    counts = [_count_after(one, self.layers[name]) for name, _ in rows]
+                    # One for each set of statistics, or one for all.
+                    if one.banks[0][1] is None or counter.shape[:1] != (len(one.banks),):
+                        rows, counts = [(one.name, None)], [sum(counts)]
+                    for (_, row), count in zip(rows, counts, strict=True):
+                        counted = torch.tensor(count, device="cpu")
+                        overwrite(counter if row is None else counter[row], counted)
         except BaseException:
             self.undo()
             raise
@@ -174,15 +181,16 @@ class Recalibration:
 
     @property
     def bias(self) -> float:
-        """Bias of the worst layer, a share: what small batches may cost, in no standard error."""
+        """Estimated bias of the worst layer, a share: what small batches may cost."""
         return max(shift.bias for shift in self.shifts.values())
 
     def interval(self, name: str, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """Confidence intervals of a layer's mean and variance, each (2, C): lower and upper.
 
         Student's t with one degree of freedom less than there were units; for the variance on a
-        logarithmic scale. Wider on both sides by the layer's ``bias``, which may go either way.
-        Needs scipy, which ``normkit[lab]`` installs.
+        logarithmic scale. Wider on both sides by the layer's ``bias``, which may go either way:
+        where it is not 0 the interval is approximate, as the bias is estimated and a mean over
+        channels. Needs scipy, which ``normkit[lab]`` installs.
 
         Raises:
             StatisticsError: ``name`` was not recalibrated, or was seen in one batch only.
@@ -261,7 +269,7 @@ class Recalibration:
                 spread = format_percent(1 / math.sqrt(2 * (units - 1)))
                 certainty += f" (from {units} batches, so itself known to ±{spread})"
         if self.bias:
-            certainty += f", bias at most {format_percent(self.bias)}"
+            certainty += f", bias about {format_percent(self.bias)}"
         return certainty
 
     def __repr__(self) -> str:
@@ -276,7 +284,7 @@ class Recalibration:
         if self.avoided_bias:
             head += (
                 f"\n  layer by layer, as one pass over batches of {self.samples / self.batches:.3g}"
-                f" would be off by up to {format_percent(self.avoided_bias)}"
+                f" would be off by about {format_percent(self.avoided_bias)}"
             )
         rows = [
             (
@@ -289,7 +297,7 @@ class Recalibration:
             for name, shift in sorted(self.shifts.items(), key=lambda item: -_size(item[1]))
         ]
         columns = ["layer", "mean shift", "variance shift", "standard error"]
-        columns += ["bias up to"] if self.bias else []
+        columns += ["bias about"] if self.bias else []
         table = format_table(columns, rows, self.skipped, " with smaller shifts")
         return "\n".join([head, *table, *(f"  {one}" for one in self.shared)])
 

@@ -15,6 +15,7 @@ import normkit as nk
 from normkit.cli.checkpoint import locate_part, replace_stats
 from normkit.integrations.stats_swap import StatsSwap
 from normkit.nn import BatchRenorm1d, DomainBatchNorm1d
+from normkit.statistics import StatsSpec, stats_spec
 
 LAYERS: dict[str, Any] = {
     "torch": lambda: nn.BatchNorm1d(4),
@@ -42,6 +43,38 @@ def count(model: nn.Module) -> int:
     counter = model.get_submodule("0").num_batches_tracked
     assert isinstance(counter, Tensor)
     return int(counter.sum())
+
+
+def test_one_counter_for_several_sets() -> None:
+    """A third party's layer with domains may count the batches of all of them together."""
+
+    class Domains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.domain = 0
+            self.register_buffer("running_mean", torch.zeros(3, 4))
+            self.register_buffer("running_var", torch.ones(3, 4))
+            self.register_buffer("num_batches_tracked", torch.tensor(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = (x - self.running_mean[self.domain]) / self.running_var[self.domain]
+            return out
+
+    @stats_spec.register(Domains)
+    def _(layer: Domains) -> StatsSpec:
+        return StatsSpec(bank=lambda layer: layer.domain)
+
+    def forward(net: nn.Module, batch: tuple[int, Tensor]) -> Any:
+        net.domain = batch[0]
+        return net(batch[1])
+
+    layer = Domains()
+    data = [(i % 2, x) for i, x in enumerate(batches(7))]
+    with nk.recalibrate(layer, data, forward=forward, samples=None, progress=False) as found:
+        assert [one.batches for one in found.layers.values()] == [4, 3]
+        assert int(layer.num_batches_tracked) == 7
+        assert layer.running_mean[1].mean() > 9 and not layer.running_mean[2].any()
+    assert int(layer.num_batches_tracked) == 5 and not layer.running_mean.any()
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -166,6 +166,25 @@ def test_bias_of_one_batch() -> None:
     assert [one.bias for one in found.layers.values()] == [0, 2.7 / 64, 2.7 / 64]
 
 
+def test_error_in_a_pass_for_errors_names_its_batch() -> None:
+    calls, last = 0, math.inf
+
+    def forward(net: nn.Module, batch: Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise OSError("the disk is gone")
+        return net(batch)
+
+    batches = images(64).split(2)
+    found = nk.recalibrate(dense(nk), batches, forward=forward, samples=None, progress=False)
+    assert found.error_passes > 1
+    calls, last = 0, calls - 2
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        nk.recalibrate(dense(nk), batches, forward=forward, samples=None, progress=False)
+    assert "batch 30" in "".join(caught.value.__notes__), caught.value.__notes__
+
+
 def test_layer_reached_in_a_later_pass_only() -> None:
     class Gate(nn.Module):
         """Calls a layer only with a mean that no batch has under its own statistics."""

@@ -202,7 +202,9 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
     for one, old, counter, (mean, var, most) in zip(layers, before, counters, merged, strict=True):
         steps += [_write_step(b, v) for b, v in zip(one.tensors, (mean, var), strict=True)]
         if counter is not None:
-            steps.append(_write_step(counter, most[..., 0]))
+            # One for each set of statistics, or one for all.
+            each = most[..., 0]
+            steps.append(_write_step(counter, each if counter.shape == each.shape else each.max()))
         cls = type(one.layer)
         far = ((mean - old[0]).abs() / old[1].clamp_min(1e-30).sqrt()).max()
         note = f"mean moved by up to {float(far):.2g} deviations"

@@ -87,9 +87,9 @@ def recalibrate(
     (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers). With
     batches of less than ten samples, or where the bias would be more than ``tolerance`` or 60 %
     (batches that come in an order), this is done without being asked for, and the result says so;
-    with less than ten samples the standard errors take as many passes again. ``layerwise=False`` takes one pass
-    whatever the bias, which it states; with less than ten samples its standard errors hold for the
-    first layers only.
+    with less than ten samples the standard errors take as many passes again. ``layerwise=False``
+    takes one pass whatever the bias, which it states; with less than ten samples its standard
+    errors hold for the first layers only.
 
     Args:
         model: any module in any mode; a parallel or compiled wrapper is unwrapped.
@@ -249,11 +249,9 @@ def _warn(
         )
     bias = max(one.bias for one in result.values())
     if bias > limit:
-        known = (
-            "" if tolerance is None else f"tolerance={tolerance} bounds the standard error, but "
-        )
+        but = "" if tolerance is None else f"tolerance={tolerance} bounds the standard error, but "
         warnings.warn(
-            f"{known}batches of {cost.samples / cost.batches:.3g} samples, which can be iterated "
+            f"{but}batches of {cost.samples / cost.batches:.3g} samples, which can be iterated "
             f"over only once, may put later layers off by about {format_percent(bias)}; pass a "
             "list or a DataLoader, or larger or shuffled batches",
             stacklevel=3,

@@ -198,7 +198,7 @@ def recalibrate(
     return Recalibration(layers, result, skipped, units, cost, shared, avoided)
 
 
-def _check_repeats(layerwise: bool, batches: Iterable[Any]) -> None:
+def _check_repeats(layerwise: bool | None, batches: Iterable[Any]) -> None:
     if layerwise and isinstance(batches, Iterator):
         raise OptionError(
             message(

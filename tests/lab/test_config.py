@@ -87,7 +87,7 @@ def test_conditions_by_epoch(make_config: Make) -> None:
 
 def test_fields_of_a_newer_version_are_refused() -> None:
     text = json.dumps(json.loads(FIXED.to_json()) | {"gravity": 9.81})
-    with pytest.raises(StoreError, match=r"gravity.*upgrade normkit"):
+    with pytest.raises(StoreError, match=r"gravity.*the normkit that made it"):
         RunConfig.from_json(text)
 
 

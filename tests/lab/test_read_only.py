@@ -145,7 +145,7 @@ def test_newer_store_is_refused_and_left_alone(
 ) -> None:
     before = snapshot(left_with_log.parent)
     monkeypatch.setattr(schema, "MIGRATIONS", ())
-    with pytest.raises(StoreError, match="upgrade normkit"):
+    with pytest.raises(StoreError, match="the normkit that made it"):
         opening(left_with_log)
     assert snapshot(left_with_log.parent) == before
 
@@ -212,7 +212,7 @@ def test_run_of_newer_version_is_reported(path: Path, make_config: Make) -> None
     text = make_config().to_json().replace('"lr":0.1', '"lr":0.1,"optimizer":"lion"')
     with Store(path) as store:
         store.connection.execute("UPDATE runs SET config = ?", (text,))
-        with pytest.raises(StoreError, match="upgrade normkit"):
+        with pytest.raises(StoreError, match="the normkit that made it"):
             store.get(make_config(seed=0).key)
 
 

@@ -246,7 +246,8 @@ class RunConfig:
                 message(
                     "only fields that this version of normkit knows in a run",
                     ", ".join(sorted(unknown)),
-                    "upgrade normkit, or name another store with --store",
+                    "use the normkit that made it, or a newer one, or name another store with "
+                    "--store",
                 )
             )
         for name in _PAIRS:

@@ -128,7 +128,7 @@ def read_run(connection: sqlite3.Connection, row: sqlite3.Row, path: Path) -> Ru
             message(
                 "a run that this version of normkit can describe",
                 f"{row['key'][:12]} in {path}: {error}",
-                "upgrade normkit, or name another store with --store",
+                "use the normkit that made it, or a newer one, or name another store with --store",
             )
         ) from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -113,8 +113,8 @@ def _slope(patch: pytest.MonkeyPatch) -> None:
 def _scaled(patch: pytest.MonkeyPatch) -> None:
     right = momentum._momentum_change
 
-    def wrong(name: str, module: Any, after: float) -> Any:
-        return right(name, module, after * 0.9)
+    def wrong(name: str, layer: Any, key: str, after: float) -> Any:
+        return right(name, layer, key, after * 0.9)
 
     patch.setattr(momentum, "_momentum_change", wrong)
 

@@ -102,8 +102,8 @@ def _has_but_one(attributes: Mapping[str, Any]) -> bool:
 
 
 def _iterable_again(part: object) -> bool:
-    own = isinstance(part, Iterable) and not isinstance(part, Iterator)
-    return own and not isinstance(part, (str, bytes, Mapping, list, tuple, set, frozenset))
+    reiterable = isinstance(part, Iterable) and not isinstance(part, Iterator)
+    return reiterable and not isinstance(part, (str, bytes, Mapping, list, tuple, set, frozenset))
 
 
 def _detached_dataloader(loader: DataLoader[Any], depth: int, shared: list[Any]) -> Iterable[Any]:

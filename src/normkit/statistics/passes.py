@@ -196,8 +196,8 @@ class Passes:
 
     def without_remainders(self) -> float:
         """Return by which factor batches per sample fall without each rank's smaller last one."""
-        own = [self._remainder, int(self._remainder > 0)]
-        samples, batches = self._ranks.status(own, self._fingerprint)
+        counts = [self._remainder, int(self._remainder > 0)]
+        samples, batches = self._ranks.status(counts, self._fingerprint)
         return (self.batches - batches) / (self.samples - samples) * self.samples / self.batches
 
     def _advance(

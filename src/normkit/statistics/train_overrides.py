@@ -55,23 +55,23 @@ def kept_in_evaluation(model: nn.Module) -> frozenset[int]:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # such as that tensors without values load none
-            return _kept(modules, _skeleton(modules, with_objects, with_values))
+            return _in_evaluation(modules, _skeleton(modules, with_objects, with_values))
     return frozenset()
 
 
-def _kept(modules: Sequence[nn.Module], copies: dict[int, nn.Module]) -> frozenset[int]:
+def _in_evaluation(modules: Sequence[nn.Module], copies: dict[int, nn.Module]) -> frozenset[int]:
     """Call the first module's copy's ``train()``, and return which modules are left out of it."""
     marked = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     for module in (*marked, *copies.values()):
         # As true as before, and by its type a mode that nobody has set since.
         vars(module)[_flag(module)] = int(vars(module).get(_flag(module), True))
     copies[id(modules[0])].train()
-    kept = set()
+    evaluating = set()
     for module in modules:
         flags = [vars(one).get(_flag(one)) for one in (copies[id(module)], module)]
         if not all([flag for flag in flags if isinstance(flag, bool)] or flags[:1]):
-            kept.add(id(module))
-    return frozenset(kept)
+            evaluating.add(id(module))
+    return frozenset(evaluating)
 
 
 def _flag(module: nn.Module) -> str:
@@ -162,7 +162,7 @@ _FIXED = (
     bool, int, float, complex, str, bytes, type(None), type, enum.Enum, FunctionType,
     BuiltinFunctionType, ModuleType, torch.dtype, torch.device, torch.Size, torch.memory_format,
 )  # fmt: skip
-"""Types of what stays as it is, whoever has it."""
+"""Types of what stays as it is, in any module."""
 
 
 def _copy_object(value: Any, memo: dict[int, Any]) -> Any:

@@ -60,16 +60,16 @@ def set_class(module: nn.Module, cls: type) -> None:
     object.__setattr__(module, "__class__", cls)
 
 
-def why_not_convertible(module: nn.Module, after: type, kept: Container[str] = ()) -> str | None:
+def why_not_convertible(module: nn.Module, after: type, shared: Container[str] = ()) -> str | None:
     """Return why ``module`` cannot get the class ``after``; None if it can.
 
-    ``kept``: attributes that mean the same in both.
+    ``shared``: attributes that mean the same in both.
     """
     if "forward" in vars(module):
         return "its forward was replaced"
     names = {*vars(module), *module._modules, *module._parameters, *module._buffers}
     added = added_names(after, base_class(type(module)))
-    conflicts = [name for name in added & names if name not in kept]
+    conflicts = [name for name in added & names if name not in shared]
     return f"has its own {', '.join(sorted(conflicts))}" if conflicts else None
 
 

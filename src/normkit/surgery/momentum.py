@@ -95,8 +95,8 @@ def scale_momentum(model: nn.Module, micro_batches: int) -> Handle:
 def _attribute(layer: nn.Module) -> str | None:
     """Return the name of the attribute that is known to hold the share each batch replaces."""
     spec = stats_spec(layer)
-    own = None if spec is None else spec.momentum
-    return "momentum" if own is None and isinstance(layer, _NormBase) else own
+    registered = None if spec is None else spec.momentum
+    return "momentum" if registered is None and isinstance(layer, _NormBase) else registered
 
 
 def _why_skipped(layer: Any, key: str | None) -> str | None:

@@ -42,7 +42,7 @@ def why_not_trainable(module: nn.Module) -> str | None:
         return "constant by construction, and computes something else than batch normalization"
     if eps == 0:
         return "constant by construction, with ε = 0, with which no layer can train"
-    return why_not_convertible(module, BatchNorm2d, _kept(module))
+    return why_not_convertible(module, BatchNorm2d, _common_options(module))
 
 
 def trainable_state(module: nn.Module) -> NewState:
@@ -53,7 +53,7 @@ def trainable_state(module: nn.Module) -> NewState:
     attributes = {key: value for key, value in vars(example).items() if key not in common}
     return NewState(
         BatchNorm2d,
-        {**attributes, **_kept(module)},
+        {**attributes, **_common_options(module)},
         {"weight": nn.Parameter(weight), "bias": nn.Parameter(bias)},
         {
             "running_mean": mean,
@@ -88,7 +88,7 @@ def thaw(name: str, module: nn.Module, statistics: bool, affine: bool) -> tuple[
     return Changed(name, base_class(type(module)), BatchNorm2d, note=note), Step(do, undo)
 
 
-def _kept(module: nn.Module) -> dict[str, Any]:
+def _common_options(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of the layer that ``module`` was before it became constant."""
     if not isinstance(module, (FrozenBatchNorm2d, _BatchNorm)):
         return {}  # under these names another library may mean something else

@@ -50,6 +50,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.2 (mini-batch statistics at inference).
 
+    >>> import torch
     >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout())
     >>> with batch_statistics(model):
     ...     model(torch.tensor([[1.0], [3.0]])).detach().round(decimals=3)
@@ -114,6 +115,7 @@ def use_domain(model: nn.Module, domain: int) -> Iterator[None]:
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 5.
 
+    >>> import torch
     >>> from normkit.nn import DomainBatchNorm1d
     >>> model = nn.Sequential(nn.Linear(2, 3), DomainBatchNorm1d(3, domains=2))
     >>> with use_domain(model, 1):

@@ -73,6 +73,7 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, section 4.3 (FrozenBN late in training).
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout())
     >>> _ = model(torch.randn(4, 3, 8, 8))
     >>> handle = freeze(model)

@@ -27,8 +27,8 @@ import torch.distributed as dist
 from torch import nn
 
 import normkit as nk
-from normkit.statistics.batches import tensors_in
-from normkit.statistics.estimate import Estimate
+from normkit.statistics.batches.run_model import tensors_in
+from normkit.statistics.estimates.estimate import Estimate
 
 WIDTH, DEPTH = 96, 4  # channels of a layer, and layers, of the network that is measured
 BATCHES, BATCH = 40, 16  # of each process; enough samples for a single pass

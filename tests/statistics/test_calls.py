@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit as nk
-from normkit.statistics.calls import MAX_CALLS
+from normkit.statistics.measuring.calls import MAX_CALLS
 
 SOURCES = [nn, nk]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.core.moments import Moments
-from normkit.statistics.estimate import (
+from normkit.statistics.estimates.estimate import (
     Estimate,
     LayerStatistics,
     Units,

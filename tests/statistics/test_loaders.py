@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset, WeightedRandomS
 
 import normkit as nk
 from normkit.errors import OptionError
-from normkit.statistics.loaders import detached_loader
+from normkit.statistics.batches.detached_loader import detached_loader
 
 DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
 

@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, ChainDataset, DataLoader, IterableDat
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 import normkit as nk
-from normkit.statistics.loaders import begins_again, detached_loader
+from normkit.statistics.batches.detached_loader import begins_again, detached_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*create suggested max number of worker"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import normkit as nk
 from benchmarks import statistics_scale as scale
-from normkit.statistics.distributed import Ranks
+from normkit.statistics.processes.ranks import Ranks
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 HEADER = 48  # bytes that gloo puts before each write

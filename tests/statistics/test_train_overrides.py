@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 import normkit as nk
-from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
+from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 from tests.surgery.models import Positive
 
 X = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1

@@ -16,7 +16,10 @@ from normkit.nn import averages
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.ghostbatchnorm import _Ghost
 from normkit.nn.layer import Layer
-from normkit.statistics import contexts, observe, output_sums, passes, results
+from normkit.statistics import contexts
+from normkit.statistics.measuring import observe, passes
+from normkit.statistics.outputs import compare
+from normkit.statistics.results import recalibration
 from normkit.surgery import momentum, sequential
 from tests.sweep.test_sweep import EXAMPLES, OTHERS
 from tests.sweep.tools import hunt
@@ -46,13 +49,13 @@ def _biased(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forget(patch: pytest.MonkeyPatch) -> None:
-    right = results.Recalibration.undo
+    right = recalibration.Recalibration.undo
 
     def wrong(self: Any) -> None:
         self._before = [row for row in self._before if "var" not in str(row[1])]
         right(self)
 
-    patch.setattr(results.Recalibration, "undo", wrong)
+    patch.setattr(recalibration.Recalibration, "undo", wrong)
 
 
 def _modes(patch: pytest.MonkeyPatch) -> None:
@@ -124,12 +127,12 @@ def _updates(patch: pytest.MonkeyPatch) -> None:
 
 
 def _labels(patch: pytest.MonkeyPatch) -> None:
-    right = output_sums._Losses.add
+    right = compare._Losses.add
 
     def wrong(self: Any, pair: list[float], weight: int) -> None:
         right(self, pair, weight + 1)
 
-    patch.setattr(output_sums._Losses, "add", wrong)
+    patch.setattr(compare._Losses, "add", wrong)
 
 
 def _average(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import DataError, OptionError, StatisticsError, message
-from normkit.statistics.stats_layers import COUNTER, named_stats
+from normkit.statistics.layers.find import COUNTER, named_stats
 
 __all__ = ["StateDictPart", "load_part", "locate_part", "replace_stats"]
 

@@ -14,7 +14,7 @@ import torch
 
 from normkit.cli.objects import search_here
 from normkit.errors import OptionError, message
-from normkit.statistics.describe import describe
+from normkit.statistics.printing.describe import describe
 
 __all__ = ["classes_in", "how_to_trust", "trusted"]
 

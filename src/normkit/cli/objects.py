@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from normkit.errors import OptionError, message
-from normkit.statistics.describe import describe
+from normkit.statistics.printing.describe import describe
 
 __all__ = ["call_or_return", "find_object", "search_here"]
 

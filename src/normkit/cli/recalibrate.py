@@ -115,8 +115,8 @@ def _run(
     from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
     from normkit.cli.objects import call_or_return, find_object
     from normkit.statistics import recalibrate as recalibrate_model
-    from normkit.statistics.arguments import check_batches, check_has_values
-    from normkit.statistics.batches import map_batches, to_device
+    from normkit.statistics.batches.run_model import map_batches, to_device
+    from normkit.statistics.check_arguments import check_batches, check_has_values
 
     check_target(target, checkpoint, force=force)
     device = _device(device_name)

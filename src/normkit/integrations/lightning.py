@@ -18,18 +18,19 @@ from torch import Tensor, nn
 from normkit.errors import OptionError, how_to_install, message
 from normkit.integrations.stats_swap import StatsSwap, write_stats
 from normkit.integrations.training_batches import TrainingBatches
-from normkit.statistics.arguments import (
+from normkit.nn.stats_spec import stats_spec
+from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.run_model import Forward, map_batches
+from normkit.statistics.check_arguments import (
     check_batches,
     check_function,
     check_samples,
     check_tolerance,
 )
-from normkit.statistics.batches import Forward, map_batches
-from normkit.statistics.loaders import detached_loader
-from normkit.statistics.preserve import is_sharded, preserve_modes
+from normkit.statistics.layers.find import find_norm_layers, unwrap
+from normkit.statistics.layers.preserve import is_sharded, preserve_modes
 from normkit.statistics.recalibrate import recalibrate
-from normkit.statistics.results import Recalibration
-from normkit.statistics.stats_layers import find_norm_layers, stats_spec, unwrap
+from normkit.statistics.results.recalibration import Recalibration
 
 __all__ = ["Recalibrate"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from normkit.statistics.preserve import overwrite
-from normkit.statistics.stats_layers import named_stats
+from normkit.statistics.layers.find import named_stats
+from normkit.statistics.layers.preserve import overwrite
 
 __all__ = ["StatsSwap", "write_stats"]
 

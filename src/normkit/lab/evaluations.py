@@ -23,7 +23,7 @@ from normkit.lab.placement import current_placement
 from normkit.lab.scoring import Score, in_order, population, score
 from normkit.lab.tasks import task_of
 from normkit.statistics.contexts import batch_statistics
-from normkit.statistics.preserve import preserve_modes
+from normkit.statistics.layers.preserve import preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 
 __all__ = ["chance_level", "evaluate", "evaluate_under", "population"]

@@ -1,15 +1,15 @@
 """Statistics of normalization layers: measured with standard errors, compared, replaced."""
 
-from normkit.statistics.agreement import Consistency, OutputComparison
-from normkit.statistics.calls import SharedLayer
+from normkit.nn.stats_spec import StatsSpec, stats_spec
 from normkit.statistics.consistency import consistency
 from normkit.statistics.contexts import batch_statistics, use_domain
-from normkit.statistics.distributed import average_buffers
-from normkit.statistics.estimate import LayerStatistics
-from normkit.statistics.gaps import Gap
+from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.estimates.gaps import Gap
+from normkit.statistics.measuring.calls import SharedLayer
+from normkit.statistics.processes.ranks import average_buffers
 from normkit.statistics.recalibrate import recalibrate
-from normkit.statistics.results import Recalibration, Shift
-from normkit.statistics.stats_layers import StatsSpec, stats_spec
+from normkit.statistics.results.consistency import Consistency, OutputComparison
+from normkit.statistics.results.recalibration import Recalibration, Shift
 
 __all__ = [
     "Consistency",

@@ -14,36 +14,36 @@ from torch import nn
 from normkit.errors import DataError, StatisticsError, message
 from normkit.handle import place_name
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
-from normkit.statistics.agreement import Consistency
-from normkit.statistics.arguments import (
+from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.run_model import Forward
+from normkit.statistics.check_arguments import (
     check_batches,
     check_function,
     check_model,
     check_samples,
 )
-from normkit.statistics.batches import Forward
-from normkit.statistics.calls import (
-    CallsEstimate,
-    call_gaps,
-    call_statistics,
-    shared_layers,
-)
-from normkit.statistics.checks import check_statistics
-from normkit.statistics.distributed import Ranks, ranks_of
-from normkit.statistics.estimate import Estimate, LayerStatistics, statistics
-from normkit.statistics.gaps import gap_between, with_errors
-from normkit.statistics.loaders import detached_loader
-from normkit.statistics.lockstep import MET, in_step
-from normkit.statistics.observe import Observer, observing
-from normkit.statistics.output_sums import Loss, OutputSums
-from normkit.statistics.preserve import is_sharded, preserve_rng
-from normkit.statistics.progress import bar
-from normkit.statistics.stats_layers import (
+from normkit.statistics.estimates.estimate import Estimate, LayerStatistics, statistics
+from normkit.statistics.estimates.gaps import gap_between, with_errors
+from normkit.statistics.layers.find import (
     NormLayer,
     find_norm_layers,
     layers_by_bank,
     unwrap,
 )
+from normkit.statistics.layers.preserve import is_sharded, preserve_rng
+from normkit.statistics.measuring.calls import (
+    CallsEstimate,
+    call_gaps,
+    call_statistics,
+    shared_layers,
+)
+from normkit.statistics.measuring.check_statistics import check_statistics
+from normkit.statistics.measuring.observe import Observer, observing
+from normkit.statistics.outputs.compare import Loss, OutputSums
+from normkit.statistics.printing.progress import bar
+from normkit.statistics.processes.lockstep import MET, in_step
+from normkit.statistics.processes.ranks import Ranks, ranks_of
+from normkit.statistics.results.consistency import Consistency
 
 __all__ = ["consistency"]
 

@@ -16,14 +16,14 @@ from normkit.handle import Skipped, warn_skipped
 from normkit.nn.domainbatchnorm import Domains, check_domain
 from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
-from normkit.statistics.arguments import check_model
-from normkit.statistics.preserve import (
+from normkit.statistics.check_arguments import check_model
+from normkit.statistics.layers.preserve import (
     evaluation_mode,
     overwrite,
     restore_values,
     tensor_version,
 )
-from normkit.statistics.train_overrides import kept_in_evaluation
+from normkit.statistics.layers.train_overrides import kept_in_evaluation
 
 __all__ = ["batch_statistics", "use_domain"]
 

@@ -11,33 +11,33 @@ from typing import Any
 from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, message
-from normkit.statistics.arguments import (
+from normkit.statistics.batches.detached_loader import begins_again
+from normkit.statistics.batches.run_model import Forward
+from normkit.statistics.check_arguments import (
     check_batches,
     check_function,
     check_model,
     check_samples,
     check_tolerance,
 )
-from normkit.statistics.batches import Forward
-from normkit.statistics.calls import shared_layers
-from normkit.statistics.distributed import ranks_of
-from normkit.statistics.estimate import LayerStatistics
-from normkit.statistics.layerwise import checked, group_errors, repeat, with_errors_of
-from normkit.statistics.loaders import begins_again
-from normkit.statistics.lockstep import check_group
-from normkit.statistics.observe import observing
-from normkit.statistics.passes import FIRST_COUNTS, Passes
-from normkit.statistics.preserve import is_sharded
-from normkit.statistics.progress import bar
-from normkit.statistics.relative import LARGE_BIAS, MAX_BIAS, state_bias
-from normkit.statistics.results import Cost, Recalibration
-from normkit.statistics.stats_layers import (
+from normkit.statistics.estimates.bias import LARGE_BIAS, MAX_BIAS, state_bias
+from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.layers.find import (
     NormLayer,
     find_norm_layers,
     layers_by_bank,
     unwrap,
 )
-from normkit.statistics.tables import format_percent
+from normkit.statistics.layers.preserve import is_sharded
+from normkit.statistics.measuring.calls import shared_layers
+from normkit.statistics.measuring.layerwise import checked, group_errors, repeat, with_errors_of
+from normkit.statistics.measuring.observe import observing
+from normkit.statistics.measuring.passes import FIRST_COUNTS, Passes
+from normkit.statistics.printing.progress import bar
+from normkit.statistics.printing.tables import format_percent
+from normkit.statistics.processes.lockstep import check_group
+from normkit.statistics.processes.ranks import ranks_of
+from normkit.statistics.results.recalibration import Cost, Recalibration
 
 __all__ = ["recalibrate"]
 

@@ -16,7 +16,7 @@ from normkit.kernels.traced import Traced
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.nn.layer import Layer
 from normkit.nn.stats_spec import in_graph, why_unknown
-from normkit.statistics.arguments import check_model
+from normkit.statistics.check_arguments import check_model
 from normkit.surgery.modules import (
     added_names,
     is_opaque,

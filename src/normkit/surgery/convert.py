@@ -25,7 +25,7 @@ from normkit.nn import (
 from normkit.nn.affine import why_not_movable
 from normkit.nn.freezing import base_class, is_constant
 from normkit.nn.stats_spec import keeps_stats, stats_spec, why_unknown
-from normkit.statistics.arguments import check_model
+from normkit.statistics.check_arguments import check_model
 from normkit.surgery.modules import (
     is_opaque,
     walk,

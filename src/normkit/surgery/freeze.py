@@ -20,8 +20,8 @@ from normkit.nn.freezing import (
     unfreeze_layer,
 )
 from normkit.nn.stats_spec import stats_spec
-from normkit.statistics.arguments import check_model
-from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
+from normkit.statistics.check_arguments import check_model
+from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.freezable import UNMOVED, caveat, check_finite, why_not_frozen
 from normkit.surgery.modules import walk
 from normkit.surgery.trainable import thaw, why_not_trainable

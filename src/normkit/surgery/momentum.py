@@ -12,8 +12,8 @@ from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run, warn_skipped
 from normkit.nn.freezing import FrozenMixin, base_class, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
-from normkit.statistics.arguments import check_model
-from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
+from normkit.statistics.check_arguments import check_model
+from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.modules import is_opaque, walk, why_opaque
 
 __all__ = ["scale_momentum"]

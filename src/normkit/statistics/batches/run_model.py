@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from normkit.errors import DataError, NormkitError, OptionError, TypeMismatchError, message
-from normkit.statistics.counts import is_list_of_samples, tensors_in
-from normkit.statistics.describe import describe
+from normkit.statistics.batches.tensors import is_list_of_samples, tensors_in
+from normkit.statistics.printing.describe import describe
 
 __all__ = [
     "Forward",

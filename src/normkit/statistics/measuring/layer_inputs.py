@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normkit.errors import StatisticsError, message
 from normkit.handle import Skipped, place_name
-from normkit.statistics.stats_layers import NormLayer
+from normkit.statistics.layers.find import NormLayer
 
 __all__ = ["LayerInputs"]
 

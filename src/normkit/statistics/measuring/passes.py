@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from normkit.statistics.batches import Forward
-from normkit.statistics.calls import CallsEstimate
-from normkit.statistics.distributed import Ranks, fingerprint
-from normkit.statistics.estimate import (
+from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.run_model import Forward
+from normkit.statistics.estimates.bias import MAX_BIAS, relative_error
+from normkit.statistics.estimates.estimate import (
     Estimate,
     LayerStatistics,
     Tally,
@@ -20,13 +20,13 @@ from normkit.statistics.estimate import (
     merge_statistics,
     statistics,
 )
-from normkit.statistics.loaders import detached_loader
-from normkit.statistics.lockstep import MET, check_complete, in_step
-from normkit.statistics.observe import Observer
-from normkit.statistics.preserve import is_sharded, preserve_rng
-from normkit.statistics.progress import Bar
-from normkit.statistics.relative import MAX_BIAS, relative_error
-from normkit.statistics.stats_layers import layers_by_bank
+from normkit.statistics.layers.find import layers_by_bank
+from normkit.statistics.layers.preserve import is_sharded, preserve_rng
+from normkit.statistics.measuring.calls import CallsEstimate
+from normkit.statistics.measuring.observe import Observer
+from normkit.statistics.printing.progress import Bar
+from normkit.statistics.processes.lockstep import MET, check_complete, in_step
+from normkit.statistics.processes.ranks import Ranks, fingerprint
 
 __all__ = ["FIRST_COUNTS", "Passes"]
 

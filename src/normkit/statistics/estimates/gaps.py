@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normkit.statistics.estimate import LayerStatistics
-from normkit.statistics.relative import TINY, distance, rms
+from normkit.statistics.estimates.bias import TINY, distance, rms
+from normkit.statistics.estimates.estimate import LayerStatistics
 
 __all__ = ["MIN_GAP", "Gap", "gap_between", "with_errors"]
 

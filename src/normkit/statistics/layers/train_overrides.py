@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from normkit.nn.freezing import FrozenMixin, base_class
-from normkit.statistics.preserve import preserve_modes
+from normkit.statistics.layers.preserve import preserve_modes
 
 __all__ = ["KEPT", "kept_in_evaluation"]
 

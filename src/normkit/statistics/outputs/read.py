@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normkit.statistics.counts import tensors_in
+from normkit.statistics.batches.tensors import tensors_in
 
 __all__ = [
     "IGNORED_LABEL",

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import nn
 
 from normkit.errors import DataError, OptionError, StatisticsError, message
-from normkit.statistics.batches import Forward, check_batch, to_device
-from normkit.statistics.counts import count_samples, tensors_in
-from normkit.statistics.distributed import Ranks
-from normkit.statistics.preserve import is_sharded
+from normkit.statistics.batches.run_model import Forward, check_batch, to_device
+from normkit.statistics.batches.tensors import count_samples, tensors_in
+from normkit.statistics.layers.preserve import is_sharded
+from normkit.statistics.processes.ranks import Ranks
 
 __all__ = ["MET", "check_complete", "check_group", "in_step"]
 

@@ -2,10 +2,10 @@ r"""Statistics against each other, in the layer's own units: errors, distances, 
 
 No difference between units shows the *bias*: where layers before normalize by each batch's own
 moments, a batch of n samples loses one part in n of what varies between samples, in every batch
-alike. :class:`~normkit.statistics.estimate.Tally` gathers 1/n, weighed by values, so that a small
-last batch counts for as little as it contributes. What later layers are given is off by 0.05/n to
-2.7/n (six networks, batches of 1 to 64: docs/recalibration.md), the more the longer the tails and
-the deeper: :func:`state_bias` estimates it.
+alike. :class:`~normkit.statistics.estimates.estimate.Tally` gathers 1/n, weighed by values, so that
+a small last batch counts for as little as it contributes. What later layers are given is off by
+0.05/n to 2.7/n (six networks, batches of 1 to 64: docs/recalibration.md), the more the longer the
+tails and the deeper: :func:`state_bias` estimates it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from normkit.statistics.estimate import LayerStatistics
+from normkit.statistics.estimates.estimate import LayerStatistics
 
 __all__ = ["LARGE_BIAS", "MAX_BIAS", "TINY", "distance", "relative_error", "rms", "state_bias"]
 

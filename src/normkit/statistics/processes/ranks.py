@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from normkit.core.moments import Moments
 from normkit.errors import NormkitError, OptionError, StatisticsError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
-from normkit.statistics.estimate import merge_shares
-from normkit.statistics.preserve import overwrite
-from normkit.statistics.stats_layers import NormLayer, find_norm_layers, unwrap
+from normkit.statistics.estimates.estimate import merge_shares
+from normkit.statistics.layers.find import NormLayer, find_norm_layers, unwrap
+from normkit.statistics.layers.preserve import overwrite
 
 __all__ = ["Ranks", "average_buffers", "fingerprint", "ranks_of"]
 

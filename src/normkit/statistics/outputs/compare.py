@@ -18,11 +18,8 @@ from torch import Tensor
 
 from normkit.core.moments import Moments
 from normkit.errors import DataError, TypeMismatchError, message
-from normkit.statistics.agreement import OutputComparison
-from normkit.statistics.describe import describe
-from normkit.statistics.estimate import Estimate, statistics
-from normkit.statistics.output_values import ValueSums, parts, wide
-from normkit.statistics.outputs import (
+from normkit.statistics.estimates.estimate import Estimate, statistics
+from normkit.statistics.outputs.read import (
     IGNORED_LABEL,
     Output,
     fitting_axes,
@@ -30,6 +27,9 @@ from normkit.statistics.outputs import (
     labels_of,
     read_output,
 )
+from normkit.statistics.outputs.values import ValueSums, parts, wide
+from normkit.statistics.printing.describe import describe
+from normkit.statistics.results.consistency import OutputComparison
 
 __all__ = ["Loss", "OutputSums"]
 

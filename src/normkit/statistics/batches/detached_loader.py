@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from normkit.errors import DataError, message
-from normkit.statistics.loader_parts import copy_parts
+from normkit.statistics.batches.copies import copy_parts
 
 __all__ = ["begins_again", "detached_loader"]
 

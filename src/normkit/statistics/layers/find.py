@@ -14,19 +14,17 @@ from normkit.errors import StatisticsError, message
 from normkit.handle import Skipped
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.stats_spec import StatsSpec, stats_spec, why_unknown
-from normkit.statistics.arguments import check_has_values, check_model
-from normkit.statistics.preserve import is_sharded
-from normkit.statistics.train_overrides import KEPT, kept_in_evaluation
+from normkit.statistics.check_arguments import check_has_values, check_model
+from normkit.statistics.layers.preserve import is_sharded
+from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 
 __all__ = [
     "COUNTER",
     "NormLayer",
-    "StatsSpec",
     "batch_counter",
     "find_norm_layers",
     "layers_by_bank",
     "named_stats",
-    "stats_spec",
     "unwrap",
 ]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
-from normkit.statistics.estimate import LayerStatistics
-from normkit.statistics.preserve import overwrite
-from normkit.statistics.relative import distance, relative_error
-from normkit.statistics.stats_layers import COUNTER, NormLayer, layers_by_bank
-from normkit.statistics.tables import (
+from normkit.statistics.estimates.bias import distance, relative_error
+from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.layers.find import COUNTER, NormLayer, layers_by_bank
+from normkit.statistics.layers.preserve import overwrite
+from normkit.statistics.printing.tables import (
     format_deviations,
     format_factor,
     format_percent,
@@ -26,7 +26,7 @@ from normkit.statistics.tables import (
 )
 
 if TYPE_CHECKING:
-    from normkit.statistics.calls import SharedLayer
+    from normkit.statistics.measuring.calls import SharedLayer
 
 __all__ = ["Cost", "Recalibration", "Shift"]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from normkit.handle import Skipped, place_name
-from normkit.statistics.calls import SharedLayer
-from normkit.statistics.gaps import MIN_GAP, Gap
-from normkit.statistics.tables import (
+from normkit.statistics.estimates.gaps import MIN_GAP, Gap
+from normkit.statistics.measuring.calls import SharedLayer
+from normkit.statistics.printing.tables import (
     format_deviations,
     format_factor,
     format_percent,

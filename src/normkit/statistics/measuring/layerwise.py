@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from normkit.errors import StatisticsError, message
-from normkit.statistics.checks import check_statistics
-from normkit.statistics.estimate import LayerStatistics
-from normkit.statistics.passes import Passes
-from normkit.statistics.relative import relative_error
-from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+from normkit.statistics.estimates.bias import relative_error
+from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.layers.find import NormLayer, layers_by_bank
+from normkit.statistics.measuring.check_statistics import check_statistics
+from normkit.statistics.measuring.passes import Passes
 
 __all__ = ["checked", "group_errors", "repeat", "with_errors_of"]
 

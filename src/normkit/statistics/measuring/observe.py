@@ -20,12 +20,11 @@ from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.errors import StatisticsError, message
 from normkit.kernels.moments import moments
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
-from normkit.statistics.batches import Forward, note_batch, run_model
-from normkit.statistics.calls import CallsEstimate
-from normkit.statistics.counts import count_samples
-from normkit.statistics.estimate import LayerStatistics, Tally
-from normkit.statistics.layer_inputs import LayerInputs
-from normkit.statistics.preserve import (
+from normkit.statistics.batches.run_model import Forward, note_batch, run_model
+from normkit.statistics.batches.tensors import count_samples
+from normkit.statistics.estimates.estimate import LayerStatistics, Tally
+from normkit.statistics.layers.find import NormLayer, layers_by_bank
+from normkit.statistics.layers.preserve import (
     evaluation_mode,
     is_sharded,
     preserve_buffers,
@@ -33,7 +32,8 @@ from normkit.statistics.preserve import (
     preserve_shards,
     run_eagerly,
 )
-from normkit.statistics.stats_layers import NormLayer, layers_by_bank
+from normkit.statistics.measuring.calls import CallsEstimate
+from normkit.statistics.measuring.layer_inputs import LayerInputs
 
 __all__ = ["Observer", "observing"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from normkit.errors import OptionError, StatisticsError, TypeMismatchError, message
-from normkit.statistics.describe import SHOWN, describe, short, some
+from normkit.statistics.printing.describe import SHOWN, describe, short, some
 
 __all__ = [
     "check_batches",

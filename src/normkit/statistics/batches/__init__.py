@@ -1,0 +1,1 @@
+"""Batches of users: loaders, read without disturbing them, and the inputs of a model."""

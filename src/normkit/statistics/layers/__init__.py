@@ -1,0 +1,1 @@
+"""Layers of a model that keep running statistics: find them, and restore what was changed."""

@@ -1,0 +1,1 @@
+"""Outputs of a model in two modes, compared over all batches."""

@@ -1,0 +1,1 @@
+"""Text for users: values in messages, tables of results, the progress bar."""

@@ -1,0 +1,1 @@
+"""Results that the functions return, and how they print."""

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import nn
 
 import normkit as nk
-from normkit.statistics.batches.run_model import tensors_in
+from normkit.statistics.batches.tensors import tensors_in
 from normkit.statistics.estimates.estimate import Estimate
 
 WIDTH, DEPTH = 96, 4  # channels of a layer, and layers, of the network that is measured

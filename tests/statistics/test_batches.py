@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 import normkit as nk
 from normkit.errors import OptionError
-from normkit.statistics.batches.run_model import map_batches, to_device
-from normkit.statistics.batches.tensors import count_samples
+from normkit.statistics.batches.map_batches import map_batches
+from normkit.statistics.batches.tensors import count_samples, to_device
 
 META = torch.device("meta")
 

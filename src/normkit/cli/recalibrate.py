@@ -115,7 +115,8 @@ def _run(
     from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
     from normkit.cli.objects import call_or_return, find_object
     from normkit.statistics import recalibrate as recalibrate_model
-    from normkit.statistics.batches.run_model import map_batches, to_device
+    from normkit.statistics.batches.map_batches import map_batches
+    from normkit.statistics.batches.tensors import to_device
     from normkit.statistics.check_arguments import check_batches, check_has_values
 
     check_target(target, checkpoint, force=force)

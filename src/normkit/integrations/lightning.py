@@ -20,7 +20,8 @@ from normkit.integrations.stats_swap import StatsSwap, write_stats
 from normkit.integrations.training_batches import TrainingBatches
 from normkit.nn.stats_spec import stats_spec
 from normkit.statistics.batches.detached_loader import detached_loader
-from normkit.statistics.batches.run_model import Forward, map_batches
+from normkit.statistics.batches.map_batches import map_batches
+from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
     check_batches,
     check_function,

@@ -1,12 +1,12 @@
 """Statistics of normalization layers: measured with standard errors, compared, replaced."""
 
 from normkit.nn.stats_spec import StatsSpec, stats_spec
+from normkit.statistics.average_buffers import average_buffers
 from normkit.statistics.consistency import consistency
 from normkit.statistics.contexts import batch_statistics, use_domain
 from normkit.statistics.estimates.estimate import LayerStatistics
 from normkit.statistics.estimates.gaps import Gap
 from normkit.statistics.measuring.calls import SharedLayer
-from normkit.statistics.processes.ranks import average_buffers
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results.consistency import Consistency, OutputComparison
 from normkit.statistics.results.recalibration import Recalibration, Shift

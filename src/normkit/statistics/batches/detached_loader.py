@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import gc
 import io
 import itertools
-import operator
-import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from normkit.errors import DataError, message
 from normkit.statistics.batches.copies import copy_parts
+from normkit.statistics.batches.positions import goes_on, positions
 
 __all__ = ["begins_again", "detached_loader"]
 
@@ -156,7 +152,7 @@ def _copies(parts: Mapping[str, Any], source: Any, shared: list[Any]) -> dict[st
     Raises:
         DataError: they cannot be copied, and somebody does.
     """
-    positions: list[Any] = []
+    active: list[Any] = []
     try:
         with warnings.catch_warnings():
             # Later Pythons no longer copy the iterators of itertools.
@@ -165,14 +161,14 @@ def _copies(parts: Mapping[str, Any], source: Any, shared: list[Any]) -> dict[st
             copies = copy_parts({n: _bare(part) for n, part in parts.items()}, source)
             if "dataset" in parts:
                 copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
-                positions = _positions(source, parts)
+                active = positions(source, parts)
                 # One that comes from elsewhere, and so is that of the copy too.
-                same = next((p for p in positions if _goes_on(copies["dataset"], p)), None)
+                same = next((p for p in active if goes_on(copies["dataset"], p)), None)
                 if same is not None:
                     raise TypeError(f"it shares one {type(same).__name__}")
         return copies
     except Exception as error:
-        if not (positions or _positions(source, parts)):
+        if not (active or positions(source, parts)):
             shared.append(source)
             return dict(parts)
         kind = type(source).__name__
@@ -196,63 +192,3 @@ def _bare(part: Any) -> Any:
 def _as_in(dataset: Any, copied: Any) -> Any:
     """Wrap the copy of a DataPipe as the loader's own is."""
     return type(dataset)(copied) if hasattr(dataset, "_datapipe") else copied
-
-
-def _goes_on(dataset: Any, position: Any) -> bool:
-    """Return True if iterating over ``dataset`` continues an iterator that is in use."""
-    # A generator is a new one each time.
-    return not isinstance(position, types.GeneratorType) and iter(dataset) is position
-
-
-def _positions(source: Any, parts: Mapping[str, Any]) -> list[Any]:
-    """Return the iterators of those who are in the middle of ``source``, except its own parts."""
-    ids = {id(part) for part in parts.values()}
-    dataset = getattr(source, "dataset", source)
-    streams = isinstance(dataset, IterableDataset)
-    active = []
-    for one in gc.get_objects():
-        # Its type, as some objects do something when they are asked for their class.
-        kind = type(one)
-        if kind is types.GeneratorType:
-            # A method of the loader or of the dataset.
-            owner = _owner(one)
-            if owner is not None and (owner is source or (streams and owner is dataset)):
-                active.append(one)
-        elif not issubclass(kind, _BaseDataLoaderIter) or id(one) in ids:
-            continue
-        elif streams and one._dataset is dataset:
-            fetcher: Any = getattr(
-                one, "_dataset_fetcher", None
-            )  # none where workers have the dataset
-            position = getattr(fetcher, "dataset_iter", None)
-            if position is not None and not (fetcher.ended or _is_over(position)):
-                active.append(position)
-        elif (
-            isinstance(source, DataLoader)
-            and one._index_sampler is source._index_sampler
-            and not (_is_over(one._sampler_iter) or one._num_yielded >= _length(source))
-        ):
-            active.append(one)
-    return active
-
-
-def _owner(generator: types.GeneratorType[Any, Any, Any]) -> Any:
-    """Return the object whose method a generator is, or whatever else its first argument was."""
-    names = generator.gi_code.co_varnames[: generator.gi_code.co_argcount]
-    frame = generator.gi_frame  # None once it has ended
-    return frame.f_locals.get(names[0]) if frame is not None and names else None
-
-
-def _is_over(iterator: Any) -> bool:
-    if isinstance(iterator, types.GeneratorType):
-        return iterator.gi_frame is None
-    with contextlib.suppress(Exception):
-        return operator.length_hint(iterator, 1) == 0
-    return False
-
-
-def _length(loader: DataLoader[Any]) -> float:
-    try:
-        return len(loader)
-    except Exception:
-        return float("inf")

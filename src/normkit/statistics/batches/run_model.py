@@ -1,14 +1,14 @@
-"""Batches as loaders yield them: checked, counted, moved, and passed to a model."""
+"""Run a model on a batch, by one rule for which part of the batch is its input."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from normkit.errors import DataError, NormkitError, OptionError, TypeMismatchError, message
@@ -18,57 +18,14 @@ from normkit.statistics.printing.describe import describe
 __all__ = [
     "Forward",
     "check_batch",
-    "map_batches",
     "note_batch",
     "run_model",
-    "to_device",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)`` runs the model on a batch."""
 
 _PASS_FORWARD = "pass forward=lambda model, batch: model(...)"
-
-
-def map_batches(
-    function: Callable[[Any], Any], batches: Iterable[Any], limit: int | None = None
-) -> Iterable[Any]:
-    """Apply ``function`` to each of the first ``limit`` batches; re-iterable if ``batches`` is.
-
-    >>> list(map_batches(str, [1, 2, 3], limit=2))
-    ['1', '2']
-    """
-    mapped = _MappedBatches(function, batches, limit)
-    return iter(mapped) if isinstance(batches, Iterator) else mapped
-
-
-class _MappedBatches(Iterable[Any]):
-    def __init__(
-        self, function: Callable[[Any], Any], batches: Iterable[Any], limit: int | None
-    ) -> None:
-        self._function, self._batches, self._limit = function, batches, limit
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._function, itertools.islice(self._batches, self._limit))
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch to a device.
-
-    >>> to_device((torch.ones(1), "a"), torch.device("meta"))
-    (tensor(..., device='meta', size=(1,)), 'a')
-    """
-    # Some libraries have their own classes for batches, with a method that moves them.
-    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        parts = [to_device(part, device) for part in batch]
-        if isinstance(batch, list):
-            return parts
-        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-    return batch
 
 
 def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:

@@ -1,4 +1,4 @@
-"""Tensors of a batch, and how many samples it has, however it nests them."""
+"""Tensors of a batch, however it nests them: list them, count samples by them, move them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["count_samples", "is_list_of_samples", "tensors_in"]
+__all__ = ["count_samples", "is_list_of_samples", "tensors_in", "to_device"]
 
 
 def tensors_in(batch: object) -> list[Tensor]:
@@ -90,3 +91,22 @@ def is_list_of_samples(batch: object) -> bool:
         return False
     keys = [part.keys() for part in batch if isinstance(part, Mapping)]
     return len(keys) == len(batch) and all(each == keys[0] for each in keys)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch to a device.
+
+    >>> to_device((torch.ones(1), "a"), torch.device("meta"))
+    (tensor(..., device='meta', size=(1,)), 'a')
+    """
+    # Some libraries have their own classes for batches, with a method that moves them.
+    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        parts = [to_device(part, device) for part in batch]
+        if isinstance(batch, list):
+            return parts
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from normkit.errors import DataError, OptionError, StatisticsError, message
-from normkit.statistics.batches.run_model import Forward, check_batch, to_device
-from normkit.statistics.batches.tensors import count_samples, tensors_in
+from normkit.statistics.batches.run_model import Forward, check_batch
+from normkit.statistics.batches.tensors import count_samples, tensors_in, to_device
 from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.processes.ranks import Ranks
 

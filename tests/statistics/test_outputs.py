@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit.errors import DataError, StatisticsError, TypeMismatchError
 from normkit.statistics import StatsSpec, stats_spec
-from normkit.statistics.outputs.read import fitting_axes, labels_of, read_output
+from normkit.statistics.outputs.labels import fitting_axes, labels_of
+from normkit.statistics.outputs.read import read_output
 
 SOURCES = [nn, nk]
 SCORES = torch.zeros(8, 3)

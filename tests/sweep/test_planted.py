@@ -18,7 +18,7 @@ from normkit.nn.ghostbatchnorm import _Ghost
 from normkit.nn.layer import Layer
 from normkit.statistics import contexts
 from normkit.statistics.measuring import observe, passes
-from normkit.statistics.outputs import compare
+from normkit.statistics.outputs import losses
 from normkit.statistics.results import recalibration
 from normkit.surgery import momentum, sequential
 from tests.sweep.test_sweep import EXAMPLES, OTHERS
@@ -127,12 +127,12 @@ def _updates(patch: pytest.MonkeyPatch) -> None:
 
 
 def _labels(patch: pytest.MonkeyPatch) -> None:
-    right = compare._Losses.add
+    right = losses.Losses.add
 
     def wrong(self: Any, pair: list[float], weight: int) -> None:
         right(self, pair, weight + 1)
 
-    patch.setattr(compare._Losses, "add", wrong)
+    patch.setattr(losses.Losses, "add", wrong)
 
 
 def _average(patch: pytest.MonkeyPatch) -> None:

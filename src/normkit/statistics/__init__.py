@@ -7,8 +7,9 @@ from normkit.statistics.contexts import batch_statistics, use_domain
 from normkit.statistics.estimates.estimate import LayerStatistics
 from normkit.statistics.estimates.gaps import Gap
 from normkit.statistics.measuring.calls import SharedLayer
+from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.recalibrate import recalibrate
-from normkit.statistics.results.consistency import Consistency, OutputComparison
+from normkit.statistics.results.consistency import Consistency
 from normkit.statistics.results.recalibration import Recalibration, Shift
 
 __all__ = [

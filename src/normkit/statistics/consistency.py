@@ -39,7 +39,8 @@ from normkit.statistics.measuring.calls import (
 )
 from normkit.statistics.measuring.check_statistics import check_statistics
 from normkit.statistics.measuring.observe import Observer, observing
-from normkit.statistics.outputs.compare import Loss, OutputSums
+from normkit.statistics.outputs.compare import OutputSums
+from normkit.statistics.outputs.losses import Loss
 from normkit.statistics.printing.progress import bar
 from normkit.statistics.processes.lockstep import MET, in_step
 from normkit.statistics.processes.ranks import Ranks, ranks_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from normkit.handle import Skipped, place_name
 from normkit.statistics.estimates.gaps import MIN_GAP, Gap
 from normkit.statistics.measuring.calls import SharedLayer
+from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.printing.tables import (
     format_deviations,
     format_factor,
@@ -17,27 +17,7 @@ from normkit.statistics.printing.tables import (
     layer_label,
 )
 
-__all__ = ["Consistency", "OutputComparison"]
-
-
-class OutputComparison(NamedTuple):
-    """The model's output with batch statistics against its output with running statistics.
-
-    Attributes:
-        difference: root mean square of the difference, relative to the deviation of the output
-            over all samples, feature by feature; NaN where that is undefined.
-        agreement: share of predictions (the largest score) that are the same, where a label counts;
-            None unless labels, or a model that calls its output ``logits``, show that it is scores.
-        loss: mean loss with batch statistics, and with running ones; None without one.
-        loss_difference: the second less the first, and its standard error between batches.
-        notes: what is missing from the comparison, in how many batches, and why.
-    """
-
-    difference: float
-    agreement: float | None
-    loss: tuple[float, float] | None
-    loss_difference: tuple[float, float] | None
-    notes: tuple[str, ...] = ()
+__all__ = ["Consistency"]
 
 
 class Consistency:

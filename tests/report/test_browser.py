@@ -401,6 +401,8 @@ def test_a_curve_can_be_hidden_and_a_view_undone(desk: Visit) -> None:
 
 def test_paper_gets_every_chart_in_light(visit) -> None:
     page = visit("realistic", color_scheme="dark", viewport={"width": 1280, "height": 800}).page
+    page.locator("#C1 figure").first.scroll_into_view_if_needed()
+    page.locator("#C1 .plot.drawn").first.wait_for()
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".plot.drawn").count() == page.locator("figure.chart").count()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"

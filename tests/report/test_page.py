@@ -195,6 +195,8 @@ def test_policy_allows_what_is_there_and_no_network(outline: Outline) -> None:
     assert "http" not in policy
     for _, attrs, text in outline.blocks:
         if attrs.get("type") != "application/json":
+            if attrs.get("type") == "text/plain":  # packed; the page unpacks it before it runs
+                text = gzip.decompress(base64.b64decode(text)).decode()
             digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
             assert f"'sha256-{digest}'" in policy
     for _, attrs in outline.elements:
@@ -279,7 +281,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, samples: ModuleTyp
     path = tmp_path / "deep" / "er" / "report.html"
     assert write([samples.c1()], path, about={}) == path
     first = path.read_bytes()
-    assert len(first) < 6_000_000
+    assert len(first) < 2_500_000
     write([samples.c1()], path, about={})
     assert path.read_bytes() == first
     assert [each.name for each in path.parent.iterdir()] == ["report.html"]

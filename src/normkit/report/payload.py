@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from normkit.lab.findings import Finding
 
-__all__ = ["BUDGET", "Download", "downloads", "embed", "plain"]
+__all__ = ["BUDGET", "Download", "downloads", "embed", "pack", "plain"]
 
 # Characters of JSON above which a block is compressed: below it, the page's source stays legible.
 _COMPRESS_FROM = 100_000
@@ -65,9 +65,17 @@ def embed(value: Any, *, compress: bool = True) -> Markup:
     text = htmlsafe_json_dumps(plain(value), allow_nan=False, separators=(",", ":"))
     if not compress or len(text) < _COMPRESS_FROM:
         return text
+    return embed({"gzip": pack(json.dumps(plain(value)))}, compress=False)
+
+
+def pack(text: str) -> str:
+    """Compress a text to base64, which a script block holds as it is and a browser unpacks.
+
+    >>> gzip.decompress(base64.b64decode(pack("a" * 99))) == b"a" * 99
+    True
+    """
     # A fixed time stamp: the same findings give the same bytes.
-    packed = gzip.compress(json.dumps(plain(value)).encode(), compresslevel=9, mtime=0)
-    return embed({"gzip": base64.b64encode(packed).decode()}, compress=False)
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode()
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -3,7 +3,13 @@
   const root = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const matches = (query) => window.matchMedia(query).matches;
+  if (!root.classList.contains("scripted")) return;
+
+  async function unpacked(packed) {
+    const bytes = Uint8Array.from(atob(packed), (char) => char.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
 
   // ---- charts -------------------------------------------------------------------------------
 
@@ -11,11 +17,13 @@
   const PAPER = { width: 640, height: 270 };
   const figures = new Map();
 
-  // Most of the page's programs is plotly.js, which need not run before there is a chart to draw.
+  // Most of the page's programs is plotly.js: packed, and run when there is a chart to draw.
+  let plotly = "";
+  const ready = unpacked(document.getElementById("plotly").textContent).then((text) => (plotly = text));
   function wake() {
     if (window.Plotly) return;
     const program = document.createElement("script");
-    program.textContent = document.getElementById("plotly").textContent;
+    program.textContent = plotly;
     document.head.append(program);
     program.remove();
   }
@@ -81,9 +89,10 @@
     figures.set(figure, { hidden: new Set(), drawn: false, spec: null, width: 0, size: 0 });
     const rows = Number(figure.dataset.rows);
     if (rows) figure.querySelector(".plot").style.height = `${Drawing.height(rows)}px`;
-    figure.addEventListener("click", (event) => {
+    figure.addEventListener("click", async (event) => {
       const button = event.target.closest("button");
       if (!button) return;
+      await ready;
       const state = figures.get(figure);
       if (!state.drawn) draw(figure);
       if (button.dataset.line !== undefined) {
@@ -110,7 +119,7 @@
     }),
     { rootMargin: "900px 0px" },
   );
-  figures.forEach((_, figure) => near.observe(figure));
+  ready.then(() => figures.forEach((_, figure) => near.observe(figure)));
   const redraw = () => figures.forEach((state, figure) => state.drawn && draw(figure));
 
   // ---- theme --------------------------------------------------------------------------------
@@ -140,7 +149,7 @@
   // What to undo after printing.
   let before = null;
   window.addEventListener("beforeprint", () => {
-    if (before) return;
+    if (before || !plotly) return;
     before = { theme: root.dataset.theme, closed: all("details.long:not([open])") };
     before.closed.forEach((details) => (details.open = true));
     root.dataset.theme = "light";
@@ -164,10 +173,7 @@
   // ---- downloads ----------------------------------------------------------------------------
 
   async function unpack(block) {
-    if (!("gzip" in block)) return block;
-    const bytes = Uint8Array.from(atob(block.gzip), (char) => char.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
+    return "gzip" in block ? JSON.parse(await unpacked(block.gzip)) : block;
   }
 
   // A spreadsheet takes text that begins like this for a formula, and would run it.

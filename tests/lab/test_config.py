@@ -50,6 +50,7 @@ def test_key_of_a_known_run_never_changes() -> None:
         {"domains": "negatives"},
         {"final_evaluations": (("population", 1000, 100),)},
         {"task": "denoising", "noise": 0.1},
+        {"drop_last": True},
     ],
 )
 def test_whatever_changes_the_numbers_changes_the_key(change: dict[str, object]) -> None:
@@ -71,6 +72,7 @@ def test_json_comes_back_the_same(make_config: Make) -> None:
         evaluations=(("batch", 50),),
         final_evaluations=(("population", 100, 20), ("batch", 50)),
         momentum=0.9,
+        drop_last=True,
     )
     again = RunConfig.from_json(run.to_json())
     assert again == run
@@ -83,6 +85,19 @@ def test_conditions_by_epoch(make_config: Make) -> None:
     )
     assert run.conditions(0) == (("batch", 50),)
     assert run.conditions(1) == (("batch", 50), ("population", 100, 20))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "kept", "dropped", "images"),
+    [(64, 4, 4, 256), (100, 3, 2, 200), (256, 1, 1, 256)],
+)
+def test_dropped_batch_is_no_step(
+    make_config: Make, batch_size: int, kept: int, dropped: int, images: int
+) -> None:
+    run = make_config(batch_size=batch_size)
+    assert (run.steps_per_epoch, run.images) == (kept, 2 * 256)
+    run = dataclasses.replace(run, drop_last=True)
+    assert (run.steps_per_epoch, run.images, run.steps) == (dropped, 2 * images, 2 * dropped)
 
 
 def test_fields_of_a_newer_version_are_refused() -> None:
@@ -98,6 +113,9 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"lr": float("nan")},
         {"epochs": 0},
         {"batch_size": 0},
+        {"drop_last": 1},
+        {"drop_last": True, "batch_size": 257},  # of 256 images
+        {"drop_last": True, "kind": "timing"},
         {"optimizer": "magic"},
         {"probes": (("activations", 0),)},
         {"schedule": "magic"},

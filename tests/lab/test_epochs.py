@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,26 @@ def test_epoch_on_domains_has_each_image_in_both(make_config: Make, split: data.
         assert torch.allclose(total, total.flatten()[0].expand_as(total), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"composition": PAIRS},
+        {"domains": "negatives"},
+        {"task": "denoising", "noise": 0.1, "model": "denoiser"},
+    ],
+    ids=["plain", "composed", "domains", "denoising"],
+)
+def test_dropped_batch_changes_no_other(
+    make_config: Make, split: data.Split, fields: dict[str, Any]
+) -> None:
+    config = make_config(batch_size=96, **fields)
+    kept = list(epoch_batches(config, split, 1))
+    dropped = list(epoch_batches(dataclasses.replace(config, drop_last=True), split, 1))
+    assert (len(kept), len(dropped)) == (3, 2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(kept, dropped, strict=False))
+
+
 @pytest.mark.parametrize("stop", [1, 4, 6])
 @pytest.mark.parametrize(
     "fields",
@@ -70,8 +91,17 @@ def test_epoch_on_domains_has_each_image_in_both(make_config: Make, split: data.
             "norm_options": (("domains", 2), ("share_affine", False)),
             "evaluations": DOMAINS,
         },
+        {"drop_last": True, "train_images": 300, "norm": "batch", "frozen_epochs": 1},
+        {
+            "drop_last": True,
+            "train_images": 300,
+            "task": "denoising",
+            "noise": 0.1,
+            "model": "denoiser",
+            "model_options": (("width", 4),),
+        },
     ],
-    ids=["composed", "mixed", "shared", "specific"],
+    ids=["composed", "mixed", "shared", "specific", "dropped", "dropped, denoising"],
 )
 def test_stopped_run_resumes_bit_for_bit(
     make_config: Make, dataset: data.Dataset, make_log: Any, fields: dict[str, Any], stop: int

@@ -57,12 +57,14 @@ class RunConfig:
     ("momentum", 0.05). ``composition`` fixes the labels in a batch, in pairs (name, value), see
     :class:`normkit.lab.data.composition.Composition`; without it they are random. ``domains`` names
     a pair of domains; every image is seen in each (:mod:`normkit.lab.domains`); ``batch_size``
-    counts an image once. ``task`` is the task to learn (:mod:`normkit.lab.tasks`); for denoising,
-    ``noise`` is the standard deviation of the noise, on the scale where black is 0 and white is 1.
-    ``schedule`` is the learning rate schedule (:mod:`normkit.lab.schedules`). ``evaluations`` are
-    further conditions to evaluate the model under after each epoch (:mod:`normkit.lab.conditions`),
-    ``final_evaluations`` those after the last epoch only. In the last ``frozen_epochs`` the layers
-    normalize with population statistics in training too (:mod:`normkit.lab.freezing`).
+    counts an image once. ``drop_last`` leaves out the images of an epoch that do not fill a batch,
+    other ones in each epoch. ``task`` is the task to learn (:mod:`normkit.lab.tasks`); for
+    denoising, ``noise`` is the standard deviation of the noise, on the scale where black is 0 and
+    white is 1. ``schedule`` is the learning rate schedule (:mod:`normkit.lab.schedules`).
+    ``evaluations`` are further conditions to evaluate the model under after each epoch
+    (:mod:`normkit.lab.conditions`), ``final_evaluations`` those after the last epoch only. In
+    the last ``frozen_epochs`` the layers normalize with population statistics in training too
+    (:mod:`normkit.lab.freezing`).
 
     Raises:
         OptionError: a field holds an invalid value, or two fields conflict.
@@ -88,6 +90,7 @@ class RunConfig:
     test_images: int
     size: int = 28
     batch_size: int
+    drop_last: bool = False
     composition: tuple[tuple[str, int | bool], ...] = ()
     domains: str = ""
     optimizer: str = "sgd"
@@ -160,6 +163,7 @@ class RunConfig:
                 domains=self.domains,
             )
         self._check_task()
+        self._check_drop_last()
         if self.kind not in ("training", "timing"):
             raise OptionError(
                 message('kind "training" or "timing"', repr(self.kind), "use one of these")
@@ -171,6 +175,28 @@ class RunConfig:
                         "a probe interval of at least 1 step", f"{probe}: {every}", "use 1 or more"
                     )
                 )
+
+    def _check_drop_last(self) -> None:
+        if type(self.drop_last) is not bool:
+            raise OptionError(
+                message("drop_last to be True or False", repr(self.drop_last), "use one of these")
+            )
+        if self.drop_last and self.kind != "training":
+            raise OptionError(
+                message(
+                    "drop_last for a training only",
+                    f"drop_last=True with kind={self.kind!r}",
+                    "leave it out: one batch is timed, whatever its size",
+                )
+            )
+        if self.drop_last and self.batch_size > self.train_images:
+            raise OptionError(
+                message(
+                    f"a batch_size of at most train_images ({self.train_images}) with drop_last",
+                    repr(self.batch_size),
+                    "use a smaller batch_size, more images, or drop_last=False",
+                )
+            )
 
     def _check_task(self) -> None:
         if self.task not in ("classification", "denoising"):
@@ -200,8 +226,9 @@ class RunConfig:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last batch may be smaller than the others."""
-        return math.ceil(self.train_images / self.batch_size)
+        """Optimizer steps in an epoch; without ``drop_last`` the last batch may be smaller."""
+        full, rest = divmod(self.train_images, self.batch_size)
+        return full + bool(rest and not self.drop_last)
 
     @property
     def steps(self) -> int:
@@ -211,7 +238,8 @@ class RunConfig:
     @property
     def images(self) -> int:
         """Images that go through a training step, all epochs together: a measure of cost."""
-        return self.epochs * self.train_images
+        dropped = self.train_images % self.batch_size if self.drop_last else 0
+        return self.epochs * (self.train_images - dropped)
 
     def conditions(self, epoch: int) -> tuple[Condition, ...]:
         """Return the further conditions of evaluation after this epoch (from 0), each once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from normkit.lab import data
 from normkit.lab.config import RunConfig
 from normkit.lab.data.composition import Composition, compose
@@ -27,7 +29,7 @@ def epoch_batches(config: RunConfig, split: data.Split, epoch: int) -> Batches:
         split = compose(split, kind, config.batch_size, seed=config.seed, epoch=epoch)
 
     def batches(of: data.Split) -> Batches:
-        return task_of(config).batches(
+        ordered = task_of(config).batches(
             config,
             of,
             config.batch_size,
@@ -35,6 +37,8 @@ def epoch_batches(config: RunConfig, split: data.Split, epoch: int) -> Batches:
             epoch=epoch,
             shuffle=not config.composition,
         )
+        # With drop_last there is one step less than there are batches.
+        return itertools.islice(ordered, config.steps_per_epoch)
 
     if not config.domains:
         return batches(split)

@@ -181,6 +181,7 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
         ("momentum", values("momentum")),
         ("weight decay", values("weight_decay")),
         ("batch size", values("batch_size")),
+        *_last_batch(configs),
         ("epochs", values("epochs")),
         *([] if frozen == "0" else [("frozen epochs", frozen)]),
         ("seeds", str(len(evidence.seeds))),
@@ -188,6 +189,13 @@ def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
         ("decided by", claim.decision),
     ]
     return tuple(rows) + claim.setup if configs else claim.setup
+
+
+def _last_batch(configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
+    """Say what happens to images that do not fill a batch, where there are any."""
+    rest = [each for each in configs if each.train_images % each.batch_size]
+    words = dict.fromkeys("dropped" if config.drop_last else "kept" for config in rest)
+    return [("incomplete last batch", ", ".join(words))] if words else []
 
 
 def _norms(evidence: Evidence) -> str:

@@ -127,7 +127,7 @@ class Trainer:
         if is_frozen_epoch(self.config, self.epoch) and not self.frozen:
             self.freeze()
         batches = epoch_batches(self.config, self.dataset.train, self.epoch)
-        for images, targets in itertools.islice(batches, first, self.config.steps_per_epoch):
+        for images, targets in itertools.islice(batches, first, None):
             self.step(images, targets)
             if self.progress.step % self.config.steps_per_epoch:
                 self.pause()

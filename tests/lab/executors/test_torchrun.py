@@ -73,7 +73,9 @@ def test_several_processes_train_as_one(size: int, tmp_path: Path, make_config: 
     configs = [
         make_config(**images, evaluations=(("population", 128, 32), ("batch", 30)),
                     final_evaluations=(("composed", 10, 2),)),
-        make_config(**images | {"norm": "torch-batch", "act": "tanh"}, frozen_epochs=1),
+        make_config(
+            **images | {"norm": "torch-batch", "act": "tanh"}, frozen_epochs=1, drop_last=True
+        ),
         make_config(train_images=130, norm="group", momentum=0.9, lr=0.05, epochs=3),
         make_config(train_images=130, norm="none", optimizer="adam", lr=1e-3),
     ]  # fmt: skip

@@ -51,7 +51,8 @@ class Plan:
     ``base`` holds the fields that all runs share, ``presets`` those that replace them at a preset;
     each of ``settings`` (which may differ by preset) and each arm adds its own. ``seeds`` gives an
     arm fewer seeds than the preset has, for arms that decide nothing. A field may be a function of
-    :class:`At`.
+    :class:`At`. Trainings have ``drop_last``, unless a field says otherwise: the step on a small
+    last batch is noisy, evaluation follows it, and running statistics weigh it like a full one.
     """
 
     scales: Mapping[Preset, Scale]
@@ -76,7 +77,11 @@ class Plan:
             for each in more:
                 fields |= each
             values = {name: each(at) if callable(each) else each for name, each in fields.items()}
-            return RunConfig(**{"epochs": scale.epochs, **values}, seed=seed)
+            defaults = {
+                "epochs": scale.epochs,
+                "drop_last": values.get("kind", "training") == "training",
+            }
+            return RunConfig(**defaults | values, seed=seed)
 
         return [
             (arm, config(seed, setting, fields))

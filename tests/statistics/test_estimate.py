@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.core.moments import Moments
-from normkit.statistics.estimates.estimate import (
-    Estimate,
-    LayerStatistics,
-    Units,
-    merge_statistics,
-    statistics,
-)
+from normkit.statistics.estimates.estimate import Estimate, Units, merge_statistics, statistics
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from tests.statistics.truth import population
 
 

@@ -4,8 +4,8 @@ from normkit.nn.stats_spec import StatsSpec, stats_spec
 from normkit.statistics.average_buffers import average_buffers
 from normkit.statistics.consistency import consistency
 from normkit.statistics.contexts import batch_statistics, use_domain
-from normkit.statistics.estimates.estimate import LayerStatistics
 from normkit.statistics.estimates.gaps import Gap
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.measuring.calls import SharedLayer
 from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.recalibrate import recalibrate

@@ -22,8 +22,10 @@ from normkit.statistics.check_arguments import (
     check_model,
     check_samples,
 )
-from normkit.statistics.estimates.estimate import Estimate, LayerStatistics, statistics
-from normkit.statistics.estimates.gaps import gap_between, with_errors
+from normkit.statistics.estimates.estimate import Estimate, statistics
+from normkit.statistics.estimates.few_batches import with_errors
+from normkit.statistics.estimates.gaps import gap_between
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import (
     NormLayer,
     find_norm_layers,

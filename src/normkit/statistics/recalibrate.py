@@ -21,7 +21,7 @@ from normkit.statistics.check_arguments import (
     check_tolerance,
 )
 from normkit.statistics.estimates.bias import LARGE_BIAS, MAX_BIAS, state_bias
-from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import (
     NormLayer,
     find_norm_layers,

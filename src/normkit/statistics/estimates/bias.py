@@ -1,8 +1,8 @@
-r"""Statistics against each other, in the layer's own units: errors, distances, and the bias.
+"""Bias of statistics behind layers that normalized by batches of few samples.
 
 No difference between units shows the *bias*: where layers before normalize by each batch's own
 moments, a batch of n samples loses one part in n of what varies between samples, in every batch
-alike. :class:`~normkit.statistics.estimates.estimate.Tally` gathers 1/n, weighed by values, so that
+alike. :class:`Tally` gathers 1/n, weighed by values, so that
 a small last batch counts for as little as it contributes. What later layers are given is off by
 0.05/n to 2.7/n (six networks, batches of 1 to 64: docs/recalibration.md), the more the longer the
 tails and the deeper: :func:`state_bias` estimates it.
@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from normkit.statistics.estimates.layer_statistics import LayerStatistics, relative_error
 
-from normkit.statistics.estimates.estimate import LayerStatistics
-
-__all__ = ["LARGE_BIAS", "MAX_BIAS", "TINY", "distance", "relative_error", "rms", "state_bias"]
+__all__ = ["LARGE_BIAS", "MAX_BIAS", "Tally", "state_bias"]
 
 MAX_BIAS = 0.1
 """Largest 1/n of a single pass: batches of ten samples. To first order in it, the standard errors
@@ -30,24 +28,16 @@ LARGE_BIAS = 0.6
 ONE_BATCH = 2.7
 """Bias times n, the largest of docs/recalibration.md, where one batch shows no spread."""
 
-TINY = torch.finfo(torch.float64).tiny
-"""Replaces a variance of zero where a layer adds no ε."""
 
-MAX_LOG = math.log(torch.finfo(torch.float64).max)
-"""The exponential of a larger number overflows float64."""
+class Tally(NamedTuple):
+    """Calls of a layer, and its values, each times the 1/n that the layers before it lose."""
 
+    calls: int = 0
+    lost: float = 0.0
 
-def relative_error(result: LayerStatistics, eps: float) -> float:
-    r"""Summarize a layer's standard errors in one number; 0.01 is 1 %.
-
-    The larger of two root mean squares over channels: of :math:`\mathrm{SE}(\mu) / \sigma` and
-    of :math:`\mathrm{SE}(v) / \sigma^2`, where :math:`\sigma^2 = v + \epsilon` is what the layer
-    divides by, so a channel that is always zero counts as known.
-    """
-    scale = (result.variance + eps).clamp_min(TINY)
-    mean = rms(result.mean_standard_error / scale.sqrt())
-    variance = rms(result.variance_standard_error / scale)
-    return math.nan if math.isnan(mean + variance) else max(mean, variance)
+    def plus(self, other: Tally) -> Tally:
+        """Add another tally of the same layer."""
+        return Tally(self.calls + other.calls, self.lost + other.lost)
 
 
 def state_bias(
@@ -69,23 +59,3 @@ def state_bias(
         stated[name] = one._replace(bias=max(one.bias, largest, total / 2) if one.bias else 0.0)
         total += spread if known else 0.0
     return stated
-
-
-def distance(
-    mean: Tensor, variance: Tensor, result: LayerStatistics, eps: float
-) -> tuple[float, float]:
-    r"""Distance of a mean and a variance from a result: in deviations, and as a factor.
-
-    Root mean square over channels of :math:`(\mu' - \mu) / \sigma`; and the exponential of that
-    of :math:`\log (\sigma'^2 / \sigma^2)`, at least 1, with :math:`\sigma^2 = v + \epsilon`.
-    NaN where one of them is not finite.
-    """
-    scale = (result.variance + eps).clamp_min(TINY)
-    step = rms((mean - result.mean) / scale.sqrt())
-    ratio = rms((variance + eps).clamp_min(TINY).log() - scale.log())
-    return step, math.exp(ratio) if ratio < MAX_LOG else ratio * math.inf
-
-
-def rms(values: Tensor) -> float:
-    """Take the root mean square of all values."""
-    return float(values.square().mean().sqrt())

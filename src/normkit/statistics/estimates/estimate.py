@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from normkit.core.moments import Moments, merge_rows
+from normkit.statistics.estimates.bias import Tally
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 
 __all__ = [
     "Estimate",
-    "LayerStatistics",
-    "Tally",
     "Total",
     "Units",
     "merge_shares",
@@ -48,40 +48,6 @@ MAX_UNITS = 128
 
 Total = Callable[[Tensor], Tensor]
 """Sums a vector over all ranks; the identity where there is one."""
-
-
-class LayerStatistics(NamedTuple):
-    """Population statistics of one layer, per channel, with their standard errors.
-
-    Attributes:
-        mean: (C,), float64.
-        variance: (C,), float64, unbiased, as running variances are.
-        mean_standard_error: (C,), in units of the values; NaN from a single batch.
-        variance_standard_error: (C,), in squared units; NaN from a single batch.
-        count: values per channel (samples, for a layer that averages over samples).
-        bias: about which share of the deviation and of the variance they may be off because layers
-            before normalized by batches of few samples; 0 where they did not.
-        batches: how many there were; of a layer called several times for each, its calls.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    mean_standard_error: Tensor
-    variance_standard_error: Tensor
-    count: int  # type: ignore[assignment]
-    bias: float = 0.0
-    batches: int = 0
-
-
-class Tally(NamedTuple):
-    """Calls of a layer, and its values, each times the 1/n that the layers before it lose."""
-
-    calls: int = 0
-    lost: float = 0.0
-
-    def plus(self, other: Tally) -> Tally:
-        """Add another tally of the same layer."""
-        return Tally(self.calls + other.calls, self.lost + other.lost)
 
 
 class Units(NamedTuple):

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from normkit.core.moments import Moments
-from normkit.statistics.estimates.estimate import Estimate, LayerStatistics, statistics
-from normkit.statistics.estimates.gaps import Gap, gap_between, with_errors
+from normkit.statistics.estimates.estimate import Estimate, statistics
+from normkit.statistics.estimates.few_batches import with_errors
+from normkit.statistics.estimates.gaps import Gap, gap_between
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.printing.tables import format_deviations, format_factor, layer_label
 

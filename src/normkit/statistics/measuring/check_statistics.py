@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from normkit.errors import NonFiniteError, StatisticsError, message
-from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 
 __all__ = ["check_statistics"]

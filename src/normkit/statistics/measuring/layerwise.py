@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from normkit.errors import StatisticsError, message
-from normkit.statistics.estimates.bias import relative_error
-from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.estimates.layer_statistics import LayerStatistics, relative_error
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.measuring.check_statistics import check_statistics
 from normkit.statistics.measuring.passes import Passes

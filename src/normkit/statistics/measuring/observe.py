@@ -22,7 +22,8 @@ from normkit.kernels.moments import moments
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.statistics.batches.run_model import Forward, note_batch, run_model
 from normkit.statistics.batches.tensors import count_samples
-from normkit.statistics.estimates.estimate import LayerStatistics, Tally
+from normkit.statistics.estimates.bias import Tally
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.layers.preserve import (
     evaluation_mode,

@@ -11,15 +11,9 @@ import torch
 
 from normkit.statistics.batches.detached_loader import detached_loader
 from normkit.statistics.batches.run_model import Forward
-from normkit.statistics.estimates.bias import MAX_BIAS, relative_error
-from normkit.statistics.estimates.estimate import (
-    Estimate,
-    LayerStatistics,
-    Tally,
-    Units,
-    merge_statistics,
-    statistics,
-)
+from normkit.statistics.estimates.bias import MAX_BIAS, Tally
+from normkit.statistics.estimates.estimate import Estimate, Units, merge_statistics, statistics
+from normkit.statistics.estimates.layer_statistics import LayerStatistics, relative_error
 from normkit.statistics.layers.find import layers_by_bank
 from normkit.statistics.layers.preserve import is_sharded, preserve_rng
 from normkit.statistics.measuring.calls import CallsEstimate

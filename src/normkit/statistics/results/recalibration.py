@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
-from normkit.statistics.estimates.bias import distance, relative_error
-from normkit.statistics.estimates.estimate import LayerStatistics
+from normkit.statistics.estimates.layer_statistics import LayerStatistics, distance, relative_error
 from normkit.statistics.layers.find import COUNTER, NormLayer, layers_by_bank
 from normkit.statistics.layers.preserve import overwrite
 from normkit.statistics.printing.tables import (

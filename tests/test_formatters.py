@@ -28,7 +28,7 @@ WRONG = re.compile(r"\bnan\b|\binf\b|\de[+-]?\d|[-−+]{2}|^\s*%|Infinity|None",
 
 
 def _comparison(value: float) -> Comparison:
-    return Comparison("how much higher?", "points", value, value, value, 5, "undecided")
+    return Comparison("how much higher?", "points", value, value, value, 5, "open")
 
 
 def _interval(comparison: Comparison) -> str:

@@ -67,7 +67,7 @@ def row(store: Path, claim: str = "C5") -> dict[str, Any]:
 
 def test_list_has_verdict_and_cost_of_each_preset(store: Path) -> None:
     found = row(store)
-    assert found["verdicts"] == {"quick": "supported", "full": "supported"}
+    assert found["verdicts"] == {"quick": "confirmed", "full": "confirmed"}
     assert list(found["cost"]) == ["quick", "full", "paper"]
     runs = found["cost"]["quick"]["runs"]
     assert found["cost"]["quick"]["seconds"] == 60.0 * runs
@@ -113,7 +113,7 @@ def test_last_verdict_is_the_claims_own_and_not_the_stores(tmp_path: Path) -> No
         assert opened.last_preset("C5") == "full"
         assert opened.last_preset("C2") is None
     assert row(path)["last"]["preset"] == "full"
-    assert row(path)["last"]["word"] == "supported"
+    assert row(path)["last"]["word"] == "confirmed"
 
 
 def test_last_preset_of_older_store_is_that_of_its_last_run(

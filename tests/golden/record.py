@@ -1,17 +1,13 @@
-"""Record the golden files, or compare with them.
+"""Record the golden files: what handles and layers print, and the help of every command.
 
-    python -W ignore -m tests.golden.record            # rewrite tests/golden/*.json
-    python -m tests.golden.record claims C3  # print what differs, claim by claim
+    python -W ignore -m tests.golden.record                # rewrite tests/golden/*.json
+    python -W ignore -m tests.golden.record reprs helps    # or one of them
 
 A difference is explained in docs/log.md before it is recorded.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
-import hashlib
-import io
 import json
 import os
 import re
@@ -24,60 +20,8 @@ import torch
 from torch import nn
 
 import normkit as nk
-from normkit.lab.claims.claim import PRESETS, Available, Claim
-from normkit.lab.claims.registry import all_claims, forms
-from normkit.lab.judge import finding
-from tests.lab.claims.invented import WORLDS, evidence
 
 FOLDER = Path(__file__).parent
-SMALL = dict.fromkeys(("records", "seconds"))
-
-
-def number(value: Any) -> Any:
-    """Twelve digits of a float: sums may be taken in another order."""
-    if isinstance(value, float):
-        return float(f"{value:.12g}")
-    if isinstance(value, (list, tuple)):
-        return [number(each) for each in value]
-    if isinstance(value, dict):
-        return {str(key): number(each) for key, each in value.items()}
-    return value
-
-
-def judged(claim: Claim) -> dict[str, Any]:
-    """A claim's findings in every world, as plain values without the runs' records."""
-    cases = [("quick", world) for world in WORLDS] + [("full", "clear"), ("full", "broken")]
-    found: dict[str, Any] = {}
-    for preset, world in cases:
-        try:
-            result = finding(claim, evidence(claim, preset, world), data="invented")  # type: ignore[arg-type]
-        except Exception as error:  # a fault that a later step may mend, and then says so
-            found[f"{preset} {world}"] = f"{type(error).__name__}: {error}"
-            continue
-        values = dataclasses.asdict(result)
-        for name in SMALL:
-            values.pop(name)
-        found[f"{preset} {world}"] = number(values)
-    return found
-
-
-def plans(claim: Claim) -> dict[str, Any]:
-    """The runs of every preset: how many, and a digest of each arm's keys in order."""
-    found: dict[str, Any] = {}
-    for preset in PRESETS:
-        arms: dict[str, list[str]] = {}
-        order = hashlib.sha256()
-        for arm, config in claim.plan(preset, Available.whole(claim.data)):
-            arms.setdefault(arm, []).append(config.key)
-            order.update(f"{arm} {config.key}\n".encode())
-        found[preset] = {
-            "order": order.hexdigest()[:16],
-            "arms": {
-                arm: f"{len(keys)} {hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}"
-                for arm, keys in arms.items()
-            },
-        }
-    return found
 
 
 class Odd(nn.BatchNorm2d):
@@ -163,22 +107,12 @@ def helps() -> dict[str, str]:
 
 def load(name: str) -> Any:
     """A golden file's content."""
-    path = FOLDER / name
-    if name.endswith(".gz"):
-        return json.loads(gzip.decompress(path.read_bytes()))
-    return json.loads(path.read_text())
+    return json.loads((FOLDER / name).read_text())
 
 
 def save(name: str, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    path = FOLDER / name
-    if not name.endswith(".gz"):
-        path.write_text(text)
-        return
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
-        file.write(text.encode())
-    path.write_bytes(packed.getvalue())
+    (FOLDER / name).write_text(text)
 
 
 def differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
@@ -197,22 +131,7 @@ def differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
 
 
 def main(words: list[str]) -> None:
-    claims = forms(all_claims().values())
-    if words[:1] == ["claims"]:
-        keys = [word.upper() for word in words[1:]]
-        for claim in claims:
-            if keys and claim.key not in keys:
-                continue
-            for line in differences(load("plans.json")[claim.key], plans(claim)):
-                print(f"{claim.key} plan {line[:400]}")
-            for line in differences(load("findings.json.gz")[claim.key], judged(claim)):
-                print(f"{claim.key} {line[:400]}")
-        return
-    parts = words or ["plans", "findings", "reprs", "helps"]
-    if "plans" in parts:
-        save("plans.json", {claim.key: plans(claim) for claim in claims})
-    if "findings" in parts:
-        save("findings.json.gz", {claim.key: judged(claim) for claim in claims})
+    parts = words or ["reprs", "helps"]
     if "reprs" in parts:
         save("reprs.json", reprs())
     if "helps" in parts:

@@ -66,7 +66,7 @@ def test_equal_stores_agree_in_all(fill: Any, compared: Any) -> None:
     fill(SECOND, "quick", helps)
     found = compared()
     (claim,) = found.claims
-    assert claim.verdicts == ("supported", "supported")
+    assert claim.verdicts == ("confirmed", "confirmed")
     assert not claim.differs
     count = len(arms())
     assert (claim.common, claim.planned) == (count, (count, count))
@@ -89,9 +89,9 @@ def test_verdict_that_differs_comes_first_and_the_one_sided_last(
         store.plan("C5", "paper", arms("paper"))
     found = compared()
     assert [(claim.preset, claim.verdicts) for claim in found.claims] == [
-        ("full", ("supported", "not supported")),
-        ("quick", ("supported", "supported")),
-        ("paper", (None, "undecided")),
+        ("full", ("confirmed", "refuted")),
+        ("quick", ("confirmed", "confirmed")),
+        ("paper", (None, "open")),
     ]
     different, same, alone = found.claims
     assert (different.differs, same.differs, alone.differs) == (True, False, False)

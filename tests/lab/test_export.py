@@ -126,7 +126,7 @@ def test_export_matches_store(filled: Path, tmp_path: Path, kind: Format) -> Non
 
 def check_verdicts(store: Store, rows: list[dict[str, Any]]) -> None:
     (found,) = judge(store, "quick")
-    assert found.word == "supported"
+    assert found.word == "confirmed"
     mine = [row for row in rows if row["preset"] == "quick"]
     assert len(mine) == len(found.comparisons)
     for row, effect in zip(mine, found.comparisons, strict=True):
@@ -135,7 +135,7 @@ def check_verdicts(store: Store, rows: list[dict[str, Any]]) -> None:
             assert row[field.name] == getattr(effect, field.name)
     # C1 at full has no pairs to compare: a row that says so.
     (bare,) = [row for row in rows if row["preset"] == "full"]
-    assert (bare["claim"], bare["verdict"], bare["effect"]) == ("C1", "undecided", None)
+    assert (bare["claim"], bare["verdict"], bare["effect"]) == ("C1", "open", None)
 
 
 @kinds

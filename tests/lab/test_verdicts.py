@@ -23,7 +23,7 @@ SIMULATIONS = 4000
 
 def word(found: Comparison | None) -> str:
     """The word by the interval alone, which is that of a claim of one part."""
-    return found.word if found else "undecided"
+    return found.word if found else "open"
 
 
 def share_supported(
@@ -37,7 +37,7 @@ def share_supported(
         word(paired_test("?", draw(rng), unit="", smallest=smallest, resolution=resolution))
         for _ in range(SIMULATIONS)
     ]
-    return words.count("supported") / SIMULATIONS
+    return words.count("confirmed") / SIMULATIONS
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
@@ -104,7 +104,7 @@ def simulate(
 @pytest.mark.parametrize("claim", [C1, C5], ids=["C1", "C5"])
 def test_whole_claims_on_equal_arms(claim: Claim, synthetic: Callable[..., Evidence]) -> None:
     words = simulate(claim, synthetic, gain=0.0, simulations=2000)
-    assert words.count("supported") / len(words) <= 0.05
+    assert words.count("confirmed") / len(words) <= 0.05
 
 
 @pytest.mark.parametrize("claim", [C1, C5], ids=["C1", "C5"])
@@ -112,7 +112,7 @@ def test_whole_claims_on_a_real_difference(
     claim: Claim, synthetic: Callable[..., Evidence]
 ) -> None:
     words = simulate(claim, synthetic, gain=0.05, simulations=50)
-    assert words.count("supported") / len(words) >= 0.9
+    assert words.count("confirmed") / len(words) >= 0.9
 
 
 def test_interval_is_scipys() -> None:
@@ -132,11 +132,11 @@ def test_resolution_keeps_equal_readings_from_certainty() -> None:
 @pytest.mark.parametrize(
     ("differences", "smallest", "word"),
     [
-        ([0.02, 0.021, 0.019], 0.005, "supported"),
-        ([-0.02, -0.021, -0.019], 0.0, "not supported"),
-        ([0.0020, 0.0021, 0.0019], 0.005, "not supported"),  # surely there, surely too small
-        ([0.02, -0.02, 0.01], 0.005, "undecided"),
-        ([0.0, 0.0, 0.0], 0.0, "undecided"),
+        ([0.02, 0.021, 0.019], 0.005, "confirmed"),
+        ([-0.02, -0.021, -0.019], 0.0, "refuted"),
+        ([0.0020, 0.0021, 0.0019], 0.005, "refuted"),  # surely there, surely too small
+        ([0.02, -0.02, 0.01], 0.005, "open"),
+        ([0.0, 0.0, 0.0], 0.0, "open"),
     ],
 )
 def test_words(differences: list[float], smallest: float, word: str) -> None:
@@ -148,19 +148,19 @@ def test_words(differences: list[float], smallest: float, word: str) -> None:
 
 def test_one_seed_decides_nothing() -> None:
     assert paired_test("?", [5.0], unit="") is None
-    assert decide([None]) == ("undecided", [])
-    assert decide([]) == ("undecided", [])
+    assert decide([None]) == ("open", [])
+    assert decide([]) == ("open", [])
 
 
 def test_every_part_must_hold() -> None:
     yes = paired_test("?", [1.0, 1.1, 0.9], unit="")
     no = paired_test("?", [-1.0, -1.1, -0.9], unit="")
     open_ = paired_test("?", [1.0, -1.1, 0.9], unit="")
-    assert decide([yes, yes])[0] == "supported"
-    assert decide([yes, open_])[0] == "undecided"
-    assert decide([yes, None])[0] == "undecided"
-    assert decide([open_, no])[0] == "not supported"
-    assert decide([None, no])[0] == "not supported"
+    assert decide([yes, yes])[0] == "confirmed"
+    assert decide([yes, open_])[0] == "open"
+    assert decide([yes, None])[0] == "open"
+    assert decide([open_, no])[0] == "refuted"
+    assert decide([None, no])[0] == "refuted"
 
 
 def test_one_part_is_judged_by_its_interval() -> None:
@@ -170,9 +170,9 @@ def test_one_part_is_judged_by_its_interval() -> None:
             one = paired_test("?", rng.normal(0.4, 1.0, size=6), unit="", smallest=smallest)
             assert one is not None
             whole, (part,) = decide([one])
-            by_interval = "supported" if one.low > 0 else "undecided"
+            by_interval = "confirmed" if one.low > 0 else "open"
             if one.high < smallest:
-                by_interval = "not supported"
+                by_interval = "refuted"
             assert one.word == part.word == whole == by_interval
             assert part.p == one.p
             assert part.decides
@@ -181,19 +181,19 @@ def test_one_part_is_judged_by_its_interval() -> None:
 
 def test_words_of_several_parts_are_corrected_for_their_number() -> None:
     rng = np.random.default_rng(6)
-    wrong = {"any part": 0, "any part, by its interval": 0, "not supported": 0}
+    wrong = {"any part": 0, "any part, by its interval": 0, "refuted": 0}
     simulations = 1500
     for _ in range(simulations):
         # Four questions, the answer to each of which is no: the effect is zero.
         parts = [paired_test("?", rng.normal(size=5), unit="") for _ in range(4)]
         never = [dataclasses.replace(part, smallest=-1e9) for part in parts if part]
-        wrong["any part"] += "supported" in [part.word for part in decide(never)[1]]
+        wrong["any part"] += "confirmed" in [part.word for part in decide(never)[1]]
         wrong["any part, by its interval"] += any(part.low > 0 for part in parts if part)
         # Four effects that are just as large as matters.
         parts = [paired_test("?", 1 + rng.normal(size=5), unit="", smallest=1.0) for _ in range(4)]
-        wrong["not supported"] += decide(parts)[0] == "not supported"
+        wrong["refuted"] += decide(parts)[0] == "refuted"
     assert 0.012 <= wrong["any part"] / simulations <= 0.035  # 0.025 by design
-    assert 0.012 <= wrong["not supported"] / simulations <= 0.035
+    assert 0.012 <= wrong["refuted"] / simulations <= 0.035
     assert wrong["any part, by its interval"] / simulations > 0.07  # what the correction is for
 
 
@@ -207,7 +207,7 @@ def test_told_number_of_seeds_decides_four_times_in_five() -> None:
 
     def share(seeds: int) -> float:
         draws = (rng.normal(np.mean(sample), np.std(sample, ddof=1), seeds) for _ in range(2000))
-        return [word(paired_test("?", draw, unit="")) for draw in draws].count("supported") / 2000
+        return [word(paired_test("?", draw, unit="")) for draw in draws].count("confirmed") / 2000
 
     assert share(needed) == pytest.approx(0.8, abs=0.04)
     assert share(needed // 2) < 0.7
@@ -234,7 +234,7 @@ def test_an_error_that_all_seeds_share_does_not_average_out(seeds: int) -> None:
             word(paired_test("?", effect + rng.normal(0, 1) + noise, unit="", shared=shared))
             for noise in rng.normal(0, 1, (2000, seeds))
         ]
-        return words.count("supported") / len(words)
+        return words.count("confirmed") / len(words)
 
     assert share(0.0) > 0.1  # what a t interval of the seeds alone makes of it
     assert share(1.0) == pytest.approx(0.025, abs=0.013)

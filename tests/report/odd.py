@@ -47,11 +47,11 @@ def bare() -> Finding:
         statement="",
         sources=(Reference("A source without figures", ""),),
         prediction="",
-        word="undecided",
+        word="open",
         sentence="So far 0 of 20 runs are done.",
         comparisons=(
-            Comparison("?", "points", math.nan, math.nan, math.nan, 0, "undecided"),
-            Comparison("??", "", 0.0, -math.inf, math.inf, 1, "undecided"),
+            Comparison("?", "points", math.nan, math.nan, math.nan, 0, "open"),
+            Comparison("??", "", 0.0, -math.inf, math.inf, 1, "open"),
         ),
         charts=(
             Chart("none", "No curve", "x", "y", (), "Nothing."),

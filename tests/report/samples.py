@@ -134,7 +134,7 @@ def c1() -> Finding:
             _IOFFE,
         ),
         prediction="BN ahead by one to three points after epoch 5, and by more after epoch 1.",
-        word="supported",
+        word="confirmed",
         sentence="After five epochs the network with BN is 1.6 points more accurate on the test "
         "images (95 % interval 1.2 to 2.1), and it reaches 87 % two epochs earlier.",
         comparisons=(
@@ -145,7 +145,7 @@ def c1() -> Finding:
                 1.18,
                 2.06,
                 10,
-                "supported",
+                "confirmed",
                 smallest=0.5,
                 p=0.0003,
                 decides=True,
@@ -157,7 +157,7 @@ def c1() -> Finding:
                 1.4,
                 2.8,
                 10,
-                "supported",
+                "confirmed",
                 p=0.0121,
                 decides=True,
             ),
@@ -168,7 +168,7 @@ def c1() -> Finding:
                 0.07,
                 0.11,
                 10,
-                "supported",
+                "confirmed",
                 p=0.0004,
             ),
         ),
@@ -226,7 +226,7 @@ def c2() -> Finding:
         "distribution in every layer, and do not drift while training goes on.",
         sources=(_IOFFE,),
         prediction="With BN each layer within 0.1 of mean 0 and deviation 1; without, not.",
-        word="supported",
+        word="confirmed",
         sentence="The distance to N(0, 1) is 0.71 smaller with BN (0.64 to 0.78); skewness, which "
         "BN does not touch, remains.",
         comparisons=(
@@ -237,9 +237,9 @@ def c2() -> Finding:
                 0.64,
                 0.78,
                 10,
-                "supported",
+                "confirmed",
             ),
-            Comparison("Is skewness smaller?", "", -0.02, -0.08, 0.04, 10, "undecided"),
+            Comparison("Is skewness smaller?", "", -0.02, -0.08, 0.04, 10, "open"),
         ),
         charts=tuple(
             Chart(
@@ -294,7 +294,7 @@ def c3() -> Finding:
         statement="A network with BN trains at learning rates at which the plain one diverges.",
         sources=(Reference("Article, §3.3", "At 0.5 the plain network stops near loss 2.25"),),
         prediction="The plain network fails at 0.5 and above; with BN it trains up to at least 1.",
-        word="supported",
+        word="confirmed",
         sentence="At a learning rate of 0.5 all ten plain runs diverged; all ten with BN trained.",
         comparisons=(
             Comparison(
@@ -304,7 +304,7 @@ def c3() -> Finding:
                 78.9,
                 float("inf"),
                 10,
-                "supported",
+                "confirmed",
             ),
         ),
         charts=(
@@ -339,7 +339,7 @@ def c11() -> Finding:
         title="ε = 1e-5 is too large on CIFAR-10, 1e-10 is better",
         statement="A smaller ε, and γ and β started just off 1 and 0, train better.",
         prediction="No difference that ten seeds can show.",
-        word="undecided",
+        word="open",
         sentence="The effect is 0.05 points with an interval from −0.4 to 0.5: ten seeds can not "
         "tell it from nothing.",
         sources=(),
@@ -351,7 +351,7 @@ def c11() -> Finding:
                 -0.41,
                 0.51,
                 10,
-                "undecided",
+                "open",
                 smallest=0.2,
                 p=0.41,
                 decides=True,
@@ -382,7 +382,7 @@ def c13() -> Finding:
         "next to nothing.",
         sources=(),
         prediction="Less than half a point between the two.",
-        word="not supported",
+        word="refuted",
         sentence="BN on the dense layers as well is worth 0.7 points more (0.4 to 1.0).",
         comparisons=(
             Comparison(
@@ -392,7 +392,7 @@ def c13() -> Finding:
                 -0.36,
                 -0.06,
                 10,
-                "not supported",
+                "refuted",
                 p=0.99,
                 decides=True,
             ),
@@ -469,7 +469,7 @@ def c20() -> Finding:
             _WU,
         ),
         prediction="BN worse than GN below 8, no worse at 32.",
-        word="supported",
+        word="confirmed",
         sentence="At batch 2, BN errs on 4.1 points more of the test images than GN (3.6 to 4.6).",
         comparisons=(
             Comparison(
@@ -479,7 +479,7 @@ def c20() -> Finding:
                 3.6,
                 4.6,
                 10,
-                "supported",
+                "confirmed",
             ),
         ),
         charts=(

@@ -13,14 +13,14 @@ from normkit.report.markdown import BEGIN, END, effect, put_between, table
 
 FASTER = Comparison(
     "Faster: how much higher is it?", "points", 13.5752, 11.2751, 15.8752, 5,
-    "supported", decides=True,
+    "confirmed", decides=True,
 )  # fmt: skip
 ASIDE = dataclasses.replace(FASTER, question="And so?", decides=False)
 
 
 def finding(*comparisons: Comparison, done: int = 10, title: str = "It helps") -> Finding:
     return Finding(
-        key="C1", title=title, statement="", sources=(), prediction="", word="supported",
+        key="C1", title=title, statement="", sources=(), prediction="", word="confirmed",
         sentence="", comparisons=comparisons, charts=(), tables=(), setup=(), data="", runs=done,
         diverged=0, seconds=1.0, records=({},) * 10,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def test_an_effect_has_the_decimals_that_its_interval_leaves(
     numbers: tuple[float, float, float], unit: str, shown: str
 ) -> None:
     value, low, high = numbers
-    found = Comparison("How much?", unit, value, low, high, 5, "supported")
+    found = Comparison("How much?", unit, value, low, high, 5, "confirmed")
     assert effect(found) == f"How much? {shown}"
 
 

@@ -144,8 +144,8 @@ def test_tells_what_decides_and_how_surely(samples: ModuleType) -> None:
 
 def test_the_overview_shows_the_effect_on_which_the_verdict_hangs(samples: ModuleType) -> None:
     good, bad = samples.c1().comparisons[:2]
-    bad = dataclasses.replace(bad, word="not supported", effect=-7.5)
-    finding = dataclasses.replace(samples.c1(), word="not supported", comparisons=(good, bad))
+    bad = dataclasses.replace(bad, word="refuted", effect=-7.5)
+    finding = dataclasses.replace(samples.c1(), word="refuted", comparisons=(good, bad))
     page = render([finding], about={})
     overview = page[page.index('id="overview"') : page.index('id="rule"')]
     assert "−7.5" in overview
@@ -253,7 +253,7 @@ def test_data_comes_back_as_it_was(samples: ModuleType) -> None:
     block = json.loads(download.block)
     rows = [dict(zip(block["columns"], row, strict=True)) for row in block["rows"]]
     assert rows == list(finding.records)
-    assert block["about"]["verdict"] == "supported"
+    assert block["about"]["verdict"] == "confirmed"
     assert block["about"]["comparisons"][0]["effect"] == 1.62
 
 

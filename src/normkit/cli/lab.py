@@ -234,7 +234,7 @@ def _print(findings: list[Finding], path: Path) -> None:
     for finding in findings:
         table.add_row(
             finding.key,
-            Text(finding.word, style=WORD_STYLE[finding.word]),
+            Text(finding.verdict, style=WORD_STYLE[finding.word]),
             finding.sentence,
             str(finding.runs),
         )

@@ -21,7 +21,7 @@ __all__ = [
 
 STORE = Path("runs") / "lab.sqlite"
 REPORT = Path("runs") / "report.html"
-WORD_STYLE = {"supported": "green", "not supported": "red", "undecided": "yellow"}
+WORD_STYLE = {"confirmed": "green", "partly": "cyan", "refuted": "red", "open": "yellow"}
 
 
 class PresetName(str, enum.Enum):

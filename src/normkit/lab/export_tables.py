@@ -103,15 +103,17 @@ def _verdicts(store: Store) -> Iterator[Row]:
     for preset in dict.fromkeys(preset for _, preset in store.plans()):
         for finding in judge(store, preset):
             about = (finding.key, preset, finding.title, finding.word, finding.sentence)
-            counts = (finding.runs, finding.diverged, finding.seconds)
+            parts = (finding.confirmed, finding.parts)
+            counts = (*parts, finding.runs, finding.diverged, finding.seconds)
             for each in finding.comparisons:
                 effect = (each.effect, each.low, each.high, each.smallest, each.margin, each.p)
                 yield (
                     *(*about, *counts, each.question, each.decides, each.word, each.unit),
-                    *(*effect, each.seeds, each.needed, each.shared, each.freedom),
+                    *(*effect, each.survives, each.seeds, *(each.needed or (None, None))),
+                    *(each.shared, each.freedom, each.images),
                 )
             if not finding.comparisons:
-                yield (*about, *counts, "", False, "", "", *[None] * 10)
+                yield (*about, *counts, "", False, "", "", *[None] * 13)
 
 
 _PLAYED = ("claim", "preset", "arm")
@@ -178,8 +180,7 @@ TABLES: dict[str, Table] = {
             [
                 *((name, pa.string()) for name in ("claim", "preset", "title")),
                 *((name, pa.string()) for name in ("verdict", "sentence")),
-                ("runs", pa.int64()),
-                ("diverged", pa.int64()),
+                *((name, pa.int64()) for name in ("confirmed", "parts", "runs", "diverged")),
                 ("seconds", pa.float64()),
                 ("question", pa.string()),
                 ("decides", pa.bool_()),
@@ -189,9 +190,10 @@ TABLES: dict[str, Table] = {
                     (name, pa.float64())
                     for name in ("effect", "low", "high", "smallest", "margin", "p")
                 ),
-                ("seeds", pa.int64()),
-                ("needed", pa.int64()),
+                ("survives", pa.bool_()),
+                *((name, pa.int64()) for name in ("seeds", "needed_low", "needed_high")),
                 *((name, pa.float64()) for name in ("shared", "freedom")),
+                ("images", pa.int64()),
             ]
         ),
         _verdicts,

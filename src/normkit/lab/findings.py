@@ -9,11 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
-__all__ = ["Chart", "Comparison", "Finding", "Line", "Reference", "Table", "Verdict"]
+__all__ = [
+    "TAIL",
+    "AtScale",
+    "Chart",
+    "Comparison",
+    "Family",
+    "Finding",
+    "Line",
+    "PartWord",
+    "Reference",
+    "Table",
+    "Verdict",
+]
 
-Verdict = Literal["supported", "not supported", "undecided"]
+TAIL = 0.025
+"""The error of each direction of a 95 % interval."""
+
+PartWord = Literal["confirmed", "too small to matter", "opposite", "open"]
+"""Of one effect; :func:`normkit.lab.verdicts.paired_test` has the rule."""
+
+Verdict = Literal["confirmed", "partly", "refuted", "open"]
+"""Of a claim; :func:`normkit.lab.verdicts.decide` has the rule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +104,25 @@ class Table:
 class Comparison:
     """A paired effect: arm A minus arm B, seed by seed, with its interval.
 
-    ``low`` and ``high`` bound the 95 % interval of the mean difference, by itself; positive favours
-    the claim. ``smallest`` is the smallest effect that would matter; where there is a ``margin``,
-    the claim holds if the effect is above minus the margin (non-inferiority). All of them are in
-    ``unit``. ``shared`` is that part of the
-    standard error which more seeds do not make smaller, ``freedom`` the degrees of freedom of the
-    interval (None: one less than seeds). ``decides`` tells the effects
-    that the verdict rests on from those shown for information. ``p`` is the one-sided probability
-    of such an effect, or a larger one, where there is none; that of an effect that decides is
-    corrected for the number of them (Holm), and so is its word. ``needed`` is how many seeds would
-    probably decide what is undecided, None where nothing can be said.
+    Attributes:
+        question: what was asked.
+        unit: of all that follows.
+        effect: the plain difference; positive favours the claim.
+        low, high: the 95 % interval of the mean difference.
+        seeds: how many differences there are.
+        word: the part's verdict.
+        smallest: the smallest effect that would matter.
+        margin: where there is one, the claim is that less than this is lost (non-inferiority). It
+            is drawn, and never added to the effect.
+        p: the one-sided probability of such an effect, or a larger one, where there is none.
+        decides: True for a part of the claim, False for an effect shown for information.
+        needed: the 80 % range of how many seeds would decide an open part; a second member of None
+            is more than can be told, and None alone that nothing can be said.
+        survives: the part stays confirmed when all deciding parts of the page are corrected
+            together (Holm).
+        shared: that part of the standard error which more seeds do not make smaller.
+        images: the number of test images whose choice the interval allows for; 0: it does not.
+        freedom: the degrees of freedom of the interval (None: one less than seeds).
     """
 
     question: str
@@ -102,14 +131,16 @@ class Comparison:
     low: float
     high: float
     seeds: int
-    word: Verdict
+    word: PartWord
     smallest: float = 0.0
     p: float | None = None
     decides: bool = False
-    needed: int | None = None
+    needed: tuple[int, int | None] | None = None
     shared: float = 0.0
     freedom: float | None = None
     margin: float = 0.0
+    survives: bool = False
+    images: int = 0
 
     @property
     def decimals(self) -> int | None:
@@ -118,9 +149,9 @@ class Comparison:
         As many more, up to two, as it takes to see on which side of zero the interval ends. None
         where there is no width to tell by.
 
-        >>> Comparison("", "points", 13.5752, 11.2751, 15.8752, 5, "supported").decimals
+        >>> Comparison("", "points", 13.5752, 11.2751, 15.8752, 5, "confirmed").decimals
         1
-        >>> Comparison("", "points", 0.58, -0.01, 1.17, 5, "undecided").decimals
+        >>> Comparison("", "points", 0.58, -0.01, 1.17, 5, "open").decimals
         2
         """
         width = self.high - self.low
@@ -140,6 +171,16 @@ class Reference:
 
     source: str
     figures: str
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class AtScale:
+    """What the literature found where networks, data and training were larger."""
+
+    word: Literal["agrees", "too small to show here", "contradicts"]
+    figures: str
+    source: str
     url: str = ""
 
 
@@ -168,3 +209,63 @@ class Finding:
     differs: str = ""
     # The rows behind the charts, offered for download: one dict per run and measurement.
     records: tuple[dict[str, Any], ...] = ()
+    # How many of its deciding parts are confirmed, and how many it has.
+    confirmed: int = 0
+    parts: int = 0
+    # Network, data, steps and figures, here and in the source.
+    here: Table | None = None
+    at_scale: tuple[AtScale, ...] = ()
+    # When the claim holds and when not, by our own arms; and what to do. A sentence each.
+    holds: str = ""
+    practice: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """True if all planned runs are there."""
+        return self.runs >= len(self.records)
+
+    @property
+    def verdict(self) -> str:
+        """The word, or how many of several parts are confirmed."""
+        if self.parts > 1 and self.word in ("confirmed", "partly"):
+            return f"confirmed {self.confirmed} of {self.parts} parts"
+        return self.word
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The deciding parts of several findings, taken together.
+
+    Attributes:
+        parts: how many were judged.
+        confirmed: how many are confirmed, each by its own interval.
+        survive: how many are still confirmed when all are corrected together (Holm).
+    """
+
+    parts: int
+    confirmed: int
+    survive: int
+
+    @classmethod
+    def of(cls, findings: Iterable[Finding]) -> Family:
+        """Count the deciding parts of complete findings."""
+        parts = [
+            part for finding in findings if finding.complete
+            for part in finding.comparisons if part.decides
+        ]  # fmt: skip
+        confirmed = sum(part.word == "confirmed" for part in parts)
+        return cls(len(parts), confirmed, sum(part.survives for part in parts))
+
+    @property
+    def expected(self) -> float:
+        """The number of confirmed parts that chance alone would give if no effect existed."""
+        return self.parts * TAIL
+
+    @property
+    def chance(self) -> float:
+        """The probability of at least one of them, for independent parts.
+
+        >>> round(Family(57, 38, 30).chance, 2)
+        0.76
+        """
+        return 1 - (1 - TAIL) ** self.parts

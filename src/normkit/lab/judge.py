@@ -15,9 +15,10 @@ from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison, Finding
 from normkit.lab.runs import Planned, Run
+from normkit.lab.sample_size import seeds_needed
 from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
-from normkit.lab.verdicts import decide, seeds_needed
+from normkit.lab.verdicts import corrected, decide
 
 __all__ = ["Judged", "finding", "judge", "judge_with_runs", "last_preset"]
 
@@ -66,15 +67,39 @@ def judge_with_runs(
             evidence = Evidence(preset, tuple(store.planned(claim.key, preset, known)))
             runs |= {run.config.key: run for run in evidence.runs}
             findings.append(finding(claim, evidence, data=_data(store, claim)))
-    return Judged(findings, tuple(runs[key] for key in sorted(runs)))
+    return Judged(_together(findings), tuple(runs[key] for key in sorted(runs)))
+
+
+def _together(findings: Sequence[Finding]) -> list[Finding]:
+    """Mark the parts that stay confirmed when those of all complete findings are corrected."""
+    parts = [
+        part
+        for finding in findings
+        if finding.complete
+        for part in finding.comparisons
+        if part.decides
+    ]
+    survives = iter(corrected(parts))
+    return [
+        dataclasses.replace(
+            finding,
+            comparisons=tuple(
+                dataclasses.replace(part, survives=next(survives)) if part.decides else part
+                for part in finding.comparisons
+            ),
+        )
+        if finding.complete
+        else finding
+        for finding in findings
+    ]
 
 
 def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
     """Judge one claim. ``data`` says in words what the images are and where they are from.
 
-    Until all planned runs are there the word is *undecided*, whatever the interval says: who may
-    look after every seed and stop when it pleases finds two equal arms different more often than
-    one time in twenty.
+    Until all planned runs are there the word is *open*, whatever the interval says: who may look
+    after every seed and stop when it pleases finds two equal arms different more often than one
+    time in twenty.
     """
     judgement: Judgement = claim.judge(evidence)
     word, deciding = decide(judgement.decides)
@@ -102,12 +127,12 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         statement=claim.statement,
         sources=claim.sources,
         prediction=claim.prediction,
-        word="undecided" if missing else word,
+        word="open" if missing else word,
         sentence=sentence,
         comparisons=tuple(
             # Nor a number of seeds, from as few as are there, to stop at.
-            dataclasses.replace(each, word="undecided", needed=None) if missing else each
-            for each in (*_with_needed(deciding), *others)
+            dataclasses.replace(each, word="open") if missing else _with_needed(each)
+            for each in (*deciding, *others)
         ),
         charts=tuple(judgement.charts),
         tables=tuple(judgement.tables),
@@ -117,8 +142,10 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         diverged=sum(run.status == "diverged" for run in runs),
         seconds=sum(run.seconds for run in runs),
         stale=stale,
-        differs=claim.differs if word != "supported" and not missing else "",
+        differs=claim.differs if word != "confirmed" and not missing else "",
         records=tuple(_record(claim, planned) for planned in evidence.planned),
+        confirmed=0 if missing else sum(part.word == "confirmed" for part in deciding),
+        parts=len(judgement.decides),
     )
 
 
@@ -128,18 +155,10 @@ def _knows(claim: Claim, evidence: Evidence) -> bool:
     return not {arm for arm, _ in plan}.isdisjoint(evidence.arms)
 
 
-def _with_needed(parts: Sequence[Comparison]) -> list[Comparison]:
-    """The parts, what is undecided with the number of seeds that would probably decide it."""
-    # By Holm's method a part meets a level that depends on how many are no surer than it.
-    ranked = sorted(part.p if part.p is not None else 1.0 for part in parts)
-    return [
-        dataclasses.replace(
-            part, needed=seeds_needed(part, parts=len(parts) - ranked.index(part.p or 0.0))
-        )
-        if part.word == "undecided" and part.p is not None
-        else part
-        for part in parts
-    ]
+def _with_needed(part: Comparison) -> Comparison:
+    """Add to an open part the number of seeds that would probably decide it."""
+    open_ = part.decides and part.word == "open"
+    return dataclasses.replace(part, needed=seeds_needed(part)) if open_ else part
 
 
 def _data(store: Store, claim: Claim) -> str:

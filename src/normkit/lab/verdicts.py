@@ -1,25 +1,26 @@
 """From paired differences to a verdict: the one place where a claim is decided.
 
 Each seed gives one difference, arm against arm, positive where it favours the claim. The mean of
-the differences gets Student's 95 % interval (two-sided), and the interval decides:
+the differences gets Student's 95 % interval (two-sided). Each claim states before it is run the
+smallest effect that matters, m, or the margin d that may be lost. A *part* is
 
-* *supported*: the whole interval lies above zero;
-* *not supported*: the whole interval lies below zero, or below the smallest effect that would
-  matter, which each claim states before it is run. An effect that is surely above zero and surely
-  too small to matter is *not supported* as well: the claim says more than that;
-* *undecided*: anything else, and always with fewer than two seeds.
+* *too small to matter*: the interval lies within ±m;
+* *confirmed*: it lies above zero, and the effect is at least m;
+* *opposite*: it lies below zero;
+* *open*: anything else, and always with fewer than two seeds.
 
-Two equal arms come out *supported* in 2.5 % of claims, the upper tail of a 95 % interval.
+The first that holds counts, so each effect has one word. A part with a margin (non-inferiority) is
+*confirmed* where the interval lies above −d, *opposite* where it lies below, *open* otherwise. What
+is printed is the plain effect; m and d are drawn beside it.
 
-An endpoint with a *margin* asks for non-inferiority: minus the margin takes the place of zero, and
-of the smallest effect that matters. The printed effect is the plain one.
+A *claim* is *confirmed* if all of its deciding parts are, *partly* confirmed if some are; *refuted*
+if none is and at least one is too small to matter or opposite; *open* otherwise. That all parts
+hold needs no correction for their number (Berger 1982, Technometrics 24).
 
-A claim with several deciding endpoints (faster *and* lower) is supported if each of them is, and
-not supported if one of them is not. The more questions a claim asks, the likelier a false positive,
-so p-values are corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6), which
-holds the probability of one wrong verdict among them to 2.5 % in each direction. That all parts
-pass would need no correction (Berger 1982); with it the claim's verdict and those of its parts
-agree. Printed intervals are of 95 % each, uncorrected.
+Two equal arms come out *confirmed* in at most 2.5 % of parts, the upper tail of a 95 % interval,
+and *opposite* in as many. A page has many parts, so that a few may be confirmed by chance:
+:func:`corrected` says which remain when all of them are tested together (Holm 1979, Scandinavian
+Journal of Statistics 6), for any dependence between them; some share runs.
 
 No run is ever added, left out or cut short because of the verdict: the seeds are planned
 beforehand, a run stops early only when its loss becomes NaN or infinite, and nothing is judged
@@ -28,7 +29,6 @@ before all planned runs are there.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -37,18 +37,10 @@ import numpy as np
 from scipy import stats
 
 from normkit.errors import OptionError, message
-from normkit.lab.findings import Comparison, Verdict
+from normkit.lab.findings import TAIL, Comparison, PartWord, Verdict
 
-__all__ = ["decide", "interval", "paired_test", "seeds_needed", "spread_ratios"]
+__all__ = ["corrected", "decide", "interval", "paired_test", "spread_ratios", "standard_error"]
 
-CONFIDENCE = 0.95
-TAIL = (1 - CONFIDENCE) / 2
-"""The error of each direction of a two-sided interval."""
-
-POWER = 0.8
-"""The probability that a study with the suggested number of seeds is decided."""
-
-MOST_SEEDS = 1_000_000
 MOST_FREEDOM = 1e6
 """Degrees of freedom from which Student's distribution counts as normal."""
 
@@ -58,7 +50,7 @@ def interval(
     *,
     resolution: float = 0.0,
     shared: float = 0.0,
-    confidence: float = CONFIDENCE,
+    confidence: float = 1 - 2 * TAIL,
 ) -> tuple[float, float, float]:
     """Mean of the values and Student's interval for it: ``(mean, low, high)``.
 
@@ -101,12 +93,12 @@ def _moments(
             )
         )
     variance = max(float(sample.var(ddof=1)), resolution**2 / 6)
-    error, freedom = _with_shared(variance, sample.size, shared)
+    error, freedom = standard_error(variance, sample.size, shared)
     return float(sample.mean()), error, freedom
 
 
-def _with_shared(variance: float, count: int, shared: float) -> tuple[float, float]:
-    """The standard error of a mean part of which is known, and its degrees of freedom."""
+def standard_error(variance: float, count: int, shared: float) -> tuple[float, float]:
+    """Return a mean's standard error, of which a part is known, and its degrees of freedom."""
     sampling = variance / count
     whole = sampling + shared**2
     freedom = (count - 1) * (whole / sampling) ** 2 if sampling > whole * 1e-6 else MOST_FREEDOM
@@ -138,7 +130,7 @@ def paired_test(
 
     >>> test = paired_test("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
     >>> test.word
-    'supported'
+    'confirmed'
     """
     if smallest < 0:
         raise OptionError(message("a smallest effect of 0 or more", repr(smallest), "use 0"))
@@ -146,73 +138,61 @@ def paired_test(
         return None
     effect, low, high = interval(differences, resolution=resolution, shared=shared)
     _, error, freedom = _moments(differences, resolution, shared)
-    above = _beyond(effect + margin, error, freedom)
-    comparison = Comparison(
+    return Comparison(
         question,
         unit,
         effect,
         low,
         high,
         len(differences),
-        "undecided",
+        _word(effect, low, high, smallest, margin),
         smallest=smallest,
-        p=above,
+        p=_beyond(effect + margin, error, freedom),
         shared=shared,
         freedom=freedom,
         margin=margin,
     )
-    return dataclasses.replace(comparison, word=_word(above, _below(comparison)))
 
 
-def _below(comparison: Comparison) -> float:
-    """One-sided p value of an effect below the smallest that matters."""
-    error = _error(comparison)
-    return _beyond(
-        comparison.smallest - comparison.margin - comparison.effect, error, _freedom(comparison)
-    )
-
-
-def _freedom(comparison: Comparison) -> float:
-    return comparison.seeds - 1 if comparison.freedom is None else comparison.freedom
-
-
-def _error(comparison: Comparison) -> float:
-    """The standard error behind an interval."""
-    quantile = float(stats.t.ppf(1 - TAIL, _freedom(comparison)))
-    return (comparison.high - comparison.low) / (2 * quantile)
-
-
-def _word(above: float, below: float) -> Verdict:
-    if below < TAIL:
-        return "not supported"
-    return "supported" if above < TAIL else "undecided"
+def _word(effect: float, low: float, high: float, smallest: float, margin: float) -> PartWord:
+    if margin:
+        return "confirmed" if low > -margin else "opposite" if high < -margin else "open"
+    if -smallest < low and high < smallest:
+        return "too small to matter"
+    if low > 0 and effect >= smallest:
+        return "confirmed"
+    return "opposite" if high < 0 else "open"
 
 
 def decide(parts: Sequence[Comparison | None]) -> tuple[Verdict, list[Comparison]]:
-    """The verdict on a claim all of whose parts must hold, and the parts with corrected words.
+    """Return the verdict on a claim with these parts, and those that could be compared.
 
-    A part that could not be compared (None: too few seeds) leaves the claim undecided, unless
-    another part is not supported.
+    A part that could not be (None: too few seeds) is open.
 
     >>> decide([None])
-    ('undecided', [])
+    ('open', [])
     >>> faster = paired_test("Faster?", [0.02, 0.03, 0.025], unit="accuracy")
-    >>> lower = paired_test("Lower?", [0.1, 0.2, 0.3], unit="nats")
-    >>> decide([lower])[0], decide([faster, lower])[0]
-    ('undecided', 'undecided')
+    >>> lower = paired_test("Lower?", [0.1, 0.2, 0.9], unit="nats")
+    >>> decide([faster])[0], decide([lower])[0], decide([faster, lower])[0]
+    ('confirmed', 'open', 'partly')
     """
-    present = [part for part in parts if part is not None]
-    above = _holm([part.p if part.p is not None else 1.0 for part in present])
-    below = _holm([_below(part) for part in present])
-    decided = []
-    for part, p, against in zip(present, above, below, strict=True):
-        decided.append(dataclasses.replace(part, word=_word(p, against), p=p, decides=True))
+    decided = [dataclasses.replace(part, decides=True) for part in parts if part is not None]
     words = [part.word for part in decided]
-    if "not supported" in words:
-        return "not supported", decided
-    whole = bool(parts) and len(present) == len(parts)
-    agreed = whole and all(word == "supported" for word in words)
-    return ("supported" if agreed else "undecided"), decided
+    confirmed = words.count("confirmed")
+    if confirmed:
+        return ("confirmed" if confirmed == len(parts) else "partly"), decided
+    return ("open" if set(words) <= {"open"} else "refuted"), decided
+
+
+def corrected(parts: Sequence[Comparison]) -> list[bool]:
+    """Say of each part whether it is still confirmed when all of them are tested together.
+
+    >>> parts = [paired_test("?", [1, 1.1, step], unit="") for step in (0.9, 0.5)]
+    >>> [part.word for part in parts], corrected(parts)
+    (['confirmed', 'confirmed'], [True, True])
+    """
+    together = _holm([1.0 if part.p is None else part.p for part in parts])
+    return [part.word == "confirmed" and p < TAIL for part, p in zip(parts, together, strict=True)]
 
 
 def _holm(p: Sequence[float]) -> list[float]:
@@ -226,38 +206,6 @@ def _holm(p: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p))
     corrected[ranked] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(p) else steps
     return [float(each) for each in corrected]
-
-
-def seeds_needed(comparison: Comparison, *, parts: int = 1) -> int | None:
-    """Estimate the seeds that would decide in four studies of five, for the observed effect.
-
-    Either that the effect is above zero, or that it is below the smallest that matters, whichever
-    takes fewer; tested at the level that the first of so many ``parts`` has to meet. The power is
-    that of the one-sided t test, from the noncentral t distribution. An estimate from few seeds,
-    and no more than that. None where the effect lies where no number of seeds up to a million
-    decides, or has no spread from which one could tell.
-
-    >>> comparison = paired_test("?", [0.02, -0.01, 0.03, 0.01], unit="accuracy", smallest=0.005)
-    >>> comparison.word, seeds_needed(comparison)
-    ('undecided', 17)
-    """
-    variance = comparison.seeds * max(0.0, _error(comparison) ** 2 - comparison.shared**2)
-    distance = max(
-        comparison.effect + comparison.margin,
-        comparison.smallest - comparison.margin - comparison.effect,
-    )
-    # Relative, for the interval's ends were rounded.
-    if variance <= 1e-9 * comparison.shared**2 or distance <= 0:
-        return None
-
-    def power(seeds: int) -> float:
-        error, freedom = _with_shared(variance, seeds, comparison.shared)
-        bound = stats.t.ppf(1 - TAIL / parts, freedom)
-        return float(stats.nct.sf(bound, freedom, distance / error))
-
-    counts = range(comparison.seeds + 1, MOST_SEEDS)
-    index = bisect.bisect_left(counts, POWER, key=power)
-    return counts[index] if index < len(counts) else None
 
 
 def spread_ratios(

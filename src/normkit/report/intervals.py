@@ -13,8 +13,6 @@ __all__ = ["HALF", "Interval", "interval", "reach", "remark"]
 
 # Half the width of the little picture, in its own units; zero lies in the middle.
 HALF = 70.0
-# What each direction of a verdict may err.
-_TAIL = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Interval:
 def reach(comparisons: Sequence[Comparison]) -> float:
     """Return the value at the edge of the picture, where these comparisons share one scale.
 
-    >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "undecided")])
+    >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "open")])
     2.5
     """
     values = [abs(v) for c in comparisons for v in (c.effect, c.low, c.high) if math.isfinite(v)]
@@ -51,10 +49,10 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 
     Without a scale, the comparison fills its picture.
 
-    >>> shown = interval(Comparison("?", "points", 1.834, 1.5, 2.168, 10, "supported"))
+    >>> shown = interval(Comparison("?", "points", 1.834, 1.5, 2.168, 10, "confirmed"))
     >>> shown.effect, shown.bounds
     ('+1.83', '+1.50 to +2.17')
-    >>> interval(Comparison("?", "points", float("nan"), 0.0, 0.0, 0, "undecided")).dot is None
+    >>> interval(Comparison("?", "points", float("nan"), 0.0, 0.0, 0, "open")).dot is None
     True
     """
     effect, low, high = comparison.effect, comparison.low, comparison.high
@@ -88,19 +86,17 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 
 
 def remark(comparison: Comparison) -> str:
-    """Add words to an answer where the interval alone would mislead or say too little.
+    """Add words to an answer: how many seeds would decide what is open.
 
-    >>> remark(Comparison("?", "", 0.01, 0.005, 0.015, 5, "not supported", smallest=0.02))
-    'above zero, but too small to matter'
-    >>> remark(Comparison("?", "", 0.01, -0.01, 0.03, 5, "undecided", needed=1200))
-    'about 1,200 seeds would decide it'
+    >>> remark(Comparison("?", "", 0.01, -0.01, 0.03, 5, "open", needed=(8, 1200)))
+    '8 to 1,200 seeds would decide it'
+    >>> remark(Comparison("?", "", 0.01, -0.01, 0.03, 5, "open", needed=(8, None)))
+    '8 seeds or more would decide it'
     """
-    if comparison.word == "not supported" and comparison.low > 0:
-        return "above zero, but too small to matter"
-    if comparison.word != "undecided":
+    if comparison.needed is None:
         return ""
-    seeds = f"about {number(comparison.needed)} seeds would decide it" if comparison.needed else ""
-    if comparison.decides and comparison.low > 0 and (comparison.p or 0.0) >= _TAIL:
-        corrected = "above zero by itself, not among several questions"
-        return f"{corrected}; {seeds}" if seeds else corrected
-    return seeds
+    low, high = comparison.needed
+    seeds = (
+        f"{number(low)} seeds or more" if high is None else f"{number(low)} to {number(high)} seeds"
+    )
+    return f"{seeds} would decide it"

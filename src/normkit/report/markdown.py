@@ -8,6 +8,7 @@ from pathlib import Path
 
 from normkit.errors import StoreError, message
 from normkit.lab.findings import Comparison, Finding
+from normkit.report import intervals
 from normkit.report.text import number
 
 __all__ = ["BEGIN", "END", "effect", "put_between", "table"]
@@ -30,7 +31,7 @@ def table(findings: Sequence[Finding], caption: str) -> str:
         progress = f" ({finding.runs} of {len(finding.records)} runs done)" if missing else ""
         effects = "<br>".join(_cell(effect(each)) for each in deciding)
         rows.append(
-            f"| {finding.key} {_cell(finding.title)} | {finding.word}{progress} | {effects} "
+            f"| {finding.key} {_cell(finding.title)} | {finding.verdict}{progress} | {effects} "
             f"| {counts} |"
         )
     return "\n".join([*rows, "", caption])
@@ -40,7 +41,7 @@ def effect(comparison: Comparison) -> str:
     """An effect in words: the question, and the answer with its interval.
 
     >>> effect(Comparison("Faster: how much higher is accuracy?", "points",
-    ...                   13.5752, 11.2751, 15.8752, 5, "supported"))
+    ...                   13.5752, 11.2751, 15.8752, 5, "confirmed"))
     'Faster: how much higher is accuracy? 13.6 [11.3, 15.9] points'
     """
     value, low, high = (
@@ -50,9 +51,8 @@ def effect(comparison: Comparison) -> str:
     text = f"{comparison.question} {value} [{low}, {high}] {comparison.unit}".rstrip()
     if comparison.margin:
         text += f" (margin {number(comparison.margin)})"
-    if comparison.needed is not None:
-        text += f"; about {comparison.needed} seeds would decide"
-    return text
+    remark = intervals.remark(comparison)
+    return f"{text}; {remark}" if remark else text
 
 
 def _cell(text: str) -> str:

@@ -26,7 +26,7 @@ from normkit.report import intervals, payload, text, views
 
 __all__ = ["render", "write"]
 
-_WORDS: tuple[Verdict, ...] = ("supported", "not supported", "undecided")
+_WORDS: tuple[Verdict, ...] = ("confirmed", "partly", "refuted", "open")
 
 # plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.
 # It leaves it out where an element with the sheet's name exists.

@@ -73,16 +73,13 @@ class ClaimView:
     def differs(self) -> tuple[str, str] | None:
         """The words where the verdict is not the source's, with a possible reason; else None."""
         word, why = self.finding.word, self.finding.differs
-        if word == "not supported":
-            why = f"Why it may be: {why}" if why else "We have no explanation."
-            partly = any(c.decides and c.word == "supported" for c in self.finding.comparisons)
-            statement = (
-                "Only part of the claim was confirmed." if partly else "The source says otherwise."
-            )
-            return statement, why
-        if word == "undecided" and why:
+        if word == "open" and why:
             return "The source says yes, and these runs cannot tell.", f"Why it may be: {why}"
-        return None
+        if word not in ("partly", "refuted"):
+            return None
+        why = f"Why it may be: {why}" if why else "We have no explanation."
+        partly = "Only part of the claim was confirmed."
+        return partly if word == "partly" else "The source says otherwise.", why
 
 
 def claims(findings: Sequence[Finding]) -> list[ClaimView]:
@@ -118,9 +115,9 @@ def claims(findings: Sequence[Finding]) -> list[ClaimView]:
 
 
 def _deciding(finding: Finding) -> Comparison | None:
-    """The effect on which a verdict hangs: of those that decide, the first with its word."""
+    """The first of the effects that decide; the first of all where none does."""
     decide = [one for one in finding.comparisons if one.decides] or list(finding.comparisons)
-    return next((one for one in decide if one.word == finding.word), next(iter(decide), None))
+    return next(iter(decide), None)
 
 
 def _grouped(

@@ -38,7 +38,7 @@ def network(arm: str, config: RunConfig) -> Values:
 
 def test_effects_are_in_decades_per_layer(synthetic: Synthetic) -> None:
     found = finding(c06.CLAIM, synthetic(c06.CLAIM, network), data="invented")
-    assert found.word == "supported"
+    assert found.word == "confirmed"
     effects = [each.effect for each in found.comparisons]
     assert effects == pytest.approx([0.28, 0.8, 0.2, 0.4, 0.28, 0.8, 0.2, 0.4])
     assert {each.unit for each in found.comparisons} == {"decades per layer"}

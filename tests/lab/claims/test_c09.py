@@ -49,8 +49,8 @@ def test_equal_widths_elsewhere_on_their_grids_are_not_wider(synthetic: Syntheti
         assert wider.effect == pytest.approx(1 / 3, abs=0.05)
         assert wider.low < 0
         # Nor would it be so with any number of seeds.
-        assert (wider.word, wider.needed) == ("undecided", None)
-    assert found.word == "undecided"
+        assert (wider.word, wider.needed) == ("open", None)
+    assert found.word == "open"
 
 
 def test_a_width_waits_for_its_whole_grid(synthetic: Synthetic) -> None:

@@ -19,10 +19,10 @@ FULL = Available("full", 60_000, 10_000)
 @pytest.mark.parametrize(
     ("both", "spread", "word"),
     [
-        (0.002, 0.0005, "supported"),
-        (-0.02, 0.0005, "supported"),  # a loss is little
-        (0.03, 0.0005, "not supported"),
-        (0.0, 0.05, "undecided"),  # an interval that holds zero, and ten points besides
+        (0.002, 0.0005, "confirmed"),
+        (-0.02, 0.0005, "confirmed"),  # a loss is little
+        (0.03, 0.0005, "refuted"),
+        (0.0, 0.05, "open"),  # an interval that holds zero, and ten points besides
     ],
 )
 def test_little_is_shown_by_an_interval_within_the_margin(
@@ -37,7 +37,7 @@ def test_little_is_shown_by_an_interval_within_the_margin(
 
     found = finding(c13.CLAIM, synthetic(c13.CLAIM, values), data="invented")
     helps, little = found.comparisons[:2]
-    assert helps.word == "supported"
+    assert helps.word == "confirmed"
     assert little.word == found.word == word
     assert little.effect == pytest.approx(-100 * both, abs=0.1 if spread < 0.01 else 10)
 

@@ -46,10 +46,10 @@ def test_each_part_must_hold(synthetic: Callable[..., Evidence], part: str, valu
     parts = HOLDS | {part: value}
     runs = synthetic(CLAIM, lambda arm, config: invented(arm, config, parts))
     found = finding(CLAIM, runs, data="invented")
-    assert found.word == ("not supported" if part else "supported")
+    assert found.word == ("refuted" if part else "confirmed")
     deciding = [each for each in found.comparisons if each.decides]
     for name, comparison in zip(HOLDS, deciding, strict=True):
-        assert (comparison.word == "supported") == (name != part)
+        assert (comparison.word == "confirmed") == (name != part)
     if not part:
         # Jumps of 0.05 up and down around a fall of 0.02: on average 0.05 - 0.02 / 3 against 0.02.
         effects = [100 * (0.05 - 0.02 / 3 - 0.02), 4, 2, -0.1]

@@ -29,16 +29,16 @@ def test_compares_rises_and_not_errors(synthetic: Synthetic) -> None:
     # GroupNorm is worse everywhere and loses as much as BN.
     values = errors(lambda arm, size: 0.3 + (arm in (BN, "GN")) * 0.2 / size + 0.1 * (arm == "GN"))
     found = finding(CLAIM, synthetic(CLAIM, values), data="invented")
-    words = ["supported", "not supported", "supported", "supported"]
+    words = ["confirmed", "refuted", "confirmed", "confirmed"]
     assert [each.word for each in found.comparisons if each.decides] == words
-    assert found.word == "not supported"
+    assert found.word == "refuted"
 
 
 def test_an_arm_that_never_learned_is_no_evidence(synthetic: Synthetic) -> None:
     """No better than guessing at every batch size, GroupNorm loses nothing."""
     values = errors(lambda arm, size: 0.9 if arm == "GN" else 0.2 + (arm == BN) * 0.2 / size)
     evidence = synthetic(CLAIM, values)
-    assert finding(CLAIM, evidence, data="invented").word == "supported"
+    assert finding(CLAIM, evidence, data="invented").word == "confirmed"
     dead = dataclasses.replace(
         evidence,
         planned=tuple(
@@ -49,8 +49,8 @@ def test_an_arm_that_never_learned_is_no_evidence(synthetic: Synthetic) -> None:
         ),
     )
     found = finding(CLAIM, dead, data="invented")
-    assert found.word == "undecided"
-    assert [each.word for each in found.comparisons if each.decides] == ["supported"] * 3
+    assert found.word == "open"
+    assert [each.word for each in found.comparisons if each.decides] == ["confirmed"] * 3
     assert not found.stale
 
 

@@ -30,10 +30,10 @@ def test_a_broken_run_counts_as_guessing(synthetic: Callable[..., Evidence]) -> 
 @pytest.mark.parametrize(
     ("plain", "residual", "words"),
     [
-        (0.1, -0.02, ["supported", "supported", "supported"]),
-        (0.0, 0.0, ["not supported", "not supported", "supported"]),  # depth does nothing
-        (0.1, 0.1, ["supported", "not supported", "not supported"]),  # shortcuts do nothing
-        (0.1, 0.05, ["supported", "supported", "not supported"]),  # they help, not enough
+        (0.1, -0.02, ["confirmed", "confirmed", "confirmed"]),
+        (0.0, 0.0, ["refuted", "refuted", "confirmed"]),  # depth does nothing
+        (0.1, 0.1, ["confirmed", "refuted", "refuted"]),  # shortcuts do nothing
+        (0.1, 0.05, ["confirmed", "confirmed", "refuted"]),  # they help, not enough
     ],
 )
 def test_errors_by_depth_decide(

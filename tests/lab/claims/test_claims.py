@@ -97,9 +97,9 @@ def test_c1_needs_both_parts(synthetic: Synthetic) -> None:
         return faster | {"epoch_train_loss": [0.5 + noise(config, arm)] * config.epochs}
 
     found = finding(claim, synthetic(claim, values), data="invented")
-    assert found.comparisons[0].word == "supported"
-    assert found.comparisons[1].word != "supported"
-    assert found.word != "supported"
+    assert found.comparisons[0].word == "confirmed"
+    assert found.comparisons[1].word != "confirmed"
+    assert found.word != "confirmed"
 
 
 def test_c1_counts_a_broken_run_as_guessing(synthetic: Synthetic) -> None:
@@ -112,7 +112,7 @@ def test_c1_counts_a_broken_run_as_guessing(synthetic: Synthetic) -> None:
         return invented(config, arm, 0.0)
 
     found = finding(claim, synthetic(claim, values), data="invented")
-    assert found.word == "supported"
+    assert found.word == "confirmed"
     assert found.comparisons[1].effect == pytest.approx(math.log(10) - 0.22, abs=0.02)
 
 
@@ -168,7 +168,7 @@ def test_stores_are_judged(store: Store, write_run: Any) -> None:
     for arm, config in arms[:6]:
         write_run(store, config, invented(config, arm, 0.05))
     (found,) = judge(store, "quick")
-    assert found.word == "undecided"  # not before all planned runs are there
+    assert found.word == "open"  # not before all planned runs are there
     assert found.runs == 6
     assert found.seconds == 6.0
     assert found.data == "Fashion-MNIST (somewhere): 20,000 training + 10,000 test images"
@@ -176,7 +176,7 @@ def test_stores_are_judged(store: Store, write_run: Any) -> None:
     for arm, config in arms[6:]:
         write_run(store, config, invented(config, arm, 0.05))
     (found,) = judge(store, "quick")
-    assert found.word == "supported"
+    assert found.word == "confirmed"
 
 
 def test_unknown_claims_are_refused() -> None:

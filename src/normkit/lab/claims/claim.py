@@ -127,8 +127,8 @@ class Evidence:
 class Judgement:
     """The result of judging a claim's evidence.
 
-    All of ``decides`` must hold for the claim to be supported;
-    :func:`normkit.lab.verdicts.decide` gives the verdict. ``information`` is compared in the same
+    ``decides`` has the claim's parts, from which :func:`normkit.lab.verdicts.decide` gets the
+    verdict. ``information`` is compared in the same
     way and decides nothing.
     """
 

@@ -71,7 +71,7 @@ class Effect:
     ``{gain:x2}`` the number of which it is the logarithm (``x10`` to base ten). ``{gain:number}``
     is for a unit that follows.
 
-    >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "supported")
+    >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "confirmed")
     >>> f"{Effect(found)}; {Effect(found):plain}; {Effect(found):x2}; {Effect(None)}"
     '+1.0 [+0.5, +1.5]; +1.0; 2.0 [1.4, 2.8]; not yet known'
     >>> f"{Effect(None):number} halvings"

@@ -167,7 +167,7 @@ def learned(arm: str) -> Callable[[Evidence], bool]:
     """Require that more than half of an arm's runs learned something.
 
     An arm at chance level everywhere trivially loses nothing and has no gap, so a question about
-    that stays undecided.
+    that stays open.
     """
 
     def holds(evidence: Evidence) -> bool:

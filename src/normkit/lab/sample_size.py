@@ -1,0 +1,104 @@
+"""The number of seeds that would decide an open part: a range, for it rests on few seeds itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special, stats
+
+from normkit.lab.findings import TAIL, Comparison
+
+__all__ = ["seeds_needed"]
+
+POWER = 0.8
+"""The probability that a study with the needed number of seeds is decided."""
+RANGE = 0.8
+"""The probability that the range holds that number."""
+MOST_SEEDS = 1000
+"""More than these are more than can be told."""
+
+Array = npt.NDArray[Any]
+
+# Equally probable values of a probability: of the standard deviation's and of the mean's error.
+_GRID = (np.arange(24) + 0.5) / 24
+# Of the standard deviation in a new study.
+_SPREADS = (np.arange(32) + 0.5) / 32
+
+
+def seeds_needed(comparison: Comparison) -> tuple[int, int | None] | None:
+    """Return the 80 % range of how many seeds would decide an open part in four studies of five.
+
+    Decided is a part with any word but *open*. With mean δ and standard deviation σ of the
+    differences known, the probability of that is a matter of counting. They are known as well as n
+    seeds tell: (n − 1) s² / σ² has a chi-squared distribution, and the effect's distance from δ
+    over its standard error a normal one (Fisher's fiducial distribution, the posterior under the
+    prior 1 / σ). Of a grid of equally probable σ and δ, the range leaves out the tenth that needs
+    the fewest seeds and the tenth that needs the most.
+
+    Returns:
+        The range's ends, more than there are seeds now; the second is None beyond 1,000. None
+        where the first is too, or where the differences have no spread from which to tell.
+
+    >>> from normkit.lab.verdicts import paired_test
+    >>> comparison = paired_test("?", [2, -1, 3, 1], unit="points", smallest=0.5)
+    >>> comparison.word, seeds_needed(comparison)
+    ('open', (7, 478))
+    """
+    count, shared = comparison.seeds, comparison.shared
+    freedom = count - 1 if comparison.freedom is None else comparison.freedom
+    error = (comparison.high - comparison.low) / (2 * float(stats.t.ppf(1 - TAIL, freedom)))
+    variance = count * max(0.0, error**2 - shared**2)
+    # Relative, for the interval's ends were rounded.
+    if not math.isfinite(error) or variance <= 1e-9 * max(shared**2, 1e-300):
+        return None
+    sigma2, shift = np.meshgrid(
+        (count - 1) * variance / special.chdtri(count - 1, _GRID), special.ndtri(_GRID)
+    )
+    mean = comparison.effect + shift * np.sqrt(sigma2 / count + shared**2)
+    needed = np.sort(_needed(mean.ravel(), sigma2.ravel(), comparison))
+    tail = round(len(needed) * (1 - RANGE) / 2)
+    low, high = needed[tail], needed[-1 - tail]
+    if low > MOST_SEEDS:
+        return None
+    return int(low), int(high) if high <= MOST_SEEDS else None
+
+
+def _needed(mean: Array, variance: Array, comparison: Comparison) -> Array:
+    """Find the smallest numbers of seeds that decide in four studies of five, by bisection."""
+    low = np.full(mean.shape, float(comparison.seeds))  # not enough, as far as is asked
+    high = np.full(mean.shape, MOST_SEEDS + 1.0)  # taken for enough
+    while (high - low > 1).any():
+        middle = np.floor((low + high) / 2)
+        enough = _decided(middle, mean, variance, comparison) >= POWER
+        high, low = np.where(enough, middle, high), np.where(enough, low, middle)
+    return cast("Array", high)
+
+
+def _decided(seeds: Array, mean: Array, variance: Array, comparison: Comparison) -> Array:
+    """The probability that a study with so many seeds is decided, for each mean and variance."""
+    shared, smallest, margin = comparison.shared, comparison.smallest, comparison.margin
+    freedom = seeds - 1
+    if shared:
+        sampling = variance / seeds
+        freedom = np.minimum(freedom * (1 + shared**2 / sampling) ** 2, 1e6)
+    quantile = special.stdtrit(freedom, 1 - TAIL)[:, None]
+    error = np.sqrt(variance / seeds + shared**2)[:, None]
+    # The study's own estimate of the variance is a mean over its equally probable values.
+    seen = variance[:, None] * special.chdtri(seeds[:, None] - 1, _SPREADS) / (seeds[:, None] - 1)
+    half = quantile * np.sqrt(seen / seeds[:, None] + shared**2)
+    mean = mean[:, None]
+
+    def below(bound: Array | float) -> Array:
+        return cast("Array", special.ndtr((bound - mean) / error))
+
+    if margin:
+        return cast("Array", (below(-margin - half) + 1 - below(half - margin)).mean(axis=1))
+    above = 1 - below(np.maximum(half, smallest))
+    within = np.maximum(below(smallest - half) - below(half - smallest), 0)
+    under = below(-half)
+    # What is below zero and within ±smallest is one word, and counts once.
+    both = np.maximum(under - below(half - smallest), 0)
+    return cast("Array", (above + within + under - both).mean(axis=1))

@@ -133,7 +133,9 @@ def test_cifar_has_no_subset(name: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(OptionError, match="fashion-mnist, cifar-10, cifar-100; received 'mnist'"):
+    with pytest.raises(
+        OptionError, match="fashion-mnist-lit, cifar-10, cifar-100; received 'mnist'"
+    ):
         data.load("mnist")
     with pytest.raises(OptionError):
         data.fetch("mnist")
@@ -164,7 +166,7 @@ def test_subset_is_small_and_licensed() -> None:
     files = list(loading.SUBSET_FOLDER.iterdir())
     assert sum(path.stat().st_size for path in files) < 3_000_000
     assert "Zalando" in (loading.SUBSET_FOLDER / "LICENSE").read_text(encoding="utf-8")
-    assert len(files) == 5
+    assert len(files) == 7
 
 
 def test_damaged_subset_is_never_used(
@@ -184,6 +186,7 @@ def test_status(small: Any, sealed: Path) -> None:
     size = sum(len(packed) for packed in small.files.values())
     assert data.status() == [
         ("fashion-mnist", True, str(folder), size),
+        ("fashion-mnist-lit", True, str(folder), 0),
         ("cifar-10", False, "not here", 0),
         ("cifar-100", False, "not here", 0),
     ]
@@ -201,6 +204,8 @@ def test_status_tells_of_a_wrong_variable(tmp_path: Path, monkeypatch: pytest.Mo
 def test_fetch_of_what_is_here_touches_nothing(small: Any, sealed: Path) -> None:
     folder = small.write(sealed / "fashion-mnist")
     assert data.fetch("fashion-mnist")[:3] == ("fashion-mnist", True, str(folder))
+    assert data.fetch("fashion-mnist-lit") == ("fashion-mnist-lit", True, str(folder), 0)
+    assert data.is_here("fashion-mnist-lit")
 
 
 def test_catalogue_names_only_official_places() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 import torch
 
-from normkit.lab.data import Dataset, Split, make_subset
+from normkit.lab.data import Dataset, Split, idx, make_subset
 from normkit.lab.data.make_subset import choose
 
 
@@ -34,4 +35,7 @@ def test_files_are_the_same_bytes_each_time(
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     assert first["train-labels-idx1-ubyte"][1] == 8 + 20
+    chosen = gzip.decompress((tmp_path / "a" / "train-chosen-idx1-ubyte.gz").read_bytes())
+    picked = choose(split.labels.tolist(), 2, make_subset.SEED)
+    assert idx.decode(chosen, "chosen").nonzero().flatten().tolist() == picked
     assert first["t10k-images-idx3-ubyte"][1] == 16 + 10 * 784

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from normkit.errors import OptionError, message
 
-__all__ = ["SPECS", "SUBSET", "File", "Spec", "spec_of"]
+__all__ = ["SPECS", "SUBSET", "SUBSET_PLACES", "File", "Spec", "spec_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Spec:
         package: the system package that holds it, or "".
         folder: where that package puts it.
         aliases: folders inside a named folder where other tools keep these files.
+        base: the data set that this one is computed from on loading, or "". Its files are these.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Spec:
     package: str = ""
     folder: Path | None = None
     aliases: tuple[str, ...] = ()
+    base: str = ""
 
     @property
     def is_idx(self) -> bool:
@@ -130,6 +132,16 @@ _FASHION = Spec(
     package="dataset-fashion-mnist",
     folder=Path("/usr/share/datasets/fashion-mnist"),
     aliases=("FashionMNIST/raw",),
+)
+
+# Moments as those of the others, of the training images as normkit.lab.data.lighting lights them.
+_LIT = dataclasses.replace(
+    _FASHION,
+    name="fashion-mnist-lit",
+    title="Fashion-MNIST, lit",
+    mean=(0.3828,),
+    std=(0.2680,),
+    base=_FASHION.name,
 )
 
 _TORONTO = ("https://www.cs.toronto.edu/~kriz/",)
@@ -206,7 +218,7 @@ _CIFAR100 = Spec(
     mirrors=_TORONTO,
 )
 
-SPECS: dict[str, Spec] = {spec.name: spec for spec in (_FASHION, _CIFAR10, _CIFAR100)}
+SPECS: dict[str, Spec] = {spec.name: spec for spec in (_FASHION, _LIT, _CIFAR10, _CIFAR100)}
 
 # 5,000 and 1,000 images of Fashion-MNIST that come with the package; make_subset draws them.
 SUBSET = dataclasses.replace(
@@ -237,6 +249,20 @@ SUBSET = dataclasses.replace(
     mirrors=(),
     package="",
     folder=None,
+)
+
+# For each image of the official files, 1 if it is in the subset, in training and in test images.
+SUBSET_PLACES = (
+    File(
+        "train-chosen-idx1-ubyte",
+        "2213c1fd2e98452e9bba960a28114ab2fad8e83ea8d9c1db528ce70874df55a4",
+        60_008,
+    ),
+    File(
+        "t10k-chosen-idx1-ubyte",
+        "af08e33128166735a16a486c8446c19f6621eebd8d054be409aed7ea72966a4c",
+        10_008,
+    ),
 )
 
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from normkit.errors import DataError, message
-from normkit.lab.data.catalogue import SPECS, SUBSET, Spec, spec_of
+from normkit.lab.data.catalogue import SPECS, SUBSET, SUBSET_PLACES, Spec, spec_of
 from normkit.lab.data.debian import from_package
 from normkit.lab.data.fetching import ORIGIN_FILE, fetched
+from normkit.lab.data.lighting import lit
 from normkit.lab.data.mirrors import from_mirror
-from normkit.lab.data.reading import UnavailableError, cache_folder, find, read
+from normkit.lab.data.reading import UnavailableError, cache_folder, find, read, read_places
 from normkit.lab.data.split import Dataset
 
 __all__ = ["Status", "fetch", "is_here", "load", "status"]
@@ -28,7 +31,7 @@ class Status(NamedTuple):
         name: of the data set.
         available: it is here, whole and checked.
         where: the folder that holds it, or why there is none.
-        size: of its files, in bytes; 0 where there are none.
+        size: of its files, in bytes; 0 where there are none, or those of another data set.
     """
 
     name: str
@@ -159,7 +162,8 @@ def load(
     user names, damaged files are an error; elsewhere they are a reason to try the next source.
 
     Args:
-        name: "fashion-mnist", "cifar-10" or "cifar-100".
+        name: "fashion-mnist", "fashion-mnist-lit" (computed from it, see
+            :mod:`normkit.lab.data.lighting`), "cifar-10" or "cifar-100".
         folder: has the official files: for Fashion-MNIST its four IDX files, compressed or not,
             for CIFAR the binary or the Python archive. Other files in it do no harm.
         allow_subset: where no source has Fashion-MNIST, give the 5,000 + 1,000 of its images that
@@ -177,14 +181,28 @@ def load(
     ('Fashion-MNIST', torch.uint8, (1, 28, 28), 'Ankle boot')
     """
     spec = spec_of(name)
+    owner = _owner(spec)
     try:
-        return _locate(spec, folder, offline, progress).dataset
+        dataset = _locate(owner, folder, offline, progress).dataset
     except _NowhereError:
-        if not (allow_subset and spec.name == SUBSET.name):
+        if not (allow_subset and owner.name == SUBSET.name):
             raise
-    counts = " + ".join(f"{count:,}" for count in SUBSET.counts)
-    origin = f"the subset that comes with normkit: {counts} of the images"
-    return read(SUBSET, SUBSET_FOLDER, origin, subset=True)
+        counts = " + ".join(f"{count:,}" for count in SUBSET.counts)
+        origin = f"the subset that comes with normkit: {counts} of the images"
+        dataset = read(SUBSET, SUBSET_FOLDER, origin, subset=True)
+    return lit(dataset, spec, _places(dataset)) if spec.base else dataset
+
+
+def _owner(spec: Spec) -> Spec:
+    """Return the data set whose files these are: itself, or the one it is computed from."""
+    return spec_of(spec.base) if spec.base else spec
+
+
+def _places(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    """Return the places of the training and of the test images in the official files."""
+    if dataset.subset:
+        return read_places(SUBSET_PLACES, SUBSET_FOLDER)
+    return np.arange(len(dataset.train)), np.arange(len(dataset.test))
 
 
 def status() -> list[Status]:
@@ -193,9 +211,10 @@ def status() -> list[Status]:
     Reads and checks whatever it finds, which takes a second or two for each.
 
     >>> [s.name for s in status()]
-    ['fashion-mnist', 'cifar-10', 'cifar-100']
+    ['fashion-mnist', 'fashion-mnist-lit', 'cifar-10', 'cifar-100']
     """
-    return [_status(spec, None) for spec in SPECS.values()]
+    found = {spec.name: _status(spec, None) for spec in SPECS.values() if not spec.base}
+    return [_of(spec, found[_owner(spec).name]) for spec in SPECS.values()]
 
 
 def is_here(name: str) -> bool:
@@ -204,7 +223,12 @@ def is_here(name: str) -> bool:
     >>> is_here("cifar-100") in (True, False)
     True
     """
-    return _status(spec_of(name), None).available
+    return _status(_owner(spec_of(name)), None).available
+
+
+def _of(spec: Spec, owner: Status) -> Status:
+    """Return the status of a data set by that of the owner of its files."""
+    return owner._replace(name=spec.name, size=0) if spec.base else owner
 
 
 def _status(spec: Spec, location: _Found | None) -> Status:
@@ -225,7 +249,7 @@ def fetch(name: str, *, progress: bool = True) -> Status:
     """Download a data set unless it is on this machine already.
 
     Args:
-        name: "fashion-mnist", "cifar-10" or "cifar-100".
+        name: as :func:`load` takes it; of a computed data set, those that it is computed from.
         progress: show on standard error what is being fetched.
 
     Raises:
@@ -233,4 +257,5 @@ def fetch(name: str, *, progress: bool = True) -> Status:
         DataError: no source has it; all are listed, each with its reason.
     """
     spec = spec_of(name)
-    return _status(spec, _locate(spec, None, offline=False, progress=progress))
+    owner = _owner(spec)
+    return _of(spec, _status(owner, _locate(owner, None, offline=False, progress=progress)))

@@ -1,6 +1,7 @@
 """Draw the images shipped with the package: 500 per class to train on, 100 to test with.
 
-``python -m normkit.lab.data.make_subset FOLDER`` writes them from the whole Fashion-MNIST. Their
+``python -m normkit.lab.data.make_subset FOLDER`` writes them from the whole Fashion-MNIST, and
+beside them which images of the official files they are. Their
 content does not depend on the machine, and its SHA-256 stand in the catalogue; the compressed
 bytes may differ by the version of zlib.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from normkit.lab.data import idx
-from normkit.lab.data.catalogue import SPECS
+from normkit.lab.data.catalogue import SPECS, SUBSET_PLACES
 from normkit.lab.data.split import Dataset, Split
 
 __all__ = ["choose", "make_subset"]
@@ -43,9 +44,10 @@ def choose(labels: list[int], per_class: int, seed: int) -> list[int]:
 
 
 def make_subset(dataset: Dataset, folder: Path) -> dict[str, tuple[str, int]]:
-    """Write the subset's four files into ``folder``; return SHA-256 and size of each content."""
+    """Write the subset's six files into ``folder``; return SHA-256 and size of each content."""
     folder.mkdir(parents=True, exist_ok=True)
     names = iter(file.name for file in SPECS["fashion-mnist"].files)
+    places = iter(file.name for file in SUBSET_PLACES)
     checksums: dict[str, tuple[str, int]] = {}
     halves: tuple[tuple[Split, int], ...] = (
         (dataset.train, PER_CLASS[0]),
@@ -55,8 +57,14 @@ def make_subset(dataset: Dataset, folder: Path) -> dict[str, tuple[str, int]]:
         subset = choose(split.labels.tolist(), per_class, SEED)
         images = split.images[subset, 0]
         labels = split.labels[subset].to(torch.uint8)
-        for values in (images, labels):
-            name, data = next(names), idx.encode(values)
+        chosen = torch.zeros(len(split), dtype=torch.uint8)
+        chosen[subset] = 1
+        for values, name in (
+            (images, next(names)),
+            (labels, next(names)),
+            (chosen, next(places)),
+        ):
+            data = idx.encode(values)
             # mtime=0 and no name: the same content gives the same file.
             (folder / f"{name}.gz").write_bytes(gzip.compress(data, 9, mtime=0))
             checksums[name] = (hashlib.sha256(data).hexdigest(), len(data))

@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from normkit.errors import DataError, how_to_install, message
@@ -17,7 +18,7 @@ from normkit.lab.data import cifar, idx
 from normkit.lab.data.catalogue import File, Spec
 from normkit.lab.data.split import Dataset, Split
 
-__all__ = ["UnavailableError", "cache_folder", "find", "read"]
+__all__ = ["UnavailableError", "cache_folder", "find", "read", "read_places"]
 
 
 class UnavailableError(Exception):
@@ -120,4 +121,17 @@ def read(spec: Spec, folder: Path, origin: str, *, subset: bool = False) -> Data
     train, test = halves
     return Dataset(
         spec.name, spec.title, origin, spec.licence, spec.classes, train, test, subset=subset
+    )
+
+
+def read_places(files: tuple[File, ...], folder: Path) -> tuple[np.ndarray, ...]:
+    """Read which images of the official files a subset has, in its order.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    names = [f"{file.name}.gz" for file in files]
+    return tuple(
+        np.flatnonzero(idx.decode(_verified(file, folder / name), name).numpy())
+        for file, name in zip(files, names, strict=True)
     )

@@ -17,9 +17,9 @@ from normkit.nn.freezing import FrozenMixin
 from normkit.nn.ghostbatchnorm import _Ghost
 from normkit.nn.layer import Layer
 from normkit.statistics import contexts
+from normkit.statistics.layers import replace
 from normkit.statistics.measuring import observe, passes
 from normkit.statistics.outputs import losses
-from normkit.statistics.results import recalibration
 from normkit.surgery import momentum, sequential
 from tests.sweep.test_sweep import EXAMPLES, OTHERS
 from tests.sweep.tools import hunt
@@ -49,13 +49,13 @@ def _biased(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forget(patch: pytest.MonkeyPatch) -> None:
-    right = recalibration.Recalibration.undo
+    right = replace.Replacement.undo
 
     def wrong(self: Any) -> None:
         self._before = [row for row in self._before if "var" not in str(row[1])]
         right(self)
 
-    patch.setattr(recalibration.Recalibration, "undo", wrong)
+    patch.setattr(replace.Replacement, "undo", wrong)
 
 
 def _modes(patch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ from normkit.statistics.consistency import consistency
 from normkit.statistics.contexts import batch_statistics, use_domain
 from normkit.statistics.estimates.gaps import Gap
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
-from normkit.statistics.measuring.calls import SharedLayer
 from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results.consistency import Consistency
 from normkit.statistics.results.recalibration import Recalibration, Shift
+from normkit.statistics.results.shared_layers import SharedLayer
 
 __all__ = [
     "Consistency",

@@ -23,7 +23,7 @@ from normkit.statistics.check_arguments import (
     check_samples,
 )
 from normkit.statistics.estimates.estimate import Estimate, statistics
-from normkit.statistics.estimates.few_batches import with_errors
+from normkit.statistics.estimates.few_batches import moderate_errors
 from normkit.statistics.estimates.gaps import gap_between
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import (
@@ -33,12 +33,7 @@ from normkit.statistics.layers.find import (
     unwrap,
 )
 from normkit.statistics.layers.preserve import is_sharded, preserve_rng
-from normkit.statistics.measuring.calls import (
-    CallsEstimate,
-    call_gaps,
-    call_statistics,
-    shared_layers,
-)
+from normkit.statistics.measuring.calls import CallsEstimate
 from normkit.statistics.measuring.check_statistics import check_statistics
 from normkit.statistics.measuring.observe import Observer, observing
 from normkit.statistics.outputs.compare import OutputSums
@@ -47,6 +42,7 @@ from normkit.statistics.printing.progress import bar
 from normkit.statistics.processes.lockstep import MET, in_step
 from normkit.statistics.processes.ranks import Ranks, ranks_of
 from normkit.statistics.results.consistency import Consistency
+from normkit.statistics.results.shared_layers import call_gaps, call_statistics, shared_layers
 
 __all__ = ["consistency"]
 
@@ -292,5 +288,5 @@ def _measured(
     for name, one in estimates.items():
         units = one.units()
         result = statistics(units, one.per_sample)
-        measured[name] = with_errors(result, len(units.count), samples, eps[name])
+        measured[name] = moderate_errors(result, len(units.count), samples, eps[name])
     return measured

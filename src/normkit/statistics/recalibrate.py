@@ -29,8 +29,8 @@ from normkit.statistics.layers.find import (
     unwrap,
 )
 from normkit.statistics.layers.preserve import is_sharded
-from normkit.statistics.measuring.calls import shared_layers
-from normkit.statistics.measuring.layerwise import checked, group_errors, repeat, with_errors_of
+from normkit.statistics.measuring.check_statistics import check_measurement
+from normkit.statistics.measuring.layerwise import group_errors, repeat, with_errors_of
 from normkit.statistics.measuring.observe import observing
 from normkit.statistics.measuring.passes import FIRST_COUNTS, Passes
 from normkit.statistics.printing.progress import bar
@@ -38,6 +38,7 @@ from normkit.statistics.printing.tables import format_percent
 from normkit.statistics.processes.lockstep import check_group
 from normkit.statistics.processes.ranks import ranks_of
 from normkit.statistics.results.recalibration import Cost, Recalibration
+from normkit.statistics.results.shared_layers import shared_layers
 
 __all__ = ["recalibrate"]
 
@@ -169,7 +170,7 @@ def recalibrate(
         passes = Passes(observer, batches, forward, ranks, shown)
         errors = passes.first_pass(samples, tolerance)
         observer.inputs.check_reached(errors, observer.batches)
-        errors = checked(layers, errors)
+        errors = check_measurement(layers, errors)
         stated = state_bias(errors, {name: one.eps for name, one in layers_by_bank(layers).items()})
         units, bias = passes.units, max(one.bias for one in stated.values())
         lost = max(one.bias for one in errors.values())

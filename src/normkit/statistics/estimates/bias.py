@@ -2,10 +2,10 @@
 
 No difference between units shows the *bias*: where layers before normalize by each batch's own
 moments, a batch of n samples loses one part in n of what varies between samples, in every batch
-alike. :class:`Tally` gathers 1/n, weighed by values, so that
-a small last batch counts for as little as it contributes. What later layers are given is off by
-0.05/n to 2.7/n (six networks, batches of 1 to 64: docs/recalibration.md), the more the longer the
-tails and the deeper: :func:`state_bias` estimates it.
+alike. :class:`Tally` gathers 1/n, weighed by values, so that a small last batch counts for as
+little as it contributes. The input of later layers is off by 0.05/n to 2.7/n (six networks, batches
+of 1 to 64: docs/recalibration.md), the more the longer the tails and the deeper:
+:func:`state_bias` estimates it.
 """
 
 from __future__ import annotations

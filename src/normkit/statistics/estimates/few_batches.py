@@ -1,8 +1,8 @@
 r"""Standard errors from few batches, moderated by what is known better.
 
-Many batches show by their differences how far
-chance goes; from two or three, the standard errors of some channels come out near zero by chance.
-So the squared standard error from :math:`U` batches is averaged with one that is known better,
+Many batches show by their differences how far chance goes; from two or three, the standard errors
+of some channels come out near zero by chance. So the squared standard error from :math:`U` batches
+is averaged with one that is known better,
 
 .. math::
     \mathrm{SE}^2 = \frac{(U - 1)\,\mathrm{SE}_U^2 + \nu\,\overline{\mathrm{SE}_U^2}
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from normkit.statistics.estimates.layer_statistics import TINY, LayerStatistics
 
-__all__ = ["with_errors"]
+__all__ = ["moderate_errors"]
 
 PRIOR = 4
 """Weight of the standard error that is known better: that of so many batches."""
@@ -37,7 +37,7 @@ MIN_SAMPLES = 8
 """Samples below which chance is unknown."""
 
 
-def with_errors(
+def moderate_errors(
     measured: LayerStatistics, batches: int, samples: int, eps: float
 ) -> LayerStatistics:
     """Moderate the standard errors of statistics from a few batches (top of this module).

@@ -1,4 +1,4 @@
-"""Statistics that must not be written or compared: undefined, not finite, or too large."""
+"""Refuse statistics that must not be written or compared: undefined, not finite, too large."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from normkit.errors import NonFiniteError, StatisticsError, message
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 
-__all__ = ["check_statistics"]
+__all__ = ["check_measurement", "check_statistics"]
 
 
 def check_statistics(
@@ -48,3 +48,23 @@ def check_statistics(
                         "keep the normalization layers in float32: layer.float()",
                     )
                 )
+
+
+def check_measurement(
+    layers: Sequence[NormLayer], statistics: dict[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Return ``statistics``, once checked.
+
+    Raises:
+        StatisticsError: there are none, or some are not finite or not defined.
+    """
+    if not statistics:
+        raise StatisticsError(
+            message(
+                "at least one batch that reaches a layer with running statistics",
+                "none",
+                "pass non-empty batches; an iterator can be used only once",
+            )
+        )
+    check_statistics(statistics, layers)
+    return statistics

@@ -7,13 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from normkit.errors import StatisticsError, message
 from normkit.statistics.estimates.layer_statistics import LayerStatistics, relative_error
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
-from normkit.statistics.measuring.check_statistics import check_statistics
+from normkit.statistics.measuring.check_statistics import check_measurement
 from normkit.statistics.measuring.passes import Passes
 
-__all__ = ["checked", "group_errors", "repeat", "with_errors_of"]
+__all__ = ["group_errors", "repeat", "with_errors_of"]
 
 UNUSABLE = 0.5
 """Bias from which a first pass says nothing of a layer, whose input may have been constant."""
@@ -30,26 +29,6 @@ GROUP = 8
 SETTLED = 0.1
 """Passes for standard errors end when one changes none by more than this share, about as well as
 32 groups know it."""
-
-
-def checked(
-    layers: Sequence[NormLayer], statistics: dict[str, LayerStatistics]
-) -> dict[str, LayerStatistics]:
-    """Return ``statistics``, once checked.
-
-    Raises:
-        StatisticsError: there are none, or some are not finite or not defined.
-    """
-    if not statistics:
-        raise StatisticsError(
-            message(
-                "at least one batch that reaches a layer with running statistics",
-                "none",
-                "pass non-empty batches; an iterator can be used only once",
-            )
-        )
-    check_statistics(statistics, layers)
-    return statistics
 
 
 def repeat(
@@ -73,7 +52,7 @@ def repeat(
         other_batches = min(steps, default=0.0) > SAME and passes.count > 2
         if step < CONVERGED or (other_batches and step > step_before / 2):
             break
-    return dict(checked(layers, raw))
+    return dict(check_measurement(layers, raw))
 
 
 def _start(first: dict[str, LayerStatistics]) -> dict[str, LayerStatistics]:

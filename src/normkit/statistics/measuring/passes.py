@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from normkit.statistics.layers.find import layers_by_bank
 from normkit.statistics.layers.preserve import is_sharded, preserve_rng
 from normkit.statistics.measuring.calls import CallsEstimate
 from normkit.statistics.measuring.observe import Observer
+from normkit.statistics.measuring.share import Share
 from normkit.statistics.printing.progress import Bar
-from normkit.statistics.processes.lockstep import MET, check_complete, in_step
+from normkit.statistics.processes.lockstep import MET, in_step
 from normkit.statistics.processes.ranks import Ranks, fingerprint
 
 __all__ = ["FIRST_COUNTS", "Passes"]
@@ -195,7 +195,7 @@ class Passes:
         return (self.batches - batches) / (self.samples - samples) * self.samples / self.batches
 
     def _advance(
-        self, share: _Share, rounds: int, run: Callable[[Any, bool], int] | None = None
+        self, share: Share, rounds: int, run: Callable[[Any, bool], int] | None = None
     ) -> list[int]:
         """Run some batches, meet the other ranks, and return the counts of all.
 
@@ -214,17 +214,17 @@ class Passes:
         self._progress.at(counts[0])
         return counts
 
-    def _share(self, limit: float) -> _Share:
+    def _share(self, limit: float) -> Share:
         """Return this rank's batches for one pass, up to ``limit`` of them."""
 
         def start() -> Iterator[Any]:
             return iter(detached_loader(self._batches))
 
         if not self._in_step:
-            return _Share(lambda: ((batch, True) for batch in start()), limit)
+            return Share(lambda: ((batch, True) for batch in start()), limit)
         # A rank that has had all of its own goes on as long as the others.
         model, forward = self._observer.model, self._forward
-        return _Share(lambda: in_step(start, self._ranks, model, forward, limit), math.inf)
+        return Share(lambda: in_step(start, self._ranks, model, forward, limit), math.inf)
 
     def _run(self, batch: Any, counts: bool) -> int:
         if counts:
@@ -263,35 +263,3 @@ class Passes:
         errors = [relative_error(one, self._layers[name].eps) for name, one in trusted.items()]
         # NaN (a layer seen in one batch only) is below no tolerance.
         return bool(errors) and all(error < limit for error in errors)
-
-
-class _Share:
-    """One rank's batches in one pass, and how many of them are done."""
-
-    def __init__(self, start: Callable[[], Iterator[tuple[Any, bool]]], limit: float) -> None:
-        """``start`` returns the batches, and with each whether it counts."""
-        self._start = start
-        self._stream: Iterator[tuple[Any, bool]] | None = None
-        self._remaining = self._limit = limit
-        self.samples = self.batches = self.remainder = self._largest = 0
-
-    def advance(self, rounds: int, run: Callable[[Any, bool], int]) -> None:
-        """Call ``run``, which returns the number of samples, on up to ``rounds`` batches."""
-        if self._stream is None:
-            self._stream = self._start()
-        wanted, done = min(rounds, self._remaining), 0
-        for batch, counts in islice(self._stream, int(wanted)):
-            count = run(batch, counts)
-            done += 1
-            if counts:
-                self.samples, self.batches = self.samples + count, self.batches + 1
-                self._largest = max(self._largest, count)
-                self.remainder = count if count < self._largest else 0
-        if done < wanted:
-            check_complete(self.batches, self._limit)
-        self._remaining = self._remaining - done if done == wanted else 0
-
-    def counts(self) -> list[int]:
-        """Samples, batches, whether there are more, and the most samples one more may add."""
-        more = self._remaining > 0
-        return [self.samples, self.batches, int(more), self._largest if more else 0]

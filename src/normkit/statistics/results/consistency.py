@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from normkit.handle import Skipped, place_name
 from normkit.statistics.estimates.gaps import MIN_GAP, Gap
-from normkit.statistics.measuring.calls import SharedLayer
 from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.printing.tables import (
     format_deviations,
@@ -16,6 +15,7 @@ from normkit.statistics.printing.tables import (
     format_table,
     layer_label,
 )
+from normkit.statistics.results.shared_layers import SharedLayer
 
 __all__ = ["Consistency"]
 

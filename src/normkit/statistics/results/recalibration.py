@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
-from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
+from normkit.statistics.estimates.intervals import confidence_intervals
 from normkit.statistics.estimates.layer_statistics import LayerStatistics, distance, relative_error
-from normkit.statistics.layers.find import COUNTER, NormLayer, layers_by_bank
-from normkit.statistics.layers.preserve import overwrite
+from normkit.statistics.layers.find import NormLayer, layers_by_bank
+from normkit.statistics.layers.replace import Replacement
 from normkit.statistics.printing.tables import (
     format_deviations,
     format_factor,
@@ -23,9 +22,7 @@ from normkit.statistics.printing.tables import (
     format_table,
     layer_label,
 )
-
-if TYPE_CHECKING:
-    from normkit.statistics.measuring.calls import SharedLayer
+from normkit.statistics.results.shared_layers import SharedLayer
 
 __all__ = ["Cost", "Recalibration", "Shift"]
 
@@ -113,43 +110,11 @@ class Recalibration:
             for name, row in one.banks
             if name in statistics
         }
-        self._before: list[tuple[nn.Module, str, Tensor]] = []
-        self._write(norm_layers)
-
-    def _write(self, norm_layers: Sequence[NormLayer]) -> None:
-        try:
-            for one in norm_layers:
-                rows = [(name, row) for name, row in one.banks if name in self.layers]
-                if not rows:
-                    continue
-                keys = (one.spec.mean, one.spec.var, COUNTER)[: 2 if one.counter is None else 3]
-                tensors = [getattr(one.layer, key) for key in keys]
-                for key, tensor in zip(keys, tensors, strict=True):
-                    self._before.append((one.layer, key, tensor.detach().clone()))
-                for name, row in rows:
-                    new = self.layers[name]
-                    values = (new.mean, new.variance)
-                    for tensor, value in zip(tensors, values, strict=False):
-                        overwrite(tensor if row is None else tensor[row], value)
-                for counter in tensors[2:]:
-                    counts = [_count_after(one, self.layers[name]) for name, _ in rows]
-                    # One for each set of statistics, or one for all.
-                    if one.banks[0][1] is None or counter.shape[:1] != (len(one.banks),):
-                        rows, counts = [(one.name, None)], [sum(counts)]
-                    for (_, row), count in zip(rows, counts, strict=True):
-                        counted = torch.tensor(count, device="cpu")
-                        overwrite(counter if row is None else counter[row], counted)
-        except BaseException:
-            self.undo()
-            raise
+        self._replacement = Replacement(norm_layers, self.layers)
 
     def undo(self) -> None:
         """Restore the former statistics bit for bit. A second call does nothing."""
-        before, self._before = self._before, []
-        # By name, as the model may have been moved to another device since; and backwards, as
-        # layers may share a tensor.
-        for layer, key, value in reversed(before):
-            overwrite(getattr(layer, key), value)
+        self._replacement.undo()
 
     def __enter__(self) -> Recalibration:
         return self
@@ -211,18 +176,7 @@ class Recalibration:
                     f"choose one of {', '.join(self.layers)}, or pass more and smaller batches",
                 )
             )
-        from scipy import stats
-
-        one = self.layers[name]
-        t = float(stats.t.ppf(0.5 + confidence / 2, self._units[name] - 1))
-        sides = torch.tensor([[-t], [t]], dtype=torch.float64, device="cpu")
-        mean = one.mean + sides * one.mean_standard_error
-        mean = mean + sides.sign() * one.bias * one.variance.sqrt()
-        # A variance is positive and its error skewed upwards: the interval is of its logarithm.
-        share = one.variance_standard_error / one.variance
-        width = share.nan_to_num(0.0) * t + math.log1p(one.bias)
-        variance = one.variance * (sides.sign() * width).exp()
-        return mean, variance
+        return confidence_intervals(self.layers[name], self._units[name], confidence)
 
     def summary(self) -> dict[str, Any]:
         """Return the printed table as plain values, for another program."""
@@ -303,13 +257,6 @@ class Recalibration:
 
 def _plural(number: int) -> str:
     return "1 batch" if number == 1 else f"{number:,} batches"
-
-
-def _count_after(one: NormLayer, new: LayerStatistics) -> int:
-    """Return the count of batches that the layer's averages continue from."""
-    # By its count renormalization relaxes its limits too, which must not become strict again.
-    renorm = isinstance(one.layer, (BatchRenorm1d, BatchRenorm2d))
-    return max(new.batches, int(one.counter) if renorm and one.counter is not None else 0)
 
 
 def _size(shift: Shift) -> float:

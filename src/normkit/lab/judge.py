@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+from normkit.lab import settings
 from normkit.lab.claims.claim import Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.registry import all_claims, forms
 from normkit.lab.config import RunConfig
@@ -136,8 +137,8 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         ),
         charts=tuple(judgement.charts),
         tables=tuple(judgement.tables),
-        setup=_setup(claim, evidence),
-        data=_images(evidence, data),
+        setup=settings.setup(claim, evidence),
+        data=settings.images(evidence, data),
         runs=len(runs),
         diverged=sum(run.status == "diverged" for run in runs),
         seconds=sum(run.seconds for run in runs),
@@ -146,6 +147,10 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         records=tuple(_record(claim, planned) for planned in evidence.planned),
         confirmed=0 if missing else sum(part.word == "confirmed" for part in deciding),
         parts=len(judgement.decides),
+        here=settings.here(claim, evidence, judgement.figures),
+        at_scale=claim.at_scale,
+        holds=judgement.holds,
+        practice=judgement.practice,
     )
 
 
@@ -163,67 +168,6 @@ def _with_needed(part: Comparison) -> Comparison:
 
 def _data(store: Store, claim: Claim) -> str:
     return store.fact(f"data:{claim.data}") or claim.data
-
-
-def _images(evidence: Evidence, data: str) -> str:
-    if not evidence.planned:
-        return data
-    config = evidence.planned[0].run.config
-    if config.kind == "timing":
-        return f"{data}: batches of training images"
-    part = f"{config.train_images:,} training + {config.test_images:,} test images"
-    return f"{data}: {part}" + (" (shipped subset)" if config.edition == "subset" else "")
-
-
-def _setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
-    """List the settings of the runs: each value that occurs, once."""
-    configs = [planned.run.config for planned in evidence.planned]
-
-    def values(name: str) -> str:
-        return ", ".join(dict.fromkeys(f"{getattr(config, name)}" for config in configs))
-
-    options = dict.fromkeys(
-        f"{name} {value}" for config in configs for name, value in config.model_options
-    )
-    schedules, frozen = values("schedule"), values("frozen_epochs")
-    noisy = [config for config in configs if config.noise]
-    rows = [
-        *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
-        ("model", values("model")),
-        *([("model options", ", ".join(options))] if options else []),
-        ("image size", f"{values('size')} pixels"),
-        ("activation", values("act")),
-        ("normalizer by arm", _norms(evidence)),
-        ("optimizer", values("optimizer")),
-        ("learning rate", values("lr")),
-        *([] if schedules == "constant" else [("schedule", schedules)]),
-        ("momentum", values("momentum")),
-        ("weight decay", values("weight_decay")),
-        ("batch size", values("batch_size")),
-        *_last_batch(configs),
-        ("epochs", values("epochs")),
-        *([] if frozen == "0" else [("frozen epochs", frozen)]),
-        ("seeds", str(len(evidence.seeds))),
-        ("preset", evidence.preset),
-        ("decided by", claim.decision),
-    ]
-    return tuple(rows) + claim.setup if configs else claim.setup
-
-
-def _last_batch(configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
-    """Say what happens to images that do not fill a batch, where there are any."""
-    rest = [each for each in configs if each.train_images % each.batch_size]
-    words = dict.fromkeys("dropped" if config.drop_last else "kept" for config in rest)
-    return [("incomplete last batch", ", ".join(words))] if words else []
-
-
-def _norms(evidence: Evidence) -> str:
-    def norm(config: RunConfig) -> str:
-        options = ", ".join(f"{name} {value}" for name, value in config.norm_options)
-        return f"{config.norm} ({options})" if options else config.norm
-
-    pairs = dict.fromkeys((planned.arm, norm(planned.run.config)) for planned in evidence.planned)
-    return "; ".join(f"{arm}: {norm}" for arm, norm in pairs)
 
 
 def _record(claim: Claim, planned: Planned) -> dict[str, Any]:

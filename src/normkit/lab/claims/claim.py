@@ -9,19 +9,32 @@ is drawn. The endpoint is fixed before the runs are made. The file ends in ``CLA
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from normkit.lab.config import Edition, RunConfig
-from normkit.lab.findings import Chart, Comparison, Reference, Table
+from normkit.lab.findings import AtScale, Chart, Comparison, Reference, Table
 from normkit.lab.runs import Planned, Run
 
-__all__ = ["PRESETS", "Arms", "Available", "Claim", "Evidence", "Judgement", "Preset", "Scale"]
+__all__ = [
+    "PRESETS",
+    "SETUP",
+    "Arms",
+    "Available",
+    "Claim",
+    "Evidence",
+    "Judgement",
+    "Preset",
+    "Scale",
+]
 
 Preset = Literal["quick", "full", "paper"]
 PRESETS: tuple[Preset, ...] = ("quick", "full", "paper")
 """``quick`` takes minutes; ``full`` has at least five seeds for every claim and is made to fit into
 ninety minutes on two cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
+
+SETUP = ("network", "data", "steps", "figures")
+"""What is set beside the source's: the keys of :attr:`Claim.source_setup`, in order."""
 
 Arms = list[tuple[str, RunConfig]]
 """The runs of a claim, each with the name of the arm it belongs to."""
@@ -128,8 +141,8 @@ class Judgement:
     """The result of judging a claim's evidence.
 
     ``decides`` has the claim's parts, from which :func:`normkit.lab.verdicts.decide` gets the
-    verdict. ``information`` is compared in the same
-    way and decides nothing.
+    verdict. ``information`` is compared in the same way and decides nothing. ``figures`` are ours,
+    to stand beside the source's; ``holds`` says when the claim holds, ``practice`` what to do.
     """
 
     sentence: str
@@ -137,6 +150,9 @@ class Judgement:
     information: Sequence[Comparison | None] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
+    figures: str = ""
+    holds: str = ""
+    practice: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +165,9 @@ class Claim:
     claim; :func:`normkit.lab.claims.registry.forms` makes a claim of each. ``setup`` adds rows to
     those read from the runs. ``demo`` says whether a study that names no claim, such as the main
     job, has this one in it. ``differs`` says why our result may differ from the source's; it is
-    shown where it does.
+    shown where it does. ``source_setup`` has network, data, steps and figures of the source
+    (:data:`SETUP`), ``at_scale`` what the literature found where all was larger. ``headline`` says
+    whether the claim stands in the README's short table: one that a user of the package acts on.
     """
 
     key: str
@@ -165,3 +183,6 @@ class Claim:
     setup: tuple[tuple[str, str], ...] = ()
     demo: bool = True
     differs: str = ""
+    source_setup: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    at_scale: tuple[AtScale, ...] = ()
+    headline: bool = False

@@ -10,6 +10,15 @@ from __future__ import annotations
 
 from normkit.lab.models.layers import ACTIVATIONS, NORM_POSITIONS
 from normkit.lab.models.normalizers import NORMS, NormFactory
-from normkit.lab.models.registry import MODELS, OUTPUTS, build
+from normkit.lab.models.registry import MODELS, OUTPUTS, TITLES, build
 
-__all__ = ["ACTIVATIONS", "MODELS", "NORMS", "NORM_POSITIONS", "OUTPUTS", "NormFactory", "build"]
+__all__ = [
+    "ACTIVATIONS",
+    "MODELS",
+    "NORMS",
+    "NORM_POSITIONS",
+    "OUTPUTS",
+    "TITLES",
+    "NormFactory",
+    "build",
+]

@@ -20,7 +20,7 @@ from normkit.lab.models.normalizers import NormFactory
 from normkit.lab.models.parts import Image, Maker, choice, whole
 from normkit.lab.models.resnet import RESNETS
 
-__all__ = ["MODELS", "OUTPUTS", "build"]
+__all__ = ["MODELS", "OUTPUTS", "TITLES", "build"]
 
 _CLASSIFIERS: dict[str, Maker] = {
     "lenet5": lenet5,
@@ -35,6 +35,20 @@ _RESTORERS: dict[str, Maker] = {"denoiser": denoiser}
 _MAKERS = _CLASSIFIERS | _RESTORERS
 MODELS: tuple[str, ...] = tuple(_MAKERS)
 """The names that :func:`build` knows."""
+
+TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "lenet5": "LeNet-5",
+        "convnet4": "four-layer CNN",
+        "alexnet": "AlexNet",
+        "cifar10-quick": "CIFAR-10 quick",
+        **{name: name.replace("resnet", "ResNet-") for name in RESNETS},
+        "densenet": "DenseNet",
+        "densenet121": "DenseNet-121",
+        "denoiser": "denoising CNN",
+    }
+)
+"""Their names for people."""
 
 OUTPUTS: Mapping[str, Literal["logits", "images"]] = MappingProxyType(
     {name: "images" if name in _RESTORERS else "logits" for name in MODELS}

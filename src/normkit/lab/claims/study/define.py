@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from normkit.errors import OptionError, message
-from normkit.lab.claims.claim import Arms, Available, Claim, Evidence, Judgement, Preset
+from normkit.lab.claims.claim import SETUP, Arms, Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.study.endpoints import Effect, Endpoint
-from normkit.lab.findings import Chart, Table
+from normkit.lab.findings import AtScale, Chart, Table
 
 __all__ = ["define"]
 
@@ -28,6 +28,11 @@ def define(
     tables: Sequence[Callable[[Evidence], Table]] = (),
     colours: Mapping[str, str] | None = None,
     rule: str = "95 % t intervals of the paired differences",
+    source_setup: Mapping[str, str] | None = None,
+    figures: str = "",
+    at_scale: Sequence[AtScale] = (),
+    holds: str = "",
+    practice: str = "",
     **fields: Any,
 ) -> Claim:
     """Build the claim that these declarations describe.
@@ -45,17 +50,28 @@ def define(
         colours: for an arm the name of the colour that it shares with arms of other claims, as
             ``{"BN": WITH}``.
         rule: how the effects are tested, for the page's "decided by".
+        source_setup: network, data, steps and figures of the source.
+        figures: ours, to stand beside them, with endpoints in braces as in ``sentence``; network,
+            data and steps are read from the runs.
+        at_scale: what the literature found where networks, data or training were larger.
+        holds: when the claim holds and when not, by our own arms; one sentence with braces.
+        practice: what to do, likewise.
         **fields: the other fields of :class:`~normkit.lab.claims.claim.Claim`.
     """
     endpoints = {**decides, **(information or {})}
-    sentences = say or {}
-    names = {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
-    if unknown := names - endpoints.keys() - sentences.keys():
+    words = say or {}
+    known = endpoints.keys() | words.keys()
+    templates = {
+        "sentence": sentence, "figures": figures, "holds": holds, "practice": practice,
+    }  # fmt: skip
+    for name, template in templates.items():
+        _check_names(f"{name} of {fields['key']}", template, known)
+    if source_setup is not None and set(source_setup) != set(SETUP):
         raise OptionError(
             message(
-                f"names of endpoints or of `say` in the sentence of {fields['key']}",
-                ", ".join(sorted(unknown)),
-                f"use {', '.join(sorted(endpoints.keys() | sentences.keys()))}",
+                f"{', '.join(SETUP)} in the source_setup of {fields['key']}",
+                ", ".join(source_setup) or "nothing",
+                "give each of them, as the source has it",
             )
         )
 
@@ -63,21 +79,45 @@ def define(
         comparisons = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
         counts = (len(endpoint.of.by_seed(evidence)) for endpoint in decides.values())
         seeds = min(filter(None, counts), default=0)  # an effect of none says "not yet known"
-        text = sentence.format(
+        values = {
             **{key: Effect(each) for key, each in comparisons.items()},
-            **{key: each(evidence) for key, each in sentences.items()},
-        )
+            **{key: each(evidence) for key, each in words.items()},
+        }
+        text = {name: template.format(**values) for name, template in templates.items()}
         drawn = [chart for draw in charts if (chart := draw(evidence))]
         return Judgement(
-            sentence=f"{text} ({evidence.coverage(seeds)}, 95 % intervals).",
+            sentence=f"{text['sentence']} ({evidence.coverage(seeds)}, 95 % intervals).",
             decides=[comparisons[key] for key in decides],
             information=[comparisons[key] for key in information or ()],
             charts=[_coloured(chart, colours) for chart in drawn] if colours else drawn,
             tables=[table(evidence) for table in tables],
+            figures=text["figures"],
+            holds=text["holds"],
+            practice=text["practice"],
         )
 
     questions = " ".join(endpoint.rule for endpoint in decides.values())
-    return Claim(plan=plan, judge=judge, decision=f"{questions} {rule}.", **fields)
+    return Claim(
+        plan=plan,
+        judge=judge,
+        decision=f"{questions} {rule}.",
+        source_setup=source_setup or {},
+        at_scale=tuple(at_scale),
+        **fields,
+    )
+
+
+def _check_names(what: str, template: str, known: Set[str]) -> None:
+    """Raise if a template names something else than endpoints and words."""
+    names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+    if unknown := names - known:
+        raise OptionError(
+            message(
+                f"names of endpoints or of `say` in the {what}",
+                ", ".join(sorted(unknown)),
+                f"use {', '.join(sorted(known))}",
+            )
+        )
 
 
 def _coloured(chart: Chart, colours: Mapping[str, str]) -> Chart:

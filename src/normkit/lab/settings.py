@@ -1,0 +1,170 @@
+"""The settings of a claim's runs in words: all of them, and the few beside the source's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from normkit.errors import OptionError
+from normkit.lab import models
+from normkit.lab.building import build_model
+from normkit.lab.claims.claim import SETUP, Claim, Evidence
+from normkit.lab.config import RunConfig
+from normkit.lab.data.catalogue import spec_of
+from normkit.lab.findings import Table
+
+__all__ = ["here", "images", "setup"]
+
+
+def setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
+    """List the settings of the runs: each value that occurs, once."""
+    configs = [planned.run.config for planned in evidence.planned]
+
+    def values(name: str) -> str:
+        return ", ".join(dict.fromkeys(f"{getattr(config, name)}" for config in configs))
+
+    options = dict.fromkeys(
+        f"{name} {value}" for config in configs for name, value in config.model_options
+    )
+    schedules, frozen = values("schedule"), values("frozen_epochs")
+    noisy = [config for config in configs if config.noise]
+    rows = [
+        *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
+        ("model", values("model")),
+        *([("model options", ", ".join(options))] if options else []),
+        ("image size", f"{values('size')} pixels"),
+        ("activation", values("act")),
+        ("normalizer by arm", _norms(evidence)),
+        ("optimizer", values("optimizer")),
+        ("learning rate", values("lr")),
+        *([] if schedules == "constant" else [("schedule", schedules)]),
+        ("momentum", values("momentum")),
+        ("weight decay", values("weight_decay")),
+        ("batch size", values("batch_size")),
+        *_last_batch(configs),
+        ("epochs", values("epochs")),
+        *([] if frozen == "0" else [("frozen epochs", frozen)]),
+        ("seeds", str(len(evidence.seeds))),
+        ("preset", evidence.preset),
+        ("decided by", claim.decision),
+    ]
+    return tuple(rows) + claim.setup if configs else claim.setup
+
+
+def _last_batch(configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
+    """Say what happens to images that do not fill a batch, where there are any."""
+    rest = [each for each in configs if each.train_images % each.batch_size]
+    words = dict.fromkeys("dropped" if config.drop_last else "kept" for config in rest)
+    return [("incomplete last batch", ", ".join(words))] if words else []
+
+
+def _norms(evidence: Evidence) -> str:
+    def norm(config: RunConfig) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in config.norm_options)
+        return f"{config.norm} ({options})" if options else config.norm
+
+    pairs = dict.fromkeys((planned.arm, norm(planned.run.config)) for planned in evidence.planned)
+    return "; ".join(f"{arm}: {norm}" for arm, norm in pairs)
+
+
+def images(evidence: Evidence, data: str) -> str:
+    """Say how many images of the data the runs use."""
+    if not evidence.planned:
+        return data
+    config = evidence.planned[0].run.config
+    if config.kind == "timing":
+        return f"{data}: batches of training images"
+    part = f"{config.train_images:,} training + {config.test_images:,} test images"
+    return f"{data}: {part}" + (" (shipped subset)" if config.edition == "subset" else "")
+
+
+def here(claim: Claim, evidence: Evidence, figures: str) -> Table | None:
+    """Set network, data, steps and figures of the runs beside the source's; None without both."""
+    configs = [planned.run.config for planned in evidence.planned]
+    if not configs or not claim.source_setup:
+        return None
+    ours = (_networks(configs), _data(configs), _steps(configs), figures)
+    rows = tuple(
+        (name, cell, claim.source_setup.get(name, ""))
+        for name, cell in zip(SETUP, ours, strict=True)
+    )
+    return Table("here", "Here and in the source", ("", "here", "in the source"), rows)
+
+
+def _networks(configs: Sequence[RunConfig]) -> str:
+    """Name each network with the number of its parameters, a range where arms differ."""
+    counts: dict[str, set[int]] = {}
+    for config in configs:
+        name = models.TITLES.get(config.model, config.model)
+        counts.setdefault(name, set()).update(_parameters(_network(config)))
+    return "; ".join(
+        f"{name}, {_span(map(_rounded, of))} parameters" if of else name
+        for name, of in counts.items()
+    )
+
+
+def _network(config: RunConfig) -> RunConfig:
+    """Return one description for all runs with the same network."""
+    names = ("model", "norm", "act", "model_options", "norm_options", "size", "data")
+    fields: dict[str, Any] = {name: getattr(config, name) for name in (*names, "task", "noise")}
+    return RunConfig(
+        **fields, train_images=1, test_images=1, batch_size=1, lr=1.0, epochs=1, seed=0
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _parameters(config: RunConfig) -> tuple[int, ...]:
+    """Count the parameters; nothing for a network that this version cannot build."""
+    spec = spec_of(config.data)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(config, in_channels=spec.shape[0], classes=len(spec.classes))
+    except OptionError:
+        return ()
+    return (sum(parameter.numel() for parameter in model.parameters()),)
+
+
+def _data(configs: Sequence[RunConfig]) -> str:
+    """Name each data set with the number and the size of its images."""
+    sizes = _span(config.size for config in configs)
+    parts: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        parts.setdefault(spec_of(config.data).title, []).append(config)
+
+    def part(of: Sequence[RunConfig]) -> str:
+        if all(config.kind == "timing" for config in of):
+            return "batches of training images"
+        trained, tested = (
+            _span(getattr(config, name) for config in of)
+            for name in ("train_images", "test_images")
+        )
+        return f"{trained} training and {tested} test images"
+
+    return "; ".join(f"{title}, {part(of)}" for title, of in parts.items()) + f", {sizes} pixels"
+
+
+def _steps(configs: Sequence[RunConfig]) -> str:
+    """Count the steps of a training, with batch size and epochs."""
+    trained = [config for config in configs if config.kind == "training"]
+    batches = _span(config.batch_size for config in configs)
+    if not trained:
+        return f"single steps of {batches} images, timed"
+    steps, epochs = (_span(getattr(each, name) for each in trained) for name in ("steps", "epochs"))
+    return f"{steps} steps of {batches} images, {epochs} epochs"
+
+
+def _span(values: Iterable[int]) -> str:
+    known = sorted(set(values))
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,}–{known[-1]:,}"
+
+
+def _rounded(count: int) -> int:
+    """Round to two digits.
+
+    >>> _rounded(62158), _rounded(23_289_802), _rounded(9)
+    (62000, 23000000, 9)
+    """
+    return int(float(f"{count:.2g}"))

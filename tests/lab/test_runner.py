@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from normkit.errors import OptionError
-from normkit.lab import worker
+from normkit.lab import runner, worker
+from normkit.lab.claims.study import TEST, WITH, WITHOUT, Endpoint, Plan, Scale, define
 from normkit.lab.config import RunConfig
 from normkit.lab.executors import EndedJob, LocalPool
+from normkit.lab.judge import judge
 from normkit.lab.leases import acquire
 from normkit.lab.runner import Progress, work
 from normkit.lab.store import Store
@@ -265,3 +267,29 @@ def blocked(argument: str, stopping: Callable[[], bool]) -> str:
 def test_pool_needs_a_worker_and_a_thread(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="at least 1"):
         LocalPool(worker.run, **wrong)
+
+
+def test_claim_on_two_data_sets(store: Store) -> None:
+    arms = {WITH: {"norm": "batch"}, WITHOUT: {"data": "fashion-mnist-lit", "norm": "batch"}}
+    claim = define(
+        key="C0",
+        title="",
+        statement="",
+        sources=(),
+        prediction="",
+        plan=Plan(
+            {"quick": Scale(1, 256, 100, 1)}, arms, {"model": "lenet5", "batch_size": 64, "lr": 0.1}
+        ),
+        decides={"gain": Endpoint("How much?", TEST.at(WITH) - TEST.at(WITHOUT), matters=1)},
+        sentence="",
+    )
+    loaded = runner.datasets([claim], "quick")
+    assert list(loaded) == ["fashion-mnist", "fashion-mnist-lit"]
+    keys = runner.plan(store, [claim], "quick", loaded)
+    assert work(store, keys, Inline()).finished == keys
+    losses = [run.run.by_epoch("epoch_train_loss") for run in store.planned("C0", "quick")]
+    assert losses[0] != losses[1]
+    origin = loaded["fashion-mnist"].origin
+    assert judge(store, "quick", [claim])[0].data.startswith(
+        f"Fashion-MNIST ({origin}); Fashion-MNIST, lit ({origin}): 256 training and 100 test images"
+    )

@@ -95,7 +95,7 @@ def run(
         name: Preset = preset.value
         # Fail on wrong options before anything is trained.
         _check_report(report, store)
-        datasets = runner.datasets(chosen, progress=True)
+        datasets = runner.datasets(chosen, name, progress=True)
         with OpenStore(store) as opened, terminated_like_interrupted():
             keys = runner.plan(opened, chosen, name, datasets)
             out = console(stderr=as_json)

@@ -138,7 +138,7 @@ def _about_claim(
         "title": claim.title,
         "statement": claim.statement,
         "sources": [reference.source for reference in claim.sources],
-        "data": claim.data,
+        "data": ", ".join(dict.fromkeys(name for at in PRESETS for name in claim.data_sets(at))),
         "demo": claim.demo,
         "cost": cost,
         "verdicts": verdicts,

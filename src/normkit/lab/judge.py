@@ -67,7 +67,7 @@ def judge_with_runs(
         if claim.key in planned:
             evidence = Evidence(preset, tuple(store.planned(claim.key, preset, known)))
             runs |= {run.config.key: run for run in evidence.runs}
-            findings.append(finding(claim, evidence, data=_data(store, claim)))
+            findings.append(finding(claim, evidence, data=_data(store, claim, evidence)))
     return Judged(_together(findings), tuple(runs[key] for key in sorted(runs)))
 
 
@@ -166,8 +166,9 @@ def _with_needed(part: Comparison) -> Comparison:
     return dataclasses.replace(part, needed=seeds_needed(part)) if open_ else part
 
 
-def _data(store: Store, claim: Claim) -> str:
-    return store.fact(f"data:{claim.data}") or claim.data
+def _data(store: Store, claim: Claim, evidence: Evidence) -> str:
+    names = dict.fromkeys(each.run.config.data for each in evidence.planned) or (claim.data,)
+    return "; ".join(store.fact(f"data:{name}") or name for name in names)
 
 
 def _record(claim: Claim, planned: Planned) -> dict[str, Any]:

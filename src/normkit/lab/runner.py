@@ -50,8 +50,10 @@ class Summary:
     seconds: float = 0.0
 
 
-def datasets(claims: Sequence[Claim], *, progress: bool = False) -> dict[str, data.Dataset]:
-    """Load the data that the claims need, by name.
+def datasets(
+    claims: Sequence[Claim], preset: Preset, *, progress: bool = False
+) -> dict[str, data.Dataset]:
+    """Load the data that the claims need at this preset, by name.
 
     A data set that is missing is fetched; where that fails, the shipped subset takes its place
     and the findings say so.
@@ -59,7 +61,7 @@ def datasets(claims: Sequence[Claim], *, progress: bool = False) -> dict[str, da
     Raises:
         DataError: a data set cannot be had at all.
     """
-    names = dict.fromkeys(claim.data for claim in claims)
+    names = dict.fromkeys(name for claim in claims for name in claim.data_sets(preset))
     return {name: data.load(name, progress=progress) for name in names}
 
 
@@ -78,7 +80,7 @@ def plan(
         DataError: a data set cannot be had, or only the subset for a study begun with all of it.
         StoreError: the store cannot be written.
     """
-    loaded = datasets(claims) if loaded is None else loaded
+    loaded = datasets(claims, preset) if loaded is None else loaded
     keys: dict[str, None] = {}
     for claim in claims:
         dataset = loaded[claim.data]
@@ -106,7 +108,8 @@ def plan(
         )
         arms = claim.plan(preset, available)
         store.plan(claim.key, preset, arms)
-        store.note(f"data:{claim.data}", f"{dataset.title} ({dataset.origin})")
+        for name in dict.fromkeys(config.data for _, config in arms):
+            store.note(f"data:{name}", f"{loaded[name].title} ({loaded[name].origin})")
         keys.update(dict.fromkeys(config.key for _, config in arms))
     store.note("preset", preset)
     return list(keys)

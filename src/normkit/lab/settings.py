@@ -32,6 +32,7 @@ def setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
     schedules, frozen = values("schedule"), values("frozen_epochs")
     noisy = [config for config in configs if config.noise]
     rows = [
+        *([("data sets", values("data"))] if len({config.data for config in configs}) > 1 else []),
         *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
         ("model", values("model")),
         *([("model options", ", ".join(options))] if options else []),
@@ -72,13 +73,11 @@ def _norms(evidence: Evidence) -> str:
 
 def images(evidence: Evidence, data: str) -> str:
     """Say how many images of the data the runs use."""
-    if not evidence.planned:
+    configs = [planned.run.config for planned in evidence.planned]
+    if not configs:
         return data
-    config = evidence.planned[0].run.config
-    if config.kind == "timing":
-        return f"{data}: batches of training images"
-    part = f"{config.train_images:,} training + {config.test_images:,} test images"
-    return f"{data}: {part}" + (" (shipped subset)" if config.edition == "subset" else "")
+    subset = any(config.edition == "subset" for config in configs)
+    return f"{data}: {_counts(configs)}" + (" (shipped subset)" if subset else "")
 
 
 def here(claim: Claim, evidence: Evidence, figures: str) -> Table | None:
@@ -134,16 +133,19 @@ def _data(configs: Sequence[RunConfig]) -> str:
     for config in configs:
         parts.setdefault(spec_of(config.data).title, []).append(config)
 
-    def part(of: Sequence[RunConfig]) -> str:
-        if all(config.kind == "timing" for config in of):
-            return "batches of training images"
-        trained, tested = (
-            _span(getattr(config, name) for config in of)
-            for name in ("train_images", "test_images")
-        )
-        return f"{trained} training and {tested} test images"
+    named = (f"{title}, {_counts(of)}" for title, of in parts.items())
+    return "; ".join(named) + f", {sizes} pixels"
 
-    return "; ".join(f"{title}, {part(of)}" for title, of in parts.items()) + f", {sizes} pixels"
+
+def _counts(configs: Sequence[RunConfig]) -> str:
+    trained = [config for config in configs if config.kind == "training"]
+    if not trained:
+        return "batches of training images"
+    train, test = (
+        _span(getattr(config, name) for config in trained)
+        for name in ("train_images", "test_images")
+    )
+    return f"{train} training and {test} test images"
 
 
 def _steps(configs: Sequence[RunConfig]) -> str:

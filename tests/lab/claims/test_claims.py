@@ -171,7 +171,7 @@ def test_stores_are_judged(store: Store, write_run: Any) -> None:
     assert found.word == "open"  # not before all planned runs are there
     assert found.runs == 6
     assert found.seconds == 6.0
-    assert found.data == "Fashion-MNIST (somewhere): 20,000 training + 10,000 test images"
+    assert found.data == "Fashion-MNIST (somewhere): 20,000 training and 10,000 test images"
     assert "3 of 5 seeds" in found.sentence
     for arm, config in arms[6:]:
         write_run(store, config, invented(config, arm, 0.05))

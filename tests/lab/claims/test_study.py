@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,13 @@ def test_decision_says_what_matters() -> None:
     assert claim().decision.startswith("How much higher? (matters from 1 point) 95 %")
 
 
+def test_trainings_drop_the_last_batch_unless_told() -> None:
+    arms = {WITH: {}, WITHOUT: {"drop_last": False}, "timed": {"kind": "timing"}}
+    base = {**PLAN.base, "norm": "batch"}
+    runs = dataclasses.replace(PLAN, arms=arms, base=base)("quick", Available("subset", 500, 500))
+    assert [config.drop_last for _, config in runs[:3]] == [True, False, False]
+
+
 def test_plan_orders_seeds_settings_and_arms() -> None:
     plan = Plan(
         PLAN.scales,
@@ -128,3 +136,28 @@ def test_plan_orders_seeds_settings_and_arms() -> None:
     ]
     # A field that is a function gets the number of images that are there.
     assert {(c.lr, c.momentum, c.train_images, c.epochs) for _, c in runs} == {(0.05, 0.9, 500, 4)}
+
+
+def test_arms_may_be_on_data_sets_of_the_same_files(synthetic: Synthetic) -> None:
+    arms: dict[str, Mapping[str, Any]] = {
+        WITH: ON_AND_OFF[WITH],
+        WITHOUT: {"norm": "none", "data": "fashion-mnist-lit"},
+    }
+    both = claim(dataclasses.replace(PLAN, arms=arms))
+    assert both.data_sets("quick") == ("fashion-mnist", "fashion-mnist-lit")
+    runs = both.plan("quick", Available("subset", 500, 500))
+    assert [config.data for _, config in runs[:2]] == list(both.data_sets("quick"))
+    assert {config.edition for _, config in runs} == {"subset"}
+    found = finding(both, synthetic(both, lambda arm, config: None), data="invented")
+    assert found.data == "invented: 1,000 training and 500 test images"
+    assert ("data sets", "fashion-mnist, fashion-mnist-lit") in found.setup
+    with pytest.raises(OptionError, match=r"same files as cifar-10; received 'fashion-mnist-lit'"):
+        both.plan("quick", Available.whole("cifar-10"))
+
+
+def test_numbers_of_images_that_differ_are_a_range(synthetic: Synthetic) -> None:
+    few = dataclasses.replace(
+        PLAN, arms={**ON_AND_OFF, "few": {"norm": "none", "train_images": 250}}
+    )
+    found = finding(claim(few), synthetic(claim(few), lambda arm, config: None), data="invented")
+    assert found.data == "invented: 250–1,000 training and 500 test images"

@@ -161,9 +161,10 @@ class Claim:
 
     ``plan(preset, available)`` gives its runs by arm; ``judge(evidence)`` looks at what there is
     of them, which may be nothing yet, and trains nothing. ``decision`` says which endpoint
-    decides, fixed before the runs. ``also`` names further data sets on which the source made its
-    claim; :func:`normkit.lab.claims.registry.forms` makes a claim of each. ``setup`` adds rows to
-    those read from the runs. ``demo`` says whether a study that names no claim, such as the main
+    decides, fixed before the runs. ``data`` is the data set of the runs, but for arms that name
+    another one made of the same files. ``also`` names further data sets on which the source made
+    its claim; :func:`normkit.lab.claims.registry.forms` makes a claim of each. ``setup`` adds rows
+    to those read from the runs. ``demo`` says whether a study that names no claim, such as the main
     job, has this one in it. ``differs`` says why our result may differ from the source's; it is
     shown where it does. ``source_setup`` has network, data, steps and figures of the source
     (:data:`SETUP`), ``at_scale`` what the literature found where all was larger. ``headline`` says
@@ -186,3 +187,8 @@ class Claim:
     source_setup: Mapping[str, str] = dataclasses.field(default_factory=dict)
     at_scale: tuple[AtScale, ...] = ()
     headline: bool = False
+
+    def data_sets(self, preset: Preset) -> tuple[str, ...]:
+        """The names of the data sets that its runs use at this preset, its own first."""
+        arms = self.plan(preset, Available.whole(self.data))
+        return tuple(dict.fromkeys((self.data, *(config.data for _, config in arms))))

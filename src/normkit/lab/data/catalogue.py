@@ -7,7 +7,7 @@ from pathlib import Path
 
 from normkit.errors import OptionError, message
 
-__all__ = ["SPECS", "SUBSET", "SUBSET_PLACES", "File", "Spec", "spec_of"]
+__all__ = ["SPECS", "SUBSET", "SUBSET_PLACES", "File", "Spec", "owner_of", "spec_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,3 +282,16 @@ def spec_of(name: str) -> Spec:
             )
         )
     return SPECS[name]
+
+
+def owner_of(name: str) -> Spec:
+    """Return the data set whose files this one is made of: itself, or the one it is computed from.
+
+    Raises:
+        OptionError: no such name.
+
+    >>> owner_of("fashion-mnist-lit").name
+    'fashion-mnist'
+    """
+    spec = spec_of(name)
+    return spec_of(spec.base) if spec.base else spec

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normkit.errors import DataError, message
-from normkit.lab.data.catalogue import SPECS, SUBSET, SUBSET_PLACES, Spec, spec_of
+from normkit.lab.data.catalogue import SPECS, SUBSET, SUBSET_PLACES, Spec, owner_of, spec_of
 from normkit.lab.data.debian import from_package
 from normkit.lab.data.fetching import ORIGIN_FILE, fetched
 from normkit.lab.data.lighting import lit
@@ -181,7 +181,7 @@ def load(
     ('Fashion-MNIST', torch.uint8, (1, 28, 28), 'Ankle boot')
     """
     spec = spec_of(name)
-    owner = _owner(spec)
+    owner = owner_of(name)
     try:
         dataset = _locate(owner, folder, offline, progress).dataset
     except _NowhereError:
@@ -191,11 +191,6 @@ def load(
         origin = f"the subset that comes with normkit: {counts} of the images"
         dataset = read(SUBSET, SUBSET_FOLDER, origin, subset=True)
     return lit(dataset, spec, _places(dataset)) if spec.base else dataset
-
-
-def _owner(spec: Spec) -> Spec:
-    """Return the data set whose files these are: itself, or the one it is computed from."""
-    return spec_of(spec.base) if spec.base else spec
 
 
 def _places(dataset: Dataset) -> tuple[np.ndarray, ...]:
@@ -214,7 +209,7 @@ def status() -> list[Status]:
     ['fashion-mnist', 'fashion-mnist-lit', 'cifar-10', 'cifar-100']
     """
     found = {spec.name: _status(spec, None) for spec in SPECS.values() if not spec.base}
-    return [_of(spec, found[_owner(spec).name]) for spec in SPECS.values()]
+    return [_of(spec, found[owner_of(spec.name).name]) for spec in SPECS.values()]
 
 
 def is_here(name: str) -> bool:
@@ -223,7 +218,7 @@ def is_here(name: str) -> bool:
     >>> is_here("cifar-100") in (True, False)
     True
     """
-    return _status(_owner(spec_of(name)), None).available
+    return _status(owner_of(name), None).available
 
 
 def _of(spec: Spec, owner: Status) -> Status:
@@ -257,5 +252,5 @@ def fetch(name: str, *, progress: bool = True) -> Status:
         DataError: no source has it; all are listed, each with its reason.
     """
     spec = spec_of(name)
-    owner = _owner(spec)
+    owner = owner_of(name)
     return _of(spec, _status(owner, _locate(owner, None, offline=False, progress=progress)))

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from normkit.errors import OptionError, message
 from normkit.lab.claims.claim import Arms, Available, Preset, Scale
 from normkit.lab.config import RunConfig
+from normkit.lab.data.catalogue import owner_of
 
 __all__ = [
     "BN",
@@ -63,7 +65,11 @@ class Plan:
     seeds: Mapping[str, Mapping[Preset, int]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, preset: Preset, available: Available) -> Arms:
-        """Return the runs of this preset, each with its arm."""
+        """Return the runs of this preset, each with its arm.
+
+        Raises:
+            OptionError: an arm's data set is made of other files than the available one.
+        """
         scale = self.scales[preset]
         images = available.at_most(scale.train, scale.test)
         settings = self.settings
@@ -77,6 +83,15 @@ class Plan:
             for each in more:
                 fields |= each
             values = {name: each(at) if callable(each) else each for name, each in fields.items()}
+            if owner_of(values["data"]) is not owner_of(available.data):
+                # Its edition, its number of images and their side may be others.
+                raise OptionError(
+                    message(
+                        f"arms on data sets of the same files as {available.data}",
+                        repr(values["data"]),
+                        "make it a claim of its own, or name it in the claim's also",
+                    )
+                )
             defaults = {
                 "epochs": scale.epochs,
                 "drop_last": values.get("kind", "training") == "training",

@@ -85,11 +85,13 @@ def bare() -> Finding:
 def many(base: Finding, count: int = 24) -> list[Finding]:
     """As many claims as the lab has, each with two charts and more rows than most will have."""
     rows = tuple(
-        {**row, "epoch": step, "train_loss": row["test_accuracy"]}
+        {**row, "step": step, "train_loss": row["test_accuracy"]}
         for step in range(60)
         for row in base.records
     )
     return [
-        dataclasses.replace(base, key=f"C{i}", title=f"{base.title}, {i}", records=rows)
+        dataclasses.replace(
+            base, key=f"C{i}", title=f"{base.title}, {i}", records=rows, runs=len(rows)
+        )
         for i in range(1, count + 1)
     ]

@@ -48,15 +48,15 @@ def test_an_effect_has_the_decimals_that_its_interval_leaves(
 def test_a_row_has_what_decides_and_nothing_else() -> None:
     *_, row, _, caption = table([finding(FASTER, ASIDE)], "(caption)").splitlines()
     assert row == (
-        "| C1 It helps | supported | Faster: how much higher is it? 13.6 [11.3, 15.9] points | 5 |"
+        "| C1 It helps | confirmed | Faster: how much higher is it? 13.6 [11.3, 15.9] points | 5 |"
     )
     assert caption == "(caption)"
 
 
 def test_what_is_missing_is_said() -> None:
-    open_question = dataclasses.replace(FASTER, needed=12)
+    open_question = dataclasses.replace(FASTER, needed=(7, 12))
     text = table([finding(open_question, done=7)], "")
-    assert "points; about 12 seeds would decide |" in text
+    assert "points; 7 to 12 seeds would decide it |" in text
     assert "(7 of 10 runs done)" in text
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from normkit.errors import StoreError
+from normkit.lab.findings import Finding
 from normkit.report import payload, write
 from normkit.report.page import render
+from normkit.report.text import tidy
 
 VOID = {"br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "line"}
 
@@ -83,11 +85,17 @@ def blocks(outline: Outline) -> list[object]:
     ]
 
 
+def read(findings: list[Finding], **about: str) -> str:
+    """The words of a page of these findings."""
+    return Outline(render(findings, about=about)).words().replace("\xa0", " ")
+
+
 def test_says_all_of_a_finding(outline: Outline, samples: ModuleType) -> None:
     words = outline.words().replace("\xa0", " ")
     for finding in samples.realistic():
-        for said in (finding.title, finding.statement, finding.prediction, finding.sentence):
-            assert said in words
+        for said in (finding.title, finding.statement, finding.prediction, finding.sentence,
+                     finding.holds, finding.practice, finding.differs):  # fmt: skip
+            assert tidy(said).replace("\xa0", " ") in words
         assert finding.data in words
         for what, value in finding.setup:
             assert what.capitalize() in words
@@ -97,59 +105,76 @@ def test_says_all_of_a_finding(outline: Outline, samples: ModuleType) -> None:
             assert chart.text in words
         for source in finding.sources:
             assert source.figures in words
+        for row in finding.here.rows if finding.here else ():
+            assert " ".join((row[0].capitalize(), *row[1:])) in words
+        for larger in finding.at_scale:
+            assert f"{larger.word} {larger.figures} {larger.source}" in words
     for value in samples.ABOUT.values():
         assert value in words
-    assert "140, of which 30 diverged" in words
+    assert "20, of which 3 diverged" in words
 
 
 def test_counts_the_verdicts_and_names_their_claims(page: str) -> None:
-    tally = page[page.index('<ul class="tally"') : page.index('class="contrary"')]
-    said = " ".join(Outline(f"<main>{tally.rsplit('</ul>', 1)[0]}</ul></main>").words().split())
-    assert said == "4 supported C1 C2 C3 C20 1 not supported C13 1 undecided C11"
+    tally = page[page.index('<ul class="tally"') : page.index('<p class="order')]
+    said = Outline(f"<main>{tally.rsplit('</ul>', 1)[0]}</ul></main>").words()
+    assert said == "4 confirmed C1 C2 C3 C20 1 partly C4 1 refuted C13 1 open C11"
 
 
-def test_where_the_source_says_otherwise_it_is_said_and_why(page: str, samples: ModuleType) -> None:
-    words = Outline(page).words().replace("\xa0", " ")
-    against, open_ = samples.c13(), samples.c11()
-    assert f"The source says otherwise. Why it may be: {against.differs}" in words
-    assert f"The source says yes, and these runs cannot tell. Why it may be: {open_.differs}" in (
-        words
-    )
-    # A list near the top leads to these two and to no other.
-    box = page[page.index('class="contrary"') : page.index('id="overview"')]
-    assert re.findall(r'href="#([^"]+)"', box) == ["C11-differs", "C13-differs"]
-    # Nobody knows why: that is said as well. Undecided without a reason is no contradiction.
-    unknown = dataclasses.replace(against, differs="")
+def test_the_overview_marks_each_part(samples: ModuleType) -> None:
+    words = read([samples.c1(), samples.c4(), samples.begun(), samples.planned()])
+    overview = words.split("How to read this", 1)[1].split("How to read this")[0]
+    assert "converges faster and lower confirmed both parts confirmed: Is test" in overview
+    for word, part in zip(
+        ("confirmed", "too small to matter", "opposite", "open"),
+        samples.c4().comparisons,
+        strict=False,
+    ):
+        assert f"{word}: {part.question}" in overview
+    assert "than dropout partly 1 of 4 parts confirmed" in overview
+    # What has no runs yet has its marks as well.
     assert (
-        "The source says otherwise. We have no explanation."
-        in Outline(render([unknown], about={})).words()
+        "open 7 of 20 runs done open: Is test accuracy higher after epoch 5? open: not" in overview
     )
-    unsaid = dataclasses.replace(open_, differs="")
-    assert "Where we do not confirm" not in Outline(render([unsaid], about={})).words()
+    assert overview.count("open: not measured yet") == 2 + 3
 
 
-def test_tells_what_decides_and_how_surely(samples: ModuleType) -> None:
-    words = Outline(render([samples.c1(), samples.c11()], about={})).words().replace("\xa0", " ")
-    first, second = words.split("These decide")[1:]
-    decide, rest = first.split("For information", 1)
-    assert "Is test accuracy higher after epoch 5?" in decide
-    assert "matters from 0.5 p-value under 0.1 %" in decide
-    assert "Is 87 % reached in fewer epochs?" in decide
-    assert "1.2 %" in decide
-    assert rest.lstrip().startswith("Is the last training loss lower?")
-    assert "corrected for the 2 questions that decide" in rest
-    assert "about 460 seeds would decide it" in second
-    assert "41 %" in second
+def test_a_part_shows_its_effect_and_what_would_matter(samples: ModuleType) -> None:
+    claim = read([samples.c4()]).split("Part Effect", 1)[1]
+    assert "+1.5 points 95 % interval +0.2 to +2.8 matters from ±1 confirmed" in claim
+    assert "−8.4 to −3.4 margin: may lose up to 2 opposite" in claim
+    assert "open 8 to 41 seeds would decide it" in claim
+    decide, rest = claim.split("For information, deciding nothing", 1)
+    assert "And with both?" in rest
+    assert "by itself, not among all 4 parts of the page" in decide
+    page = render([samples.c4()], about={})
+    pictures = re.findall(r'<svg class="whisker.*?</svg>', page[page.index("<article") :], re.S)
+    # The band of what does not matter, or the margin, on the scale that rows in one unit share.
+    assert [picture.count('class="small"') for picture in pictures] == [1, 1, 0, 1, 1]
+    assert [picture.count('class="margin"') for picture in pictures] == [0, 0, 1, 0, 0]
+    bands = re.findall(r'class="small" x="(\S+)" width="(\S+)"', "".join(pictures))
+    assert bands == [bands[0]] * 4
+    assert float(bands[0][1]) == -2 * float(bands[0][0])
 
 
-def test_the_overview_shows_the_effect_on_which_the_verdict_hangs(samples: ModuleType) -> None:
-    good, bad = samples.c1().comparisons[:2]
-    bad = dataclasses.replace(bad, word="refuted", effect=-7.5)
-    finding = dataclasses.replace(samples.c1(), word="refuted", comparisons=(good, bad))
-    page = render([finding], about={})
-    overview = page[page.index('id="overview"') : page.index('id="rule"')]
-    assert "−7.5" in overview
-    assert "+1.62" not in overview
+def test_says_how_far_the_whole_page_can_be_trusted(samples: ModuleType) -> None:
+    words = read(samples.realistic())
+    assert "11 parts are judged here, and 6 are confirmed" in words
+    assert "chance would still confirm up to 0.3 of them" in words
+    assert "Corrected for all 11 together (Holm)" in words
+    assert "4 stay confirmed" in words
+    assert "They share their seeds" in words
+    # A single part is its own family, and one that is not judged yet is in none.
+    assert "1 part is judged here, and 1 is confirmed" in read([samples.c2()])
+    assert "among all" not in read([samples.c2()])
+    assert "judged here" not in read([samples.begun()])
+
+
+def test_a_study_under_way_promises_nothing(samples: ModuleType) -> None:
+    words = read(samples.tour()).split("C16 The normalization batch size", 3)[-1]
+    assert samples.begun().practice not in words
+    assert samples.begun().holds not in words
+    assert "Runs 7 of 20 runs done" in words
+    assert "Runs 0 of 20 runs done" in words
 
 
 def test_links_lead_only_to_the_web_or_within(outline: Outline) -> None:
@@ -232,7 +257,7 @@ def test_says_what_to_do_when_nothing_was_judged() -> None:
 
 def test_partial_findings_pass(odd: ModuleType) -> None:
     outline = Outline(render([odd.bare(), odd.bare()], about={"preset": "quick"}))
-    assert "not measured" not in outline.words()
+    assert "not measured yet" in outline.words()
     assert "−∞ to +∞" in outline.words()
     names = [block["name"] for block in blocks(outline) if "name" in block]  # type: ignore[operator,index]
     assert names == ["normkit-verdicts", "normkit-C7", "normkit-C7--2"]
@@ -263,12 +288,12 @@ def test_large_data_is_packed_and_too_large_data_stays_out(
     small, large = samples.c1(), odd.many(samples.c1(), 1)[0]
     packed = json.loads(payload.downloads([large], ["C1"])[0].block)
     unpacked = json.loads(gzip.decompress(base64.b64decode(packed["gzip"])))
-    assert len(unpacked["rows"]) == 6000
+    assert len(unpacked["rows"]) == 1200
     monkeypatch.setattr(payload, "BUDGET", 20_000)
     kept = payload.downloads([large, small], ["a", "b"])
     assert not kept[0].block
     assert kept[1].block
-    assert "6,000 rows lie behind this claim" in Outline(render([large], about={})).words()
+    assert "1,200 rows lie behind this claim" in Outline(render([large], about={})).words()
 
 
 def test_values_of_other_libraries_become_plain() -> None:

@@ -176,7 +176,11 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class AtScale:
-    """What the literature found where networks, data and training were larger."""
+    """What the literature found of a claim where networks, data and training were larger.
+
+    ``word`` is fixed with the claim, before its runs: does it agree with the claim, or contradict
+    it, or show an effect too small for the networks and seeds here?
+    """
 
     word: Literal["agrees", "too small to show here", "contradicts"]
     figures: str

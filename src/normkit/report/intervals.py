@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from normkit.lab.findings import Comparison
 from normkit.report.text import number
 
-__all__ = ["HALF", "Interval", "interval", "reach", "remark"]
+__all__ = ["EXAMPLES", "HALF", "Interval", "interval", "limits", "reach", "remark"]
 
 # Half the width of the little picture, in its own units; zero lies in the middle.
 HALF = 70.0
@@ -21,6 +21,8 @@ class Interval:
 
     ``dot``, ``low`` and ``high`` are horizontal places in the picture, None where there is
     nothing to draw. ``open_low`` and ``open_high`` say that the whisker runs out of the picture.
+    ``matters`` is where the smallest effect that matters is marked, and minus it on the other
+    side; ``margin`` is the place of minus the margin. None where there is none.
     """
 
     effect: str
@@ -30,17 +32,24 @@ class Interval:
     high: float | None
     open_low: bool = False
     open_high: bool = False
+    matters: float | None = None
+    margin: float | None = None
 
 
 def reach(comparisons: Sequence[Comparison]) -> float:
     """Return the value at the edge of the picture, where these comparisons share one scale.
 
-    >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "open")])
-    2.5
+    >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "open", margin=3)])
+    3
     """
-    values = [abs(v) for c in comparisons for v in (c.effect, c.low, c.high) if math.isfinite(v)]
+    values = [
+        abs(value)
+        for each in comparisons
+        for value in (each.effect, each.low, each.high, each.smallest, each.margin)
+        if math.isfinite(value)
+    ]
     # A whisker without an end needs room to be seen as one.
-    room = 1.6 if any(math.isinf(v) for c in comparisons for v in (c.low, c.high)) else 1.0
+    room = 1.6 if any(math.isinf(v) for c in comparisons for v in (c.low, c.high)) else 1
     return room * max(values, default=0.0)
 
 
@@ -82,7 +91,22 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
         high=place(high) if bounded else None,
         open_low=math.isinf(low),
         open_high=math.isinf(high),
+        matters=place(comparison.smallest) if comparison.smallest else None,
+        margin=place(-comparison.margin) if comparison.margin else None,
     )
+
+
+def limits(comparison: Comparison) -> str:
+    """Say what the marks beside zero stand for.
+
+    >>> limits(Comparison("?", "points", 1.0, 0.4, 1.6, 5, "confirmed", smallest=0.5))
+    'matters from ±0.5'
+    >>> limits(Comparison("?", "points", 1.0, 0.4, 1.6, 5, "confirmed", margin=1.0))
+    'margin: may lose up to 1'
+    """
+    if comparison.margin:
+        return f"margin: may lose up to {number(comparison.margin)}"
+    return f"matters from ±{number(comparison.smallest)}" if comparison.smallest else ""
 
 
 def remark(comparison: Comparison) -> str:
@@ -96,7 +120,17 @@ def remark(comparison: Comparison) -> str:
     if comparison.needed is None:
         return ""
     low, high = comparison.needed
-    seeds = (
-        f"{number(low)} seeds or more" if high is None else f"{number(low)} to {number(high)} seeds"
-    )
-    return f"{seeds} would decide it"
+    if high is None:
+        return f"{number(low)} seeds or more would decide it"
+    seeds = number(low) if low == high else f"{number(low)} to {number(high)}"
+    return f"{seeds} seeds would decide it"
+
+
+# One effect for each word, drawn where the page says what the words mean.
+EXAMPLES: tuple[Comparison, ...] = (
+    Comparison("", "", 2.4, 1.3, 3.5, 5, "confirmed", smallest=1.0),
+    Comparison("", "", -0.6, -1.2, 0.0, 5, "confirmed", margin=2.0),
+    Comparison("", "", 0.2, -0.4, 0.8, 5, "too small to matter", smallest=1.0),
+    Comparison("", "", -2.3, -3.4, -1.2, 5, "opposite", smallest=1.0),
+    Comparison("", "", 0.9, -0.9, 2.7, 5, "open", smallest=1.0),
+)

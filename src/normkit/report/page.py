@@ -21,12 +21,22 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from normkit.errors import StoreError, message
-from normkit.lab.findings import Finding, Verdict
+from normkit.lab.findings import Family, Finding, PartWord, Verdict
 from normkit.report import intervals, payload, text, views
 
 __all__ = ["render", "write"]
 
 _WORDS: tuple[Verdict, ...] = ("confirmed", "partly", "refuted", "open")
+_PART_WORDS: tuple[PartWord, ...] = ("confirmed", "too small to matter", "opposite", "open")
+# Beside each of the examples.
+_RULES = (
+    "the interval lies above zero, and the effect is at least what matters (the edge of the band).",
+    "or, with a margin (dashed): the interval lies above it, so no more than that is lost.",
+    "the interval lies inside the band of what does not matter.",
+    "the interval lies below zero, or below the margin.",
+    "none of these. Where it can be told, a range says how many seeds would decide: four such "
+    "ranges of five hold the number.",
+)
 
 # plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.
 # It leaves it out where an element with the sheet's name exists.
@@ -130,11 +140,12 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        chance=text.chance,
+        limits=intervals.limits,
         number=text.number,
         remark=intervals.remark,
         decimals=text.decimals,
         duration=text.duration,
+        few=text.few,
         label=text.label,
         safe_url=text.safe_url,
         shorten=text.shorten,
@@ -165,7 +176,10 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         claims=claims,
         tally=tally,
         words=_WORDS,
-        contrary=[one for one in claims if one.differs],
+        part_words=_PART_WORDS,
+        rules=_RULES,
+        family=Family.of(findings),
+        examples=views.parts(intervals.EXAMPLES),
         runs=len(once),
         seconds=sum(record["seconds"] for record in once.values()),
         about={key: value for key, value in about.items() if key != "notice"},
@@ -184,7 +198,14 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
 def _verdicts(findings: Sequence[Finding]) -> Markup:
     """The overview as a download: one row for each comparison."""
     rows: list[dict[str, Any]] = [
-        {"claim": finding.key, "title": finding.title, "verdict": finding.word, **row}
+        {
+            "claim": finding.key,
+            "title": finding.title,
+            "verdict": finding.word,
+            "confirmed_parts": finding.confirmed,
+            "parts": finding.parts,
+            **row,
+        }
         for finding in findings
         for row in ([dataclasses.asdict(one) for one in finding.comparisons] or [{}])
     ]

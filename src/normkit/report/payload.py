@@ -62,10 +62,11 @@ def embed(value: Any, *, compress: bool = True) -> Markup:
     >>> embed({"a": "</script>"})
     Markup('{"a":"\\\\u003c/script\\\\u003e"}')
     """
-    text = htmlsafe_json_dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    value = plain(value)
+    text = htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
     if not compress or len(text) < _COMPRESS_FROM:
         return text
-    return embed({"gzip": pack(json.dumps(plain(value)))}, compress=False)
+    return embed({"gzip": pack(json.dumps(value))}, compress=False)
 
 
 def pack(text: str) -> str:
@@ -97,7 +98,13 @@ def about(finding: Finding) -> dict[str, Any]:
         "statement": finding.statement,
         "prediction": finding.prediction,
         "verdict": finding.word,
+        "confirmed_parts": finding.confirmed,
+        "parts": finding.parts,
         "sentence": finding.sentence,
+        "holds": finding.holds,
+        "practice": finding.practice,
+        "here": finding.here and dataclasses.asdict(finding.here),
+        "at_scale": [dataclasses.asdict(one) for one in finding.at_scale],
         "differs": finding.differs,
         "comparisons": [dataclasses.asdict(comparison) for comparison in finding.comparisons],
         "sources": [dataclasses.asdict(source) for source in finding.sources],

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 __all__ = [
-    "chance",
     "decimals",
     "duration",
+    "few",
     "label",
     "number",
     "safe_url",
@@ -70,18 +70,13 @@ def decimals(values: Iterable[object]) -> int | None:
     return min(max(places), max(0, 3 - math.floor(math.log10(max(magnitudes)))))
 
 
-def chance(p: float) -> str:
-    """A probability in percent, with as many digits as it deserves.
+def few(count: float) -> str:
+    """A mean number of things: one decimal where there are few.
 
-    >>> chance(0.31), chance(0.0234), chance(0.0004), chance(1.0)
-    ('31\\xa0%', '2.3\\xa0%', 'under 0.1\\xa0%', '100\\xa0%')
+    >>> few(1.425), few(0.04), few(12.7)
+    ('1.4', '0.04', '13')
     """
-    if math.isnan(p):
-        return "unknown"
-    percent = 100 * p
-    if percent < 0.1:
-        return "under 0.1\u00a0%"
-    return f"{percent:.0f}\u00a0%" if percent >= 10 else f"{percent:.1f}\u00a0%"
+    return f"{count:.0f}" if count >= 10 else f"{count:.2g}" if count < 0.1 else f"{count:.1f}"
 
 
 def duration(seconds: float) -> str:
@@ -152,9 +147,9 @@ def shorten(text: str, limit: int = 96) -> str:
 
 
 def tidy(text: str) -> str:
-    """Keep a percent sign on the line of its number.
+    """Keep a percent sign on the line of its number, and give numbers a real minus.
 
-    >>> tidy("87 % of 5 %")
-    '87\\xa0% of 5\\xa0%'
+    >>> tidy("87 % of 5 %"), tidy("-0.3 [-1, 2], 1e-5, C1-2")
+    ('87\\xa0% of 5\\xa0%', '−0.3 [−1, 2], 1e-5, C1-2')
     """
-    return text.replace(" %", "\u00a0%")
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text.replace(" %", "\u00a0%"))

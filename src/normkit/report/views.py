@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from normkit.lab.findings import Chart, Comparison, Finding
+from normkit.lab.findings import Chart, Comparison, Finding, PartWord
 from normkit.report import charts, intervals, payload, text
 
-__all__ = ["ChartView", "ClaimView", "claims"]
+__all__ = ["ChartView", "ClaimView", "Part", "claims", "parts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,33 +53,48 @@ class ChartView:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """An effect, with its picture; rows in one unit share a scale."""
+
+    comparison: Comparison
+    shown: intervals.Interval
+
+
+@dataclasses.dataclass(frozen=True)
 class ClaimView:
     """A finding, and what the template needs beside it."""
 
     id: str
     finding: Finding
     charts: list[ChartView]
-    # Each on its own scale for the overview, all on one scale for the claim's own table.
-    overview: tuple[Comparison, intervals.Interval] | None
-    comparisons: list[tuple[str, list[tuple[Comparison, intervals.Interval]]]]
+    parts: list[Part]
+    information: list[Part]
     download: payload.Download
 
     @property
-    def tested(self) -> int:
-        """The number of deciding questions with a p-value."""
-        return sum(one.decides and one.p is not None for one in self.finding.comparisons)
+    def progress(self) -> str:
+        """How many of the planned runs are done, until all are."""
+        finding = self.finding
+        if finding.complete:
+            return ""
+        return f"{finding.runs} of {len(finding.records)} runs done"
 
     @property
-    def differs(self) -> tuple[str, str] | None:
-        """The words where the verdict is not the source's, with a possible reason; else None."""
-        word, why = self.finding.word, self.finding.differs
-        if word == "open" and why:
-            return "The source says yes, and these runs cannot tell.", f"Why it may be: {why}"
-        if word not in ("partly", "refuted"):
-            return None
-        why = f"Why it may be: {why}" if why else "We have no explanation."
-        partly = "Only part of the claim was confirmed."
-        return partly if word == "partly" else "The source says otherwise.", why
+    def share(self) -> str:
+        """How many of the claim's parts are confirmed, where that says more than its word."""
+        finding = self.finding
+        if self.progress or finding.parts < 2 or finding.word not in ("confirmed", "partly"):
+            return ""
+        if finding.confirmed == finding.parts:
+            return "both parts" if finding.parts == 2 else f"all {finding.parts} parts"
+        return f"{finding.confirmed} of {finding.parts} parts confirmed"
+
+    @property
+    def marks(self) -> list[tuple[PartWord, str]]:
+        """The word and the question of each part, also of those that have no runs yet."""
+        told = [(part.comparison.word, part.comparison.question) for part in self.parts]
+        missing = max(self.finding.parts, 1) - len(told)
+        return [*told, *[("open", "not measured yet")] * missing]
 
 
 def claims(findings: Sequence[Finding]) -> list[ClaimView]:
@@ -100,42 +115,27 @@ def claims(findings: Sequence[Finding]) -> list[ClaimView]:
             )
             for index, chart in enumerate(finding.charts, 1)
         ]
-        pick = _deciding(finding)
+        shown = parts(finding.comparisons)
         views.append(
             ClaimView(
                 id=name,
                 finding=finding,
                 charts=pictures,
-                overview=(pick, intervals.interval(pick)) if pick else None,
-                comparisons=_grouped(finding.comparisons),
+                parts=[part for part in shown if part.comparison.decides],
+                information=[part for part in shown if not part.comparison.decides],
                 download=download,
             )
         )
     return views
 
 
-def _deciding(finding: Finding) -> Comparison | None:
-    """The first of the effects that decide; the first of all where none does."""
-    decide = [one for one in finding.comparisons if one.decides] or list(finding.comparisons)
-    return next(iter(decide), None)
-
-
-def _grouped(
-    comparisons: Sequence[Comparison],
-) -> list[tuple[str, list[tuple[Comparison, intervals.Interval]]]]:
-    """The effects that decide before those for information, under headings where both are."""
-    shown = [
-        (one, intervals.interval(one, intervals.reach(same_unit)))
-        for one in comparisons
-        for same_unit in [[c for c in comparisons if c.unit == one.unit]]
-    ]
-    groups = [
-        ("These decide", [pair for pair in shown if pair[0].decides]),
-        ("For information", [pair for pair in shown if not pair[0].decides]),
-    ]
-    if not groups[0][1]:  # nothing says what decides
-        return [("", shown)]
-    return [group for group in groups if group[1]]
+def parts(comparisons: Sequence[Comparison]) -> list[Part]:
+    """Draw each effect on the scale of those in its unit."""
+    scales = {
+        unit: intervals.reach([each for each in comparisons if each.unit == unit])
+        for unit in {each.unit for each in comparisons}
+    }
+    return [Part(each, intervals.interval(each, scales[each.unit])) for each in comparisons]
 
 
 def _unique(names: list[str]) -> list[str]:

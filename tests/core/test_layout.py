@@ -15,6 +15,11 @@ ORDER = [
     "errors", "handle", "core", "kernels", "nn", "statistics", "surgery", "adaptation", "doctor",
     "integrations", "bench", "lab", "report", "cli",
 ]  # fmt: skip
+# Within statistics/ likewise: its folders, and above them a file for each public function.
+STATISTICS = [
+    "printing", "check_arguments", "estimates", "layers", "batches", "processes", "outputs",
+    "measuring", "results",
+]  # fmt: skip
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
@@ -47,6 +52,20 @@ def test_imports_point_downward(path: Path) -> None:
         if layer not in ORDER:  # a public name, such as normkit.BatchNorm2d or __version__
             layer = "nn" if not layer.startswith("__") else "errors"
         assert ORDER.index(layer) <= ORDER.index(own), f"{own} imports {module}"
+
+
+SHARED = [
+    p for name in STATISTICS for p in FILES if p.is_relative_to(PACKAGE / "statistics" / name)
+]
+SHARED.append(PACKAGE / "statistics/check_arguments.py")
+
+
+@pytest.mark.parametrize("path", SHARED, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_statistics_imports_point_downward(path: Path) -> None:
+    own = path.relative_to(PACKAGE / "statistics").parts[0].removesuffix(".py")
+    below = STATISTICS[: STATISTICS.index(own) + 1]
+    parts = [module.split(".") for module in _imports(path)]
+    assert {part[2] for part in parts if part[1] == "statistics"} <= set(below)
 
 
 def test_the_rule_can_fail(tmp_path: Path) -> None:

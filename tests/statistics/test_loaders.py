@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset, WeightedRandomS
 
 import normkit as nk
 from normkit.errors import OptionError
-from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.detached_loader import DetachedLoader
 
 DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
 
@@ -78,7 +78,7 @@ def test_epoch_continues_bitwise(make: Any, layerwise: bool) -> None:
 
 def test_dataset_is_not_copied() -> None:
     loader = _own_generator()
-    copy = detached_loader(loader)
+    copy = DetachedLoader(loader).copy()
     assert isinstance(copy, DataLoader)
     assert copy.dataset is loader.dataset
     assert copy.sampler.data_source is loader.dataset  # type: ignore[attr-defined]

@@ -9,7 +9,9 @@ import queue
 import random
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +22,8 @@ from torch.utils.data import BatchSampler, ChainDataset, DataLoader, IterableDat
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 import normkit as nk
-from normkit.statistics.batches.detached_loader import begins_again, detached_loader
+from normkit.statistics.batches import copies
+from normkit.statistics.batches.detached_loader import DetachedLoader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*create suggested max number of worker"),
@@ -404,8 +407,9 @@ def test_several_passes_need_the_batches_again() -> None:
 
 @pytest.mark.parametrize("name", MAKES)
 def test_begins_again(name: str) -> None:
-    assert begins_again(MAKES[name]()) == (name not in REFUSED - {"Elsewhere"})
-    assert begins_again(list(DATA)) and not begins_again(iter(DATA))
+    assert DetachedLoader(MAKES[name]()).begins_again() == (name not in REFUSED - {"Elsewhere"})
+    assert DetachedLoader(list(DATA)).begins_again()
+    assert not DetachedLoader(iter(DATA)).begins_again()
 
 
 def test_data_is_not_copied() -> None:
@@ -419,10 +423,10 @@ def test_data_is_not_copied() -> None:
             return (self.data[i : i + 1] for i in self.rest)
 
     samples = [torch.zeros(3), torch.ones(3)]
-    listed = detached_loader(DataLoader(samples, shuffle=True))  # type: ignore[arg-type]
+    listed = DetachedLoader(DataLoader(samples, shuffle=True)).copy()  # type: ignore[arg-type]
     assert listed.sampler.data_source is samples  # type: ignore[attr-defined]
     loader = DataLoader(Large(), batch_size=None)
-    copy = detached_loader(loader)
+    copy = DetachedLoader(loader).copy()
     assert copy.dataset.data is loader.dataset.data  # type: ignore[attr-defined]
     assert copy.dataset.inner is loader.dataset.inner  # type: ignore[attr-defined]
     assert copy.dataset.rest is not loader.dataset.rest  # type: ignore[attr-defined]
@@ -446,14 +450,14 @@ def test_wrappers_of_iterators_do_not_begin_again() -> None:
         lambda rest: Feed(rest), lambda rest: Hidden(rest), lambda rest: Moving(Feed(rest)),
         lambda rest: Hidden(enumerate(rest)), lambda rest: Hidden([rest]), tqdm_of,
     ):  # fmt: skip
-        assert not begins_again(make(iter(DATA.split(4))))
+        assert not DetachedLoader(make(iter(DATA.split(4)))).begins_again()
     # One pass has to do, with a warning, as for the iterator itself.
     data = torch.randn(640, 3).split(32)
     for batches in (iter(data), Feed(iter(data)), tqdm_of(iter(data))):
         with pytest.warns(UserWarning, match="iterated over only once"):
             assert nk.recalibrate(net, batches, tolerance=0.01, progress=False).passes == 1
     for again in (Moving(DATA.split(4)), tqdm_of(DATA.split(4)), Tee(), Moving(shuffled())):
-        assert begins_again(again)
+        assert DetachedLoader(again).begins_again()
 
 
 def tqdm_of(batches: Any) -> Any:
@@ -478,9 +482,34 @@ def test_records_are_not_copied(kind: Any) -> None:
                 yield torch.tensor(self.records.pop(len(self.records) - 1)["x"])
 
     stream = Records()
-    copied = detached_loader(DataLoader(stream, batch_size=None)).dataset  # type: ignore[attr-defined]
+    copied = DetachedLoader(DataLoader(stream, batch_size=None)).copy().dataset  # type: ignore[attr-defined]
     assert copied.records is not stream.records
     assert copied.records[0] is stream.records[0]
     assert copied.sources[0] is not stream.sources[0]
     nk.recalibrate(nn.BatchNorm1d(1), DataLoader(stream, batch_size=50), progress=False)
     assert len(stream.records) == 2000
+
+
+def test_several_passes_look_through_the_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Records(Stream):
+        def __init__(self) -> None:
+            self.records = [{"x": float(i)} for i in range(2000)]
+
+        def __iter__(self) -> Iterator[Tensor]:
+            while len(self.records) > 1900:
+                yield torch.tensor([self.records.pop()["x"]])
+
+    calls = Counter[str]()
+    for name in ("_sort_values", "positions"):
+
+        def count(right: Any, name: str, *args: Any) -> Any:
+            calls[name] += 1
+            return right(*args)
+
+        monkeypatch.setattr(copies, name, partial(count, getattr(copies, name), name))
+    net, loader = nn.Sequential(nn.BatchNorm1d(1)), DataLoader(Records(), batch_size=50)
+    assert nk.recalibrate(net, loader, layerwise=True, progress=False).passes > 1
+    assert calls == {"_sort_values": 1, "positions": 1}
+    # Each pass takes from a list of its own.
+    detached = DetachedLoader(loader)
+    assert [len(list(detached)) for _ in range(3)] == [2, 2, 2]

@@ -19,7 +19,7 @@ from normkit.errors import OptionError, how_to_install, message
 from normkit.integrations.stats_swap import StatsSwap, write_stats
 from normkit.integrations.training_batches import TrainingBatches
 from normkit.nn.stats_spec import stats_spec
-from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.map_batches import map_batches
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
@@ -166,7 +166,8 @@ class Recalibrate(_base()):  # type: ignore[misc]
         batches, _ = self._batches(trainer, pl_module)
         interval = trainer.val_check_batch
         if interval is None or interval < trainer.num_training_batches:
-            detached_loader(batches)  # raises if that is not possible in the middle of an epoch
+            # Raises if that is not possible in the middle of an epoch.
+            DetachedLoader(batches).copy()
         write_stats(pl_module, self._loaded)
         self._loaded = {}
 

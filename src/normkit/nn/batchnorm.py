@@ -22,7 +22,7 @@ from normkit.kernels.modes import exporting
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
 from normkit.nn.guards import GuardedVariance
-from normkit.nn.inputs import check_count, check_eps, check_more_than_one, check_rank, prepare
+from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, check_rank, prepare
 from normkit.nn.layer import Layer, as_leaf, step
 
 __all__ = [
@@ -101,9 +101,7 @@ class BatchStatistics(Layer, _BatchNorm):
         input, residual = prepare(self, input, residual)
         tensors = self._layer_tensors()
         weight, bias, mean, var, _ = tensors
-        per_channel = mean if weight is None else weight
-        if per_channel is not None:
-            check_count(self, input, per_channel.shape.numel())
+        check_channels(self, input, weight, mean)
         from_batch = self.training or (mean is None and var is None)
         check_eps(self, self.eps, from_batch)
         spec = Spec(PER_CHANNEL, self.eps, self._act)

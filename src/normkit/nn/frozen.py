@@ -127,7 +127,7 @@ class FrozenBatchNorm2d(Layer):
             return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
         input, residual = prepare(self, input, residual)
-        check_channels(self, input)
+        check_channels(self, input, self.weight)
         check_eps(self, self.eps, False)
         spec = Spec(PER_CHANNEL, self.eps, self._act)
         stats = FixedStats(self.running_mean, self.running_var)

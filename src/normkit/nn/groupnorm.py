@@ -101,7 +101,7 @@ class GroupNorm(Layer, nn.GroupNorm):
             return as_leaf(self, input, residual)
         check_batch_axis(self, input)
         input, residual = prepare(self, input, residual)
-        check_channels(self, input)
+        check_channels(self, input, self.weight)
         check_eps(self, self.eps, False)
         n, c, s = as_ncs(input)
         if concrete(c) % self.num_groups:

@@ -39,7 +39,7 @@ def refuse_script(module: nn.Module) -> NoReturn:
 
 
 _SYNC = nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__  # type: ignore[attr-defined]
-_FOLD = (fusion.fuse_conv_bn_eval.__code__, fusion.fuse_linear_bn_eval.__code__)
+_FOLD_CONV, _FOLD_LINEAR = (fusion.fuse_conv_bn_eval.__code__, fusion.fuse_linear_bn_eval.__code__)
 
 
 class GuardedVariance:
@@ -55,16 +55,24 @@ class GuardedVariance:
             code = sys._getframe(1).f_code
             if code is _SYNC:
                 _refuse_sync(layer)
-            elif code in _FOLD:
+            elif code is _FOLD_CONV or code is _FOLD_LINEAR:
                 _refuse_fold(layer)
-        for base in type(layer).__mro__:
-            other = vars(base).get("running_var", self)
-            if not isinstance(other, GuardedVariance) and hasattr(other, "__get__"):
-                return other.__get__(layer, owner)
-        for tensors in (layer._buffers, layer._parameters):
-            if "running_var" in tensors:
-                return tensors["running_var"]
-        raise AttributeError  # nn.Module.__getattr__ says of what
+        buffers = layer._buffers
+        # First what is nearly always so, as evaluation reads it in each call.
+        if "running_var" in buffers:
+            return buffers["running_var"]
+        return _unusual_variance(layer, owner)
+
+
+def _unusual_variance(layer: Any, owner: type | None) -> Any:
+    """Return ``running_var`` where it is no buffer, such as of a parametrized layer."""
+    for base in type(layer).__mro__:
+        other = vars(base).get("running_var")
+        if not isinstance(other, GuardedVariance) and hasattr(other, "__get__"):
+            return other.__get__(layer, owner)
+    if "running_var" in layer._parameters:
+        return layer._parameters["running_var"]
+    raise AttributeError  # nn.Module.__getattr__ says of what
 
 
 def register_with_opacus(cls: type[nn.Module]) -> None:

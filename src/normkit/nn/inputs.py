@@ -103,17 +103,17 @@ def check_batch_axis(layer: nn.Module, x: Tensor) -> None:
         )
 
 
-def check_channels(layer: nn.Module, x: Tensor, dim: int = 1) -> None:
-    """Refuse an input with another number of channels than the layer's tensors have.
+def check_channels(
+    layer: nn.Module, x: Tensor, weight: Tensor | None, mean: Tensor | None = None, dim: int = 1
+) -> None:
+    """Refuse an input with another number of channels than γ has, or else the running mean.
 
     The tensors decide and not ``num_features``, which may be out of date in a lazy, pruned or
     loaded layer. A layer without tensors takes any number, as PyTorch's do.
     """
-    for name in ("weight", "running_mean"):
-        tensor = getattr(layer, name, None)
-        if tensor is not None:
-            check_count(layer, x, tensor.shape.numel(), dim)
-            return
+    tensor = mean if weight is None else weight
+    if tensor is not None:
+        check_count(layer, x, tensor.shape.numel(), dim)
 
 
 def check_count(layer: nn.Module, x: Tensor, channels: int, dim: int = 1) -> None:

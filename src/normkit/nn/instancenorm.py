@@ -72,7 +72,7 @@ class _Instance(Layer, _InstanceNorm):
         input, residual = prepare(self, input, residual)
         unbatched = input.dim() == self._get_no_batch_dim()
         channels = 0 if unbatched else 1
-        check_channels(self, input, channels)
+        check_channels(self, input, self.weight, self.running_mean, channels)
         if not self.affine and self.num_features not in (None, concrete(input.shape[channels])):
             warnings.warn(
                 f"input's size at dim={channels} does not match num_features. "

@@ -65,7 +65,7 @@ class Scale(Layer):
             return as_leaf(self, input, residual)
         check_rank(self, input, (2, 3, 4, 5), "(N, C, *)", "add the batch axis")
         input, residual = prepare(self, input, residual)
-        check_channels(self, input)
+        check_channels(self, input, self.weight)
         shape = [1, -1] + [1] * (input.dim() - 2)
         y = input * self.weight.view(shape)
         if self.bias is not None:

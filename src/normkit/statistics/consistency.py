@@ -14,7 +14,7 @@ from torch import nn
 from normkit.errors import DataError, StatisticsError, message
 from normkit.handle import place_name
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
-from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
     check_batches,
@@ -212,9 +212,9 @@ def _stream(
 ) -> Iterator[tuple[Any, bool]]:
     """Yield batches until there are enough, and whether each counts; in step with ``ranks``."""
     if ranks is not None:
-        yield from in_step(lambda: detached_loader(batches), ranks, model, forward, enough=enough)
+        yield from in_step(DetachedLoader(batches), ranks, model, forward, enough=enough)
         return
-    for batch in detached_loader(batches):
+    for batch in DetachedLoader(batches):
         yield batch, True
         if enough():
             return

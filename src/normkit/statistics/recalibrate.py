@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from normkit.errors import OptionError, StatisticsError, message
-from normkit.statistics.batches.detached_loader import begins_again
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
     check_batches,
@@ -177,7 +176,7 @@ def recalibrate(
         few = lost > MAX_BIAS and lost * passes.without_remainders() > MAX_BIAS * (1 + 1e-9)
         limit = min(tolerance or math.inf, LARGE_BIAS if layerwise is None else math.inf)
         switch = layerwise is None and (few or bias > limit)
-        if switch and passes.any_rank(not begins_again(batches)):
+        if switch and not passes.begins_again():
             _check_size(few, bias, passes)
             switch = False
         result = repeat(layers, passes, errors) if layerwise or switch else stated

@@ -1,10 +1,11 @@
-"""Copies of what a loader moves on when it is iterated over, with the data in it shared."""
+"""Copies of the parts that a loader moves on when it is iterated over, with their data shared."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import types
+import warnings
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -13,25 +14,103 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-__all__ = ["copy_parts"]
+from normkit.errors import DataError, message
+from normkit.statistics.batches.positions import goes_on, positions
+
+__all__ = ["PartsCopier"]
 
 SMALL = 1024
 """Tensors, arrays and lists of more elements are data; smaller ones may hold a position."""
 
 
-def copy_parts(parts: dict[str, Any], source: Any) -> dict[str, Any]:
-    """Copy parts of the loader or stream ``source``, together, and share the data that they hold.
+class PartsCopier:
+    """Copies the parts of one loader or stream that move on when it is iterated over.
 
-    Raises:
-        Exception: of any kind, where a part has no copy and may hold a position.
+    Made once for several passes, as looking through the data in the parts takes long.
+
+    Args:
+        parts: the parts, by name.
+        source: what they are parts of.
+
+    Attributes:
+        shares: True if they have no copy, and are shared with whoever iterates over ``source``.
     """
-    shared, others = _shared_data(parts, source)
-    try:
-        return copy.deepcopy(parts, dict(shared))
-    except Exception:
-        # Locks, connections and the like, which have no copy and no position either.
-        shared.update((id(value), value) for value in others if _stands_still(value))
-        return copy.deepcopy(parts, shared)
+
+    def __init__(self, parts: Mapping[str, Any], source: Any) -> None:
+        self.shares = False
+        self._source = source  # kept, so that no other object gets its identity
+        bare = {name: _bare(part) for name, part in parts.items()}
+        self._data, self._lists, self._objects = _sort_values(bare, source)
+        self._is_first = True
+
+    def copy(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy the parts as they are now; themselves if they ``shares``.
+
+        Raises:
+            DataError: they cannot be copied, and somebody is in the middle of ``source``.
+        """
+        if self.shares:
+            return dict(parts)
+        active: list[Any] = []
+        try:
+            copies = self._copy(parts)
+            if "dataset" in parts and self._is_first:
+                active = positions(self._source, parts)
+                # One that comes from elsewhere, and so is that of the copy too.
+                same = next((p for p in active if goes_on(copies["dataset"], p)), None)
+                if same is not None:
+                    raise TypeError(f"it shares one {type(same).__name__}")
+            self._is_first = False
+            return copies
+        except Exception as error:
+            if active or positions(self._source, parts):
+                raise _disturbing(self._source, error) from error
+            self.shares = True
+            return dict(parts)
+
+    def _copy(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        bare = {name: _bare(part) for name, part in parts.items()}
+        with warnings.catch_warnings():
+            # Later Pythons no longer copy the iterators of itertools.
+            warnings.simplefilter("ignore")
+            # Together, so that parts that share a generator share its copy.
+            try:
+                copies = copy.deepcopy(bare, self._memo())
+            except Exception:
+                # Locks, connections and the like, which have no copy and no position either.
+                self._data.update((id(one), one) for one in self._objects if _stands_still(one))
+                copies = copy.deepcopy(bare, self._memo())
+            if "dataset" in parts:
+                copies["dataset"] = _as_in(parts["dataset"], copies["dataset"])
+        return copies
+
+    def _memo(self) -> dict[int, Any]:
+        # Taking from the copy leaves a list as it is; a copy of each record takes long.
+        return self._data | {id(value): copy.copy(value) for value in self._lists}
+
+
+def _disturbing(source: Any, error: Exception) -> DataError:
+    kind = type(source).__name__
+    data = type(_bare(getattr(source, "dataset", source))).__name__
+    return DataError(
+        message(
+            "a loader that can be read without disturbing the epoch in progress",
+            f"a {kind} of a {data} in the middle of an epoch, whose position cannot be copied "
+            f"({type(error).__name__}: {error})",
+            "pass another loader, with a dataset and sampler of its own; or call before or "
+            "after the epoch",
+        )
+    )
+
+
+def _bare(part: Any) -> Any:
+    """Take a DataPipe out of what a loader wraps it in, which pickles where a copy would do."""
+    return getattr(part, "_datapipe", part)
+
+
+def _as_in(dataset: Any, copied: Any) -> Any:
+    """Wrap the copy of a DataPipe as the loader's own is."""
+    return type(dataset)(copied) if hasattr(dataset, "_datapipe") else copied
 
 
 def _stands_still(value: Any) -> bool:
@@ -48,14 +127,16 @@ def _stands_still(value: Any) -> bool:
 _TAKES = ("__next__", "read", "recv", "get", "fetchone", "value")
 
 
-def _shared_data(parts: Mapping[str, Any], source: Any) -> tuple[dict[int, Any], list[Any]]:
-    """Return, by identity, the data that copies of ``parts`` share with them; and other objects."""
-    shared: dict[int, Any] = {}
-    others = []
+def _sort_values(
+    parts: Mapping[str, Any], source: Any
+) -> tuple[dict[int, Any], list[Any], list[Any]]:
+    """Return all values within ``parts``: data by identity, large lists of data, and objects."""
+    data: dict[int, Any] = {}
+    lists, others = [], []
     # Of any class, such as a list, to which samplers refer.
     if "dataset" not in parts and isinstance(source, DataLoader):
-        shared[id(source.dataset)] = source.dataset
-    visited = set(shared)
+        data[id(source.dataset)] = source.dataset
+    visited = set(data)
     values = list(parts.values())
     while values:
         value = values.pop()
@@ -63,10 +144,9 @@ def _shared_data(parts: Mapping[str, Any], source: Any) -> tuple[dict[int, Any],
             continue
         visited.add(id(value))
         if _is_data(value):
-            shared[id(value)] = value
+            data[id(value)] = value
         elif type(value) in (list, dict) and len(value) > SMALL and _is_plain(value):
-            # Taking from the copy leaves the list as it is; a copy of each record takes long.
-            shared[id(value)] = copy.copy(value)
+            lists.append(value)
         elif isinstance(value, (list, tuple)):
             values += value
         elif isinstance(value, dict):
@@ -74,7 +154,7 @@ def _shared_data(parts: Mapping[str, Any], source: Any) -> tuple[dict[int, Any],
         elif not isinstance(value, (type, types.FunctionType)):
             others.append(value)
             values += getattr(value, "__dict__", {}).values()
-    return shared, others
+    return data, lists, others
 
 
 def _is_data(value: object) -> bool:

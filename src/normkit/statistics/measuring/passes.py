@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from normkit.statistics.batches.detached_loader import detached_loader
+from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.estimates.bias import MAX_BIAS, Tally
 from normkit.statistics.estimates.estimate import Estimate, Units, merge_statistics, statistics
@@ -64,7 +64,7 @@ class Passes:
         progress: Bar,
     ) -> None:
         self._observer = observer
-        self._batches = batches
+        self._batches = DetachedLoader(batches)
         self._forward = forward
         self._ranks = ranks
         self._progress = progress
@@ -184,9 +184,10 @@ class Passes:
                 units[name] = Units(*(torch.cat(column) for column in zip(*parts, strict=True)))
         return new, self._merge_units(units, {})
 
-    def any_rank(self, value: bool) -> bool:
-        """Return whether ``value`` is true at any rank."""
-        return self._ranks.status([int(value)], self._fingerprint)[0] > 0
+    def begins_again(self) -> bool:
+        """Return True if every rank can go over its batches once more, as far as can be known."""
+        ending = not self._batches.begins_again()
+        return self._ranks.status([int(ending)], self._fingerprint)[0] == 0
 
     def without_remainders(self) -> float:
         """Return by which factor batches per sample fall without each rank's smaller last one."""
@@ -217,14 +218,12 @@ class Passes:
     def _share(self, limit: float) -> Share:
         """Return this rank's batches for one pass, up to ``limit`` of them."""
 
-        def start() -> Iterator[Any]:
-            return iter(detached_loader(self._batches))
-
+        batches = self._batches
         if not self._in_step:
-            return Share(lambda: ((batch, True) for batch in start()), limit)
+            return Share(lambda: ((batch, True) for batch in batches), limit)
         # A rank that has had all of its own goes on as long as the others.
         model, forward = self._observer.model, self._forward
-        return Share(lambda: in_step(start, self._ranks, model, forward, limit), math.inf)
+        return Share(lambda: in_step(batches, self._ranks, model, forward, limit), math.inf)
 
     def _run(self, batch: Any, counts: bool) -> int:
         if counts:

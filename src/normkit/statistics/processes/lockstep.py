@@ -65,7 +65,7 @@ def _sharing_ranks(model: nn.Module) -> set[int]:
 
 
 def in_step(
-    start: Callable[[], Iterable[Any]],
+    batches: Iterable[Any],
     ranks: Ranks,
     model: nn.Module,
     forward: Forward | None,
@@ -77,7 +77,7 @@ def in_step(
     The ranks meet before each, so all yield equally often. Batches without samples are omitted.
 
     Args:
-        start: returns this rank's batches.
+        batches: this rank's.
         ranks: all that run the model together.
         model, forward: what the batches are for, to check them before anyone waits.
         limit: the most of its batches to take.
@@ -94,7 +94,7 @@ def in_step(
         batch = None
         try:
             if stream is None:
-                stream = (batch for batch in start() if count_samples(batch) != 0)
+                stream = (batch for batch in batches if count_samples(batch) != 0)
             if drawn < limit and not enough():
                 batch = next(stream, None)
             if batch is not None:

@@ -18,7 +18,8 @@ from normkit.kernels.modes import exporting, transformed
 from normkit.kernels.moments import moments
 from normkit.nn import averages
 from normkit.nn.arguments import Check
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.layer import step, warn_if_recorded
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "Ramp"]

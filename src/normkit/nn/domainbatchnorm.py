@@ -15,7 +15,8 @@ from normkit.core.activations import ActLike
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.layer import step
 
 __all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains", "check_domain"]

@@ -14,7 +14,8 @@ from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchStatistics, LayerTensors
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.inputs import check_more_than_one
 from normkit.nn.layer import join, step, warn_if_recorded
 

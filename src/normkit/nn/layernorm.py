@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,11 +12,10 @@ from torch.compiler import is_compiling
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
-from normkit.core.pools import PER_POSITION, Pool, concrete
-from normkit.errors import ShapeError, message
-from normkit.kernels import functions, fused
+from normkit.core.pools import PER_POSITION
+from normkit.kernels import fused
 from normkit.kernels.call import Call
-from normkit.kernels.modes import autocast_wide, recorded
+from normkit.kernels.modes import autocast_wide
 from normkit.nn.arguments import (
     ATTRIBUTES,
     CHANNEL_COUNT,
@@ -27,7 +25,8 @@ from normkit.nn.arguments import (
     shape,
 )
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
-from normkit.nn.layer import Layer, as_leaf, match_layout, nested
+from normkit.nn.lastaxes import check_weight, over_last
+from normkit.nn.layer import Layer, as_leaf, nested
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 
@@ -99,7 +98,7 @@ class LayerNorm(Layer, nn.LayerNorm):
             return nested(self, super().forward(input), residual)
         input, residual = prepare(self, input, residual)
         check_eps(self, self.eps, False)
-        return _over_last(self, input, residual, self.eps, self.bias, centred=True)
+        return over_last(self, input, residual, self.eps, self.bias, centred=True)
 
 
 class LayerNorm2d(LayerNorm):
@@ -155,7 +154,7 @@ class LayerNorm2d(LayerNorm):
             return as_leaf(self, input, residual)
         check_rank(self, input, (4,), "(N, C, H, W)", "use LayerNorm where channels are last")
         input, residual = prepare(self, input, residual)
-        _check_weight(self)
+        check_weight(self)
         check_count(self, input, self.normalized_shape[0])
         check_eps(self, self.eps, False)
         x, rest = autocast_wide(input, residual)
@@ -227,55 +226,4 @@ class RMSNorm(Layer, nn.RMSNorm):
         x, residual = prepare(self, x, residual)
         eps = torch.finfo(accumulator(x.dtype)).eps if self.eps is None else self.eps
         check_eps(self, eps, False)
-        return _over_last(self, x, residual, eps, None, centred=False)
-
-
-def _over_last(
-    layer: LayerNorm | RMSNorm,
-    x: Tensor,
-    residual: Tensor | None,
-    eps: float,
-    bias: Tensor | None,
-    centred: bool,
-) -> Tensor:
-    """Normalize over the last axes: samples are all axes before, channels all of these."""
-    shape = tuple(layer.normalized_shape)
-    axes = len(shape)
-    _check_weight(layer)
-    last = tuple(map(concrete, x.shape[max(x.dim() - axes, 0) :]))
-    if axes == 0 or last != shape:
-        raise ShapeError(
-            message(
-                f"input with shape [*, {', '.join(map(str, shape))}] of {type(layer).__name__} "
-                f"with normalized_shape={list(shape)}",
-                f"input of size {list(x.shape)}",
-                "construct the layer for the last axes of the input, or move them there",
-            )
-        )
-    # PyTorch's function without centring takes γ of another type by its slow path and a warning.
-    usual = functions.fits(x, layer.weight, bias, mixed=centred)
-    if usual and recorded(x, residual, layer.weight, bias):
-        z = functions.over_last(x, shape, layer.weight, bias, eps, centred)
-        return functions.finish(z, residual, layer._act)
-    wide, rest = autocast_wide(x, residual)
-    view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
-    spec = Spec(Pool("group", 1), eps, layer._act, centred)
-    rows = None if rest is None else rest.reshape(view)
-    flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
-    y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
-    return y if flat is wide else match_layout(y.reshape(x.shape), x)
-
-
-def _check_weight(layer: LayerNorm | RMSNorm) -> None:
-    """Refuse γ of another shape than ``normalized_shape``, as pruning or loading may leave it."""
-    weight = layer.weight
-    shape = None if weight is None else tuple(map(concrete, weight.shape))
-    if shape is not None and shape != tuple(layer.normalized_shape):
-        raise ShapeError(
-            message(
-                f"weight of {type(layer).__name__} with the shape normalized_shape="
-                f"{list(layer.normalized_shape)}",
-                f"weight of shape {shape}",
-                f"set layer.normalized_shape = {shape}, if the layer was pruned",
-            )
-        )
+        return over_last(self, x, residual, eps, None, centred=False)

@@ -9,7 +9,8 @@ from torch import nn
 from normkit.core.activations import ActLike
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchStatistics
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.nn.batchstatistics import BatchStatistics
 
 __all__ = ["LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
 

@@ -19,7 +19,7 @@ from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.nn import averages
 from normkit.nn.affine import why_not_movable
 from normkit.nn.arguments import Check
-from normkit.nn.batchnorm import BatchStatistics, LayerTensors
+from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
 from normkit.nn.inputs import check_batch_axis

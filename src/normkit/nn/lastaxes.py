@@ -1,0 +1,69 @@
+"""Normalization over the last axes of an input, by layers of samples without channels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from normkit.core.formula import Spec
+from normkit.core.pools import Pool, concrete
+from normkit.errors import ShapeError, message
+from normkit.kernels import functions
+from normkit.kernels.call import Call
+from normkit.kernels.modes import autocast_wide, recorded
+from normkit.nn.layer import match_layout
+
+__all__ = ["check_weight", "over_last"]
+
+
+def over_last(
+    layer: Any,
+    x: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    bias: Tensor | None,
+    centred: bool,
+) -> Tensor:
+    """Normalize over the last axes: samples are all axes before, channels all of these."""
+    shape = tuple(layer.normalized_shape)
+    axes = len(shape)
+    check_weight(layer)
+    last = tuple(map(concrete, x.shape[max(x.dim() - axes, 0) :]))
+    if axes == 0 or last != shape:
+        raise ShapeError(
+            message(
+                f"input with shape [*, {', '.join(map(str, shape))}] of {type(layer).__name__} "
+                f"with normalized_shape={list(shape)}",
+                f"input of size {list(x.shape)}",
+                "construct the layer for the last axes of the input, or move them there",
+            )
+        )
+    # PyTorch's function without centring takes γ of another type by its slow path and a warning.
+    usual = functions.fits(x, layer.weight, bias, mixed=centred)
+    if usual and recorded(x, residual, layer.weight, bias):
+        z = functions.over_last(x, shape, layer.weight, bias, eps, centred)
+        return functions.finish(z, residual, layer._act)
+    wide, rest = autocast_wide(x, residual)
+    view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
+    spec = Spec(Pool("group", 1), eps, layer._act, centred)
+    rows = None if rest is None else rest.reshape(view)
+    flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
+    y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
+    return y if flat is wide else match_layout(y.reshape(x.shape), x)
+
+
+def check_weight(layer: Any) -> None:
+    """Refuse γ of another shape than ``normalized_shape``, as pruning or loading may leave it."""
+    weight = layer.weight
+    shape = None if weight is None else tuple(map(concrete, weight.shape))
+    if shape is not None and shape != tuple(layer.normalized_shape):
+        raise ShapeError(
+            message(
+                f"weight of {type(layer).__name__} with the shape normalized_shape="
+                f"{list(layer.normalized_shape)}",
+                f"weight of shape {shape}",
+                f"set layer.normalized_shape = {shape}, if the layer was pruned",
+            )
+        )

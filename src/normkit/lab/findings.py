@@ -22,12 +22,16 @@ __all__ = [
     "Line",
     "PartWord",
     "Reference",
+    "ScaleWord",
     "Table",
     "Verdict",
 ]
 
 TAIL = 0.025
 """The error of each direction of a 95 % interval."""
+
+ScaleWord = Literal["agrees", "too small to show here", "contradicts"]
+"""Of a larger study, beside ours."""
 
 PartWord = Literal["confirmed", "too small to matter", "opposite", "open"]
 """Of one effect; :func:`normkit.lab.verdicts.paired_test` has the rule."""
@@ -182,7 +186,7 @@ class AtScale:
     it, or show an effect too small for the networks and seeds here?
     """
 
-    word: Literal["agrees", "too small to show here", "contradicts"]
+    word: ScaleWord
     figures: str
     source: str
     url: str = ""

@@ -10,6 +10,7 @@ import pytest
 
 from normkit.lab.claims import c01, c13
 from normkit.lab.claims.claim import PRESETS, Available, Evidence, Preset
+from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding
 
@@ -33,7 +34,8 @@ def test_little_is_shown_by_an_interval_within_the_margin(
     def values(arm: str, config: RunConfig) -> Mapping[str, Sequence[float]]:
         rng = np.random.default_rng([config.seed, list(gains).index(arm)])
         score = 0.5 + gains[arm] + rng.normal(0, spread)
-        return {"test_accuracy": [score] * config.epochs, "epoch_train_loss": [1 - score]}
+        names = ("test_accuracy", *(named("test_accuracy", each) for each in config.evaluations))
+        return {name: [score] * config.epochs for name in names} | {"epoch_train_loss": [1 - score]}
 
     found = finding(c13.CLAIM, synthetic(c13.CLAIM, values), data="invented")
     helps, little = found.comparisons[:2]

@@ -16,6 +16,7 @@ from normkit.lab.claims.claim import Available, Evidence
 from normkit.lab.claims.measures import densities, limits
 from normkit.lab.claims.registry import all_claims, select
 from normkit.lab.claims.study import WITH, WITHOUT
+from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding, judge
 from normkit.lab.probes import normal_quantiles
@@ -45,6 +46,7 @@ def invented(config: RunConfig, arm: str, gain: float) -> dict[str, Sequence[flo
         "test_loss": [1 - each for each in accuracy],
         "epoch_train_loss": [1 - each for each in accuracy],
         "train_loss": [1 - each for each in accuracy],
+        **{named("test_accuracy", each): accuracy for each in config.evaluations},
     }
 
 
@@ -166,7 +168,7 @@ def test_stores_are_judged(store: Store, write_run: Any) -> None:
     store.note("data:fashion-mnist", "Fashion-MNIST (somewhere)")
     assert judge(store, "full") == []
     for arm, config in arms[:6]:
-        write_run(store, config, invented(config, arm, 0.05))
+        write_run(store, config, invented(config, arm, 0.1))
     (found,) = judge(store, "quick")
     assert found.word == "open"  # not before all planned runs are there
     assert found.runs == 6
@@ -174,7 +176,7 @@ def test_stores_are_judged(store: Store, write_run: Any) -> None:
     assert found.data == "Fashion-MNIST (somewhere): 20,000 training and 10,000 test images"
     assert "3 of 5 seeds" in found.sentence
     for arm, config in arms[6:]:
-        write_run(store, config, invented(config, arm, 0.05))
+        write_run(store, config, invented(config, arm, 0.1))
     (found,) = judge(store, "quick")
     assert found.word == "confirmed"
 

@@ -4,6 +4,7 @@ A run *trains* at a rate if the mean training loss of its last epoch is below 90
 guessing, 0.9 · ln 10 = 2.07; the source's plain network, which stops near 2.25 at 0.5, did not. The
 grid has three rates per decade. An arm that trains at no rate counts one step below the first; one
 that trains at the last rate tolerates at least that much, so that the difference is then too small.
+A factor of two matters: less could be had by a search for the rate.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 
 from normkit.lab.claims.measures import limits
 from normkit.lab.claims.measures.limits import GRID, STEP, largest
-from normkit.lab.claims.sources import ARTICLE, IOFFE
+from normkit.lab.claims.sources import ARTICLE, BJORCK, BROCK, IOFFE
 from normkit.lab.claims.study import (
     CHANCE_LOSS,
     ON_AND_OFF,
@@ -66,7 +67,7 @@ CLAIM = define(
         "rate": Endpoint(
             "By how many decades is the largest learning rate at which it trains higher?",
             largest(WITH) - largest(WITHOUT),
-            matters=0.1,
+            matters=0.3,
             # Each of two limits is rounded to a step, alike for all seeds: a variance of step²/12.
             shared=STEP / math.sqrt(6),
         ),
@@ -81,6 +82,37 @@ CLAIM = define(
     rule="95 % t intervals of the paired differences, never narrower than the grid can tell",
     sentence="The largest learning rate at which the network trains is higher with BN by {rate} "
     f"decades; at {SOURCE_RATE} the training loss of the last epoch is lower by {{at_source}} nats",
+    source_setup={
+        "network": "LeNet-5",
+        "data": "Fashion-MNIST, 60,000 training images",
+        "steps": "5 epochs",
+        "figures": "at a rate of 0.5 the plain network stops near a loss of 2.25, and the network "
+        "with BN goes lower (one run of each)",
+    },
+    figures="the largest rate that trains: {rate:x10} times as large with BN; loss at 0.5 lower by "
+    "{at_source} nats",
+    at_scale=(
+        IOFFE.agrees(
+            "with BN Inception trains at 5 and at 30 times the rate and ends higher, 73.0 and "
+            "74.8 % against 72.2; without, 5 times the rate ends at machine infinity",
+            "Inception on ImageNet, §3.3 and §4.2",
+        ),
+        BJORCK.agrees(
+            "larger rates, and no other effect of BN, are given as the cause of its faster "
+            "convergence and better accuracy; without BN large steps make activations grow with "
+            "depth and the loss diverge",
+            "ResNet with 110 layers on CIFAR-10",
+        ),
+        BROCK.contradicts(
+            "as to whether only BN does: clipped gradients let networks without normalization "
+            "train at large rates and batch sizes",
+            "NFNets on ImageNet",
+        ),
+    ),
+    holds="It holds by a factor of {rate:x10} between the largest rates that train at all, which "
+    "is not the rate that is best; at the source's 0.5 the loss is lower by {at_source} nats.",
+    practice="With batch normalization search learning rates several times as large as without, "
+    "and start the search there.",
     charts=(
         by_setting(
             lambda run: run.config.lr,

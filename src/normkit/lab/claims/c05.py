@@ -1,16 +1,19 @@
 """C5: batch normalization makes sigmoid networks trainable.
 
 The source's setting: LeNet-5 with sigmoid, SGD at learning rate 1.0, batch size 256, five epochs. A
-run that never left chance counts with the accuracy it has.
+run that never left chance counts with the accuracy it has. Population statistics decide, for the
+moving average of the few hundred steps lags (C24); the source's way stands beside them.
+
+Pilot runs of the second edition: with BN .87 by population statistics, .39 by the moving average.
 """
 
 from __future__ import annotations
 
+from normkit.lab.claims.c01 import EVALUATED, RECALIBRATED
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.sources import ARTICLE, IOFFE
 from normkit.lab.claims.study import (
     NATS,
-    ON_AND_OFF,
     PERCENT,
     TEST,
     TRAIN_LOSS,
@@ -20,6 +23,7 @@ from normkit.lab.claims.study import (
     Plan,
     Scale,
     Seeds,
+    Series,
     along,
     along_steps,
     define,
@@ -64,25 +68,66 @@ CLAIM = define(
             "full": Scale(seeds=5, train=30_000, test=10_000, epochs=5),
             "paper": Scale(seeds=20, train=60_000, test=10_000, epochs=5),
         },
-        arms=ON_AND_OFF,
+        arms={WITH: EVALUATED, WITHOUT: {"norm": "none"}},
         base={"model": "lenet5", "act": "sigmoid", "lr": 1.0, "batch_size": 256},
     ),
     decides={
         "accuracy": Endpoint(
-            "How much higher is test accuracy after the last epoch?",
-            TEST.at(WITH) - TEST.at(WITHOUT),
-            matters=1,
+            "How much higher is test accuracy after the last epoch, with population statistics?",
+            RECALIBRATED.at(WITH) - TEST.at(WITHOUT),
+            matters=5,
         ),
     },
-    sentence="Test accuracy after the last epoch: {means}; difference {accuracy} points",
+    information={
+        "moving": Endpoint(
+            "How much higher is it with the moving average?",
+            TEST.at(WITH) - TEST.at(WITHOUT),
+            matters=5,
+        ),
+        "loss": Endpoint(
+            "How much lower is the training loss of the last epoch?",
+            TRAIN_LOSS.at(WITHOUT) - TRAIN_LOSS.at(WITH),
+            matters=0.1,
+        ),
+    },
+    sentence="Test accuracy after the last epoch is higher with BN by {accuracy} points with "
+    "population statistics, and by {moving} with the moving average: {means}",
     say={"means": means},
+    source_setup={
+        "network": "LeNet-5 with sigmoid",
+        "data": "Fashion-MNIST, 60,000 training images",
+        "steps": "5 epochs of batches of 256, learning rate 1.0",
+        "figures": "none given",
+    },
+    figures="test accuracy after the last epoch: {accuracy} points (moving average {moving})",
+    at_scale=(
+        IOFFE.agrees(
+            "Inception with sigmoid: 69.8 % with BN, and without it never better than guessing, "
+            "0.1 %",
+            "ImageNet, §4.2.2",
+        ),
+    ),
+    holds="In a network as shallow as LeNet-5 the gain after five epochs is {accuracy} points "
+    "with population statistics, and {moving} with the moving average, which lags behind weights "
+    "that move fast.",
+    practice="If activations must saturate, normalize before them; and recalibrate before you "
+    "judge a network that was trained for few steps.",
     charts=(
-        along(TEST, "Test accuracy after each epoch, sigmoid, learning rate 1.0", "test accuracy"),
+        along(
+            TEST,
+            "Test accuracy after each epoch, sigmoid, learning rate 1.0",
+            "test accuracy",
+            series=(
+                Series(WITH, RECALIBRATED.curve, "with BN, population statistics", WITH),
+                Series(WITH, TEST.curve, "with BN, moving average"),
+                Series(WITHOUT, TEST.curve),
+            ),
+        ),
         along_steps(
             "train_loss", "Training loss, sigmoid, learning rate 1.0", "cross-entropy", NATS
         ),
     ),
-    tables=(Seeds((TEST, TRAIN_LOSS)),),
+    tables=(Seeds((TEST, RECALIBRATED, TRAIN_LOSS)),),
     differs="Whether a plain network with sigmoid leaves chance level depends on its first weights "
     "and on the number of steps: it may stay there for most of training and then learn within an "
     "epoch. The source gives no accuracies, and its larger case, Inception, is far deeper than "

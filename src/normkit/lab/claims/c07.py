@@ -1,7 +1,8 @@
 """C7: γ and β give back the capacity that normalising takes.
 
 Capacity is what a network can fit, so LeNet-5 sees few images many times, at a rate that falls to
-nothing, and its training loss decides. The source says it of BN, so both activations must show it.
+nothing, and its training loss decides. The source argues with a sigmoid, whose linear part bare BN
+would confine its inputs to; ReLU, which passes a positive factor on, stands beside it.
 
 Pilot runs (seed 100, not used for the verdict): eight. The first four, of 10,000 images in six
 epochs at a constant rate, measured the speed of learning, hence fewer images and more epochs.
@@ -9,7 +10,7 @@ epochs at a constant rate, measured the speed of learning, hence fewer images an
 
 from __future__ import annotations
 
-from normkit.lab.claims.sources import ARTICLE, IOFFE
+from normkit.lab.claims.sources import ARTICLE, FRANKLE, IOFFE
 from normkit.lab.claims.study import (
     BN,
     NATS,
@@ -44,6 +45,16 @@ def width(run: Run) -> float | None:
 
 WIDTH = Measure("standard deviation of the inputs", width, NUMBER)
 
+
+def fits(act: str) -> Endpoint:
+    """Ask how much better a network with this activation fits with γ and β."""
+    return Endpoint(
+        f"With {act}: how much do γ and β lower the last epoch's training loss?",
+        TRAIN_LOSS.at(f"{act}, {BARE}") - TRAIN_LOSS.at(f"{act}, {AFFINE}"),
+        matters=0.01,
+    )
+
+
 CLAIM = define(
     key="C7",
     title="γ and β give back capacity that normalising takes",
@@ -58,7 +69,7 @@ CLAIM = define(
         ARTICLE.says("a layer with learnable γ and β; no figures without them", "§2.1"),
     ),
     prediction="With γ and β a network that sees few images many times reaches a lower training "
-    "loss than without, with sigmoid and with ReLU.",
+    "loss than without, with sigmoid; with ReLU by less, if at all.",
     plan=Plan(
         scales={
             "quick": Scale(seeds=5, train=2_000, test=1_000, epochs=8),
@@ -79,15 +90,9 @@ CLAIM = define(
         },
         seeds={PLAIN: {"quick": 0}},
     ),
-    decides={
-        act: Endpoint(
-            f"With {act}: how much do γ and β lower the last epoch's training loss?",
-            TRAIN_LOSS.at(f"{act}, {BARE}") - TRAIN_LOSS.at(f"{act}, {AFFINE}"),
-            matters=0.01,
-        )
-        for act in ACTS
-    },
+    decides={"sigmoid": fits("sigmoid")},
     information={
+        "ReLU": fits("ReLU"),
         **{
             f"{act} test": Endpoint(
                 f"How much higher is test accuracy with γ and β, {act}?",
@@ -110,6 +115,29 @@ CLAIM = define(
     },
     sentence="With γ and β the training loss of the last epoch is lower by {sigmoid} nats with "
     "sigmoid and {ReLU} with ReLU (negative: higher)",
+    source_setup={
+        "network": "none: an argument about a sigmoid",
+        "data": "none",
+        "steps": "none",
+        "figures": "none given",
+    },
+    figures="training loss of the last epoch lower by {sigmoid} nats with sigmoid, {ReLU} with "
+    "ReLU",
+    at_scale=(
+        FRANKLE.agrees(
+            "γ and β add 0.5 to 2 points of accuracy on CIFAR-10 and 2 on ImageNet",
+            "ResNets, figure 1",
+        ),
+        FRANKLE.agrees(
+            "trained alone, with all other weights random and frozen, γ and β reach 82 % on "
+            "CIFAR-10",
+            "deep ResNets",
+        ),
+    ),
+    holds="With sigmoid γ and β lower the training loss by {sigmoid} nats, and make its inputs "
+    "wider by {wider} standard deviations; with ReLU, where the next layer's weights can do what γ "
+    "does, by {ReLU} nats.",
+    practice="Keep γ and β; leave out only the bias of the layer before, which β replaces.",
     charts=[
         Curves(
             f"loss-{act.lower()}",

@@ -1,11 +1,14 @@
 """C13: after fully connected layers, batch normalization adds little where it follows convolutions.
 
 LeNet-5 as C1 trains it, with batch normalization in neither place, in one, or in both; the first
-and the last of these arms are C1's own runs, on fewer seeds. The measure that decides is C1's
-first: test accuracy averaged over the epochs.
+and the last of these arms are C1's own runs, on fewer seeds. Population statistics decide, test
+accuracy averaged over the epochs: with the moving average, what a placement does to the lag of its
+statistics would be read as what it does to learning.
 
 Pilot runs (seed 100, not used for the verdict): five epochs of 10,000 images with each arm, to see
 what a run costs. The arm `both` gained 7 points over conv there; nothing was changed because of it.
+For the second edition three seeds with population statistics and full batches: dense layers add 4.7
+[3.4, 5.9] points, against the claim.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import dataclasses
 from statistics import fmean
 
 from normkit.lab.claims import c01
-from normkit.lab.claims.c01 import ACCURACY
-from normkit.lab.claims.sources import ARTICLE, IOFFE, NOTES
+from normkit.lab.claims.c01 import ACCURACY, EVALUATED, MEAN_RECALIBRATED, RECALIBRATED
+from normkit.lab.claims.sources import ARTICLE, IOFFE, NOTES, TORCHVISION
 from normkit.lab.claims.study import (
     TEST,
     TRAIN_LOSS,
@@ -26,6 +29,7 @@ from normkit.lab.claims.study import (
     Endpoint,
     Plan,
     Seeds,
+    Series,
     along,
     define,
     learned,
@@ -39,6 +43,8 @@ ARMS = {
     BOTH: "BN after both",
 }
 PUBLISHED = {NONE: fmean(c01.PUBLISHED[WITHOUT]), BOTH: fmean(c01.PUBLISHED[WITH])}
+PLACED = {arm: ACCURACY.at(arm) if arm == NONE else MEAN_RECALIBRATED.at(arm) for arm in ARMS}
+"""Test accuracy, mean of the epochs; population statistics where there are any."""
 SEEDS = {"quick": 3, "full": 5, "paper": 20}
 
 CLAIM = define(
@@ -70,21 +76,21 @@ CLAIM = define(
         },
         arms={
             NONE: {"norm": "none"},
-            CONV: {"norm": "batch", "model_options": (("norm_at", CONV),)},
-            FC: {"norm": "batch", "model_options": (("norm_at", FC),)},
-            BOTH: {"norm": "batch"},
+            CONV: EVALUATED | {"model_options": (("norm_at", CONV),)},
+            FC: EVALUATED | {"model_options": (("norm_at", FC),)},
+            BOTH: EVALUATED,
         },
         base=c01.PLAN.base,
     ),
     decides={
         "helps": Endpoint(
             "Helps after convolutions: how much higher is mean test accuracy than with no BN?",
-            ACCURACY.at(CONV) - ACCURACY.at(NONE),
+            PLACED[CONV] - PLACED[NONE],
             matters=1,
         ),
         "little": Endpoint(
             "Adds little after dense layers: how much higher is it with conv alone than with both?",
-            ACCURACY.at(CONV) - ACCURACY.at(BOTH),
+            PLACED[CONV] - PLACED[BOTH],
             margin=1,
             provided=learned(BOTH),
         ),
@@ -92,12 +98,12 @@ CLAIM = define(
     information={
         "alone": Endpoint(
             "How much higher is mean test accuracy with fc than with none?",
-            ACCURACY.at(FC) - ACCURACY.at(NONE),
+            PLACED[FC] - PLACED[NONE],
             matters=1,
         ),
         "final": Endpoint(
             "How much higher is test accuracy after the last epoch with both than with conv?",
-            TEST.at(BOTH) - TEST.at(CONV),
+            RECALIBRATED.at(BOTH) - RECALIBRATED.at(CONV),
             matters=1,
         ),
         "loss": Endpoint(
@@ -108,27 +114,55 @@ CLAIM = define(
     },
     sentence="BN after the convolutions changes test accuracy, averaged over the epochs, by "
     "{helps} points over none; its difference from BN after both is {little} points",
+    source_setup={
+        "network": "networks with BN after their convolutions; none named",
+        "data": "not named",
+        "steps": "not named",
+        "figures": "none of the four placements",
+    },
+    figures="test accuracy, mean of the epochs: convolutions alone {helps} points over none; "
+    "the same less both {little}",
+    at_scale=(
+        TORCHVISION.agrees(
+            "as to the first part: BN after the convolutions alone lowers the top-1 error of "
+            "VGG-16 from 28.41 to 26.63 %",
+            "ImageNet",
+        ),
+    ),
+    holds="BN after the convolutions gains {helps} points over none; in LeNet-5, where nearly all "
+    "weights are dense, they alone are at {little} points from BN after both.",
+    practice="Normalize where the weights are: in a network with large dense layers before the "
+    "output, after these too.",
     charts=(
         Dots(
             "places",
             "Test accuracy by where BN stands, mean of the epochs",
             "where BN stands",
             "test accuracy",
-            {"ours": {words: ACCURACY.at(arm) for arm, words in ARMS.items()}},
+            {"ours": {words: PLACED[arm] for arm, words in ARMS.items()}},
             {"the article's LeNet-5": {ARMS[arm]: value for arm, value in PUBLISHED.items()}},
             more="The seeds are paired, so differences are surer than these look.",
         ),
-        along(TEST, "Test accuracy after each epoch", "test accuracy", key="accuracy"),
+        along(
+            TEST,
+            "Test accuracy after each epoch, with population statistics where there are any",
+            "test accuracy",
+            key="accuracy",
+            series=[Series(arm, (TEST if arm == NONE else RECALIBRATED).curve) for arm in ARMS],
+        ),
     ),
     tables=(
         ByArm(
-            (ACCURACY, TEST, TRAIN_LOSS),
+            (MEAN_RECALIBRATED, ACCURACY, TEST, TRAIN_LOSS),
             "By where BN stands, mean over the seeds, and the article's LeNet-5",
-            [(f"published, {ARMS[a]}", round(v, 2), None, None) for a, v in PUBLISHED.items()],
+            [
+                (f"published, {ARMS[a]}", None, round(v, 2), None, None)
+                for a, v in PUBLISHED.items()
+            ],
             ARMS,
-            (2, 2, 3),
+            (2, 2, 2, 3),
         ),
-        Seeds((ACCURACY, TEST, TRAIN_LOSS)),
+        Seeds((MEAN_RECALIBRATED, ACCURACY, TEST, TRAIN_LOSS)),
     ),
     colours={NONE: WITHOUT, BOTH: WITH},
     setup=(("BN stands", "by arm: " + "; ".join(f"{k}: {v}" for k, v in ARMS.items())),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from normkit.lab.findings import Reference
+from normkit.lab.findings import AtScale, Reference, ScaleWord
 
 __all__ = ["Source", "figures"]
 
@@ -24,6 +24,25 @@ class Source:
         'Ioffe & Szegedy 2015, Batch Normalization, §3.3'
         """
         return Reference(f"{self.name}, {where}" if where else self.name, figures, url or self.url)
+
+    def agrees(self, figures: str, where: str = "", url: str = "") -> AtScale:
+        """Name a larger study that found what the claim says.
+
+        >>> WU_HE.agrees("24.1 % at every batch size", "ResNet-50 on ImageNet").word
+        'agrees'
+        """
+        return self._at_scale("agrees", self.says(figures, where, url))
+
+    def contradicts(self, figures: str, where: str = "", url: str = "") -> AtScale:
+        """Name a larger study that found otherwise."""
+        return self._at_scale("contradicts", self.says(figures, where, url))
+
+    def larger(self, figures: str, where: str = "", url: str = "") -> AtScale:
+        """Name a larger study of an effect that networks as small as ours cannot show."""
+        return self._at_scale("too small to show here", self.says(figures, where, url))
+
+    def _at_scale(self, word: ScaleWord, said: Reference) -> AtScale:
+        return AtScale(word, said.figures, said.source, said.url)
 
 
 def figures(values: Iterable[float | None]) -> str:
@@ -70,6 +89,20 @@ WU_JOHNSON = Source(
 CHEN = Source(
     "Chen et al. 2021, HINet: Half Instance Normalization Network for Image Restoration",
     "https://arxiv.org/abs/2105.06086",
+)
+
+BJORCK = Source(
+    "Bjorck et al. 2018, Understanding Batch Normalization", "https://arxiv.org/abs/1806.02375"
+)
+FRANKLE = Source(
+    "Frankle et al. 2021, Training BatchNorm and Only BatchNorm", "https://arxiv.org/abs/2003.00152"
+)
+BROCK = Source(
+    "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
+    "https://arxiv.org/abs/2102.06171",
+)
+TORCHVISION = Source(
+    "torchvision 0.8, table of models", "https://pytorch.org/vision/0.8/models.html"
 )
 
 CAFFE_QUICK = CAFFE.says("75.33 % on CIFAR-10 after 5,000 iterations")

@@ -86,8 +86,8 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Curves over an ``x`` that has an order: one for each arm where ``of`` is what they show, or
-    ``series``, which may depend on the evidence.
+    """Curves over an ``x`` that has an order: the ``series``, which may depend on the evidence;
+    without them one curve ``of`` each arm.
 
     Points of the runs of one series are gathered by their x. ``extra`` lines, published or
     theory, are in the unit that is printed; ``more`` is said after the text that is derived.
@@ -129,9 +129,10 @@ class Curves:
         )
 
     def _series(self, evidence: Evidence) -> Sequence[Series]:
-        if self.of is not None:
-            return [Series(arm, self.of) for arm in evidence.arms]
-        return self.series(evidence) if callable(self.series) else self.series
+        chosen = self.series(evidence) if callable(self.series) else self.series
+        if chosen or self.of is None:
+            return chosen
+        return [Series(arm, self.of) for arm in evidence.arms]
 
     def _line(self, evidence: Evidence, series: Series) -> Line | None:
         columns: dict[float, list[float | None]] = {}

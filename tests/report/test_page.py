@@ -18,7 +18,7 @@ import pytest
 
 from normkit.errors import StoreError
 from normkit.lab.findings import Finding
-from normkit.report import payload, write
+from normkit.report import intervals, payload, write
 from normkit.report.page import render
 from normkit.report.text import tidy
 
@@ -145,15 +145,19 @@ def test_a_part_shows_its_effect_and_what_would_matter(samples: ModuleType) -> N
     assert "open 8 to 41 seeds would decide it" in claim
     decide, rest = claim.split("For information, deciding nothing", 1)
     assert "And with both?" in rest
-    assert "by itself, not among all 4 parts of the page" in decide
+    assert "not if corrected for all 4 parts" in decide
     page = render([samples.c4()], about={})
     pictures = re.findall(r'<svg class="whisker.*?</svg>', page[page.index("<article") :], re.S)
-    # The band of what does not matter, or the margin, on the scale that rows in one unit share.
+    # The band of what does not matter, or the margin, each within its picture.
     assert [picture.count('class="small"') for picture in pictures] == [1, 1, 0, 1, 1]
     assert [picture.count('class="margin"') for picture in pictures] == [0, 0, 1, 0, 0]
-    bands = re.findall(r'class="small" x="(\S+)" width="(\S+)"', "".join(pictures))
-    assert bands == [bands[0]] * 4
-    assert float(bands[0][1]) == -2 * float(bands[0][0])
+    shown = intervals.interval(samples.c4().comparisons[0])
+    assert shown.low is not None
+    assert shown.matters is not None
+    assert 0 < shown.low < shown.matters < (shown.dot or 0) < (shown.high or 0) < intervals.HALF
+    margin = intervals.interval(samples.c4().comparisons[2])
+    assert margin.high is not None
+    assert margin.high < (margin.margin or 0) < 0
 
 
 def test_says_how_far_the_whole_page_can_be_trusted(samples: ModuleType) -> None:
@@ -165,7 +169,7 @@ def test_says_how_far_the_whole_page_can_be_trusted(samples: ModuleType) -> None
     assert "They share their seeds" in words
     # A single part is its own family, and one that is not judged yet is in none.
     assert "1 part is judged here, and 1 is confirmed" in read([samples.c2()])
-    assert "among all" not in read([samples.c2()])
+    assert "if corrected" not in read([samples.c2()])
     assert "judged here" not in read([samples.begun()])
 
 
@@ -289,7 +293,7 @@ def test_large_data_is_packed_and_too_large_data_stays_out(
     packed = json.loads(payload.downloads([large], ["C1"])[0].block)
     unpacked = json.loads(gzip.decompress(base64.b64decode(packed["gzip"])))
     assert len(unpacked["rows"]) == 1200
-    monkeypatch.setattr(payload, "BUDGET", 20_000)
+    monkeypatch.setattr(payload, "BUDGET", 10_000)
     kept = payload.downloads([large, small], ["a", "b"])
     assert not kept[0].block
     assert kept[1].block

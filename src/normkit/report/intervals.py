@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 from normkit.lab.findings import Comparison
 from normkit.report.text import number
 
-__all__ = ["EXAMPLES", "HALF", "Interval", "interval", "limits", "reach", "remark"]
+__all__ = ["EXAMPLES", "HALF", "Interval", "interval", "limits", "remark"]
 
 # Half the width of the little picture, in its own units; zero lies in the middle.
 HALF = 70.0
@@ -36,27 +35,20 @@ class Interval:
     margin: float | None = None
 
 
-def reach(comparisons: Sequence[Comparison]) -> float:
-    """Return the value at the edge of the picture, where these comparisons share one scale.
-
-    >>> reach([Comparison("?", "points", 1.0, -0.5, 2.5, 10, "open", margin=3)])
-    3
-    """
-    values = [
-        abs(value)
-        for each in comparisons
-        for value in (each.effect, each.low, each.high, each.smallest, each.margin)
-        if math.isfinite(value)
-    ]
+def _reach(comparison: Comparison) -> float:
+    """Return the value at the edge of the picture."""
+    one = comparison
+    ends = (one.effect, one.low, one.high, one.smallest, one.margin)
     # A whisker without an end needs room to be seen as one.
-    room = 1.6 if any(math.isinf(v) for c in comparisons for v in (c.low, c.high)) else 1
-    return room * max(values, default=0.0)
+    room = 1.6 if math.isinf(one.low) or math.isinf(one.high) else 1.0
+    return room * max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
 
 
-def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
-    """Words and places for one comparison; ``scale`` is what the edge of the picture stands for.
+def interval(comparison: Comparison) -> Interval:
+    """Words and places for one comparison, which fills its picture.
 
-    Without a scale, the comparison fills its picture.
+    A scale for all effects of a claim would leave most of them a dot on zero: those of one unit
+    differ by a factor of a hundred. What their words hang on is each interval beside its own marks.
 
     >>> shown = interval(Comparison("?", "points", 1.834, 1.5, 2.168, 10, "confirmed"))
     >>> shown.effect, shown.bounds
@@ -65,7 +57,7 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
     True
     """
     effect, low, high = comparison.effect, comparison.low, comparison.high
-    scale = scale or reach([comparison])
+    scale = _reach(comparison)
     decimals = comparison.decimals
 
     def text(value: float) -> str:
@@ -99,14 +91,15 @@ def interval(comparison: Comparison, scale: float = 0.0) -> Interval:
 def limits(comparison: Comparison) -> str:
     """Say what the marks beside zero stand for.
 
-    >>> limits(Comparison("?", "points", 1.0, 0.4, 1.6, 5, "confirmed", smallest=0.5))
-    'matters from ±0.5'
+    >>> limits(Comparison("?", "decades", 1.0, 0.4, 1.6, 5, "confirmed", smallest=1 / 3))
+    'matters from ±0.333'
     >>> limits(Comparison("?", "points", 1.0, 0.4, 1.6, 5, "confirmed", margin=1.0))
     'margin: may lose up to 1'
     """
     if comparison.margin:
-        return f"margin: may lose up to {number(comparison.margin)}"
-    return f"matters from ±{number(comparison.smallest)}" if comparison.smallest else ""
+        return f"margin: may lose up to {number(float(f'{comparison.margin:.3g}'))}"
+    smallest = number(float(f"{comparison.smallest:.3g}"))
+    return f"matters from ±{smallest}" if comparison.smallest else ""
 
 
 def remark(comparison: Comparison) -> str:

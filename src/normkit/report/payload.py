@@ -38,6 +38,12 @@ def plain(value: Any) -> Any:
     >>> plain({"loss": float("nan"), 3: (1, 2.5, True, None)})
     {'loss': None, '3': [1, 2.5, True, None]}
     """
+    # Nearly all of a page's values are of these very types.
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is list or kind is tuple:
+        return [plain(item) for item in value]
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -85,7 +91,7 @@ def table(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     >>> table([{"seed": 0, "loss": 1.5}, {"seed": 1, "epoch": 2}])
     {'columns': ['seed', 'loss', 'epoch'], 'rows': [[0, 1.5, None], [1, None, 2]]}
     """
-    rows = [plain(record) for record in records]
+    rows = list(records)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return {"columns": columns, "rows": [[row.get(name) for name in columns] for row in rows]}
 

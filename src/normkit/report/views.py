@@ -54,7 +54,7 @@ class ChartView:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """An effect, with its picture; rows in one unit share a scale."""
+    """An effect, with its picture."""
 
     comparison: Comparison
     shown: intervals.Interval
@@ -130,12 +130,8 @@ def claims(findings: Sequence[Finding]) -> list[ClaimView]:
 
 
 def parts(comparisons: Sequence[Comparison]) -> list[Part]:
-    """Draw each effect on the scale of those in its unit."""
-    scales = {
-        unit: intervals.reach([each for each in comparisons if each.unit == unit])
-        for unit in {each.unit for each in comparisons}
-    }
-    return [Part(each, intervals.interval(each, scales[each.unit])) for each in comparisons]
+    """Draw each effect."""
+    return [Part(each, intervals.interval(each)) for each in comparisons]
 
 
 def _unique(names: list[str]) -> list[str]:

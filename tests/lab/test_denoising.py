@@ -16,7 +16,7 @@ from normkit.errors import OptionError
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
-from normkit.lab.evaluations import chance_level, evaluate, evaluate_under
+from normkit.lab.evaluations import chance_score, evaluate, evaluate_under
 from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
 from normkit.lab.training import train
@@ -63,7 +63,7 @@ def test_epoch_and_step_metrics(make: Make, dataset: data.Dataset, make_log: Any
         assert log.metrics["test_psnr", step] > -log.metrics["test_loss", step]
         assert log.metrics["epoch_train_psnr", step] > -log.metrics["epoch_train_loss", step]
     small = dataclasses.replace(dataset, test=dataset.test.take(100, seed=0))
-    assert log.metrics["test_psnr", 12] > chance_level(small, config) + 1
+    assert log.metrics["test_psnr", 12] > chance_score(small, config).figure + 1
 
 
 def test_one_epoch_by_hand(make: Make, dataset: data.Dataset, make_log: Any) -> None:
@@ -111,7 +111,7 @@ def test_exploding_denoiser_counts_as_noisy_image(
     assert outcome.diverged_step is not None
     assert outcome.diverged_step <= 4
     small = dataclasses.replace(dataset, test=dataset.test.take(100, seed=0))
-    assert log.metrics["test_psnr", 8] == chance_level(small, config)
+    assert log.metrics["test_psnr", 8] == chance_score(small, config).figure
     assert log.metrics["epoch_train_psnr", 8] is None
     assert log.metrics["test_loss", 8] is None
 
@@ -129,7 +129,7 @@ def test_population_statistics_are_those_of_noisy_images(make: Make, dataset: da
     )
     config = make(norm="batch", train_images=128)
     model = build_model(config, in_channels=1, classes=10).train()
-    found = evaluate_under([("population", 128, 128)], model, small, config, 0)
+    found, _ = evaluate_under([("population", 128, 128)], model, small, config, 0)
     # All images in one batch: what a layer that forgets all but its last batch remembers.
     other = build_model(config, in_channels=1, classes=10).train()
     for layer in other.modules():
@@ -138,10 +138,10 @@ def test_population_statistics_are_those_of_noisy_images(make: Make, dataset: da
     noisy, _ = next(task_of(config).batches(config, small.train, 128, seed=0, epoch=config.epochs))
     with torch.no_grad():
         other(noisy)
-    psnr, loss = evaluate(other, small.test, config)
+    psnr, loss, _ = evaluate(other, small.test, config)
     assert found["test_psnr@population-128-128"] == pytest.approx(psnr, rel=1e-5)
     assert found["test_loss@population-128-128"] == pytest.approx(loss, rel=1e-5)
-    assert psnr != pytest.approx(evaluate(model, small.test, config)[0], abs=0.01)
+    assert psnr != pytest.approx(evaluate(model, small.test, config).figure, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.data.domains import in_domain
 from normkit.lab.domains import evaluate_domains, forward
 from normkit.lab.evaluations import evaluate, evaluate_under
-from normkit.lab.scoring import in_order, score
+from normkit.lab.scoring import Score, in_order, score
 from normkit.statistics import recalibrate, use_domain
 
 Make = Callable[..., RunConfig]
@@ -83,7 +83,7 @@ def test_test_is_the_mean_of_both_domains(
 ) -> None:
     config = make_config(domains="negatives", **SPECIFIC)
     model = trained(config, images)
-    accuracy, loss = evaluate(model, small.test, config)
+    accuracy, loss, _ = evaluate(model, small.test, config)
     assert model.training
     model.eval()
     found = []
@@ -98,7 +98,7 @@ def test_test_is_the_mean_of_both_domains(
 def under(
     name: str, model: nn.Module, small: data.Dataset, config: RunConfig, samples: int = 256
 ) -> float | None:
-    found = evaluate_under([(name, samples, 64)], model, small, config, 0)
+    found, _ = evaluate_under([(name, samples, 64)], model, small, config, 0)
     return found[f"test_loss@{name}-{samples}-64"]
 
 
@@ -127,10 +127,10 @@ def test_merged_statistics_are_those_of_all_values(
     model = trained(config, images)
     seen = {}
 
-    def look(model: nn.Module, *_: Any) -> tuple[float, float]:
+    def look(model: nn.Module, *_: Any) -> Score:
         seen["mean"] = model.norm1.running_mean.clone()  # type: ignore[union-attr, operator]
         seen["var"] = model.norm1.running_var.clone()  # type: ignore[union-attr, operator]
-        return 0.0, 0.0
+        return Score(0.0, 0.0)
 
     monkeypatch.setattr("normkit.lab.domains.evaluate_domains", look)
     under(NAMES[0], model, small, config)
@@ -153,7 +153,7 @@ def test_model_stays_as_it_was(
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    plain = evaluate(model, small.test, config)[1]
+    plain = evaluate(model, small.test, config).loss
     loss = under(name, model, small, config)
     assert loss is not None
     assert loss != plain

@@ -124,7 +124,7 @@ def test_under_composed_each_group_is_a_batch(
     with torch.no_grad():
         for images, _ in data.batches(split, 64, seed=0):
             model(images)
-    found = evaluate_under([("composed", 20, 2)], model, dataset, config, 0)
+    found, _ = evaluate_under([("composed", 20, 2)], model, dataset, config, 0)
     composed = compose(dataset.test, Composition(20, 2), 20, seed=config.seed, epoch=0)
     right = 0
     for layer in model.modules():

@@ -93,14 +93,14 @@ def test_under_batch_the_layers_use_their_batch(
 ) -> None:
     config = make_config(norm=norm)
     model = trained(config, small)
-    found = evaluate_under([("batch", 50)], model, small, config, 0)
+    found, _ = evaluate_under([("batch", 50)], model, small, config, 0)
     # The same by hand, on a copy that may remember what it likes.
     other = copy.deepcopy(model).train()
     batches = data.batches(small.test, 50, seed=0, channels_last=True)
     with torch.no_grad():
         right = sum(int((other(images).argmax(1) == labels).sum()) for images, labels in batches)
     assert found["test_accuracy@batch-50"] == right / 100
-    assert found["test_loss@batch-50"] != evaluate(model, small.test, config)[1]
+    assert found["test_loss@batch-50"] != evaluate(model, small.test, config).loss
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -147,7 +147,7 @@ def test_under_population_the_layers_use_the_training_images(
 ) -> None:
     config = make_config(norm=norm)
     model = trained(config, small)
-    found = evaluate_under([("population", 256, 256)], model, small, config, 0)
+    found, _ = evaluate_under([("population", 256, 256)], model, small, config, 0)
     # All images in one batch: its mean and variance are what a layer that forgets all but the
     # last batch remembers of it.
     other = copy.deepcopy(model).train()
@@ -156,10 +156,10 @@ def test_under_population_the_layers_use_the_training_images(
             layer.momentum = 1.0
     with torch.no_grad():
         other(next(data.batches(small.train, 256, seed=0, channels_last=True))[0])
-    accuracy, loss = evaluate(other, small.test, config)
+    accuracy, loss, _ = evaluate(other, small.test, config)
     assert found["test_accuracy@population-256-256"] == accuracy
     assert found["test_loss@population-256-256"] == pytest.approx(loss, rel=1e-4)
-    assert loss != pytest.approx(evaluate(model, small.test, config)[1], rel=0.01)
+    assert loss != pytest.approx(evaluate(model, small.test, config).loss, rel=0.01)
 
 
 def test_under_train_scores_training_images_without_noise(
@@ -167,13 +167,13 @@ def test_under_train_scores_training_images_without_noise(
 ) -> None:
     config = make_config(model="alexnet", norm="batch", model_options=(("dropout", 0.5),))
     model = trained(config, small)
-    found = evaluate_under([("train", 256), ("train", 1)], model, small, config, 0)
-    accuracy, loss = evaluate(model, small.train, config)
+    found, _ = evaluate_under([("train", 256), ("train", 1)], model, small, config, 0)
+    accuracy, loss, _ = evaluate(model, small.train, config)
     assert found["test_accuracy@train-256"] == accuracy
     assert found["test_loss@train-256"] == pytest.approx(loss, rel=1e-4)
     # One image leaves nothing to batch statistics, and needs none.
     assert found["test_accuracy@train-1"] in (0.0, 1.0)
-    assert loss != evaluate(model, small.test, config)[1]
+    assert loss != evaluate(model, small.test, config).loss
 
 
 def test_broken_model_counts_at_chance(make_config: Make, small: data.Dataset) -> None:
@@ -181,7 +181,7 @@ def test_broken_model_counts_at_chance(make_config: Make, small: data.Dataset) -
     model = trained(config, small)
     with torch.no_grad():
         model.fc1.weight[0, 0] = float("nan")  # type: ignore[union-attr, index]
-    found = evaluate_under([BATCH], model, small, config, 0)
+    found, _ = evaluate_under([BATCH], model, small, config, 0)
     assert found == {"test_accuracy@batch-50": 0.1, "test_loss@batch-50": None}
 
 
@@ -190,7 +190,7 @@ def test_overflowing_values_count_at_chance(make_config: Make, small: data.Datas
     model = trained(config, small)
     with torch.no_grad():  # finite, and what it gives is not
         model.conv2.weight.fill_(1e38)  # type: ignore[union-attr, operator]
-    found = evaluate_under([("population", 200, 50)], model, small, config, 0)
+    found, _ = evaluate_under([("population", 200, 50)], model, small, config, 0)
     assert found == {"test_accuracy@population-200-50": 0.1, "test_loss@population-200-50": None}
 
 

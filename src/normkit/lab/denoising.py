@@ -67,24 +67,22 @@ def psnr_loss(restored: Tensor, clean: Tensor, /, *, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-def psnr(restored: Tensor, clean: Tensor) -> float:
-    """Return the sum of the images' PSNR, in dB. Restored images are clipped to [0, 1] first.
+def psnr(restored: Tensor, clean: Tensor) -> Tensor:
+    """Return the PSNR of each image, in dB. Restored images are clipped to [0, 1] first.
 
     What is not a number counts as black.
 
     >>> clean = torch.zeros(2, 1, 4, 4)
-    >>> round(psnr(clean - 3, clean), 2), round(psnr(clean + 0.1, clean), 2)
-    (160.0, 40.0)
+    >>> psnr(clean - 3, clean).tolist()
+    [80.0, 80.0]
+    >>> [round(each, 2) for each in psnr(clean + 0.1, clean).tolist()]
+    [20.0, 20.0]
     """
     shown = restored.nan_to_num(nan=0.0).clamp(0, 1)
     errors = (shown.double() - clean.double()).square().mean(dim=(1, 2, 3)) + _FLOOR
-    return -10 * errors.log10().sum().item()
+    return -10 * errors.log10()
 
 
-def handed_back(batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """Return the mean PSNR of the noisy images themselves, in dB: the chance level."""
-    total, count = 0.0, 0
-    for images, clean in batches:
-        total += psnr(images, clean)
-        count += len(clean)
-    return total / count
+def handed_back(batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the PSNR of the noisy images themselves, in dB: the chance level of each."""
+    return torch.cat([psnr(images, clean) for images, clean in batches])

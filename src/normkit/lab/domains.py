@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,9 +118,13 @@ def _test(model: nn.Module, split: data.Split, config: RunConfig, domain: int) -
 
 
 def _mean(scores: list[Score]) -> Score:
-    losses = [loss for _, loss in scores if loss is not None]
-    whole = len(losses) == len(scores)
-    return fmean(accuracy for accuracy, _ in scores), fmean(losses) if whole else None
+    losses = [each.loss for each in scores if each.loss is not None]
+    images = [each.images for each in scores if each.images is not None]
+    return Score(
+        fmean(each.figure for each in scores),
+        fmean(losses) if len(losses) == len(scores) else None,
+        np.concatenate(images) if len(images) == len(scores) else None,
+    )
 
 
 def _population(

@@ -8,15 +8,18 @@ lists the conditions; to add one, name it there and write its function here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from normkit.errors import NonFiniteError
 from normkit.lab import data
+from normkit.lab.by_image import to_vector
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
+from normkit.lab.data.batches import order
 from normkit.lab.data.composition import Composition, compose
 from normkit.lab.domains import evaluate_domains, under_shared, under_specific
 from normkit.lab.placement import current_placement
@@ -26,11 +29,11 @@ from normkit.statistics.contexts import batch_statistics
 from normkit.statistics.layers.preserve import preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 
-__all__ = ["chance_level", "evaluate", "evaluate_under", "population"]
+__all__ = ["chance_score", "evaluate", "evaluate_under", "population"]
 
 
 def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
-    """Return the task's figure and the mean loss (None if not finite) in evaluation mode."""
+    """Score the test images in evaluation mode."""
     with preserve_modes(model):
         if config.domains:
             return evaluate_domains(model, split, config)
@@ -38,9 +41,10 @@ def evaluate(model: nn.Module, split: data.Split, config: RunConfig) -> Score:
         return score(model, in_order(split, config), config)
 
 
-def chance_level(dataset: data.Dataset, config: RunConfig) -> float:
-    """Return the chance-level figure on the test images."""
-    return task_of(config).chance_figure(len(dataset.classes), in_order(dataset.test, config))
+def chance_score(dataset: data.Dataset, config: RunConfig) -> Score:
+    """Return the score of a broken model: the figure is at chance level, and there is no loss."""
+    images = task_of(config).chance_figures(len(dataset.classes), in_order(dataset.test, config))
+    return Score(images.mean().item(), None, np.array(images.tolist() if len(images) > 1 else []))
 
 
 def evaluate_under(
@@ -49,8 +53,10 @@ def evaluate_under(
     dataset: data.Dataset,
     config: RunConfig,
     epoch: int,
-) -> dict[str, float | None]:
+) -> tuple[dict[str, float | None], dict[str, Sequence[float]]]:
     """Measure ``test_accuracy@…`` (or the task's other figure) and ``test_loss@…`` per condition.
+
+    Returns the metrics, and those image by image that :mod:`normkit.lab.by_image` lists.
 
     A model with non-finite weights or overflowing activations has no statistics; it counts at
     chance level, without a loss.
@@ -61,6 +67,7 @@ def evaluate_under(
     """
     figure = f"test_{task_of(config).figure}"
     metrics: dict[str, float | None] = {}
+    vectors: dict[str, Sequence[float]] = {}
     broken = not all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
     for condition in conditions:
         name, *numbers = condition
@@ -69,11 +76,13 @@ def evaluate_under(
         if not broken:
             with preserve_modes(model), contextlib.suppress(NonFiniteError):
                 result = _UNDER[str(name)](model, dataset, config, epoch, *sizes)
-        metrics[named(figure, condition)], metrics[named("test_loss", condition)] = result or (
-            chance_level(dataset, config),
-            None,
-        )
-    return metrics
+        if result is None:
+            result = chance_score(dataset, config)
+        metrics[named(figure, condition)] = result.figure
+        metrics[named("test_loss", condition)] = result.loss
+        if (vector := to_vector(config, epoch, result.images)) is not None:
+            vectors[named(figure, condition)] = vector
+    return metrics, vectors
 
 
 def _under_population(
@@ -110,7 +119,7 @@ def _under_batch(
         task_of(config).batches(config, dataset.test, batch_size, seed=config.seed)
     )
     with batch_statistics(model):
-        return score(model, mixed, config)
+        return score(model, mixed, config, order(len(dataset.test), config.seed, epoch=0))
 
 
 def _under_composed(
@@ -124,14 +133,16 @@ def _under_composed(
     kind = Composition(group, labels)
     composed = compose(dataset.test, kind, group, seed=config.seed, epoch=0)
     with batch_statistics(model):
-        return score(model, in_order(composed, config, group), config)
+        # Some images come twice.
+        return score(model, in_order(composed, config, group), config)._replace(images=None)
 
 
 def _under_train(
     model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int, images: int
 ) -> Score:
     model.eval()
-    return score(model, in_order(dataset.train.take(images, seed=config.seed), config), config)
+    result = score(model, in_order(dataset.train.take(images, seed=config.seed), config), config)
+    return result._replace(images=np.empty(0))
 
 
 _UNDER: dict[str, Callable[..., Score]] = {

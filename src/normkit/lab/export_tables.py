@@ -18,7 +18,7 @@ from normkit.lab.store import Store
 __all__ = ["TABLES", "Row", "Table"]
 
 Row = tuple[Any, ...]
-_SCALARS = {"int": pa.int64(), "float": pa.float64()}
+_SCALARS = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,11 @@ def _measurements(store: Store) -> Iterator[Row]:
 def _vectors(store: Store) -> Iterator[Row]:
     for key in store.run_keys():
         run = store.get(key)
-        for name, by_step in run.vectors.items() if run else ():
-            for step, values in by_step.items():
+        assert run is not None
+        for name in run.vectors:
+            if name in run.metrics:  # image by image, packed (normkit.lab.by_image)
+                continue
+            for step, values in run.vectors[name].items():
                 for index, value in enumerate(values):
                     yield (key, name, step, index, value)
 

@@ -18,7 +18,7 @@ import contextvars
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
+T = TypeVar("T")
 
 
 class Placement:
@@ -69,7 +70,7 @@ class Placement:
         """Return this process's shard of a training batch, on the device."""
         return images.to(self.device), targets.to(self.device)
 
-    def shard_batches(self, batches: Pairs) -> Pairs:
+    def shard_batches(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield the batches that this process works on, each of them whole."""
         return batches
 
@@ -127,7 +128,7 @@ class DistributedPlacement(Placement):
         mine, its_targets = (part.to(self.device) for part in parts)
         return mine, its_targets
 
-    def shard_batches(self, batches: Pairs) -> Pairs:
+    def shard_batches(self, batches: Iterator[T]) -> Iterator[T]:
         return itertools.islice(batches, self.rank, None, self.size)
 
     def all_sum(self, *numbers: float) -> tuple[float, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.lab import data
+from normkit.lab.by_image import Images
 from normkit.lab.config import RunConfig
 from normkit.lab.placement import current_placement
 from normkit.lab.tasks import Batches, task_of
@@ -16,25 +20,60 @@ __all__ = ["Batches", "Score", "in_order", "population", "score"]
 
 EVALUATION_BATCH = 500
 
-Score = tuple[float, float | None]
-"""The figure of the task, such as accuracy, and the mean loss, None where it is not finite."""
+
+class Score(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+        figure: of the task, such as accuracy: the mean over the images.
+        loss: the mean loss, None where it is not finite.
+        images: the figure of each test image, in their order (domain after domain); empty where
+            their choice does not matter, None where they cannot be told apart.
+    """
+
+    figure: float
+    loss: float | None
+    images: Images = None
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Batches, config: RunConfig) -> Score:
-    """Return the figure of the run's task and the mean loss of the model, in its current mode.
+def score(
+    model: nn.Module, batches: Batches, config: RunConfig, order: Tensor | None = None
+) -> Score:
+    """Score the model on these images, in its current mode.
 
     Of several processes that train together, each works on some of the batches.
+
+    Args:
+        order: the place of each image of the batches among the test images; None for their order.
     """
-    task = task_of(config)
+    task, placement = task_of(config), current_placement()
     figure, loss, count = 0.0, 0.0, 0.0
-    for images, targets in current_placement().shard_batches(batches):
+    parts: list[tuple[int, list[float]]] = []
+    for start, images, targets in placement.shard_batches(_numbered(batches)):
         outputs = model(images)
-        figure += task.count(outputs, targets)
+        each = task.figures(outputs, targets)
+        parts.append((start, each.tolist()))
+        figure += each.sum().item()
         loss += task.loss(outputs, targets, reduction="sum").item()
         count += len(targets)
-    figure, loss, count = current_placement().all_sum(figure, loss, count)
-    return figure / count, loss / count if math.isfinite(loss) else None
+    figure, loss, count = placement.all_sum(figure, loss, count)
+    by_image = np.zeros(int(count))
+    for start, part in parts:
+        by_image[start : start + len(part)] = part
+    if placement.size > 1:  # of each image, all processes but one have a zero
+        by_image = np.array(placement.all_sum(*by_image))
+    if order is not None:
+        by_image[order.numpy()] = by_image.copy()
+    return Score(figure / count, loss / count if math.isfinite(loss) else None, by_image)
+
+
+def _numbered(batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the batches, each with the number of images before it."""
+    start = 0
+    for images, targets in batches:
+        yield start, images, targets
+        start += len(targets)
 
 
 def in_order(split: data.Split, config: RunConfig, batch_size: int = EVALUATION_BATCH) -> Batches:

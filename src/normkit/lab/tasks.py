@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,11 +49,11 @@ class Task:
         batches: one epoch of them, called as
             ``batches(config, split, batch_size, seed=, epoch=, shuffle=)``.
         loss: with ``reduction`` "mean" or "sum", over the images of a batch.
-        count: the figure of each image of a batch, summed.
+        figures: the figure of each image of a batch.
         chance_loss: called as ``chance_loss(config, classes)``; a run whose mean training loss is
             above it has learned nothing.
-        chance_figure: called as ``chance_figure(classes, batches)``; the chance level on these
-            batches.
+        chance_figures: called as ``chance_figures(classes, batches)``; the chance level of each
+            image of these batches, a single one where all are alike.
     """
 
     output: Literal["logits", "images"]
@@ -60,17 +61,21 @@ class Task:
     shown: str
     batches: Callable[..., Batches]
     loss: Loss
-    count: Callable[[Tensor, Tensor], float]
+    figures: Callable[[Tensor, Tensor], Tensor]
     chance_loss: Callable[[RunConfig, int], float]
-    chance_figure: Callable[[int, Batches], float]
+    chance_figures: Callable[[int, Batches], Tensor]
+
+    def count(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the figure of a batch, summed over its images."""
+        return self.figures(outputs, targets).sum().item()
 
 
 def _labelled(config: RunConfig, split: data.Split, batch_size: int, **order: Any) -> Batches:
     return data.batches(split, batch_size, size=config.size, channels_last=True, **order)
 
 
-def _right(scores: Tensor, labels: Tensor) -> int:
-    return int((scores.argmax(dim=1) == labels).sum())
+def _right(scores: Tensor, labels: Tensor) -> Tensor:
+    return scores.argmax(dim=1) == labels
 
 
 def _noisy(config: RunConfig, split: data.Split, batch_size: int, **order: Any) -> Batches:
@@ -87,9 +92,9 @@ TASKS: dict[str, Task] = {
         shown="test accuracy {:.4f}",
         batches=_labelled,
         loss=F.cross_entropy,
-        count=_right,
+        figures=_right,
         chance_loss=lambda _, classes: STUCK * math.log(classes),
-        chance_figure=lambda classes, _: 1 / classes,
+        chance_figures=lambda classes, _: torch.tensor([1 / classes], dtype=torch.float64),
     ),
     "denoising": Task(
         output="images",
@@ -97,10 +102,10 @@ TASKS: dict[str, Task] = {
         shown="test PSNR {:.2f} dB",
         batches=_noisy,
         loss=psnr_loss,
-        count=psnr,
+        figures=psnr,
         # The error of the noisy image is the variance of the noise.
         chance_loss=lambda config, _: 10 * math.log10(STUCK * config.noise**2),
-        chance_figure=lambda _, batches: handed_back(batches),
+        chance_figures=lambda _, batches: handed_back(batches),
     ),
 }
 """The tasks by the name that a run's description uses."""

@@ -15,12 +15,13 @@ from torch import Tensor
 from normkit.errors import NonFiniteError
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer
+from normkit.lab.by_image import to_vector
 from normkit.lab.checkpoints import Progress, restore, state
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.domains import forward
 from normkit.lab.epochs import epoch_batches
-from normkit.lab.evaluations import chance_level, evaluate, evaluate_under
+from normkit.lab.evaluations import chance_score, evaluate, evaluate_under
 from normkit.lab.freezing import freeze_statistics, is_frozen_epoch
 from normkit.lab.models.forms import quickest
 from normkit.lab.placement import current_placement
@@ -198,15 +199,17 @@ class Trainer:
         """Evaluate after the epoch, record its measurements, and begin the next one."""
         at, figure = self.progress, self.task.figure
         with self.placement.without_sync(self.model):
-            test_figure, test_loss = evaluate(self.model, self.dataset.test, self.config)
+            test = evaluate(self.model, self.dataset.test, self.config)
             self.elapse()
-            under = evaluate_under(
+            under, vectors = evaluate_under(
                 self.config.conditions(self.epoch),
                 self.model,
                 self.dataset,
                 self.config,
                 self.epoch,
             )
+        if (by_image := to_vector(self.config, self.epoch, test.images)) is not None:
+            vectors[f"test_{figure}"] = by_image
         self.epoch_loss = at.epoch_loss / at.epoch_images
         self.log.record(
             at.step,
@@ -214,11 +217,12 @@ class Trainer:
             {
                 "epoch_train_loss": self.epoch_loss,
                 f"epoch_train_{figure}": at.epoch_figure,
-                f"test_{figure}": test_figure,
-                "test_loss": test_loss,
+                f"test_{figure}": test.figure,
+                "test_loss": test.loss,
                 "epoch_seconds": at.epoch_seconds,
                 **under,
             },
+            vectors,
         )
         self.elapse()
         at.end_epoch()
@@ -252,14 +256,17 @@ class Trainer:
     def give_up(self) -> None:
         """Record the unfinished epochs of a diverged run: no loss, figures at chance level."""
         self.elapse()
-        figure, chance = self.task.figure, chance_level(self.dataset, self.config)
+        figure, chance = self.task.figure, chance_score(self.dataset, self.config)
         per_epoch = self.config.steps_per_epoch
         for epoch in range(self.epoch, self.config.epochs):
             metrics: dict[str, float | None] = {
                 "epoch_train_loss": None,
                 f"epoch_train_{figure}": None,
             }
+            vectors: dict[str, Sequence[float]] = {}
             for name in ("{}", *(named("{}", under) for under in self.config.conditions(epoch))):
-                metrics[name.format(f"test_{figure}")] = chance
+                metrics[name.format(f"test_{figure}")] = chance.figure
                 metrics[name.format("test_loss")] = None
-            self.log.record((epoch + 1) * per_epoch, epoch, metrics)
+                if (vector := to_vector(self.config, epoch, chance.images)) is not None:
+                    vectors[name.format(f"test_{figure}")] = vector
+            self.log.record((epoch + 1) * per_epoch, epoch, metrics, vectors)

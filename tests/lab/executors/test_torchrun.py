@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from normkit.lab import worker
+from normkit.lab.by_image import values_by_image
 from normkit.lab.config import RunConfig
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
@@ -63,6 +64,13 @@ def assert_alike(one: Run, other: Run, *, within: float) -> None:
                 assert math.isclose(value, its_value, rel_tol=within), (name, step)
             compared += 1
     assert compared > 10
+    assert one.vectors.keys() == other.vectors.keys()
+    for name, points in one.metrics.items():
+        for step, _, value in points if name in one.vectors else ():
+            images, its_images = (values_by_image(run, name, step, value) for run in (one, other))
+            assert images is not None
+            assert images.mean() == pytest.approx(value)
+            assert (images != its_images).mean() <= 0.05, (name, step)  # in one order
 
 
 @pytest.mark.parametrize("size", [2, 3])

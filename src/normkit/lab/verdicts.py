@@ -34,7 +34,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from normkit.errors import OptionError, message
 from normkit.lab.findings import TAIL, Comparison, PartWord, Verdict
@@ -61,9 +61,12 @@ def interval(
     zero.
 
     ``shared`` is a standard deviation by which all values may be off together, so that it does not
-    get smaller with their number. Where the members of a difference are read on scales of their
-    own, rounding is of this kind: it is the same for all seeds, and need not cancel. Degrees of
-    freedom are then Welch and Satterthwaite's.
+    get smaller with their number: the choice of the test images (:mod:`normkit.lab.crossed`), or
+    rounding where the members of a difference are read on scales of their own, which is the same
+    for all seeds and need not cancel. Degrees of freedom are then Welch and Satterthwaite's. That
+    approximation gives two or three seeds far too many of them, so the interval is never narrower
+    than without a shared part: it contains the truth in 95 to 98 % of studies of two seeds, 95 of
+    three, 94.5 to 95 of five or more, whichever part is the larger.
 
     Raises:
         OptionError: fewer than two values, or one that is not finite.
@@ -75,8 +78,13 @@ def interval(
     mean, error, freedom = _moments(values, resolution, shared)
     if error == 0:
         return mean, mean, mean
-    low, high = stats.t.interval(confidence, freedom, loc=mean, scale=error)
-    return mean, float(low), float(high)
+    half = error * _quantile((1 + confidence) / 2, freedom)
+    return mean, mean - half, mean + half
+
+
+def _quantile(probability: float, freedom: float) -> float:
+    """Return a quantile of Student's distribution; scipy.stats takes forty times as long."""
+    return float(special.stdtrit(freedom, probability))
 
 
 def _moments(
@@ -100,16 +108,20 @@ def _moments(
 def standard_error(variance: float, count: int, shared: float) -> tuple[float, float]:
     """Return a mean's standard error, of which a part is known, and its degrees of freedom."""
     sampling = variance / count
+    if not shared:
+        return math.sqrt(sampling), count - 1
     whole = sampling + shared**2
     freedom = (count - 1) * (whole / sampling) ** 2 if sampling > whole * 1e-6 else MOST_FREEDOM
-    return math.sqrt(whole), min(freedom, MOST_FREEDOM) if shared else count - 1
+    both = math.sqrt(whole), min(freedom, MOST_FREEDOM)
+    alone = math.sqrt(sampling), float(count - 1)
+    return max(both, alone, key=lambda each: each[0] * _quantile(1 - TAIL, each[1]))
 
 
 def _beyond(distance: float, error: float, freedom: float) -> float:
     """One-sided p value of a mean that lies so far on the claimed side of a bound."""
     if error == 0:  # all differences equal: as sure as can be
         return 0.0 if distance > 0 else 1.0
-    return float(stats.t.sf(distance / error, freedom))
+    return float(special.stdtr(freedom, -distance / error))
 
 
 def paired_test(

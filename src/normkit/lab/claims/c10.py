@@ -25,6 +25,7 @@ from normkit.lab.claims.study import (
     Seeds,
     Series,
     define,
+    first,
     last,
 )
 
@@ -34,7 +35,7 @@ OF_BATCH = ("batch", 100)
 BATCH = last("test_accuracy", "batch statistics", under=OF_BATCH)
 RUNNING = last("test_accuracy", "running statistics")
 GAP = BATCH.minus(RUNNING, "gap")
-FIRST_GAP = Measure("first gap", lambda run: next((gap for _, gap in GAP.curve(run)), None))
+FIRST_GAP = first(GAP, "first gap")
 EPOCHS = Measure("epochs", lambda run: run.config.epochs, NUMBER)
 CAFFE_NETWORK = {
     "model": "cifar10-quick",

@@ -17,6 +17,7 @@ from normkit.lab.claims.study import (
     error,
     last,
     mean_of,
+    mean_of_epochs,
     published,
     while_training,
 )
@@ -97,13 +98,7 @@ def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
     return Measure(name, read, measure.unit)
 
 
-def _excess(run: Run) -> float | None:
-    pairs = zip(_known(MOVING, run), _known(POPULATION, run), strict=False)
-    differences = [moving - population for moving, population in pairs]
-    return fmean(differences) if differences else None
-
-
-EXCESS = Measure("excess of the moving average", _excess)
+EXCESS = mean_of_epochs(MOVING.minus(POPULATION, ""), "excess of the moving average")
 """The error with the moving average less that with population statistics, mean of the epochs."""
 
 

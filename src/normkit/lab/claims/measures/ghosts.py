@@ -31,6 +31,7 @@ from normkit.lab.claims.study import (
     Quantity,
     Scale,
     Series,
+    either,
     error,
     final,
     last,
@@ -93,7 +94,7 @@ TRAINING = error(TRAIN, "training error")
 BATCH = error(last("test_accuracy", "", under=final("batch")), "test error, batch statistics")
 POPULATION = error(
     # What a frozen run was tested with are its population statistics.
-    Measure("", lambda run: (TEST if run.config.frozen_epochs else SAMPLED).read(run)),
+    either(lambda run: TEST if run.config.frozen_epochs else SAMPLED, "", like=TEST),
     "test error, population statistics",
 )
 CURVES = {

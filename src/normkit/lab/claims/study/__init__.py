@@ -15,6 +15,7 @@ from normkit.lab.claims.study.charts import (
     published,
 )
 from normkit.lab.claims.study.define import define
+from normkit.lab.claims.study.derived import either, error, first, mean_of_epochs, quarter
 from normkit.lab.claims.study.dots import Dots
 from normkit.lab.claims.study.endpoints import Endpoint
 from normkit.lab.claims.study.measures import (
@@ -24,13 +25,10 @@ from normkit.lab.claims.study.measures import (
     TRAIN,
     TRAIN_LOSS,
     Measure,
-    error,
     final,
     last,
     learned,
-    mean_of_epochs,
     over,
-    quarter,
     steps,
     while_training,
 )
@@ -99,8 +97,10 @@ __all__ = [
     "along_steps",
     "by_setting",
     "define",
+    "either",
     "error",
     "final",
+    "first",
     "last",
     "learned",
     "mean",

@@ -31,12 +31,14 @@ __all__ = [
 Band = Literal["interval", "range", "geometric", "deviation", "none"]
 """The summary of several runs: the mean with its 95 % interval; the median, from the least to the
 greatest, where spread itself is the subject; the geometric mean, of decimal logarithms; the
-standard deviation; or the mean alone."""
+standard deviation; or the mean alone. Intervals here are over the seeds; that an effect would be
+another with other test images is allowed for where it is judged (:class:`.endpoints.Endpoint`)."""
 
 _BANDS: dict[Band, str] = {
-    "interval": " The band is the 95 % interval of the mean.",
+    "interval": " The band is the 95 % interval of the mean over the seeds, for these images.",
     "range": " The line is the median of the seeds; the band goes from the least to the greatest.",
-    "geometric": " The line is the geometric mean of the seeds; the band is its 95 % interval.",
+    "geometric": " The line is the geometric mean of the seeds; the band is its 95 % interval over "
+    "them, for these images.",
     "deviation": " The line is the standard deviation over the seeds.",
     "none": "",
 }

@@ -66,15 +66,15 @@ class Dots:
             for label, of in self.extra.items()
             if (at := {names.index(row): value for row, value in of.items() if row in names})
         ]
-        apart = " of the paired differences" if self.difference else " of the mean"
+        apart = "paired differences" if self.difference else "mean"
         return Chart(
             key=self.key,
             title=self.title,
             x_label=self.rows,
             y_label=unit.label(self.y),
             lines=(*lines, *beside),
-            text=f"{self.title}: {words}. Whiskers are 95 % intervals{apart}."
-            + (f" {self.more}" if self.more else ""),
+            text=f"{self.title}: {words}. Whiskers are 95 % intervals of the {apart} "
+            "over the seeds, for these images." + (f" {self.more}" if self.more else ""),
             kind="dots",
             rows=tuple(names),
         )

@@ -36,17 +36,27 @@ class Endpoint:
     unit: str = ""
 
     def compare(self, evidence: Evidence) -> Comparison | None:
-        """Return the effect with its interval; None with fewer than two seeds."""
+        """Return the effect with its interval; None with fewer than two seeds.
+
+        The interval covers what another study of this kind would draw anew: the seed, which decides
+        first weights, training images and their order, *and* the test images, where the runs
+        recorded the figure of each (``images`` of the comparison is their number; 0: the interval
+        is about these test images only). Seeds and images are crossed
+        (:func:`normkit.lab.crossed.image_error`). It does not cover another network, data set or
+        recipe.
+        """
         if not self.provided(evidence):
             return None
-        return paired_test(
+        error, images = self.of.image_error(evidence)
+        comparison = paired_test(
             self.question,
             self.of.shown(evidence),
             unit=self.printed,
             smallest=self.matters,
             margin=self.margin,
-            shared=self.shared,
+            shared=math.hypot(self.shared, error),
         )
+        return comparison and dataclasses.replace(comparison, images=images)
 
     @property
     def printed(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from normkit.lab.by_image import Images, combine, values_by_image
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.quantities import Quantity
 from normkit.lab.claims.study.units import NATS, PERCENT, Unit
@@ -24,13 +26,10 @@ __all__ = [
     "Curve",
     "Measure",
     "Under",
-    "error",
     "final",
     "last",
     "learned",
-    "mean_of_epochs",
     "over",
-    "quarter",
     "steps",
     "while_training",
 ]
@@ -56,6 +55,11 @@ def _none(run: Run) -> Points:
 class Measure:
     """One number of a run, and the same number after each epoch where there is one.
 
+    ``images`` is the number test image by test image, with the number itself as their mean, and
+    ``image_curve`` the same after each epoch; None where that is unknown (a loss, a measure that is
+    no mean over images, an older normkit's run), and then an interval does not cover the choice of
+    the test images.
+
     ``minus`` is the difference of two measures of one run; ``at`` reads a measure by seed:
 
     >>> gain = TEST.at("with BN") - TEST.at("without BN")
@@ -66,6 +70,8 @@ class Measure:
     read: Callable[[Run], float | None]
     unit: Unit = PERCENT
     curve: Curve = _none
+    images: Callable[[Run], Images] = lambda run: None
+    image_curve: Callable[[Run], Sequence[tuple[float, Images]]] = lambda run: ()
 
     def at(self, arm: str, **where: Any) -> Quantity:
         """Read the measure of an arm by seed, of the runs with these values in their config."""
@@ -74,7 +80,10 @@ class Measure:
             read = {run.config.seed: self.read(run) for run in evidence.of(arm, **where)}
             return {seed: value for seed, value in read.items() if value is not None}
 
-        return Quantity(by_seed, self.unit)
+        def images(evidence: Evidence) -> dict[int, Images]:
+            return {run.config.seed: self.images(run) for run in evidence.of(arm, **where)}
+
+        return Quantity(by_seed, self.unit, images)
 
     def minus(self, other: Measure, name: str) -> Measure:
         """Subtract another measure of the same run, in the unit of differences."""
@@ -83,8 +92,22 @@ class Measure:
             second = dict(other.curve(run))
             return [(x, _less(y, second[x])) for x, y in self.curve(run) if x in second]
 
+        def images(run: Run) -> Images:
+            return combine(np.subtract, self.images(run), other.images(run))
+
+        def image_curve(run: Run) -> list[tuple[float, Images]]:
+            second = dict(other.image_curve(run))
+            return [
+                (x, combine(np.subtract, each, second[x]))
+                for x, each in self.image_curve(run)
+                if x in second
+            ]
+
+        def read(run: Run) -> float | None:
+            return _less(self.read(run), other.read(run))
+
         unit = dataclasses.replace(self.unit, name=self.unit.apart)
-        return Measure(name, lambda run: _less(self.read(run), other.read(run)), unit, curve)
+        return Measure(name, read, unit, curve, images, image_curve)
 
 
 def _less(first: float | None, second: float | None) -> float | None:
@@ -109,7 +132,18 @@ def last(metric: str, name: str, unit: Unit = PERCENT, under: Under = None) -> M
         points = run.metrics[metric] if metric in run.metrics and metric else ()
         return [(epoch + 1, value) for _, epoch, value in points]
 
-    return Measure(name, read, unit, curve)
+    def image_curve(run: Run) -> list[tuple[float, Images]]:
+        metric = key(run) or ""
+        return [
+            (epoch + 1, values_by_image(run, metric, step, value))
+            for step, epoch, value in run.metrics.get(metric, ())
+        ]
+
+    def images(run: Run) -> Images:
+        by_epoch = image_curve(run)
+        return by_epoch[-1][1] if by_epoch else None
+
+    return Measure(name, read, unit, curve, images, image_curve)
 
 
 def while_training(run: Run) -> Condition | None:
@@ -130,37 +164,6 @@ def steps(metric: str) -> Curve:
 def over(setting: Callable[[Run], float], measure: Measure) -> Curve:
     """Return the curve of a measure over a setting that runs of one arm differ in."""
     return lambda run: [(setting(run), measure.read(run))]
-
-
-def error(measure: Measure, name: str) -> Measure:
-    """Return the error that goes with an accuracy."""
-    whole = Measure(
-        "", lambda run: 1.0, measure.unit, lambda run: [(x, 1.0) for x, _ in measure.curve(run)]
-    )
-    return dataclasses.replace(whole.minus(measure, name), unit=measure.unit)
-
-
-def mean_of_epochs(measure: Measure, name: str) -> Measure:
-    """Average a measure over all epochs that have it: the area under its curve."""
-
-    def read(run: Run) -> float | None:
-        values = [value for _, value in measure.curve(run) if value is not None]
-        return fmean(values) if values else None
-
-    return Measure(name, read, measure.unit, measure.curve)
-
-
-def quarter(measure: Measure, name: str, *, late: bool = True) -> Measure:
-    """Average a measure over the last quarter of the epochs, or the first; None with gaps."""
-
-    def read(run: Run) -> float | None:
-        count = max(1, run.config.epochs // 4)
-        values = [value for _, value in measure.curve(run)]
-        part = values[-count:] if late else values[:count]
-        there = [value for value in part if value is not None]
-        return fmean(there) if there and len(there) == len(part) else None
-
-    return Measure(name, read, measure.unit, measure.curve)
 
 
 def learned(arm: str) -> Callable[[Evidence], bool]:
@@ -190,7 +193,15 @@ def _or_chance(metric: str, name: str, unit: Unit, chance: float) -> Measure:
     def curve(run: Run) -> Points:
         return [(x, chance if value is None else value) for x, value in plain.curve(run)]
 
-    return Measure(name, read, unit, curve)
+    # No test image has a part in it.
+    def images(run: Run) -> Images:
+        value = read(run)
+        return None if value is None else np.array([value])
+
+    def image_curve(run: Run) -> list[tuple[float, Images]]:
+        return [(x, None if y is None else np.array([y])) for x, y in curve(run)]
+
+    return Measure(name, read, unit, curve, images, image_curve)
 
 
 TEST = last("test_accuracy", "last test accuracy")

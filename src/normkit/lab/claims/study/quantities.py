@@ -7,8 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
+import numpy as np
+
+from normkit.lab.by_image import Images, combine
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.units import Unit
+from normkit.lab.crossed import ImageError, image_error
 
 __all__ = ["Quantity", "mean"]
 
@@ -17,7 +21,8 @@ __all__ = ["Quantity", "mean"]
 class Quantity:
     """One number of each seed, in stored units; the difference of two has the seeds of both.
 
-    A number that is not finite stands for a seed that was seen and tells nothing.
+    A number that is not finite stands for a seed that was seen and tells nothing. ``images`` has
+    each seed's number test image by test image, where that is known.
 
     >>> ones = Quantity(lambda evidence: {0: 0.25, 1: 0.5}, Unit(""))
     >>> twos = Quantity(lambda evidence: {1: 0.25, 2: 0.5}, Unit(""))
@@ -27,6 +32,7 @@ class Quantity:
 
     by_seed: Callable[[Evidence], Mapping[int, float]]
     unit: Unit
+    images: Callable[[Evidence], Mapping[int, Images]] = lambda evidence: {}
 
     def __sub__(self, other: Quantity) -> Quantity:
         def by_seed(evidence: Evidence) -> Mapping[int, float]:
@@ -34,17 +40,40 @@ class Quantity:
             first = self.by_seed(evidence)
             return {seed: value - second[seed] for seed, value in first.items() if seed in second}
 
-        return Quantity(by_seed, self.unit)
+        def images(evidence: Evidence) -> Mapping[int, Images]:
+            return _by_seed(lambda one, other: one - other, self, other, evidence=evidence)
+
+        return Quantity(by_seed, self.unit, images)
 
     def __neg__(self) -> Quantity:
         return Quantity(
-            lambda e: {seed: -value for seed, value in self.by_seed(e).items()}, self.unit
+            lambda e: {seed: -value for seed, value in self.by_seed(e).items()},
+            self.unit,
+            lambda e: _by_seed(np.negative, self, evidence=e),
         )
 
     def shown(self, evidence: Evidence) -> list[float]:
         """Return the finite values in the unit that is printed, by seed."""
         values = sorted(self.by_seed(evidence).items())
         return [self.unit.scale * value for _, value in values if math.isfinite(value)]
+
+    def image_error(self, evidence: Evidence) -> ImageError:
+        """Return what the choice of the test images adds to the error of the mean, as printed."""
+        values, by_image = self.by_seed(evidence), self.images(evidence)
+        error = image_error([by_image.get(s) for s, v in values.items() if math.isfinite(v)])
+        return error._replace(deviation=self.unit.scale * error.deviation)
+
+
+def _by_seed(
+    function: Callable[..., np.ndarray], *quantities: Quantity, evidence: Evidence
+) -> dict[int, Images]:
+    """Apply a linear function to the quantities image by image, for the seeds that have all."""
+    read = [quantity.images(evidence) for quantity in quantities]
+    return {
+        seed: combine(function, *(each[seed] for each in read))
+        for seed in read[0]
+        if all(seed in each for each in read)
+    }
 
 
 def mean(*quantities: Quantity) -> Quantity:
@@ -58,4 +87,7 @@ def mean(*quantities: Quantity) -> Quantity:
             if all(seed in each for each in read)
         }
 
-    return Quantity(by_seed, quantities[0].unit)
+    def images(evidence: Evidence) -> Mapping[int, Images]:
+        return _by_seed(lambda *each: sum(each) / len(each), *quantities, evidence=evidence)
+
+    return Quantity(by_seed, quantities[0].unit, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ import normkit
 PACKAGE = Path(normkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 OPENINGS = {"What", "Who", "Whoever", "How", "Whether", "That", "As", "Why", "Where", "When"}
+ARTICLES = {"The", "A", "An"}
+LAYERS = {"errors", "handle", "core", "kernels", "nn", "statistics", "surgery", "integrations"}
 PHRASES = re.compile(
     r"as said|by (its|their) make\b|for want of|in the midst of|comes? about|the very (bits|same)"
     r"|nobody can know|is no number|\bwhoever\b|\bbesides\b|to fix:",
@@ -48,12 +50,12 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
 
 
-def faults(source: str) -> list[str]:
+def faults(source: str, openings: Collection[str] = OPENINGS) -> list[str]:
     tree = ast.parse(source)
     lines = [
         f"{line}: docstring opens with {text.split()[0]}"
         for line, text in _docstrings(tree)
-        if text.split()[0] in OPENINGS
+        if text.split()[0] in openings
     ]
     lines += [
         f"{number}: {match[0]!r}"
@@ -66,7 +68,10 @@ def faults(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_wording(path: Path) -> None:
-    assert faults(path.read_text()) == []
+    # The lab and its page describe many quantities, by noun phrases.
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    openings = OPENINGS | ARTICLES if part in LAYERS else OPENINGS
+    assert faults(path.read_text(), openings) == []
 
 
 def test_each_fault_is_noticed() -> None:

@@ -41,15 +41,15 @@ class NormkitError(Exception):
 
 
 class ShapeError(NormkitError, ValueError, RuntimeError):
-    """A tensor's rank or size does not fit."""
+    """Rank or size of a tensor does not fit."""
 
 
 class TypeMismatchError(NormkitError, TypeError, NotImplementedError):
-    """A tensor's or an argument's type does not fit."""
+    """Type of a tensor or an argument does not fit."""
 
 
 class OptionError(NormkitError, ValueError):
-    """An argument's value is not one of those allowed."""
+    """Value of an argument is not one of those allowed."""
 
 
 class StatisticsError(NormkitError, RuntimeError):
@@ -61,11 +61,11 @@ class NonFiniteError(StatisticsError):
 
 
 class DataError(NormkitError, RuntimeError):
-    """A data set cannot be found, verified or read."""
+    """Data set cannot be found, verified or read."""
 
 
 class StoreError(NormkitError, RuntimeError):
-    """A store of runs cannot be opened, read or written."""
+    """Store of runs cannot be opened, read or written."""
 
 
 def message(expected: str, received: str, fix: str) -> str:

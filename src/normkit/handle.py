@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
 
 class Handle:
-    """The changes made to a model: prints as a table, and :meth:`undo` reverts them.
+    """Changes made to a model: prints as a table, and :meth:`undo` reverts them.
 
     Attributes:
         changed: one row for each changed layer.

@@ -1,4 +1,4 @@
-"""The benchmark cases: normalization layers of real networks.
+"""Benchmark cases: normalization layers of real networks.
 
 Images are 224×224 (LeNet-5: 28×28, U-Net: 256×256). LeNet-5, AlexNet and U-Net were published
 without normalization; here each convolution and each hidden dense layer is followed by it, as

@@ -28,7 +28,7 @@ class _Permuted(nn.LayerNorm):
 
 
 class SeparateModules(nn.Module):
-    """The normalizer, then a sum, then the activation, the last two in place."""
+    """Normalizer, then a sum, then the activation, the last two in place."""
 
     def __init__(self, norm: nn.Module, act: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def _layers(case: Case, act: str | None) -> tuple[nn.Module, nn.Module]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The tensors of a case, allocated before timing starts."""
+    """Tensors of a case, allocated before timing starts."""
 
     x: Tensor
     dy: Tensor

@@ -15,7 +15,7 @@ __all__ = ["PRESETS", "Network", "Preset", "case_jobs", "select_cases", "step_jo
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """The extent of a benchmark.
+    """Extent of a benchmark.
 
     Attributes:
         seconds: time limit for a normalizer with ReLU, forward and backward; half for others.
@@ -43,7 +43,7 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network whose training step is measured.
+    """Network whose training step is measured.
 
     ``factory`` is ``package.module:attribute``, see :mod:`normkit.bench.steps`; ``layouts`` are
     those of the default preset, the full one takes both.

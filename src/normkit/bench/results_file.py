@@ -1,4 +1,4 @@
-"""The JSON file of results, written atomically."""
+"""JSON file of results, written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark process: ``python -m normkit.bench.worker``.
+"""Benchmark process: ``python -m normkit.bench.worker``.
 
 The first line of its input is a JSON object ``{"threads": …, "jobs": [{"job": name, …}, …]}``; its
 output is one line of JSON per job, ``{"job": index, "record": …}`` or ``{…, "error": …}``. It

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. What it does lives elsewhere."""
+"""Command line: parse, call, print. What it does lives elsewhere."""
 
 __all__ = ["INTERRUPTED", "USAGE"]
 

@@ -1,4 +1,4 @@
-"""The commands ``normkit bench``, ``data``, ``lab`` and ``recalibrate``.
+"""Commands ``normkit bench``, ``data``, ``lab`` and ``recalibrate``.
 
 Each imports its modules when it is called, so that ``normkit --help`` is fast.
 """

@@ -25,7 +25,7 @@ __all__ = ["bench"]
 
 
 class PresetName(str, enum.Enum):
-    """The extent of the benchmark."""
+    """Extent of the benchmark."""
 
     quick = "quick"
     default = "default"

@@ -20,7 +20,7 @@ LINE_SECONDS = 15.0
 
 @dataclasses.dataclass
 class Measurement:
-    """A benchmark in progress; records collected so far are kept when it is interrupted."""
+    """Benchmark in progress; records collected so far are kept when it is interrupted."""
 
     allocators: Sequence[str]
     threads: int | None

@@ -1,4 +1,4 @@
-"""A checkpoint's state dict: find the part that fits a model, load it, replace its statistics."""
+"""State dict of a checkpoint: find the part that fits a model, load it, replace its statistics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_NAMES = 5
 
 
 class StateDictPart(NamedTuple):
-    """The entries of a checkpoint that belong to a model: those with ``prefix``, at ``path``."""
+    """Entries of a checkpoint that belong to a model: those with ``prefix``, at ``path``."""
 
     path: tuple[str, ...]
     prefix: str

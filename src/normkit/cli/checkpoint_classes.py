@@ -1,4 +1,4 @@
-"""Classes of which a checkpoint may hold objects: named, and trusted by name."""
+"""Classes of objects in a checkpoint: named, and trusted by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The executor of ``normkit lab run``, and the options that choose it."""
+"""Executor of ``normkit lab run``, and the options that choose it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
 
 
 class DeviceName(str, enum.Enum):
-    """The device of a training."""
+    """Device of a training."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
 class ExecutorName(str, enum.Enum):
-    """The kind of executor."""
+    """Kind of executor."""
 
     local = "local"
     ray = "ray"

@@ -25,7 +25,7 @@ WORD_STYLE = {"confirmed": "green", "partly": "cyan", "refuted": "red", "open": 
 
 
 class PresetName(str, enum.Enum):
-    """The amount of training."""
+    """Amount of training."""
 
     quick = "quick"
     full = "full"

@@ -62,7 +62,7 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
 
 
 class _Remaining(progress.TimeRemainingColumn):
-    """The time left; nothing once all is done."""
+    """Time left; nothing once all is done."""
 
     def render(self, task: progress.Task) -> Text:
         return Text("") if task.finished else Text.assemble(super().render(task), " left")

@@ -27,7 +27,7 @@ __all__ = ["compare", "export", "tensorboard"]
 
 
 class FormatName(str, enum.Enum):
-    """The file format of exported tables."""
+    """File format of exported tables."""
 
     csv = "csv"
     parquet = "parquet"

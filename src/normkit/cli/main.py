@@ -1,4 +1,4 @@
-"""The installed program ``normkit``; says what to install where its packages are missing."""
+"""Installed program ``normkit``; says what to install where its packages are missing."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The mathematics, said once: pools, moments, activations, the formula and its oracle."""
+"""Mathematics, said once: pools, moments, activations, the formula and its oracle."""

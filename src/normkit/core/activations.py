@@ -1,4 +1,4 @@
-"""The activations a layer can apply to its own output, and their derivatives.
+"""Activations a layer can apply to its own output, and their derivatives.
 
 An activation is data, ``(name, slope)``, so that it can be a dictionary key, be pickled, and be
 handed to a kernel.
@@ -49,7 +49,7 @@ class Act:
         return F.gelu(z)
 
     def onto(self, z: Tensor) -> Tensor:
-        """Apply to ``z``, which nobody else needs: over it where autograd allows that."""
+        """Apply to ``z``, in place where autograd allows it; ``z`` must not be used afterwards."""
         # Autograd would clone z to write silu or gelu over it.
         return self.apply_(z) if self.derivative_from_output else self(z)
 
@@ -107,7 +107,7 @@ _FUNCTIONS: dict[Any, str] = {
 def parse_act(act: ActLike) -> Act | None:
     """Read what a user passed as ``act=``.
 
-    A module is read with its options, of which ``inplace`` has no meaning here; a class or a
+    A module is read with its options, except ``inplace``, which has no meaning here; a class or a
     function of ``torch.nn.functional`` stands for its defaults; ``nn.Identity`` for None.
 
     Raises:

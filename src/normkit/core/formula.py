@@ -1,4 +1,4 @@
-r"""The one formula, in operations that PyTorch can differentiate, trace and transform.
+r"""One formula, in operations that PyTorch can differentiate, trace and transform.
 
 .. math::
     y = \mathrm{act}\left(\gamma\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
@@ -26,7 +26,7 @@ __all__ = ["Spec", "gradients", "normalize", "stats_of"]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A normalization as plain data: everything but the tensors.
+    """Normalization as plain data: everything but the tensors.
 
     Args:
         pool: which elements share moments.
@@ -74,7 +74,7 @@ def normalize(
     mean: Tensor,
     var: Tensor,
 ) -> Tensor:
-    """The formula above for ``x`` (N, C, \\*), with moments of shape ``pool.stats(N, C, S)``.
+    """Compute the formula above for ``x`` (N, C, \\*); moments have shape ``pool.stats(N, C, S)``.
 
     ``weight`` and ``bias`` have C elements in any shape; ``residual`` has the shape of ``x``.
     Returns a tensor of the shape and type of ``x``.

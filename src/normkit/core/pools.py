@@ -29,7 +29,7 @@ __all__ = ["PER_CHANNEL", "PER_POSITION", "Pool", "as_ncs", "concrete"]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The elements of an ``(N, C, S)`` tensor that share one mean and one variance.
+    """Elements of an ``(N, C, S)`` tensor that share one mean and one variance.
 
     Args:
         over: ``"batch"``, ``"ghost"``, ``"group"`` or ``"position"``, as in the table above.

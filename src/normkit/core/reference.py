@@ -1,4 +1,4 @@
-r"""The oracle: every normalizer written out in float64, straight from its paper.
+r"""Oracle: every normalizer written out in float64, straight from its paper.
 
 Nothing here is shared with the layers. There is no view, no pool, no fused pass and no derivative
 by hand: each function takes the axes its paper names, uses ``torch``'s elementary operations in

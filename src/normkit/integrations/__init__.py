@@ -1,7 +1,7 @@
 """Other libraries: how their layers behave, and callbacks for their loops.
 
-Which layers are known is a matter of names: nothing is imported. A callback is imported by who
-needs it.
+Layers are known by name, so none of these libraries is imported. Import a callback from its own
+module.
 """
 
 from normkit.integrations import inplace_abn, sync_batchnorm, timm

@@ -1,4 +1,4 @@
-"""A callback for PyTorch Lightning: validation with population statistics.
+"""Callback for PyTorch Lightning: validation with population statistics.
 
 Needs ``lightning`` or ``pytorch_lightning``, which ``normkit[lightning]`` installs; nothing else
 in this package imports it.

@@ -1,4 +1,4 @@
-"""The training data of a Lightning trainer, as far as its epochs go."""
+"""Training data of a Lightning trainer, as far as its epochs go."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The operations of :mod:`normkit.core`, fast: calls, ways to compute them, and their choice."""
+"""Operations of :mod:`normkit.core`, fast: calls, ways to compute them, and their choice."""

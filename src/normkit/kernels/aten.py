@@ -1,4 +1,4 @@
-"""The portable way: elementary ATen operations, any device, any floating type.
+"""Portable way: elementary ATen operations, any device, any floating type.
 
 For the pools, layouts and process groups that PyTorch has no fused kernel for. Each line below
 that touches the whole tensor is one pass over memory; those in place are the cheap ones.

@@ -1,4 +1,4 @@
-"""The one autograd function: any :class:`normkit.kernels.contract.Pair` with its graph."""
+"""One autograd function: any :class:`normkit.kernels.contract.Pair` with its graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request of a layer and the interface of implementations: :class:`Call`, :class:`Way`."""
+"""Request of a layer and the interface of implementations: :class:`Call`, :class:`Way`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Normalized(NamedTuple):
     """Result of a call: the output, and the detached moments it was normalized with.
 
     ``mean`` and ``var`` (biased) have the shape ``pool.stats(N, C, S)`` or as many elements. They
-    are None where buffers were updated with them, and may be None where nobody asked.
+    are None where buffers were updated with them, and may be None unless the call wants them.
     ``values`` is the number of values behind each: an int, or a tensor where it was counted
     across processes.
     """

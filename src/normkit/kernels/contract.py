@@ -1,4 +1,4 @@
-r"""The contract of a forward and backward pair: shapes, types, and what is saved for backward.
+r"""Contract of a forward and backward pair: shapes, types, and what is saved for backward.
 
 Notation: x is seen through ``spec.pool`` as a ``(N, G, K, S)`` view (:mod:`normkit.core.pools`);
 μ and σ² have the shape ``pool.stats(N, C, S)``; r = 1/√(σ² + ε); x̂ = (x − μ)·r.

@@ -1,4 +1,4 @@
-"""The functions that ``torch.nn``'s layers call, for tools that look for them.
+"""Functions that ``torch.nn``'s layers call, for tools that look for them.
 
 An exported or traced graph holds the same operations as with ``torch.nn``'s layers, so what
 rewrites such graphs (from training to evaluation, for quantization, to ONNX) finds them; a tensor

@@ -1,4 +1,4 @@
-"""The fused C++ kernels: a layer's tensors in, its output and graph out.
+"""Fused C++ kernels: a layer's tensors in, its output and graph out.
 
 :func:`layer` is a whole eager forward pass in one call, since on a small input each step in Python
 costs as much as the kernel. :class:`FusedCPU` is the way for everything else that the kernels take.

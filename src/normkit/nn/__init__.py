@@ -1,4 +1,4 @@
-"""The layers: ``torch.nn``'s namesakes, each a drop-in, and those it lacks."""
+"""Layers: ``torch.nn``'s namesakes, each a drop-in, and those it lacks."""
 
 from normkit.nn.batchnorm import (
     BatchNorm1d,

@@ -28,7 +28,7 @@ Step = TypeVar("Step", float, Tensor)
 
 
 class Ramp(NamedTuple):
-    """A limit that is ``start`` up to step ``first`` and then goes straight to ``end`` at ``last``.
+    """Limit that is ``start`` up to step ``first`` and then goes straight to ``end`` at ``last``.
 
     >>> ramp = Ramp(start=1.0, end=3.0, first=5_000, last=40_000)
     >>> ramp.at(0), ramp.at(22_500), ramp.at(100_000)
@@ -41,7 +41,7 @@ class Ramp(NamedTuple):
     last: int
 
     def at(self, step: Step) -> Step:
-        """The limit at ``step``, of the same type."""
+        """Limit at ``step``, of the same type."""
         share = (step - self.first) / max(self.last - self.first, 1)
         within = share.clamp(0, 1) if isinstance(share, Tensor) else min(max(share, 0.0), 1.0)
         return self.start + (self.end - self.start) * within

@@ -29,7 +29,7 @@ __all__ = ["BatchStatistics", "LayerTensors"]
 
 
 class LayerTensors(NamedTuple):
-    """The tensors of one forward pass: γ, β, running mean and variance, number of batches."""
+    """Tensors of one forward pass: γ, β, running mean and variance, number of batches."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -75,7 +75,7 @@ class BatchStatistics(Layer, _BatchNorm):
 
     @property
     def average(self) -> averages.Average:
-        """The kind of running average; with momentum 0 statistics stay, whichever it is."""
+        """Kind of running average; with momentum 0 statistics stay, whichever it is."""
         return self._average
 
     @average.setter

@@ -67,7 +67,7 @@ class Domains(BatchStatistics):
 
     @property
     def domain(self) -> int | None:
-        """The domain that the next batch is of; ``normkit.use_domain`` sets it in all layers."""
+        """Domain that the next batch is of; ``normkit.use_domain`` sets it in all layers."""
         return self._domain
 
     @domain.setter
@@ -85,8 +85,7 @@ class Domains(BatchStatistics):
         if self._domain is None:
             raise StatisticsError(
                 message(
-                    f"a chosen domain, one of {self.domains}, of which {type(self).__name__} uses "
-                    "the statistics",
+                    f"a chosen domain of {type(self).__name__}, one of {self.domains}",
                     "a batch and no domain",
                     "with normkit.use_domain(model, k): model(batch)",
                 )

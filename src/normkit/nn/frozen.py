@@ -143,7 +143,7 @@ class FrozenBatchNorm2d(Layer):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def reset_parameters(self) -> None:
-        """The identity: γ = 1, β = 0, mean 0, variance 1."""
+        """Reset to the identity: γ = 1, β = 0, mean 0, variance 1."""
         reset_affine(self)
         self.running_mean.zero_()
         self.running_var.fill_(1)

@@ -58,7 +58,7 @@ class GuardedVariance:
             elif code is _FOLD_CONV or code is _FOLD_LINEAR:
                 _refuse_fold(layer)
         buffers = layer._buffers
-        # First what is nearly always so, as evaluation reads it in each call.
+        # The usual case first: evaluation reads it in each call.
         if "running_var" in buffers:
             return buffers["running_var"]
         return _unusual_variance(layer, owner)
@@ -67,7 +67,7 @@ class GuardedVariance:
 def _unusual_variance(layer: Any, owner: type | None) -> Any:
     """Return ``running_var`` where it is no buffer, such as of a parametrized layer."""
     for base in type(layer).__mro__:
-        other = vars(base).get("running_var")
+        other: Any = vars(base).get("running_var")
         if not isinstance(other, GuardedVariance) and hasattr(other, "__get__"):
             return other.__get__(layer, owner)
     if "running_var" in layer._parameters:
@@ -116,7 +116,7 @@ def _refuse_sync(layer: Any) -> None:
         raise TypeMismatchError(
             message(
                 "layers that torch.nn.SyncBatchNorm can stand for",
-                f"{layer!r}, of which it would drop the {' and the '.join(drops)}",
+                f"{layer!r}: it would drop the {' and the '.join(drops)}",
                 "use normkit.SyncBatchNorm.convert_sync_batchnorm(model), which also takes layers "
                 "before this one that may have been replaced already; or convert a "
                 "copy.deepcopy(model) first",

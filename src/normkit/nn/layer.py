@@ -1,4 +1,4 @@
-"""The base of all layers: their activation, their steps, and what each of them shares."""
+"""Base of all layers: their activation, their steps, and what each of them shares."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
     @property
     def act(self) -> str | tuple[str, float] | None:
-        """The activation: None, a name, or ``("leaky_relu", slope)``; a module is read as these."""
+        """Activation: None, a name, or ``("leaky_relu", slope)``; a module is read as these."""
         return self._act_option
 
     @act.setter

@@ -1,4 +1,4 @@
-"""The modules of a model, each once, and which of them may change their class."""
+"""Modules of a model, each once, and which of them may change their class."""
 
 from __future__ import annotations
 

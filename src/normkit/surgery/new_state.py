@@ -18,7 +18,7 @@ KIND_ATTRIBUTES = {"ghost_size", "process_group", "r_max", "d_max", "_last"}
 
 
 class NewState(NamedTuple):
-    """A layer's class and attributes after a change; its tensors if they change, else None."""
+    """Class and attributes of a layer after a change; its tensors if they change, else None."""
 
     cls: type[nn.Module]
     attributes: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A ``Sequential`` that computes a normalization and the activation after it in one operation.
+"""``Sequential`` that computes a normalization and the activation after it in one operation.
 
 None of its modules is replaced: a module that is called alone, by an index or a loop over the
 children, behaves as before. Only ``Sequential.forward`` fuses the two, and decides so anew in each
@@ -104,7 +104,7 @@ def can_fuse(cls: type[nn.Module]) -> bool:
 
 
 class Pair(NamedTuple):
-    """A module and the activation right after it."""
+    """Module and the activation right after it."""
 
     key: str
     layer: nn.Module

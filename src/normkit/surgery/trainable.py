@@ -1,4 +1,4 @@
-"""A frozen batch normalization, constant by construction, back to one that learns."""
+"""Frozen batch normalization, constant by construction, back to one that learns."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class PartsCopier:
         source: what they are parts of.
 
     Attributes:
-        shares: True if they have no copy, and are shared with whoever iterates over ``source``.
+        shares: True if they have no copy, so that ``source`` itself moves on.
     """
 
     def __init__(self, parts: Mapping[str, Any], source: Any) -> None:

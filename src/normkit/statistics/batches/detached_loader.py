@@ -22,7 +22,7 @@ DEPTH = 3
 
 
 class DetachedLoader(Iterable[Any]):
-    """Loader of which each iteration reads a copy, and leaves the loader itself alone.
+    """Copy of a loader for each iteration, which leaves the loader itself alone.
 
     A copy yields what the loader would yield next. A loader may be in the middle of an epoch:
     iterating over it once more would draw from its generator and its sampler, move on in a
@@ -31,7 +31,7 @@ class DetachedLoader(Iterable[Any]):
     Copied are DataLoaders, with their samplers and generators, and with an IterableDataset that is
     read in this process; such a dataset by itself; and objects that hold one of these, such as
     those that move batches to a device. Data is shared. What cannot be copied is shared too if
-    nobody iterates over it: it is then consumed, as an iterator is. Iterators and all other
+    no epoch over it is in progress: it is then consumed, as an iterator is. Iterators and all other
     iterables are read themselves.
 
     >>> import torch
@@ -46,7 +46,7 @@ class DetachedLoader(Iterable[Any]):
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
         self._copiers: dict[int, PartsCopier] = {}  # by the identity of what they copy parts of
-        self._holds_iterator = False  # and nothing beside it that would begin again
+        self._holds_iterator = False  # in place of what it came from
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.copy())
@@ -55,8 +55,8 @@ class DetachedLoader(Iterable[Any]):
         """Return a copy to iterate over.
 
         Raises:
-            DataError: someone is in the middle of the loader, which keeps its position in
-                something that cannot be copied. Nothing has been drawn from it.
+            DataError: an epoch over the loader is in progress, and its position cannot be copied.
+                Nothing has been drawn from it.
         """
         copied: Iterable[Any] = self._detached(self._batches, DEPTH)
         return copied
@@ -132,13 +132,13 @@ class _Ending(Iterable[Any]):
 
 
 _NOT_BEGUN = {"_iterator": None, "persistent_workers": False, "_initial_iter_for_state_dict": False}
-"""Attributes of a loader that nobody has iterated over; the last is that of torchdata's."""
+"""Attributes of a loader that has not been iterated over; the last is that of torchdata's."""
 
 
 def _has_but_one(attributes: Mapping[str, Any]) -> bool:
     """Return True if an object with these attributes has an iterator and nothing to begin again.
 
-    With a list or loader beside it, the iterator may be one that each iteration makes anew.
+    If it has a list or loader too, each iteration may make the iterator anew.
     """
     # An open file is an iterator too, and may be a log.
     parts = [part for part in attributes.values() if not isinstance(part, io.IOBase)]

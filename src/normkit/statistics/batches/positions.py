@@ -1,4 +1,4 @@
-"""Positions in a loader: the iterators of those who are in the middle of it."""
+"""Positions in a loader: iterators over it that have begun and not ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def goes_on(dataset: Any, position: Any) -> bool:
 
 
 def positions(source: Any, parts: Mapping[str, Any]) -> list[Any]:
-    """Return the iterators of those who are in the middle of ``source``, except its own parts."""
+    """Return the iterators over ``source`` that have begun and not ended, except its own parts."""
     ids = {id(part) for part in parts.values()}
     dataset = getattr(source, "dataset", source)
     streams = isinstance(dataset, IterableDataset)

@@ -1,4 +1,4 @@
-r"""Standard errors from few batches, moderated by what is known better.
+r"""Standard errors from few batches, moderated by errors that are known better.
 
 Many batches show by their differences how far chance goes; from two or three, the standard errors
 of some channels come out near zero by chance. So the squared standard error from :math:`U` batches

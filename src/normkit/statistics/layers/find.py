@@ -1,4 +1,4 @@
-"""The layers that keep running statistics, and how each keeps them."""
+"""Layers that keep running statistics, and how each keeps them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COUNTER = "num_batches_tracked"
 
 
 class NormLayer(NamedTuple):
-    """A layer that keeps running statistics, by its first name in the model."""
+    """Layer that keeps running statistics, by its first name in the model."""
 
     name: str
     layer: nn.Module
@@ -52,12 +52,12 @@ class NormLayer(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """The layer's tensors of means and variances."""
+        """Tensors of means and variances of the layer."""
         return getattr(self.layer, self.spec.mean), getattr(self.layer, self.spec.var)
 
     @property
     def counter(self) -> Tensor | None:
-        """The layer's count of batches, see :func:`batch_counter`."""
+        """Count of batches of the layer, see :func:`batch_counter`."""
         return batch_counter(self.layer)
 
     @property
@@ -75,7 +75,7 @@ class NormLayer(NamedTuple):
 
 
 def batch_counter(layer: nn.Module) -> Tensor | None:
-    """Return a layer's count of batches, one or one per bank, if its averages go by it.
+    """Return a layer's count of batches, one or one per bank, if its averages depend on it.
 
     >>> batch_counter(nn.BatchNorm1d(2)), batch_counter(nn.InstanceNorm1d(2))
     (tensor(0), None)

@@ -63,7 +63,7 @@ def _in_evaluation(modules: Sequence[nn.Module], copies: dict[int, nn.Module]) -
     """Call the first module's copy's ``train()``, and return which modules are left out of it."""
     marked = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     for module in (*marked, *copies.values()):
-        # As true as before, and by its type a mode that nobody has set since.
+        # As true as before; its type shows whether train() has set it since.
         vars(module)[_flag(module)] = int(vars(module).get(_flag(module), True))
     copies[id(modules[0])].train()
     evaluating = set()

@@ -15,7 +15,7 @@ MAX_CALLS = 16
 
 
 class CallsEstimate(Estimate):
-    """An estimate over all calls that keeps the calls apart too, once a batch makes several.
+    """Estimate over all calls that keeps the calls apart too, once a batch makes several.
 
     Attributes:
         calls: an estimate for the first, second, … call of a pass; empty where no pass has made

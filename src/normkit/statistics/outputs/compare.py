@@ -28,7 +28,7 @@ __all__ = ["OutputComparison", "OutputSums"]
 
 
 class OutputComparison(NamedTuple):
-    """The model's output with batch statistics against its output with running statistics.
+    """Output of the model with batch statistics against its output with running statistics.
 
     Attributes:
         difference: root mean square of the difference, relative to the deviation of the output

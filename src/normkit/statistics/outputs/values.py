@@ -1,4 +1,4 @@
-"""The values of two outputs: how far they differ, relative to how far they vary over the data.
+"""Values of two outputs: how far they differ, relative to how far they vary over the data.
 
 A *feature* has one mean, over all samples and positions. Features lie along axis 1, as PyTorch's
 channels do; along the last axis where labels say that the classes do, or where axis 1 has another

@@ -1,4 +1,4 @@
-"""A bar that counts samples while a measurement runs."""
+"""Bar that counts samples while a measurement runs."""
 
 from __future__ import annotations
 

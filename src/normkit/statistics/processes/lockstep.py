@@ -2,7 +2,7 @@
 
 Under FSDP and the like a forward gathers weights from all ranks: one that runs alone waits for the
 others until the process group's timeout ends them all. So the ranks agree before each forward, and
-one that has no more batches runs along on an earlier one, which nobody counts.
+one that has no more batches runs along on an earlier one, uncounted.
 """
 
 from __future__ import annotations

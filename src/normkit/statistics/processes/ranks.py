@@ -18,7 +18,7 @@ __all__ = ["Ranks", "fingerprint", "ranks_of"]
 
 
 class Ranks:
-    """The processes of a group, or this one alone, for which every method is trivial.
+    """Processes of a group, or this one alone, for which every method is trivial.
 
     All ranks call the same methods in the same order. Reductions give all of them the same bits:
     gloo and NCCL add each element up in one place.

@@ -49,7 +49,7 @@ class Shift(NamedTuple):
             exponential of the root mean square over channels of the logarithm of the ratio.
         error: relative standard error of the new statistics, see ``relative_error``; NaN if
             unknown.
-        bias: share of a deviation and of a variance by which the new ones may be off beside that,
+        bias: share of a deviation and of a variance by which the new ones may be off beyond that,
             in every batch alike; an estimate: see :class:`LayerStatistics`.
 
         ``mean`` and ``variance`` are NaN where the old ones were not finite.

@@ -22,7 +22,7 @@ __all__ = ["SharedLayer", "call_gaps", "call_statistics", "describe_calls", "sha
 
 
 class SharedLayer(NamedTuple):
-    """A layer that one pass calls several times, on inputs that no one mean and variance fit.
+    """Layer that one pass calls several times, on inputs that no one mean and variance fit.
 
     Attributes:
         name: of the layer; of its bank, for one with several domains.

@@ -71,6 +71,10 @@ class Layers:
         """Return the module after a hidden dense layer."""
         return self.norm(channels, 0) if self.norm_at in ("all", "fc") else nn.Identity()
 
+    def token_norm(self, channels: int) -> nn.Module:
+        """Return a normalizer of a transformer's tokens (N, T, channels)."""
+        return self.norm(channels, 1)
+
     def activation(self) -> nn.Module:
         """Return a new activation."""
         return activation(self.act)

@@ -6,6 +6,7 @@ weights, and their difference is the normalizer's alone.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, cast
@@ -14,12 +15,15 @@ import torch
 from torch import nn
 
 from normkit.errors import OptionError, message
+from normkit.lab.models.noise import ShiftingNoise
 from normkit.lab.models.parts import choice
+from normkit.lab.models.pointwise import DynamicErf, DynamicTanh
 
 __all__ = ["NORMS", "NORM_OPTIONS", "NormFactory", "factory", "groups_for"]
 
 NormFactory = Callable[[int, int], nn.Module]
-"""``norm(channels, rank)``: rank 0 for dense input (N, C), rank 2 for images (N, C, H, W)."""
+"""``norm(channels, rank)``: rank 0 for dense input (N, C), rank 1 for tokens (N, T, C), rank 2 for
+images (N, C, H, W)."""
 
 
 def groups_for(channels: int, rank: int) -> int:
@@ -85,7 +89,7 @@ def _torch_batch(
 def _layer(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
     # On images one group is layer normalization over (C, H, W) with γ and β per channel, which
     # needs no image size. On dense input the two are the same, and LayerNorm is its own name.
-    if rank:
+    if rank == 2:
         return nn.GroupNorm(1, channels, affine=affine, **options)
     return nn.LayerNorm(channels, elementwise_affine=affine, **options)
 
@@ -105,9 +109,24 @@ def _half_instance(channels: int, rank: int, affine: bool, **options: Any) -> nn
     return HalfInstanceNorm2d(channels, affine=affine, **options) if rank else nn.Identity()
 
 
+def _rms(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+    return nn.RMSNorm(channels, elementwise_affine=affine, **options)
+
+
+def _noise(channels: int, rank: int, affine: bool) -> nn.Module:
+    return ShiftingNoise()
+
+
+def _noisy_batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
+    norm = _batch(channels, rank, affine, **options)
+    return nn.Sequential(OrderedDict(norm=norm, noise=ShiftingNoise()))
+
+
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     "none": _none,
+    "noise": _noise,
     "batch": _batch,
+    "noisy-batch": _noisy_batch,
     "torch-batch": _torch_batch,
     "ghost": _ghost,
     "domain": _domain,
@@ -115,10 +134,15 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "group": _group,
     "instance": _instance,
     "half-instance": _half_instance,
+    "rms": _rms,
+    "dyt": DynamicTanh,
+    "derf": DynamicErf,
 }
 NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
+    "noise": (),
     "batch": ("momentum", "average", "eps", "gamma", "beta"),
+    "noisy-batch": ("momentum", "average", "eps"),
     "torch-batch": ("momentum", "eps", "gamma", "beta"),
     "ghost": ("ghost_size", "momentum", "average", "eps"),
     "domain": ("domains", "share_affine", "momentum", "average", "eps"),
@@ -126,12 +150,18 @@ NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "group": ("eps",),
     "instance": ("eps",),
     "half-instance": ("eps",),
+    "rms": ("eps",),
+    "dyt": ("alpha",),
+    "derf": ("alpha",),
 }
 """The further arguments that a normalizer may be given; the first of ghost and domain must be.
 
 ``gamma`` and ``beta`` are the values that γ and β start at, 1 and 0 unless given, rounded to the
 parameters' type: in float32 a γ of 1.0000001 is the next number after 1, 1 + 2⁻²³.
 """
+
+_TOKENS = ("none", "layer", "rms", "dyt", "derf")
+"""The normalizers of tokens (N, T, C), each on its own."""
 
 _NEEDED = {"ghost": ("ghost_size", 32), "domain": ("domains", 2)}
 
@@ -148,7 +178,31 @@ def factory(norm: str, affine: bool, options: Mapping[str, Any]) -> NormFactory:
     make = _NORMS[choice("norm", norm, NORMS)]
     _check_options(norm, options)
     _check_start(affine, options)
-    return lambda channels, rank: make(channels, rank, affine, **options)
+
+    def normalizer(channels: int, rank: int) -> nn.Module:
+        _check_rank(norm, rank)
+        return make(channels, rank, affine, **options)
+
+    return normalizer
+
+
+def _check_rank(norm: str, rank: int) -> None:
+    if rank == 1 and norm not in _TOKENS:
+        raise OptionError(
+            message(
+                f"a normalizer of tokens, one of {', '.join(_TOKENS)}",
+                f"norm={norm!r}",
+                "use one of these for a transformer",
+            )
+        )
+    if rank == 2 and norm == "rms":
+        raise OptionError(
+            message(
+                "RMSNorm on tokens or dense layers only",
+                "norm='rms' after a convolution",
+                "use norm='layer', or a transformer",
+            )
+        )
 
 
 def _check_options(norm: str, options: Mapping[str, Any]) -> None:

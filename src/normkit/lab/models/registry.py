@@ -19,6 +19,7 @@ from normkit.lab.models.lenet import convnet4, lenet5
 from normkit.lab.models.normalizers import NormFactory
 from normkit.lab.models.parts import Image, Maker, choice, whole
 from normkit.lab.models.resnet import RESNETS
+from normkit.lab.models.vit import vit
 
 __all__ = ["MODELS", "OUTPUTS", "TITLES", "build"]
 
@@ -30,6 +31,7 @@ _CLASSIFIERS: dict[str, Maker] = {
     **RESNETS,
     "densenet": densenet,
     "densenet121": densenet121,
+    "vit": vit,
 }
 _RESTORERS: dict[str, Maker] = {"denoiser": denoiser}
 _MAKERS = _CLASSIFIERS | _RESTORERS
@@ -92,8 +94,11 @@ def build(
             :func:`~normkit.lab.models.normalizers.groups_for` returns), "instance" (after
             convolutions only: a dense feature is alone in its channel), "half-instance" (the same
             on half of the channels), "ghost" (normkit's GhostBatchNorm, with ``ghost_size`` among
-            its options), or a factory called as ``norm(channels, rank)``, rank 0 for dense input
-            and 2 for images.
+            its options), "noisy-batch" (normkit's BatchNorm, then
+            :class:`~normkit.lab.models.noise.ShiftingNoise`), "noise" (that noise alone), "rms"
+            (RMSNorm, not after convolutions), "dyt" and "derf" (the functions of
+            :mod:`~normkit.lab.models.pointwise`), or a factory called as ``norm(channels, rank)``,
+            rank 0 for dense input, 1 for tokens (N, T, C) and 2 for images.
         act: "relu", "sigmoid", "tanh", "silu", "gelu", "leaky_relu" or "leaky_relu_0.2" (with
             that slope below zero, where the other has 0.01).
         in_channels: channels of the images.
@@ -107,7 +112,8 @@ def build(
         options: the network's own, listed in its docstring: ``padding`` and ``pool`` for lenet5,
             ``dropout``, ``hidden`` and ``width`` for alexnet, ``residual``, ``width`` and
             ``zero_init`` for the ResNets, ``blocks``, ``growth``, ``bottleneck`` and ``stem`` for
-            densenet, ``width`` and ``depth`` for denoiser, and ``init`` for all.
+            densenet, ``width`` and ``depth`` for denoiser, ``patch``, ``dim``, ``depth`` and
+            ``heads`` for vit, and ``init`` for all.
 
     Returns:
         The network in training mode, on the CPU, in the default float type.

@@ -14,10 +14,17 @@ from normkit.errors import OptionError
 from normkit.lab import data
 from normkit.lab.building import build_model
 from normkit.lab.config import RunConfig
-from normkit.lab.probes import LEVELS, PROBES, Reading, describe, normal_quantiles, probe
+from normkit.lab.models.noise import ShiftingNoise
+from normkit.lab.probes import LEVELS, PROBES, Reading, Step, normal_quantiles, observe
+from normkit.lab.probes.activations import describe
 from normkit.lab.training import train
 
 Make = Callable[..., RunConfig]
+
+
+def probe(name: str, model: nn.Module) -> Any:
+    """Observe without a step to compute again, which most probes do not need."""
+    return observe([name], model, Step(lambda: torch.tensor(0.0), 1.0))
 
 
 @pytest.mark.parametrize("name", sorted(PROBES))
@@ -28,7 +35,8 @@ def test_probes_change_no_number(
     train(make_config(), dataset, plain)
     train(make_config(probes=((name, 3),)), dataset, watched)
     read = {key: value for key, value in watched.metrics.items() if key not in plain.metrics}
-    assert {step for _, step in read} == {1, 3, 6}
+    seen = {step for _, step in read} | {step for _, step in watched.vectors}
+    assert seen == {1, 3, 6}
     assert {key: watched.metrics[key] for key in plain.metrics} == plain.metrics
 
 
@@ -66,8 +74,9 @@ def test_values_that_are_not_finite_are_noted_as_none() -> None:
 
 
 def test_unknown_probes_are_refused(make_config: Make) -> None:
-    with pytest.raises(OptionError, match="activations, gradients, layers"):
-        probe("telepathy", nn.ReLU())
+    known = "activations, channels, gradients, landscape, layers"
+    with pytest.raises(OptionError, match=known), probe("telepathy", nn.ReLU()):
+        pass
     with pytest.raises(OptionError, match="nonlinearity"), probe("activations", nn.ReLU()):
         pass
 
@@ -115,3 +124,66 @@ def test_layers_not_seen_or_not_finite_are_none() -> None:
         "layer1_weight",
         "layer2_weight",
     ]
+
+
+def test_landscape_of_a_parabola() -> None:
+    # L = a w² / 2 along one weight: the gradient changes by a for each unit of distance.
+    layer, curvature, rate, start = nn.Linear(1, 1, bias=False).double(), 3.0, 0.25, 2.0
+    nn.init.constant_(layer.weight, start)
+
+    def loss() -> torch.Tensor:
+        return curvature / 2 * layer(torch.ones(1, 1, dtype=torch.float64)).square().sum()
+
+    with observe(["landscape"], layer, Step(loss, rate)) as reading:
+        loss().backward()
+    slope = curvature * start
+    losses = [curvature / 2 * (start - k * rate * slope) ** 2 for k in (0, 0.5, 1, 2, 4)]
+    assert reading.scalars == pytest.approx(
+        {
+            "landscape_range": max(losses) - min(losses),
+            "landscape_change": curvature * 4 * rate * slope,
+            "landscape_relative": curvature * 4 * rate,
+            "landscape_smoothness": curvature,
+            "landscape_gradient": slope,
+        }
+    )
+    assert layer.weight.item() == start
+    assert layer.weight.grad is not None and layer.weight.grad.item() == slope
+
+
+def test_landscape_has_the_noise_of_its_step_and_is_not_watched() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), ShiftingNoise(), nn.ReLU())
+    images = torch.randn(4, 1, 5, 5)
+    seen: list[float] = []
+    before = torch.get_rng_state()
+
+    def loss() -> torch.Tensor:
+        value = model(images).square().mean()
+        seen.append(value.item())
+        return value
+
+    with observe(["channels", "landscape"], model, Step(loss, 0.1)) as reading:
+        loss().backward()
+        state, buffers = torch.get_rng_state(), [b.clone() for b in model.buffers()]
+    assert len(seen) == 6
+    assert seen[0] == seen[1]  # no noise of its own at distance 0
+    assert len(set(seen)) == 5
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(map(torch.equal, buffers, model.buffers()))
+    # The channels are those of the step, not of the last distance looked at.
+    torch.set_rng_state(before)
+    with torch.no_grad():
+        inputs = model[:3](images).transpose(0, 1).flatten(1)
+    assert reading.vectors["channel1_mean"] == pytest.approx(inputs.mean(1).tolist(), abs=1e-5)
+
+
+def test_landscape_that_is_not_finite_is_none() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+
+    def loss() -> torch.Tensor:
+        return (layer(torch.ones(1, 1)) * math.inf).sum()
+
+    with observe(["landscape"], layer, Step(loss, 0.1)) as reading:
+        loss().backward()
+    assert set(reading.scalars.values()) == {None}

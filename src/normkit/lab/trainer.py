@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -25,7 +24,7 @@ from normkit.lab.evaluations import chance_score, evaluate, evaluate_under
 from normkit.lab.freezing import freeze_statistics, is_frozen_epoch
 from normkit.lab.models.forms import quickest
 from normkit.lab.placement import current_placement
-from normkit.lab.probes import Reading, probe
+from normkit.lab.probes import Reading, Step, observe
 from normkit.lab.schedules import set_rate
 from normkit.lab.tasks import task_of
 
@@ -169,14 +168,11 @@ class Trainer:
         """
         placement, number = self.placement, self.progress.step + 1
         self.optimizer.zero_grad(set_to_none=True)
-        with contextlib.ExitStack() as stack:
-            readings = [
-                stack.enter_context(probe(name, self.learner))
-                for name, every in self.config.probes
-                if number % every == 0 or number == 1
-            ]
-            whole = len(targets)
-            images, targets = placement.shard_batch(images, targets)
+        whole = len(targets)
+        images, targets = placement.shard_batch(images, targets)
+        due = [name for name, every in self.config.probes if number % every == 0 or number == 1]
+        step = Step(lambda: self.mean_loss(images, targets), self.optimizer.param_groups[0]["lr"])
+        with observe(due, self.learner, step) as reading:
             outputs = forward(self.config, self.learner, images)
             if placement.size == 1:
                 loss = self.task.loss(outputs, targets, reduction="mean")
@@ -184,16 +180,17 @@ class Trainer:
                 # Gradients are averaged over processes, whatever the size of their shards.
                 loss = self.task.loss(outputs, targets, reduction="sum") * (placement.size / whole)
             loss.backward()
-        merged = Reading()
-        for reading in readings:
-            merged.scalars.update(reading.scalars)
-            merged.vectors.update(reading.vectors)
         mean, figure = placement.all_sum(
             loss.item() / placement.size, self.task.count(outputs.detach(), targets)
         )
         if math.isfinite(mean):
             self.optimizer.step()
-        return mean, figure, merged
+        return mean, figure, reading
+
+    def mean_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss on images, with the model as it is."""
+        outputs = forward(self.config, self.learner, images)
+        return self.task.loss(outputs, targets, reduction="mean")
 
     def evaluate(self) -> None:
         """Evaluate after the epoch, record its measurements, and begin the next one."""

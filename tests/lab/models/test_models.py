@@ -40,8 +40,10 @@ CHEAP: dict[str, dict[str, object]] = {
     "resnet110": {"width": 2},
     "densenet": {"growth": 4, "stem": 8},
     "densenet121": {},
+    "vit": {"depth": 2, "dim": 12, "heads": 2, "patch": 4},
     "denoiser": {"width": 8},
 }
+NORM_OF = {"vit": "layer"}  # of tokens, each on its own
 CLASSIFIERS = [n for n, gives in models.OUTPUTS.items() if gives == "logits" and n != "densenet121"]
 NORMALISERS = (
     nn.modules.batchnorm._NormBase,
@@ -67,7 +69,8 @@ def test_every_model_is_tried() -> None:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_forward_and_backward(name: str, size: int) -> None:
     torch.manual_seed(0)
-    model = models.build(name, norm=NORM, in_channels=3, classes=7, size=size, **CHEAP[name])
+    norm = NORM_OF.get(name, NORM)
+    model = models.build(name, norm=norm, in_channels=3, classes=7, size=size, **CHEAP[name])
     logits = model(torch.randn(2, 3, size, size))
     assert logits.shape == (2, 7)
     assert torch.isfinite(logits).all()
@@ -137,7 +140,7 @@ def test_densenet_is_the_sources() -> None:
 @pytest.mark.parametrize("name", [n for n in models.MODELS if n != "densenet121"])
 def test_norm_none_has_no_normalizer(name: str) -> None:
     assert norms_in(models.build(name, norm="none", **CHEAP[name])) == []
-    assert norms_in(models.build(name, norm=NORM, **CHEAP[name])) != []
+    assert norms_in(models.build(name, norm=NORM_OF.get(name, NORM), **CHEAP[name])) != []
 
 
 @pytest.mark.parametrize("name", ["lenet5", "convnet4", "alexnet", "cifar10-quick"])
@@ -192,6 +195,7 @@ def test_norm_kinds_by_rank() -> None:
         ("group", {"eps": 1e-3}),
         ("instance", {"eps": 1e-3}),
         ("half-instance", {"eps": 1e-3}),
+        ("noisy-batch", {"momentum": 0.2}),
     ],
 )
 def test_normalizers_get_their_options(norm: str, options: dict[str, object]) -> None:

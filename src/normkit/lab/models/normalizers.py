@@ -109,10 +109,6 @@ def _half_instance(channels: int, rank: int, affine: bool, **options: Any) -> nn
     return HalfInstanceNorm2d(channels, affine=affine, **options) if rank else nn.Identity()
 
 
-def _rms(channels: int, rank: int, affine: bool, **options: Any) -> nn.Module:
-    return nn.RMSNorm(channels, elementwise_affine=affine, **options)
-
-
 def _noise(channels: int, rank: int, affine: bool) -> nn.Module:
     return ShiftingNoise()
 
@@ -124,9 +120,7 @@ def _noisy_batch(channels: int, rank: int, affine: bool, **options: Any) -> nn.M
 
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     "none": _none,
-    "noise": _noise,
     "batch": _batch,
-    "noisy-batch": _noisy_batch,
     "torch-batch": _torch_batch,
     "ghost": _ghost,
     "domain": _domain,
@@ -134,15 +128,14 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "group": _group,
     "instance": _instance,
     "half-instance": _half_instance,
-    "rms": _rms,
     "dyt": DynamicTanh,
     "derf": DynamicErf,
+    "noise": _noise,
+    "noisy-batch": _noisy_batch,
 }
 NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "noise": (),
     "batch": ("momentum", "average", "eps", "gamma", "beta"),
-    "noisy-batch": ("momentum", "average", "eps"),
     "torch-batch": ("momentum", "eps", "gamma", "beta"),
     "ghost": ("ghost_size", "momentum", "average", "eps"),
     "domain": ("domains", "share_affine", "momentum", "average", "eps"),
@@ -150,17 +143,19 @@ NORM_OPTIONS: dict[str, tuple[str, ...]] = {
     "group": ("eps",),
     "instance": ("eps",),
     "half-instance": ("eps",),
-    "rms": ("eps",),
     "dyt": ("alpha",),
     "derf": ("alpha",),
+    "noise": (),
+    "noisy-batch": ("momentum", "average", "eps"),
 }
 """The further arguments that a normalizer may be given; the first of ghost and domain must be.
 
 ``gamma`` and ``beta`` are the values that γ and β start at, 1 and 0 unless given, rounded to the
-parameters' type: in float32 a γ of 1.0000001 is the next number after 1, 1 + 2⁻²³.
+parameters' type: in float32 a γ of 1.0000001 is the next number after 1, 1 + 2⁻²³. ``alpha`` is the
+value that the α of dyt and derf starts at, 0.5 unless given.
 """
 
-_TOKENS = ("none", "layer", "rms", "dyt", "derf")
+_TOKENS = ("none", "layer", "dyt", "derf")
 """The normalizers of tokens (N, T, C), each on its own."""
 
 _NEEDED = {"ghost": ("ghost_size", 32), "domain": ("domains", 2)}
@@ -195,14 +190,6 @@ def _check_rank(norm: str, rank: int) -> None:
                 "use one of these for a transformer",
             )
         )
-    if rank == 2 and norm == "rms":
-        raise OptionError(
-            message(
-                "RMSNorm on tokens or dense layers only",
-                "norm='rms' after a convolution",
-                "use norm='layer', or a transformer",
-            )
-        )
 
 
 def _check_options(norm: str, options: Mapping[str, Any]) -> None:
@@ -221,8 +208,8 @@ def _check_options(norm: str, options: Mapping[str, Any]) -> None:
 
 
 def _check_start(affine: bool, options: Mapping[str, Any]) -> None:
-    starts = {name: options[name] for name in ("gamma", "beta") if name in options}
-    if starts and not affine:
+    starts = {name: options[name] for name in ("gamma", "beta", "alpha") if name in options}
+    if starts.keys() - {"alpha"} and not affine:
         raise OptionError(
             message(
                 "γ and β (affine=True) where their start is set",

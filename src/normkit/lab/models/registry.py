@@ -95,10 +95,10 @@ def build(
             convolutions only: a dense feature is alone in its channel), "half-instance" (the same
             on half of the channels), "ghost" (normkit's GhostBatchNorm, with ``ghost_size`` among
             its options), "noisy-batch" (normkit's BatchNorm, then
-            :class:`~normkit.lab.models.noise.ShiftingNoise`), "noise" (that noise alone), "rms"
-            (RMSNorm, not after convolutions), "dyt" and "derf" (the functions of
-            :mod:`~normkit.lab.models.pointwise`), or a factory called as ``norm(channels, rank)``,
-            rank 0 for dense input, 1 for tokens (N, T, C) and 2 for images.
+            :class:`~normkit.lab.models.noise.ShiftingNoise`), "noise" (that noise alone), "dyt" and
+            "derf" (the functions of :mod:`~normkit.lab.models.pointwise`), or a factory called as
+            ``norm(channels, rank)``, rank 0 for dense input, 1 for tokens (N, T, C) and 2 for
+            images.
         act: "relu", "sigmoid", "tanh", "silu", "gelu", "leaky_relu" or "leaky_relu_0.2" (with
             that slope below zero, where the other has 0.01).
         in_channels: channels of the images.

@@ -87,8 +87,8 @@ def vit(
 ) -> VisionTransformer:
     """Build a transformer on image patches, small enough for a CPU.
 
-    Takes the normalizers of tokens only: "none", "layer", "rms", "dyt", "derf", or a factory, which
-    is called with rank 1 for tokens (N, T, C). The source's activation is ``act="gelu"``. Positions
+    Takes the normalizers of tokens only: "none", "layer", "dyt", "derf", or a factory, which is
+    called with rank 1 for tokens (N, T, C). The source's activation is ``act="gelu"``. Positions
     start normal with deviation 0.02.
 
     Args:

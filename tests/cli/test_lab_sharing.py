@@ -144,8 +144,8 @@ def test_list_keeps_its_lines_whole(
     shown = [" ".join(line.split()) for line in lines[first : first + 8]]
     costs = [line for line in shown if re.match(r"(quick|full|paper) ", line)]
     assert len(costs) == 3
-    assert re.fullmatch(r"quick ▸ supported \d+ runs [\d.]+ M images [\d.]+ core-min", costs[0])
-    assert re.fullmatch(r"full supported \d+ runs [\d.]+ M images [\d.]+ core-min", costs[1])
+    assert re.fullmatch(r"quick ▸ confirmed \d+ runs [\d.]+ M images [\d.]+ core-min", costs[0])
+    assert re.fullmatch(r"full confirmed \d+ runs [\d.]+ M images [\d.]+ core-min", costs[1])
     assert re.fullmatch(r"paper not run \d+ runs [\d.]+ M images", costs[2])
 
 
@@ -156,7 +156,7 @@ def test_verdicts_go_into_a_readme(store: Path, tmp_path: Path) -> None:
     text = readme.read_text()
     assert text.startswith(f"# Mine\n\n{BEGIN}\n| claim |")
     assert text.endswith(f"{END}\n\nmore\n")
-    assert re.search(r"^\| C5 .* \| supported \| How much .* points \| \d+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| C5 .* \| confirmed \| How much .* points \| \d+ \|$", text, re.MULTILINE)
     assert "unchanged" in call("verdicts", "--store", store, "--into", readme)
     table = call("verdicts", "c5", "--store", store, "--preset", "full")
     assert "(`full` preset: " in table

@@ -16,7 +16,9 @@ from normkit.lab.claims.c05 import CLAIM as C5
 from normkit.lab.claims.claim import Claim, Evidence
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Comparison
-from normkit.lab.verdicts import decide, interval, paired_test, seeds_needed, spread_ratios
+from normkit.lab.sample_size import seeds_needed
+from normkit.lab.spreads import spread_ratios
+from normkit.lab.verdicts import decide, interval, paired_test
 
 SIMULATIONS = 4000
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from normkit.lab.findings import TAIL, Comparison
 
@@ -22,21 +23,23 @@ MOST_SEEDS = 1000
 
 Array = npt.NDArray[Any]
 
-# Equally probable values of a probability: of the standard deviation's and of the mean's error.
-_GRID = (np.arange(24) + 0.5) / 24
-# Of the standard deviation in a new study.
-_SPREADS = (np.arange(32) + 0.5) / 32
+_GRID = (np.arange(20) + 0.5) / 20
+"""Equally probable places in a distribution."""
 
 
 def seeds_needed(comparison: Comparison) -> tuple[int, int | None] | None:
     """Return the 80 % range of how many seeds would decide an open part in four studies of five.
 
     Decided is a part with any word but *open*. With mean δ and standard deviation σ of the
-    differences known, the probability of that is a matter of counting. They are known as well as n
-    seeds tell: (n − 1) s² / σ² has a chi-squared distribution, and the effect's distance from δ
-    over its standard error a normal one (Fisher's fiducial distribution, the posterior under the
-    prior 1 / σ). Of a grid of equally probable σ and δ, the range leaves out the tenth that needs
-    the fewest seeds and the tenth that needs the most.
+    differences known, the probability of that can be calculated. They are known as well as n seeds
+    tell: (n − 1) s² / σ² has a chi-squared distribution, and the effect's distance from δ over its
+    standard error a normal one (Fisher's fiducial distribution, the posterior under the prior
+    1 / σ). Of a grid of equally probable σ and δ, the range leaves out the tenth that needs the
+    fewest seeds and the tenth that needs the most.
+
+    An effect right at the bound that separates two words (the smallest that matters, or the margin)
+    is decided by no number of seeds. Where the 80 % interval of δ holds it, the range has no upper
+    end.
 
     Returns:
         The range's ends, more than there are seeds now; the second is None beyond 1,000. None
@@ -49,8 +52,9 @@ def seeds_needed(comparison: Comparison) -> tuple[int, int | None] | None:
     """
     count, shared = comparison.seeds, comparison.shared
     freedom = count - 1 if comparison.freedom is None else comparison.freedom
-    error = (comparison.high - comparison.low) / (2 * float(stats.t.ppf(1 - TAIL, freedom)))
-    variance = count * max(0.0, error**2 - shared**2)
+    error = (comparison.high - comparison.low) / (2 * float(special.stdtrit(freedom, 1 - TAIL)))
+    # With no more degrees of freedom than the seeds give, the interval is of them alone.
+    variance = count * max(0.0, error**2 - (shared**2 if freedom > count - 1 else 0.0))
     # Relative, for the interval's ends were rounded.
     if not math.isfinite(error) or variance <= 1e-9 * max(shared**2, 1e-300):
         return None
@@ -61,34 +65,48 @@ def seeds_needed(comparison: Comparison) -> tuple[int, int | None] | None:
     needed = np.sort(_needed(mean.ravel(), sigma2.ravel(), comparison))
     tail = round(len(needed) * (1 - RANGE) / 2)
     low, high = needed[tail], needed[-1 - tail]
+    bound = -comparison.margin if comparison.margin else comparison.smallest
+    distance = abs(comparison.effect - bound) / error
+    if distance < special.stdtrit(freedom, (1 + RANGE) / 2):
+        high = math.inf
     if low > MOST_SEEDS:
         return None
     return int(low), int(high) if high <= MOST_SEEDS else None
+
+
+@functools.cache
+def _tables() -> tuple[Array, Array]:
+    """Return by degrees of freedom (from 1) Student's quantile, and chi-squared's over freedom."""
+    freedom = np.arange(1.0, MOST_SEEDS + 1)
+    spreads = special.chdtri(freedom[:, None], _GRID) / freedom[:, None]
+    return special.stdtrit(freedom, 1 - TAIL), spreads
 
 
 def _needed(mean: Array, variance: Array, comparison: Comparison) -> Array:
     """Find the smallest numbers of seeds that decide in four studies of five, by bisection."""
     low = np.full(mean.shape, float(comparison.seeds))  # not enough, as far as is asked
     high = np.full(mean.shape, MOST_SEEDS + 1.0)  # taken for enough
-    while (high - low > 1).any():
-        middle = np.floor((low + high) / 2)
+    while (apart := high - low > 1).any():
+        middle = np.where(apart, np.floor((low + high) / 2), high)
         enough = _decided(middle, mean, variance, comparison) >= POWER
-        high, low = np.where(enough, middle, high), np.where(enough, low, middle)
+        high, low = np.where(enough, middle, high), np.where(enough | ~apart, low, middle)
     return cast("Array", high)
 
 
 def _decided(seeds: Array, mean: Array, variance: Array, comparison: Comparison) -> Array:
     """The probability that a study with so many seeds is decided, for each mean and variance."""
     shared, smallest, margin = comparison.shared, comparison.smallest, comparison.margin
-    freedom = seeds - 1
-    if shared:
-        sampling = variance / seeds
-        freedom = np.minimum(freedom * (1 + shared**2 / sampling) ** 2, 1e6)
-    quantile = special.stdtrit(freedom, 1 - TAIL)[:, None]
-    error = np.sqrt(variance / seeds + shared**2)[:, None]
-    # The study's own estimate of the variance is a mean over its equally probable values.
-    seen = variance[:, None] * special.chdtri(seeds[:, None] - 1, _SPREADS) / (seeds[:, None] - 1)
-    half = quantile * np.sqrt(seen / seeds[:, None] + shared**2)
+    students, spreads = _tables()
+    sampling = variance / seeds
+    freedom = (seeds - 1) * (1 + shared**2 / sampling) ** 2  # Welch and Satterthwaite's
+    # The quantile is nearly straight in the inverse of the degrees of freedom.
+    inverse = 1 / np.arange(1, len(students) + 1)
+    quantile = np.interp(-1 / freedom, -inverse, students)[:, None]
+    error = np.sqrt(sampling + shared**2)[:, None]
+    # The study's own estimate of the variance.
+    seen = sampling[:, None] * spreads[seeds.astype(int) - 2]
+    alone = students[seeds.astype(int) - 2][:, None] * np.sqrt(seen)
+    half = np.maximum(alone, quantile * np.sqrt(seen + shared**2))
     mean = mean[:, None]
 
     def below(bound: Array | float) -> Array:

@@ -39,7 +39,7 @@ from scipy import special
 from normkit.errors import OptionError, message
 from normkit.lab.findings import TAIL, Comparison, PartWord, Verdict
 
-__all__ = ["corrected", "decide", "interval", "paired_test", "spread_ratios", "standard_error"]
+__all__ = ["corrected", "decide", "interval", "paired_test"]
 
 MOST_FREEDOM = 1e6
 """Degrees of freedom from which Student's distribution counts as normal."""
@@ -101,11 +101,11 @@ def _moments(
             )
         )
     variance = max(float(sample.var(ddof=1)), resolution**2 / 6)
-    error, freedom = standard_error(variance, sample.size, shared)
+    error, freedom = _standard_error(variance, sample.size, shared)
     return float(sample.mean()), error, freedom
 
 
-def standard_error(variance: float, count: int, shared: float) -> tuple[float, float]:
+def _standard_error(variance: float, count: int, shared: float) -> tuple[float, float]:
     """Return a mean's standard error, of which a part is known, and its degrees of freedom."""
     sampling = variance / count
     if not shared:
@@ -115,13 +115,6 @@ def standard_error(variance: float, count: int, shared: float) -> tuple[float, f
     both = math.sqrt(whole), min(freedom, MOST_FREEDOM)
     alone = math.sqrt(sampling), float(count - 1)
     return max(both, alone, key=lambda each: each[0] * _quantile(1 - TAIL, each[1]))
-
-
-def _beyond(distance: float, error: float, freedom: float) -> float:
-    """One-sided p value of a mean that lies so far on the claimed side of a bound."""
-    if error == 0:  # all differences equal: as sure as can be
-        return 0.0 if distance > 0 else 1.0
-    return float(special.stdtr(freedom, -distance / error))
 
 
 def paired_test(
@@ -138,7 +131,8 @@ def paired_test(
 
     ``smallest`` is the smallest effect that would matter, in the unit of the differences, and not
     negative. A ``margin`` makes it a test of non-inferiority: whether the effect is above
-    -``margin``. ``resolution`` and ``shared`` as in :func:`interval`.
+    -``margin``. ``resolution`` and ``shared`` as in :func:`interval`. A constant, the same at all
+    seeds, is not a matter of chance and gets no ``p``.
 
     >>> test = paired_test("Is A better?", [0.02, 0.03, 0.025], unit="accuracy", smallest=0.005)
     >>> test.word
@@ -159,7 +153,7 @@ def paired_test(
         len(differences),
         _word(effect, low, high, smallest, margin),
         smallest=smallest,
-        p=_beyond(effect + margin, error, freedom),
+        p=float(special.stdtr(freedom, -(effect + margin) / error)) if error else None,
         shared=shared,
         freedom=freedom,
         margin=margin,
@@ -199,12 +193,16 @@ def decide(parts: Sequence[Comparison | None]) -> tuple[Verdict, list[Comparison
 def corrected(parts: Sequence[Comparison]) -> list[bool]:
     """Say of each part whether it is still confirmed when all of them are tested together.
 
+    A part without ``p`` is not a matter of chance, and is left out of the correction.
+
     >>> parts = [paired_test("?", [1, 1.1, step], unit="") for step in (0.9, 0.5)]
     >>> [part.word for part in parts], corrected(parts)
     (['confirmed', 'confirmed'], [True, True])
     """
-    together = _holm([1.0 if part.p is None else part.p for part in parts])
-    return [part.word == "confirmed" and p < TAIL for part, p in zip(parts, together, strict=True)]
+    together = iter(_holm([part.p for part in parts if part.p is not None]))
+    return [
+        part.word == "confirmed" and (part.p is None or next(together) < TAIL) for part in parts
+    ]
 
 
 def _holm(p: Sequence[float]) -> list[float]:
@@ -218,48 +216,3 @@ def _holm(p: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p))
     corrected[ranked] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(p) else steps
     return [float(each) for each in corrected]
-
-
-def spread_ratios(
-    first: Sequence[float], second: Sequence[float], *, resolution: float = 0.0
-) -> list[float]:
-    r"""Compare two spreads in halvings from the first sample to the second, pair by pair.
-
-    The binary logarithm of the ratio of the two standard deviations, taken apart into the
-    jackknife's pseudo-values (Miller 1974, Biometrika 61): with :math:`\theta` from all n pairs and
-    :math:`\theta_{-i}` without the i-th, :math:`n \theta - (n - 1) \theta_{-i}`. They average to
-    the estimate, nearly without its bias, and Student's interval holds for them as for
-    differences. 1 is half the spread, 0 the same.
-
-    Why the jackknife: test accuracies of a network in trouble have a long tail to the left. For
-    ten pairs of equal spread with a gamma-shaped tail, the exact test for normal samples (Pitman
-    and Morgan 1939) finds less spread in up to 5.5 % where it promises 2.5 %, the jackknife in
-    2.1 to 2.3 %; with normal samples the two find it in 2.2 to 2.5 % and 2.4 to 3.2 %, percentiles
-    of a bootstrap in 4.5 to 5.7 %.
-
-    Args:
-        first: of each pair, the member that is to spread more.
-        second: the other, in the same order.
-        resolution: the step of the scale on which both were read; a variance is never taken below
-            the resolution²/12 that rounding alone gives.
-
-    Returns:
-        As many values as there are pairs; none for fewer than three pairs, where one left out
-        leaves no spread.
-
-    >>> values = spread_ratios([0.0, 4.0, 8.0, 12.0], [0.0, 1.0, 2.0, 3.0])
-    >>> round(sum(values) / 4, 6)
-    2.0
-    """
-    pairs = np.asarray([first, second], dtype=np.float64)
-    count = pairs.shape[1]
-    if count < 3:
-        return []
-
-    def halvings(sample: np.ndarray) -> float:
-        one, other = np.maximum(sample.var(axis=1, ddof=1), max(resolution, 1e-12) ** 2 / 12)
-        return float(np.log2(one / other)) / 2
-
-    whole = halvings(pairs)
-    left_out = [halvings(np.delete(pairs, index, axis=1)) for index in range(count)]
-    return [count * whole - (count - 1) * each for each in left_out]

@@ -48,7 +48,8 @@ def effect(comparison: Comparison) -> str:
         number(each, decimals=comparison.decimals)
         for each in (comparison.effect, comparison.low, comparison.high)
     )
-    text = f"{comparison.question} {value} [{low}, {high}] {comparison.unit}".rstrip()
+    bounds = "" if comparison.low == comparison.high else f" [{low}, {high}]"
+    text = f"{comparison.question} {value}{bounds} {comparison.unit}".rstrip()
     if comparison.margin:
         text += f" (margin {number(comparison.margin)})"
     remark = intervals.remark(comparison)

@@ -13,6 +13,8 @@ from normkit.lab.claims.measures.depths import PLAIN
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding
 
+SMALL = "too small to matter"
+
 
 def test_a_broken_run_counts_as_guessing(synthetic: Callable[..., Evidence]) -> None:
     def values(arm: str, config: RunConfig) -> Mapping[str, Sequence[float | None]]:
@@ -31,9 +33,9 @@ def test_a_broken_run_counts_as_guessing(synthetic: Callable[..., Evidence]) -> 
     ("plain", "residual", "words"),
     [
         (0.1, -0.02, ["confirmed", "confirmed", "confirmed"]),
-        (0.0, 0.0, ["refuted", "refuted", "confirmed"]),  # depth does nothing
-        (0.1, 0.1, ["confirmed", "refuted", "refuted"]),  # shortcuts do nothing
-        (0.1, 0.05, ["confirmed", "confirmed", "refuted"]),  # they help, not enough
+        (0.0, 0.0, [SMALL, SMALL, "confirmed"]),  # depth does nothing
+        (0.1, 0.1, ["confirmed", SMALL, "opposite"]),  # shortcuts do nothing
+        (0.1, 0.05, ["confirmed", "confirmed", "opposite"]),  # they help, not enough
     ],
 )
 def test_errors_by_depth_decide(

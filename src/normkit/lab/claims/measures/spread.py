@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study import HALVINGS, Measure, Quantity, values_of
 from normkit.lab.runs import Run
-from normkit.lab.verdicts import spread_ratios
+from normkit.lab.spreads import spread_ratios
 
 __all__ = ["after", "deviation", "halved", "one_image"]
 
@@ -19,7 +19,7 @@ def halved(
 ) -> Quantity:
     """The binary logarithm of how much more the first of each pair spreads than the second.
 
-    The jackknife's pseudo-values (:func:`normkit.lab.verdicts.spread_ratios`), averaged over the
+    The jackknife's pseudo-values (:func:`normkit.lab.spreads.spread_ratios`), averaged over the
     pairs, of the seeds that have all of them; no numbers of fewer than three. ``resolution`` is
     the step of the scale on which both were read.
     """

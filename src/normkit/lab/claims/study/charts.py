@@ -13,6 +13,7 @@ from normkit.lab.claims.study.measures import Curve, Measure, over, steps
 from normkit.lab.claims.study.units import Unit, decimal
 from normkit.lab.findings import Chart, Line
 from normkit.lab.runs import Run
+from normkit.lab.spreads import deviation_interval
 from normkit.lab.verdicts import interval
 
 __all__ = [
@@ -39,7 +40,8 @@ _BANDS: dict[Band, str] = {
     "range": " The line is the median of the seeds; the band goes from the least to the greatest.",
     "geometric": " The line is the geometric mean of the seeds; the band is its 95 % interval over "
     "them, for these images.",
-    "deviation": " The line is the standard deviation over the seeds.",
+    "deviation": " The line is the standard deviation of the seeds; the band is its 95 % interval "
+    "over them, for these images.",
     "none": "",
 }
 _MIDDLES: dict[Band, str] = {
@@ -52,23 +54,40 @@ _MIDDLES: dict[Band, str] = {
 Summary = tuple[float | None, float | None, float | None]
 
 
-def summary(values: Iterable[float | None], band: Band) -> Summary:
-    """Return middle, low and high of what is known; no interval of a single value."""
+def summary(
+    values: Iterable[float | None], band: Band, unit: Unit, *, log: bool = False
+) -> Summary:
+    """Return middle, low and high of what is known, as printed; no interval of a single value.
+
+    An interval ends where the unit does. For a logarithmic axis (``log``), whose values are above
+    zero, it is Student's of the mean's logarithm, and so is that of a deviation.
+
+    >>> from normkit.lab.claims.study.units import PERCENT
+    >>> summary([0.9, 0.98, 0.99], "interval", PERCENT)[2]
+    100.0
+    """
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return None, None, None
     if band == "deviation":
-        return (stdev(known) if len(known) > 1 else None), None, None
-    if band == "range":
-        return median(known), min(known), max(known)
-    if band == "none" or len(known) < 2:
-        result: Summary = (fmean(known), None, None)
+        result: Summary = (stdev(known) if len(known) > 1 else None, None, None)
+        if len(known) > 2 and result[0]:
+            result = deviation_interval(known)
+    elif band == "range":
+        result = (median(known), min(known), max(known))
+    elif band == "none" or len(known) < 2:
+        result = (fmean(known), None, None)
     else:
-        result = interval(known)
-    if band == "geometric":
-        middle, low, high = (None if end is None else 10**end for end in result)
-        return middle, low, high
-    return result
+        result = middle, low, high = interval(known)
+        if band == "geometric":
+            result = (10**middle, 10**low, 10**high)
+        elif log and middle > 0:
+            ratio = math.exp((high - low) / 2 / middle)
+            result = (middle, middle / ratio, middle * ratio)
+        else:
+            result = (middle, unit.within(low), unit.within(high))
+    printed, least, most = (None if end is None else unit.scale * end for end in result)
+    return printed, least, most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +168,10 @@ class Curves:
                 if self.failed is not None:
                     failures.setdefault(x, []).append(self.failed(run))
         places = tuple(sorted(columns))
-        spans = [summary(columns[x], self.band) for x in places]
+        spans = [summary(columns[x], self.band, self.unit, log=self.y_log) for x in places]
         if all(middle is None for middle, _, _ in spans):
             return None
-        scale = self.unit.scale
-        y, low, high = (
-            tuple(None if span[i] is None else scale * span[i] for span in spans)  # type: ignore[operator]
-            for i in range(3)
-        )
+        y, low, high = zip(*spans, strict=True)
         label = series.label or series.arm
         seeds = len({run.config.seed for run in runs})
         return Line(

@@ -35,7 +35,7 @@ class Dots:
             label: {
                 row: span
                 for row, quantity in of.items()
-                if (span := summary(quantity.shown(evidence), "interval"))[0] is not None
+                if (span := _span(quantity, evidence))[0] is not None
             }
             for label, of in self.lines.items()
         }
@@ -48,7 +48,7 @@ class Dots:
             return None
         unit = next(quantity.unit for of in self.lines.values() for quantity in of.values())
         if self.difference:
-            unit = dataclasses.replace(unit, name=unit.apart)
+            unit = unit.of_difference
         lines = [
             _dots(label, {names.index(row): span for row, span in of.items()})
             for label, of in spans.items()
@@ -78,6 +78,10 @@ class Dots:
             kind="dots",
             rows=tuple(names),
         )
+
+
+def _span(quantity: Quantity, evidence: Evidence) -> Summary:
+    return summary(quantity.by_seed(evidence).values(), "interval", quantity.unit)
 
 
 def _dots(label: str, spans: Mapping[int, Summary]) -> Line:

@@ -105,7 +105,8 @@ class Effect:
         middle, low, high = (
             _signed(end, places) for end in (comparison.effect, comparison.low, comparison.high)
         )
-        return middle if spec == "plain" else f"{middle} [{low}, {high}]"
+        constant = comparison.low == comparison.high
+        return middle if spec == "plain" or constant else f"{middle} [{low}, {high}]"
 
 
 def _power(base: float, exponent: float) -> str:

@@ -106,7 +106,7 @@ class Measure:
         def read(run: Run) -> float | None:
             return _less(self.read(run), other.read(run))
 
-        unit = dataclasses.replace(self.unit, name=self.unit.apart)
+        unit = self.unit.of_difference
         return Measure(name, read, unit, curve, images, image_curve)
 
 

@@ -43,12 +43,12 @@ class Quantity:
         def images(evidence: Evidence) -> Mapping[int, Images]:
             return _by_seed(lambda one, other: one - other, self, other, evidence=evidence)
 
-        return Quantity(by_seed, self.unit, images)
+        return Quantity(by_seed, self.unit.of_difference, images)
 
     def __neg__(self) -> Quantity:
         return Quantity(
             lambda e: {seed: -value for seed, value in self.by_seed(e).items()},
-            self.unit,
+            self.unit.of_difference,
             lambda e: _by_seed(np.negative, self, evidence=e),
         )
 

@@ -13,7 +13,9 @@ class Unit:
     """A printed value is the stored one times ``scale``, in ``name``; a difference, in
     ``difference``.
 
-    ``digits`` are the decimals of a table's cell; a sentence or a chart's text has one less.
+    ``digits`` are the decimals of a table's cell; a sentence or a chart's text has one less. No
+    stored value lies outside ``least`` and ``most``, nor does the end of an interval; differences
+    have no such bounds.
 
     >>> PERCENT.cell(0.87654), PERCENT.text(0.87654), PERCENT.apart
     (87.65, '87.7 %', 'points')
@@ -23,6 +25,17 @@ class Unit:
     scale: float = 1.0
     digits: int = 4
     difference: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+
+    @property
+    def of_difference(self) -> Unit:
+        """Return the unit of a difference as a unit of its own."""
+        return dataclasses.replace(self, name=self.apart, least=-math.inf, most=math.inf)
+
+    def within(self, value: float) -> float:
+        """Return the nearest value that there can be."""
+        return min(max(value, self.least), self.most)
 
     @property
     def apart(self) -> str:
@@ -63,10 +76,10 @@ def decimal(value: float, places: int) -> str:
     return f"{value:.{places}f}"
 
 
-PERCENT = Unit("%", 100, digits=2, difference="points")
+PERCENT = Unit("%", 100, digits=2, difference="points", least=0.0, most=1.0)
 POINTS = Unit("points", 100, digits=3)
 """Of accuracies, for a value that is itself a difference or a spread."""
-NATS = Unit("nats")
+NATS = Unit("nats", least=0.0)
 DB = Unit("dB", digits=3)
 DECADES = Unit("decades")
 HALVINGS = Unit("halvings")

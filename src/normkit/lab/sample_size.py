@@ -46,9 +46,9 @@ def seeds_needed(comparison: Comparison) -> tuple[int, int | None] | None:
         where the first is too, or where the differences have no spread from which to tell.
 
     >>> from normkit.lab.verdicts import paired_test
-    >>> comparison = paired_test("?", [2, -1, 3, 1], unit="points", smallest=0.5)
+    >>> comparison = paired_test("?", [3, -0.2, 2, 1, 0.5], unit="points")
     >>> comparison.word, seeds_needed(comparison)
-    ('open', (7, 478))
+    ('open', (6, 116))
     """
     count, shared = comparison.seeds, comparison.shared
     freedom = count - 1 if comparison.freedom is None else comparison.freedom

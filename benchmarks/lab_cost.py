@@ -4,13 +4,13 @@
     python benchmarks/lab_cost.py --preset full --claim C21        # one claim: seconds
     python benchmarks/lab_cost.py --preset full --claim C21 --arms # and where its time goes
 
-Of each distinct configuration a few training steps and one evaluation of some test images are
-timed, as a worker of the lab does them: the lab's own trainer, one thread. The times are extended
-to all steps, images and seeds. Processor time is counted, so a loaded machine tells nearly the same
-as an idle one; what several processes lose on each other's caches is in it, as it is in a study on
-all cores. Left out: checkpoints (at most a twentieth), writing to the store, runs that diverge and
-end early, and the estimate that freezing begins with. A run that several claims share counts for
-the first of them that is asked for; "alone" is what a claim takes by itself.
+Of each distinct configuration a few training steps and some evaluations are timed, as a worker of
+the lab does them: the lab's own trainer, one thread. The times are extended to all steps, images
+and seeds. Processor time is counted, so a loaded machine tells nearly the same as an idle one, up
+to a third more where programs wait for each other's memory. Left out: checkpoints (at most a
+twentieth), writing to the store, the estimate that freezing begins with, and that runs which
+diverge end early. A run that several claims share counts for the first of them that is asked for;
+"alone" is what a claim takes by itself.
 """
 
 from __future__ import annotations

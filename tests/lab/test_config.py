@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from normkit.errors import OptionError, StoreError
+from normkit.errors import OptionError, StoreError, TypeMismatchError
 from normkit.lab.config import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -117,6 +117,14 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"drop_last": True, "batch_size": 257},  # of 256 images
         {"drop_last": True, "kind": "timing"},
         {"optimizer": "magic"},
+        {"edition": "pocket"},
+        {"kind": "magic"},
+        {"seed": -1},
+        {"batch_size": 64.0},
+        {"epochs": True},
+        {"momentum": float("nan")},
+        {"weight_decay": -0.1},
+        {"lr": "0.1"},
         {"probes": (("activations", 0),)},
         {"schedule": "magic"},
         {"frozen_epochs": -1},
@@ -125,6 +133,9 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"composition": (("group", 32),)},
         {"composition": (("group", 32), ("labels", 2), ("colour", 1))},
         {"composition": (("group", 32), ("labels", 3))},
+        {"composition": (("group", 32.5), ("labels", 2))},
+        {"composition": (("group", 32), ("labels", 2), ("mixed", "no"))},
+        {"composition": (("group", 32), ("group", 16), ("labels", 2))},
         {"domains": "moon"},
         {"evaluations": (("domains-shared", 100, 50),)},  # of a run without domains
         {"domains": "negatives", "evaluations": (("batch", 50),)},
@@ -154,5 +165,5 @@ def test_fields_of_a_newer_version_are_refused() -> None:
 def test_values_no_training_can_use_are_refused(
     make_config: Make, wrong: dict[str, object]
 ) -> None:
-    with pytest.raises(OptionError, match="Fix"):
+    with pytest.raises((OptionError, TypeMismatchError), match="Fix"):
         make_config(**wrong)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from normkit.errors import OptionError, StoreError, message
+from normkit.lab.checks import choice, finite, whole
 from normkit.lab.conditions import Condition, check_condition
 from normkit.lab.data.composition import Composition
 from normkit.lab.data.domains import check_domains
@@ -30,7 +30,6 @@ Edition = Literal["full", "subset"]
 Kind = Literal["training", "timing"]
 TaskName = Literal["classification", "denoising"]
 Schedule = Literal["constant", "cosine", "step"]
-_OPTIMIZERS = ("sgd", "adam", "adadelta", "rmsprop")
 _PAIRS = (
     "model_options",
     "norm_options",
@@ -39,7 +38,24 @@ _PAIRS = (
     "evaluations",
     "final_evaluations",
 )
-_SCHEDULES = ("constant", "cosine", "step")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "edition": get_args(Edition),
+    "kind": get_args(Kind),
+    "optimizer": ("sgd", "adam", "adadelta", "rmsprop"),
+    "schedule": get_args(Schedule),
+    "task": get_args(TaskName),
+}
+_WHOLE = {
+    "train_images": 1,
+    "test_images": 1,
+    "size": 1,
+    "batch_size": 1,
+    "frozen_epochs": 0,
+    "epochs": 1,
+    "seed": 0,
+    "loss_every": 1,
+}
+"""Fields with whole numbers, and the least of each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +83,7 @@ class RunConfig:
     (:mod:`normkit.lab.freezing`).
 
     Raises:
+        TypeMismatchError: a field is not of its type.
         OptionError: a field holds an invalid value, or two fields conflict.
 
     >>> run = RunConfig(model="lenet5", norm="batch", lr=0.1, train_images=512, test_images=256,
@@ -110,31 +127,15 @@ class RunConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "test_images", "batch_size", "epochs", "loss_every", "size"):
-            value = getattr(self, name)
-            if value < 1:
-                raise OptionError(
-                    message(f"{name} of at least 1", repr(value), f"use {name}=1 or more")
-                )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise OptionError(message("a positive, finite lr", repr(self.lr), "use e.g. lr=0.1"))
-        if self.optimizer not in _OPTIMIZERS:
-            raise OptionError(
-                message(
-                    f"optimizer to be one of {', '.join(_OPTIMIZERS)}",
-                    repr(self.optimizer),
-                    "use one of these",
-                )
-            )
-        if self.schedule not in _SCHEDULES:
-            raise OptionError(
-                message(
-                    f"schedule to be one of {', '.join(_SCHEDULES)}",
-                    repr(self.schedule),
-                    "use one of these",
-                )
-            )
-        if not 0 <= self.frozen_epochs < self.epochs:
+        for name, least in _WHOLE.items():
+            whole(name, getattr(self, name), least)
+        for name in ("lr", "momentum", "weight_decay", "noise"):
+            finite(name, getattr(self, name))
+        if self.lr == 0:
+            raise OptionError(message("a positive lr", repr(self.lr), "use e.g. lr=0.1"))
+        for name, allowed in _CHOICES.items():
+            choice(name, getattr(self, name), allowed)
+        if self.frozen_epochs >= self.epochs:
             raise OptionError(
                 message(
                     f"frozen_epochs smaller than epochs ({self.epochs})",
@@ -164,17 +165,8 @@ class RunConfig:
             )
         self._check_task()
         self._check_drop_last()
-        if self.kind not in ("training", "timing"):
-            raise OptionError(
-                message('kind "training" or "timing"', repr(self.kind), "use one of these")
-            )
         for probe, every in self.probes:
-            if every < 1:
-                raise OptionError(
-                    message(
-                        "a probe interval of at least 1 step", f"{probe}: {every}", "use 1 or more"
-                    )
-                )
+            whole(f"the interval of the probe {probe!r}", every)
 
     def _check_drop_last(self) -> None:
         if type(self.drop_last) is not bool:
@@ -199,12 +191,8 @@ class RunConfig:
             )
 
     def _check_task(self) -> None:
-        if self.task not in ("classification", "denoising"):
-            raise OptionError(
-                message('task "classification" or "denoising"', repr(self.task), "use one of these")
-            )
         denoising = self.task == "denoising"
-        if denoising != (math.isfinite(self.noise) and self.noise > 0):
+        if denoising != (self.noise > 0):
             raise OptionError(
                 message(
                     "noise above 0 for denoising, and no noise for any other task",

@@ -129,7 +129,7 @@ def test_batches_are_copies() -> None:
         ({"epoch": -1}, "epoch of at least 0"),
         ({"size": 0}, "size of at least 1"),
         ({"size": 2, "fit": "pad"}, "a size of at least 4 to pad 4×4 images"),
-        ({"fit": "crop"}, 'fit "resize" or "pad"'),
+        ({"fit": "crop"}, "fit to be one of resize, pad"),
         ({"mean": (0.1, 0.2)}, "each of 1 channels"),
         ({"std": (0.0,)}, "above 0"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -92,6 +94,12 @@ def test_take_random_depends_on_the_seed_only() -> None:
     torch.manual_seed(0)
     split.take(20, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("n", "seed"), [(2.0, None), (True, None), ("3", 0), (3, "0"), (3, 1.5)])
+def test_take_takes_whole_numbers(n: Any, seed: Any) -> None:
+    with pytest.raises(TypeMismatchError, match="to be an int"):
+        split_of(torch.arange(10)).take(n, seed=seed)
 
 
 @pytest.mark.parametrize("n", [-1, 11])

@@ -46,6 +46,7 @@ def forms(
     >>> [claim.key for claim in forms([all_claims()["C10"]])]
     ['C10', 'C10-CIFAR-10']
     """
+    present = functools.cache(present)  # a data set may be read to find out
     variants = []
     for claim in claims:
         variants.append(claim)

@@ -8,20 +8,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from normkit.errors import OptionError, TypeMismatchError, message
+from normkit.errors import OptionError, message
+from normkit.lab.checks import choice, whole
 from normkit.lab.data.split import Split
 
 __all__ = ["batches"]
-
-
-def _whole(what: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeMismatchError(message(f"{what} to be an int", repr(value), "pass an int"))
-    if value < least:
-        raise OptionError(
-            message(f"{what} of at least {least}", str(value), f"use {least} or more")
-        )
-    return value
 
 
 def _per_channel(what: str, value: Sequence[float] | None, channels: int) -> torch.Tensor:
@@ -109,14 +100,13 @@ def batches(
     (2, 1, 4, 4) 0.2 [2, 3]
     (1, 1, 4, 4) 0.2 [4]
     """
-    _whole("batch_size", batch_size, 1)
-    _whole("seed", seed, 0)
-    _whole("epoch", epoch, 0)
+    whole("batch_size", batch_size)
+    whole("seed", seed, 0)
+    whole("epoch", epoch, 0)
     _, channels, height, width = split.images.shape
     if size is not None:
-        _whole("size", size, 1)
-    if fit not in ("resize", "pad"):
-        raise OptionError(message('fit "resize" or "pad"', repr(fit), "use one of these"))
+        whole("size", size)
+    choice("fit", fit, ("resize", "pad"))
     if fit == "pad" and size is not None and size < max(height, width):
         raise OptionError(
             message(

@@ -13,7 +13,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, TypeMismatchError, message
+from normkit.lab.checks import whole
 from normkit.lab.data.split import Split
 
 __all__ = ["Composition", "compose"]
@@ -32,6 +33,7 @@ class Composition:
             parts of a batch no longer coincide with groups.
 
     Raises:
+        TypeMismatchError: ``group`` or ``labels`` is no int, or ``mixed`` no bool.
         OptionError: no whole share for each label, or less than one image in it.
 
     >>> Composition.of((("group", 32), ("labels", 2))).share
@@ -43,6 +45,12 @@ class Composition:
     mixed: bool = False
 
     def __post_init__(self) -> None:
+        whole("group", self.group, None)
+        whole("labels", self.labels, None)
+        if not isinstance(self.mixed, bool):
+            raise TypeMismatchError(
+                message("mixed to be True or False", repr(self.mixed), "use one of these")
+            )
         if self.labels < 1 or self.group < 1 or self.group % self.labels:
             raise OptionError(
                 message(
@@ -57,19 +65,19 @@ class Composition:
         """Create it from the pairs (name, value) of a run's description.
 
         Raises:
-            OptionError: a name that is not known, or one that is missing.
+            OptionError: a name that is not known, missing, or there twice.
         """
         values = dict(pairs)
         names = {field.name for field in dataclasses.fields(cls)}
-        if not {"group", "labels"} <= set(values) <= names:
+        if not {"group", "labels"} <= set(values) <= names or len(values) < len(pairs):
             raise OptionError(
                 message(
                     "group and labels, and optionally mixed, in a composition",
-                    ", ".join(values) or "nothing",
+                    ", ".join(name for name, _ in pairs) or "nothing",
                     "use e.g. (('group', 32), ('labels', 2))",
                 )
             )
-        return cls(int(values["group"]), int(values["labels"]), bool(values.get("mixed", False)))
+        return cls(**values)  # type: ignore[arg-type]  # checked there
 
     @property
     def share(self) -> int:

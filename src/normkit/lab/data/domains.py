@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from normkit.errors import OptionError, message
+from normkit.lab.checks import choice
 from normkit.lab.data.split import Split
 
 __all__ = ["DOMAINS", "check_domains", "in_domain"]
@@ -38,10 +38,7 @@ def check_domains(name: str) -> None:
     Raises:
         OptionError: unknown domains.
     """
-    if name not in DOMAINS:
-        raise OptionError(
-            message(f"domains to be one of {', '.join(DOMAINS)}", repr(name), "use one of these")
-        )
+    choice("domains", name, DOMAINS)
 
 
 def in_domain(split: Split, name: str, domain: int) -> Split:

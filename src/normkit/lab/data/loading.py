@@ -135,8 +135,8 @@ def _locate(spec: Spec, folder: Path | None, offline: bool, progress: bool) -> _
         except UnavailableError as error:
             tried.append((label, str(error)))
     listed = "\n".join(f"  - {label}: {reason}" for label, reason in tried)
-    names = " or ".join(file.name for file in spec.files)
-    needed = f"its four {spec.files[0].name}.gz and so on" if spec.is_idx else names
+    files = [f"{file.name}.gz" if spec.is_idx else file.name for file in spec.files]
+    needed = f"{', '.join(files[:-1])} {'and' if spec.is_idx else 'or'} {files[-1]}"
     raise _NowhereError(
         f"{spec.title} is not on this machine and could not be fetched. Tried, in this order:\n"
         f"{listed}\n"

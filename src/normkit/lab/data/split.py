@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from normkit.errors import DataError, OptionError, ShapeError, TypeMismatchError, message
+from normkit.lab.checks import whole
 
 __all__ = ["Dataset", "Split"]
 
@@ -76,6 +77,7 @@ class Split:
         begins as ``take(10, seed=0)`` does. The global generator is left alone.
 
         Raises:
+            TypeMismatchError: ``n`` or ``seed`` is no int.
             OptionError: ``n`` is below 0 or more than there are.
 
         >>> labels = torch.tensor([0] * 6 + [1] * 2)
@@ -83,14 +85,14 @@ class Split:
         >>> sorted(split.take(4, seed=0).labels.tolist()), split.take(4).labels.tolist()
         ([0, 0, 1, 1], [0, 0, 0, 0])
         """
-        if not 0 <= n <= len(self):
+        if not 0 <= whole("the number of images to take", n, None) <= len(self):
             raise OptionError(
                 message(f"between 0 and {len(self)} images to take", str(n), "take fewer")
             )
         if seed is None:
             chosen = torch.arange(n)
         else:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(whole("seed", seed, None))
             order = torch.randperm(len(self), generator=generator)
             labels = self.labels[order]
             # Each image's place among those of its class, in the random order.

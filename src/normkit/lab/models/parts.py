@@ -8,7 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from normkit.errors import OptionError, TypeMismatchError, message
+from normkit.errors import OptionError, message
+from normkit.lab.checks import choice, whole
 
 __all__ = [
     "INITS",
@@ -25,43 +26,6 @@ Maker = Callable[..., nn.Module]
 """``maker(layers, image, **options)``; its keyword-only arguments are the options."""
 
 INITS: tuple[str, ...] = ("pytorch", "xavier", "kaiming")
-
-
-def choice(what: str, value: object, allowed: tuple[str, ...]) -> str:
-    """Check that ``value`` is one of ``allowed`` and return it.
-
-    Raises:
-        OptionError: it is not; the message lists those that are.
-
-    >>> choice("act", "relu", ("relu", "gelu"))
-    'relu'
-    """
-    if isinstance(value, str) and value in allowed:
-        return value
-    raise OptionError(
-        message(f"{what} to be one of {', '.join(allowed)}", repr(value), "use one of these")
-    )
-
-
-def whole(what: str, value: object, least: int = 1) -> int:
-    """Check that ``value`` is an integer of at least ``least`` and return it.
-
-    Raises:
-        TypeMismatchError: not an int (True and 28.0 are not).
-        OptionError: below ``least``.
-
-    >>> whole("size", 28)
-    28
-    """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeMismatchError(
-            message(f"{what} to be an int", f"{value!r} ({type(value).__name__})", "pass an int")
-        )
-    if value < least:
-        raise OptionError(
-            message(f"{what} of at least {least}", str(value), f"use {least} or more")
-        )
-    return value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,15 +154,3 @@ def texts(value: Any) -> Iterator[str]:
 if __name__ == "__main__":
     recorded = {claim.key: effects(claim) for claim in CLAIMS}
     EFFECTS.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
-
-
-@pytest.mark.parametrize("claim", all_claims().values(), ids=lambda claim: claim.key)
-def test_readme_asks_what_the_claim_asks(claim: Claim) -> None:
-    """The table there is of a recorded run; its titles and questions are the claims' of today."""
-    rows = (Path(__file__).parents[3] / "README.md").read_text().splitlines()
-    (row,) = [row for row in rows if row.startswith(f"| {claim.key} ")]
-    assert row.startswith(f"| {claim.key} {claim.title} |")
-    *questions, _ = re.split(r" \((?:matters from|margin) [^)]*\) ?", claim.decision)
-    assert questions
-    for question in questions:
-        assert f"{question} " in row

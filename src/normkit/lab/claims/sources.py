@@ -97,12 +97,22 @@ BJORCK = Source(
 FRANKLE = Source(
     "Frankle et al. 2021, Training BatchNorm and Only BatchNorm", "https://arxiv.org/abs/2003.00152"
 )
+SANTURKAR = Source(
+    "Santurkar et al. 2018, How Does Batch Normalization Help Optimization?",
+    "https://arxiv.org/abs/1805.11604",
+)
+YANG = Source(
+    "Yang et al. 2019, A Mean Field Theory of Batch Normalization",
+    "https://arxiv.org/abs/1902.08129",
+)
+VAN_LAARHOVEN = Source(
+    "van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization",
+    "https://arxiv.org/abs/1706.05350",
+)
 BROCK = Source(
     "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
     "https://arxiv.org/abs/2102.06171",
 )
-TORCHVISION = Source(
-    "torchvision 0.8, table of models", "https://pytorch.org/vision/0.8/models.html"
-)
+TORCHVISION = Source("torchvision, models", "https://pytorch.org/vision/0.8/models.html")
 
 CAFFE_QUICK = CAFFE.says("75.33 % on CIFAR-10 after 5,000 iterations")

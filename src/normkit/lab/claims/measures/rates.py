@@ -28,6 +28,7 @@ __all__ = [
     "GRIDS",
     "RMSPROP",
     "SGD",
+    "STEP",
     "WIDTHS",
     "WORKS",
     "chart",
@@ -38,10 +39,25 @@ __all__ = [
 ]
 
 SGD, ADADELTA, RMSPROP = "SGD", "Adadelta", "RMSProp"
+STEP = 1 / 6  # of a decade, from one rate to the next
+
+
+def _grid(first: float, last: float) -> tuple[float, ...]:
+    """Six rates a decade from the first to the last.
+
+    >>> _grid(0.1, 2.0)
+    (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+    """
+    rates = [
+        float(f"{digits}e{power}") for power in range(-4, 3) for digits in (1, 1.5, 2, 3, 5, 7)
+    ]
+    return tuple(rate for rate in rates if first <= rate <= last)
+
+
 GRIDS: dict[str, tuple[float, ...]] = {
-    SGD: (0.02, 0.05, *limits.GRID),
-    ADADELTA: (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
-    RMSPROP: (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+    SGD: _grid(0.02, limits.GRID[-1]),
+    ADADELTA: _grid(0.1, 50),
+    RMSPROP: _grid(1e-4, 5e-2),
 }
 CUSTOMARY = {SGD: 0.1, ADADELTA: 1.0, RMSPROP: 0.001}
 WORKS = 0.05

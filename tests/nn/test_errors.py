@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import normkit as nk
 
@@ -63,6 +63,11 @@ def test_bad_input(name: str) -> None:
     torch.testing.assert_close(layer.state_dict(), before), "nothing may have moved"
 
 
+class Doubled(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
 BAD_ARGUMENTS: dict[str, tuple[Callable[[], object], type, str]] = {
     "last axes of nothing": (
         lambda: nk.LayerNorm(())(torch.ones(2)), nk.ShapeError, "normalized_shape=[]",
@@ -91,6 +96,14 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], object], type, str]] = {
     "freezing a convolution": (
         lambda: nk.FrozenBatchNorm2d.from_batch_norm(nn.Conv2d(1, 1, 1)),  # type: ignore[arg-type]
         nk.TypeMismatchError, "Conv2d",
+    ),
+    "freezing several domains": (
+        lambda: nk.FrozenBatchNorm2d.from_batch_norm(nk.DomainBatchNorm2d(1, 2)),
+        nk.TypeMismatchError, "one set of running statistics",
+    ),
+    "freezing a forward of its own": (
+        lambda: nk.FrozenBatchNorm2d.from_batch_norm(Doubled(1)),
+        nk.TypeMismatchError, "a Doubled, which may compute something else",
     ),
     "freezing without memory": (
         lambda: nk.FrozenBatchNorm2d.from_batch_norm(nn.BatchNorm2d(1, track_running_stats=False)),

@@ -111,6 +111,15 @@ def test_a_frozen_copy_of_a_pruned_layer() -> None:
     torch.testing.assert_close(frozen(x), layer(x))
 
 
+def test_a_frozen_copy_applies_what_the_layer_applies() -> None:
+    """A layer of torch.nn has no activation, whatever a user has attached to it."""
+    layer, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
+    layer.act = nn.ReLU()
+    torch.testing.assert_close(nk.FrozenBatchNorm2d.from_batch_norm(layer)(x), layer(x))
+    ours = nk.BatchNorm2d(3, act="relu").eval()
+    torch.testing.assert_close(nk.FrozenBatchNorm2d.from_batch_norm(ours)(x), ours(x))
+
+
 DOMAINS: list[Any] = [
     True, "1", 1.0, 2, -1, [0], b"1", object, torch.tensor(True), torch.tensor(1.0),
     torch.tensor([0, 1]), torch.empty(0), torch.tensor(1, device="meta"), np.array([0, 1]),

@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,12 @@ def test_the_schedule_follows_the_batches_seen() -> None:
     assert other.limits() == (1 + 2 * 4 / 7, 0.5)
     assert pickle.loads(pickle.dumps(other)).limits() == other.limits()
     assert layer.limits(3) == (2, 0.75)
+
+
+def test_limits_of_numpy() -> None:
+    layer = BatchRenorm2d(3, r_max=np.float64(3), d_max=Ramp(*np.array([0.0, 5.0, 1.0, 9.0])))
+    assert layer.limits(5) == (3.0, 2.5) and type(layer.r_max) is float
+    assert "d_max=Ramp(start=0.0, end=5.0, first=1.0, last=9.0)" in repr(layer)
 
 
 def test_the_papers_schedule() -> None:

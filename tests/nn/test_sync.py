@@ -81,6 +81,26 @@ def test_conversion_keeps_hooks() -> None:
     assert len(seen) == 3
 
 
+def test_conversion_takes_nothing_that_a_layer_does_not_apply() -> None:
+    """Of torch.nn's layers, to which users attach attributes under our names."""
+    layers = [nn.BatchNorm1d(3) for _ in range(3)]
+    layers[0].act = nn.ReLU()
+    layers[1].average = "mean"  # type: ignore[assignment]
+    layers[2].register_buffer("steps", torch.tensor(7))
+    model = nn.Sequential(*layers).eval()
+    x, keys = torch.randn(4, 3), list(model.state_dict())
+    y = model(x)
+    with pytest.warns(UserWarning, match="skipped 0 .*has its own act"):
+        nk.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert [type(m) for m in model] == [nn.BatchNorm1d, nk.SyncBatchNorm, nk.SyncBatchNorm]
+    assert model[1].average == "exponential" and list(model.state_dict()) == keys
+    torch.testing.assert_close(model(x), y)
+    ours = nk.SyncBatchNorm.convert_sync_batchnorm(
+        nk.BatchNorm1d(3, act=("leaky_relu", 0.2), average="debiased")
+    )
+    assert (ours.act, ours.average) == (("leaky_relu", 0.2), "debiased")
+
+
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nk.BatchNorm1d])
 def test_hooks_of_loading_get_the_new_layer(make: Any) -> None:
     """PyTorch holds the layer of such a hook by a weak reference alone."""

@@ -175,6 +175,18 @@ def test_a_checkpoint_without_a_count_is_named(average: str) -> None:
         assert all("statistics of 0," in w and "; received 0" in w for w in words)
 
 
+def test_a_count_that_no_average_uses_is_not_named() -> None:
+    """Statistics that stay, frozen or with momentum 0, are not replaced by the next batch."""
+    frozen, still = nk.BatchNorm2d(4, average="debiased"), nk.BatchNorm2d(4, average="cumulative")
+    state = {**nn.BatchNorm2d(4).state_dict(), "running_mean": torch.ones(4)}
+    nk.freeze(frozen)
+    still.momentum = 0
+    for layer in (frozen, still):
+        layer.load_state_dict(state)
+        layer.train()(torch.randn(3, 4, 2, 2))
+        assert torch.equal(layer.running_mean, torch.ones(4))
+
+
 @pytest.mark.parametrize("average", ["cumulative", "debiased"])
 def test_an_average_by_a_count_that_is_not_there_is_refused(average: str) -> None:
     layer = nk.BatchNorm2d(4, average=average)

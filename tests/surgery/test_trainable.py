@@ -63,6 +63,13 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         return self.act(super().forward(x))
 
 
+class FrozenBatchNormMasked2d(FrozenBatchNorm2d):
+    """Wants a second input."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * mask
+
+
 class FrozenBatchNormPositive2d(FrozenBatchNormAct2d):
     """Its outputs are positive for every usual input, so that its activation does not show."""
 
@@ -162,6 +169,7 @@ def test_unfreeze_of_one_of_the_two() -> None:
         (FrozenBatchNormLastRelu2d, "computes something else"),
         (FrozenBatchNorm2dPlusOne, "computes something else"),
         (FrozenBatchNorm2dWithoutEps, "ε = 0"),
+        (FrozenBatchNormMasked2d, "computes something else"),
         (lambda: nk.FrozenBatchNorm2d(3), None),
     ],
 )

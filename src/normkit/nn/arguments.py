@@ -26,6 +26,7 @@ __all__ = [
     "Check",
     "at_least",
     "check_options",
+    "number",
     "optional_eps",
     "shape",
     "unused_size",
@@ -35,7 +36,7 @@ __all__ = [
 Check = Callable[[str, str, Any], Any]
 
 
-def _number(layer: str, name: str, value: Any, rule: str, fix: str) -> float | int:
+def number(layer: str, name: str, value: Any, rule: str, fix: str) -> float | int:
     """Return a real number that is none of PyTorch's symbols as int or float."""
     if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
         value = value.item()
@@ -48,7 +49,7 @@ def _number(layer: str, name: str, value: Any, rule: str, fix: str) -> float | i
 
 def _eps(layer: str, name: str, value: Any) -> Any:
     fix = "use 1e-5, PyTorch's default"
-    eps = _number(layer, name, value, "a number", fix)
+    eps = number(layer, name, value, "a number", fix)
     # One below 0 is refused by the forward pass, as in torch.nn, whose own tests construct it.
     if not math.isfinite(eps):
         raise OptionError(message(f"{name} of {layer} as a finite number", f"{name}={eps}", fix))
@@ -66,7 +67,7 @@ def _momentum(layer: str, name: str, value: Any) -> Any:
     rule = "a number from 0 to 1, the share replaced by each batch, or None"
     fix = "use 0.1, PyTorch's default; a share kept of 0.9, as other libraries count, is 0.1 here"
     # False is none; True is more likely an argument in another's place than a share of 1.
-    momentum = 0.0 if value is False else _number(layer, name, value, rule, fix)
+    momentum = 0.0 if value is False else number(layer, name, value, rule, fix)
     if not 0 <= momentum <= 1:
         raise OptionError(message(f"{name} of {layer} as {rule}", f"{name}={value!r}", fix))
     return momentum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -12,12 +13,12 @@ from normkit.core import formula
 from normkit.core.activations import ActLike
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs, concrete
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, TypeMismatchError, message
 from normkit.kernels.call import BatchStats, Call, Normalized
 from normkit.kernels.modes import exporting, transformed
 from normkit.kernels.moments import moments
 from normkit.nn import averages
-from normkit.nn.arguments import Check
+from normkit.nn.arguments import Check, number
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
 from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.layer import step, warn_if_recorded
@@ -51,19 +52,15 @@ def _limit(least: float, usual: float) -> Check:
     """Return a check for r_max or d_max."""
 
     def check(layer: str, name: str, limit: Any) -> Any:
-        values = limit[:2] if isinstance(limit, Ramp) else (limit,)
-        steps = limit[2:] if isinstance(limit, Ramp) else (0, 0)
-        numbers = all(type(v) in (int, float) for v in (*values, *steps))
-        if not numbers or not all(v >= least for v in values) or not steps[0] <= steps[1]:
-            raise OptionError(
-                message(
-                    f"{name} of {layer} as a number of at least {least}, or a Ramp between two "
-                    "such numbers",
-                    f"{name}={limit!r}",
-                    f"use {name}={usual}, or leave it out for the paper's schedule",
-                )
-            )
-        return limit
+        rule = f"a number of at least {least}, or a Ramp between two such numbers"
+        fix = f"use {name}={usual}, or leave it out for the paper's schedule"
+        values = limit if isinstance(limit, Ramp) else (limit, limit, 0, 0)
+        with contextlib.suppress(TypeMismatchError):
+            ramp: Any = [number(layer, name, value, rule, fix) for value in values]
+            start, end, first, last = ramp
+            if start >= least and end >= least and first <= last:
+                return Ramp(*ramp) if isinstance(limit, Ramp) else start
+        raise OptionError(message(f"{name} of {layer} as {rule}", f"{name}={limit!r}", fix))
 
     return check
 

@@ -21,6 +21,7 @@ from normkit.kernels.fused import Stats
 from normkit.kernels.modes import exporting
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
+from normkit.nn.freezing import FrozenMixin
 from normkit.nn.guards import GuardedVariance
 from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, prepare
 from normkit.nn.layer import Layer, as_leaf, step
@@ -82,6 +83,12 @@ class BatchStatistics(Layer, _BatchNorm):
     def average(self, average: averages.Average) -> None:
         averages.check_average(average, self.momentum)
         self._average = average
+
+    @property
+    def _averages_by_count(self) -> bool:
+        """True if statistics are updated by a share that depends on the number of batches."""
+        counts = self.momentum is None or self._average != "exponential"
+        return counts and self.momentum != 0 and not isinstance(self, FrozenMixin)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
@@ -157,7 +164,7 @@ class BatchStatistics(Layer, _BatchNorm):
 
     def _warn_if_counting(self) -> None:
         """Warn that an exported graph goes on counting batches after a switch to evaluation."""
-        if (self.momentum is None or self._average != "exponential") and self.momentum != 0:
+        if self._averages_by_count:
             warnings.warn(
                 f"{type(self).__name__} is exported in training mode with an average by the number "
                 "of batches: move_exported_model_to_eval and its like leave the graph counting, so "
@@ -216,8 +223,7 @@ class BatchStatistics(Layer, _BatchNorm):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        counts = self.momentum is None or self._average != "exponential"
-        if counts and prefix + "running_mean" in state_dict:
+        if self._averages_by_count and prefix + "running_mean" in state_dict:
             averages.warn_if_uncounted(self, prefix)
 
     def extra_repr(self) -> str:

@@ -18,9 +18,11 @@ from normkit.kernels import fused
 from normkit.kernels.call import Call, FixedStats
 from normkit.kernels.fused import Stats
 from normkit.nn.arguments import check_options
+from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.guards import GuardedVariance
 from normkit.nn.inputs import check_channels, check_eps, check_rank, prepare
 from normkit.nn.layer import Layer, as_leaf, reset_affine
+from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["FrozenBatchNorm2d"]
 
@@ -91,23 +93,33 @@ class FrozenBatchNorm2d(Layer):
         """Return a frozen copy of a batch normalization with running statistics.
 
         Raises:
-            TypeMismatchError: ``layer`` is something else, or keeps no running statistics.
+            TypeMismatchError: ``layer`` is something else, a subclass with its own ``forward``, or
+                keeps no running statistics, or those of several domains.
         """
-        others = (nn.BatchNorm1d, nn.BatchNorm3d)
+        others = (nn.BatchNorm1d, nn.BatchNorm3d, Domains)
         mean = getattr(layer, "running_mean", None)
         if not isinstance(layer, _BatchNorm) or isinstance(layer, others) or mean is None:
             raise TypeMismatchError(
                 message(
-                    "a batch normalization of images with running statistics",
+                    "a batch normalization of images with one set of running statistics",
                     repr(layer),
                     "construct it with track_running_stats=True and train or recalibrate it first",
+                )
+            )
+        if has_own_forward(layer):
+            raise TypeMismatchError(
+                message(
+                    "a batch normalization whose forward is torch.nn's or normkit's",
+                    f"a {type(layer).__name__}, which may compute something else",
+                    "keep its statistics with normkit.freeze(layer), or register it first with "
+                    "stats_spec.register",
                 )
             )
         # The moments of a half-precision model stay in float32 too. Pruning may leave
         # num_features as it was.
         frozen = cls(
             mean.numel(), layer.eps, mean.device, accumulator(mean.dtype),
-            act=getattr(layer, "act", None),
+            act=layer.act if isinstance(layer, Layer) else None,
         )  # fmt: skip
         with torch.no_grad():
             for name in ("weight", "bias", "running_mean", "running_var"):

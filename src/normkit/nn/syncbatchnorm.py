@@ -128,8 +128,9 @@ class SyncBatchNorm(BatchStatistics):
 
         All but those with statistics for each domain, which it cannot keep; and layers that
         normalize by parts of the batch or correct it, subclasses with their own ``forward``, lazy
-        layers without an input so far, and layers whose γ or β are sharded or computed from other
-        parameters: a warning names those.
+        layers without an input so far, layers whose γ or β are sharded or computed from other
+        parameters, and those with a module or tensor named as an attribute of this class: a
+        warning names those.
 
         Parameters, buffers and hooks are shared, ``state_dict`` keys stay, a layer used in several
         places stays one layer, a frozen one stays frozen. Returns ``module``, or the new
@@ -167,16 +168,17 @@ class SyncBatchNorm(BatchStatistics):
             result = cls(
                 module.num_features, affine=module.affine,
                 track_running_stats=module.track_running_stats, process_group=group, device="meta",
-                bias=module.bias is not None, act=getattr(module, "act", None),
+                bias=module.bias is not None,
             )  # fmt: skip
             # As they are, past the constructor: update_bn may have set momentum to None meanwhile.
-            average = getattr(module, "average", "exponential")
-            as_is = {"eps": module.eps, "momentum": module.momentum, "_average": average}
+            as_is = {"eps": module.eps, "momentum": module.momentum}
+            # Under the same names a layer of torch.nn may hold anything, which it does not apply.
+            if isinstance(module, BatchStatistics):
+                as_is |= {key: getattr(module, key) for key in ("_act", "_act_option", "_average")}
             vars(result).update(as_is)
-            for name in ("weight", "bias"):
-                result.register_parameter(name, getattr(module, name))
-            for name in ("running_mean", "running_var", "num_batches_tracked"):
-                result.register_buffer(name, getattr(module, name))
+            # All of them: hooks and other code may use further ones.
+            for table in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+                vars(result)[table] = vars(module)[table].copy()
             result.training = module.training
             if isinstance(module, FrozenMixin):
                 freeze_layer(result, module._requested_mode)
@@ -207,4 +209,8 @@ def _why_skipped(layer: nn.Module) -> str | None:
         return "lazy and not yet initialized"
     if isinstance(layer, BatchStatistics) and not layer._pools_whole_batch:
         return "normalizes with other moments than the whole batch's"
-    return "a subclass with its own forward" if has_own_forward(layer) else why_not_movable(layer)
+    if has_own_forward(layer):
+        return "a subclass with its own forward"
+    tensors = {name for t in (layer._parameters, layer._buffers) for name in t} - {"running_var"}
+    conflicts = sorted(n for n in {*layer._modules, *tensors} if hasattr(SyncBatchNorm, n))
+    return f"has its own {', '.join(conflicts)}" if conflicts else why_not_movable(layer)

@@ -293,7 +293,7 @@ def test_large_data_is_packed_and_too_large_data_stays_out(
     packed = json.loads(payload.downloads([large], ["C1"])[0].block)
     unpacked = json.loads(gzip.decompress(base64.b64decode(packed["gzip"])))
     assert len(unpacked["rows"]) == 1200
-    monkeypatch.setattr(payload, "BUDGET", 10_000)
+    monkeypatch.setattr(payload, "BUDGET", 6_000)
     kept = payload.downloads([large, small], ["a", "b"])
     assert not kept[0].block
     assert kept[1].block

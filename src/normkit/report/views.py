@@ -93,8 +93,8 @@ class ClaimView:
     def marks(self) -> list[tuple[PartWord, str]]:
         """The word and the question of each part, also of those that have no runs yet."""
         told = [(part.comparison.word, part.comparison.question) for part in self.parts]
-        missing = max(self.finding.parts, 1) - len(told)
-        return [*told, *[("open", "not measured yet")] * missing]
+        unmeasured: tuple[PartWord, str] = ("open", "not measured yet")
+        return told + [unmeasured] * (max(self.finding.parts, 1) - len(told))
 
 
 def claims(findings: Sequence[Finding]) -> list[ClaimView]:

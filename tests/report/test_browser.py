@@ -327,6 +327,9 @@ def test_partial_and_empty_pages_open(visit) -> None:
     page = visit("bare")
     page.read()
     assert page.page.locator("#C7 figure .main-svg").count() > 0
+    tour = visit("tour", viewport={"width": 390, "height": 844}).page
+    assert tour.locator("#overview").get_by_text("7 of 20 runs done").is_visible()
+    assert tour.evaluate("document.documentElement.scrollWidth") == 390
     assert visit("empty").page.get_by_text("normkit lab run --preset quick").is_visible()
 
 

@@ -108,7 +108,7 @@ def test_says_all_of_a_finding(outline: Outline, samples: ModuleType) -> None:
         for row in finding.here.rows if finding.here else ():
             assert " ".join((row[0].capitalize(), *row[1:])) in words
         for larger in finding.at_scale:
-            assert f"{larger.word} {larger.figures} {larger.source}" in words
+            assert f"{larger.word} {larger.figures} ( {larger.source} )" in words
     for value in samples.ABOUT.values():
         assert value in words
     assert "20, of which 3 diverged" in words

@@ -187,6 +187,15 @@ def test_exploding_run_is_a_result(make_config: Make, dataset: data.Dataset, mak
     assert all(math.isfinite(value) for value in finite)
 
 
+def test_activations_beyond_all_statistics_are_a_result(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    log = make_log()
+    outcome = train(make_config(norm="batch", lr=1e25), dataset, log)
+    assert outcome.diverged_step == outcome.step < STEPS
+    assert log.metrics["test_accuracy", STEPS] == 0.1
+
+
 def test_run_at_chance_level_is_a_result(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:

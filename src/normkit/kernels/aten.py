@@ -17,7 +17,7 @@ from normkit.core.pools import as_ncs
 from normkit.kernels.autograd import run_pair
 from normkit.kernels.call import Call, FixedStats, Normalized
 from normkit.kernels.contract import Forward, Gradients
-from normkit.kernels.wide import beyond_float32, in_float64, may_exceed
+from normkit.kernels.wide import beyond_float32, has_wider_stats, in_float64, may_exceed
 
 __all__ = ["Aten", "Portable"]
 
@@ -31,6 +31,8 @@ class Portable:
         return None
 
     def run(self, call: Call) -> Normalized:
+        if has_wider_stats(call):
+            return in_float64(self.run, call)
         result = run_pair(Aten(), call)
         if result.var is None or isinstance(call.stats, FixedStats) or not may_exceed(call):
             return result

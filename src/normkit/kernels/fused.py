@@ -121,12 +121,11 @@ class FusedCPU:
     def run(self, call: Call) -> Normalized:
         assert cpu.fused is not None
         x = dense(call.x)
-        arguments = _arguments(call, x)
-        result: Any = cpu.fused.normalize(*arguments)
+        result: Any = cpu.fused.normalize(*_arguments(call, x))
         assert result is not None, "the extension refuses a call that it said it would take"
         count = call.spec.pool.count(*as_ncs(x))
-        wants_moments = arguments[-1]
-        y, mean, var = result if wants_moments else (result, None, None)
+        # With moments where they were asked for, or too large to be averaged in the same go.
+        y, mean, var = result if isinstance(result, tuple) else (result, None, None)
         return Normalized(y, mean, var, count)
 
 

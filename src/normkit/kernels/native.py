@@ -13,7 +13,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
 from normkit.kernels.call import BatchStats, Call, Normalized, dense, layout
-from normkit.kernels.wide import beyond_float32, in_float64, may_exceed
+from normkit.kernels.wide import beyond_float32, has_wider_stats, in_float64, may_exceed
 
 __all__ = ["TorchNative"]
 
@@ -50,6 +50,8 @@ class TorchNative:
         return None
 
     def run(self, call: Call) -> Normalized:
+        if has_wider_stats(call):
+            return in_float64(self.run, call)
         x = dense(call.x)
         spec, stats = call.spec, call.stats
         n, c, s = as_ncs(x)
@@ -66,8 +68,13 @@ class TorchNative:
         elif fixed is not None:
             mean, var = (t.reshape(c) for t in fixed)
             z = torch.batch_norm(x, gamma, beta, mean, var, False, 0.0, spec.eps, cudnn)
-        elif isinstance(stats, BatchStats) and stats.update is not None and not looks:
-            # The kernel updates the running buffers itself and returns no moments.
+        elif (
+            isinstance(stats, BatchStats)
+            and stats.update is not None
+            and not (looks or (x.is_cpu and x.dtype == torch.float64))
+        ):
+            # The kernel updates the running buffers itself, be they infinite, and returns no
+            # moments. Those of float16 always fit float32.
             running_mean, running_var, share = stats.update
             z = torch.batch_norm(x, gamma, beta, running_mean, running_var, True, share, spec.eps,
                                  cudnn)  # fmt: skip

@@ -9,6 +9,7 @@ from normkit.core.pools import as_ncs
 from normkit.kernels import functions
 from normkit.kernels.call import Call, Normalized
 from normkit.kernels.modes import recorded, transformed
+from normkit.kernels.wide import has_wider_stats, in_float64
 
 __all__ = ["Traced"]
 
@@ -26,6 +27,8 @@ class Traced:
     def run(self, call: Call) -> Normalized:
         if recorded(*_tensors(call)) and (result := functions.normalize(call)) is not None:
             return result
+        if has_wider_stats(call):
+            return in_float64(self.run, call)
         x, spec = call.x, call.spec
         moments = call.fixed_moments() or formula.stats_of(x, spec.pool, spec.centred)
         y = formula.normalize(x, spec, call.weight, call.bias, call.residual, *moments)

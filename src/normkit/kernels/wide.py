@@ -2,10 +2,13 @@
 
 The sums over float32 and bfloat16 are kept in float32, where the square of a deviation of 2·10¹⁹ is
 infinite and that of 10⁻²³ is zero: the output would be zero, or infinite, for values that are
-neither. The moments show it, so the usual call pays for a look at them alone.
+neither. The moments show it, so the usual call pays for a look at them alone. Sums of variances
+must fit too, so all from 10³⁰ on are kept in float64; what float64 cannot keep is refused where a
+layer remembers it (:mod:`normkit.nn.stats_range`).
 
 Other devices, and graphs that are compiled, traced or transformed, could not look without waiting
-for the values; there the result is that of ``torch.nn``'s layers.
+for the values; there the result is that of ``torch.nn``'s layers. Moments to normalize with that
+are float64 need no look: they are used as such everywhere.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from normkit.kernels.call import BatchStats, Call, Normalized
+from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 
-__all__ = ["beyond_float32", "in_float64", "may_exceed"]
+__all__ = ["beyond_float32", "has_wider_stats", "in_float64", "may_exceed"]
 
-# Where the smallest 1/√(σ² + ε) that float32 can have lost most digits of the variance.
+# Where the smallest 1/√(σ² + ε) that float32 can have lost most digits of the variance, and where
+# a sum of variances may exceed it.
 _MOST = 1e15
 
 
@@ -28,10 +32,20 @@ def may_exceed(call: Call) -> bool:
     return call.x.is_cpu and call.x.dtype in (torch.float32, torch.bfloat16)
 
 
+def has_wider_stats(call: Call) -> bool:
+    """Return whether the call normalizes with moments that float32 may not hold."""
+    stats = call.stats
+    return (
+        isinstance(stats, FixedStats)
+        and stats.var.dtype == torch.float64
+        and call.x.dtype != torch.float64
+    )
+
+
 def beyond_float32(rstd: Tensor) -> bool:
-    """Return whether 1/√(σ² + ε) of some pool is zero, not a number, or without digits."""
+    """Return whether 1/√(σ² + ε) of some pool is near zero, not a number, or without digits."""
     rstd = rstd.detach()
-    return rstd.numel() > 0 and not bool(((rstd > 0) & (rstd < _MOST)).all())
+    return rstd.numel() > 0 and not bool(((rstd > 1 / _MOST) & (rstd < _MOST)).all())
 
 
 def in_float64(run: Callable[[Call], Normalized], call: Call) -> Normalized:

@@ -145,7 +145,10 @@ class Trainer:
         """Train on one batch and record its measurements."""
         at = self.progress
         set_rate(self.optimizer, self.config, at.step)
-        loss, figure, reading = self.learn(images, targets)
+        try:
+            loss, figure, reading = self.learn(images, targets)
+        except NonFiniteError:  # activations whose variance no layer can remember
+            loss, figure, reading = math.nan, 0.0, Reading()
         at.step += 1
         if not math.isfinite(loss):
             raise _DivergedError

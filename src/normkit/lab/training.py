@@ -5,11 +5,11 @@ seed see the same images in the same order and start from the same weights. The 
 what is learned and which *figure* is measured (accuracy, for classification); see
 :mod:`normkit.lab.tasks`.
 
-A run that breaks is a result, not an error. It *diverged* if a training loss is not finite (the
-run ends there, and its remaining epochs count at chance level, 1 / classes for accuracy) or if the
-mean training loss of its last epoch is above 99 % of the loss of guessing, ln(classes) for
-classification (the run is trained to the end and its figures are those measured; the step noted is
-the last one recorded with a loss below that).
+A run that breaks is a result, not an error. It *diverged* if a training loss is not finite, or a
+layer's statistics exceed their type (the run ends there, and its remaining epochs count at chance
+level, 1 / classes for accuracy), or if the mean training loss of its last epoch is above 99 % of
+the loss of guessing, ln(classes) for classification (the run is trained to the end and its figures
+are those measured; the step noted is the last one recorded with a loss below that).
 
 A run can stop after any step and resume from its last checkpoint bit for bit, on the same machine
 with the same number of threads, on a CPU. On another placement (:mod:`normkit.lab.placement`) it

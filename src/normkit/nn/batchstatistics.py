@@ -19,7 +19,7 @@ from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.fused import Stats
 from normkit.kernels.modes import exporting
-from normkit.nn import averages
+from normkit.nn import averages, stats_range
 from normkit.nn.arguments import check_options
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.guards import GuardedVariance
@@ -194,14 +194,32 @@ class BatchStatistics(Layer, _BatchNorm):
                 )
             )
         empty = isinstance(count, int) and count == 0
+        if mean is None or var is None or empty:
+            mean = var = None
+        elif stats_range.may_exceed(mean, var, tensors.mean):
+            self._check_range(mean, var, count, tensors)
         # PyTorch counts empty batches, and so does its drop-in. The averages that PyTorch lacks
         # divide by the count, so there an empty batch must not count.
         if tracked is not None and not (empty and self.average != "exponential"):
             tracked.add_(1)
-        if mean is not None and var is not None and not empty:
+        if mean is not None and var is not None:
             # Not around all of this: an exported graph would hold a block for nothing.
             with torch.no_grad():
                 self._average_moments(mean, var, count, tensors)
+
+    @torch.no_grad()
+    def _check_range(
+        self, mean: Tensor, var: Tensor, count: int | Tensor, tensors: LayerTensors
+    ) -> None:
+        """Raise if the update that follows does not fit the buffers, before it changes any."""
+        if tensors.mean is None or tensors.var is None:
+            return
+        before = tensors.mean, tensors.var
+        after = stats_range.in_float64(before)
+        tracked = None if tensors.tracked is None else tensors.tracked + 1
+        wide = LayerTensors(tensors.weight, tensors.bias, *after, tracked)
+        self._average_moments(mean.double(), var.double(), count, wide)
+        stats_range.check_update(type(self).__name__, before, after, var)
 
     def _average_moments(
         self, mean: Tensor, var: Tensor, count: int | Tensor, tensors: LayerTensors

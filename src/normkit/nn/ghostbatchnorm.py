@@ -90,7 +90,10 @@ class _Ghost(BatchStatistics):
         if not call.wants_moments:
             return Normalized(y, None, None, n * s)
         with torch.no_grad():
-            batch = merge_rows(torch.cat(counts), torch.cat(means), torch.cat(m2s))
+            centres = torch.cat(means)
+            # The variance between parts may exceed float32 where none within a part does.
+            centres = centres.double() if centres.is_cpu else centres
+            batch = merge_rows(torch.cat(counts), centres, torch.cat(m2s))
             variance = (batch.m2 / (n * s if concrete(n * s) else 1)).to(batch.m2.dtype)
         return Normalized(y, batch.mean, variance, n * s)
 

@@ -19,7 +19,7 @@ from normkit.kernels.call import Call, FixedStats, Normalized
 from normkit.kernels.functions import finish, fits
 from normkit.kernels.fused import Stats
 from normkit.kernels.modes import recorded, transformed
-from normkit.nn import averages
+from normkit.nn import averages, stats_range
 from normkit.nn.arguments import CHANNEL_COUNT, Check, check_options, unused_size
 from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, prepare
 from normkit.nn.layer import Layer, as_leaf, step
@@ -137,8 +137,15 @@ class InstanceStatistics(Layer, _InstanceNorm):
         share = self.momentum or 0.0
         if result.mean is None or result.var is None:
             return
-        mean = result.mean.reshape(n, c).mean(0)
-        var = averages.unbiased(result.var.reshape(n, c).mean(0), s)
-        if self.running_mean is not None and self.running_var is not None:
-            averages.step_towards(self.running_mean, mean, share)
-            averages.step_towards(self.running_var, var, share)
+        mean, var = (t.reshape(n, c).mean(0) for t in (result.mean, result.var))
+        if self.running_mean is None or self.running_var is None:
+            return
+        before = self.running_mean, self.running_var
+        values = mean, averages.unbiased(var, s)
+        if stats_range.may_exceed(mean, var, self.running_mean):
+            after = stats_range.in_float64(before)
+            for running, value in zip(after, values, strict=True):
+                averages.step_towards(running, value, share)
+            stats_range.check_update(type(self).__name__, before, after, var)
+        for running, value in zip(before, values, strict=True):
+            averages.step_towards(running, value, share)

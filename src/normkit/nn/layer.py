@@ -16,6 +16,7 @@ from normkit.errors import message
 from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
 from normkit.kernels.modes import exporting, recomputing
+from normkit.nn import stats_range
 from normkit.nn.arguments import ATTRIBUTES, Check, check_options
 from normkit.nn.guards import refuse_script, register_with_opacus
 
@@ -96,6 +97,30 @@ class Layer(nn.Module):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Convert as ``.half()`` does, but keep statistics in their type that would be infinite."""
+        before = dict(self._buffers)
+        result = super()._apply(fn, recurse)
+        stats_range.keep_wider(type(self).__name__, before, self._buffers)
+        return result
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if not local_metadata.get("assign_to_params_buffers", False):
+            name = type(self).__name__
+            stats_range.check_loaded(name, self._buffers, state_dict, prefix, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @property
     def act(self) -> str | tuple[str, float] | None:

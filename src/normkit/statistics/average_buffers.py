@@ -15,6 +15,7 @@ from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.statistics.estimates.estimate import merge_shares
 from normkit.statistics.layers.find import NormLayer, find_norm_layers, unwrap
 from normkit.statistics.layers.preserve import overwrite
+from normkit.statistics.measuring.check_statistics import check_range
 from normkit.statistics.processes.ranks import Ranks, fingerprint, ranks_of
 
 __all__ = ["average_buffers"]
@@ -54,7 +55,8 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
         TypeMismatchError: ``model`` is not a module, or is scripted.
         OptionError: ``process_group`` does not contain this process.
         StatisticsError: no layer keeps statistics that may be replaced; a process has other
-            layers than this one, or NaN, or has failed. No process has changed anything then.
+            layers than this one, or NaN, or has failed; merged statistics exceed the type that a
+            layer keeps them in. No process has changed anything then.
 
     Source: Chan, Golub & LeVeque 1979 (merging moments); Wu & Johnson 2021, arXiv 2105.07576,
     section 3.
@@ -83,7 +85,9 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
     changed: list[Changed] = []
     steps: list[Step] = []
     for one, old, counter, (mean, var, most) in zip(layers, before, counters, merged, strict=True):
-        steps += [_write_step(b, v) for b, v in zip(one.tensors, (mean, var), strict=True)]
+        for buffer, value in zip(one.tensors, (mean, var), strict=True):
+            check_range(value, buffer.dtype, one.name)  # the same in all processes
+            steps.append(_write_step(buffer, value))
         if counter is not None:
             # One for each set of statistics, or one for all.
             each = most[..., 0]

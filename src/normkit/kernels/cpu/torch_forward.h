@@ -3,6 +3,7 @@
 
 #include <ATen/record_function.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -74,14 +75,11 @@ inline void update_running(const Tensor& running, const void* value, double shar
   running.unsafeGetTensorImpl()->bump_version();
 }
 
-// Last, when nothing can fail any more.
+// Last, when nothing can fail any more. The moments fit: see beyond.
 inline void update_buffers(const Call& call, const Tensor& stats) {
   if (call.running_mean.defined()) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    const at::ScalarType type = call.running_mean.scalar_type();
-    const Tensor values = stats.scalar_type() == type ? stats : stats.to(type);
-    const char* const rows = static_cast<const char*>(values.const_data_ptr());
-    const int64_t row = values.size(1) * static_cast<int64_t>(values.element_size());
+    const char* const rows = static_cast<const char*>(stats.const_data_ptr());
+    const int64_t row = stats.size(1) * static_cast<int64_t>(stats.element_size());
     const double n = static_cast<double>(call.x.numel() / call.x.size(1));
     update_running(call.running_mean, rows, call.momentum, 1.0);
     update_running(call.running_var, rows + 3 * row, call.momentum, n / (n - 1));
@@ -108,14 +106,17 @@ inline int64_t without_gil(int64_t (*pass)(const nk_problem*, const nk_threads*)
   return status;
 }
 
-// Whether squares went beyond float32, which keeps the sums: 1/deviation is zero, not a number, or
-// so large that the variance had hardly any digits. Values of float16 cannot do that.
-inline bool beyond_float(const Tensor& stats, int64_t pools, at::ScalarType type) {
-  if (stats.scalar_type() != at::kFloat || type == at::kHalf) return false;
+// Whether squares went, or their sums could go, beyond the type that keeps them: 1/deviation is not
+// a number, or close to zero, or so large that the variance had hardly any digits. Values of float16
+// cannot do that. Nothing is wider than float64, in which the variance counts only if it is kept.
+inline bool beyond(const Tensor& stats, int64_t pools, at::ScalarType type, bool updates) {
+  if (type == at::kHalf) return false;
+  if (stats.scalar_type() == at::kDouble) {
+    const double* const rstd = stats.const_data_ptr<double>() + 2 * pools;
+    return updates && std::any_of(rstd, rstd + pools, [](double r) { return r < 1e-150; });
+  }
   const float* const rstd = stats.const_data_ptr<float>() + 2 * pools;
-  for (int64_t i = 0; i < pools; ++i)
-    if (!(rstd[i] > 0 && rstd[i] < 1e15f)) return true;
-  return false;
+  return !std::all_of(rstd, rstd + pools, [](float r) { return r > 1e-15f && r < 1e15f; });
 }
 
 inline std::pair<Tensor, Tensor> compute(const Call& call);
@@ -125,15 +126,12 @@ inline std::pair<Tensor, Tensor> compute_wide(const Call& call) {
   Call wide = call;
   wide.x = call.x.to(at::kDouble);
   if (call.residual.defined()) wide.residual = call.residual.to(at::kDouble);
-  wide.running_mean = wide.running_var = wide.tracked = Tensor();
-  wide.moments = call.moments || call.running_mean.defined();
   auto [y, stats] = compute(wide);
-  y = y.to(call.x.scalar_type());
-  update_buffers(call, stats);
-  return {std::move(y), std::move(stats)};
+  return {y.to(call.x.scalar_type()), std::move(stats)};
 }
 
 // The output with its graph, and (3 or 4, pools) statistics; the fourth row is the variance.
+// Nothing, and nothing written, where buffers are to be updated and their values may not fit.
 inline std::pair<Tensor, Tensor> compute(const Call& call) {
   RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{});
   const Tensor &x = call.x, &weight = call.weight, &bias = call.bias, &residual = call.residual;
@@ -141,9 +139,12 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
   const bool graph = at::GradMode::is_enabled() &&
                      torch::autograd::compute_requires_grad(x, weight, bias, residual);
   const bool updates = call.running_mean.defined();
+  const bool is_wide = x.scalar_type() == at::kDouble;
+  // Fixed statistics keep their range.
+  if (o.fixed_stats && !is_wide && call.var.scalar_type() == at::kDouble) return compute_wide(call);
   nk_problem q = problem_of(x, o);
   Tensor y, stats;
-  bool beyond = false;
+  bool exceeds = false;
   {
     at::AutoDispatchBelowADInplaceOrView below;
     const at::ScalarType acc = accumulator(x.scalar_type());
@@ -160,9 +161,10 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
     if (wants_var)
       q.var = static_cast<char*>(q.stats) + 3 * p * static_cast<int64_t>(stats.element_size());
     check(without_gil(nk_forward, q));
-    beyond = !o.fixed_stats && beyond_float(stats, p, x.scalar_type());
+    exceeds = !o.fixed_stats && beyond(stats, p, x.scalar_type(), updates);
   }
-  if (beyond) return compute_wide(call);
+  if (exceeds && updates) return {};
+  if (exceeds) return compute_wide(call);
   if (graph) {
     auto node = c10::make_intrusive<NormalizeBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias, residual));

@@ -140,7 +140,9 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t pools = takes(call);
   // A single value has no variance.
   if (pools == 0 || (!o.fixed_stats && pools == x.numel())) Py_RETURN_NONE;
-  return THPVariable_Wrap(compute(call).first);
+  Tensor y = compute(call).first;
+  if (!y.defined()) Py_RETURN_NONE;
+  return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }
 

@@ -41,14 +41,19 @@ PyObject* refuses(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// normalize(...) -> y, or (y, mean, var) where moments are asked for, or None where the engine does
-// not take the call.
+// normalize(...) -> y, or (y, mean, var) where moments are asked for or the buffers have been left to
+// the caller since the moments may not fit, or None where the engine does not take the call.
 PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Call call;
   if (parse(args, count, call) != nullptr || !takes(call)) Py_RETURN_NONE;
 
   auto [y, stats] = compute(call);
+  if (!y.defined()) {
+    call.running_mean = call.running_var = Tensor();
+    call.moments = true;
+    std::tie(y, stats) = compute(call);
+  }
   if (!call.moments) return THPVariable_Wrap(std::move(y));
   Tensor mean, var;
   if (!call.o.fixed_stats) {

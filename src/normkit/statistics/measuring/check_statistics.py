@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from normkit.errors import NonFiniteError, StatisticsError, message
+from normkit.nn.stats_range import exceeds
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 
-__all__ = ["check_measurement", "check_statistics"]
+__all__ = ["check_measurement", "check_range", "check_statistics"]
 
 
 def check_statistics(
@@ -40,14 +44,24 @@ def check_statistics(
                 )
             )
         for value, tensor in zip((one.mean, one.variance), by_bank[name].tensors, strict=True):
-            if not bool(value.to(tensor.dtype).isfinite().all()):
-                raise NonFiniteError(
-                    message(
-                        "moments within the range of the type a layer keeps them in",
-                        f"{float(value.abs().max()):.3g} for {tensor.dtype}, at {where}",
-                        "keep the normalization layers in float32: layer.float()",
-                    )
-                )
+            check_range(value, tensor.dtype, name)
+
+
+def check_range(values: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Raise if a mean or variance is too large for the type that the layer ``name`` keeps it in.
+
+    Raises:
+        NonFiniteError: a finite value that is not finite in ``dtype``.
+    """
+    if exceeds(values, dtype):
+        wider = "float32: layer.float()" if dtype == torch.float16 else "float64: layer.double()"
+        raise NonFiniteError(
+            message(
+                "moments within the range of the type a layer keeps them in",
+                f"{float(values.abs().max()):.3g} for {dtype}, at {name or 'the model'}",
+                f"keep the normalization layers in {wider}",
+            )
+        )
 
 
 def check_measurement(

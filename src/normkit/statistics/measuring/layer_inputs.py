@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normkit.errors import StatisticsError, message
+from normkit.errors import ShapeError, StatisticsError, message
 from normkit.handle import Skipped, place_name
 from normkit.statistics.layers.find import NormLayer
 
@@ -43,6 +43,17 @@ class LayerInputs:
         if not isinstance(values, Tensor):
             self._unread[one.name] = "None" if x is None else f"a {type(x).__name__}"
             return None
+        channels = one.tensors[0].shape[-1]
+        if values.dim() > 1 and values.shape[1] != channels:
+            kind = type(one.layer).__name__
+            raise ShapeError(
+                message(
+                    f"{channels} channels at {place_name(one.name)}, a {kind}",
+                    f"{values.shape[1]}, in an input of shape {tuple(x.shape)}",
+                    "pass batches as in training, or forward=lambda model, batch: ... that calls "
+                    "the model on them",
+                )
+            )
         return values.detach()
 
     def check_reached(self, measured: Collection[str], batches: int) -> None:

@@ -34,6 +34,7 @@ from normkit.statistics.layers.preserve import (
     run_eagerly,
 )
 from normkit.statistics.measuring.calls import CallsEstimate
+from normkit.statistics.measuring.check_statistics import check_range
 from normkit.statistics.measuring.layer_inputs import LayerInputs
 
 __all__ = ["Observer", "observing"]
@@ -210,6 +211,10 @@ class Observer:
         for name, buffer, value in zip(names, one.tensors, values, strict=True):
             # A new one for each call: a gradient taken within the model may need the former.
             new = buffer.clone()
+            # Infinite, it would make what follows constant. Fixed ones are checked at the end:
+            # they may be so for one pass. Other types do not make a device wait.
+            if fixed is None and (new.is_cpu or new.dtype == torch.float16):
+                check_range(value, new.dtype, one.name)
             (new if bank is None else new[bank]).copy_(value)
             _set_tensor(one.layer, name, new)
 

@@ -82,6 +82,29 @@ def test_epoch_and_step_metrics(make_config: Make, dataset: data.Dataset, make_l
     assert log.metrics["epoch_train_loss", 8] < log.metrics["epoch_train_loss", 4]
 
 
+def test_evaluation_can_skip_epochs_and_change_nothing(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    often, rare = make_log(), make_log()
+    for every, log in ((1, often), (2, rare)):
+        train(make_config(epochs=5, evaluate_every=every), dataset, log)
+    assert [step for name, step in rare.metrics if name == "test_accuracy"] == [8, 16, 20]
+    assert [step for name, step in rare.metrics if name == "epoch_seconds"] == [4, 8, 12, 16, 20]
+    times = {"epoch_seconds"}
+    assert {at: often.metrics[at] for at in rare.metrics if at[0] not in times} == {
+        at: value for at, value in rare.metrics.items() if at[0] not in times
+    }
+
+
+def test_diverged_run_has_chance_where_it_would_be_evaluated(
+    make_config: Make, dataset: data.Dataset, make_log: Any
+) -> None:
+    log = make_log()
+    train(make_config(norm="none", lr=1e20, epochs=5, evaluate_every=2), dataset, log)
+    accuracies = {step: v for (name, step), v in log.metrics.items() if name == "test_accuracy"}
+    assert accuracies == {8: 0.1, 16: 0.1, 20: 0.1}
+
+
 def test_training_accuracy_counts_each_batch_as_it_was_learned_from(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:

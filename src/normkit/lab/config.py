@@ -54,6 +54,7 @@ _WHOLE = {
     "epochs": 1,
     "seed": 0,
     "loss_every": 1,
+    "evaluate_every": 1,
 }
 """Fields with whole numbers, and the least of each."""
 
@@ -77,7 +78,8 @@ class RunConfig:
     other ones in each epoch. ``task`` is the task to learn (:mod:`normkit.lab.tasks`); for
     denoising, ``noise`` is the standard deviation of the noise, on the scale where black is 0 and
     white is 1. ``schedule`` is the learning rate schedule (:mod:`normkit.lab.schedules`).
-    ``evaluations`` are further conditions to evaluate the model under after each epoch
+    The model is evaluated after every ``evaluate_every``-th epoch and after the last one;
+    ``evaluations`` are further conditions to evaluate it under then
     (:mod:`normkit.lab.conditions`), ``final_evaluations`` those after the last epoch only. In
     the last ``frozen_epochs`` the layers normalize with population statistics in training too
     (:mod:`normkit.lab.freezing`).
@@ -119,6 +121,7 @@ class RunConfig:
     epochs: int
     seed: int
     loss_every: int = 5
+    evaluate_every: int = 1
     probes: tuple[tuple[str, int], ...] = ()
     evaluations: tuple[Condition, ...] = ()
     final_evaluations: tuple[Condition, ...] = ()
@@ -228,6 +231,10 @@ class RunConfig:
         """Images that go through a training step, all epochs together: a measure of cost."""
         dropped = self.train_images % self.batch_size if self.drop_last else 0
         return self.epochs * (self.train_images - dropped)
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Return True if the model is evaluated after this epoch (from 0)."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch == self.epochs - 1
 
     def conditions(self, epoch: int) -> tuple[Condition, ...]:
         """Return the further conditions of evaluation after this epoch (from 0), each once."""

@@ -196,34 +196,33 @@ class Trainer:
         return self.task.loss(outputs, targets, reduction="mean")
 
     def evaluate(self) -> None:
-        """Evaluate after the epoch, record its measurements, and begin the next one."""
+        """Record the epoch's measurements, evaluate if it is time to, and begin the next one."""
         at, figure = self.progress, self.task.figure
-        with self.placement.without_sync(self.model):
-            test = evaluate(self.model, self.dataset.test, self.config)
-            self.elapse()
-            under, vectors = evaluate_under(
-                self.config.conditions(self.epoch),
-                self.model,
-                self.dataset,
-                self.config,
-                self.epoch,
-            )
-        if (by_image := to_vector(self.config, self.epoch, test.images)) is not None:
-            vectors[f"test_{figure}"] = by_image
         self.epoch_loss = at.epoch_loss / at.epoch_images
-        self.log.record(
-            at.step,
-            self.epoch,
-            {
-                "epoch_train_loss": self.epoch_loss,
-                f"epoch_train_{figure}": at.epoch_figure,
-                f"test_{figure}": test.figure,
-                "test_loss": test.loss,
-                "epoch_seconds": at.epoch_seconds,
-                **under,
-            },
-            vectors,
-        )
+        metrics: dict[str, float | None] = {
+            "epoch_train_loss": self.epoch_loss,
+            f"epoch_train_{figure}": at.epoch_figure,
+        }
+        vectors: dict[str, Sequence[float]] = {}
+        if self.config.is_evaluated(self.epoch):
+            with self.placement.without_sync(self.model):
+                test = evaluate(self.model, self.dataset.test, self.config)
+                self.elapse()
+                under, vectors = evaluate_under(
+                    self.config.conditions(self.epoch),
+                    self.model,
+                    self.dataset,
+                    self.config,
+                    self.epoch,
+                )
+            metrics |= {f"test_{figure}": test.figure, "test_loss": test.loss, **under}
+            if (by_image := to_vector(self.config, self.epoch, test.images)) is not None:
+                vectors[f"test_{figure}"] = by_image
+        else:
+            self.elapse()
+        # Without the time of the further conditions, which the training does not need.
+        metrics["epoch_seconds"] = at.epoch_seconds
+        self.log.record(at.step, self.epoch, metrics, vectors)
         self.elapse()
         at.end_epoch()
 
@@ -264,7 +263,8 @@ class Trainer:
                 f"epoch_train_{figure}": None,
             }
             vectors: dict[str, Sequence[float]] = {}
-            for name in ("{}", *(named("{}", under) for under in self.config.conditions(epoch))):
+            conditions = (named("{}", under) for under in self.config.conditions(epoch))
+            for name in ("{}", *conditions) if self.config.is_evaluated(epoch) else ():
                 metrics[name.format(f"test_{figure}")] = chance.figure
                 metrics[name.format("test_loss")] = None
                 if (vector := to_vector(self.config, epoch, chance.images)) is not None:

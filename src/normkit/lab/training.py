@@ -42,9 +42,9 @@ def train(
 
     By step: ``train_loss``, the mean over the last ``loss_every`` steps, and the readings of the
     probes. By epoch: ``epoch_train_loss`` and ``epoch_train_accuracy`` (or the task's other
-    figure), both on each batch as the model saw it before learning from it; ``test_accuracy`` and
-    ``test_loss``; the same two under each of the run's conditions; and ``epoch_seconds``, the time
-    of training and of the first evaluation.
+    figure), both on each batch as the model saw it before learning from it; and
+    ``epoch_seconds``, the time of training and of the first evaluation. After each evaluation:
+    ``test_accuracy`` and ``test_loss``, and the same two under each of the run's conditions.
 
     Args:
         resume: the checkpoint of this very run to resume from.

@@ -1,12 +1,13 @@
 """C4: batch normalization generalises better.
 
-A network that merely learned its training images better would score better as well, hence the gap.
+Late test accuracy decides. The gap between training and test is shown beside it: it compares a
+training accuracy of nearly 100 % with one that dropout holds back, and is narrow for that alone.
 """
 
 from __future__ import annotations
 
 from normkit.lab.claims.measures import alexnet
-from normkit.lab.claims.sources import IOFFE
+from normkit.lab.claims.sources import BROCK, IOFFE
 from normkit.lab.claims.study import Endpoint, Seeds, define
 
 CLAIM = define(
@@ -23,21 +24,21 @@ CLAIM = define(
         ),
     ),
     prediction="Both arms come near a training accuracy of 100 %; with BN test accuracy is points "
-    "higher and the gap as much narrower.",
+    "higher.",
     plan=alexnet.plan,
     decides={
         "better": Endpoint(
-            "Better: how much higher is late test accuracy with BN than with dropout?",
+            "How much higher is late test accuracy with BN than with dropout?",
             alexnet.LATE_TEST.at(alexnet.ONLY_BN) - alexnet.LATE_TEST.at(alexnet.DROPOUT),
-            matters=1,
-        ),
-        "generalises": Endpoint(
-            "Generalises: how much narrower with BN is the late gap, training less test accuracy?",
-            alexnet.LATE_GAP.at(alexnet.DROPOUT) - alexnet.LATE_GAP.at(alexnet.ONLY_BN),
             matters=1,
         ),
     },
     information={
+        "generalises": Endpoint(
+            "How much narrower with BN is the late gap, training less test accuracy?",
+            alexnet.LATE_GAP.at(alexnet.DROPOUT) - alexnet.LATE_GAP.at(alexnet.ONLY_BN),
+            matters=1,
+        ),
         "learns": Endpoint(
             "How much higher is late training accuracy with BN?",
             alexnet.LATE_TRAINED.at(alexnet.ONLY_BN) - alexnet.LATE_TRAINED.at(alexnet.DROPOUT),
@@ -48,6 +49,30 @@ CLAIM = define(
     "points, and the gap between training and test accuracy narrower by {generalises}; training "
     "accuracy is: {training}",
     say={"training": alexnet.training},
+    source_setup={
+        "network": "AlexNet: plain with dropout, with BN without",
+        "data": "CIFAR-100, 50,000 training images",
+        "steps": "100 epochs",
+        "figures": "test accuracy about 58 % with BN and 40 % with dropout; training .999 and .973",
+    },
+    figures="late test accuracy higher with BN by {better} points; gap narrower by {generalises}",
+    at_scale=(
+        IOFFE.agrees(
+            "without dropout, and with less weight decay and distortion, Inception with BN ends "
+            "higher, 72.7 % against 72.2, and 74.8 at thirty times the rate",
+            "Inception on ImageNet, §4.2",
+        ),
+        BROCK.contradicts(
+            "as to BN being needed for it: networks without normalization, with other "
+            "regularisation, reach 86.5 %",
+            "NFNets on ImageNet",
+        ),
+    ),
+    holds="With a thousand images, learned by heart, BN without dropout is ahead by {better} "
+    "points of test accuracy; training accuracy, higher with BN by {learns} points, says how far "
+    "dropout was from having learned them.",
+    practice="Try batch normalization without dropout first; compare test accuracies, not gaps, "
+    "for a network that learns less has a narrower one.",
     charts=(alexnet.TEST_CHART, alexnet.TRAINED_CHART, alexnet.GAP_CHART),
     tables=(
         alexnet.LATE_TABLE,

@@ -5,12 +5,18 @@ start with equal weights; exponentially, each batch replacing a twentieth; or th
 bias of the start, as Caffe does it (debiased). The same weights are read with the statistics of
 each batch of 100 test images too. The quick preset has a fraction of the source's 12 to 60 epochs.
 
+"As training goes on" compares the last gap with the smallest. A smallest of noisy values is low by
+chance, so its epoch is found in the other seeds: with equal gaps the difference has mean zero.
+
 Pilot runs (seed 100, not used for the verdict): that the network learns, and what it costs.
 """
 
 from __future__ import annotations
 
-from normkit.lab.claims.sources import BAYES_NOTES, CAFFE_QUICK
+from statistics import fmean
+
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.sources import BAYES_NOTES, CAFFE_QUICK, WU_JOHNSON
 from normkit.lab.claims.study import (
     BN,
     NUMBER,
@@ -21,6 +27,7 @@ from normkit.lab.claims.study import (
     Endpoint,
     Measure,
     Plan,
+    Quantity,
     Scale,
     Seeds,
     Series,
@@ -47,6 +54,24 @@ CAFFE_NETWORK = {
     "size": lambda at: at.data.side,
 }
 """The fields of Caffe's quick network with its own recipe."""
+
+
+def grown(evidence: Evidence) -> dict[int, float]:
+    """Compare the last gap with that of the epoch at which the other seeds' mean is smallest."""
+    gaps = {run.config.seed: dict(GAP.curve(run)) for run in evidence.of(CUMULATIVE)}
+    known = {
+        seed: {epoch: gap for epoch, gap in by_epoch.items() if gap is not None}
+        for seed, by_epoch in gaps.items()
+    }
+    grown = {}
+    for seed, own in known.items():
+        others = [each for other, each in known.items() if other != seed]
+        epochs = set(own).intersection(*others) if others else set()
+        if epochs:
+            smallest = min(epochs, key=lambda epoch: (fmean(e[epoch] for e in others), epoch))
+            grown[seed] = own[max(epochs)] - own[smallest]
+    return grown
+
 
 CLAIM = define(
     key="C10",
@@ -78,6 +103,12 @@ CLAIM = define(
         base=CAFFE_NETWORK | {"evaluations": (OF_BATCH,)},
     ),
     decides={
+        "grows": Endpoint(
+            "As training goes on: by how much has the gap between batch statistics and the "
+            "cumulative average grown since it was smallest?",
+            Quantity(grown, GAP.unit),
+            matters=2,
+        ),
         "fails": Endpoint(
             "It fails: how much higher is test accuracy after the last epoch with batch statistics "
             "than with the cumulative average of the same weights?",
@@ -92,7 +123,7 @@ CLAIM = define(
         ),
     },
     information={
-        "grows": Endpoint(
+        "since_first": Endpoint(
             "By how much does the gap of the cumulative average grow from the first epoch to the "
             "last?",
             GAP.at(CUMULATIVE) - FIRST_GAP.at(CUMULATIVE),
@@ -101,7 +132,30 @@ CLAIM = define(
     },
     sentence="After the last epoch batch statistics score {fails} points more than the cumulative "
     "average of the same weights, and an average with decay 0.95 scores {repairs} points more than "
-    "the cumulative one; since the first epoch the gap has changed by {grows} points",
+    "the cumulative one; since the gap was smallest it has grown by {grows} points",
+    source_setup={
+        "network": "CIFAR-10 quick, in Caffe",
+        "data": "CIFAR-10, 50,000 training images",
+        "steps": "12 and 60 epochs",
+        "figures": "cumulative 66 % against 74 % with batch statistics at epoch 12; 40 % by epoch "
+        "60",
+    },
+    figures="batch statistics less the cumulative average: {fails} points; grown by {grows} since "
+    "it was smallest",
+    at_scale=(
+        WU_JOHNSON.agrees(
+            "as to the kind: statistics remembered from earlier weights cost accuracy where "
+            "weights move fast; estimated anew from the final weights they score 23.7 % error and "
+            "32.0 where the moving average has 23.7 and 35.5, at normalization batch sizes of 32 "
+            "and 2",
+            "ResNet-50 on ImageNet",
+        ),
+    ),
+    holds="While weights still move, as here at a constant rate, the cumulative average falls "
+    "behind by {fails} points, {grows} of them since the gap was smallest; an average that forgets "
+    "scores {repairs} more.",
+    practice="Use a cumulative average only over weights that stand still, as recalibration and "
+    "averaged weights do; in training let the average forget.",
     charts=(
         Curves(
             "averages",

@@ -12,7 +12,9 @@ recorded in training belongs to many weights, with dropout on.
 Pilot runs (seed 100, not used for the verdicts): eight with SGD, 25 to 50 epochs (dropout alone
 ended at a training accuracy of 60 to 95 %); two with Adam at a constant rate (95 and 99 %); four
 with this recipe and 60 epochs, of which full does 40 for their cost. Quick first had 30 epochs, on
-its own seeds; dropout ended at 85 %, which is no test of generalisation, so it got 45.
+its own seeds; dropout ended at 85 %, which is no test of generalisation, so it got 45. The second
+edition evaluates on all test images, every fourth epoch: with 1,000 fixed ones their choice alone
+was worth 1.3 points (in two trials of C4 with all of them +2.3 and +1.7).
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ def _options(dropout: float) -> Callable[[At], tuple[tuple[str, float], ...]]:
 
 PLAN = Plan(
     scales={
-        "quick": Scale(seeds=3, train=500, test=500, epochs=45),
-        "full": Scale(seeds=5, train=1_000, test=1_000, epochs=40),
+        "quick": Scale(seeds=3, train=500, test=2_000, epochs=45),
+        "full": Scale(seeds=6, train=1_000, test=10_000, epochs=40),
         "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
     },
     arms={
@@ -83,8 +85,8 @@ PLAN = Plan(
         "evaluations": lambda at: (("train", min(at.train, at.scale.test)),),
     },
     presets={
-        "quick": {"batch_size": 25},
-        "full": {"batch_size": 50},
+        "quick": {"batch_size": 25, "evaluate_every": 5},
+        "full": {"batch_size": 50, "evaluate_every": 4},
         "paper": {"batch_size": 128},
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -58,8 +59,8 @@ def quarter(measure: Measure, name: str, *, late: bool = True) -> Measure:
 
     def part(run: Run) -> Points:
         count = max(1, run.config.epochs // 4)
-        points = measure.curve(run)
-        return points[-count:] if late else points[:count]
+        within = (run.config.epochs - count, math.inf) if late else (0, count)
+        return [(x, y) for x, y in measure.curve(run) if within[0] < x <= within[1]]
 
     def read(run: Run) -> float | None:
         values = [value for _, value in part(run)]

@@ -83,7 +83,8 @@ CLAIM = define(
     },
     sentence="Late in training test loss is lower with BN than with neither by {regularises} nats "
     "and the gap between training and test accuracy narrower by {gap} points; dropout adds {helps} "
-    "points to BN's test accuracy (early in training {early}). Late training accuracy is: {training}",
+    "points to BN's test accuracy (early in training {early}). Late training accuracy is: "
+    "{training}",
     say={"training": alexnet.training},
     source_setup={
         "network": "“a large network”",

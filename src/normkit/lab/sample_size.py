@@ -12,7 +12,7 @@ from scipy import special
 
 from normkit.lab.findings import TAIL, Comparison
 
-__all__ = ["seeds_needed"]
+__all__ = ["needed", "seeds_needed"]
 
 POWER = 0.8
 """The probability that a study with the needed number of seeds is decided."""
@@ -62,9 +62,9 @@ def seeds_needed(comparison: Comparison) -> tuple[int, int | None] | None:
         (count - 1) * variance / special.chdtri(count - 1, _GRID), special.ndtri(_GRID)
     )
     mean = comparison.effect + shift * np.sqrt(sigma2 / count + shared**2)
-    needed = np.sort(_needed(mean.ravel(), sigma2.ravel(), comparison))
-    tail = round(len(needed) * (1 - RANGE) / 2)
-    low, high = needed[tail], needed[-1 - tail]
+    counts = np.sort(needed(mean.ravel(), sigma2.ravel(), comparison))
+    tail = round(len(counts) * (1 - RANGE) / 2)
+    low, high = counts[tail], counts[-1 - tail]
     bound = -comparison.margin if comparison.margin else comparison.smallest
     distance = abs(comparison.effect - bound) / error
     if distance < special.stdtrit(freedom, (1 + RANGE) / 2):
@@ -82,8 +82,12 @@ def _tables() -> tuple[Array, Array]:
     return special.stdtrit(freedom, 1 - TAIL), spreads
 
 
-def _needed(mean: Array, variance: Array, comparison: Comparison) -> Array:
-    """Find the smallest numbers of seeds that decide in four studies of five, by bisection."""
+def needed(mean: Array, variance: Array, comparison: Comparison) -> Array:
+    """Return how many seeds decide in four studies of five, for these means and variances.
+
+    The smallest number above that of the comparison, whose bounds count, by bisection; 1,001 where
+    1,000 do not.
+    """
     low = np.full(mean.shape, float(comparison.seeds))  # not enough, as far as is asked
     high = np.full(mean.shape, MOST_SEEDS + 1.0)  # taken for enough
     while (apart := high - low > 1).any():

@@ -200,9 +200,8 @@ def corrected(parts: Sequence[Comparison]) -> list[bool]:
     (['confirmed', 'confirmed'], [True, True])
     """
     together = iter(_holm([part.p for part in parts if part.p is not None]))
-    return [
-        part.word == "confirmed" and (part.p is None or next(together) < TAIL) for part in parts
-    ]
+    holds = [part.p is None or next(together) < TAIL for part in parts]
+    return [part.word == "confirmed" and held for part, held in zip(parts, holds, strict=True)]
 
 
 def _holm(p: Sequence[float]) -> list[float]:

@@ -46,7 +46,7 @@ IGNORED = ("seed", "lr", "momentum", "weight_decay", "schedule", "edition", "los
 
 
 class Silent:
-    """A log that keeps nothing."""
+    """Log that keeps nothing."""
 
     def record(
         self,
@@ -75,14 +75,14 @@ class Cost:
 
 
 def timed(do: Callable[[], Any]) -> float:
-    """Processor seconds of this process."""
+    """Return the processor seconds that it takes."""
     begin = time.process_time()
     do()
     return time.process_time() - begin
 
 
 def smaller(config: RunConfig, share: float) -> RunConfig:
-    """The same run, evaluated on a share of the images."""
+    """Return the same run, evaluated on a share of the images."""
 
     def condition(of: Condition) -> Condition:
         numbers = dict(zip(CONDITIONS[str(of[0])], of[1:], strict=True))
@@ -151,7 +151,7 @@ def measured(config: RunConfig, dataset: data.Dataset) -> Cost:
 
 
 class Prices:
-    """The cost of runs; those that differ in nothing that costs time are measured once."""
+    """Costs of runs; those that differ in nothing that costs time are measured once."""
 
     def __init__(self, datasets: Mapping[str, data.Dataset]) -> None:
         self.datasets = datasets
@@ -173,7 +173,7 @@ class Prices:
 
 
 def described(config: RunConfig, among: Sequence[RunConfig]) -> str:
-    """What sets a configuration apart from the others of its claim, beside what costs nothing."""
+    """List the fields that set a configuration apart from the others of its claim."""
     names = [field.name for field in dataclasses.fields(RunConfig) if field.name not in IGNORED]
     varied = [name for name in names if len({repr(getattr(each, name)) for each in among}) > 1]
     return " ".join(f"{name}={getattr(config, name)}" for name in varied)

@@ -124,6 +124,7 @@ def test_fields_of_a_newer_version_are_refused() -> None:
         {"epochs": True},
         {"momentum": float("nan")},
         {"weight_decay": -0.1},
+        {"optimizer": "adam", "momentum": 0.9},
         {"lr": "0.1"},
         {"probes": (("activations", 0),)},
         {"schedule": "magic"},

@@ -45,6 +45,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": get_args(Schedule),
     "task": get_args(TaskName),
 }
+_WITH_MOMENTUM = ("sgd", "rmsprop")
 _WHOLE = {
     "train_images": 1,
     "test_images": 1,
@@ -61,7 +62,7 @@ _WHOLE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The description of one training.
+    """Description of one training.
 
     ``seed`` decides the initial weights, the images drawn from the training set, their order and
     the masks of dropout; see :mod:`normkit.lab.training` for how two arms with one seed are
@@ -138,6 +139,14 @@ class RunConfig:
             raise OptionError(message("a positive lr", repr(self.lr), "use e.g. lr=0.1"))
         for name, allowed in _CHOICES.items():
             choice(name, getattr(self, name), allowed)
+        if self.momentum and self.optimizer not in _WITH_MOMENTUM:
+            raise OptionError(
+                message(
+                    f"momentum for {' or '.join(_WITH_MOMENTUM)} only",
+                    f"momentum={self.momentum!r} with optimizer={self.optimizer!r}",
+                    "leave momentum out",
+                )
+            )
         if self.frozen_epochs >= self.epochs:
             raise OptionError(
                 message(

@@ -1,4 +1,4 @@
-"""The training batches of one epoch."""
+"""Training batches of one epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task of a network: to classify images, or to denoise them.
+"""Tasks of a network: to classify images, or to denoise them.
 
 A *task* turns data into batches of pairs (input, target); it defines the loss of a step, the
 *figure* that is counted along an epoch and measured on the test images, and the chance level.
@@ -30,7 +30,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 """Pairs (input, target)."""
 
 STUCK = 0.99
-"""A run has learned nothing if the error of its last epoch is above this share of chance level."""
+"""Share of chance level: a run has learned nothing if the error of its last epoch is above it."""
 
 
 class Loss(Protocol):
@@ -39,7 +39,7 @@ class Loss(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task of learning.
+    """Task of learning.
 
     Attributes:
         output: of the networks for it, see :data:`normkit.lab.models.OUTPUTS`.
@@ -108,7 +108,7 @@ TASKS: dict[str, Task] = {
         chance_figures=lambda _, batches: handed_back(batches),
     ),
 }
-"""The tasks by the name that a run's description uses."""
+"""Tasks by the name that a run's description uses."""
 
 
 def task_of(config: RunConfig) -> Task:

@@ -32,6 +32,9 @@ def test_negatives_of_negatives_are_the_images(split: data.Split) -> None:
     assert torch.equal(twice.images, split.images)
 
 
-def test_unknown_domains_are_refused() -> None:
+def test_unknown_domains_are_refused(split: data.Split) -> None:
+    for name, domain in (("moon", 0), ("faded", 2), ("faded", -1)):
+        with pytest.raises(OptionError, match="Fix"):
+            in_domain(split, name, domain)
     with pytest.raises(OptionError, match=r"one of .*negatives.*'moon'"):
         check_domains("moon")

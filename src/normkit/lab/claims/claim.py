@@ -189,6 +189,6 @@ class Claim:
     headline: bool = False
 
     def data_sets(self, preset: Preset) -> tuple[str, ...]:
-        """The names of the data sets that its runs use at this preset, its own first."""
+        """Return the names of the data sets that its runs use, its own first."""
         arms = self.plan(preset, Available.whole(self.data))
         return tuple(dict.fromkeys((self.data, *(config.data for _, config in arms))))

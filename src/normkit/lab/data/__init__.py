@@ -15,6 +15,6 @@ from normkit.lab.data.loading import Status, fetch, is_here, load, status
 from normkit.lab.data.split import Dataset, Split
 
 NAMES: tuple[str, ...] = tuple(SPECS)
-"""The data sets that :func:`load` knows."""
+"""Names of the data sets that :func:`load` knows."""
 
 __all__ = ["NAMES", "Dataset", "Split", "Status", "batches", "fetch", "is_here", "load", "status"]

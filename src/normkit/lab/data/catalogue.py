@@ -1,4 +1,4 @@
-"""The known data sets: their files, checksums and mirrors."""
+"""Catalogue of the known data sets: their files, checksums and mirrors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A data set.
+    """Description of a data set.
 
     Attributes:
         files: all four of an IDX set; of CIFAR's any one is enough, and the first is fetched.

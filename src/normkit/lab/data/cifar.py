@@ -35,7 +35,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler for numbers, strings, lists, dictionaries and numpy arrays only."""
+    """Unpickler for numbers, strings, lists, dictionaries and numpy arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:

@@ -24,7 +24,7 @@ Pairs = tuple[tuple[str, int | bool], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """The composition of batches.
+    """Composition of batches.
 
     Attributes:
         group: images in a row that belong together.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from normkit.errors import OptionError, message
 from normkit.lab.checks import choice
 from normkit.lab.data.split import Split
 
@@ -29,7 +30,7 @@ DOMAINS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "negatives": (_same, _negative),
     "faded": (_same, _faded),
 }
-"""What happens to the uint8 pixels in each domain, by the name that a run's description uses."""
+"""Changes of the uint8 pixels by domain, under the name that a run's description uses."""
 
 
 def check_domains(name: str) -> None:
@@ -44,10 +45,22 @@ def check_domains(name: str) -> None:
 def in_domain(split: Split, name: str, domain: int) -> Split:
     """Return a split in one domain; labels, order and standardisation stay the same.
 
+    Raises:
+        OptionError: unknown domains, or no such one of them.
+
     >>> import torch
     >>> split = Split(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), torch.tensor([3]))
     >>> in_domain(split, "negatives", 1).images.flatten().tolist()
     [255, 0]
     """
+    check_domains(name)
+    if domain not in range(len(DOMAINS[name])):
+        raise OptionError(
+            message(
+                f"a domain from 0 to {len(DOMAINS[name]) - 1} of {name!r}",
+                repr(domain),
+                "use one of these",
+            )
+        )
     change = DOMAINS[name][domain]
     return Split(change(split.images), split.labels, split.mean, split.std)

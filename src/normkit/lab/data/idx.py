@@ -1,4 +1,4 @@
-"""The IDX format of the MNIST family: a header of sizes, then the bytes.
+"""IDX format of the MNIST family: a header of sizes, then the bytes.
 
 Source: LeCun, Cortes & Burges, *The MNIST database*, "File formats": two zero bytes, one for the
 type of the values (8: unsigned byte), one for the rank, then each size as a big-endian 32-bit

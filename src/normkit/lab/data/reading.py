@@ -22,7 +22,7 @@ __all__ = ["UnavailableError", "cache_folder", "find", "read", "read_places"]
 
 
 class UnavailableError(Exception):
-    """A source lacks the data set, for the reason in the message; the next one may have it."""
+    """Raised if a source lacks the data set, with the reason; the next source may have it."""
 
 
 def cache_folder() -> Path:

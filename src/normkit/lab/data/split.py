@@ -133,7 +133,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory.
+    """Data set in memory.
 
     Attributes:
         name: as :func:`normkit.lab.data.load` takes it, "fashion-mnist".

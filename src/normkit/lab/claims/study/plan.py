@@ -25,19 +25,19 @@ __all__ = [
 
 WITH, WITHOUT = "with BN", "without BN"
 BN = "batch"
-"""The normalizer of the arm with batch normalization: normkit's own layers."""
+"""Normalizer of the arm with batch normalization: normkit's own layers."""
 
 Fields = Mapping[str, Any]
 """Fields of a :class:`~normkit.lab.config.RunConfig`; a function gets an :class:`At` and returns
 the value."""
 
 ON_AND_OFF: Mapping[str, Fields] = {WITH: {"norm": BN}, WITHOUT: {"norm": "none"}}
-"""The two arms of most claims."""
+"""Arms of most claims: with and without batch normalization."""
 
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """The argument of a field that is a function: the preset, the data, the images used."""
+    """Argument of a field that is a function: the preset, the data, the images used."""
 
     preset: Preset
     data: Available

@@ -32,7 +32,9 @@ class Metrics(Mapping[str, Points]):
         config = self._config
         if config.kind == "timing":
             return ((1, 0, self._value(name, 0)),)
-        if name == "train_loss" or name.startswith(("activation", "gradient", "layer")):
+        if name == "train_loss" or name.startswith(
+            ("activation", "gradient", "landscape", "layer")
+        ):
             return tuple((step, 0, self._value(name, step)) for step in STEPS)
         final = set(config.final_evaluations)
         epochs = range(config.epochs)

@@ -113,6 +113,27 @@ BROCK = Source(
     "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
     "https://arxiv.org/abs/2102.06171",
 )
+SANTURKAR = Source(
+    "Santurkar et al. 2018, How Does Batch Normalization Help Optimization?",
+    "https://arxiv.org/abs/1805.11604",
+)
+KOHLER = Source(
+    "Kohler et al. 2018, Exponential convergence rates for Batch Normalization",
+    "https://arxiv.org/abs/1805.10694",
+)
+ZHU = Source(
+    "Zhu et al. 2025, Transformers without Normalization", "https://arxiv.org/abs/2503.10622"
+)
+CHEN_DERF = Source(
+    "Chen et al. 2025, Stronger Normalization-Free Transformers",
+    "https://arxiv.org/abs/2512.10938",
+)
+VERMA = Source("Verma 2026, When Does Removing LayerNorm Help?", "https://arxiv.org/abs/2604.23434")
+ALEKSEEV = Source(
+    "Alekseev 2026, Subcritical Signal Propagation at Initialization in Normalization-Free "
+    "Transformers",
+    "https://arxiv.org/abs/2604.11890",
+)
 TORCHVISION = Source("torchvision, models", "https://pytorch.org/vision/0.8/models.html")
 
 CAFFE_QUICK = CAFFE.says("75.33 % on CIFAR-10 after 5,000 iterations")

@@ -42,6 +42,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
     {
         "lenet5": "LeNet-5",
         "convnet4": "four-layer CNN",
+        "vit": "transformer on patches",
         "alexnet": "AlexNet",
         "cifar10-quick": "CIFAR-10 quick",
         **{name: name.replace("resnet", "ResNet-") for name in RESNETS},

@@ -1,0 +1,204 @@
+"""C27: a tanh or an erf does what LayerNorm does in a transformer.
+
+A small transformer on patches of 7×7 pixels (16 tokens of 32 channels, 6 blocks, pre-norm), Adam
+with a cosine. Dynamic Tanh and Dynamic erf stand in for all its LayerNorms, with the sources' first
+value of α, 0.5, and at LayerNorm's learning rate, as in the sources. Less than a point of test
+accuracy may be lost. That something must stand there is part of the claim: where a network trains
+as well with nothing in the place of LayerNorm, a tanh in its place shows nothing. With He's first
+weights it does not train; the arms with PyTorch's smaller ones, where it does, show when the
+sources' α is no good.
+
+Pilot runs (seeds 100 to 103, not used for the verdict): twenty-seven of 12 to 29 s, over depth,
+width, first weights and learning rate, until a network with nothing in the place failed and
+LayerNorm's did not. There (four epochs of 8,000 images) test accuracy was 77.9 % with LayerNorm,
+78.2 with Dynamic Tanh, 78.5 with Dynamic erf, 20.4 with nothing. With PyTorch's first weights and
+four blocks it was 78.9 with LayerNorm, 71.4 with Dynamic Tanh, 79.1 with nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normkit.lab.claims.sources import ALEKSEEV, CHEN_DERF, VERMA, ZHU
+from normkit.lab.claims.study import (
+    TEST,
+    TRAIN,
+    WITH,
+    WITHOUT,
+    At,
+    ByArm,
+    Dots,
+    Endpoint,
+    Plan,
+    Scale,
+    Seeds,
+    along,
+    define,
+    learned,
+)
+
+LN, DYT, DERF, NONE = "LayerNorm", "Dynamic Tanh", "Dynamic erf", "nothing"
+SMALL = "PyTorch's weights"
+LN_SMALL, DYT_SMALL, NONE_SMALL = (f"{arm}, {SMALL}" for arm in (LN, DYT, NONE))
+NORM = {LN: "layer", DYT: "dyt", DERF: "derf", NONE: "none"}
+PUBLISHED = {LN: 82.3, DYT: 82.5, DERF: 82.8}
+HE, PYTORCH = "kaiming", "pytorch"
+SIZES = {"patch": 7, "depth": 6, "dim": 32, "heads": 2}
+VIT_B = {"patch": 4, "depth": 12, "dim": 768, "heads": 12}
+FEWER = {"quick": 2, "full": 3, "paper": 3}
+
+
+def first(init: str) -> dict[str, object]:
+    """Name the transformer with these first weights; at the sources' scale, of ViT-B's sizes."""
+
+    def options(at: At) -> tuple[tuple[str, int | str], ...]:
+        return (*(VIT_B if at.preset == "paper" else SIZES).items(), ("init", init))
+
+    return {"model_options": options}
+
+
+def gain(question: str, arm: str, against: str, **rule: Any) -> Endpoint:
+    """Compare the last test accuracy of two arms."""
+    return Endpoint(question, TEST.at(arm) - TEST.at(against), **rule)
+
+
+CLAIM = define(
+    key="C27",
+    title="A tanh or an erf does what LayerNorm does in a transformer",
+    statement="LayerNorm in a transformer can be replaced by a function of each value alone, "
+    "γ·tanh(αx) + β or γ·erf(αx + s) + β with a learned α: no mean and no variance are needed, and "
+    "nothing is lost.",
+    sources=(
+        ZHU.says(
+            "ImageNet accuracy, %: ViT-B 82.3 with LayerNorm, 82.5 with Dynamic Tanh; ViT-L 83.1 "
+            "and 83.6",
+        ),
+        CHEN_DERF.says(
+            "ImageNet accuracy, %, of the same ViT with LayerNorm, Dynamic Tanh and Dynamic erf: "
+            "82.3 82.5 82.8",
+            "figure 1",
+        ),
+    ),
+    prediction="Test accuracy is less than a point below LayerNorm's with either function, and "
+    "five points or more below it with nothing in the place.",
+    plan=Plan(
+        scales={
+            "quick": Scale(seeds=3, train=8_000, test=5_000, epochs=3),
+            "full": Scale(seeds=5, train=12_000, test=10_000, epochs=5),
+            "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=300),
+        },
+        arms={
+            **{arm: {"norm": norm, **first(HE)} for arm, norm in NORM.items()},
+            **{f"{arm}, {SMALL}": {"norm": NORM[arm], **first(PYTORCH)} for arm in (LN, DYT, NONE)},
+        },
+        base={
+            "model": "vit",
+            "act": "gelu",
+            "optimizer": "adam",
+            "schedule": "cosine",
+            "lr": 3e-3,
+            "batch_size": 64,
+        },
+        presets={"paper": {"lr": 5e-4, "batch_size": 512}},
+        seeds=dict.fromkeys((LN_SMALL, DYT_SMALL, NONE_SMALL), FEWER),
+    ),
+    decides={
+        "tanh": gain(
+            "Tanh: how much higher is test accuracy with Dynamic Tanh than with LayerNorm?",
+            DYT,
+            LN,
+            margin=1,
+            provided=learned(LN),
+        ),
+        "erf": gain(
+            "Erf: how much higher is it with Dynamic erf than with LayerNorm?",
+            DERF,
+            LN,
+            margin=1,
+            provided=learned(LN),
+        ),
+        "needed": gain(
+            "Needed: how much lower is it with nothing in LayerNorm's place?", LN, NONE, matters=5
+        ),
+    },
+    information={
+        "better": gain(
+            "How much higher is it with Dynamic erf than with Dynamic Tanh?", DERF, DYT, matters=0.5
+        ),
+        "small": gain(
+            "With PyTorch's first weights, how much higher is it with Dynamic Tanh than "
+            "with LayerNorm?",
+            DYT_SMALL,
+            LN_SMALL,
+            matters=1,
+        ),
+        "spared": gain(
+            "And how much higher with nothing than with LayerNorm?", NONE_SMALL, LN_SMALL, matters=1
+        ),
+    },
+    sentence="Test accuracy differs from LayerNorm's by {tanh} points with Dynamic Tanh in its "
+    "place, and by {erf} with Dynamic erf; with nothing there it is lower by {needed}",
+    source_setup={
+        "network": "ViT-B, 86 million parameters",
+        "data": "ImageNet-1K, 1.28 million images, 224 pixels",
+        "steps": "the text read gives no number",
+        "figures": "accuracy 82.3 % with LayerNorm, 82.5 with Dynamic Tanh, 82.8 with Dynamic erf",
+    },
+    figures="accuracy with Dynamic Tanh {tanh} points, with Dynamic erf {erf} over LayerNorm",
+    at_scale=(
+        ZHU.agrees("ViT-L 83.1 % with LayerNorm, 83.6 % with Dynamic Tanh", "ImageNet"),
+        CHEN_DERF.agrees("82.3 % with LayerNorm, 82.8 % with Dynamic erf", "ImageNet"),
+        VERMA.contradicts(
+            "with Dynamic Tanh validation loss is 27.3 % lower at 1 million tokens and 18.8 % "
+            "higher at 118 million (64 million parameters)",
+            "GPT-2 family",
+        ),
+        ALEKSEEV.contradicts(
+            "at the first weights gradients are amplified with depth faster than with LayerNorm in "
+            "front, so both functions are more sensitive to first weights and need careful tuning",
+            "theory, and measured in deep vision transformers",
+        ),
+    ),
+    holds="With He's first weights, where a network without a normalizer fails, Dynamic Tanh is "
+    "{tanh} points from LayerNorm; with PyTorch's smaller ones, where nothing at all is {spared} "
+    "points from it, Dynamic Tanh at the sources' α is {small} points from it.",
+    practice="If you replace LayerNorm, try α and the scale of the first weights together, and "
+    "keep an arm with nothing in its place: it may be all you need.",
+    charts=(
+        along(TEST, "Test accuracy after each epoch", "test accuracy"),
+        Dots(
+            "gains",
+            "Test accuracy less that with LayerNorm and the same first weights",
+            "in LayerNorm's place",
+            "gain in test accuracy",
+            {
+                "He's weights": {arm: TEST.at(arm) - TEST.at(LN) for arm in (DYT, DERF, NONE)},
+                SMALL: {
+                    DYT: TEST.at(DYT_SMALL) - TEST.at(LN_SMALL),
+                    NONE: TEST.at(NONE_SMALL) - TEST.at(LN_SMALL),
+                },
+            },
+            difference=True,
+            more="Less than a point may be lost.",
+        ),
+    ),
+    tables=(
+        ByArm(
+            (TEST, TRAIN),
+            "Accuracy with each, and in the sources",
+            [(f"{arm}, ViT-B on ImageNet, published", x, None) for arm, x in PUBLISHED.items()],
+        ),
+        Seeds((TEST, TRAIN)),
+    ),
+    colours={NONE: WITHOUT, LN: WITH},
+    setup=(
+        ("first weights", "He's normal (kaiming, fan in), or PyTorch's own where the arm says so"),
+        ("α", "starts at 0.5, one for each layer, learned"),
+    ),
+    demo=False,
+    differs="The sources train for hundreds of epochs, with warm-up and augmentation; here a small "
+    "network learns for minutes, where the one that starts faster wins. What stands in "
+    "LayerNorm's place matters by the scale of what comes in: LayerNorm makes it one, a tanh with "
+    "α 0.5 passes small values on at half their size, and a residual network with small weights "
+    "needs neither.",
+)

@@ -75,7 +75,7 @@ class Handle:
         self.changed = tuple(changed)
         self.skipped = tuple(skipped)
         self._verb = verb
-        self._steps = tuple(steps)
+        self._steps = list(steps)
         self._notes = tuple(notes)
         self._undone = False
 
@@ -88,10 +88,12 @@ class Handle:
         """Revert the changes. Weights, buffers and hooks keep their present values.
 
         A layer that other code has changed since is skipped, with a warning that names it. A
-        second call does nothing.
+        second call does nothing, or continues after an error of other code within the first.
         """
-        steps, self._steps = self._steps, ()
-        skipped = [row for step in reversed(steps) if (row := step.undo()) is not None]
+        skipped: list[Skipped] = []
+        while self._steps:
+            if (row := self._steps.pop().undo()) is not None:
+                skipped.append(row)
         self._undone = True
         warn_skipped(f"undo of {self._verb}", skipped)
 

@@ -183,6 +183,15 @@ def test_skipped_layers_are_listed() -> None:
     assert "_act" not in vars(model["forgetful"]) and type(model["deep"]) is nn.BatchNorm3d
 
 
+def test_statistics_that_are_not_finite_are_not_frozen() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    model[1].running_var[0] = torch.nan
+    with pytest.raises(nk.StatisticsError, match="NaN or infinity in 1"):
+        convert(model, "frozen")
+    assert [type(m) for m in model] == [nn.BatchNorm2d, nn.BatchNorm2d]
+    assert len(convert(model, "renorm").changed) == 2
+
+
 def test_shared_layer_is_converted_once() -> None:
     model = Twice()
     assert len(convert(model, "renorm").changed) == 1

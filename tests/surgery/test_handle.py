@@ -98,3 +98,23 @@ def test_undo_warns_of_a_layer_changed_since_at_the_caller() -> None:
     with pytest.warns(UserWarning, match="undo of accelerate skipped 0") as w:
         handle.undo()
     assert w[0].filename == __file__
+
+
+def test_undo_goes_on_after_an_error_of_other_code() -> None:
+    class Guarded(nn.BatchNorm1d):
+        locked = False
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "momentum" and self.locked:
+                raise PermissionError
+            super().__setattr__(name, value)
+
+    model = nn.Sequential(nn.BatchNorm1d(2), Guarded(2), nn.BatchNorm1d(2))
+    handle = nk.scale_momentum(model, 4)
+    model[1].locked = True
+    with pytest.raises(PermissionError):
+        handle.undo()
+    del model[0].momentum  # no longer there to be restored
+    with pytest.warns(UserWarning, match="skipped 0 .*its momentum was changed again"):
+        handle.undo()
+    assert model[2].momentum == 0.1

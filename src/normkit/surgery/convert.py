@@ -26,6 +26,7 @@ from normkit.nn.affine import why_not_movable
 from normkit.nn.freezing import base_class, is_constant
 from normkit.nn.stats_spec import keeps_stats, stats_spec, why_unknown
 from normkit.statistics.check_arguments import check_model
+from normkit.surgery.freezable import check_finite
 from normkit.surgery.modules import (
     is_opaque,
     walk,
@@ -97,7 +98,9 @@ def convert(model: nn.Module, to: To) -> Handle:
 
     Raises:
         TypeMismatchError: ``model`` is no module, or is scripted.
-        OptionError: ``to`` names no such kind. The model is unchanged.
+        OptionError: ``to`` names no such kind.
+        StatisticsError: a layer's statistics are not finite, for ``"frozen"``. The model is
+            unchanged in all three cases.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> handle = convert(model, ("ghost", 16))
@@ -115,6 +118,7 @@ def convert(model: nn.Module, to: To) -> Handle:
     changed: list[Changed] = []
     skipped: list[Skipped] = []
     steps: list[Step] = []
+    frozen: list[tuple[str, nn.Module]] = []
     done = False
     for name, module in walk(model):
         before = base_class(type(module))
@@ -142,9 +146,12 @@ def convert(model: nn.Module, to: To) -> Handle:
         if why is not None or after is None:
             skipped.append(Skipped(name, before, why or "there is no such layer"))
             continue
+        if kind == "frozen":
+            frozen.append((name, module))
         steps.append(state_change(name, module, _new_state(module, kind, number, after)))
         note = f"{NUMBERS[kind]} {number}" if after is before else ""
         changed.append(Changed(name, before, after, note=note))
+    check_finite(frozen)
     run(steps)
     if not (changed or done):
         warn_skipped("convert changed nothing, and", skipped)

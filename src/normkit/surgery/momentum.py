@@ -121,7 +121,7 @@ def _momentum_change(name: str, layer: nn.Module, key: str, after: float) -> Ste
         setattr(layer, key, after)
 
     def undo() -> Skipped | None:
-        if getattr(layer, key) not in (after, before):
+        if getattr(layer, key, None) not in (after, before):
             return Skipped(name, base_class(type(layer)), f"its {key} was changed again")
         setattr(layer, key, before)
         return None

@@ -12,6 +12,7 @@ import torch
 
 from normkit.lab import data, worker
 from normkit.lab.by_image import pack, unpack, values_by_image
+from normkit.lab.claims.measures.estimators import jumps
 from normkit.lab.claims.study import (
     TEST,
     TEST_LOSS,
@@ -102,6 +103,7 @@ def test_measures_have_the_images_that_they_are_the_mean_of(
         under.minus(TEST, ""),
         mean_of_epochs(error(under, ""), ""),
         quarter(TEST, ""),
+        jumps(TEST, ""),
         quarter(TEST.minus(under, ""), "", late=False),
         first(TEST, ""),
         either(lambda run: under, "", like=TEST),

@@ -25,7 +25,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.data.domains import DOMAINS
 from normkit.lab.runs import Run
 
-__all__ = ["Images", "combine", "pack", "to_vector", "unpack", "values_by_image"]
+__all__ = ["Images", "average", "combine", "pack", "to_vector", "unpack", "values_by_image"]
 
 Images = np.ndarray | None
 """A number for each test image; a single one where they do not matter; None where unknown."""
@@ -43,6 +43,13 @@ def combine(function: Callable[..., np.ndarray], *images: Images) -> Images:
     known = [each for each in images if each is not None]
     numbers = {len(each) for each in known if len(each) > 1}
     return function(*known) if len(known) == len(images) and len(numbers) < 2 else None
+
+
+def average(images: Sequence[Images]) -> Images:
+    """Average several figures image by image, as :func:`combine` does; None of none."""
+    if not images:
+        return None
+    return combine(lambda *each: np.mean(np.broadcast_arrays(*each), axis=0), *images)
 
 
 def pack(right: np.ndarray) -> list[int]:

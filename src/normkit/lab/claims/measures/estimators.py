@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Callable
 from statistics import fmean
 
+import numpy as np
+
+from normkit.lab.by_image import Images, average, combine
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study import (
     PERCENT,
@@ -82,20 +85,24 @@ def most(run: Run) -> int:
     return max(int(images) for _, images, _ in run.config.final_evaluations)
 
 
-def _known(measure: Measure, run: Run, first: int = 1) -> list[float]:
-    """A measure's values by epoch, from an epoch on."""
-    return [y for x, y in measure.curve(run) if y is not None and x >= first]
-
-
 def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
     """Measure the mean change from one epoch to the next, from an epoch on."""
 
-    def read(run: Run) -> float | None:
-        values = _known(measure, run, first)
-        changes = [abs(after - before) for before, after in itertools.pairwise(values)]
-        return fmean(changes) if changes else None
+    def changes(run: Run) -> list[tuple[float, float, float]]:
+        known = [(x, y) for x, y in measure.curve(run) if y is not None and x >= first]
+        return [(x, later, b - a) for (x, a), (later, b) in itertools.pairwise(known)]
 
-    return Measure(name, read, measure.unit)
+    def read(run: Run) -> float | None:
+        sizes = [abs(change) for _, _, change in changes(run)]
+        return fmean(sizes) if sizes else None
+
+    # To first order: other images change the size of a jump, not its direction.
+    def images(run: Run) -> Images:
+        at = dict(measure.image_curve(run))
+        ordered = [(x, later) if change < 0 else (later, x) for x, later, change in changes(run)]
+        return average([combine(np.subtract, at.get(a), at.get(b)) for a, b in ordered])
+
+    return Measure(name, read, measure.unit, images=images)
 
 
 EXCESS = mean_of_epochs(MOVING.minus(POPULATION, ""), "excess of the moving average")

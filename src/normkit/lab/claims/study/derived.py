@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from normkit.lab.by_image import Images, combine
+from normkit.lab.by_image import Images, average
 from normkit.lab.claims.study.measures import Measure, Points
 from normkit.lab.runs import Run
 
@@ -46,12 +46,7 @@ def mean_of_epochs(measure: Measure, name: str) -> Measure:
 def _mean_by_image(measure: Measure, run: Run, places: Sequence[float]) -> Images:
     """Average a measure over some of its curve's places, image by image."""
     known = dict(measure.image_curve(run))
-    return combine(_mean, *(known.get(x) for x in places)) if places else None
-
-
-def _mean(*images: np.ndarray) -> np.ndarray:
-    mean: np.ndarray = np.mean(np.broadcast_arrays(*images), axis=0)
-    return mean
+    return average([known.get(x) for x in places])
 
 
 def quarter(measure: Measure, name: str, *, late: bool = True) -> Measure:

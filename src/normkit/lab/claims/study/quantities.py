@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import fmean
 
 import numpy as np
 
-from normkit.lab.by_image import Images, combine
+from normkit.lab.by_image import Images, average, combine
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.units import Unit
 from normkit.lab.crossed import ImageError, image_error
@@ -41,7 +42,7 @@ class Quantity:
             return {seed: value - second[seed] for seed, value in first.items() if seed in second}
 
         def images(evidence: Evidence) -> Mapping[int, Images]:
-            return _by_seed(lambda one, other: one - other, self, other, evidence=evidence)
+            return _by_seed(partial(combine, np.subtract), self, other, evidence=evidence)
 
         return Quantity(by_seed, self.unit.of_difference, images)
 
@@ -49,7 +50,7 @@ class Quantity:
         return Quantity(
             lambda e: {seed: -value for seed, value in self.by_seed(e).items()},
             self.unit.of_difference,
-            lambda e: _by_seed(np.negative, self, evidence=e),
+            lambda e: _by_seed(partial(combine, np.negative), self, evidence=e),
         )
 
     def shown(self, evidence: Evidence) -> list[float]:
@@ -65,12 +66,12 @@ class Quantity:
 
 
 def _by_seed(
-    function: Callable[..., np.ndarray], *quantities: Quantity, evidence: Evidence
+    function: Callable[..., Images], *quantities: Quantity, evidence: Evidence
 ) -> dict[int, Images]:
     """Apply a linear function to the quantities image by image, for the seeds that have all."""
     read = [quantity.images(evidence) for quantity in quantities]
     return {
-        seed: combine(function, *(each[seed] for each in read))
+        seed: function(*(each[seed] for each in read))
         for seed in read[0]
         if all(seed in each for each in read)
     }
@@ -88,6 +89,6 @@ def mean(*quantities: Quantity) -> Quantity:
         }
 
     def images(evidence: Evidence) -> Mapping[int, Images]:
-        return _by_seed(lambda *each: sum(each) / len(each), *quantities, evidence=evidence)
+        return _by_seed(lambda *each: average(each), *quantities, evidence=evidence)
 
     return Quantity(by_seed, quantities[0].unit, images)

@@ -358,7 +358,7 @@ def test_the_keyboard_reaches_everything(visit) -> None:
 
 
 def test_the_theme_is_chosen_kept_and_reaches_the_charts(visit) -> None:
-    visited = visit("realistic", color_scheme="light")
+    visited = visit("tour", color_scheme="light")
     page = visited.page
     visited.read()
     tick = page.locator(".xtick text").first
@@ -409,7 +409,7 @@ def test_a_curve_can_be_hidden_and_a_view_undone(desk: Visit) -> None:
 
 
 def test_paper_gets_every_chart_in_light(visit) -> None:
-    page = visit("realistic", color_scheme="dark", viewport={"width": 1280, "height": 800}).page
+    page = visit("tour", color_scheme="dark", viewport={"width": 1280, "height": 800}).page
     page.locator("#C1 figure").first.scroll_into_view_if_needed()
     page.locator("#C1 .plot.drawn").first.wait_for()
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")

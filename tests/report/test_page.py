@@ -163,7 +163,7 @@ def test_a_part_shows_its_effect_and_what_would_matter(samples: ModuleType) -> N
 def test_says_how_far_the_whole_page_can_be_trusted(samples: ModuleType) -> None:
     words = read(samples.realistic())
     assert "11 parts are judged here, and 6 are confirmed" in words
-    assert "chance would still confirm up to 0.3 of them" in words
+    assert "a chance of up to 2.5 %: up to 0.3 of them on average" in words
     assert "Corrected for all 11 together (Holm)" in words
     assert "4 stay confirmed" in words
     assert "They share their seeds" in words

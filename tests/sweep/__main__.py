@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tests.sweep import grammar
+from tests.sweep import grammar, program
 from tests.sweep.tools import TOOLS, hunt
 from tests.sweep.trial import CALLS
 
@@ -60,7 +60,7 @@ def run(options: Any, seed: int) -> tuple[Counter[str], dict[tuple[str, str, str
                 report(options.finds, find)
             if time.monotonic() > end:
                 break
-    counts["models built"] = grammar.COUNTS["built"]
+    counts["models built"] = program.COUNTS["built"]
     for tool, calls in CALLS.items():
         counts[f"calls of {tool}"] = calls
     return counts, finds

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import normkit as nk
 from tests.sweep import pieces
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Program, programs
+from tests.sweep.grammar import programs
+from tests.sweep.program import Program
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import SkipTrial, attempt
 

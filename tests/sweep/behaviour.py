@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import normkit as nk
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Built, Program, programs
+from tests.sweep.grammar import programs
 from tests.sweep.oracle import Oracle, doubled, unwrapped
+from tests.sweep.program import Built, Program
 from tests.sweep.trial import SkipTrial, attempt, compare
 
 __all__ = [

@@ -14,9 +14,10 @@ import normkit as nk
 from tests.sweep import pieces
 from tests.sweep.behaviour import FINITE, tensor_of
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Program, programs
+from tests.sweep.grammar import programs
 from tests.sweep.measuring import plainly, roles
 from tests.sweep.oracle import Oracle, doubled, moments_of
+from tests.sweep.program import Program
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import attempt, check_words
 

@@ -11,8 +11,9 @@ import normkit as nk
 from tests.sweep import pieces
 from tests.sweep.behaviour import FINITE, no_dropout, tensor_of
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Program, programs
+from tests.sweep.grammar import programs
 from tests.sweep.oracle import Oracle, doubled, keeps_statistics, overrides_forward, unwrapped
+from tests.sweep.program import Program
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import SkipTrial, attempt, check_words, compare
 

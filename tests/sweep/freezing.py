@@ -12,9 +12,10 @@ from torch.nn.parameter import is_lazy
 import normkit as nk
 from tests.sweep.behaviour import FINITE, no_dropout, tensor_of
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Program, programs
+from tests.sweep.grammar import programs
 from tests.sweep.handles import Cases, is_named, names_in, use_handle
 from tests.sweep.oracle import keeps_statistics
+from tests.sweep.program import Program
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import SkipTrial, attempt
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Built
+from tests.sweep.program import Built
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import Outcome, attempt, check_words
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import normkit as nk
 from tests.sweep import pieces
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Built, Program, programs
+from tests.sweep.grammar import programs
 from tests.sweep.oracle import (
     Oracle,
     doubled,
@@ -20,6 +20,7 @@ from tests.sweep.oracle import (
     overrides_forward,
     unwrapped,
 )
+from tests.sweep.program import Built, Program
 from tests.sweep.snapshot import differences, snapshot
 from tests.sweep.trial import attempt, check_words, compare
 

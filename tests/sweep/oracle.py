@@ -8,20 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 import normkit as nk
 from tests.sweep import pieces
+from tests.sweep.formulas import Formulas, finish, view
 
 __all__ = ["Oracle", "doubled", "keeps_statistics", "moments_of", "overrides_forward", "unwrapped"]
-
-_ACTS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "leaky_relu": F.leaky_relu,
-    "relu6": F.relu6, "hardswish": F.hardswish,
-}  # fmt: skip
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -53,21 +48,6 @@ def keeps_statistics(layer: nn.Module) -> bool:
     return getattr(layer, "running_mean", None) is not None
 
 
-def _view(values: Tensor, x: Tensor) -> Tensor:
-    return values.view([1, -1] + [1] * (x.dim() - 2)).to(x.dtype)
-
-
-def _finish(layer: Any, z: Tensor, residual: Tensor | None) -> Tensor:
-    act = getattr(layer, "act", None)
-    z = z if residual is None else z + residual
-    if act is None:
-        return z
-    if isinstance(act, nn.Module):
-        return act(z)  # type: ignore[no-any-return]
-    name, *rest = (act,) if isinstance(act, str) else act
-    return _ACTS[name](z, *rest)
-
-
 def moments_of(calls: list[Tensor], per_sample: bool) -> tuple[Tensor, Tensor]:
     """Return mean and unbiased variance by channel of everything a layer was given."""
     if per_sample:
@@ -77,7 +57,7 @@ def moments_of(calls: list[Tensor], per_sample: bool) -> tuple[Tensor, Tensor]:
     return rows.mean(0), rows.var(0)
 
 
-class Oracle:
+class Oracle(Formulas):
     """A model whose normalization layers compute by the formulas below.
 
     Attributes:
@@ -86,15 +66,14 @@ class Oracle:
         measured: names of the layers that are measured; the others run as in evaluation.
         fixed: moments that measured layers normalize with, by name.
         seen: by name, batch by batch, the inputs of each call.
-        condition: the largest factor by which a normalization enlarged a rounding error.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = torch.float64) -> None:
+        super().__init__()
         self.model = unwrapped(model)
         if dtype is not None:
             self.model.to(dtype)
         self.mode = "eval"
-        self.condition = 1.0
         self.by_parts = False  # ghost batch normalization, where measured
         # Of running statistics, in training; batch_statistics also leaves renormalization's
         # correction towards them out.
@@ -154,34 +133,6 @@ class Oracle:
             return f"{name}[{layer.domain}]"
         return name
 
-    def _affine(self, layer: Any) -> list[Tensor | None]:
-        both = [getattr(layer, "weight", None), getattr(layer, "bias", None)]
-        return [t[layer.domain] if t is not None and t.dim() == 2 else t for t in both]
-
-    def _note(self, mean: Tensor, var: Tensor, eps: float) -> None:
-        """Remember how far values are from zero in the deviations that they are divided by."""
-        if mean.numel():
-            # The rounding errors of values near one stay where they cancel.
-            ratio = (mean.square() + var + eps + 1) / (var + eps)
-            largest = float(ratio.detach().double().nan_to_num(math.inf).max().sqrt())
-            self.condition = max(self.condition, largest)
-
-    def _standardize(self, x: Tensor, axes: list[int], eps: float) -> Tensor:
-        mean = x.mean(axes, keepdim=True)
-        var = (x - mean).square().mean(axes, keepdim=True)
-        self._note(mean, var, eps)
-        return (x - mean) / (var + eps).sqrt()
-
-    def _normalize(
-        self, layer: Any, x: Tensor, mean: Tensor, var: Tensor, residual: Tensor | None
-    ) -> Tensor:
-        self._note(mean, var, layer.eps)
-        z = (x - _view(mean, x)) / (_view(var, x) + layer.eps).sqrt()
-        weight, bias = self._affine(layer)
-        z = z if weight is None else z * _view(weight, x)
-        z = z if bias is None else z + _view(bias, x)
-        return _finish(layer, z, residual)
-
     def _batch(
         self, name: str, layer: Any, input: Tensor, residual: Tensor | None = None
     ) -> Tensor:
@@ -214,7 +165,7 @@ class Oracle:
         for part, r in zip(x.split(sizes), rest, strict=True):
             axes = [0, *range(2, x.dim())]
             mean = part.mean(axes)
-            var = (part - _view(mean, part)).square().mean(axes)
+            var = (part - view(mean, part)).square().mean(axes)
             if tracks and self.updates and hasattr(layer, "r_max"):
                 parts.append(self._renormalize(layer, part, mean, var, r))
             else:
@@ -233,14 +184,14 @@ class Oracle:
         sigma, batch = (running_var + layer.eps).sqrt(), (var.detach() + layer.eps).sqrt()
         r = (batch / sigma).clamp(1 / r_max, r_max)
         d = ((mean.detach() - running_mean) / sigma).clamp(-d_max, d_max)
-        z = (x - _view(mean, x)) / _view((var + layer.eps).sqrt(), x) * _view(r, x) + _view(d, x)
+        z = (x - view(mean, x)) / view((var + layer.eps).sqrt(), x) * view(r, x) + view(d, x)
         if t == 0 and (layer.momentum is None or layer.average != "exponential"):
             # These averages leave out what the buffers start with: nothing is remembered yet.
-            z = (x - _view(mean, x)) / _view((var + layer.eps).sqrt(), x)
+            z = (x - view(mean, x)) / view((var + layer.eps).sqrt(), x)
         weight, bias = self._affine(layer)
-        z = z if weight is None else z * _view(weight, x)
-        z = z if bias is None else z + _view(bias, x)
-        return _finish(layer, z, residual)
+        z = z if weight is None else z * view(weight, x)
+        z = z if bias is None else z + view(bias, x)
+        return finish(layer, z, residual)
 
     @torch.no_grad()
     def _update(self, layer: Any, mean: Tensor, var: Tensor) -> None:
@@ -277,55 +228,9 @@ class Oracle:
                 mean, var = self.fixed.get(name, self._stats(layer))
                 return self._normalize(layer, x, mean, var, residual)
         z = self._standardize(x, list(range(2, x.dim())), layer.eps)
-        z = z if layer.weight is None else z * _view(layer.weight, x)
-        z = z if layer.bias is None else z + _view(layer.bias, x)
-        return _finish(layer, z, residual)
-
-    def _group(self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        parts = input.reshape(len(input), layer.num_groups, -1)
-        z = self._standardize(parts, [2], layer.eps).reshape(input.shape)
-        z = z if layer.weight is None else z * _view(layer.weight, z)
-        z = z if layer.bias is None else z + _view(layer.bias, z)
-        return _finish(layer, z, residual)
-
-    def _layer(self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        axes = list(range(input.dim() - len(layer.normalized_shape), input.dim()))
-        z = self._standardize(input, axes, layer.eps)
-        z = z if layer.weight is None else z * layer.weight
-        z = z if layer.bias is None else z + layer.bias
-        return _finish(layer, z, residual)
-
-    def _rms(self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        axes = list(range(input.dim() - len(layer.normalized_shape), input.dim()))
-        eps = torch.finfo(input.dtype).eps if layer.eps is None else layer.eps
-        z = input / (input.square().mean(axes, keepdim=True) + eps).sqrt()
-        z = z if layer.weight is None else z * layer.weight
-        return _finish(layer, z, residual)
-
-    def _channels(
-        self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None
-    ) -> Tensor:
-        z = self._standardize(input, [1], layer.eps)
-        z = z if layer.weight is None else z * _view(layer.weight, z)
-        z = z if layer.bias is None else z + _view(layer.bias, z)
-        return _finish(layer, z, residual)
-
-    def _constant(
-        self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None
-    ) -> Tensor:
-        return self._normalize(layer, input, layer.running_mean, layer.running_var, residual)
-
-    def _half(self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        k = math.ceil(input.shape[1] / 2)
-        z = self._standardize(input[:, :k], [2, 3], layer.eps)
-        z = z if layer.weight is None else z * _view(layer.weight, z)
-        z = z if layer.bias is None else z + _view(layer.bias, z)
-        return _finish(layer, torch.cat([z, input[:, k:]], 1), residual)
-
-    def _scale(self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        z = input * _view(layer.weight, input)
-        z = z if layer.bias is None else z + _view(layer.bias, z)
-        return _finish(layer, z, residual)
+        z = z if layer.weight is None else z * view(layer.weight, x)
+        z = z if layer.bias is None else z + view(layer.bias, x)
+        return finish(layer, z, residual)
 
 
 def _limit(limit: Any, t: int) -> float:

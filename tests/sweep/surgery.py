@@ -11,9 +11,10 @@ import normkit as nk
 from tests.sweep import pieces
 from tests.sweep.behaviour import FINITE, MODES, check_behaviour
 from tests.sweep.fault import Fault
-from tests.sweep.grammar import Built, Program, programs
+from tests.sweep.grammar import programs
 from tests.sweep.handles import Cases, is_named, names_in, use_handle
 from tests.sweep.oracle import keeps_statistics, overrides_forward, unwrapped
+from tests.sweep.program import Built, Program
 from tests.sweep.trial import SkipTrial
 
 __all__ = [

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from normkit.lab.claims.c20 import BN, CLAIM
+from normkit.lab.claims.c20 import CLAIM
 from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures.small_batches import BN
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding
 

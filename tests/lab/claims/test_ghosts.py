@@ -36,8 +36,8 @@ def test_each_error_has_its_statistics(synthetic: Callable[..., Evidence]) -> No
 def test_published_errors_stand_at_their_sizes(synthetic: Callable[..., Evidence]) -> None:
     evidence = synthetic(c16.CLAIM, accuracies)
     table = ghosts.table("test, population statistics")(evidence)
-    assert table.columns == ("error", "whose", "2", "4", "16", "256")
-    assert table.rows[1] == ("test, population statistics", "published", 32.5, 26.4, 23.5, 23.6)
+    assert table.columns == ("error", "whose", "2", "16", "256")
+    assert table.rows[1] == ("test, population statistics", "published", 32.5, 23.5, 23.6)
 
 
 def test_c17_shares_the_runs_of_c16() -> None:

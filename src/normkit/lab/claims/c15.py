@@ -2,13 +2,17 @@
 
 Each network is evaluated with the moving average that its layers keep and, the same weights, with
 population statistics estimated in many ways: from 100 to 10,000 training images, in batches of 2
-to 1,000. The learning rate is in proportion to the batch size, as in the source.
+to 1,000. The learning rate is in proportion to the batch size, as in the source. Images that are
+lit differently decide (C16 says why), the same at even light stands beside them. The jump after the
+first epoch is that of a network that has just begun; what decides is read from the second on.
 
 Pilot runs (seed 100, not used for the verdict): this network and one twice as wide, to see that
 they learn and what they cost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from normkit.lab.claims.measures.estimators import (
     CHARTS,
@@ -20,6 +24,7 @@ from normkit.lab.claims.measures.estimators import (
     estimated,
     estimators_table,
     grid,
+    jump,
     jumps,
     most,
 )
@@ -37,13 +42,15 @@ from normkit.lab.claims.study import (
 )
 
 SMALL, LARGE = "SGD batch 64", "SGD batch 256"
-JUMPS = jumps(MOVING, "jumps, moving average")
-JUMPS_POPULATION = jumps(POPULATION, "jumps, population statistics")
+EVEN = {SMALL: f"{SMALL}, even light", LARGE: f"{LARGE}, even light"}
+SGD = {SMALL: {"batch_size": 64, "lr": 0.1}, LARGE: {"batch_size": 256, "lr": 0.4}}
+JUMPS = jumps(MOVING, "jumps, moving average", first=2)
+JUMPS_POPULATION = jumps(POPULATION, "jumps, population statistics", first=2)
 
 
-def more(first: Measure, second: Measure) -> Quantity:
+def more(first: Measure, second: Measure, arms: Sequence[str] = (SMALL, LARGE)) -> Quantity:
     """Measure how much higher one error is than another of a run, mean of the two networks."""
-    return mean(*(first.at(arm) - second.at(arm) for arm in (SMALL, LARGE)))
+    return mean(*(first.at(arm) - second.at(arm) for arm in arms))
 
 
 CLAIM = define(
@@ -71,13 +78,14 @@ CLAIM = define(
     plan=Plan(
         scales={
             "quick": Scale(seeds=5, train=10_000, test=3_000, epochs=4),
-            "full": Scale(seeds=6, train=10_000, test=3_000, epochs=4),
+            "full": Scale(seeds=6, train=10_000, test=3_000, epochs=8),
             "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
         },
         arms={
-            SMALL: {"batch_size": 64, "lr": 0.1},
-            LARGE: {"batch_size": 256, "lr": 0.4},
+            **{arm: SGD[arm] | {"data": "fashion-mnist-lit"} for arm in SGD},
+            **{EVEN[arm]: SGD[arm] for arm in SGD},
         },
+        seeds={arm: {"quick": 2, "full": 4} for arm in EVEN.values()},
         base={
             "norm": "batch",
             "momentum": 0.9,
@@ -88,7 +96,8 @@ CLAIM = define(
     ),
     decides={
         "steadier": Endpoint(
-            "Steadier: how much less does the test error jump from epoch to epoch?",
+            "Steadier: how much less does the test error jump from epoch to epoch, after the "
+            "second?",
             JUMPS.at(LARGE) - JUMPS_POPULATION.at(LARGE),
             matters=0.5,
         ),
@@ -109,9 +118,19 @@ CLAIM = define(
         ),
     },
     information={
-        "later": Endpoint(
-            "How much less does it jump after the second epoch?",
-            jumps(MOVING, "", first=2).at(LARGE) - jumps(POPULATION, "", first=2).at(LARGE),
+        "first": Endpoint(
+            "How much less does it jump from the first epoch to the second?",
+            jump(MOVING).at(LARGE) - jump(POPULATION).at(LARGE),
+            matters=0.5,
+        ),
+        "accumulate_even": Endpoint(
+            "At even light: how much higher is it with batches of 2 than of 100?",
+            more(estimated(batch=2), estimated(), tuple(EVEN.values())),
+            matters=0.5,
+        ),
+        "steadier_even": Endpoint(
+            "At even light: how much less does it jump from epoch to epoch, after the second?",
+            JUMPS.at(EVEN[LARGE]) - JUMPS_POPULATION.at(EVEN[LARGE]),
             matters=0.5,
         ),
     },
@@ -119,6 +138,32 @@ CLAIM = define(
     "{steadier} points; the moving average costs {worst} points more at the larger SGD batch; "
     "estimates in batches of 2 cost {accumulate} points; the error with 1,000 images is {enough} "
     "points below that with 10,000",
+    source_setup={
+        "network": "ResNet-50",
+        "data": "ImageNet, 1.28 M photographs",
+        "steps": "100 epochs",
+        "figures": "SGD batch 32: moving average 23.7 % error, statistics from batches of 2, 10, "
+        "100: 28.8, 24.0, 23.5",
+    },
+    figures="jumps smaller by {steadier} points; moving average at the larger batch {worst} "
+    "points worse; batches of 2 cost {accumulate}; 1,000 images against 10,000 {enough}",
+    at_scale=(
+        WU_JOHNSON.agrees(
+            "statistics estimated in batches of 2 cost 5.3 points against batches of 100, and "
+            "10³ to 10⁴ images are enough",
+            "ResNet-50 on ImageNet, §3",
+        ),
+        WU_JOHNSON.larger(
+            "at the end of training, with a rate near zero, the moving average of SGD batches of "
+            "32 is as good: 23.7 % against 23.5",
+            "ResNet-50 on ImageNet, §3",
+        ),
+    ),
+    holds="While the rate is high the moving average jumps more, by {steadier} points from the "
+    "second epoch on and {first} before; estimates in batches of 2 cost {accumulate} points where "
+    "images are lit differently and {accumulate_even} where they are alike.",
+    practice="Evaluate a network in the middle of training with statistics of a thousand images "
+    "or more, in batches of at least a hundred: nk.recalibrate does it in seconds.",
     charts=CHARTS,
     tables=(estimators_table, Seeds((MOVING, POPULATION, JUMPS, JUMPS_POPULATION))),
     differs="Over few epochs the jumps are mostly how far the moving average lags after the "

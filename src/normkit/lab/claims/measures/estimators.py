@@ -39,6 +39,7 @@ __all__ = [
     "estimated",
     "estimators_table",
     "grid",
+    "jump",
     "jumps",
     "most",
 ]
@@ -62,12 +63,12 @@ def each_epoch(at: At) -> tuple[Condition, ...]:
 
 
 def grid(at: At) -> tuple[Condition, ...]:
-    """Estimators after the last epoch: a cross through the grid in quick, else all of it."""
+    """Estimators after the last epoch: a cross through the grid; all of it in paper."""
     samples = sorted({min(n, at.train) for n in SAMPLES})
     return tuple(
         ("population", n, batch)
         for n, batch in itertools.product(samples, BATCHES)
-        if n >= batch and (at.preset != "quick" or n == AT_SAMPLES or batch == AT_BATCH)
+        if n >= batch and (at.preset == "paper" or n == AT_SAMPLES or batch == AT_BATCH)
     )
 
 
@@ -103,6 +104,16 @@ def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
         return average([combine(np.subtract, at.get(a), at.get(b)) for a, b in ordered])
 
     return Measure(name, read, measure.unit, images=images)
+
+
+def jump(measure: Measure) -> Measure:
+    """Measure the change from the first epoch to the second."""
+
+    def read(run: Run) -> float | None:
+        values = _known(measure, run)[:2]
+        return abs(values[1] - values[0]) if len(values) == 2 else None
+
+    return Measure("", read, measure.unit)
 
 
 EXCESS = mean_of_epochs(MOVING.minus(POPULATION, ""), "excess of the moving average")

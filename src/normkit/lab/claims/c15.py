@@ -24,7 +24,6 @@ from normkit.lab.claims.measures.estimators import (
     estimated,
     estimators_table,
     grid,
-    jump,
     jumps,
     most,
 )
@@ -120,7 +119,7 @@ CLAIM = define(
     information={
         "first": Endpoint(
             "How much less does it jump from the first epoch to the second?",
-            jump(MOVING).at(LARGE) - jump(POPULATION).at(LARGE),
+            jumps(MOVING, "", until=2).at(LARGE) - jumps(POPULATION, "", until=2).at(LARGE),
             matters=0.5,
         ),
         "accumulate_even": Endpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from statistics import fmean
 
@@ -39,7 +40,6 @@ __all__ = [
     "estimated",
     "estimators_table",
     "grid",
-    "jump",
     "jumps",
     "most",
 ]
@@ -86,11 +86,11 @@ def most(run: Run) -> int:
     return max(int(images) for _, images, _ in run.config.final_evaluations)
 
 
-def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
-    """Measure the mean change from one epoch to the next, from an epoch on."""
+def jumps(measure: Measure, name: str, first: float = 1, until: float = math.inf) -> Measure:
+    """Measure the mean change from one epoch to the next, from an epoch to another."""
 
     def changes(run: Run) -> list[tuple[float, float, float]]:
-        known = [(x, y) for x, y in measure.curve(run) if y is not None and x >= first]
+        known = [(x, y) for x, y in measure.curve(run) if y is not None and first <= x <= until]
         return [(x, later, b - a) for (x, a), (later, b) in itertools.pairwise(known)]
 
     def read(run: Run) -> float | None:
@@ -104,16 +104,6 @@ def jumps(measure: Measure, name: str, first: int = 1) -> Measure:
         return average([combine(np.subtract, at.get(a), at.get(b)) for a, b in ordered])
 
     return Measure(name, read, measure.unit, images=images)
-
-
-def jump(measure: Measure) -> Measure:
-    """Measure the change from the first epoch to the second."""
-
-    def read(run: Run) -> float | None:
-        values = _known(measure, run)[:2]
-        return abs(values[1] - values[0]) if len(values) == 2 else None
-
-    return Measure("", read, measure.unit)
 
 
 EXCESS = mean_of_epochs(MOVING.minus(POPULATION, ""), "excess of the moving average")

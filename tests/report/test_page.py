@@ -144,7 +144,8 @@ def test_a_part_shows_its_effect_and_what_would_matter(samples: ModuleType) -> N
     assert "−8.4 to −3.4 margin: may lose up to 2 opposite" in claim
     assert "open 8 to 41 seeds would decide it" in claim
     decide, rest = claim.split("For information, deciding nothing", 1)
-    assert "And with both?" in rest
+    # No word for what decides nothing.
+    assert "And with both? +1.9 points 95 % interval +0.7 to +3.1 matters from ±1 5 seed" in rest
     assert "not if corrected for all 4 parts" in decide
     page = render([samples.c4()], about={})
     pictures = re.findall(r'<svg class="whisker.*?</svg>', page[page.index("<article") :], re.S)

@@ -18,7 +18,7 @@ from normkit.nn.ghostbatchnorm import _Ghost
 from normkit.nn.layer import Layer
 from normkit.statistics import contexts
 from normkit.statistics.layers import replace
-from normkit.statistics.measuring import observe, passes
+from normkit.statistics.measuring import observer, observing, passes
 from normkit.statistics.outputs import losses
 from normkit.surgery import momentum, sequential
 from tests.sweep.test_sweep import EXAMPLES, OTHERS
@@ -65,18 +65,18 @@ def _modes(patch: pytest.MonkeyPatch) -> None:
             module.training = False
         yield
 
-    patch.setattr(observe, "evaluation_mode", wrong)
+    patch.setattr(observing, "evaluation_mode", wrong)
 
 
 def _random(patch: pytest.MonkeyPatch) -> None:
-    right = observe.run_model
+    right = observer.run_model
 
     def wrong(*args: Any) -> Any:
         torch.randn(1)
         return right(*args)
 
-    patch.setattr(observe, "run_model", wrong)
-    for module in (observe, passes):
+    patch.setattr(observer, "run_model", wrong)
+    for module in (observing, passes):
         patch.setattr(module, "preserve_rng", contextlib.nullcontext)
 
 

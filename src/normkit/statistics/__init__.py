@@ -9,8 +9,9 @@ from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results.consistency import Consistency
-from normkit.statistics.results.recalibration import Recalibration, Shift
+from normkit.statistics.results.recalibration import Recalibration
 from normkit.statistics.results.shared_layers import SharedLayer
+from normkit.statistics.results.shift import Shift
 
 __all__ = [
     "Consistency",

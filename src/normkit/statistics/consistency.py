@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -30,12 +29,14 @@ from normkit.statistics.layers.find import (
     NormLayer,
     find_norm_layers,
     layers_by_bank,
+    running_statistics,
     unwrap,
 )
 from normkit.statistics.layers.preserve import is_sharded, preserve_rng
 from normkit.statistics.measuring.calls import CallsEstimate
 from normkit.statistics.measuring.check_statistics import check_statistics
-from normkit.statistics.measuring.observe import Observer, observing
+from normkit.statistics.measuring.observer import Observer
+from normkit.statistics.measuring.observing import observing
 from normkit.statistics.outputs.compare import OutputSums
 from normkit.statistics.outputs.losses import Loss
 from normkit.statistics.printing.progress import bar
@@ -140,7 +141,7 @@ def consistency(
         check_function(loss, "loss", "loss(output, batch)")
         check_samples(samples)
         layers, skipped = find_norm_layers(inner)
-    running = _running_statistics(layers)
+    running = running_statistics(layers)
     training: dict[str, CallsEstimate] = {}
     evaluation: dict[str, CallsEstimate] = {}
     outputs, sizes, single = OutputSums(loss), Counter[int](), Counter[str]()
@@ -269,16 +270,6 @@ def _notes(single: Counter[str], batches: int) -> list[str]:
         "channel in them, which training mode refuses; drop_last=True leaves them out of training"
         for name, n in single.items()
     ]
-
-
-def _running_statistics(layers: Sequence[NormLayer]) -> dict[str, LayerStatistics]:
-    running = {}
-    for one in layers:
-        for name, row in one.banks:
-            mean, variance = one.stats(row)
-            zeros = torch.zeros_like(mean)
-            running[name] = LayerStatistics(mean, variance, zeros, zeros, 0)
-    return running
 
 
 def _measured(

@@ -30,7 +30,7 @@ from normkit.statistics.layers.find import (
 from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.measuring.check_statistics import check_measurement
 from normkit.statistics.measuring.layerwise import group_errors, repeat, with_errors_of
-from normkit.statistics.measuring.observe import observing
+from normkit.statistics.measuring.observing import observing
 from normkit.statistics.measuring.passes import FIRST_COUNTS, Passes
 from normkit.statistics.printing.progress import bar
 from normkit.statistics.printing.tables import format_percent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -15,6 +16,7 @@ from normkit.handle import Skipped
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.stats_spec import StatsSpec, stats_spec, why_unknown
 from normkit.statistics.check_arguments import check_has_values, check_model
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 
@@ -25,6 +27,7 @@ __all__ = [
     "find_norm_layers",
     "layers_by_bank",
     "named_stats",
+    "running_statistics",
     "unwrap",
 ]
 
@@ -206,6 +209,17 @@ def _why_distributed(one: NormLayer, model: nn.Module) -> str | None:
 def layers_by_bank(layers: Iterable[NormLayer]) -> dict[str, NormLayer]:
     """Map the name of each set of statistics to the layer that keeps it."""
     return {name: one for one in layers for name, _ in one.banks}
+
+
+def running_statistics(layers: Iterable[NormLayer]) -> dict[str, LayerStatistics]:
+    """Return the statistics that ``layers`` keep, by bank, as if they were known exactly."""
+    running = {}
+    for one in layers:
+        for name, row in one.banks:
+            mean, variance = one.stats(row)
+            zeros = torch.zeros_like(mean)
+            running[name] = LayerStatistics(mean, variance, zeros, zeros, 0)
+    return running
 
 
 def named_stats(model: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from normkit.statistics.estimates.layer_statistics import LayerStatistics, relat
 from normkit.statistics.layers.find import layers_by_bank
 from normkit.statistics.layers.preserve import is_sharded, preserve_rng
 from normkit.statistics.measuring.calls import CallsEstimate
-from normkit.statistics.measuring.observe import Observer
+from normkit.statistics.measuring.observer import Observer
 from normkit.statistics.measuring.share import Share
 from normkit.statistics.printing.progress import Bar
 from normkit.statistics.processes.lockstep import MET, in_step

@@ -12,7 +12,7 @@ from torch import Tensor
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped
 from normkit.statistics.estimates.intervals import confidence_intervals
-from normkit.statistics.estimates.layer_statistics import LayerStatistics, distance, relative_error
+from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.layers.replace import Replacement
 from normkit.statistics.printing.tables import (
@@ -23,8 +23,9 @@ from normkit.statistics.printing.tables import (
     layer_label,
 )
 from normkit.statistics.results.shared_layers import SharedLayer
+from normkit.statistics.results.shift import Shift, shift_to
 
-__all__ = ["Cost", "Recalibration", "Shift"]
+__all__ = ["Cost", "Recalibration"]
 
 FEW_UNITS = 8
 """With fewer batches than this a standard error is printed with its own uncertainty."""
@@ -38,27 +39,6 @@ class Cost(NamedTuple):
     passes: int
     seconds: float
     error_passes: int = 0
-
-
-class Shift(NamedTuple):
-    """Change of a layer's running statistics.
-
-    Attributes:
-        mean: root mean square over channels of the change of the mean, in deviations.
-        variance: typical factor (at least 1) by which the variance changed, up or down: the
-            exponential of the root mean square over channels of the logarithm of the ratio.
-        error: relative standard error of the new statistics, see ``relative_error``; NaN if
-            unknown.
-        bias: share of a deviation and of a variance by which the new ones may be off beyond that,
-            in every batch alike; an estimate: see :class:`LayerStatistics`.
-
-        ``mean`` and ``variance`` are NaN where the old ones were not finite.
-    """
-
-    mean: float
-    variance: float
-    error: float
-    bias: float
 
 
 class Recalibration:
@@ -101,11 +81,7 @@ class Recalibration:
         by_bank = layers_by_bank(norm_layers)
         self._classes = {name: type(one.layer) for name, one in by_bank.items()}
         self.shifts = {
-            name: Shift(
-                *distance(*one.stats(row), statistics[name], one.eps),
-                relative_error(statistics[name], one.eps),
-                statistics[name].bias,
-            )
+            name: shift_to(statistics[name], one.stats(row), one.eps)
             for one in norm_layers
             for name, row in one.banks
             if name in statistics
@@ -247,7 +223,7 @@ class Recalibration:
                 format_percent(shift.error),
                 *([format_percent(shift.bias)] if self.bias else []),
             )
-            for name, shift in sorted(self.shifts.items(), key=lambda item: -_size(item[1]))
+            for name, shift in sorted(self.shifts.items(), key=lambda item: -item[1].size)
         ]
         columns = ["layer", "mean shift", "variance shift", "standard error"]
         columns += ["bias about"] if self.bias else []
@@ -257,12 +233,6 @@ class Recalibration:
 
 def _plural(number: int) -> str:
     return "1 batch" if number == 1 else f"{number:,} batches"
-
-
-def _size(shift: Shift) -> float:
-    """Size of both shifts together, to order the table by."""
-    size = shift.mean + math.log(shift.variance) if shift.variance > 0 else math.nan
-    return math.inf if math.isnan(size) else size
 
 
 def _finite(value: float) -> float | None:

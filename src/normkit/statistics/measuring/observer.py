@@ -8,8 +8,7 @@ updated: no average, no count of batches, whatever its momentum.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, Pool
-from normkit.errors import StatisticsError, message
 from normkit.kernels.moments import moments
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.statistics.batches.run_model import Forward, note_batch, run_model
@@ -25,24 +23,12 @@ from normkit.statistics.batches.tensors import count_samples
 from normkit.statistics.estimates.bias import Tally
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
-from normkit.statistics.layers.preserve import (
-    evaluation_mode,
-    is_sharded,
-    preserve_buffers,
-    preserve_rng,
-    preserve_shards,
-    run_eagerly,
-)
+from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.measuring.calls import CallsEstimate
 from normkit.statistics.measuring.check_statistics import check_range
 from normkit.statistics.measuring.layer_inputs import LayerInputs
 
-__all__ = ["Observer", "observing"]
-
-
-_OBSERVED: set[int] = set()
-"""Layers, by identity, that are being observed."""
-
+__all__ = ["Observer", "set_tensor"]
 
 _GHOST = (GhostBatchNorm1d, GhostBatchNorm2d)
 
@@ -52,7 +38,7 @@ class _AllSeen(BaseException):
 
 
 class Observer:
-    """Collects the moments of the layers' inputs, batch after batch. See :func:`observing`."""
+    """Collects the moments of the layers' inputs, batch after batch."""
 
     def __init__(self, model: nn.Module, layers: Sequence[NormLayer]) -> None:
         self.model = model
@@ -216,21 +202,13 @@ class Observer:
             if fixed is None and (new.is_cpu or new.dtype == torch.float16):
                 check_range(value, new.dtype, one.name)
             (new if bank is None else new[bank]).copy_(value)
-            _set_tensor(one.layer, name, new)
+            set_tensor(one.layer, name, new)
 
 
-def _set_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
+def set_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     """Set a tensor of a layer, a buffer or a parameter."""
     parameter = name in layer._parameters and not isinstance(value, nn.Parameter)
     setattr(layer, name, nn.Parameter(value, requires_grad=False) if parameter else value)
-
-
-def _set_attribute(layer: nn.Module, name: str, value: Any) -> None:
-    """Set an attribute of a layer itself; None removes it."""
-    if value is None:
-        vars(layer).pop(name, None)
-    else:
-        vars(layer)[name] = value
 
 
 def _sample_moments(values: Tensor) -> Moments:
@@ -241,53 +219,3 @@ def _sample_moments(values: Tensor) -> Moments:
     variance = each.m2.reshape(n, c) / (size - 1)
     count = torch.full((), float(n), dtype=torch.float64, device=each.mean.device)
     return Moments(count, each.mean.reshape(n, c).mean(0), variance.sum(0))
-
-
-@contextlib.contextmanager
-def observing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[Observer]:
-    """Observe these layers of ``model`` within the block, and restore everything on exit.
-
-    Restores modes, buffers (the tensor objects), hooks and the random state, also after an
-    exception or an interruption. Gradients and dropout are off within the block.
-
-    Raises:
-        StatisticsError: one of the layers is already being observed.
-    """
-    observer = Observer(model, layers)
-    identities = {id(one.layer) for one in layers}
-    if identities & _OBSERVED:
-        raise StatisticsError(
-            message(
-                "one measurement of a model at a time",
-                f"a second one of this {type(model).__name__}, started by its batches or its "
-                "forward",
-                "finish one before starting the other",
-            )
-        )
-    with contextlib.ExitStack() as stack:
-        stack.callback(_OBSERVED.difference_update, identities)
-        _OBSERVED.update(identities)
-        stack.enter_context(preserve_rng())
-        stack.enter_context(run_eagerly())
-        stack.enter_context(preserve_shards(model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(preserve_buffers(model))
-        for index, one in enumerate(layers):
-            stack.callback(_set_attribute, one.layer, "_stats_updated",
-                           vars(one.layer).get("_stats_updated"))  # fmt: skip
-            for name, usual in ((one.spec.mean, 0.0), (one.spec.var, 1.0)):
-                tensor = getattr(one.layer, name)
-                stack.callback(_set_tensor, one.layer, name, tensor)
-                # For a model that reads the tensor and does not call the layer; but finite, as a
-                # step away from NaN is NaN.
-                stand_in = torch.where(tensor.isfinite(), tensor, torch.full_like(tensor, usual))
-                _set_tensor(one.layer, name, stand_in.detach())
-
-            def observe(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
-                observer.observe(index, args, kwargs)
-
-            # Registered last, to see the input as other hooks leave it.
-            hook = one.layer.register_forward_pre_hook(observe, with_kwargs=True)
-            stack.callback(hook.remove)
-        yield observer

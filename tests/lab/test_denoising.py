@@ -13,7 +13,7 @@ from torch import nn
 
 from normkit.cli.lab_progress import describe
 from normkit.errors import OptionError
-from normkit.lab import data
+from normkit.lab import data, denoising
 from normkit.lab.building import build_model, build_optimizer
 from normkit.lab.config import RunConfig
 from normkit.lab.evaluations import chance_score, evaluate, evaluate_under
@@ -166,3 +166,18 @@ def test_describe_run_in_one_line(
         write_run(store, config, metrics)
         (planned,) = store.planned("C0", "quick")
         assert words in describe(planned.run)
+
+
+def test_noise_spread_gives_each_image_a_deviation_of_its_own() -> None:
+    clean, labels = torch.zeros(2000, 1, 16, 16), torch.zeros(2000)
+    even, varied = (
+        next(denoising.noisy(iter([(clean, labels)]), 0.1, spread, seed=3))[0]
+        for spread in (0.0, 0.8)
+    )
+    deviations = varied.flatten(1).std(dim=1)
+    assert even.flatten(1).std(dim=1).max() < 0.12
+    assert 0.015 < deviations.min() < 0.03
+    assert 0.17 < deviations.max() < 0.2
+    level = 20 * deviations.log10().mean().item()
+    # Four standard errors: 4.8 dB over the images.
+    assert level == pytest.approx(denoising.noise_level(0.1, 0.8), abs=0.43)

@@ -78,12 +78,12 @@ class RunConfig:
     counts an image once. ``drop_last`` leaves out the images of an epoch that do not fill a batch,
     other ones in each epoch. ``task`` is the task to learn (:mod:`normkit.lab.tasks`); for
     denoising, ``noise`` is the standard deviation of the noise, on the scale where black is 0 and
-    white is 1. ``schedule`` is the learning rate schedule (:mod:`normkit.lab.schedules`).
-    The model is evaluated after every ``evaluate_every``-th epoch and after the last one;
-    ``evaluations`` are further conditions to evaluate it under then
-    (:mod:`normkit.lab.conditions`), ``final_evaluations`` those after the last epoch only. In
-    the last ``frozen_epochs`` the layers normalize with population statistics in training too
-    (:mod:`normkit.lab.freezing`).
+    white is 1, and ``noise_spread`` how far images differ in it (:mod:`normkit.lab.denoising`).
+    ``schedule`` is the learning rate schedule (:mod:`normkit.lab.schedules`). The model is
+    evaluated after every ``evaluate_every``-th epoch and after the last one; ``evaluations`` are
+    further conditions to evaluate it under then (:mod:`normkit.lab.conditions`),
+    ``final_evaluations`` those after the last epoch only. In the last ``frozen_epochs`` the layers
+    normalize with population statistics in training too (:mod:`normkit.lab.freezing`).
 
     Raises:
         TypeMismatchError: a field is not of its type.
@@ -129,11 +129,12 @@ class RunConfig:
     kind: Kind = "training"
     task: TaskName = "classification"
     noise: float = 0.0
+    noise_spread: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in _WHOLE.items():
             whole(name, getattr(self, name), least)
-        for name in ("lr", "momentum", "weight_decay", "noise"):
+        for name in ("lr", "momentum", "weight_decay", "noise", "noise_spread"):
             finite(name, getattr(self, name))
         if self.lr == 0:
             raise OptionError(message("a positive lr", repr(self.lr), "use e.g. lr=0.1"))
@@ -210,6 +211,14 @@ class RunConfig:
                     "noise above 0 for denoising, and no noise for any other task",
                     f"task={self.task!r} with noise={self.noise!r}",
                     "use e.g. task='denoising', noise=0.1",
+                )
+            )
+        if not (self.noise_spread == 0 or (denoising and self.noise_spread < 1)):
+            raise OptionError(
+                message(
+                    "noise_spread of 0, or below 1 for denoising",
+                    f"task={self.task!r} with noise_spread={self.noise_spread!r}",
+                    "use e.g. noise_spread=0.8: deviations from 0.2 to 1.8 times the noise",
                 )
             )
         conditions = (*self.evaluations, *self.final_evaluations)

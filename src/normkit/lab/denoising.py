@@ -10,13 +10,14 @@ Source: Chen et al. 2021 (HINet), arXiv 2105.06086, whose loss and figure these 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["handed_back", "noisy", "psnr", "psnr_loss"]
+__all__ = ["handed_back", "noise_level", "noisy", "psnr", "psnr_loss"]
 
 _FLOOR = 1e-8
 """Squared error below which an image counts as restored: 80 dB, far beyond any network here. It
@@ -26,6 +27,7 @@ keeps the logarithm finite; the source adds the same number in its loss."""
 def noisy(
     batches: Iterator[tuple[Tensor, Tensor]],
     deviation: float,
+    spread: float = 0.0,
     *,
     seed: int,
     epoch: int = 0,
@@ -35,7 +37,8 @@ def noisy(
 
     The noise depends on ``seed``, ``epoch`` and the place of the batch in the epoch only, not on
     the global generator, and not on the device that the network is on. Images in order
-    (``shuffle=False``), as test images come, have noise of their own.
+    (``shuffle=False``), as test images come, have noise of their own. With a ``spread`` s each
+    image has a deviation of its own, drawn evenly from ``deviation`` · [1 − s, 1 + s].
 
     >>> clean = iter([(torch.zeros(1, 1, 2, 2), torch.tensor([7]))])
     >>> images, targets = next(noisy(clean, 0.1, seed=0))
@@ -50,7 +53,23 @@ def noisy(
         )
         generator = torch.Generator().manual_seed(int(state[0]) >> 1)
         noise = torch.randn(images.shape, generator=generator)
+        if spread:
+            drawn = torch.rand((len(images), 1, 1, 1), generator=generator)
+            noise *= 1 + spread * (2 * drawn - 1)
         yield torch.add(images, noise, alpha=deviation), images
+
+
+def noise_level(deviation: float, spread: float) -> float:
+    r"""Return the mean over images of the noise's :math:`10 \log_{10} \sigma^2`, in dB.
+
+    >>> noise_level(0.1, 0.0), round(noise_level(0.1, 0.8), 2)
+    (-20.0, -21.19)
+    """
+    if not spread:
+        return 20 * math.log10(deviation)
+    low, high = 1 - spread, 1 + spread
+    mean = (high * math.log(high) - low * math.log(low)) / (high - low) - 1
+    return 20 * (math.log10(deviation) + mean / math.log(10))
 
 
 def psnr_loss(restored: Tensor, clean: Tensor, /, *, reduction: str) -> Tensor:

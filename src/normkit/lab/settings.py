@@ -34,6 +34,7 @@ def setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
     rows = [
         *([("data sets", values("data"))] if len({config.data for config in configs}) > 1 else []),
         *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
+        *([("spread of the noise", spread)] if (spread := values("noise_spread")) != "0.0" else []),
         ("model", values("model")),
         *([("model options", ", ".join(options))] if options else []),
         ("image size", f"{values('size')} pixels"),
@@ -108,7 +109,9 @@ def _networks(configs: Sequence[RunConfig]) -> str:
 def _network(config: RunConfig) -> RunConfig:
     """Return one description for all runs with the same network."""
     names = ("model", "norm", "act", "model_options", "norm_options", "size", "data")
-    fields: dict[str, Any] = {name: getattr(config, name) for name in (*names, "task", "noise")}
+    fields: dict[str, Any] = {
+        name: getattr(config, name) for name in (*names, "task", "noise", "noise_spread")
+    }
     return RunConfig(
         **fields, train_images=1, test_images=1, batch_size=1, lr=1.0, epochs=1, seed=0
     )

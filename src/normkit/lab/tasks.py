@@ -22,7 +22,7 @@ from torch import Tensor
 
 from normkit.lab import data
 from normkit.lab.config import RunConfig
-from normkit.lab.denoising import handed_back, noisy, psnr, psnr_loss
+from normkit.lab.denoising import handed_back, noise_level, noisy, psnr, psnr_loss
 
 __all__ = ["STUCK", "TASKS", "Batches", "Task", "task_of"]
 
@@ -82,7 +82,8 @@ def _noisy(config: RunConfig, split: data.Split, batch_size: int, **order: Any) 
     # On the scale where black is 0 and white is 1, which the noise and PSNR refer to.
     channels = split.images.shape[1]
     moments = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    return noisy(_labelled(config, split, batch_size, **moments, **order), config.noise, **order)
+    clean = _labelled(config, split, batch_size, **moments, **order)
+    return noisy(clean, config.noise, config.noise_spread, **order)
 
 
 TASKS: dict[str, Task] = {
@@ -104,7 +105,9 @@ TASKS: dict[str, Task] = {
         loss=psnr_loss,
         figures=psnr,
         # The error of the noisy image is the variance of the noise.
-        chance_loss=lambda config, _: 10 * math.log10(STUCK * config.noise**2),
+        chance_loss=lambda config, _: (
+            10 * math.log10(STUCK) + noise_level(config.noise, config.noise_spread)
+        ),
         chance_figures=lambda _, batches: handed_back(batches),
     ),
 }

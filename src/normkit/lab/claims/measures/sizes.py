@@ -17,7 +17,6 @@ from normkit.lab.claims.study import (
     At,
     Dots,
     Measure,
-    Quantity,
     Unit,
     final,
     last,
@@ -31,13 +30,14 @@ from normkit.lab.runs import Run
 __all__ = [
     "CUT",
     "DENSENET",
-    "FEWER",
+    "HALF",
     "MOVING",
     "POPULATION",
     "PUBLISHED",
     "RESNET",
     "SECONDS",
     "SOURCE",
+    "WIDE",
     "WIDTHS",
     "by_parameters",
     "counted",
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 RESNET, DENSENET, CUT = "ResNet-18", "DenseNet", "ResNet-18, cut"
+HALF, WIDE = "ResNet-18, half as wide", "DenseNet, twice as wide"
 # Test accuracy, %, with the moving average after epoch 10, at 96×96 pixels: least, median and
 # greatest of the published builds; and how many parameters their networks have.
 PUBLISHED = {RESNET: (81.4, 91.3, 92.7), DENSENET: (40.6, 88.2, 91.8)}
@@ -61,6 +62,8 @@ WIDTHS = {
     RESNET: _widths((("width", 8),)),
     DENSENET: _widths((("growth", 4), ("stem", 8))),
     CUT: _widths((("width", 2),), (("width", 16),)),
+    HALF: _widths((("width", 4),)),
+    WIDE: _widths((("growth", 8), ("stem", 16))),
 }
 
 
@@ -95,16 +98,6 @@ def _parameters(evidence: Evidence) -> dict[str, int]:
 def counted(arm: str) -> Callable[[Evidence], str]:
     """An arm's number of parameters, for a sentence."""
     return lambda evidence: f"{_parameters(evidence)[arm]:,}"
-
-
-def _fewer(evidence: Evidence) -> dict[int, float]:
-    count = _parameters(evidence)
-    pairs = evidence.pairs(RESNET, DENSENET)
-    return {run.config.seed: 1 - count[DENSENET] / count[RESNET] for run, _ in pairs}
-
-
-FEWER = Quantity(_fewer, PERCENT)
-"""The share of ResNet-18's parameters that DenseNet does without."""
 
 
 def times(evidence: Evidence) -> str:

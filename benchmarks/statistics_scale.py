@@ -179,12 +179,17 @@ def measure(processes: int) -> dict[str, dict[str, float]]:
         running = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(processes)]
         if sum(process.wait() for process in running):
             raise SystemExit("a process failed")
-        ranks = [json.loads(Path(folder, f"{r}.json").read_text()) for r in range(processes)]
-    means = {}
+        return means(Path(folder), processes)
+
+
+def means(folder: Path, processes: int) -> dict[str, dict[str, float]]:
+    """The mean over ranks of what each sent, from what `worker` wrote."""
+    ranks = [json.loads((folder / f"{r}.json").read_text()) for r in range(processes)]
+    found = {}
     for name in ranks[0]:
         rows = [rank[name] for rank in ranks if name in rank]
-        means[name] = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-    return means
+        found[name] = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    return found
 
 
 NETWORKS = {"ResNet-50": (26_560, 53), "BN-LeNet": (226, 4)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest_plugins = ["tests.budget"]
+from tests.together import context
 
-ROOT = Path(__file__).parents[1]
+pytest_plugins = ["tests.budget"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +24,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what belongs to the lab, so that ``-m "not lab"`` leaves the layers' tests."""
-    for item in items:
-        folders = item.path.relative_to(ROOT).parts
-        if {"lab", "report", "golden"} & {*folders} or item.path.name.startswith(
-            ("lab", "test_lab")
-        ):
-            item.add_marker("lab")
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the lab's workers from a process that has imported torch; spawning takes seconds."""
+    from normkit.lab.executors import local
+
+    monkeypatch.setattr(local, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+
+def pytest_collection_finish() -> None:
+    # A million objects of modules and tests stay to the end. Looking at each again in every full
+    # garbage collection, of which many tests ask for one, would take a third of a second.
+    gc.collect()
+    gc.freeze()

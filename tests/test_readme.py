@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
-import sys
+import runpy
+import socket
 from pathlib import Path
 
 import pytest
+
+from tests.together import run
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
@@ -37,12 +40,18 @@ def test_torchrun_scripts_run_in_two_processes(tmp_path: Path) -> None:
     assert scripts
     for script in scripts:
         (tmp_path / "train.py").write_text(script)
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone",
-             "--nproc-per-node", "2", "train.py"],
-            capture_output=True, text=True, timeout=120, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        assert run(_rank, [(rank, port, tmp_path) for rank in ("0", "1")]) == [0, 0]
+
+
+def _rank(rank: str, port: str, folder: Path) -> None:
+    """Run train.py as torchrun does."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank
+    )
+    os.chdir(folder)
+    runpy.run_path("train.py", run_name="__main__")
 
 
 def test_commands_exist() -> None:

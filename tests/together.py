@@ -8,7 +8,7 @@ import runpy
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +20,8 @@ TIMEOUT = 300.0
 
 # Workers are forked from a process that has imported these, which takes seconds. Optimizers and
 # DistributedDataParallel import _dynamo.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "normkit"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "normkit"])
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # workers get this path, and import themselves by name
 
@@ -36,14 +36,22 @@ def together(
     """
     joined = ",".join(map(str, sizes))
     outputs = [folder / f"{rank}.txt" for rank in range(len(sizes))]
-    processes = [
-        _context.Process(
-            target=_run,
-            args=(output, worker.__name__,
-                  [str(rank), joined, str(folder / "rendezvous"), str(folder), scenario]),
-        )
-        for rank, output in enumerate(outputs)
-    ]  # fmt: skip
+    codes = run(
+        _run,
+        [
+            (output, worker.__name__,
+             [str(rank), joined, str(folder / "rendezvous"), str(folder), scenario])
+            for rank, output in enumerate(outputs)
+        ],
+    )  # fmt: skip
+    for code, output in zip(codes, outputs, strict=True):
+        assert code == 0, output.read_text()
+    return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(len(sizes))]
+
+
+def run(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
+    """Call ``target`` in one process for each tuple of arguments, and return the exit codes."""
+    processes = [context.Process(target=target, args=args) for args in arguments]
     try:
         for process in processes:
             process.start()
@@ -54,9 +62,7 @@ def together(
         for process in processes:
             if process.is_alive():
                 process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.exitcode == 0, output.read_text()
-    return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(len(sizes))]
+    return [process.exitcode for process in processes]
 
 
 def _run(output: Path, worker: str, arguments: list[str]) -> None:

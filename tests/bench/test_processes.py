@@ -41,24 +41,27 @@ def test_tuned_allocator_keeps_blocks(
     assert tuned["record"]["faults"] < default["record"]["faults"] / 8
 
 
-def test_failing_job_does_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = {**JOB, "measure": "act", "mode": "train", "case": {**JOB["case"], "norm": "none"}}
-    bad["case"] = {**bad["case"], "shape": (0,)}
-    found = answers(bad, JOB, {"job": "machine"}, threads=1)
-    assert "Error" in found[0]["error"]
-    assert found[1]["record"]["case"] == CASE.name
-    assert found[2]["record"]["threads"] == 1
-
-
-def test_steps_and_memory_of_a_network() -> None:
-    job = {
+@pytest.fixture(scope="module")
+def answered() -> list[dict[str, Any]]:
+    """What one process answers to all of these, as each takes seconds to start."""
+    bad = {**JOB, "case": {**JOB["case"], "norm": "none", "shape": (0,)}}
+    network = {
         "factory": "normkit.lab.models.forms:form", "network": "lenet5", "options": {"size": 28},
         "shape": [4, 1, 28, 28], "layout": "channels-last", "seconds": 0.0, "min_rounds": 2,
         "parts_rounds": 1,
     }  # fmt: skip
-    step, ours = answers(
-        {"job": "step", **job}, {"job": "memory", "side": "ours", **job}, threads=1
-    )
+    step, memory = {"job": "step", **network}, {"job": "memory", "side": "ours", **network}
+    return answers(bad, JOB, {"job": "machine"}, step, memory, threads=1)
+
+
+def test_failing_job_does_not_affect_others(answered: list[dict[str, Any]]) -> None:
+    assert "Error" in answered[0]["error"]
+    assert answered[1]["record"]["case"] == CASE.name
+    assert answered[2]["record"]["threads"] == 1
+
+
+def test_steps_and_memory_of_a_network(answered: list[dict[str, Any]]) -> None:
+    step, ours = answered[3:]
     assert "error" not in step, step
     for side in ("torch", "ours"):
         found = step["record"]["parts_ms"][side]

@@ -13,7 +13,7 @@ from normkit.lab.claims.claim import Arms, Available, Claim, Preset
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Claim]:
+def tiny(monkeypatch: pytest.MonkeyPatch, forked_workers: None) -> Iterator[Claim]:
     """C5 on a few images: four runs of less than a second."""
 
     def plan(preset: Preset, available: Available) -> Arms:
@@ -21,7 +21,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Claim]:
             (
                 arm,
                 dataclasses.replace(
-                    config, train_images=128, test_images=50, batch_size=64, epochs=2
+                    config,
+                    train_images=128,
+                    test_images=50,
+                    batch_size=64,
+                    epochs=2,
+                    evaluations=tuple((name, 128, 64) for name, *_ in config.evaluations),
                 ),
             )
             for arm, config in c05.CLAIM.plan(preset, available)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib import util
 
 import pytest
@@ -12,6 +10,7 @@ from typer.testing import CliRunner
 
 from normkit.cli.app import app
 from normkit.cli.console import LAB, print_json
+from tests import forked
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -29,14 +28,12 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy &= set(sys.modules) - before\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = forked.python("-c", code)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_program_prints_its_version() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "normkit.cli.main", "--version"], capture_output=True, text=True
-    )
+    done = forked.python("-m", "normkit.cli.main", "--version")
     assert done.returncode == 0
     assert done.stdout.startswith("normkit ")
 

@@ -120,6 +120,7 @@ def test_ctrl_c_prints_command_to_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_two_at_once_share_the_work_and_survive_a_kill(tmp_path: Path) -> None:
     """Two `lab run` on one store; one is killed with its workers left behind; the other ends it."""

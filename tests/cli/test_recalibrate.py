@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 import normkit as nk
 from normkit.cli.app import app
+from tests import forked
 
-NORMKIT = [sys.executable, "-m", "normkit.cli.main", "recalibrate"]
+NORMKIT = ("-m", "normkit.cli.main", "recalibrate")
 MINE = ("--model", "mine:lenet", "--batches", "mine:loader")
 SOURCE = Path(__file__).with_name("a_users_module.py")
 MOMENTS = {
@@ -103,9 +104,7 @@ def test_end_to_end_in_user_folder(tmp_path: Path, user: Any, checkpoint: dict[s
     shutil.copy(SOURCE, tmp_path / "mine.py")
     torch.save(checkpoint, tmp_path / "last.pt")
     before = (tmp_path / "last.pt").read_bytes()
-    done = subprocess.run(
-        [*NORMKIT, "last.pt", *MINE], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+    done = forked.python(*NORMKIT, "last.pt", *MINE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "recalibrate: 3 layers from 5,000 samples, 50 batches" in done.stdout
     assert "Read last.pt (at state_dict), wrote last.recalibrated.pt" in done.stdout
@@ -127,13 +126,8 @@ def test_end_to_end_in_user_folder(tmp_path: Path, user: Any, checkpoint: dict[s
 def test_json_is_the_only_standard_output(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
     shutil.copy(SOURCE, tmp_path / "mine.py")
     torch.save(checkpoint, tmp_path / "last.pt")
-    done = subprocess.run(
-        [*NORMKIT, "last.pt", *MINE, "--json", "--samples", "450", "--layerwise"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
+    options = ("--json", "--samples", "450", "--layerwise")
+    done = forked.python(*NORMKIT, "last.pt", *MINE, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["path"] == "last.recalibrated.pt"
@@ -152,7 +146,7 @@ def test_ctrl_c_leaves_no_file(
     torch.save(checkpoint, tmp_path / "last.pt")
     before = (tmp_path / "last.pt").read_bytes()
     process = subprocess.Popen(
-        [*NORMKIT, "last.pt", "--model", "mine:lenet", "--batches", "mine:slow"],
+        [sys.executable, *NORMKIT, "last.pt", "--model", "mine:lenet", "--batches", "mine:slow"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,5 +1,6 @@
-"""A training in two processes, as a user's script: FOLDER and whether to recalibrate."""
+"""A rank of a training by Lightning in two processes, with recalibration and without."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -33,8 +34,7 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def main(folder, look):
-    warnings.simplefilter("ignore")
+def trained(look):
     torch.manual_seed(0)
     # Shares that differ, so that a rank's own moments are not those of all.
     x = torch.randn(40, 3) + 5 * (torch.arange(40)[:, None] % 2)
@@ -48,9 +48,19 @@ def main(folder, look):
     model = Model()
     trainer.fit(model, DataLoader(data, 5, shuffle=False), DataLoader(data, 20))
     samples = callback.result.samples if look else 0
-    result = (x, model.seen, model.state_dict(), samples)
-    torch.save(result, Path(folder) / f"{look}-{trainer.global_rank}.pt")
+    return x, model.seen, model.state_dict(), samples
+
+
+def main(rank, folder, port):
+    warnings.simplefilter("ignore")
+    # As torchrun sets them: Lightning then starts no processes itself.
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        RANK=rank, LOCAL_RANK=rank, GROUP_RANK="0", TORCHELASTIC_RUN_ID="tests",
+    )  # fmt: skip
+    results = {"with": trained(True), "without": trained(False)}
+    torch.save(results, Path(folder) / f"{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[4], sys.argv[5])

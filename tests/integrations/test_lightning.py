@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ import normkit as nk
 from normkit.errors import OptionError, StatisticsError
 from normkit.integrations.lightning import Recalibrate
 from normkit.lab import data
+from tests import forked
+from tests.integrations import lightning_worker
+from tests.together import together
 
 pytestmark = [
     # Advice on speed, which a test does not need.
@@ -410,49 +412,53 @@ def test_errors_come_before_training(images: Any, tmp_path: Path) -> None:
         Recalibrate(torch.ones(2, 1))
 
 
-WHICH = """
-import sys, warnings
-{before}
+# In one process, as each of the packages takes seconds to import.
+NAMES = """
+import sys
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from normkit.integrations.lightning import Recalibrate
-class Model(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.norm = torch.nn.BatchNorm1d(2)
-    def forward(self, x):
-        return self.norm(x)
-    def training_step(self, batch, _):
-        return self(batch[0]).square().sum()
-    def validation_step(self, batch, _):
-        pass
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-batches = DataLoader(TensorDataset(torch.randn(20, 2)), 5)
-callback = Recalibrate()
-pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False,
-           enable_checkpointing=False, enable_progress_bar=False).fit(Model(), batches, batches)
-assert callback.result.samples == 20
-print([m for m in ("lightning", "pytorch_lightning") if m in sys.modules])
+
+def check(pl):
+    sys.modules.pop("normkit.integrations.lightning", None)
+    from normkit.integrations.lightning import Recalibrate
+
+    class Model(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(2)
+        def forward(self, x):
+            return self.norm(x)
+        def training_step(self, batch, _):
+            return self(batch[0]).square().sum()
+        def validation_step(self, batch, _):
+            pass
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    batches = DataLoader(TensorDataset(torch.randn(20, 2)), 5)
+    callback = Recalibrate()
+    pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False,
+               enable_checkpointing=False, enable_progress_bar=False).fit(Model(), batches, batches)
+    assert callback.result.samples == 20
+    print([m for m in ("lightning", "pytorch_lightning") if m in sys.modules])
+
+import pytorch_lightning
+check(pytorch_lightning)
+sys.modules["lightning"] = None
+check(pytorch_lightning)
+for name in [m for m in sys.modules if m.partition(".")[0] in ("lightning", "pytorch_lightning")]:
+    del sys.modules[name]
+import lightning.pytorch
+check(lightning.pytorch)
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "which"),
-    [
-        ("import lightning.pytorch as pl", "['lightning']"),
-        ("import pytorch_lightning as pl", "['pytorch_lightning']"),
-        ("sys.modules['lightning'] = None; import pytorch_lightning as pl",
-         "['lightning', 'pytorch_lightning']"),
-    ],
-)  # fmt: skip
-def test_both_package_names(before: str, which: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WHICH.format(before=before)],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
+def test_both_package_names(tmp_path: Path) -> None:
+    done = forked.python("-c", NAMES, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == which
+    assert [line for line in done.stdout.splitlines() if line.startswith("[")] == [
+        "['pytorch_lightning']", "['lightning', 'pytorch_lightning']", "['lightning']",
+    ]  # fmt: skip
 
 
 def test_missing_lightning_says_what_to_install() -> None:
@@ -463,7 +469,7 @@ def test_missing_lightning_says_what_to_install() -> None:
         "sys.modules.update(lightning=None, pytorch_lightning=None)\n"
         "import normkit.integrations.lightning\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = forked.python("-c", code)
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
     assert "pip install" in said and "[lightning]" in said
@@ -475,17 +481,10 @@ def test_former_import_path() -> None:
 
 
 def test_two_processes_merge_their_shares(tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("lightning_worker.py")
-    for look in "01":
-        done = subprocess.run(
-            [sys.executable, str(worker), str(tmp_path), look],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"1-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    both = together(lightning_worker, [1, 1], str(port), tmp_path)
+    ranks = [result["with"] for result in both]
     (x, seen, _, samples), (_, others, _, _) = ranks
     assert samples == 40
     # Every validation, at both, on the statistics of all.
@@ -498,6 +497,6 @@ def test_two_processes_merge_their_shares(tmp_path: Path) -> None:
     # DistributedDataParallel gives to the others before each forward. (In validation too, so that
     # without the callback those at the end are the first's everywhere.)
     for rank in (0, 1):
-        plain = torch.load(tmp_path / f"0-{rank}.pt", weights_only=True)[2]
+        plain = both[rank]["without"][2]
         differ = {k for k in plain if not torch.equal(plain[k], ranks[rank][2][k])}
         assert not any(rank == 0 or not is_moment(k) for k in differ)

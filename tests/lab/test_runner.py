@@ -109,6 +109,7 @@ def test_runs_of_other_processes_are_awaited(
     assert statuses(store, keys) == ["done", "done"]
 
 
+@pytest.mark.usefixtures("forked_workers")
 @posix
 def test_run_resumes_after_worker_death(store: Store, make_config: Make) -> None:
     long, short = make_config(seed=0, epochs=40), make_config(seed=1)
@@ -167,6 +168,7 @@ def test_what_failed_before_comes_last(store: Store, make_config: Make) -> None:
     assert order == [*keys[1:], keys[0]]
 
 
+@pytest.mark.usefixtures("forked_workers")
 @posix
 def test_idle_worker_that_dies_is_replaced(store: Store, make_config: Make) -> None:
     keys = plan(store, make_config(seed=0), make_config(seed=1))
@@ -178,6 +180,7 @@ def test_idle_worker_that_dies_is_replaced(store: Store, make_config: Make) -> N
         assert work(store, keys, pool).finished == keys[1:]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_ctrl_c_keeps_checkpoints(store: Store, make_config: Make) -> None:
     config = make_config(epochs=4000)
     keys = plan(store, config, make_config(seed=1, epochs=4000))

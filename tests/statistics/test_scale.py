@@ -13,16 +13,19 @@ from torch import Tensor
 import normkit as nk
 from benchmarks import statistics_scale as scale
 from normkit.statistics.processes.ranks import Ranks
+from tests.together import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 HEADER = 48  # bytes that gloo puts before each write
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs the kernel's account")
-def test_traffic_matches_formulas() -> None:
+def test_traffic_matches_formulas(tmp_path: Path) -> None:
+    ranks = [(rank, 4, str(tmp_path / "meeting"), tmp_path) for rank in range(4)]
+    assert run(scale.worker, ranks) == [0] * 4
     channels = scale.WIDTH * scale.DEPTH
     met = scale.meetings(scale.BATCHES)
-    for name, sent in scale.measure(4).items():
+    for name, sent in scale.means(tmp_path, 4).items():
         way, ranks = name.split()
         net = sent["bytes"] - HEADER * sent["messages"]
         if way == "reduced":

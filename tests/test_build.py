@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from normkit.kernels import cpu
+from tests import forked
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DESCRIBE = "from normkit.kernels import cpu; print(cpu.describe(), cpu.fused is None, sep='\\n')"
 OTHERS = ("NORMKIT_", "LD_PRELOAD", "ASAN_", "UBSAN_", "PYTHONPATH")
 
@@ -35,8 +36,12 @@ def _python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Compl
     )
 
 
+def _forked(**env: str) -> subprocess.CompletedProcess[str]:
+    return forked.python("-c", DESCRIBE, env={**os.environ, **env})
+
+
 def _describe(**env: str) -> list[str]:
-    done = _python("-c", DESCRIBE, **env)
+    done = _forked(**env)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -71,7 +76,7 @@ def test_a_build_that_was_left_out_is_refused() -> None:
     missing = next((name for name in names if name not in cpu.fused.builds), None)
     if missing is None:
         pytest.skip("every build is compiled here")
-    done = _python("-c", DESCRIBE, NORMKIT_KERNELS=missing)
+    done = _forked(NORMKIT_KERNELS=missing)
     assert done.returncode == 1
     assert f"received '{missing}', where it can run {', '.join(cpu.fused.builds)}" in done.stderr
 
@@ -88,7 +93,7 @@ def test_ci_compiles_every_build_that_the_machine_runs() -> None:
 
 @pytest.mark.parametrize("value", ["avx1024", "on"])
 def test_an_unknown_value_is_refused(value: str) -> None:
-    done = _python("-c", DESCRIBE, NORMKIT_KERNELS=value)
+    done = _forked(NORMKIT_KERNELS=value)
     assert done.returncode == 1
     assert (
         "OptionError: Expected NORMKIT_KERNELS to be portable, avx512, avx2 or baseline; "
@@ -123,7 +128,7 @@ def test_the_reason_is_reported(
     line, none = _describe(PYTHONPATH=folder, NORMKIT_KERNELS="")
     assert line.startswith(f"portable: {reason}")
     assert none == "True"
-    forced = _python("-c", DESCRIBE, PYTHONPATH=folder, NORMKIT_KERNELS="baseline")
+    forced = _forked(PYTHONPATH=folder, NORMKIT_KERNELS="baseline")
     assert "OptionError: Expected fused kernels for NORMKIT_KERNELS=baseline" in forced.stderr
     assert reason in forced.stderr
 
@@ -226,6 +231,7 @@ def test_the_sdist_holds_the_sources(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_a_wheel_holds_the_extension_and_not_its_sources(tree: Path, tmp_path: Path) -> None:
     if cpu.fused is None:
         pytest.skip(cpu.reason)

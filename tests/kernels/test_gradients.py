@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from normkit.kernels.aten import Aten, Portable
 from normkit.kernels.autograd import run_pair
 from normkit.kernels.call import Call, FixedStats, Normalized
 from normkit.kernels.dispatch import normalize
+from tests.pairwise import pairwise
 
 POOLS = {
     "batch": PER_CHANNEL,
@@ -48,19 +50,32 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
-@pytest.mark.parametrize("act", ACTS, ids=str)
-def test_gradients(pool: Pool, act: Act | None, way: str) -> None:
-    for centred, residual, last in itertools.product((True, False), repeat=3):
-        x, w, b, r = _inputs(last=last)
-        spec = Spec(pool, 1e-2, act, centred)
+DIMENSIONS = (list(POOLS), ACTS, *[(True, False)] * 3)
+PAIRWISE = pairwise(DIMENSIONS)
 
-        def f(x: Tensor, w: Tensor, b: Tensor, *rest: Tensor, spec: Spec = spec) -> Tensor:
-            return normalize(Call(x, spec, w, b, rest[0] if rest else None)).y
 
-        inputs = (x, w, b, r) if residual else (x, w, b)
-        assert gradcheck(f, inputs, fast_mode=True)
-        assert gradgradcheck(f, inputs, fast_mode=True, atol=1e-4)
+@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case)))
+def test_gradients(case: tuple[Any, ...], way: str) -> None:
+    _check(*case)
+
+
+@pytest.mark.slow  # 690 combinations; those above hold every pair of options
+@pytest.mark.parametrize("pool", POOLS)
+def test_gradients_of_every_combination(pool: str, way: str) -> None:
+    for rest in itertools.product(*DIMENSIONS[1:]):
+        _check(pool, *rest)
+
+
+def _check(pool: str, act: Act | None, centred: bool, residual: bool, last: bool) -> None:
+    x, w, b, r = _inputs(last=last)
+    spec = Spec(POOLS[pool], 1e-2, act, centred)
+
+    def f(x: Tensor, w: Tensor, b: Tensor, *rest: Tensor) -> Tensor:
+        return normalize(Call(x, spec, w, b, rest[0] if rest else None)).y
+
+    inputs = (x, w, b, r) if residual else (x, w, b)
+    assert gradcheck(f, inputs, fast_mode=True)
+    assert gradgradcheck(f, inputs, fast_mode=True, atol=1e-4)
 
 
 @pytest.mark.parametrize("act", ACTS, ids=str)

@@ -84,8 +84,9 @@ def test_one_epoch_by_hand(make: Make, dataset: data.Dataset, make_log: Any) -> 
     assert log.metrics["epoch_train_loss", 4] == pytest.approx(total, rel=1e-6)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
-@pytest.mark.parametrize("norm", ["half-instance", "batch"])
+@pytest.mark.parametrize(
+    ("stop", "norm"), [(1, "half-instance"), (3, "batch"), (4, "half-instance"), (6, "batch")]
+)
 def test_stopped_run_resumes_bit_for_bit(
     make: Make, dataset: data.Dataset, make_log: Any, stop: int, norm: str
 ) -> None:

@@ -137,6 +137,7 @@ def test_under_composed_each_group_is_a_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_batch_norm_learns_from_composition(
     make_config: Make, dataset: data.Dataset, make_log: Any
 ) -> None:

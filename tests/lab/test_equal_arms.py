@@ -31,7 +31,7 @@ from normkit.lab.verdicts import decide
 Values = Mapping[str, Sequence[float]]
 Synthetic = Callable[..., Evidence]
 
-SIMULATIONS = 400
+SIMULATIONS = 200
 RECORDED: dict[str, list[Values]] = json.loads(
     (Path(__file__).parent / "recorded" / "runs.json").read_text(encoding="utf-8")
 )["runs"]

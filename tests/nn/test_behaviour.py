@@ -69,7 +69,7 @@ def test_compile_without_a_break(training: bool) -> None:
     theirs, ours, x = pair(training)
     torch._dynamo.reset()
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    for n in (4, 4, 3):
+    for n in (4, 4, 3) if training else (4,):  # another size is compiled anew
         a, b = theirs(x[:n]), compiled(x[:n])
         torch.testing.assert_close(b, a)
         a.square().sum().backward()
@@ -77,8 +77,11 @@ def test_compile_without_a_break(training: bool) -> None:
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("act", ["relu", ("leaky_relu", 0.1)], ids=str)
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize(
+    ("act", "average"),
+    [(("leaky_relu", 0.1), "cumulative"), ("relu", "debiased"), ("silu", "exponential")],
+    ids=str,
+)
 def test_compile_what_torch_lacks(act: object, average: str) -> None:
     layer = nk.BatchNorm2d(4, act=act, average=average)
     twin = copy.deepcopy(layer)
@@ -116,8 +119,7 @@ def test_compile_by_inductor() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*leave the graph counting:UserWarning")
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("training", "strict"), [(True, False), (False, True)])
 def test_export(training: bool, strict: bool) -> None:
     _, ours, x = pair(training)
     twin = copy.deepcopy(ours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize, prune
 import normkit as nk
 from normkit.kernels import cpu, fused
 from normkit.nn.layer import Layer
+from tests.pairwise import pairwise
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
@@ -142,24 +143,8 @@ OPTIONS = (
 FULL = list(itertools.product(USUAL, *OPTIONS))
 
 
-def _pairwise(dimensions: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """Cases that hold every pair of values of two dimensions, greedily few."""
-
-    def pairs(case: tuple[Any, ...]) -> set[tuple[int, int, Any, Any]]:
-        return {(i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)}
-
-    cases = list(itertools.product(*dimensions))
-    missing = set().union(*map(pairs, cases))
-    chosen = []
-    while missing:
-        best = max(cases, key=lambda case: len(pairs(case) & missing))
-        missing -= pairs(best)
-        chosen.append(best)
-    return chosen
-
-
 # Every pair of activation, residual and type, and each layer with some of them in turn.
-_VARIATIONS = _pairwise(OPTIONS)
+_VARIATIONS = pairwise(OPTIONS)
 PAIRWISE = [
     (name, *_VARIATIONS[(2 * i + k) % len(_VARIATIONS)])
     for i, name in enumerate(USUAL)
@@ -174,18 +159,19 @@ def test_pairwise_cases_hold_every_pair_of_options() -> None:
     assert {case[0] for case in PAIRWISE} == set(USUAL) and len(PAIRWISE) < len(FULL) / 10
 
 
-@pytest.mark.parametrize(
-    ("name", "act", "with_residual", "dtype"),
-    [
-        pytest.param(
-            *case, marks=[] if case in PAIRWISE else pytest.mark.slow, id="-".join(map(str, case))
-        )
-        for case in FULL
-    ],
-)
-def test_fused_path_and_slow_path_give_the_same_bits(
-    name: str, act: Any, with_residual: bool, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case)))
+def test_fused_path_and_slow_path_give_the_same_bits(case: tuple[Any, ...]) -> None:
+    _check_bits(*case)
+
+
+@pytest.mark.slow  # every combination; those above hold every pair of options
+@pytest.mark.parametrize("name", USUAL)
+def test_every_combination_gives_the_same_bits(name: str) -> None:
+    for rest in itertools.product(*OPTIONS):
+        _check_bits(name, *rest)
+
+
+def _check_bits(name: str, act: Any, with_residual: bool, dtype: torch.dtype) -> None:
     make, shape = USUAL[name]
     layer = _randomized(make())
     if dtype == torch.float64:  # else its averages would be of another type than the sums

@@ -111,8 +111,15 @@ def operations(layer: nn.Module, x: Tensor, strict: bool = False) -> list[str]:
     return sorted(str(n.target) for n in program.graph.nodes if n.op == "call_function")
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("name", [name for name, (_, twin) in LAYERS.items() if twin])
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        (name, training)
+        for name, (_, twin) in LAYERS.items() if twin
+        # The others compute the same in both modes, and an export takes a good part of a second.
+        for training in ((False, True) if "running_mean" in twin().state_dict() else (True,))
+    ],
+)  # fmt: skip
 def test_exported_operations_are_those_of_torch(name: str, training: bool) -> None:
     ours, theirs = LAYERS[name]
     assert theirs is not None
@@ -249,7 +256,10 @@ def check_recorded(way: str, layer: nn.Module, x: Tensor, half: bool) -> None:
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "export"])
 @pytest.mark.parametrize(("sample", "options"), MADE)
 def test_any_types_recorded(sample: Sample, options: dict[str, Any], way: str) -> None:
-    for of_layer, of_input in TYPES:
+    # A trace takes long; each layer has two of the combinations, which go round.
+    first = list(EVERY.values()).index(sample)
+    some = [TYPES[(2 * first + i) % len(TYPES)] for i in range(2)] if way == "trace" else TYPES
+    for of_layer, of_input in some:
         layer = sample.make(**options).to(of_layer)
         x = (torch.randn(sample.shape) * 2 + 1).to(of_input)
         layer(x)
@@ -269,7 +279,7 @@ def test_types_exported(name: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"affine": True}, {"track_running_stats": True}], ids=str)
 @pytest.mark.parametrize("name", ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"])
 def test_no_batch_axis_recorded(name: str, options: dict[str, Any], act: Any, way: str) -> None:
-    if way == "export" and (act or name != "InstanceNorm2d"):
+    if way == "export" and (act or name != "InstanceNorm2d" or "affine" not in options):
         return  # seconds each, by the same code
     layer = EVERY[name].make(**options, act=act)
     layer(torch.randn(EVERY[name].shape) * 2 + 1)

@@ -19,6 +19,14 @@ import normkit as nk
 from normkit.statistics import average_buffers
 
 SIZES = ([3, 1], [4, 0], [0, 4], [2, 2])
+PACKAGES = {"torch": nn, "ours": nk}
+# Each division of the batches with and without layerwise, and with few samples: once, by one of
+# the packages in turn, as only the layers' classes tell these apart.
+WAYS = {
+    name: [(sizes, (i + j) % 2 == 1) for i, sizes in enumerate(SIZES)]
+    for j, name in enumerate(PACKAGES)
+}
+FEW = {name: SIZES[j::2] for j, name in enumerate(PACKAGES)}
 
 
 def model(package: Any, kind: str = "plain") -> nn.Module:
@@ -90,15 +98,14 @@ def main(rank: int, rendezvous: str, out: Path, kind: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2,
                             timeout=timedelta(seconds=60))  # fmt: skip
     result: dict[str, Any] = {}
-    for name, package in (("torch", nn), ("ours", nk)):
-        for sizes in SIZES:
-            for layerwise in (False, True):
-                net = model(package, kind).train()
-                found = nk.recalibrate(
-                    net, share(sizes, rank), samples=None, layerwise=layerwise, progress=False
-                )
-                result[f"{name} {sizes} {layerwise}"] = measured(found)
-        for sizes in SIZES:
+    for name, package in PACKAGES.items():
+        for sizes, layerwise in WAYS[name]:
+            net = model(package, kind).train()
+            found = nk.recalibrate(
+                net, share(sizes, rank), samples=None, layerwise=layerwise, progress=False
+            )
+            result[f"{name} {sizes} {layerwise}"] = measured(found)
+        for sizes in FEW[name]:
             # So small that all layers but the first need another pass.
             net = model(package, kind).train()
             found = nk.recalibrate(net, share(sizes, rank, 5), samples=None, progress=False)

@@ -37,7 +37,7 @@ def _model() -> nn.Sequential:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("trials", [100, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [60, pytest.param(300, marks=pytest.mark.slow)])
 def test_intervals_cover(trials: int) -> None:
     """95 % of intervals cover the truth, within 3 points; 22 channels in each trial."""
     everything, model = _population(), _model()

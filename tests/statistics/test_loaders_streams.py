@@ -275,7 +275,8 @@ def tools() -> dict[str, Callable[[Any], Any]]:
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nk.BatchNorm1d(3))
     options: dict[str, Any] = {"samples": None, "progress": False}
     return {
-        "recalibrate": lambda loader: nk.recalibrate(net, loader, **options),
+        # One layer takes one pass; "layerwise" takes several.
+        "recalibrate": lambda loader: nk.recalibrate(nk.BatchNorm1d(3), loader, **options),
         "layerwise": lambda loader: nk.recalibrate(net, loader, layerwise=True, **options),
         "consistency": lambda loader: nk.consistency(net, loader, **options),
     }

@@ -159,7 +159,7 @@ def net(source: Any = nk) -> nn.Sequential:
 @pytest.mark.parametrize("size", [3, 50])
 def test_layerwise_is_exact_with_any_batch_size(source: Any, size: int) -> None:
     model = net(source)
-    images = torch.randn(400, 2, 8, 8) * torch.rand(400, 1, 1, 1) + torch.rand(400, 2, 1, 1)
+    images = torch.randn(150, 2, 8, 8) * torch.rand(150, 1, 1, 1) + torch.rand(150, 2, 1, 1)
     truth = population(model, images)
     plain = nk.recalibrate(model, images.split(size), samples=None)
     rough = relative(plain, truth)
@@ -181,9 +181,9 @@ def test_layerwise_is_exact_in_deep_network() -> None:
     """What is off in the first layer grows on its way: passes move more before they move less."""
     torch.manual_seed(0)
     model = models.build("resnet18", norm="torch-batch", width=4, size=16)
-    images = torch.randn(240, 1, 16, 16) * torch.rand(240, 1, 1, 1)
+    images = torch.randn(96, 1, 16, 16) * torch.rand(96, 1, 1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.2)
-    for x in images.split(40):
+    for x in images.split(16):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), x.sum((1, 2, 3)).gt(0).long()).backward()
         optimizer.step()

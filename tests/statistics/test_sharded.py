@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import normkit as nk
 from normkit.statistics import LayerStatistics
@@ -18,19 +17,18 @@ from tests.together import together
 @pytest.mark.parametrize("kind", ["fsdp2", "inner", "fsdp1", "ddp"])
 def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
     results = together(sharded_worker, [1, 1], kind, tmp_path)
-    for name, package in (("torch", nn), ("ours", nk)):
-        for layerwise in (False, True):
+    for name, package in sharded_worker.PACKAGES.items():
+        for sizes, layerwise in sharded_worker.WAYS[name]:
             alone = nk.recalibrate(
                 sharded_worker.model(package), sharded_worker.batches(),
                 samples=None, layerwise=layerwise,
             )  # fmt: skip
-            for sizes in sharded_worker.SIZES:
-                for result in results:
-                    _compare(result[f"{name} {sizes} {layerwise}"], alone)
+            for result in results:
+                _compare(result[f"{name} {sizes} {layerwise}"], alone)
         few = sharded_worker.batches(size=5)
         alone = nk.recalibrate(sharded_worker.model(package), few, samples=None)
         assert alone.passes > 1
-        for sizes in sharded_worker.SIZES:
+        for sizes in sharded_worker.FEW[name]:
             for result in results:
                 got = result[f"{name} {sizes} few"]
                 assert (got["samples"], got["batches"]) == (20, 4)

@@ -319,7 +319,7 @@ def test_update_bn_skips_frozen_layers() -> None:
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("ours", [True, False])
 def test_compiled(early: bool, ours: bool) -> None:
-    model, x = made("vgg")
+    model, x = made("short")
     if ours:
         accelerate(model)
     twin = copy.deepcopy(model).eval()

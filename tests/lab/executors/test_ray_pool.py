@@ -23,11 +23,19 @@ from normkit.lab.store import Store
 
 Make = Callable[..., RunConfig]
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'normkit[ray]'")
+# A real cluster starts ten processes and takes a minute. test_store_proxy.py has what they say to
+# each other, and test_runner.py what becomes of runs, for every executor.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def ray() -> Any:
+    """Imported here, as collecting the tests would otherwise take a second more."""
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'normkit[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster(ray: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head with room for one run. The data's folder is empty on nodes that a test adds."""
     from ray.cluster_utils import Cluster
 
@@ -82,7 +90,6 @@ class Watched(RayPool):
         return ended
 
 
-@pytest.mark.slow  # minutes: a cluster notices a dead node late; test_store_proxy.py has the rest
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_killed_node_costs_one_attempt(
     cluster: Any, store: Store, make_config: Make, pictures: data.Dataset, tmp_path: Path
@@ -147,7 +154,7 @@ def test_ctrl_c_keeps_checkpoints(
 
 
 def test_unstarted_runs_are_cancelled(
-    cluster: Any, store: Store, make_config: Make, tmp_path: Path
+    cluster: Any, ray: Any, store: Store, make_config: Make, tmp_path: Path
 ) -> None:
     keys = plan(store, make_config())
     done = tmp_path / "done"
@@ -179,7 +186,7 @@ def test_unstarted_runs_are_cancelled(
 
 
 def test_lost_cluster_raises_with_fix(
-    cluster: Any, store: Store, make_config: Make, pictures: data.Dataset
+    cluster: Any, ray: Any, store: Store, make_config: Make, pictures: data.Dataset
 ) -> None:
     with (
         pytest.raises(NormkitError, match="everything recorded is kept"),
@@ -201,7 +208,7 @@ def test_error_belongs_to_its_run(
     assert "no-such-model" in run.error
 
 
-def test_threads_that_no_node_has_are_refused(cluster: Any, store: Store) -> None:
+def test_threads_that_no_node_has_are_refused(cluster: Any, ray: Any, store: Store) -> None:
     with pytest.raises(OptionError, match="at least 64 CPUs for Ray"):
         RayPool(store.path, {}, address=cluster.address, threads=64)
     with pytest.raises(OptionError, match="and a GPU"):

@@ -19,6 +19,12 @@ FULL := --preset full --store runs/lab.sqlite
 # One worker more than cores: some tests wait for processes that they start.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Those that CI has the time for: SLOW="slow and not minutes".
+SLOW ?= slow
+# What nearly every change can break. By folder, so that nothing else is imported: the lab, the
+# commands, the benchmarks, Lightning and the sweep are for `make test`.
+FOLDERS := core kernels nn statistics surgery
+LAYERS  := $(FOLDERS:%=tests/%) $(FOLDERS:%=src/normkit/%)
 
 .PHONY: help demo full test test-layers test-slow sweep check lint types sanitize clean
 
@@ -35,11 +41,11 @@ full: $(VENV)/lab.stamp  ## every claim, an hour or more; rewrites docs/report.h
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)
 
-test-layers: $(VENV)/dev.stamp  ## the same without the lab and its report
-	$(PYTEST) -m "not slow and not lab"
+test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: two minutes
+	$(PYTEST) $(LAYERS)
 
-test-slow: $(VENV)/dev.stamp  ## the tests that need minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/dev.stamp  ## the tests left out, one after the other; some take 18 GB
+	$(BIN)/python -m pytest -m "$(SLOW)"
 
 sweep: $(VENV)/dev.stamp  ## models and batches by grammar against every tool, for an hour
 	$(BIN)/python -m tests.sweep --minutes 60 --seed $$(date +%j) --jobs 1

@@ -139,8 +139,8 @@ _LIT = dataclasses.replace(
     _FASHION,
     name="fashion-mnist-lit",
     title="Fashion-MNIST, lit",
-    mean=(0.3828,),
-    std=(0.2680,),
+    mean=(0.4167,),
+    std=(0.2564,),
     base=_FASHION.name,
 )
 

@@ -4,13 +4,19 @@ The images of Fashion-MNIST have one ground and one exposure, so their statistic
 matters little over how many of them a normalizer pools. Photographs from different places are not
 like that. Here each image *i* gets a contrast *c* and a brightness *b* of its own,
 
-    c = 0.1 + 0.9 u,   b = (1 − c) v,   pixel' = round(255 b + c pixel),
+    c = 0.1ᵘ,   b = (1 − c) v,   pixel' = round(255 b + c pixel),
 
-with *u* and *v* uniform in [0, 1): contrast from a tenth to the whole, and a black ground as light
-as leaves room for the white. No pixel is clipped. *u* and *v* are the numbers 2i and 2i + 1 of a
-Philox generator (Salmon et al. 2011, Philox4x64-10) with the key (20170828, 0) for training images
-and (20170828, 1) for test images, each its upper 53 bits over 2⁵³; *i* is the place of the image
-in the official file, from 0. So an image is lit once and for all, in any edition, on any machine.
+with *u* and *v* uniform in [0, 1): contrast from the whole to a tenth, each halving as likely as
+every other, and a black ground as light as leaves room for the white. No pixel is clipped. *u* and
+*v* are the numbers 2i and 2i + 1 of a Philox generator (Salmon et al. 2011, Philox4x64-10) with the
+key (20170828, 0) for training images and (20170828, 1) for test images, each its upper 53 bits over
+2⁵³; *i* is the place of the image in the official file, from 0. So an image is lit once and for
+all, in any edition, on any machine.
+
+The first form had *c* uniform in [0.1, 1], which leaves most images more contrast than difference
+in ground. With the ResNet of claim C17 (seeds 100 and 101, which are no claim's) population
+statistics then cost 0.9 and 1.8 points of test error at a normalization batch size of 2; in this
+form 5.8 (seed 100), and at 256 both cost nothing.
 """
 
 from __future__ import annotations
@@ -39,13 +45,13 @@ def lighting(places: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
 
     >>> contrast, brightness = lighting(np.array([0, 1]), half=0)
     >>> contrast.round(3).tolist(), brightness.round(3).tolist()
-    ([0.565, 0.79], [0.158, 0.065])
+    ([0.304, 0.171], [0.253, 0.254])
     """
     count = int(places.max(initial=-1)) + 1
     # Raw numbers, which NumPy promises to keep; it does not promise that of its distributions.
     raw = np.random.Philox(key=[KEY, half]).random_raw(2 * count).reshape(count, 2)
     u, v = ((raw >> np.uint64(11)) * 2.0**-53)[places].T
-    contrast = 0.1 + 0.9 * u
+    contrast = 0.1**u
     return contrast, (1 - contrast) * v
 
 

@@ -12,7 +12,8 @@ from normkit.lab.claims import c12
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study import WITH, WITHOUT
 from normkit.lab.config import RunConfig
-from normkit.lab.verdicts import paired_test, spread_ratios
+from normkit.lab.spreads import spread_ratios
+from normkit.lab.verdicts import paired_test
 
 Synthetic = Callable[..., Evidence]
 Values = Mapping[str, Sequence[float | None]]

@@ -65,6 +65,7 @@ CLAIM = define(
             "Inception on ImageNet",
         ),
     ),
+    headline=True,
     prediction="Test accuracy is higher in each of the first epochs, and the training loss of the "
     "last epoch is lower.",
     plan=PLAN,

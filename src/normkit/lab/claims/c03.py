@@ -60,6 +60,7 @@ CLAIM = define(
             "§3.3 and §4.2",
         ),
     ),
+    headline=True,
     prediction="The largest learning rate at which the loss falls below 0.9 · ln 10 is higher with "
     "BN, and at 0.5 its loss is lower.",
     plan=PLAN,

@@ -38,6 +38,7 @@ CLAIM = define(
         ),
         ghosts.SOURCE,
     ),
+    headline=True,
     prediction="Training error falls with the normalization batch size. At 2 population statistics "
     "do worse than batch statistics in the test; at 256 the gap between training and test is wider "
     "than at 16.",

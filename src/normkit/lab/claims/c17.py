@@ -47,6 +47,7 @@ CLAIM = define(
         ),
         ghosts.SOURCE,
     ),
+    headline=True,
     prediction="At 2 images both cures lower the test error by half a point or more; at 256 they "
     "change little.",
     plan=ghosts.plan(BN, FROZEN, EVEN, EVEN_FROZEN),

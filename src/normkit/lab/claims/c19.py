@@ -86,6 +86,7 @@ CLAIM = define(
             "§6, box/mask AP of Mask R-CNN on COCO, BN in its head, a group: regions on one GPU",
         ),
     ),
+    headline=True,
     prediction="BN over groups of two labels has the highest accuracy on its training batches and "
     "by far the lowest on test images, except in batches composed as in training.",
     plan=Plan(
@@ -115,6 +116,27 @@ CLAIM = define(
     information={NONE: GAINS[NONE]},
     sentence="BN over each group beats shuffled BN by {looks} points on training batches; in the "
     "test it falls short by: " + ", ".join(f"{{{cure}}} ({cure})" for cure in CURES),
+    source_setup={
+        "network": "Mask R-CNN with BN in its head",
+        "data": "COCO; a group is the regions on one GPU",
+        "steps": "not given here",
+        "figures": "box AP: BN over the regions of a GPU 40.1, shuffled 41.6, synchronised 41.7, "
+        "GroupNorm 41.4",
+    },
+    figures="test accuracy lost to each cure: "
+    + ", ".join(f"{{{cure}}} points ({cure})" for cure in CURES),
+    at_scale=(
+        WU_JOHNSON.agrees(
+            "the leak costs 1.5 points of box AP against shuffling and 1.6 against synchronising; "
+            "batch statistics in the test, of regions composed as in training, give back 1.2",
+            "Mask R-CNN on COCO, §6",
+        ),
+    ),
+    holds="It holds where a group says much of its labels, as two in 32 do here: BN over each "
+    "group is {looks} points ahead of shuffled BN on its training batches and behind it by "
+    "{BN, shuffled} in the test.",
+    practice="Shuffle before you normalize: across processes, and across what one example yields "
+    "(regions, crops, frames, augmented pairs); else synchronise or use GroupNorm.",
     charts=(
         Curves(
             "leak",

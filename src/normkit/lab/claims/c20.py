@@ -56,6 +56,7 @@ CLAIM = define(
             "ResNet-50 on ImageNet, batch size per GPU",
         ),
     ),
+    headline=True,
     prediction="BN's test error rises by a point or more from 32 to 2, the others' by less.",
     plan=plan,
     decides={

@@ -7,61 +7,37 @@ from 0 to 1 and ours are standardized, which normalization after the first convo
 The full preset also trains, for information, the book's LeNet without BN at the book's rate for it,
 and a DenseNet that is smaller than the book's.
 
+60,000 images leave a last batch of 96: a step of its own noise, of which the moving average then
+takes a tenth, right before the evaluation. So the book's network is trained twice, with that batch,
+as PyTorch's loaders do by default, and without, and each is evaluated both ways.
+
 Pilot runs (seeds 100 to 102, not used for the verdict) gave the cost of a run. The points averaged
-over all epochs were added after the first six runs had been seen.
+over all epochs were added after the first six runs of the first edition had been seen. The second
+edition's arms come of its two worst seeds, trained again without the last batch: .769 and .752
+became .862 and .855 with the moving average, .871 and .856 became .880 and .890 with population
+statistics.
 """
 
 from __future__ import annotations
 
-from normkit.lab.claims.claim import Arms, Available, Preset
 from normkit.lab.claims.measures import builds
-from normkit.lab.claims.measures.builds import DENSENET, LENET, PLAIN, PUBLISHED, RECALIBRATED
+from normkit.lab.claims.measures.builds import (
+    DENSENET,
+    DROPPED,
+    LENET,
+    PLAIN,
+    PUBLISHED,
+    RECALIBRATED,
+)
 from normkit.lab.claims.measures.spread import halved, one_image
 from normkit.lab.claims.sources import D2L, RESNET_NOTES, WU_JOHNSON, figures
 from normkit.lab.claims.study import (
     TEST,
     Endpoint,
-    Plan,
-    Scale,
     Seeds,
     define,
     mean_of_epochs,
-    population,
 )
-
-BOOK = {
-    "model": "lenet5",
-    "act": "sigmoid",
-    "model_options": (("padding", 0), ("pool", "avg"), ("init", "xavier")),
-    "batch_size": 256,
-}
-SMALL = {"model_options": (("growth", 8), ("stem", 16))}
-EVALUATED = {"norm": "batch", "batch_size": 256, "evaluations": population(10_000, 256)}
-
-
-def _scales(quick: int, full: int, train: int = 60_000, test: int = 10_000) -> dict[Preset, Scale]:
-    return {
-        "quick": Scale(quick, train, test, epochs=10),
-        "full": Scale(full, train, test, epochs=10),
-        "paper": Scale(85, 60_000, 10_000, epochs=10),
-    }
-
-
-PLANS = (
-    Plan(_scales(10, 10), {LENET: {**EVALUATED, "lr": 1.0}}, BOOK),
-    Plan(_scales(0, 3), {PLAIN: {"norm": "none", "lr": 0.9}}, BOOK),
-    Plan(
-        _scales(0, 5, 3_000, 2_000),
-        {DENSENET: {**EVALUATED, "lr": 0.1}},
-        {"model": "densenet"},
-        {"quick": SMALL, "full": SMALL, "paper": {"size": 96}},
-    ),
-)
-
-
-def plan(preset: Preset, available: Available) -> Arms:
-    """Return the runs of the book's LeNet with BN and without, and of the small DenseNet."""
-    return [run for each in PLANS for run in each(preset, available)]
 
 
 def points(arm: str) -> Endpoint:
@@ -87,8 +63,9 @@ CLAIM = define(
     title="Noisy test scores are the moving average's fault, and recalibration fixes them",
     statement="The textbook's LeNet with batch normalization has test scores that jump from epoch "
     "to epoch and from build to build, while its training accuracy does not. The weights are good; "
-    "what is wrong is the moving average that evaluation normalizes with. Population statistics of "
-    "the same weights give the points back and take most of the noise away.",
+    "what is wrong is the moving average that evaluation normalizes with, a tenth of which is of "
+    "the small last batch. Population statistics of the same weights give the points back and take "
+    "most of the noise away.",
     sources=(
         D2L.says(
             "test accuracy, %, after the last epoch, least, median, greatest and standard "
@@ -104,11 +81,31 @@ CLAIM = define(
             "§3",
         ),
     ),
+    headline=True,
     prediction="With the moving average, test accuracy after the last epoch lies some points below "
     "that with population statistics, and spreads at least twice as much over the seeds.",
-    plan=plan,
-    decides={"gain": points(LENET), "spread": noise(LENET)},
+    plan=builds.plan,
+    decides={
+        "gain": points(LENET),
+        "spread": noise(LENET),
+        "dropped": Endpoint(
+            "Last batch: how much higher is it with the moving average if the incomplete last "
+            "batch is dropped?",
+            TEST.at(DROPPED) - TEST.at(LENET),
+            matters=1,
+        ),
+    },
     information={
+        "both": Endpoint(
+            "How much higher is it with both, than with neither?",
+            RECALIBRATED.at(DROPPED) - TEST.at(LENET),
+            matters=1,
+        ),
+        "left": Endpoint(
+            "Last batch dropped: how much higher is it with population statistics?",
+            RECALIBRATED.at(DROPPED) - TEST.at(DROPPED),
+            matters=1,
+        ),
         "average": Endpoint(
             "How much higher is it, averaged over all epochs?",
             mean_of_epochs(RECALIBRATED, "").at(LENET) - mean_of_epochs(TEST, "").at(LENET),
@@ -120,7 +117,34 @@ CLAIM = define(
     rule="95 % t intervals of the paired differences; of the ratio of spreads by the jackknife",
     sentence="The same weights score {gain} points more on the test images with population "
     "statistics than with the moving average, and their standard deviation over the seeds goes "
-    "from {deviations}, which is {spread:number} halvings",
+    "from {deviations}, which is {spread:number} halvings; without the incomplete last batch the "
+    "moving average scores {dropped} points more",
+    source_setup={
+        "network": "LeNet with BN, sigmoid, average pooling",
+        "data": "Fashion-MNIST, 60,000 training images",
+        "steps": "10 epochs of batches of 256, the last of 96; learning rate 1.0",
+        "figures": "85 builds: test accuracy 57.1 to 89.2 %, median 84.6, standard deviation 6.7 "
+        "points; without BN 1.5",
+    },
+    figures="population statistics {gain} points above the moving average; standard deviation from "
+    "{deviations}; last batch dropped {dropped} points",
+    at_scale=(
+        WU_JOHNSON.agrees(
+            "along training the error with a moving average jumps and PreciseBN's does not; at the "
+            "end, with a small rate, they differ by 0.2 points at 32 images and by 3.5 at 2",
+            "ResNet-50 on ImageNet, §3",
+        ),
+        D2L.agrees(
+            "DenseNet, 85 builds: test accuracy from 40.6 %, standard deviation 6.8 points",
+            "Fashion-MNIST at 96×96 pixels",
+            D2L.url + "densenet.html",
+        ),
+    ),
+    holds="It holds at a learning rate that stays high, as the book's 1.0 does: population "
+    "statistics give {gain} points; a full last batch alone gives {dropped}, both together {both}, "
+    "and of what is left the moving average's part is {left}.",
+    practice="Pass drop_last=True to the training loader, and recalibrate (nk.recalibrate, "
+    "seconds) before each evaluation that you want to trust.",
     say={"deviations": builds.deviations},
     charts=(builds.chart(LENET), builds.chart(DENSENET)),
     tables=(builds.table, Seeds((TEST, RECALIBRATED, builds.TRAINED))),

@@ -109,6 +109,10 @@ VAN_LAARHOVEN = Source(
     "van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization",
     "https://arxiv.org/abs/1706.05350",
 )
+JUNG = Source(
+    "Jung et al. 2018, Restructuring Batch Normalization to Accelerate CNN Training",
+    "https://arxiv.org/abs/1807.01702",
+)
 BROCK = Source(
     "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
     "https://arxiv.org/abs/2102.06171",

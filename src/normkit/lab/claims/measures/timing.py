@@ -10,7 +10,15 @@ from normkit.lab.claims.study import NUMBER, PERCENT, Dots, Measure, Quantity, S
 from normkit.lab.findings import Table
 from normkit.lab.runs import Run
 
-__all__ = ["MORE", "SAVED", "by_repetition", "parts_chart", "repetitions_table", "times_table"]
+__all__ = [
+    "MORE",
+    "SAVED",
+    "SHARE",
+    "by_repetition",
+    "parts_chart",
+    "repetitions_table",
+    "times_table",
+]
 
 SIDES = {"torch": "PyTorch's layers", "ours": "normkit's layers"}
 KINDS = {"norm": "normalization", "convolution": "convolution", "rest": "the rest"}
@@ -40,6 +48,9 @@ def _saved(run: Run) -> float | None:
 
 MORE = share("torch", "norm").minus(share("torch", "convolution"), "BN less convolution")
 """The share of a step in PyTorch's batch normalization less that in convolution."""
+
+SHARE = share("torch", "norm")
+"""The share of PyTorch's step that would go if batch normalization took no time."""
 
 SAVED = Measure("saved", _saved)
 """The share of PyTorch's step that goes away with normkit's layers."""

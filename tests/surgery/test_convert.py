@@ -183,6 +183,16 @@ def test_skipped_layers_are_listed() -> None:
     assert "_act" not in vars(model["forgetful"]) and type(model["deep"]) is nn.BatchNorm3d
 
 
+def test_undo_in_another_order_names_what_was_changed_since() -> None:
+    model = nn.Sequential(nk.GhostBatchNorm2d(3, 2))
+    first, second = convert(model, ("ghost", 4)), convert(model, ("ghost", 8))
+    with pytest.warns(UserWarning, match="skipped 0 .*its ghost_size was changed again"):
+        first.undo()
+    assert model[0].ghost_size == 8
+    second.undo()
+    assert model[0].ghost_size == 4
+
+
 def test_statistics_that_are_not_finite_are_not_frozen() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model[1].running_var[0] = torch.nan

@@ -51,6 +51,10 @@ def state_change(name: str, module: nn.Module, new: NewState) -> Step:
             return None
         if now is not new.cls:
             return Skipped(name, now, "its class was changed again")
+        # Of one class before and after, such as ghosts of another size, the attributes tell.
+        for key, value in new.attributes.items() if now is before else ():
+            if vars(module).get(key, value) not in (value, old.get(key)):
+                return Skipped(name, now, f"its {key} was changed again")
         apply(before, {*new.attributes, *added_names(now, before)}, old, 0)
         return None
 

@@ -41,7 +41,7 @@ def differences(recorded: Mapping[str, str]) -> np.ndarray:
 
     The images are in the order of their classes.
     """
-    first, second = (_unpacked(recorded[arm]) for arm in ARMS)
+    first, second = (unpacked(recorded[arm]) for arm in ARMS)
     return first - second
 
 
@@ -49,7 +49,8 @@ def _packed(right: np.ndarray) -> str:
     return base64.b85encode(lzma.compress(np.packbits(right).tobytes())).decode()
 
 
-def _unpacked(text: str) -> np.ndarray:
+def unpacked(text: str) -> np.ndarray:
+    """Return whether each seed is right on each image, as 0 and 1."""
     packed = np.frombuffer(lzma.decompress(base64.b85decode(text)), dtype=np.uint8)
     return np.unpackbits(packed, count=len(SEEDS) * IMAGES).reshape(-1, IMAGES).astype(np.float64)
 

@@ -2,7 +2,8 @@
 
 Like a probe, an evaluation restores the model, its buffers, its modes and the random generators: a
 run evaluated under conditions gives the same numbers as one without. :mod:`normkit.lab.conditions`
-lists the conditions; to add one, name it there and write its function here.
+lists the conditions; to add one, name it there and write its function here. One that takes the test
+images in another order than theirs gives :func:`normkit.lab.scoring.score` that order.
 """
 
 from __future__ import annotations

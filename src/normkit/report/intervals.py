@@ -53,6 +53,8 @@ def interval(comparison: Comparison) -> Interval:
     >>> shown = interval(Comparison("?", "points", 1.834, 1.5, 2.168, 10, "confirmed"))
     >>> shown.effect, shown.bounds
     ('+1.83', '+1.50 to +2.17')
+    >>> interval(Comparison("?", "%", 92.7, 92.7, 92.7, 5, "confirmed")).bounds
+    ''
     >>> interval(Comparison("?", "points", float("nan"), 0.0, 0.0, 0, "open")).dot is None
     True
     """
@@ -63,7 +65,8 @@ def interval(comparison: Comparison) -> Interval:
     def text(value: float) -> str:
         return number(value, decimals=decimals, signed=True)
 
-    bounded = not (math.isnan(low) or math.isnan(high))
+    # What chance does not touch, such as a number of parameters, has no interval.
+    bounded = not (math.isnan(low) or math.isnan(high) or low == high)
     words = f"{text(low)} to {text(high)}" if bounded else ""
     if not math.isfinite(effect):
         return Interval(text(effect), words, None, None, None)

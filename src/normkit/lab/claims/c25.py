@@ -18,6 +18,7 @@ PyTorch's weights the network without BN had a range of 0.004 and did not learn.
 
 from __future__ import annotations
 
+from normkit.lab.claims.claim import Preset
 from normkit.lab.claims.measures import landscape
 from normkit.lab.claims.sources import BJORCK, KOHLER, SANTURKAR, YANG
 from normkit.lab.claims.study import (
@@ -39,7 +40,7 @@ from normkit.lab.claims.study import (
 NOISY, NOISE = "with BN, noise after it", "without BN, the same noise"
 FLAT, FLAT_BN = "without BN, PyTorch's weights", "with BN, PyTorch's weights"
 HE = {"model_options": (("init", "kaiming"),)}
-FEWER = {"quick": 3, "full": 4, "paper": 5}
+FEWER: dict[Preset, int] = {"quick": 3, "full": 4, "paper": 5}
 SPEED = mean_of_epochs(TRAIN, "mean training accuracy")
 
 

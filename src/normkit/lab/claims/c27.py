@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from normkit.lab.claims.claim import Preset
 from normkit.lab.claims.sources import ALEKSEEV, CHEN_DERF, VERMA, ZHU
 from normkit.lab.claims.study import (
     TEST,
@@ -45,7 +46,7 @@ PUBLISHED = {LN: 82.3, DYT: 82.5, DERF: 82.8}
 HE, PYTORCH = "kaiming", "pytorch"
 SIZES = {"patch": 7, "depth": 6, "dim": 32, "heads": 2}
 VIT_B = {"patch": 4, "depth": 12, "dim": 768, "heads": 12}
-FEWER = {"quick": 2, "full": 3, "paper": 3}
+FEWER: dict[Preset, int] = {"quick": 2, "full": 3, "paper": 3}
 
 
 def first(init: str) -> dict[str, object]:
@@ -84,7 +85,7 @@ CLAIM = define(
     plan=Plan(
         scales={
             "quick": Scale(seeds=3, train=8_000, test=5_000, epochs=3),
-            "full": Scale(seeds=5, train=12_000, test=10_000, epochs=5),
+            "full": Scale(seeds=5, train=10_000, test=5_000, epochs=5),
             "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=300),
         },
         arms={

@@ -17,8 +17,11 @@ CLAIM = all_claims()["C27"]
 def test_arms_differ_in_their_normalizer_and_first_weights_alone(preset: Preset) -> None:
     plan = CLAIM.plan(preset, Available.whole(CLAIM.data))
     configs = {arm: config for arm, config in plan if config.seed == 0}
-    assert len(configs) == 7
-    alike = [dataclasses.replace(c, norm="none", model_options=()) for c in configs.values()]
+    assert len(configs) == 8
+    alike = [
+        dataclasses.replace(c, norm="none", norm_options=(), model_options=())
+        for c in configs.values()
+    ]
     assert len({config.key for config in alike}) == 1
     inits = {dict(config.model_options)["init"] for config in configs.values()}
     assert inits == {"kaiming", "pytorch"}

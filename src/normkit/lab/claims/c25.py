@@ -150,7 +150,7 @@ CLAIM = define(
     source_setup={
         "network": "VGG, ReLU",
         "data": "CIFAR-10",
-        "steps": "SGD; the text read gives no number",
+        "steps": "as in its figures; the text quoted here gives no number",
         "figures": "curves only: with BN smoother; with noise after it as fast as with BN",
     },
     figures="range of the loss {loss:x2} times, change of the gradient {gradient:x2} times smaller "

@@ -139,7 +139,9 @@ def measured(config: RunConfig, dataset: data.Dataset) -> Cost:
         trainer.dataset, test=trainer.dataset.test.take(trainer.config.test_images)
     )
     evaluations = 0.0
-    for epoch, times_done in ((0, config.epochs - 1), (config.epochs - 1, 1)):
+    last = config.epochs - 1
+    before = [epoch for epoch in range(last) if config.is_evaluated(epoch)]
+    for epoch, times_done in ((before[0] if before else 0, len(before)), (last, 1)):
         if times_done:
             trainer.epoch = epoch
             tries = []

@@ -13,7 +13,7 @@ DESCRIBE = $(BIN)/python -c "from normkit.kernels import cpu; print(cpu.describe
 # Sources of the fused kernels; a change rebuilds them.
 KERNELS := $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.h) setup.py
 
-# The full run of every claim: the source of the README's table and of docs/report.html.
+# The full run of every claim: the source of docs/report.html, docs/claims.md and the README's table.
 FULL := --preset full --store runs/lab.sqlite
 
 # One worker more than cores: some tests wait for processes that they start.
@@ -34,9 +34,10 @@ help:  ## print the targets
 demo: $(VENV)/lab.stamp  ## train, judge the claims, write the report
 	$(BIN)/normkit lab run --preset quick --store runs/lab.sqlite --report runs/report.html
 
-full: $(VENV)/lab.stamp  ## every claim, an hour or more; rewrites docs/report.html and the README's table
+full: $(VENV)/lab.stamp  ## every claim, an hour or more; rewrites docs/report.html and the tables
 	$(BIN)/normkit lab run all $(FULL) --report docs/report.html
-	$(BIN)/normkit lab verdicts $(FULL) --into README.md
+	$(BIN)/normkit lab verdicts $(FULL) --into docs/claims.md
+	$(BIN)/normkit lab verdicts $(FULL) --short --into README.md
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)

@@ -19,6 +19,7 @@ from normkit.lab import judge as lab_judge
 from normkit.lab import store as lab_store
 from normkit.lab.claims import c05
 from normkit.lab.claims.claim import Available
+from normkit.lab.conditions import named
 from normkit.lab.leases import acquire
 from normkit.lab.store import Store
 from normkit.report.markdown import BEGIN, END
@@ -42,9 +43,11 @@ def fill(path: Path, preset: Any, gain: float) -> None:
             if lease is None:  # known from another preset
                 continue
             value = 0.3 + gain * (arm == arms[0][0]) + config.seed / 1000
+            figures = {"test_accuracy": value, "epoch_train_loss": 1.0}
+            figures |= {named("test_accuracy", each): value for each in config.evaluations}
             for epoch in range(config.epochs):
                 step = (epoch + 1) * config.steps_per_epoch
-                lease.record(step, epoch, {"test_accuracy": value, "epoch_train_loss": 1.0})
+                lease.record(step, epoch, figures)
             lease.finish(seconds=60.0, diverged_step=None)
         store.note("preset", preset)
 
@@ -144,8 +147,12 @@ def test_list_keeps_its_lines_whole(
     shown = [" ".join(line.split()) for line in lines[first : first + 8]]
     costs = [line for line in shown if re.match(r"(quick|full|paper) ", line)]
     assert len(costs) == 3
-    assert re.fullmatch(r"quick ▸ confirmed \d+ runs [\d.]+ M images [\d.]+ core-min", costs[0])
-    assert re.fullmatch(r"full confirmed \d+ runs [\d.]+ M images [\d.]+ core-min", costs[1])
+    assert re.fullmatch(
+        r"quick ▸ confirmed( \d of \d)? \d+ runs [\d.]+ M images [\d.]+ core-min", costs[0]
+    )
+    assert re.fullmatch(
+        r"full confirmed( \d of \d)? \d+ runs [\d.]+ M images [\d.]+ core-min", costs[1]
+    )
     assert re.fullmatch(r"paper not run \d+ runs [\d.]+ M images", costs[2])
 
 
@@ -156,7 +163,7 @@ def test_verdicts_go_into_a_readme(store: Path, tmp_path: Path) -> None:
     text = readme.read_text()
     assert text.startswith(f"# Mine\n\n{BEGIN}\n| claim |")
     assert text.endswith(f"{END}\n\nmore\n")
-    assert re.search(r"^\| C5 .* \| confirmed \| How much .* points \| \d+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| C5 .* \| confirmed.* \| .* points.* \| \d+ \|$", text, re.MULTILINE)
     assert "unchanged" in call("verdicts", "--store", store, "--into", readme)
     table = call("verdicts", "c5", "--store", store, "--preset", "full")
     assert "(`full` preset: " in table

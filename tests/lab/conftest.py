@@ -12,6 +12,7 @@ import torch
 
 from normkit.lab import data
 from normkit.lab.claims.claim import Available, Claim, Evidence
+from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.leases import acquire
 from normkit.lab.runs import Planned, Run
@@ -67,13 +68,21 @@ Write = Callable[[Store, RunConfig, Mapping[str, Sequence[float | None]]], None]
 
 @pytest.fixture
 def write_run() -> Write:
-    """Put a finished run with these values by epoch into a store, without training."""
+    """Put a finished run with these values by epoch into a store, without training.
+
+    Test accuracy is the same under each condition of evaluation.
+    """
 
     def write(
         store: Store, config: RunConfig, by_epoch: Mapping[str, Sequence[float | None]]
     ) -> None:
         lease = acquire(store, config.key)
         assert lease is not None
+        if accuracy := by_epoch.get("test_accuracy"):
+            by_epoch = {
+                **{named("test_accuracy", each): accuracy for each in config.evaluations},
+                **by_epoch,
+            }
         for epoch in range(config.epochs):
             lease.record(
                 (epoch + 1) * config.steps_per_epoch,

@@ -9,7 +9,7 @@ import pytest
 
 from normkit.errors import StoreError
 from normkit.lab.findings import Comparison, Finding
-from normkit.report.markdown import BEGIN, END, effect, put_between, table
+from normkit.report.markdown import BEGIN, END, effect, put_between, table, together
 
 FASTER = Comparison(
     "Faster: how much higher is it?", "points", 13.5752, 11.2751, 15.8752, 5,
@@ -33,7 +33,7 @@ def finding(*comparisons: Comparison, done: int = 10, title: str = "It helps") -
         ((56, 43, 69), "points", "56 [43, 69] points"),
         ((-0.3, -0.7, 0.1), "points", "−0.30 [−0.70, 0.10] points"),
         ((10, 4.9, 15.1), "points", "10 [5, 15] points"),
-        ((0.5, 0.5, 0.5), "nats", "0.5 [0.5, 0.5] nats"),
+        ((0.5, 0.5, 0.5), "nats", "0.5 nats"),
         ((1234.0, 1000.0, 1468.0), "steps", "1,234 [1,000, 1,468] steps"),
     ],
 )
@@ -58,6 +58,32 @@ def test_what_is_missing_is_said() -> None:
     text = table([finding(open_question, done=7)], "")
     assert "points; 7 to 12 seeds would decide it |" in text
     assert "(7 of 10 runs done)" in text
+
+
+def test_each_of_several_parts_has_its_word() -> None:
+    lower = dataclasses.replace(FASTER, question="Lower?", word="open", needed=(7, None))
+    both = dataclasses.replace(finding(FASTER, lower), word="partly", confirmed=1, parts=2)
+    row = table([both], "").splitlines()[2]
+    assert "| confirmed 1 of 2 parts | Faster: how much higher is it? 13.6 " in row
+    assert "points; confirmed<br>Lower? 13.6 " in row
+    assert "points; open; 7 seeds or more would decide it | 5 |" in row
+
+
+def test_short_rows_have_one_effect_and_what_to_do() -> None:
+    refuted = dataclasses.replace(FASTER, question="Lower?", word="opposite")
+    both = dataclasses.replace(finding(refuted, FASTER), practice="Use it.")
+    row = table([both], "", short=True).splitlines()[2]
+    assert row.endswith("Faster: how much higher is it? 13.6 [11.3, 15.9] points | Use it. |")
+    assert "Lower?" not in row
+
+
+def test_all_parts_together_are_counted() -> None:
+    parts = [dataclasses.replace(FASTER, p=p, survives=p < 0.01) for p in (0.001, 0.02)]
+    constant = dataclasses.replace(FASTER, p=None)
+    assert together([finding(*parts, constant, ASIDE), finding(*parts, done=7)]) == (
+        "2 of 2 deciding parts are confirmed; chance alone would confirm up to 0.1 if no effect "
+        "existed. Corrected for all of them together (Holm), 1 stay confirmed."
+    )
 
 
 def test_signs_of_markdown_and_html_are_text() -> None:

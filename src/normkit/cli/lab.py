@@ -127,7 +127,7 @@ def run(
     if as_json:
         print_json(_as_data(findings, path))
     else:
-        _print(findings, path)
+        _print(findings, path, judged.findings)
     if summary.failed:
         print_error(f"{len(summary.failed)} runs failed; run the same command to retry them.")
         raise typer.Exit(1)
@@ -160,7 +160,7 @@ def report(
     if as_json:
         print_json(_as_data(judged.findings, path))
     else:
-        _print(judged.findings, path)
+        _print(judged.findings, path, judged.findings)
 
 
 def _check_report(report: Path, store: Path) -> None:
@@ -229,7 +229,10 @@ def _as_data(findings: list[Finding], path: Path) -> dict[str, Any]:
     }
 
 
-def _print(findings: list[Finding], path: Path) -> None:
+def _print(findings: list[Finding], path: Path, page: list[Finding]) -> None:
+    """Print these findings, and what holds of all on the page together."""
+    from normkit.report.markdown import together
+
     table = Table("claim", "verdict", "finding", "runs", show_lines=True)
     for finding in findings:
         table.add_row(
@@ -240,4 +243,5 @@ def _print(findings: list[Finding], path: Path) -> None:
         )
     out = console()
     out.print(table)
+    out.print(together(page), soft_wrap=True)
     out.print(f"Report: {path}", soft_wrap=True)

@@ -68,7 +68,8 @@ def _print_claim(out: Console, row: Row) -> None:
         word = row["verdicts"].get(preset)
         last = row["last"] is not None and row["last"]["preset"] == preset
         line = Text(" " * INDENT).append(f"{preset:<7}").append("▸ " if last else "  ")
-        line.append(f"{word or 'not run':<14}", WORD_STYLE[word] if word else "dim")
+        verdict = row["parts"][preset].removesuffix(" parts") if word else "not run"
+        line.append(f"{verdict:<17}", WORD_STYLE[word] if word else "dim")
         line.append(f"{cost['runs']:>5,} runs  {cost['images'] / 1e6:>8,.1f} M images")
         if cost["seconds"] is not None:
             line.append(f"  {cost['seconds'] / 60:>7,.1f} core-min")
@@ -128,9 +129,10 @@ def _about_claim(
             "images": sum(config.images for _, config in arms),
             "seconds": finding.seconds if finding is not None and done else None,
         }
-    verdicts = {
-        preset: by_key[claim.key].word for preset, by_key in findings.items() if claim.key in by_key
+    judged = {
+        preset: by_key[claim.key] for preset, by_key in findings.items() if claim.key in by_key
     }
+    verdicts = {preset: finding.word for preset, finding in judged.items()}
     last = store.last_preset(claim.key) if store else None
     sentence = findings[last][claim.key].sentence if last in verdicts else ""
     return {
@@ -142,6 +144,7 @@ def _about_claim(
         "demo": claim.demo,
         "cost": cost,
         "verdicts": verdicts,
+        "parts": {preset: finding.verdict for preset, finding in judged.items()},
         "last": {"word": verdicts[last], "preset": last, "sentence": sentence}
         if last in verdicts
         else None,
@@ -156,12 +159,15 @@ def verdicts(
         Path | None,
         typer.Option(help="Write the table into this file, between its two marks."),
     ] = None,
+    short: Annotated[
+        bool, typer.Option("--short", help="Only the claims of the README, with what to do.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the verdicts as a Markdown table, or write it into a README. Trains nothing."""
     needs_lab()
     with errors():
-        from normkit.lab.claims.registry import select
+        from normkit.lab.claims.registry import HEADLINES, select
         from normkit.lab.judge import Judged, judge_with_runs, last_preset
         from normkit.lab.store import Store
         from normkit.report import markdown
@@ -172,9 +178,13 @@ def verdicts(
             judged = judge_with_runs(opened, name, chosen) if name else Judged([], ())
         if not judged.findings:
             raise nothing_to_judge(store, name, claims or ())
+        findings, runs = judged
         if into:
-            _check_planned(judged.findings, str(name))
-        text = markdown.table(judged.findings, _caption(judged.runs, str(name)))
+            _check_planned(findings, str(name))
+        caption = f"{markdown.together(findings)}\n\n{_caption(runs, str(name))}"
+        if short:
+            findings = [finding for finding in findings if finding.key in HEADLINES]
+        text = markdown.table(findings, caption, short=short)
         changed = markdown.put_between(into, text) if into else False
     if as_json:
         print_json({"into": str(into) if into else None, "changed": changed, "markdown": text})

@@ -245,7 +245,7 @@ class Family:
     """The deciding parts of several findings, taken together.
 
     Attributes:
-        parts: how many were judged.
+        parts: how many were judged, but for those that are no matter of chance.
         confirmed: how many are confirmed, each by its own interval.
         survive: how many are still confirmed when all are corrected together (Holm).
     """
@@ -259,7 +259,7 @@ class Family:
         """Count the deciding parts of complete findings."""
         parts = [
             part for finding in findings if finding.complete
-            for part in finding.comparisons if part.decides
+            for part in finding.comparisons if part.decides and part.p is not None
         ]  # fmt: skip
         confirmed = sum(part.word == "confirmed" for part in parts)
         return cls(len(parts), confirmed, sum(part.survives for part in parts))

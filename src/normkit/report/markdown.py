@@ -7,34 +7,68 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from normkit.errors import StoreError, message
-from normkit.lab.findings import Comparison, Finding
+from normkit.lab.findings import Comparison, Family, Finding
 from normkit.report import intervals
 from normkit.report.text import number
 
-__all__ = ["BEGIN", "END", "effect", "put_between", "table"]
+__all__ = ["BEGIN", "END", "effect", "put_between", "table", "together"]
 
 BEGIN = "<!-- normkit lab verdicts: begin -->"
 END = "<!-- normkit lab verdicts: end -->"
 
 
-def table(findings: Sequence[Finding], caption: str) -> str:
-    """One row for each claim: its verdict, what decided it with intervals, from how many seeds."""
-    rows = [
-        "| claim | verdict | deciding effects [95 % CI] | seeds |",
-        "|---|---|---|---|",
-    ]
+def table(findings: Sequence[Finding], caption: str, *, short: bool = False) -> str:
+    """One row for each claim: its verdict, its parts with intervals, from how many seeds.
+
+    A ``short`` table has of each claim one part, the first confirmed one if there is any, and what
+    to do in practice.
+    """
+    last = "in practice" if short else "seeds"
+    rows = [f"| claim | verdict | deciding effects [95 % CI] | {last} |", "|---|---|---|---|"]
     for finding in findings:
         deciding = [each for each in finding.comparisons if each.decides]
-        seeds = sorted({each.seeds for each in deciding})
-        counts = "–".join(str(each) for each in dict.fromkeys((*seeds[:1], *seeds[-1:])))
         missing = len(finding.records) - finding.runs
         progress = f" ({finding.runs} of {len(finding.records)} runs done)" if missing else ""
-        effects = "<br>".join(_cell(effect(each)) for each in deciding)
+        if short:
+            confirmed = [each for each in deciding if each.word == "confirmed"]
+            effects = [effect(each) for each in (*confirmed, *deciding)[:1]]
+        else:
+            effects = [_part(each, alone=len(deciding) == 1) for each in deciding]
         rows.append(
-            f"| {finding.key} {_cell(finding.title)} | {finding.verdict}{progress} | {effects} "
-            f"| {counts} |"
+            f"| {finding.key} {_cell(finding.title)} | {finding.verdict}{progress} "
+            f"| {'<br>'.join(map(_cell, effects))} "
+            f"| {_cell(finding.practice) if short else _seeds(deciding)} |"
         )
     return "\n".join([*rows, "", caption])
+
+
+def _seeds(parts: Sequence[Comparison]) -> str:
+    counts = sorted({each.seeds for each in parts})
+    return "–".join(str(each) for each in dict.fromkeys((*counts[:1], *counts[-1:])))
+
+
+def _part(comparison: Comparison, *, alone: bool) -> str:
+    """An effect with its word and a remark; one that is alone has the claim's word."""
+    said = [] if alone else [comparison.word]
+    if remark := intervals.remark(comparison):
+        said.append(remark)
+    return "; ".join([effect(comparison), *said])
+
+
+def together(findings: Sequence[Finding]) -> str:
+    """Say what remains of the confirmed parts when all of them are tested together.
+
+    >>> together([])
+    'No deciding part is judged yet.'
+    """
+    family = Family.of(findings)
+    if not family.parts:
+        return "No deciding part is judged yet."
+    return (
+        f"{family.confirmed} of {family.parts} deciding parts are confirmed; chance alone would "
+        f"confirm up to {family.expected:.1f} if no effect existed. Corrected for all of them "
+        f"together (Holm), {family.survive} stay confirmed."
+    )
 
 
 def effect(comparison: Comparison) -> str:
@@ -52,8 +86,7 @@ def effect(comparison: Comparison) -> str:
     text = f"{comparison.question} {value}{bounds} {comparison.unit}".rstrip()
     if comparison.margin:
         text += f" (margin {number(comparison.margin)})"
-    remark = intervals.remark(comparison)
-    return f"{text}; {remark}" if remark else text
+    return text
 
 
 def _cell(text: str) -> str:

@@ -167,7 +167,7 @@ def verdicts(
     """Print the verdicts as a Markdown table, or write it into a README. Trains nothing."""
     needs_lab()
     with errors():
-        from normkit.lab.claims.registry import HEADLINES, select
+        from normkit.lab.claims.registry import all_claims, select
         from normkit.lab.judge import Judged, judge_with_runs, last_preset
         from normkit.lab.store import Store
         from normkit.report import markdown
@@ -183,7 +183,8 @@ def verdicts(
             _check_planned(findings, str(name))
         caption = f"{markdown.together(findings)}\n\n{_caption(runs, str(name))}"
         if short:
-            findings = [finding for finding in findings if finding.key in HEADLINES]
+            headlines = {claim.key for claim in all_claims().values() if claim.headline}
+            findings = [finding for finding in findings if finding.key in headlines]
         text = markdown.table(findings, caption, short=short)
         changed = markdown.put_between(into, text) if into else False
     if as_json:

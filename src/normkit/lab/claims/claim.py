@@ -167,7 +167,8 @@ class Claim:
     to those read from the runs. ``demo`` says whether a study that names no claim, such as the main
     job, has this one in it. ``differs`` says why our result may differ from the source's; it is
     shown where it does. ``source_setup`` has network, data, steps and figures of the source
-    (:data:`SETUP`), ``at_scale`` what the literature found where all was larger.
+    (:data:`SETUP`), ``at_scale`` what the literature found where all was larger. ``headline`` says
+    whether the claim stands in the README's short table: one that a user of the package acts on.
     """
 
     key: str
@@ -185,6 +186,7 @@ class Claim:
     differs: str = ""
     source_setup: Mapping[str, str] = dataclasses.field(default_factory=dict)
     at_scale: tuple[AtScale, ...] = ()
+    headline: bool = False
 
     def data_sets(self, preset: Preset) -> tuple[str, ...]:
         """Return the names of the data sets that its runs use, its own first."""

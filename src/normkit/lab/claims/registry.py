@@ -14,10 +14,7 @@ from normkit.errors import OptionError, message
 from normkit.lab.claims.claim import Claim
 from normkit.lab.data.catalogue import spec_of
 
-__all__ = ["ALL", "HEADLINES", "all_claims", "forms", "select"]
-
-HEADLINES = ("C1", "C3", "C15", "C17", "C19", "C20", "C24", "C26")
-"""Claims of the README's short table: those that somebody who trains a network acts on."""
+__all__ = ["ALL", "all_claims", "forms", "select"]
 
 ALL = "ALL"
 """Asks for every claim, in place of a key."""

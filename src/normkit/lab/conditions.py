@@ -12,6 +12,11 @@ A *condition* is a tuple of a name and whole numbers:
   instead of the test images. ``epoch_train_accuracy`` is of the weights and the noise (dropout,
   batch statistics) of training; this is what a gap between training and test is measured with. The
   metrics keep their names, ``test_accuracy@train-1000``;
+* ``("corrupted", kind, severity)``: with the remembered statistics, on test images that are
+  corrupted (:mod:`normkit.lab.data.corruptions`); ``("corrupted-batch", kind, severity,
+  batch_size)`` with the statistics of each batch of them, in random order, and
+  ``("corrupted-sorted", kind, severity, batch_size)`` the same in the order of their labels, as a
+  stream would bring them that shows one thing after the other;
 * ``("domains-shared", samples, batch_size)``: of a run on several domains, with one set of
   population statistics for all of them (:mod:`normkit.lab.domains`);
 * ``("domains-specific", samples, batch_size)``: the same, with each domain's own.
@@ -24,6 +29,7 @@ from __future__ import annotations
 
 from normkit.errors import OptionError, message
 from normkit.lab.data.composition import Composition
+from normkit.lab.data.corruptions import check_corruption
 
 __all__ = ["CONDITIONS", "Condition", "check_condition", "named"]
 
@@ -34,6 +40,9 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "batch": ("batch_size",),
     "composed": ("group", "labels"),
     "train": ("images",),
+    "corrupted": ("kind", "severity"),
+    "corrupted-batch": ("kind", "severity", "batch_size"),
+    "corrupted-sorted": ("kind", "severity", "batch_size"),
     "domains-shared": ("samples", "batch_size"),
     "domains-specific": ("samples", "batch_size"),
 }
@@ -104,7 +113,11 @@ def check_condition(
                 )
             )
         return
-    size = values.get("batch_size", values.get("group", 0))
+    if "severity" in values:
+        check_corruption(values["kind"], values["severity"])
+    size = values.get("batch_size", values.get("group"))
+    if size is None:
+        return
     if images % size == 1 or size == 1:
         raise OptionError(
             message(

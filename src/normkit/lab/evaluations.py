@@ -9,6 +9,7 @@ images in another order than theirs gives :func:`normkit.lab.scoring.score` that
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.data.batches import order
 from normkit.lab.data.composition import Composition, compose
+from normkit.lab.data.corruptions import corrupted
 from normkit.lab.domains import evaluate_domains, under_shared, under_specific
 from normkit.lab.placement import current_placement
 from normkit.lab.scoring import Score, in_order, population, score
@@ -146,11 +148,57 @@ def _under_train(
     return result._replace(images=np.empty(0))
 
 
+def _under_corrupted(
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: RunConfig,
+    epoch: int,
+    kind: int,
+    severity: int,
+) -> Score:
+    model.eval()
+    return score(model, in_order(corrupted(dataset.test, kind, severity), config), config)
+
+
+def _under_corrupted_batch(
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: RunConfig,
+    epoch: int,
+    kind: int,
+    severity: int,
+    batch_size: int,
+) -> Score:
+    changed = dataclasses.replace(dataset, test=corrupted(dataset.test, kind, severity))
+    return _under_batch(model, changed, config, epoch, batch_size)
+
+
+def _under_corrupted_sorted(
+    model: nn.Module,
+    dataset: data.Dataset,
+    config: RunConfig,
+    epoch: int,
+    kind: int,
+    severity: int,
+    batch_size: int,
+) -> Score:
+    split = corrupted(dataset.test, kind, severity)
+    by_label = split.labels.argsort(stable=True)
+    stream = dataclasses.replace(
+        split, images=split.images[by_label], labels=split.labels[by_label]
+    )
+    with batch_statistics(model):
+        return score(model, in_order(stream, config, batch_size), config, by_label)
+
+
 _UNDER: dict[str, Callable[..., Score]] = {
     "population": _under_population,
     "batch": _under_batch,
     "composed": _under_composed,
     "train": _under_train,
+    "corrupted": _under_corrupted,
+    "corrupted-batch": _under_corrupted_batch,
+    "corrupted-sorted": _under_corrupted_sorted,
     "domains-shared": under_shared,
     "domains-specific": under_specific,
 }

@@ -113,6 +113,19 @@ JUNG = Source(
     "Jung et al. 2018, Restructuring Batch Normalization to Accelerate CNN Training",
     "https://arxiv.org/abs/1807.01702",
 )
+SCHNEIDER = Source(
+    "Schneider et al. 2020, Improving robustness against common corruptions by covariate shift "
+    "adaptation",
+    "https://arxiv.org/abs/2006.16971",
+)
+BENZ = Source(
+    "Benz et al. 2021, Revisiting Batch Normalization for Improving Corruption Robustness",
+    "https://arxiv.org/abs/2010.03630",
+)
+GONG = Source(
+    "Gong et al. 2022, NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation",
+    "https://arxiv.org/abs/2208.05117",
+)
 BROCK = Source(
     "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
     "https://arxiv.org/abs/2102.06171",

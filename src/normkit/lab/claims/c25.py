@@ -172,9 +172,9 @@ CLAIM = define(
         ),
     ),
     holds="It holds where the network without BN trains and has large gradients (He's first "
-    "weights); from PyTorch's smaller ones it lies on a plateau, where the loss's range with BN is "
-    "{flat:x2} times the wider and BN yet learns faster, by {stuck} points: smooth alone is not "
-    "fast.",
+    "weights); from PyTorch's smaller ones it lies on a plateau, where the loss's range is "
+    "{flat:x2} times as wide with BN, and yet BN learns faster, by {stuck} points: smooth alone is "
+    "not fast.",
     practice="Choose BN for the larger steps it allows, not for steady activations; and before "
     "you blame the loss's shape, give a network without BN first weights that suit its "
     "nonlinearity.",
@@ -199,9 +199,10 @@ CLAIM = define(
         ),
     ),
     demo=False,
-    differs="The source's network is deeper and its images are in colour; it shows curves and no "
-    "figures. How far the loss reaches along the gradient depends on the scale of the weights, "
-    "which behind BN changes no output, so these measures compare two parametrizations as much as "
-    "two losses. Others name other reasons for the same speed, such as that BN separates the "
-    "length of a weight from its direction (Kohler et al. 2018).",
+    differs="The source's network is deeper and its images are in colour; it shows curves. How far "
+    "the loss reaches along the gradient depends on the scale of the weights, which behind BN "
+    "changes no output, so these measures compare two parametrizations as much as two losses. The "
+    "next BN also takes out much of the noise's shift, and without BN nothing does. Others name "
+    "other reasons for the same speed, such as that BN separates the length of a weight from its "
+    "direction (Kohler et al. 2018).",
 )

@@ -13,23 +13,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any, Literal, get_args
+from typing import Any
 
-from normkit.errors import OptionError, StoreError, message
-from normkit.lab.checks import choice, finite, whole
-from normkit.lab.conditions import Condition, check_condition
-from normkit.lab.data.composition import Composition
-from normkit.lab.data.domains import check_domains
+from normkit.errors import StoreError, message
+from normkit.lab.conditions import Condition
+from normkit.lab.config_rules import Edition, Kind, Schedule, TaskName, check_rules
 
 __all__ = ["FORMAT", "Edition", "RunConfig"]
 
 FORMAT = 1
 """Version of the meaning of the fields. Part of each key."""
 
-Edition = Literal["full", "subset"]
-Kind = Literal["training", "timing"]
-TaskName = Literal["classification", "denoising"]
-Schedule = Literal["constant", "cosine", "step"]
 _PAIRS = (
     "model_options",
     "norm_options",
@@ -38,26 +32,6 @@ _PAIRS = (
     "evaluations",
     "final_evaluations",
 )
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "edition": get_args(Edition),
-    "kind": get_args(Kind),
-    "optimizer": ("sgd", "adam", "adadelta", "rmsprop"),
-    "schedule": get_args(Schedule),
-    "task": get_args(TaskName),
-}
-_WITH_MOMENTUM = ("sgd", "rmsprop")
-_WHOLE = {
-    "train_images": 1,
-    "test_images": 1,
-    "size": 1,
-    "batch_size": 1,
-    "frozen_epochs": 0,
-    "epochs": 1,
-    "seed": 0,
-    "loss_every": 1,
-    "evaluate_every": 1,
-}
-"""Fields with whole numbers, and the least of each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,106 +106,7 @@ class RunConfig:
     noise_spread: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in _WHOLE.items():
-            whole(name, getattr(self, name), least)
-        for name in ("lr", "momentum", "weight_decay", "noise", "noise_spread"):
-            finite(name, getattr(self, name))
-        if self.lr == 0:
-            raise OptionError(message("a positive lr", repr(self.lr), "use e.g. lr=0.1"))
-        for name, allowed in _CHOICES.items():
-            choice(name, getattr(self, name), allowed)
-        if self.momentum and self.optimizer not in _WITH_MOMENTUM:
-            raise OptionError(
-                message(
-                    f"momentum for {' or '.join(_WITH_MOMENTUM)} only",
-                    f"momentum={self.momentum!r} with optimizer={self.optimizer!r}",
-                    "leave momentum out",
-                )
-            )
-        if self.frozen_epochs >= self.epochs:
-            raise OptionError(
-                message(
-                    f"frozen_epochs smaller than epochs ({self.epochs})",
-                    repr(self.frozen_epochs),
-                    "leave at least one epoch with batch statistics",
-                )
-            )
-        if self.frozen_epochs and (self.evaluations or self.final_evaluations):
-            raise OptionError(
-                message(
-                    "no evaluation conditions for a run with frozen statistics",
-                    f"frozen_epochs={self.frozen_epochs} with evaluations",
-                    "leave the conditions out; test_accuracy is measured with the frozen "
-                    "statistics",
-                )
-            )
-        if self.composition:
-            Composition.of(self.composition)
-        if self.domains:
-            check_domains(self.domains)
-        for condition in (*self.evaluations, *self.final_evaluations):
-            check_condition(
-                condition,
-                train_images=self.train_images,
-                test_images=self.test_images,
-                domains=self.domains,
-            )
-        self._check_task()
-        self._check_drop_last()
-        for probe, every in self.probes:
-            whole(f"the interval of the probe {probe!r}", every)
-
-    def _check_drop_last(self) -> None:
-        if type(self.drop_last) is not bool:
-            raise OptionError(
-                message("drop_last to be True or False", repr(self.drop_last), "use one of these")
-            )
-        if self.drop_last and self.kind != "training":
-            raise OptionError(
-                message(
-                    "drop_last for a training only",
-                    f"drop_last=True with kind={self.kind!r}",
-                    "leave it out: one batch is timed, whatever its size",
-                )
-            )
-        if self.drop_last and self.batch_size > self.train_images:
-            raise OptionError(
-                message(
-                    f"a batch_size of at most train_images ({self.train_images}) with drop_last",
-                    repr(self.batch_size),
-                    "use a smaller batch_size, more images, or drop_last=False",
-                )
-            )
-
-    def _check_task(self) -> None:
-        denoising = self.task == "denoising"
-        if denoising != (self.noise > 0):
-            raise OptionError(
-                message(
-                    "noise above 0 for denoising, and no noise for any other task",
-                    f"task={self.task!r} with noise={self.noise!r}",
-                    "use e.g. task='denoising', noise=0.1",
-                )
-            )
-        if not (self.noise_spread == 0 or (denoising and self.noise_spread < 1)):
-            raise OptionError(
-                message(
-                    "noise_spread of 0, or below 1 for denoising",
-                    f"task={self.task!r} with noise_spread={self.noise_spread!r}",
-                    "use e.g. noise_spread=0.8: deviations from 0.2 to 1.8 times the noise",
-                )
-            )
-        conditions = (*self.evaluations, *self.final_evaluations)
-        labelled = any(condition[0] != "population" for condition in conditions)
-        if denoising and (labelled or self.composition or self.domains):
-            # Each test image has its one noise, which goes by the place in the split's order.
-            raise OptionError(
-                message(
-                    "denoising to have one domain, random batches, and no condition but population",
-                    f"{conditions or ''} {self.composition or ''} {self.domains}".strip(),
-                    "leave it out",
-                )
-            )
+        check_rules(self)
 
     @property
     def steps_per_epoch(self) -> int:

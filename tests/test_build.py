@@ -101,6 +101,23 @@ def test_an_unknown_value_is_refused(value: str) -> None:
     ) in done.stderr
 
 
+def test_an_unknown_value_where_kernels_are_used() -> None:
+    """One line from the program; to others an error that they can handle, at the first layer."""
+    done = _python("-m", "normkit.cli.main", "data", "list", NORMKIT_KERNELS="wrong")
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(
+        r"normkit: Expected NORMKIT_KERNELS to be .* 'wrong'\. Fix: .*\n", done.stderr
+    )
+    use = (
+        "import torch, normkit as nk\n"
+        "for _ in range(2):\n"
+        "    try: nk.LayerNorm(2)(torch.ones(3, 2))\n"
+        "    except nk.OptionError as error: print(error)\n"
+    )
+    lines = _python("-c", use, NORMKIT_KERNELS="wrong").stdout.splitlines()
+    assert len(lines) == 2 and all(line.startswith("Expected NORMKIT_KERNELS") for line in lines)
+
+
 def _copy_of_the_loader(folder: Path, report: dict[str, object] | None) -> Path:
     """The package without an extension, and a report of a build."""
     package = folder / "normkit"

@@ -123,6 +123,26 @@ def test_peak_memory_counts_live_tensors() -> None:
     assert grown is None or grown > 100 * 2**20
 
 
+def test_garbage_of_others_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was left behind before, its collection is no memory that the function gave back."""
+    monkeypatch.setattr(gc, "callbacks", [])
+    before = gc.get_threshold()
+
+    def run() -> torch.Tensor:
+        _ = [[] for _ in range(100)]
+        return torch.ones(64 * 2**20, dtype=torch.uint8)
+
+    cycle: list[object] = [torch.ones(64 * 2**20, dtype=torch.uint8)]
+    cycle.append(cycle)
+    del cycle
+    gc.set_threshold(1, 1, 1)
+    try:
+        grown = memory.peak_rss_bytes(run)
+    finally:
+        gc.set_threshold(*before)
+    assert grown is None or grown > 50 * 2**20
+
+
 def test_parts_of_a_step_sum_to_it() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(),

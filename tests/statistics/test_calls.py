@@ -112,6 +112,65 @@ def test_domain_for_each_call() -> None:
     assert result.first_mismatch is None and result.shared == () and result.calls == {}
 
 
+class Recurrent(nn.Module):
+    """A layer that normalizes what it made itself, ``times`` over."""
+
+    def __init__(self, layer: nn.Module, times: int, gain: float) -> None:
+        super().__init__()
+        self.norm, self.times = layer, times
+        self.linear = nn.Linear(8, 8, dtype=torch.float64)
+        torch.manual_seed(1)
+        nn.init.orthogonal_(self.linear.weight, gain)
+        nn.init.uniform_(layer.weight, 0.5, 1.5)  # type: ignore[arg-type]
+        nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = torch.tanh(self.linear(self.norm(x))) * 2
+        return x
+
+
+def _deviation(model: Recurrent, x: Tensor) -> float:
+    """How far the statistics are from those of all inputs that evaluation gives the layer."""
+    inputs: list[Tensor] = []
+    with model.norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
+        model.eval()(x)
+    values = torch.cat(inputs).detach()
+    mean: Any = model.norm.running_mean
+    return float(((mean - values.mean(0)) / values.std(0)).abs().max())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_layer_that_feeds_itself(source: Any) -> None:
+    """Passes go on until its statistics reproduce themselves."""
+    data = [1 + 3 * one.double() for one in batches(8, sizes=(50,) * 20)]
+    for times in (2, 3):
+        model = Recurrent(source.BatchNorm1d(8).double(), times, gain=1.0)
+        result = nk.recalibrate(model, data, samples=None, layerwise=True, progress=False)
+        assert 2 < result.passes < 10
+        assert _deviation(model, torch.cat(data)) < 3e-3
+
+
+class Alternating(nn.Module):
+    """A larger mean makes that of the layer's second input smaller, and the reverse."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(20 * self.norm(x))
+        return y
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_statistics_that_do_not_settle_are_named(source: Any) -> None:
+    model = Alternating(source.BatchNorm1d(8).double())
+    data = [one.double() for one in batches(8, sizes=(50,) * 20)]
+    with pytest.warns(UserWarning, match=r"still move after 22 passes, .*: norm by \d+\.\d"):
+        nk.recalibrate(model, data, samples=None, layerwise=True, progress=False)
+
+
 def test_many_calls_are_bounded() -> None:
     scales = [(1.0, 0.0)] * (MAX_CALLS + 20) + [(1.0, 40.0)]
     model = Shared(nk.BatchNorm1d(4), scales)

@@ -312,6 +312,28 @@ def test_constant_output() -> None:
     assert "nan" not in text and "inf" not in text
 
 
+@pytest.mark.parametrize("source", [nn, nk])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_output_that_is_constant_but_for_rounding(source: Any, dtype: torch.dtype) -> None:
+    class Sums(nn.Module):
+        """Probabilities add up to one, and a mismatch shows in evaluation alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = source.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(x)
+            return y.softmax(1).sum(1, keepdim=True) * (3 + y.mean().round())
+
+    batches = [5 + one.to(dtype) for one in data(64, 8)]
+    result = nk.consistency(Sums().to(dtype), batches, progress=False)
+    text = repr(result)
+    assert math.isnan(result.output.difference)
+    assert "the output with batch statistics is constant, but for rounding" in text
+    assert "differ by" not in text
+
+
 class Detector(nn.Module):
     """As torchvision's: boxes by image in evaluation, a mapping of losses in training."""
 

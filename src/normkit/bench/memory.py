@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def peak_bytes(run: Callable[[], object]) -> int:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        _without_garbage(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         run()
     events: Any = profiler.profiler.kineto_results.events()
     steps = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
@@ -38,14 +42,28 @@ def peak_rss_bytes(run: Callable[[], object]) -> int | None:
 
     This includes blocks that the allocator keeps for later use.
     """
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return None
-    before = _status("VmRSS")
-    run()
-    after = _status("VmHWM")
+    with _without_garbage():
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:
+            return None
+        before = _status("VmRSS")
+        run()
+        after = _status("VmHWM")
     return None if before is None or after is None else max(0, after - before)
+
+
+@contextmanager
+def _without_garbage() -> Iterator[None]:
+    """Collect garbage before the block and not within it, where it would make room for ``run``."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _status(name: str) -> int | None:

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from normkit.cli import INTERRUPTED, USAGE
-from normkit.errors import how_to_install, message
+from normkit.errors import OptionError, how_to_install, message
+from normkit.kernels import cpu
 
 __all__ = ["main"]
 
@@ -24,6 +25,11 @@ def main() -> None:
             f"an installation without {' and '.join(missing)}",
             how_to_install("cli"),
         )
+        print(f"normkit: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    try:
+        cpu.check_setting()
+    except OptionError as error:
         print(f"normkit: {error}", file=sys.stderr)
         sys.exit(USAGE)
     import typer

@@ -110,6 +110,7 @@ class FusedCPU:
 
     def refuses(self, call: Call) -> str | None:
         if cpu.fused is None:
+            cpu.check_setting()
             return cpu.reason
         if call.group is not None:
             return "the moments span several processes"

@@ -84,7 +84,8 @@ def recalibrate(
     the samples of a batch, which no standard error shows and the result estimates (``.bias``).
     ``layerwise=True`` measures them as evaluation will run, with the layers before on population
     statistics: correct with any batch size, in several passes over the same data, until they agree
-    (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers). With
+    (3 for LeNet's 4 layers, 14 for ResNet-18's 20; at most one more than layers, or 20 more than
+    that where a layer is called several times, as on what it made itself). With
     batches of less than ten samples, or where the bias would be more than ``tolerance`` or 60 %
     (batches that come in an order), this is done without being asked for, and the result says so;
     with less than ten samples the standard errors take as many passes again. ``layerwise=False``
@@ -121,7 +122,8 @@ def recalibrate(
 
     Warns:
         UserWarning: fewer than five samples in all, with how badly a variance is known; a bias
-            above ``tolerance`` or 60 %, from an iterator.
+            above ``tolerance`` or 60 %, from an iterator; layers that still move after the last
+            pass.
 
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted; ``batches`` is not an iterable

@@ -21,7 +21,7 @@ import torch
 
 from normkit.errors import OptionError, message
 
-__all__ = ["describe", "fused", "reason"]
+__all__ = ["check_setting", "describe", "fused", "reason"]
 
 _BUILDS = ("avx512", "avx2", "baseline")
 _ALIASES = {"plain": "baseline"}
@@ -115,11 +115,32 @@ fused: ModuleType | None
 reason: str
 """Why there is none; empty where there is."""
 
-fused, reason = _choose(os.environ.get("NORMKIT_KERNELS", "").strip().lower())
+_error: OptionError | None = None
+
+# Raised where kernels are first used and not on import, which no program could handle.
+try:
+    fused, reason = _choose(os.environ.get("NORMKIT_KERNELS", "").strip().lower())
+except OptionError as error:
+    fused, reason, _error = None, str(error), error
+
+
+def check_setting() -> None:
+    """Raise if ``NORMKIT_KERNELS`` asks for what there is not.
+
+    Raises:
+        OptionError: an unknown value, or a build that is not there or cannot run here.
+    """
+    if _error is not None:
+        raise _error.with_traceback(None)
 
 
 def describe() -> str:
-    """Describe in one line what computes fused layers on a CPU."""
+    """Describe in one line what computes fused layers on a CPU.
+
+    Raises:
+        OptionError: as :func:`check_setting`.
+    """
+    check_setting()
     if fused is None:
         return f"portable: {reason}"
     return (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
+from normkit.errors import message
+from normkit.handle import place_name
 from normkit.statistics.estimates.layer_statistics import LayerStatistics, relative_error
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.measuring.check_statistics import check_measurement
@@ -20,8 +23,8 @@ UNUSABLE = 0.5
 CONVERGED = 0.1
 """Passes end when one moves no layer by more than this share of its standard error."""
 
-SAME = 1e-3
-"""Below this share two passes gave a layer the same input, up to a device's order of summation."""
+AGAIN = 20
+"""Passes beyond the number of layers, where a layer may be called on what it made itself."""
 
 GROUP = 8
 """Smallest number of samples in a group of batches that normalizes itself for standard errors."""
@@ -36,23 +39,49 @@ def repeat(
 ) -> dict[str, LayerStatistics]:
     """Repeat the pass with the layers on the statistics of the pass before, until they agree.
 
-    A pass is right in every layer whose predecessors were right in the one before, so after one
-    more than there are layers all are, whatever the first pass was.
+    A pass is right in every layer whose predecessors were right in the one before, so where each
+    is called once, all are right after one more pass than there are layers, whatever the first was.
+
+    A layer that is called again may get what it made itself. Then its statistics are those that
+    reproduce themselves, which passes approach and need not reach: up to ``AGAIN`` more are made,
+    and a warning says so if they did not do.
+
+    Warns:
+        UserWarning: layers whose statistics still move.
     """
     result, step = _start(first), math.inf
-    raw = result
-    while passes.count <= len(layers):
+    while True:
         before, step_before = result, step
         raw = passes.repeat_pass(before)
         result = _finite(raw)
-        steps = _steps(layers, before, result) if result is raw else [math.inf]
-        step = max(steps, default=math.inf)
-        # The layer that comes first does not depend on the others: where it moves, the batches
-        # differ between passes, which then agree no better than samples do.
-        other_batches = min(steps, default=0.0) > SAME and passes.count > 2
-        if step < CONVERGED or (other_batches and step > step_before / 2):
+        steps = _steps(layers, before, result) if result is raw else {}
+        step = max(steps.values(), default=math.inf)
+        # Of other batches two passes agree no better than samples do.
+        slows = passes.count > 2 and step > step_before / 2
+        if step < CONVERGED or (slows and passes.batches_differ()):
             break
+        if (over := passes.count - len(layers)) > 0:
+            again = passes.calls_again()
+            if again and over > AGAIN:
+                _warn_if_moving(steps, passes.count)
+            if not again or over > AGAIN:
+                break
     return dict(check_measurement(layers, raw))
+
+
+def _warn_if_moving(steps: Mapping[str, float], passes: int) -> None:
+    moving = [f"{place_name(name)} by {step:.1f}" for name, step in steps.items() if step > 1]
+    if moving:
+        more = f" and {len(moving) - 5} more" if len(moving) > 5 else ""
+        warnings.warn(
+            message(
+                "statistics that come to rest, pass after pass",
+                f"layers that still move after {passes} passes, in standard errors: "
+                f"{', '.join(moving[:5])}{more}, as where one gets what it made itself",
+                "give each call a layer of its own, or choose layerwise=False",
+            ),
+            stacklevel=3,
+        )
 
 
 def _start(first: dict[str, LayerStatistics]) -> dict[str, LayerStatistics]:
@@ -130,9 +159,9 @@ def _steps(
     layers: Sequence[NormLayer],
     before: Mapping[str, LayerStatistics],
     after: Mapping[str, LayerStatistics],
-) -> list[float]:
+) -> dict[str, float]:
     """Compute how far a pass moved each layer, relative to its standard error."""
-    steps = []
+    steps = {}
     for name, one in layers_by_bank(layers).items():
         if name not in after or name not in before:
             continue
@@ -141,5 +170,5 @@ def _steps(
             a.mean, a.variance, (a.mean - b.mean).abs(), (a.variance - b.variance).abs(), a.count
         )
         error, distance = relative_error(a, one.eps), relative_error(step, one.eps)
-        steps.append(distance / error if error > 0 else (math.inf if distance > 0 else 0.0))
+        steps[name] = distance / error if error > 0 else (math.inf if distance > 0 else 0.0)
     return steps

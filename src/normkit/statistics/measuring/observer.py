@@ -21,6 +21,7 @@ from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.statistics.batches.run_model import Forward, note_batch, run_model
 from normkit.statistics.batches.tensors import count_samples
 from normkit.statistics.estimates.bias import Tally
+from normkit.statistics.estimates.estimate import statistics
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.layers.preserve import is_sharded
@@ -144,6 +145,14 @@ class Observer:
         finally:
             self.estimates = before
         return 0
+
+    def first_input(self) -> LayerStatistics | None:
+        """Return statistics of the first call of the layer that was called first, if any was."""
+        one = next(iter(self.estimates.values()), None)
+        if one is None:
+            return None
+        units = (one.calls[0] if one.calls else one).units()
+        return statistics(units, one.per_sample) if bool((units.count > 0).any()) else None
 
     def _calls_repeat(self) -> bool:
         """True if the last two batches called every layer, in the same order."""

@@ -37,6 +37,9 @@ MAX_ROUNDS = 32
 """Batches between two meetings of the ranks, so that none waits long for another."""
 
 
+SAME = 1e-5
+"""Below this share of a deviation two passes had the same batches, up to the order of summation."""
+
 MAX_GROUPS = 32
 """Groups of batches that each rank makes for standard errors, known to 1 / √(2 · 31) = 13 %."""
 
@@ -76,6 +79,7 @@ class Passes:
         self._remainder = 0  # samples of this rank's last batch, where it was smaller
         self.samples = self.batches = self.count = 0
         self.units: dict[str, int] = {}
+        self._firsts: list[LayerStatistics | None] = []
 
     def first_pass(
         self, samples: int | None, tolerance: float | None
@@ -128,7 +132,24 @@ class Passes:
                     break
                 _, _, active, _ = self._advance(share, rounds)
         self.count += 1
+        self._firsts = [*self._firsts[-1:], self._observer.first_input()]
         return self._merge()
+
+    def batches_differ(self) -> bool:
+        """Return whether the last two repeated passes had other batches, at any rank.
+
+        They show in the first input of the first layer, which depends on no statistics.
+        """
+        one, other = self._firsts
+        differ = one is not None and other is not None and not _same(one, other)
+        return self._any_rank(differ)
+
+    def calls_again(self) -> bool:
+        """Return whether a pass calls a layer several times, at any rank."""
+        return self._any_rank(any(one.calls for one in self._observer.estimates.values()))
+
+    def _any_rank(self, value: bool) -> bool:
+        return self._ranks.status([int(value)], self._fingerprint)[0] > 0
 
     def _growing(self) -> Iterator[int]:
         """Yield how many batches may pass until the next meeting: about as many as before it."""
@@ -262,3 +283,9 @@ class Passes:
         errors = [relative_error(one, self._layers[name].eps) for name, one in trusted.items()]
         # NaN (a layer seen in one batch only) is below no tolerance.
         return bool(errors) and all(error < limit for error in errors)
+
+
+def _same(one: LayerStatistics, other: LayerStatistics) -> bool:
+    # Sums in float32 differ by a share of the mean, too; a single value has no variance.
+    scale = one.variance.nan_to_num(0.0).sqrt() + 0.1 * one.mean.abs()
+    return bool(((one.mean - other.mean).abs() <= SAME * scale).all())

@@ -119,7 +119,7 @@ class OutputSums:
             if chosen:
                 self._classes.add_same(p == q)
                 continue
-            self._values.add(p, q)
+            self._values.add(p, q, a.dtype)
             if logits:
                 self._logits.add(p, q, axis, None)
             for fitting in axes:

@@ -27,6 +27,11 @@ __all__ = ["ValueSums", "parts", "wide"]
 MAX_VALUES = 2**22
 """Values of an output that are converted to float64 at a time."""
 
+SEVERAL = 8
+"""Units of rounding by which equal results differ that were computed in another order."""
+
+WIDEST = (torch.float64, torch.complex128)
+
 
 def parts(values: Tensor) -> Iterator[slice]:
     """Slice the samples of ``values`` so that each slice has about ``MAX_VALUES`` values."""
@@ -57,9 +62,15 @@ class ValueSums:
         self._sizes: dict[int, set[int]] = {1: set(), -1: set()}
         self._not_finite = [0, 0]  # values that one of the two modes alone makes finite
         self._left_out = 0
+        self._rounding = 0.0  # of the values, relative
 
-    def add(self, a: Tensor, b: Tensor) -> None:
-        """Add a part of the values of a batch, in float64."""
+    def add(self, a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
+        """Add a part of the values of a batch, in float64, that the model returned in ``dtype``."""
+        if dtype.is_floating_point or dtype.is_complex:
+            eps = torch.finfo(dtype).eps
+            # What was computed in float32 is off by several units, also where it was rounded later.
+            several = SEVERAL * (eps if dtype in WIDEST else torch.finfo(torch.float32).eps)
+            self._rounding = max(self._rounding, eps, several)
         usable = a.isfinite() & b.isfinite()
         keep = None
         if not bool(usable.all()):
@@ -95,12 +106,12 @@ class ValueSums:
         if self._squares == 0.0:
             return 0.0, note
         by_feature = self._by_feature(axis)
-        deviation = float(by_feature.m2.sum())
-        if deviation > 0:
-            return math.sqrt(self._squares / deviation), note
+        size = by_feature.count * by_feature.mean.square()
+        if bool((by_feature.m2 > self._rounding**2 * size).any()):
+            return math.sqrt(self._squares / float(by_feature.m2.sum())), note
         if float(by_feature.count.max()) < 2:
             return math.nan, "a single sample has no deviation"
-        return math.nan, "the output with batch statistics is the same for all samples"
+        return math.nan, "the output with batch statistics is constant, but for rounding"
 
     def _by_feature(self, axis: int | None) -> Moments:
         for one in (1, -1) if axis is None else (axis, 1, -1):

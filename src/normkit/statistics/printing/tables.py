@@ -18,6 +18,9 @@ __all__ = [
 LEAST = 1e-5
 """Smaller shares are printed as less than this."""
 
+MOST = 1_000_000
+"""Larger figures are printed as more than this: their digits tell nothing."""
+
 
 def format_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], skipped: Sequence[Skipped], rest: str = ""
@@ -46,24 +49,36 @@ def layer_label(name: str, cls: type) -> str:
 
 def format_deviations(value: float) -> str:
     """Format a distance of means."""
-    return "not finite" if not math.isfinite(value) else f"{value:,.2f} σ"
+    return f"{_decimals(value)} σ" if math.isfinite(value) else "not finite"
 
 
 def format_factor(value: float) -> str:
-    """Format a ratio of variances, up or down."""
-    return "not finite" if not math.isfinite(value) else f"×÷ {value:,.2f}"
+    """Format a ratio of variances, up or down.
+
+    >>> format_factor(1.25), format_factor(1e30)
+    ('×÷ 1.25', '×÷ over 1,000,000')
+    """
+    return f"×÷ {_decimals(value)}" if math.isfinite(value) else "not finite"
+
+
+def _decimals(value: float) -> str:
+    return f"over {MOST:,}" if value > MOST else f"{value:,.2f}"
 
 
 def format_percent(share: float) -> str:
     """Format a share in percent, with two significant digits, in plain decimals.
 
-    >>> [format_percent(x) for x in (0.0074, 0.25, 1.24, 123.4, 0.0, 1e-9, math.nan, math.inf)]
-    ['0.74 %', '25 %', '120 %', '12,000 %', '0 %', 'under 0.001 %', 'unknown', 'not finite']
+    >>> [format_percent(x) for x in (0.0074, 0.25, 1.24, 123.4, 0.0, math.nan, math.inf)]
+    ['0.74 %', '25 %', '120 %', '12,000 %', '0 %', 'unknown', 'not finite']
+    >>> format_percent(1e-9), format_percent(2.6e15)
+    ('under 0.001 %', 'over 1,000,000 %')
     """
     if not math.isfinite(share):
         return "unknown" if math.isnan(share) else "not finite"
     if 0 < abs(share) < LEAST:
         return f"under {100 * LEAST:g} %"
+    if 100 * abs(share) > MOST:
+        return f"over {MOST:,} %"
     value = float(f"{100 * share:.2g}")
     digits = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
     text = f"{value:,.{digits}f}"

@@ -14,6 +14,7 @@ __all__ = [
     "Skipped",
     "Step",
     "kind",
+    "list_skipped",
     "place_name",
     "run",
     "warn_skipped",
@@ -21,6 +22,9 @@ __all__ = [
 
 # Rows of each part of the printed table; the attributes hold all of them.
 SHOWN = 20
+
+# Rows within a sentence.
+LISTED = 5
 
 # Reasons in the first line, where nothing was changed.
 REASONS = 3
@@ -136,6 +140,17 @@ def run(steps: Sequence[Step]) -> None:
         for step in reversed(begun):
             step.undo()
         raise
+
+
+def list_skipped(skipped: Sequence[Skipped]) -> str:
+    """List modules that were skipped, and why, within a sentence.
+
+    >>> list_skipped([Skipped("", object, "frozen"), *[Skipped("1", object, "lazy")] * 6])
+    '(the model): frozen; 1: lazy; 1: lazy; 1: lazy; 1: lazy; and 2 more'
+    """
+    rows = [f"{place_name(row.name)}: {row.why}" for row in skipped[:LISTED]]
+    more = [f"and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else []
+    return "; ".join([*rows, *more])
 
 
 def warn_skipped(verb: str, skipped: Sequence[Skipped], stacklevel: int = 2) -> None:

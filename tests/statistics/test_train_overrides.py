@@ -166,6 +166,36 @@ class ByValue(nn.Module):
         return self
 
 
+class Compiled(nn.Module):
+    """Has the mode of the module inside it, as torch.compile's does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def _mode(self) -> bool:
+        return self.inner.training
+
+    def _set_mode(self, mode: bool) -> None:
+        if "inner" in vars(self).get("_modules", {}):  # else within the constructor
+            self.inner.training = mode
+
+    training = property(_mode, _set_mode)  # type: ignore[assignment]
+
+
+def test_a_module_without_a_mode_of_its_own() -> None:
+    class Backbone(nn.Sequential):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    model = Compiled(Backbone(nn.BatchNorm1d(2), nn.BatchNorm1d(2)))
+    attributes = {*vars(model)}
+    assert kept_in_evaluation(model) == {id(model.inner[0])}  # type: ignore[index]
+    assert {*vars(model)} == attributes and model.training
+
+
 def test_a_train_that_depends_on_values() -> None:
     model = ByValue()
     before = everything(model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normkit.core.moments import Moments
 from normkit.errors import NormkitError, StatisticsError, message
-from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.handle import Changed, Handle, Skipped, Step, place_name, run
 from normkit.statistics.estimates.estimate import merge_shares
 from normkit.statistics.layers.find import NormLayer, find_norm_layers, unwrap
 from normkit.statistics.layers.preserve import overwrite
@@ -106,7 +106,7 @@ def _check_finite(layers: Sequence[NormLayer], ranks: Ranks) -> None:
             raise StatisticsError(
                 message(
                     "finite running statistics",
-                    f"NaN or infinity in {one.name or 'the model'} of process {ranks.rank}",
+                    f"NaN or infinity in {place_name(one.name)} of process {ranks.rank}",
                     "recompute them with normkit.recalibrate(model, batches)",
                 )
             )

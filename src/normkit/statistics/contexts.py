@@ -12,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import StatisticsError, message
-from normkit.handle import Skipped, warn_skipped
+from normkit.handle import Skipped, list_skipped, warn_skipped
 from normkit.nn.domainbatchnorm import Domains, check_domain
 from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import stats_spec, why_unknown
@@ -81,7 +81,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             message(
                 "a batch or instance normalization with running statistics that is not frozen",
                 f"a {type(model).__name__} with {len(layers)} frozen and no other"
-                + "".join(f"; {row.name or 'the model'}: {row.why}" for row in skipped[:5]),
+                + (f"; {list_skipped(skipped)}" if skipped else ""),
                 "evaluate it as it is, or normkit.unfreeze(model) first",
             )
         )

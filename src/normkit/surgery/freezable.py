@@ -11,8 +11,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.errors import StatisticsError, message
+from normkit.handle import place_name
 from normkit.nn.freezing import FrozenMixin, can_freeze, is_constant, is_frozen
 from normkit.nn.stats_spec import keeps_stats, running_stats, stats_spec, why_unknown
+from normkit.statistics.printing.describe import some
 from normkit.surgery.modules import is_opaque, why_opaque
 
 __all__ = ["UNMOVED", "caveat", "check_finite", "why_not_frozen"]
@@ -55,7 +57,7 @@ def check_finite(layers: Sequence[tuple[str, nn.Module]]) -> None:
         StatisticsError: naming the layers.
     """
     broken = [
-        name or "the model"
+        place_name(name)
         for name, module in layers
         for tensor in running_stats(module) or ()
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all())
@@ -65,8 +67,7 @@ def check_finite(layers: Sequence[tuple[str, nn.Module]]) -> None:
         raise StatisticsError(
             message(
                 "finite statistics in every layer to freeze",
-                f"NaN or infinity in {', '.join(names[:5])}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
+                f"NaN or infinity in {some(names)}",
                 "call normkit.recalibrate(model, batches), then freeze",
             )
         )

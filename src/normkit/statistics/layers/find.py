@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
 from normkit.errors import StatisticsError, message
-from normkit.handle import Skipped
+from normkit.handle import Skipped, list_skipped
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.stats_spec import StatsSpec, stats_spec, why_unknown
 from normkit.statistics.check_arguments import check_has_values, check_model
@@ -152,11 +152,11 @@ def find_norm_layers(model: nn.Module) -> tuple[list[NormLayer], list[Skipped]]:
         else:
             skipped.append(Skipped(name, type(layer), why))
     if not layers:
-        rows = "; ".join(f"{row.name or 'the model'}: {row.why}" for row in skipped[:5])
         raise StatisticsError(
             message(
                 "a layer with running statistics that is not frozen",
-                f"{type(model).__name__} without one" + (f" ({rows})" if rows else ""),
+                f"{type(model).__name__} without one"
+                + (f" ({list_skipped(skipped)})" if skipped else ""),
                 "nothing is needed if no layer keeps statistics; else unfreeze the layers, or "
                 "describe them with stats_spec.register",
             )

@@ -61,14 +61,16 @@ def kept_in_evaluation(model: nn.Module) -> frozenset[int]:
 
 def _in_evaluation(modules: Sequence[nn.Module], copies: dict[int, nn.Module]) -> frozenset[int]:
     """Call the first module's copy's ``train()``, and return which modules are left out of it."""
-    marked = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
-    for module in (*marked, *copies.values()):
+    eager = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+    # A compiled module has the mode of the one inside it, and no attribute for it.
+    for module in (one for one in (*eager, *copies.values()) if _flag(one) in vars(one)):
         # As true as before; its type shows whether train() has set it since.
-        vars(module)[_flag(module)] = int(vars(module).get(_flag(module), True))
+        vars(module)[_flag(module)] = int(vars(module)[_flag(module)])
     copies[id(modules[0])].train()
     evaluating = set()
     for module in modules:
-        flags = [vars(one).get(_flag(one)) for one in (copies[id(module)], module)]
+        both = (copies[id(module)], module)
+        flags = [vars(one)[_flag(one)] for one in both if _flag(one) in vars(one)]
         if not all([flag for flag in flags if isinstance(flag, bool)] or flags[:1]):
             evaluating.add(id(module))
     return frozenset(evaluating)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import NonFiniteError, StatisticsError, message
+from normkit.handle import place_name
 from normkit.nn.stats_range import exceeds
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, layers_by_bank
@@ -26,7 +27,7 @@ def check_statistics(
     """
     by_bank = layers_by_bank(layers)
     for name, one in statistics.items():
-        where = name or "the model"
+        where = place_name(name)
         if one.count < 2 and not by_bank[name].per_sample:
             raise StatisticsError(
                 message(
@@ -58,7 +59,7 @@ def check_range(values: Tensor, dtype: torch.dtype, name: str) -> None:
         raise NonFiniteError(
             message(
                 "moments within the range of the type a layer keeps them in",
-                f"{float(values.abs().max()):.3g} for {dtype}, at {name or 'the model'}",
+                f"{float(values.abs().max()):.3g} for {dtype}, at {place_name(name)}",
                 f"keep the normalization layers in {wider}",
             )
         )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normkit.errors import ShapeError, StatisticsError, message
-from normkit.handle import Skipped, place_name
+from normkit.handle import Skipped, list_skipped, place_name
 from normkit.statistics.layers.find import NormLayer
 
 __all__ = ["LayerInputs"]
@@ -64,11 +64,10 @@ class LayerInputs:
         """
         if measured or not batches:
             return
-        rows = [f"{place_name(row.name)}: {row.why}" for row in self.unmeasured(())]
         raise StatisticsError(
             message(
                 "at least one batch that reaches a layer with running statistics",
-                "none: " + "; ".join(rows[:5]),
+                f"none: {list_skipped(self.unmeasured(()))}",
                 "pass forward=lambda model, batch: ... that calls the layers on tensors",
             )
         )

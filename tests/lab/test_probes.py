@@ -34,10 +34,10 @@ def test_probes_change_no_number(
     plain, watched = make_log(), make_log()
     train(make_config(), dataset, plain)
     train(make_config(probes=((name, 3),)), dataset, watched)
-    read = {key: value for key, value in watched.metrics.items() if key not in plain.metrics}
-    seen = {step for _, step in read} | {step for _, step in watched.vectors}
-    assert seen == {1, 3, 6}
+    read = (watched.metrics.keys() | watched.vectors.keys()) - plain.metrics.keys()
+    assert {step for _, step in read - plain.vectors.keys()} == {1, 3, 6}
     assert {key: watched.metrics[key] for key in plain.metrics} == plain.metrics
+    assert {key: watched.vectors[key] for key in plain.vectors} == plain.vectors
 
 
 def test_activations_are_those_of_the_nonlinearity(make_config: Make) -> None:

@@ -19,6 +19,7 @@ from normkit.lab.judge import judge
 from normkit.lab.leases import acquire
 from normkit.lab.runner import Progress, work
 from normkit.lab.store import Store
+from tests.lab.claims.invented import WORDS
 
 Make = Callable[..., RunConfig]
 posix = pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
@@ -285,6 +286,7 @@ def test_claim_on_two_data_sets(store: Store) -> None:
         ),
         decides={"gain": Endpoint("How much?", TEST.at(WITH) - TEST.at(WITHOUT), matters=1)},
         sentence="",
+        **WORDS,
     )
     loaded = runner.datasets([claim], "quick")
     assert list(loaded) == ["fashion-mnist", "fashion-mnist-lit"]

@@ -6,13 +6,21 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from normkit.lab.claims.claim import Available, Claim, Evidence, Preset
+from normkit.lab.claims.claim import SETUP, Available, Claim, Evidence, Preset
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.runs import Planned, Points, Run
 
 WORLDS = ("clear", "broken", "partial")
 """All runs are there; some diverged; some are missing."""
+WORDS: dict[str, Any] = {
+    "source_setup": dict.fromkeys(SETUP, "as here"),
+    "figures": "",
+    "at_scale": (),
+    "holds": "",
+    "practice": "",
+}
+"""What :func:`normkit.lab.claims.study.define` asks for and a test may not."""
 STEPS = (1, 5, 10, 50, 100, 200)
 
 

@@ -15,13 +15,13 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from normkit.lab.claims.claim import PRESETS, Available, Claim, Preset
+from normkit.lab.claims.claim import PRESETS, SETUP, Available, Claim, Preset
 from normkit.lab.claims.registry import all_claims
-from normkit.lab.findings import Finding
+from normkit.lab.findings import Finding, ScaleWord
 from normkit.lab.judge import finding
 from tests.lab.claims.invented import evidence
 
@@ -62,6 +62,18 @@ def test_words_are_complete(claim: Claim) -> None:
     assert claim.prediction
     assert 2 <= claim.differs.count(". ") + 1 <= 5
     assert claim.differs.endswith(".")
+    assert set(claim.source_setup) == set(SETUP)
+    assert all(claim.source_setup.values())
+    assert claim.at_scale
+    for larger in claim.at_scale:
+        assert larger.word in get_args(ScaleWord)
+        assert larger.figures
+        assert larger.source
+        assert larger.url.startswith("https://") or not larger.url
+
+
+def test_at_most_eight_claims_stand_in_the_readme() -> None:
+    assert sum(claim.headline for claim in all_claims().values()) <= 8
 
 
 @every
@@ -74,6 +86,12 @@ def test_finding_is_complete_and_plain(claim: Claim, preset: Preset) -> None:
     assert " seeds" in found.sentence
     assert any(each.decides for each in found.comparisons)
     assert dict(found.setup)["decided by"] == claim.decision
+    assert found.parts >= sum(each.decides for each in found.comparisons)
+    assert found.here is not None
+    assert [row[0] for row in found.here.rows] == list(SETUP)
+    assert all(cell for row in found.here.rows for cell in row)
+    assert found.holds.endswith(".")
+    assert found.practice.endswith(".")
     assert len(found.records) == found.runs == len(claim.plan(preset, Available.whole(claim.data)))
     check(found)
 

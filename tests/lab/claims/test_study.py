@@ -30,7 +30,9 @@ from normkit.lab.claims.study import (
     values_of,
 )
 from normkit.lab.config import RunConfig
+from normkit.lab.findings import AtScale
 from normkit.lab.judge import finding
+from tests.lab.claims.invented import WORDS
 
 Synthetic = Callable[..., Evidence]
 Values = Mapping[str, Sequence[float | None]]
@@ -42,7 +44,7 @@ PLAN = Plan(
 )
 
 
-def claim(plan: Any = PLAN, sentence: str = "Higher by {gain} points") -> Claim:
+def claim(plan: Any = PLAN, sentence: str = "Higher by {gain} points", **words: Any) -> Claim:
     return define(
         key="C0",
         title="A claim",
@@ -56,6 +58,7 @@ def claim(plan: Any = PLAN, sentence: str = "Higher by {gain} points") -> Claim:
             along(TEST, "Test accuracy", "test accuracy"),
             Dots("dots", "Gain", "arm", "gain", {"": {WITH: GAIN}}, difference=True),
         ),
+        **(WORDS | words),
     )
 
 
@@ -161,3 +164,40 @@ def test_numbers_of_images_that_differ_are_a_range(synthetic: Synthetic) -> None
     )
     found = finding(claim(few), synthetic(claim(few), lambda arm, config: None), data="invented")
     assert found.data == "invented: 250–1,000 training and 500 test images"
+
+
+def test_here_stands_beside_the_source(synthetic: Synthetic) -> None:
+    setup = {"network": "LeNet", "data": "MNIST", "steps": "many", "figures": "+2"}
+    told = claim(
+        source_setup=setup,
+        figures="{gain:plain} points",
+        holds="At {gain:plain} it holds.",
+        practice="Use it.",
+        at_scale=[AtScale("agrees", "+3", "a paper")],
+    )
+    values = {"test_accuracy": [0.5, 0.6, 0.7, 0.7]}
+    found = finding(told, synthetic(told, lambda arm, config: values), data="")
+    assert found.here is not None
+    assert found.here.columns == ("", "here", "in the source")
+    assert found.here.rows == (
+        ("network", "LeNet-5, 62,000 parameters", "LeNet"),
+        ("data", "Fashion-MNIST, 1,000 training and 500 test images, 28 pixels", "MNIST"),
+        ("steps", "80 steps of 50 images, 4 epochs", "many"),
+        ("figures", "0.00 points", "+2"),
+    )
+    assert (found.holds, found.practice) == ("At 0.00 it holds.", "Use it.")
+    assert found.at_scale == (AtScale("agrees", "+3", "a paper"),)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"holds": "{gian}"}, {"practice": "{gian}"}, {"figures": "{gian}"}]
+)
+def test_templates_name_what_there_is(wrong: dict[str, str]) -> None:
+    with pytest.raises(OptionError, match="gian"):
+        claim(**wrong)
+
+
+@pytest.mark.parametrize("setup", [{}, {"network": "LeNet"}, dict.fromkeys("abcd", "")])
+def test_source_setup_has_four_rows(setup: dict[str, str]) -> None:
+    with pytest.raises(OptionError, match="network, data, steps, figures"):
+        claim(source_setup=setup)

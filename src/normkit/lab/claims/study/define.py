@@ -23,16 +23,16 @@ def define(
     decides: Mapping[str, Endpoint],
     information: Mapping[str, Endpoint] | None = None,
     sentence: str,
+    source_setup: Mapping[str, str],
+    figures: str,
+    at_scale: Sequence[AtScale],
+    holds: str,
+    practice: str,
     say: Mapping[str, Words] | None = None,
     charts: Sequence[Callable[[Evidence], Chart | None]] = (),
     tables: Sequence[Callable[[Evidence], Table]] = (),
     colours: Mapping[str, str] | None = None,
     rule: str = "95 % t intervals of the paired differences",
-    source_setup: Mapping[str, str] | None = None,
-    figures: str = "",
-    at_scale: Sequence[AtScale] = (),
-    holds: str = "",
-    practice: str = "",
     **fields: Any,
 ) -> Claim:
     """Build the claim that these declarations describe.
@@ -66,7 +66,7 @@ def define(
     }  # fmt: skip
     for name, template in templates.items():
         _check_names(f"{name} of {fields['key']}", template, known)
-    if source_setup is not None and set(source_setup) != set(SETUP):
+    if set(source_setup) != set(SETUP):
         raise OptionError(
             message(
                 f"{', '.join(SETUP)} in the source_setup of {fields['key']}",
@@ -101,7 +101,7 @@ def define(
         plan=plan,
         judge=judge,
         decision=f"{questions} {rule}.",
-        source_setup=source_setup or {},
+        source_setup=source_setup,
         at_scale=tuple(at_scale),
         **fields,
     )

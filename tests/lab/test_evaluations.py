@@ -156,7 +156,7 @@ def test_under_population_the_layers_use_the_training_images(
             layer.momentum = 1.0
     with torch.no_grad():
         other(next(data.batches(small.train, 256, seed=0, channels_last=True))[0])
-    accuracy, loss, _ = evaluate(other, small.test, config)
+    accuracy, loss, *_ = evaluate(other, small.test, config)
     assert found["test_accuracy@population-256-256"] == accuracy
     assert found["test_loss@population-256-256"] == pytest.approx(loss, rel=1e-4)
     assert loss != pytest.approx(evaluate(model, small.test, config).loss, rel=0.01)
@@ -168,7 +168,7 @@ def test_under_train_scores_training_images_without_noise(
     config = make_config(model="alexnet", norm="batch", model_options=(("dropout", 0.5),))
     model = trained(config, small)
     found, _ = evaluate_under([("train", 256), ("train", 1)], model, small, config, 0)
-    accuracy, loss, _ = evaluate(model, small.train, config)
+    accuracy, loss, *_ = evaluate(model, small.train, config)
     assert found["test_accuracy@train-256"] == accuracy
     assert found["test_loss@train-256"] == pytest.approx(loss, rel=1e-4)
     # One image leaves nothing to batch statistics, and needs none.

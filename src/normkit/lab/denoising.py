@@ -83,6 +83,8 @@ def psnr_loss(restored: Tensor, clean: Tensor, /, *, reduction: str) -> Tensor:
     """
     errors = (restored - clean).square().mean(dim=(1, 2, 3)) + _FLOOR
     losses = 10 * errors.log10()
+    if reduction == "none":
+        return losses
     return losses.mean() if reduction == "mean" else losses.sum()
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.lab import data
+from normkit.lab.by_image import Images
 from normkit.lab.config import RunConfig
 from normkit.lab.data.domains import DOMAINS, in_domain
 from normkit.lab.scoring import Score, in_order, population, score
@@ -119,12 +120,17 @@ def _test(model: nn.Module, split: data.Split, config: RunConfig, domain: int) -
 
 def _mean(scores: list[Score]) -> Score:
     losses = [each.loss for each in scores if each.loss is not None]
-    images = [each.images for each in scores if each.images is not None]
     return Score(
         fmean(each.figure for each in scores),
         fmean(losses) if len(losses) == len(scores) else None,
-        np.concatenate(images) if len(images) == len(scores) else None,
+        _joined([each.figures for each in scores]),
+        _joined([each.losses for each in scores]),
     )
+
+
+def _joined(parts: list[Images]) -> Images:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _population(

@@ -18,7 +18,7 @@ from torch import nn
 
 from normkit.errors import NonFiniteError
 from normkit.lab import data
-from normkit.lab.by_image import to_vector
+from normkit.lab.by_image import to_vectors
 from normkit.lab.conditions import Condition, named
 from normkit.lab.config import RunConfig
 from normkit.lab.data.batches import order
@@ -83,8 +83,7 @@ def evaluate_under(
             result = chance_score(dataset, config)
         metrics[named(figure, condition)] = result.figure
         metrics[named("test_loss", condition)] = result.loss
-        if (vector := to_vector(config, epoch, result.images)) is not None:
-            vectors[named(figure, condition)] = vector
+        vectors |= to_vectors(config, condition, result.figures, result.losses)
     return metrics, vectors
 
 
@@ -137,7 +136,9 @@ def _under_composed(
     composed = compose(dataset.test, kind, group, seed=config.seed, epoch=0)
     with batch_statistics(model):
         # Some images come twice.
-        return score(model, in_order(composed, config, group), config)._replace(images=None)
+        return score(model, in_order(composed, config, group), config)._replace(
+            figures=None, losses=None
+        )
 
 
 def _under_train(
@@ -145,7 +146,7 @@ def _under_train(
 ) -> Score:
     model.eval()
     result = score(model, in_order(dataset.train.take(images, seed=config.seed), config), config)
-    return result._replace(images=np.empty(0))
+    return result._replace(figures=np.empty(0), losses=np.empty(0))
 
 
 def _under_corrupted(

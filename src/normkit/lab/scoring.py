@@ -27,13 +27,15 @@ class Score(NamedTuple):
     Attributes:
         figure: of the task, such as accuracy: the mean over the images.
         loss: the mean loss, None where it is not finite.
-        images: the figure of each test image, in their order (domain after domain); empty where
-            their choice does not matter, None where they cannot be told apart.
+        figures: of each test image, in their order (domain after domain); empty where their choice
+            does not matter, None where they cannot be told apart.
+        losses: likewise.
     """
 
     figure: float
     loss: float | None
-    images: Images = None
+    figures: Images = None
+    losses: Images = None
 
 
 @torch.no_grad()
@@ -49,23 +51,24 @@ def score(
     """
     task, placement = task_of(config), current_placement()
     figure, loss, count = 0.0, 0.0, 0.0
-    parts: list[tuple[int, list[float]]] = []
+    parts: list[tuple[int, list[float], list[float]]] = []
     for start, images, targets in placement.shard_batches(_numbered(batches)):
         outputs = model(images)
         each = task.figures(outputs, targets)
-        parts.append((start, each.tolist()))
+        losses = task.loss(outputs, targets, reduction="none")
+        parts.append((start, each.tolist(), losses.tolist()))
         figure += each.sum().item()
         loss += task.loss(outputs, targets, reduction="sum").item()
         count += len(targets)
     figure, loss, count = placement.all_sum(figure, loss, count)
-    by_image = np.zeros(int(count))
-    for start, part in parts:
-        by_image[start : start + len(part)] = part
+    by_image = np.zeros((2, int(count)))
+    for start, *both in parts:
+        by_image[:, start : start + len(both[0])] = both
     if placement.size > 1:  # of each image, all processes but one have a zero
-        by_image = np.array(placement.all_sum(*by_image))
+        by_image = np.reshape(placement.all_sum(*by_image.ravel()), by_image.shape)
     if order is not None:
-        by_image[order.numpy()] = by_image.copy()
-    return Score(figure / count, loss / count if math.isfinite(loss) else None, by_image)
+        by_image[:, order.numpy()] = by_image.copy()
+    return Score(figure / count, loss / count if math.isfinite(loss) else None, *by_image)
 
 
 def _numbered(batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -48,7 +48,7 @@ class Task:
         shown: format of that figure for people.
         batches: one epoch of them, called as
             ``batches(config, split, batch_size, seed=, epoch=, shuffle=)``.
-        loss: with ``reduction`` "mean" or "sum", over the images of a batch.
+        loss: with ``reduction`` "mean" or "sum" over the images of a batch, or "none".
         figures: the figure of each image of a batch.
         chance_loss: called as ``chance_loss(config, classes)``; a run whose mean training loss is
             above it has learned nothing.

@@ -14,7 +14,7 @@ from torch import Tensor
 from normkit.errors import NonFiniteError
 from normkit.lab import data
 from normkit.lab.building import build_model, build_optimizer
-from normkit.lab.by_image import to_vector
+from normkit.lab.by_image import to_vectors
 from normkit.lab.checkpoints import Progress, restore, state
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
@@ -216,8 +216,7 @@ class Trainer:
                     self.epoch,
                 )
             metrics |= {f"test_{figure}": test.figure, "test_loss": test.loss, **under}
-            if (by_image := to_vector(self.config, self.epoch, test.images)) is not None:
-                vectors[f"test_{figure}"] = by_image
+            vectors |= to_vectors(self.config, None, test.figures, test.losses)
         else:
             self.elapse()
         # Without the time of the further conditions, which the training does not need.
@@ -263,10 +262,10 @@ class Trainer:
                 f"epoch_train_{figure}": None,
             }
             vectors: dict[str, Sequence[float]] = {}
-            conditions = (named("{}", under) for under in self.config.conditions(epoch))
-            for name in ("{}", *conditions) if self.config.is_evaluated(epoch) else ():
+            conditions = (None, *self.config.conditions(epoch))
+            for condition in conditions if self.config.is_evaluated(epoch) else ():
+                name = named("{}", condition) if condition else "{}"
                 metrics[name.format(f"test_{figure}")] = chance.figure
                 metrics[name.format("test_loss")] = None
-                if (vector := to_vector(self.config, epoch, chance.images)) is not None:
-                    vectors[name.format(f"test_{figure}")] = vector
+                vectors |= to_vectors(self.config, condition, chance.figures, chance.losses)
             self.log.record((epoch + 1) * per_epoch, epoch, metrics, vectors)

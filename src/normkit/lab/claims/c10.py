@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
+import numpy as np
+
+from normkit.lab.by_image import Images, combine
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.sources import BAYES_NOTES, CAFFE_QUICK, WU_JOHNSON
 from normkit.lab.claims.study import (
@@ -56,21 +59,41 @@ CAFFE_NETWORK = {
 """The fields of Caffe's quick network with its own recipe."""
 
 
-def grown(evidence: Evidence) -> dict[int, float]:
-    """Compare the last gap with that of the epoch at which the other seeds' mean is smallest."""
+def _apart(evidence: Evidence) -> dict[int, tuple[float, float]]:
+    """Return by seed the last epoch, and the one at which the other seeds' mean gap is smallest."""
     gaps = {run.config.seed: dict(GAP.curve(run)) for run in evidence.of(CUMULATIVE)}
     known = {
         seed: {epoch: gap for epoch, gap in by_epoch.items() if gap is not None}
         for seed, by_epoch in gaps.items()
     }
-    grown = {}
+    apart = {}
     for seed, own in known.items():
         others = [each for other, each in known.items() if other != seed]
         epochs = set(own).intersection(*others) if others else set()
         if epochs:
             smallest = min(epochs, key=lambda epoch: (fmean(e[epoch] for e in others), epoch))
-            grown[seed] = own[max(epochs)] - own[smallest]
-    return grown
+            apart[seed] = max(epochs), smallest
+    return apart
+
+
+def grown() -> Quantity:
+    """Compare the gap at these two epochs."""
+
+    def by_seed(evidence: Evidence) -> dict[int, float]:
+        gaps = {
+            run.config.seed: {x: gap or 0.0 for x, gap in GAP.curve(run)}
+            for run in evidence.of(CUMULATIVE)
+        }
+        return {s: gaps[s][last] - gaps[s][least] for s, (last, least) in _apart(evidence).items()}
+
+    def images(evidence: Evidence) -> dict[int, Images]:
+        gaps = {run.config.seed: dict(GAP.image_curve(run)) for run in evidence.of(CUMULATIVE)}
+        return {
+            seed: combine(np.subtract, gaps[seed].get(last), gaps[seed].get(least))
+            for seed, (last, least) in _apart(evidence).items()
+        }
+
+    return Quantity(by_seed, GAP.unit, images)
 
 
 CLAIM = define(
@@ -106,7 +129,7 @@ CLAIM = define(
         "grows": Endpoint(
             "As training goes on: by how much has the gap between batch statistics and the "
             "cumulative average grown since it was smallest?",
-            Quantity(grown, GAP.unit),
+            grown(),
             matters=2,
         ),
         "fails": Endpoint(

@@ -58,9 +58,10 @@ def rise(arm: str, measure: Measure = ERROR) -> Quantity:
     """Subtract an arm's error at the smallest depth from that at the greatest."""
 
     def at(end: int) -> Quantity:
-        return Quantity(
-            lambda e: measure.at(arm, model=f"resnet{depths(e)[end]}").by_seed(e), PERCENT
-        )
+        def there(evidence: Evidence) -> Quantity:
+            return measure.at(arm, model=f"resnet{depths(evidence)[end]}")
+
+        return Quantity(lambda e: there(e).by_seed(e), PERCENT, lambda e: there(e).images(e))
 
     return at(-1) - at(0)
 

@@ -49,7 +49,7 @@ def _seeds(parts: Sequence[Comparison]) -> str:
 
 def _part(comparison: Comparison, *, alone: bool) -> str:
     """An effect with its word and a remark; one that is alone has the claim's word."""
-    said = [] if alone else [comparison.word]
+    said: list[str] = [] if alone else [comparison.word]
     if remark := intervals.remark(comparison):
         said.append(remark)
     return "; ".join([effect(comparison), *said])

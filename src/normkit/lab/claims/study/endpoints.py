@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study.quantities import Quantity
@@ -96,24 +97,31 @@ class Effect:
             counted = spec == "number" or spec.startswith("x")
             return "an unknown number of" if counted else "not yet known"
         if spec.startswith("x"):
-            base = float(spec[1:])
-            middle, low, high = (
-                _power(base, end) for end in (comparison.effect, comparison.low, comparison.high)
-            )
-            return f"{middle} [{low}, {high}]"
+            comparison = _power(float(spec[1:]), comparison)
         places = 2 if comparison.decimals is None else comparison.decimals
+        shown = _ratio if spec.startswith("x") else _signed
         middle, low, high = (
-            _signed(end, places) for end in (comparison.effect, comparison.low, comparison.high)
+            shown(end, places) for end in (comparison.effect, comparison.low, comparison.high)
         )
         constant = comparison.low == comparison.high
         return middle if spec == "plain" or constant else f"{middle} [{low}, {high}]"
 
 
-def _power(base: float, exponent: float) -> str:
-    """Return a power with one decimal, or that it is beyond what anybody reads."""
-    if math.isfinite(exponent) and exponent * math.log10(base) > 15:
-        return "more than 10¹⁵"
-    return decimal(base**exponent, 1)
+def _power(base: float, comparison: Comparison) -> Comparison:
+    """Return the comparison of which this has the logarithms; infinity is beyond any reading."""
+
+    def power(exponent: float) -> float:
+        beyond = exponent * math.log10(base) > 15
+        return math.inf if beyond else base**exponent
+
+    ends: dict[str, Any] = {
+        name: power(getattr(comparison, name)) for name in ("effect", "low", "high")
+    }
+    return dataclasses.replace(comparison, **ends)
+
+
+def _ratio(value: float, places: int) -> str:
+    return "more than 10¹⁵" if value == math.inf else decimal(value, places)
 
 
 def _signed(value: float, places: int) -> str:

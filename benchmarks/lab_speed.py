@@ -94,7 +94,13 @@ def tutorial(trainings: int, loaders: int, *, bare: bool) -> None:
         torch.manual_seed(config.seed)
         train = Images(dataset.train.take(config.train_images, seed=config.seed), bare=bare)
         test = Images(dataset.test.take(config.test_images, seed=0), bare=bare)
-        train_loader = DataLoader(train, config.batch_size, shuffle=True, num_workers=loaders)
+        train_loader = DataLoader(
+            train,
+            config.batch_size,
+            shuffle=True,
+            num_workers=loaders,
+            drop_last=config.drop_last,
+        )
         test_loader = DataLoader(test, config.batch_size, num_workers=loaders)
         norm = "torch-batch" if config.norm == "batch" else config.norm
         model = models.build(config.model, norm=norm, act=config.act)

@@ -51,7 +51,7 @@ def needs(argument):
 
 def loader():
     split = data.load("fashion-mnist", offline=True).train
-    return list(itertools.islice(data.batches(split, 100, seed=0), 50))
+    return list(itertools.islice(data.batches(split, 100, seed=0), 20))
 
 
 def slow():

@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._dynamo import compiled_autograd
 from torch.nn import functional as F
 
 import normkit as nk
@@ -254,6 +253,8 @@ def test_more_than_two_to_the_31_values(last: bool) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_autograd_calls_the_kernels() -> None:
     """The node is one call in its graph; without words for it, it would be refused."""
+    from torch._dynamo import compiled_autograd  # here, as it takes seconds
+
     bn, frozen = nk.BatchNorm2d(3, bias=False, act="silu"), nk.FrozenBatchNorm2d(3, act="relu")
     layer = nk.LayerNorm((3, 5, 6))
 

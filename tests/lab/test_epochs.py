@@ -78,35 +78,36 @@ def test_dropped_batch_changes_no_other(
     assert all(torch.equal(a[0], b[0]) for a, b in zip(kept, dropped, strict=False))
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
+RUNS: dict[str, dict[str, Any]] = {
+    "composed": {"composition": PAIRS, "norm": "ghost", "norm_options": (("ghost_size", 32),)},
+    "mixed": {"composition": (*PAIRS, ("mixed", True)), "evaluations": (("composed", 20, 2),)},
+    "shared": {"domains": "negatives", "norm": "batch", "evaluations": DOMAINS},
+    "specific": {
+        "domains": "negatives",
+        "norm": "domain",
+        "norm_options": (("domains", 2), ("share_affine", False)),
+        "evaluations": DOMAINS,
+    },
+    "dropped": {"drop_last": True, "train_images": 300, "norm": "batch", "frozen_epochs": 1},
+    "dropped, denoising": {
+        "drop_last": True,
+        "train_images": 300,
+        "task": "denoising",
+        "noise": 0.1,
+        "model": "denoiser",
+        "model_options": (("width", 4),),
+    },
+}
+
+
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"composition": PAIRS, "norm": "ghost", "norm_options": (("ghost_size", 32),)},
-        {"composition": (*PAIRS, ("mixed", True)), "evaluations": (("composed", 20, 2),)},
-        {"domains": "negatives", "norm": "batch", "evaluations": DOMAINS},
-        {
-            "domains": "negatives",
-            "norm": "domain",
-            "norm_options": (("domains", 2), ("share_affine", False)),
-            "evaluations": DOMAINS,
-        },
-        {"drop_last": True, "train_images": 300, "norm": "batch", "frozen_epochs": 1},
-        {
-            "drop_last": True,
-            "train_images": 300,
-            "task": "denoising",
-            "noise": 0.1,
-            "model": "denoiser",
-            "model_options": (("width", 4),),
-        },
-    ],
-    ids=["composed", "mixed", "shared", "specific", "dropped", "dropped, denoising"],
+    ("name", "stop"),
+    list(zip(RUNS, (1, 4, 6, 1, 4, 6), strict=True)),  # within an epoch, and after one
 )
 def test_stopped_run_resumes_bit_for_bit(
-    make_config: Make, dataset: data.Dataset, make_log: Any, fields: dict[str, Any], stop: int
+    make_config: Make, dataset: data.Dataset, make_log: Any, name: str, stop: int
 ) -> None:
-    config = make_config(size=16, momentum=0.9, **fields)
+    config = make_config(size=16, momentum=0.9, **RUNS[name])
     whole, parts = make_log(), make_log()
     train(config, dataset, whole)
     asked = iter([False] * (stop - 1))

@@ -68,8 +68,10 @@ def test_statistics_stay_while_weights_learn(
     assert log.metrics["epoch_train_loss", 12] < log.metrics["epoch_train_loss", 4]
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5, 6, 9])
-@pytest.mark.parametrize("norm", ["torch-batch", "batch"])
+@pytest.mark.parametrize(
+    ("stop", "norm"),
+    [(3, "torch-batch"), (4, "batch"), (5, "torch-batch"), (6, "batch"), (9, "torch-batch")],
+)
 def test_stopped_run_resumes_bit_for_bit(
     make_config: Make, dataset: data.Dataset, make_log: Any, norm: str, stop: int
 ) -> None:

@@ -58,6 +58,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path: Path, make_config: Make) -> No
                 break
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
+            time.sleep(0.01)  # so that looking takes nothing from what is looked at
         process.send_signal(signal.SIGKILL)
         process.communicate()
         cut = store.get(config.key)

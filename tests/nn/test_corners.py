@@ -129,7 +129,7 @@ def test_ghost_batches_compile_with_sizes_that_vary() -> None:
     twin = copy.deepcopy(layer)
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for n, h in ((4, 5), (6, 6), (7, 7), (3, 5)):
+    for n, h in ((4, 5), (6, 6), (3, 5)):
         x = torch.randn(n, 3, h, h)
         torch.testing.assert_close(compiled(x), twin(x))
 

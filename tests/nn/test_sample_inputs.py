@@ -8,45 +8,47 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import normkit as nk
 
-INFOS = [
-    info
-    for info in module_db
-    if "Norm" in info.module_cls.__name__ and hasattr(nk, info.module_cls.__name__)
-]
+NAMES = [
+    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "LayerNorm", "RMSNorm",
+    "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
+]  # fmt: skip
 
 
-def _samples() -> list[Any]:
-    cases = []
-    for info in INFOS:
-        for training in (True, False):
-            inputs = info.module_inputs_func(
-                info, device="cpu", dtype=torch.float64, requires_grad=True, training=training
-            )
-            for i, sample in enumerate(inputs):
-                name = f"{info.module_cls.__name__}-{'train' if training else 'eval'}-{i}"
-                cases.append(pytest.param(info.module_cls, training, sample, id=name))
-    return cases
+@pytest.fixture(scope="module")
+def infos() -> dict[str, Any]:
+    """PyTorch's descriptions of its normalization modules; importing them takes seconds."""
+    from torch.testing._internal.common_modules import module_db
+
+    names = {info.module_cls.__name__: info for info in module_db}
+    return {name: info for name, info in names.items() if "Norm" in name and hasattr(nk, name)}
 
 
-SAMPLES = _samples()
+def _samples(info: Any, training: bool) -> list[Any]:
+    inputs = info.module_inputs_func(
+        info, device="cpu", dtype=torch.float64, requires_grad=True, training=training
+    )
+    return list(inputs)
 
 
-def test_there_are_as_many_as_pytorch_has() -> None:
+def test_there_are_as_many_as_pytorch_has(infos: dict[str, Any]) -> None:
     # 126 in PyTorch 2.13; a release with more adds them by itself.
-    assert len(SAMPLES) >= 126
-    assert {i.module_cls.__name__ for i in INFOS} == {
-        "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "LayerNorm", "RMSNorm",
-        "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
-    }  # fmt: skip
+    modes = (True, False)
+    assert sum(len(_samples(info, mode)) for info in infos.values() for mode in modes) >= 126
+    assert set(infos) == set(NAMES)
 
 
 @pytest.mark.filterwarnings("ignore:input's size at dim:UserWarning")
-@pytest.mark.parametrize(("theirs", "training", "sample"), SAMPLES)
-def test_all_equal(theirs: type[nn.Module], training: bool, sample: Any) -> None:
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NAMES)
+def test_all_equal(name: str, training: bool, infos: dict[str, Any]) -> None:
+    for sample in _samples(infos[name], training):
+        _check_sample(infos[name].module_cls, training, sample)
+
+
+def _check_sample(theirs: type[nn.Module], training: bool, sample: Any) -> None:
     args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
     a = theirs(*args, **kwargs).double().train(training)
     b = getattr(nk, theirs.__name__)(*args, **kwargs).double().train(training)
@@ -88,9 +90,11 @@ def test_all_equal(theirs: type[nn.Module], training: bool, sample: Any) -> None
             torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("info", INFOS, ids=lambda i: i.module_cls.__name__)
-def test_the_same_errors(info: Any) -> None:
-    ours = getattr(nk, info.module_cls.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_errors(name: str, infos: dict[str, Any]) -> None:
+    from torch.testing._internal.common_modules import ModuleErrorEnum
+
+    info, ours = infos[name], getattr(nk, name)
     if info.module_error_inputs_func is None:
         return
     for training in (True, False):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from normkit.lab.by_image import pack
+from normkit.lab.by_image import from_blocks, pack, to_blocks
 from normkit.lab.claims.claim import Claim, Evidence
 from normkit.lab.claims.study import TEST, WITH, WITHOUT, Endpoint, Quantity, mean
 from normkit.lab.config import RunConfig
@@ -126,3 +126,16 @@ def test_quantities_carry_images(synthetic: Synthetic) -> None:
             assert np.mean(images[seed]) == pytest.approx(value)  # type: ignore[arg-type]
     unknown = Quantity(one.by_seed, one.unit)
     assert (one - unknown).image_error(runs) == (0, 0)
+
+
+def test_blocks_give_the_same_estimate() -> None:
+    rng = np.random.default_rng(11)
+    whole, by_block = [], []
+    for _ in range(100):
+        # Losses: a few images are hard for all seeds, and most have nearly none.
+        d = study(rng, 5, 1000, (0.02, 0.0, 0.1)) + 0.3 * rng.gamma(0.3, size=1000)
+        whole.append(image_error(list(d)).deviation)
+        error = image_error([from_blocks(to_blocks(each), 1000) for each in d])
+        assert error.images == 1000
+        by_block.append(error.deviation)
+    assert np.mean(np.square(by_block)) == pytest.approx(np.mean(np.square(whole)), rel=0.06)

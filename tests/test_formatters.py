@@ -54,7 +54,6 @@ def _functions() -> Iterator[tuple[str, Callable[[float], Any]]]:
     yield "number", text.number
     yield "a signed number", lambda value: text.number(value, signed=True)
     yield "a number of decimals", lambda value: text.number(value, decimals=2)
-    yield "chance", lambda value: text.chance(value if math.isnan(value) else 0 <= value <= 1)
     yield "duration", text.duration
     yield "an effect", lambda value: f"{endpoints.Effect(_comparison(value))}"
     yield "an effect alone", lambda value: f"{endpoints.Effect(_comparison(value)):plain}"

@@ -156,7 +156,8 @@ def _interval(effect: Comparison | None) -> str:
     if effect is None:
         return "none"
     low, high = number(effect.low), number(effect.high)
-    return f"{number(effect.effect)} [{low}, {high}] {effect.unit}, {effect.seeds} seeds"
+    word = f": {effect.word}" if effect.decides else ""
+    return f"{number(effect.effect)} [{low}, {high}] {effect.unit}, {effect.seeds} seeds{word}"
 
 
 def _print_shared(out: Console, shared: Shared) -> None:

@@ -148,7 +148,7 @@ class Comparison:
 
     @property
     def decimals(self) -> int | None:
-        """The decimals that the interval supports: one digit of its half width, two below 5.
+        """Decimals that the interval supports: one digit of its half width, two below 5.
 
         As many more, up to two, as it takes to see on which side of zero the interval ends. None
         where there is no width to tell by.
@@ -180,7 +180,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class AtScale:
-    """What the literature found of a claim where networks, data and training were larger.
+    """Results in the literature on a claim where networks, data and training were larger.
 
     ``word`` is fixed with the claim, before its runs: does it agree with the claim, or contradict
     it, or show an effect too small for the networks and seeds here?
@@ -234,7 +234,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """The word, or how many of several parts are confirmed."""
+        """Word of the claim, or how many of several parts are confirmed."""
         if self.parts > 1 and self.word in ("confirmed", "partly"):
             return f"confirmed {self.confirmed} of {self.parts} parts"
         return self.word
@@ -242,7 +242,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The deciding parts of several findings, taken together.
+    """Deciding parts of several findings, taken together.
 
     Attributes:
         parts: how many were judged, but for those that are no matter of chance.
@@ -266,12 +266,12 @@ class Family:
 
     @property
     def expected(self) -> float:
-        """The number of confirmed parts that chance alone would give if no effect existed."""
+        """Number of confirmed parts that chance alone would give if no effect existed."""
         return self.parts * TAIL
 
     @property
     def chance(self) -> float:
-        """The probability of at least one of them, for independent parts.
+        """Probability of at least one of them, for independent parts.
 
         >>> round(Family(57, 38, 30).chance, 2)
         0.76

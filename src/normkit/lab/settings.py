@@ -1,4 +1,4 @@
-"""The settings of a claim's runs in words: all of them, and the few beside the source's."""
+"""Settings of a claim's runs in words: all of them, and the few beside the source's."""
 
 from __future__ import annotations
 

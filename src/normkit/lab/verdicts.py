@@ -90,7 +90,7 @@ def _quantile(probability: float, freedom: float) -> float:
 def _moments(
     values: Sequence[float], resolution: float, shared: float
 ) -> tuple[float, float, float]:
-    """The mean, its standard error, and the degrees of freedom of the latter."""
+    """Return the mean, its standard error, and the degrees of freedom of the latter."""
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
         raise OptionError(
@@ -200,8 +200,8 @@ def corrected(parts: Sequence[Comparison]) -> list[bool]:
     (['confirmed', 'confirmed'], [True, True])
     """
     together = iter(_holm([part.p for part in parts if part.p is not None]))
-    holds = [part.p is None or next(together) < TAIL for part in parts]
-    return [part.word == "confirmed" and held for part, held in zip(parts, holds, strict=True)]
+    clear = [part.p is None or next(together) < TAIL for part in parts]
+    return [part.word == "confirmed" and sure for part, sure in zip(parts, clear, strict=True)]
 
 
 def _holm(p: Sequence[float]) -> list[float]:

@@ -49,10 +49,12 @@ def _seeds(parts: Sequence[Comparison]) -> str:
 
 def _part(comparison: Comparison, *, alone: bool) -> str:
     """An effect with its word and a remark; one that is alone has the claim's word."""
-    said: list[str] = [] if alone else [comparison.word]
+    words = [effect(comparison)]
+    if not alone:
+        words.append(comparison.word)
     if remark := intervals.remark(comparison):
-        said.append(remark)
-    return "; ".join([effect(comparison), *said])
+        words.append(remark)
+    return "; ".join(words)
 
 
 def together(findings: Sequence[Finding]) -> str:

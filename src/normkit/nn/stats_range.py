@@ -51,7 +51,7 @@ def may_exceed(mean: Tensor, var: Tensor, running: Tensor | None) -> bool:
         return False
     # The unbiased variance is at most twice the biased one; an average exceeds neither end.
     limit = torch.finfo(running.dtype).max / 2
-    return not bool(torch.maximum(mean.abs().max(), var.max()) < limit)
+    return not float((mean.abs() + var).max()) < limit
 
 
 def in_float64(running: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

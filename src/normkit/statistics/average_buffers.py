@@ -16,6 +16,7 @@ from normkit.statistics.estimates.estimate import merge_shares
 from normkit.statistics.layers.find import NormLayer, find_norm_layers, unwrap
 from normkit.statistics.layers.preserve import overwrite
 from normkit.statistics.measuring.check_statistics import check_range
+from normkit.statistics.printing.tables import format_deviations
 from normkit.statistics.processes.ranks import Ranks, fingerprint, ranks_of
 
 __all__ = ["average_buffers"]
@@ -94,7 +95,7 @@ def average_buffers(model: nn.Module, process_group: Any = None) -> Handle:
             steps.append(_write_step(counter, each if counter.shape == each.shape else each.max()))
         cls = type(one.layer)
         far = ((mean - old[0]).abs() / old[1].clamp_min(1e-30).sqrt()).max()
-        note = f"mean moved by up to {float(far):.2g} deviations"
+        note = f"mean moved by up to {format_deviations(float(far))}"
         changed.append(Changed(one.name, cls, cls, note=note))
     run(steps)
     return Handle("average_buffers", changed, skipped, steps)

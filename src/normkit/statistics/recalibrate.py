@@ -33,7 +33,7 @@ from normkit.statistics.measuring.layerwise import group_errors, repeat, with_er
 from normkit.statistics.measuring.observing import observing
 from normkit.statistics.measuring.passes import FIRST_COUNTS, Passes
 from normkit.statistics.printing.progress import bar
-from normkit.statistics.printing.tables import format_percent
+from normkit.statistics.printing.tables import format_percent, format_size
 from normkit.statistics.processes.lockstep import check_group
 from normkit.statistics.processes.ranks import ranks_of
 from normkit.statistics.results.recalibration import Cost, Recalibration
@@ -225,7 +225,7 @@ def _check_size(few: bool, bias: float, passes: Passes) -> None:
                 "of about one part in that many; or batches that can be iterated over again, to "
                 "measure layer by layer",
                 "batches that may not be iterated over again, of "
-                f"{size:.3g} samples each: off by about {format_percent(bias)}",
+                f"{format_size(size)} samples each: off by about {format_percent(bias)}",
                 "pass a list or a DataLoader, or larger batches; no statistics were changed",
             )
         )
@@ -253,8 +253,8 @@ def _warn(
     if bias > limit:
         but = "" if tolerance is None else f"tolerance={tolerance} bounds the standard error, but "
         warnings.warn(
-            f"{but}batches of {cost.samples / cost.batches:.3g} samples, which can be iterated "
-            f"over only once, may put later layers off by about {format_percent(bias)}; pass a "
-            "list or a DataLoader, or larger or shuffled batches",
+            f"{but}batches of {format_size(cost.samples / cost.batches)} samples, which can be "
+            "iterated over only once, may put later layers off by about "
+            f"{format_percent(bias)}; pass a list or a DataLoader, or larger or shuffled batches",
             stacklevel=3,
         )

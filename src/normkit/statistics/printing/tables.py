@@ -9,8 +9,10 @@ from normkit.handle import SHOWN, Skipped, kind, place_name
 
 __all__ = [
     "format_deviations",
+    "format_errors",
     "format_factor",
     "format_percent",
+    "format_size",
     "format_table",
     "layer_label",
 ]
@@ -61,8 +63,28 @@ def format_factor(value: float) -> str:
     return f"×÷ {_decimals(value)}" if math.isfinite(value) else "not finite"
 
 
-def _decimals(value: float) -> str:
-    return f"over {MOST:,}" if value > MOST else f"{value:,.2f}"
+def _decimals(value: float, digits: int = 2) -> str:
+    return f"over {MOST:,}" if value > MOST else f"{value:,.{digits}f}"
+
+
+def format_errors(number: float) -> str:
+    """Format a number of standard errors."""
+    if math.isnan(number):
+        return "unknown"
+    return _decimals(number, 1) if math.isfinite(number) else "not finite"
+
+
+def format_size(size: float) -> str:
+    """Format the mean size of batches, with three significant digits at least.
+
+    >>> format_size(32 / 3), format_size(1024.0)
+    ('10.7', '1,024')
+    """
+    if not math.isfinite(size):
+        return "unknown"
+    if size < 1:
+        return "under 1"
+    return f"{size:.3g}" if size < 999.5 else _decimals(size, 0)
 
 
 def format_percent(share: float) -> str:

@@ -10,6 +10,7 @@ from normkit.statistics.estimates.gaps import MIN_GAP, Gap
 from normkit.statistics.outputs.compare import OutputComparison
 from normkit.statistics.printing.tables import (
     format_deviations,
+    format_errors,
     format_factor,
     format_percent,
     format_table,
@@ -93,7 +94,7 @@ class Consistency:
                     layer_label(name, self._classes[name]),
                     format_deviations(gap.mean),
                     format_factor(gap.variance),
-                    f"{_errors(gap.mean_errors)}, {_errors(gap.variance_errors)}",
+                    f"{format_errors(gap.mean_errors)}, {format_errors(gap.variance_errors)}",
                     f"{format_deviations(later.mean)}, {format_factor(later.variance)}"
                     if later
                     else "not called",
@@ -185,10 +186,3 @@ def _median_size(sizes: Mapping[int, int]) -> int:
         if below >= half:
             return size
     return max(sizes)
-
-
-def _errors(number: float) -> str:
-    """Format a number of standard errors."""
-    if math.isnan(number):
-        return "unknown"
-    return "not finite" if math.isinf(number) else f"{number:,.1f}"

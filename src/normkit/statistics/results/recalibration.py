@@ -19,6 +19,7 @@ from normkit.statistics.printing.tables import (
     format_deviations,
     format_factor,
     format_percent,
+    format_size,
     format_table,
     layer_label,
 )
@@ -212,8 +213,9 @@ class Recalibration:
         )
         if self.avoided_bias:
             head += (
-                f"\n  layer by layer, as one pass over batches of {self.samples / self.batches:.3g}"
-                f" would be off by about {format_percent(self.avoided_bias)}"
+                "\n  layer by layer, as one pass over batches of "
+                f"{format_size(self.samples / self.batches)} would be off by about "
+                f"{format_percent(self.avoided_bias)}"
             )
         rows = [
             (

@@ -29,7 +29,8 @@ from normkit.statistics.layers.find import (
 )
 from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.measuring.check_statistics import check_measurement
-from normkit.statistics.measuring.layerwise import group_errors, repeat, with_errors_of
+from normkit.statistics.measuring.groups import group_errors
+from normkit.statistics.measuring.layerwise import repeat, with_errors_of
 from normkit.statistics.measuring.observing import observing
 from normkit.statistics.measuring.passes import FIRST_COUNTS, Passes
 from normkit.statistics.printing.progress import bar
@@ -179,7 +180,8 @@ def recalibrate(
         limit = min(tolerance or math.inf, LARGE_BIAS if layerwise is None else math.inf)
         switch = layerwise is None and (few or bias > limit)
         if switch and not passes.begins_again():
-            _check_size(few, bias, passes)
+            if few:
+                raise _too_small(passes.samples / passes.batches, bias)
             switch = False
         result = repeat(layers, passes, errors) if layerwise or switch else stated
         shared = shared_layers(observer.estimates, layers, passes.own_samples)
@@ -211,24 +213,17 @@ def _check_repeats(layerwise: bool | None, batches: Iterable[Any]) -> None:
         )
 
 
-def _check_size(few: bool, bias: float, passes: Passes) -> None:
-    """Raise if batches of few samples can be iterated over only once.
-
-    Raises:
-        StatisticsError: they are ``few``, and so a single pass is too far off.
-    """
-    if few:
-        size = passes.samples / passes.batches
-        raise StatisticsError(
-            message(
-                f"batches of at least {1 / MAX_BIAS:.0f} samples, as later layers inherit a bias "
-                "of about one part in that many; or batches that can be iterated over again, to "
-                "measure layer by layer",
-                "batches that may not be iterated over again, of "
-                f"{format_size(size)} samples each: off by about {format_percent(bias)}",
-                "pass a list or a DataLoader, or larger batches; no statistics were changed",
-            )
+def _too_small(size: float, bias: float) -> StatisticsError:
+    return StatisticsError(
+        message(
+            f"batches of at least {1 / MAX_BIAS:.0f} samples, as later layers inherit a bias "
+            "of about one part in that many; or batches that can be iterated over again, to "
+            "measure layer by layer",
+            "batches that may not be iterated over again, of "
+            f"{format_size(size)} samples each: off by about {format_percent(bias)}",
+            "pass a list or a DataLoader, or larger batches; no statistics were changed",
         )
+    )
 
 
 def _warn(

@@ -15,7 +15,7 @@ from normkit.statistics.layers.find import NormLayer, layers_by_bank
 from normkit.statistics.measuring.check_statistics import check_measurement
 from normkit.statistics.measuring.passes import Passes
 
-__all__ = ["group_errors", "repeat", "with_errors_of"]
+__all__ = ["repeat", "with_errors_of"]
 
 UNUSABLE = 0.5
 """Bias from which a first pass says nothing of a layer, whose input may have been constant."""
@@ -25,13 +25,6 @@ CONVERGED = 0.1
 
 AGAIN = 20
 """Passes beyond the number of layers, where a layer may be called on what it made itself."""
-
-GROUP = 8
-"""Smallest number of samples in a group of batches that normalizes itself for standard errors."""
-
-SETTLED = 0.1
-"""Passes for standard errors end when one changes none by more than this share, about as well as
-32 groups know it."""
 
 
 def repeat(
@@ -122,37 +115,6 @@ def with_errors_of(result: LayerStatistics, first: LayerStatistics) -> LayerStat
         mean_standard_error=first.mean_standard_error,
         variance_standard_error=first.variance_standard_error,
     )
-
-
-def group_errors(
-    layers: Sequence[NormLayer], passes: Passes, result: Mapping[str, LayerStatistics]
-) -> dict[str, LayerStatistics]:
-    """Return statistics whose standard errors hold with batches of any size, even of one.
-
-    The batches are split into groups of neighbours, large enough to normalize themselves. Each
-    group goes through the layer-by-layer passes by itself, all in the same passes, from ``result``
-    on; how far the groups then differ from each other is the error (random groups: Wolter 2007,
-    *Introduction to Variance Estimation*, chapter 2). NaN where there are too few samples for two.
-    """
-    by_bank = layers_by_bank(layers)
-    groups = [dict(result) for _ in range(passes.group_number(GROUP))]
-    before: dict[str, float] = {}
-    merged = dict(result)
-    for _ in range(len(layers) + 1):
-        groups, merged = passes.group_pass(groups)
-        errors = {name: relative_error(one, by_bank[name].eps) for name, one in merged.items()}
-        if all(_near(error, before.get(name, math.inf)) for name, error in errors.items()):
-            break
-        before = errors
-    if passes.samples < GROUP * max(passes.units.values(), default=0):
-        nothing = {name: torch.full_like(one.mean, math.nan) for name, one in merged.items()}
-        return {n: one._replace(mean_standard_error=nothing[n], variance_standard_error=nothing[n])
-                for n, one in merged.items()}  # fmt: skip
-    return merged
-
-
-def _near(error: float, before: float) -> bool:
-    return math.isnan(error) or abs(error - before) <= SETTLED * error
 
 
 def _steps(

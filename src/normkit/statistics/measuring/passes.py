@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-
-import torch
 
 from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.estimates.bias import MAX_BIAS, Tally
-from normkit.statistics.estimates.estimate import Estimate, Units, merge_statistics, statistics
+from normkit.statistics.estimates.estimate import Estimate, Units, merge_statistics
 from normkit.statistics.estimates.layer_statistics import LayerStatistics, relative_error
 from normkit.statistics.layers.find import layers_by_bank
 from normkit.statistics.layers.preserve import is_sharded, preserve_rng
-from normkit.statistics.measuring.calls import CallsEstimate
 from normkit.statistics.measuring.observer import Observer
 from normkit.statistics.measuring.share import Share
 from normkit.statistics.printing.progress import Bar
@@ -40,9 +37,6 @@ MAX_ROUNDS = 32
 SAME = 1e-5
 """Below this share of a deviation two passes had the same batches, up to the order of summation."""
 
-MAX_GROUPS = 32
-"""Groups of batches that each rank makes for standard errors, known to 1 / √(2 · 31) = 13 %."""
-
 
 class Passes:
     """Passes over the batches, in step with other ranks.
@@ -53,7 +47,7 @@ class Passes:
 
     Attributes:
         samples, batches: of all ranks together, in the first pass.
-        own_samples: of this rank, in the first pass.
+        own_samples, own_batches: of this rank, in the first pass.
         count: passes made.
         units: by layer, the number of units behind the standard errors.
     """
@@ -66,7 +60,7 @@ class Passes:
         ranks: Ranks,
         progress: Bar,
     ) -> None:
-        self._observer = observer
+        self.observer = observer
         self._batches = DetachedLoader(batches)
         self._forward = forward
         self._ranks = ranks
@@ -75,7 +69,7 @@ class Passes:
         self._fingerprint = fingerprint(observer.layers)
         self._max_rounds = MAX_ROUNDS if ranks.size > 1 else 1
         self._in_step = ranks.size > 1 and is_sharded(observer.model)
-        self._own_batches = self.own_samples = 0
+        self.own_batches = self.own_samples = 0
         self._remainder = 0  # samples of this rank's last batch, where it was smaller
         self.samples = self.batches = self.count = 0
         self.units: dict[str, int] = {}
@@ -93,11 +87,11 @@ class Passes:
         self._progress.begin(samples)
         share, compare_at, rounds = self._share(math.inf), MIN_BATCHES, 1
         growing = self._growing()
-        self._observer.start({})
+        self.observer.start({})
         with preserve_rng():
             while True:
                 total, batches, active, per_round = self._advance(share, rounds)
-                self._own_batches, self.own_samples = share.batches, share.samples
+                self.own_batches, self.own_samples = share.batches, share.samples
                 self._remainder = share.remainder
                 self.samples, self.batches = total, batches
                 if not active or (samples is not None and total >= samples):
@@ -122,18 +116,32 @@ class Passes:
         Args:
             fixed: statistics that the layers normalize with, by name.
         """
+        self.observer.start(fixed)
+        self.go_over()
+        self._firsts = [*self._firsts[-1:], self.observer.first_input()]
+        return self._merge()
+
+    def go_over(self, run: Callable[[Any, bool], int] | None = None) -> None:
+        """Go over as many batches as the first pass, in another one.
+
+        Args:
+            run: called with each batch and whether it counts, in place of :meth:`run`.
+        """
         self._progress.begin(self.samples)
-        share, active = self._share(self._own_batches), 1
-        self._observer.start(fixed)
+        share, active = self._share(self.own_batches), 1
         # The same order in every pass, whichever generator the loader draws it from.
         with preserve_rng():
             for rounds in self._growing():
                 if not active:
                     break
-                _, _, active, _ = self._advance(share, rounds)
+                _, _, active, _ = self._advance(share, rounds, run)
         self.count += 1
-        self._firsts = [*self._firsts[-1:], self._observer.first_input()]
-        return self._merge()
+
+    def run(self, batch: Any, counts: bool) -> int:
+        """Run a batch and return its number of samples; 0 if it runs along with other ranks'."""
+        if counts:
+            return self.observer.run(batch, self._forward)
+        return self.observer.run_along(batch, self._forward)
 
     def batches_differ(self) -> bool:
         """Return whether the last two repeated passes had other batches, at any rank.
@@ -146,7 +154,7 @@ class Passes:
 
     def calls_again(self) -> bool:
         """Return whether a pass calls a layer several times, at any rank."""
-        return self._any_rank(any(one.calls for one in self._observer.estimates.values()))
+        return self._any_rank(any(one.calls for one in self.observer.estimates.values()))
 
     def _any_rank(self, value: bool) -> bool:
         return self._ranks.status([int(value)], self._fingerprint)[0] > 0
@@ -157,53 +165,6 @@ class Passes:
         while True:
             rounds = min(2 * rounds, self._max_rounds)
             yield rounds
-
-    def group_number(self, smallest: int) -> int:
-        """Return into how many groups of at least so many samples to split this rank's batches."""
-        return max(1, min(MAX_GROUPS, self._own_batches, self.own_samples // smallest))
-
-    def group_pass(
-        self, groups: Sequence[Mapping[str, LayerStatistics]]
-    ) -> tuple[list[dict[str, LayerStatistics]], dict[str, LayerStatistics]]:
-        """Go over the batches of the first pass in groups of neighbours.
-
-        Args:
-            groups: by group of this rank, what its batches are normalized with.
-
-        Returns:
-            The statistics by group, and those of all groups of all ranks, whose units they are.
-        """
-        self._progress.begin(self.samples)
-        share, active = self._share(self._own_batches), 1
-        estimates: list[dict[str, CallsEstimate]] = [{} for _ in groups]
-        done = 0
-        self._observer.start({})  # counts batches anew
-
-        def run(batch: Any, counts: bool) -> int:
-            nonlocal done
-            index = min(done * len(groups) // max(self._own_batches, 1), len(groups) - 1)
-            self._observer.start(groups[index], estimates[index])
-            done += counts
-            return self._run(batch, counts)
-
-        with preserve_rng():
-            for rounds in self._growing():
-                if not active:
-                    break
-                _, _, active, _ = self._advance(share, rounds, run)
-        self.count += 1
-        new = []
-        for fixed, observed in zip(groups, estimates, strict=True):
-            of_group = {n: statistics(one.units(), one.per_sample) for n, one in observed.items()}
-            # A single value has no variance.
-            of_group = {n: s for n, s in of_group.items() if bool(s.variance.isfinite().all())}
-            new.append({**fixed, **of_group})
-        units = {}
-        for name in self._layers:
-            parts = [observed[name].whole() for observed in estimates if name in observed]
-            if parts:
-                units[name] = Units(*(torch.cat(column) for column in zip(*parts, strict=True)))
-        return new, self._merge_units(units, {})
 
     def begins_again(self) -> bool:
         """Return True if every rank can go over its batches once more, as far as can be known."""
@@ -225,7 +186,7 @@ class Passes:
             StatisticsError: another rank has failed, or has other layers.
         """
         try:
-            share.advance(rounds, run or self._run)
+            share.advance(rounds, run or self.run)
         except BaseException as error:
             # Others in step know of it where it came before the forward; from within one of their
             # own they could not hear of it.
@@ -243,23 +204,19 @@ class Passes:
         if not self._in_step:
             return Share(lambda: ((batch, True) for batch in batches), limit)
         # A rank that has had all of its own goes on as long as the others.
-        model, forward = self._observer.model, self._forward
+        model, forward = self.observer.model, self._forward
         return Share(lambda: in_step(batches, self._ranks, model, forward, limit), math.inf)
-
-    def _run(self, batch: Any, counts: bool) -> int:
-        if counts:
-            return self._observer.run(batch, self._forward)
-        return self._observer.run_along(batch, self._forward)
 
     def _merge(self) -> dict[str, LayerStatistics]:
         """Merge what all ranks have observed in this pass."""
-        estimates = self._observer.estimates
+        estimates = self.observer.estimates
         units = {name: one.units() for name, one in estimates.items()}
-        return self._merge_units(units, {name: one.tally for name, one in estimates.items()})
+        return self.merge_units(units, {name: one.tally for name, one in estimates.items()})
 
-    def _merge_units(
+    def merge_units(
         self, units: Mapping[str, Units], tallies: Mapping[str, Tally]
     ) -> dict[str, LayerStatistics]:
+        """Merge the units of all ranks, by layer, of which this rank brings these."""
         # Alone, only layers that were called; together, all ranks name the same.
         units = {
             name: units[name] if name in units else Estimate(one.tensors[0].shape[-1]).units()
@@ -271,7 +228,7 @@ class Passes:
         per_sample = {name: one.per_sample for name, one in self._layers.items()}
         merged, self.units = merge_statistics(units, per_sample, self._ranks.sum, tallies)
         # In the order of calls, which several ranks need not share.
-        order = self._observer.estimates if self._ranks.size == 1 else self._layers
+        order = self.observer.estimates if self._ranks.size == 1 else self._layers
         return {name: merged[name] for name in order if name in merged}
 
     def _precise(self, merged: Mapping[str, LayerStatistics], tolerance: float) -> bool:

@@ -66,13 +66,22 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: str, scenario: str) 
             result["mean"] = layer.running_mean
         except nk.ShapeError as error:
             result["error"] = str(error)
-    elif scenario == "create graph":
+    elif scenario == "refused":
         layer = nk.SyncBatchNorm(3).double()
         z = x[mine].requires_grad_()
         try:
             torch.autograd.grad(layer(z).square().sum(), z, create_graph=True)
         except nk.StatisticsError as error:
             result["error"] = str(error)
+        # In one process alone the values are beyond what a buffer holds; all must hear of it.
+        layer = nk.SyncBatchNorm(3)
+        before = {name: value.clone() for name, value in layer.state_dict().items()}
+        try:
+            layer(x[mine].float() * 1e20 ** (rank == 0))
+        except nk.NonFiniteError as error:
+            result["beyond"] = str(error)
+        after = layer.state_dict()
+        result["kept"] = all(torch.equal(before[name], after[name]) for name in before)
     elif scenario == "groups":
         # Each process by itself: the layer then equals plain batch normalization.
         groups = [dist.new_group([r]) for r in range(world)]

@@ -49,9 +49,12 @@ def test_two_values_over_two_processes_are_enough(tmp_path: Path) -> None:
     assert all("error" not in r for r in together(sync_worker, [1, 1], "single value", tmp_path))
 
 
-def test_derivatives_of_the_backward_are_refused(tmp_path: Path) -> None:
-    for result in together(sync_worker, [6, 6], "create graph", tmp_path):
+def test_refused_in_every_process(tmp_path: Path) -> None:
+    """Derivatives of the backward pass, and statistics that exceed their buffers."""
+    for result in together(sync_worker, [6, 6], "refused", tmp_path):
         assert "create_graph=True" in result["error"]
+        assert "running_var of SyncBatchNorm within torch.float32" in result["beyond"]
+        assert result["kept"]
 
 
 def test_a_group_of_its_own_is_plain(tmp_path: Path) -> None:

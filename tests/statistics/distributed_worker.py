@@ -73,11 +73,14 @@ def main(rank: int, counts: list[int], rendezvous: str, out: str, scenario: str)
         other = nn.ModuleDict({"one": nn.BatchNorm2d(3 + rank)})
         nothing = nn.ReLU() if rank == 1 else nn.BatchNorm2d(3)
         kept = copy.deepcopy(net.state_dict())
-        for tried in (net, other, nothing):
+        apart = nn.BatchNorm2d(3).half()  # the variance between processes exceeds float16
+        apart.get_buffer("running_mean").fill_(6e4 * (1 - 2 * rank))
+        for tried in (net, other, nothing, apart):
             try:
                 average_buffers(tried)
             except nk.StatisticsError as error:
                 errors.append(str(error))
+        result["apart"] = apart.state_dict()
         result["errors"], result["before"], result["undone"] = errors, kept, net.state_dict()
     elif scenario == "scope":
         # Batch statistics of a synchronised layer are those of all processes, in evaluation too.

@@ -92,9 +92,11 @@ def test_ddp_broadcast_keeps_first_rank_only(tmp_path: Path) -> None:
 def test_failure_on_one_rank_changes_nothing(tmp_path: Path) -> None:
     first, second = together(distributed_worker, [1, 1], "failures", tmp_path)
     for result in (first, second):
-        nan, sizes, _ = result["errors"]
+        nan, sizes, _, exceeds = result["errors"]
         assert "NaN or infinity in cumulative of process 1" in nan and "normkit.recalibrate" in nan
         assert "other names and sizes" in sizes
+        assert "3.6e+09 for torch.float16" in exceeds
+        assert torch.equal(result["apart"]["running_var"], torch.ones(3).half())
         torch.testing.assert_close(
             result["undone"], result["before"], rtol=0, atol=0, equal_nan=True
         )

@@ -120,8 +120,8 @@ def consistency(
 
     Source: Wu & Johnson 2021, arXiv 2105.07576, sections 3 and 4 (train-test inconsistency).
 
-    >>> torch.manual_seed(0)
-    <torch._C.Generator object at ...>
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2), nn.BatchNorm1d(2))
     >>> data = [5 + torch.randn(50, 4) for _ in range(20)]
     >>> consistency(model, data).first_mismatch             # never trained: running 0 and 1

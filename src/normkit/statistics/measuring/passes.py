@@ -216,7 +216,7 @@ class Passes:
     def merge_units(
         self, units: Mapping[str, Units], tallies: Mapping[str, Tally]
     ) -> dict[str, LayerStatistics]:
-        """Merge the units of all ranks, by layer, of which this rank brings these."""
+        """Merge the units of this rank with those of all others, by layer."""
         # Alone, only layers that were called; together, all ranks name the same.
         units = {
             name: units[name] if name in units else Estimate(one.tensors[0].shape[-1]).units()

@@ -44,7 +44,8 @@ def train(
     probes. By epoch: ``epoch_train_loss`` and ``epoch_train_accuracy`` (or the task's other
     figure), both on each batch as the model saw it before learning from it; and
     ``epoch_seconds``, the time of training and of the first evaluation. After each evaluation:
-    ``test_accuracy`` and ``test_loss``, and the same two under each of the run's conditions.
+    ``test_accuracy`` and ``test_loss``, and the same two under each of the run's conditions; what
+    the single test images add to them is in vectors of their names (:mod:`normkit.lab.by_image`).
 
     Args:
         resume: the checkpoint of this very run to resume from.

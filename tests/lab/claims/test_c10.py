@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from normkit.lab.claims import c10
-from normkit.lab.claims.c10 import CUMULATIVE, OF_BATCH
+from normkit.lab.claims.c10 import CUMULATIVE, GAP, OF_BATCH
 from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures.growth import since_least
 from normkit.lab.conditions import named
 
 Synthetic = Callable[..., Evidence]
@@ -26,7 +27,7 @@ def gaps(synthetic: Synthetic, mean: list[float], spread: float, draw: int) -> l
             "epoch_train_loss": [1.0] * len(mean),
         }
 
-    return list(c10.grown(synthetic(c10.CLAIM, values)).values())
+    return list(since_least(CUMULATIVE, GAP).by_seed(synthetic(c10.CLAIM, values)).values())
 
 
 def test_growth_is_from_the_smallest_gap(synthetic: Synthetic) -> None:

@@ -5,20 +5,15 @@ start with equal weights; exponentially, each batch replacing a twentieth; or th
 bias of the start, as Caffe does it (debiased). The same weights are read with the statistics of
 each batch of 100 test images too. The quick preset has a fraction of the source's 12 to 60 epochs.
 
-"As training goes on" compares the last gap with the smallest. A smallest of noisy values is low by
-chance, so its epoch is found in the other seeds: with equal gaps the difference has mean zero.
+"As training goes on" compares the last gap with the smallest
+(:mod:`normkit.lab.claims.measures.growth`).
 
 Pilot runs (seed 100, not used for the verdict): that the network learns, and what it costs.
 """
 
 from __future__ import annotations
 
-from statistics import fmean
-
-import numpy as np
-
-from normkit.lab.by_image import Images, combine
-from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.measures.growth import since_least
 from normkit.lab.claims.sources import BAYES_NOTES, CAFFE_QUICK, WU_JOHNSON
 from normkit.lab.claims.study import (
     BN,
@@ -30,7 +25,6 @@ from normkit.lab.claims.study import (
     Endpoint,
     Measure,
     Plan,
-    Quantity,
     Scale,
     Seeds,
     Series,
@@ -57,43 +51,6 @@ CAFFE_NETWORK = {
     "size": lambda at: at.data.side,
 }
 """The fields of Caffe's quick network with its own recipe."""
-
-
-def _apart(evidence: Evidence) -> dict[int, tuple[float, float]]:
-    """Return by seed the last epoch, and the one at which the other seeds' mean gap is smallest."""
-    gaps = {run.config.seed: dict(GAP.curve(run)) for run in evidence.of(CUMULATIVE)}
-    known = {
-        seed: {epoch: gap for epoch, gap in by_epoch.items() if gap is not None}
-        for seed, by_epoch in gaps.items()
-    }
-    apart = {}
-    for seed, own in known.items():
-        others = [each for other, each in known.items() if other != seed]
-        epochs = set(own).intersection(*others) if others else set()
-        if epochs:
-            smallest = min(epochs, key=lambda epoch: (fmean(e[epoch] for e in others), epoch))
-            apart[seed] = max(epochs), smallest
-    return apart
-
-
-def grown() -> Quantity:
-    """Compare the gap at these two epochs."""
-
-    def by_seed(evidence: Evidence) -> dict[int, float]:
-        gaps = {
-            run.config.seed: {x: gap or 0.0 for x, gap in GAP.curve(run)}
-            for run in evidence.of(CUMULATIVE)
-        }
-        return {s: gaps[s][last] - gaps[s][least] for s, (last, least) in _apart(evidence).items()}
-
-    def images(evidence: Evidence) -> dict[int, Images]:
-        gaps = {run.config.seed: dict(GAP.image_curve(run)) for run in evidence.of(CUMULATIVE)}
-        return {
-            seed: combine(np.subtract, gaps[seed].get(last), gaps[seed].get(least))
-            for seed, (last, least) in _apart(evidence).items()
-        }
-
-    return Quantity(by_seed, GAP.unit, images)
 
 
 CLAIM = define(
@@ -129,7 +86,7 @@ CLAIM = define(
         "grows": Endpoint(
             "As training goes on: by how much has the gap between batch statistics and the "
             "cumulative average grown since it was smallest?",
-            grown(),
+            since_least(CUMULATIVE, GAP),
             matters=2,
         ),
         "fails": Endpoint(

@@ -73,7 +73,7 @@ class ClaimView:
 
     @property
     def progress(self) -> str:
-        """How many of the planned runs are done, until all are."""
+        """Number of planned runs that are done, until all are."""
         finding = self.finding
         if finding.complete:
             return ""
@@ -81,7 +81,7 @@ class ClaimView:
 
     @property
     def share(self) -> str:
-        """How many of the claim's parts are confirmed, where that says more than its word."""
+        """Number of confirmed parts, where that says more than the claim's word."""
         finding = self.finding
         if self.progress or finding.parts < 2 or finding.word not in ("confirmed", "partly"):
             return ""
@@ -92,9 +92,9 @@ class ClaimView:
     @property
     def marks(self) -> list[tuple[PartWord, str]]:
         """The word and the question of each part, also of those that have no runs yet."""
-        told = [(part.comparison.word, part.comparison.question) for part in self.parts]
+        marks = [(part.comparison.word, part.comparison.question) for part in self.parts]
         unmeasured: tuple[PartWord, str] = ("open", "not measured yet")
-        return told + [unmeasured] * (max(self.finding.parts, 1) - len(told))
+        return marks + [unmeasured] * (max(self.finding.parts, 1) - len(marks))
 
 
 def claims(findings: Sequence[Finding]) -> list[ClaimView]:

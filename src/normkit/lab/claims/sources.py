@@ -41,8 +41,8 @@ class Source:
         """Name a larger study of an effect that networks as small as ours cannot show."""
         return self._at_scale("too small to show here", self.says(figures, where, url))
 
-    def _at_scale(self, word: ScaleWord, said: Reference) -> AtScale:
-        return AtScale(word, said.figures, said.source, said.url)
+    def _at_scale(self, word: ScaleWord, reference: Reference) -> AtScale:
+        return AtScale(word, reference.figures, reference.source, reference.url)
 
 
 def figures(values: Iterable[float | None]) -> str:

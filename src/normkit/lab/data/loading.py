@@ -208,8 +208,8 @@ def status() -> list[Status]:
     >>> [s.name for s in status()]
     ['fashion-mnist', 'fashion-mnist-lit', 'cifar-10', 'cifar-100']
     """
-    found = {spec.name: _status(spec, None) for spec in SPECS.values() if not spec.base}
-    return [_of(spec, found[owner_of(spec.name).name]) for spec in SPECS.values()]
+    status = {spec.name: _status(spec, None) for spec in SPECS.values() if not spec.base}
+    return [_of(spec, status[owner_of(spec.name).name]) for spec in SPECS.values()]
 
 
 def is_here(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a probe is given, and what it gives back."""
+"""Input of a probe, and its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What C25 reads along the gradient (probe "landscape") and of each channel (probe "channels").
+"""C25: readings along the gradient (probe "landscape") and of each channel (probe "channels").
 
 Quantities of the landscape differ by factors, between networks and along training, so each is
 averaged as its logarithm to base two: their difference is a number of halvings.
@@ -64,15 +64,15 @@ def _shifts(run: Run) -> list[tuple[float, float]]:
         means = run.vectors.get(f"channel{layer}_mean", {})
         spreads = run.vectors.get(f"channel{layer}_std", {})
         for before, after in itertools.pairwise(sorted(means.keys() & spreads.keys())):
-            moved = [
+            shifts = [
                 abs(second - first) / math.hypot(one, other) * math.sqrt(2)
                 for first, second, one, other in zip(
                     means[before], means[after], spreads[before], spreads[after], strict=True
                 )
                 if one or other
             ]
-            if moved:
-                by_step.setdefault(after, []).append(fmean(moved))
+            if shifts:
+                by_step.setdefault(after, []).append(fmean(shifts))
     return [(step, fmean(layers)) for step, layers in sorted(by_step.items())]
 
 

@@ -478,6 +478,7 @@ def test_missing_lightning_says_what_to_install() -> None:
 def test_former_import_path() -> None:
     former = importlib.import_module("normkit.statistics.lightning")
     assert former.Recalibrate is Recalibrate
+    assert not hasattr(former, "__test__")
 
 
 def test_two_processes_merge_their_shares(tmp_path: Path) -> None:

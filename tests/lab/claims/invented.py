@@ -56,6 +56,7 @@ class Metrics(Mapping[str, Points]):
             return None
         config, arm = self._config, self._arm
         setting = (config.norm, config.lr, config.batch_size, config.model_options)
+        setting += config.norm_options  # nothing where there are none
         chance = 0.03 * uniform(arm, setting, name, at, config.seed)
         level = 0.25 * uniform(arm, setting, name) + chance
         progress = 0.3 * (1 - 1 / (at + 2))

@@ -7,7 +7,7 @@ the same weights stand beside it.
 
 from __future__ import annotations
 
-from normkit.lab.claims.sources import ARTICLE, BROCK, IOFFE, figures
+from normkit.lab.claims.sources import ARTICLE, BJORCK, IOFFE, figures
 from normkit.lab.claims.study import (
     BN,
     NATS,
@@ -94,8 +94,8 @@ CLAIM = define(
             matters=0.5,
         ),
     },
-    sentence="With BN, test accuracy averaged over the epochs is higher by {faster} points, and "
-    "the last epoch's training loss is lower by {lower} nats",
+    sentence="With BN minus without: test accuracy averaged over the epochs {faster} points. "
+    "Without BN minus with: training loss of the last epoch {lower} nats",
     source_setup={
         "network": "LeNet-5",
         "data": "Fashion-MNIST, 60,000 training images",
@@ -103,23 +103,24 @@ CLAIM = define(
         "figures": "test accuracy, mean of the epochs: +2.26 points; after the last +1.28 "
         "(one run of each)",
     },
-    figures="test accuracy, mean of the epochs: {faster} points; after the last {final}",
+    figures="test accuracy, with BN minus without, mean of the epochs: {faster} points; after the "
+    "last {final}",
     at_scale=(
         IOFFE.agrees(
             "Inception reaches 72.2 % after 13.3 M steps with BN and 31.0 M without",
             "Inception on ImageNet",
         ),
-        BROCK.contradicts(
-            "as to how low: networks without normalization, with scaled residual branches and "
-            "clipped gradients, reach 86.5 % on ImageNet, then the best known",
-            "NFNets",
+        BJORCK.agrees(
+            "as to faster; the cause that the paper gives is the larger learning rate that BN "
+            "allows, where both networks here have one rate",
+            "ResNet with 110 layers on CIFAR-10",
         ),
     ),
-    holds="At one learning rate for both, the lead is {faster} points averaged over the first "
-    "epochs and {final} after the last; with population statistics in place of the moving average "
-    "{population}, averaged.",
-    practice="Use batch normalization where training time counts and batches are not small, and "
-    "compare networks at the learning rate that is best for each.",
+    holds="At one learning rate for both networks, BN changes test accuracy by {faster} points "
+    "averaged over five epochs, and by {final} after the last; evaluated with population "
+    "statistics in place of the moving average, by {population} averaged.",
+    practice="Use batch normalization where training time counts and batches are not small. "
+    "Compare networks at the learning rate that is best for each.",
     charts=(
         along(
             TEST,
@@ -137,5 +138,5 @@ CLAIM = define(
     tables=(Seeds((ACCURACY, MEAN_RECALIBRATED, TEST, TRAIN_LOSS)),),
     differs="The source reports one run of each arm, which cannot show the effect of chance. How "
     "much BN gains depends on the learning rate, which is the same in both arms, and on the number "
-    "of steps: at a rate that suits the plain network, or with more epochs, the gap narrows.",
+    "of steps: at a rate that suits the plain network, or with more epochs, the gap may narrow.",
 )

@@ -80,15 +80,15 @@ CLAIM = define(
             unit="standard deviations of the layer's average distribution",
         ),
     },
-    sentence="With BN the inputs of the four nonlinearities are nearer to N(0, 1) by {close} and "
-    "wander less by {steady} of their standard deviation",
+    sentence="Without BN minus with, for the inputs of the four nonlinearities: distance to "
+    "N(0, 1) {close}; wandering over training {steady} of their standard deviation",
     source_setup={
         "network": "4-layer convolutional network",
         "data": "Fashion-MNIST, 60,000 training images",
         "steps": "not given",
         "figures": "histograms beside the normal density; no numbers",
     },
-    figures="distance to N(0, 1) smaller by {close}; wandering smaller by {steady}",
+    figures="without BN minus with: distance to N(0, 1) {close}, wandering {steady}",
     at_scale=(
         IOFFE.agrees(
             "the quantiles of a sigmoid's inputs stay put with BN and wander without, over 50,000 "
@@ -96,16 +96,17 @@ CLAIM = define(
             "three dense layers on MNIST, §4.1",
         ),
         SANTURKAR.contradicts(
-            "as to what it is good for: with noise after BN that makes distributions less stable "
-            "than without BN, the network trains as fast as with BN",
-            "VGG on CIFAR-10",
+            "as to steady: with BN the inputs' distributions are hardly steadier than without; and "
+            "with noise after BN, which makes them less steady, training is as fast as with BN",
+            "VGG on CIFAR-10, §2",
         ),
     ),
-    holds="It holds of what each nonlinearity is given, after γ and β, averaged over training: "
-    "nearer to N(0, 1) by {close}, wandering less by {steady}; whether that is why networks with "
-    "BN train better is another question (C25).",
-    practice="Do not take steady activations for the reason why batch normalization helps, nor "
-    "unsteady ones for a fault.",
+    holds="Of what each nonlinearity is given, after γ and β and averaged over training, the "
+    "network without BN has a distance to N(0, 1) that differs by {close} from that with BN, and "
+    "a wandering that differs by {steady} (positive: BN is nearer, or steadier). Why networks "
+    "with BN train better is another question (C25).",
+    practice="Do not take steady activations for the reason why batch normalization helps, and "
+    "do not take unsteady ones for a fault.",
     charts=(
         *map(density_chart, LAYERS),
         Curves(

@@ -108,10 +108,10 @@ CLAIM = define(
         "weights_sigmoid": smaller("Weights, sigmoid: how much smaller?", WEIGHTS, SIGMOID),
         "inputs_sigmoid": smaller("Inputs, sigmoid: how much smaller?", INPUTS, SIGMOID),
     },
-    sentence="From layer to layer gradients decay less with BN by {relu} decades with ReLU (per "
-    "layer {relu_levels}; negative: they grow) and {sigmoid} with sigmoid ({sigmoid_levels}). At "
-    "the end of training of the ReLU network its weights are {weights:x10} times smaller with BN "
-    "and the inputs of its layers {inputs:x10} times (below 1: larger), by the geometric mean",
+    sentence="Decay of the gradient, in decades per layer, without BN minus with: {relu} with ReLU "
+    "({relu_levels}; negative: it grows) and {sigmoid} with sigmoid ({sigmoid_levels}). At the "
+    "end of training the ReLU network's weights without BN are {weights:x10} times those with BN, "
+    "and the inputs of its layers {inputs:x10} times, by the geometric mean",
     say={"relu_levels": layers.decays(RELU), "sigmoid_levels": layers.decays(SIGMOID)},
     source_setup={
         "network": "none: an argument",
@@ -119,8 +119,8 @@ CLAIM = define(
         "steps": "none",
         "figures": "none given",
     },
-    figures="decay per layer smaller by {relu} decades with ReLU and {sigmoid} with sigmoid; "
-    "weights smaller by {weights}, inputs by {inputs}",
+    figures="without BN minus with, in decades per layer: decay {relu} with ReLU and {sigmoid} "
+    "with sigmoid; in decades: weights {weights}, inputs {inputs}",
     at_scale=(
         YANG.contradicts(
             "as to the first step: behind BN gradients grow exponentially with depth, whatever the "
@@ -129,12 +129,12 @@ CLAIM = define(
             "theory of wide dense networks, tried on MNIST",
         ),
     ),
-    holds="Over training gradients decay less with BN by {relu} decades a layer with ReLU and "
-    "{sigmoid} with sigmoid, in seven layers that start from PyTorch's weights, under which they "
-    "shrink without BN; of the mechanism the inputs are smaller by {inputs} decades and the "
-    "weights by {weights} (negative: larger).",
-    practice="Where gradients vanish, normalize or start from weights that keep the signal's "
-    "size; look at gradients layer by layer, not at the weights.",
+    holds="In seven layers that start from PyTorch's weights, under which gradients shrink without "
+    "BN, their decay without BN minus that with BN is {relu} decades a layer with ReLU and "
+    "{sigmoid} with sigmoid. Of the mechanism, without BN minus with: inputs {inputs} decades, "
+    "weights {weights} (negative: larger with BN).",
+    practice="Where gradients vanish, normalize, add shortcuts, or start from weights that keep "
+    "the signal's size. Look at the gradients layer by layer, not at the weights.",
     charts=(
         layers.along_layers("gradient-first", "first step", min),
         layers.along_layers("gradient-last", "end of training", max),

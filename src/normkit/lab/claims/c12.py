@@ -126,10 +126,11 @@ CLAIM = define(
             D2L.url + "batch-norm.html",
         ),
     ),
-    holds="Early, what varies is when a network begins to learn: after two epochs the standard "
-    "deviation of test accuracy with BN is {early:x2} times that without, and that of the training "
-    "loss {train:x2} times; after the last epoch that of test accuracy is {last:x2} times.",
-    practice="Judge early results of any network by several seeds; with batch normalization look "
+    holds="The standard deviation of test accuracy with BN is {early:x2} times that without after "
+    "the first two epochs, and {last:x2} times after the last. Of the training loss, in which the "
+    "moving average has no part, it is {train:x2} times early: a network without BN may begin to "
+    "learn sooner or later, by seed.",
+    practice="Judge early results of any network by several seeds. With batch normalization, look "
     "at population statistics before you call a run unlucky.",
     charts=(
         along(TEST, "How far apart the seeds are after each epoch", "test accuracy", band="range"),

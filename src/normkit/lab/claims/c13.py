@@ -112,16 +112,16 @@ CLAIM = define(
             matters=0.01,
         ),
     },
-    sentence="BN after the convolutions changes test accuracy, averaged over the epochs, by "
-    "{helps} points over none; its difference from BN after both is {little} points",
+    sentence="Test accuracy, averaged over the epochs: BN after the convolutions minus no BN "
+    "{helps} points; BN after the convolutions minus BN after both {little} points",
     source_setup={
         "network": "networks with BN after their convolutions; none named",
         "data": "not named",
         "steps": "not named",
         "figures": "none of the four placements",
     },
-    figures="test accuracy, mean of the epochs: convolutions alone {helps} points over none; "
-    "the same less both {little}",
+    figures="test accuracy, mean of the epochs: convolutions alone minus none {helps} points; "
+    "convolutions alone minus both {little}",
     at_scale=(
         TORCHVISION.agrees(
             "as to the first part: BN after the convolutions alone lowers the top-1 error of "
@@ -129,10 +129,11 @@ CLAIM = define(
             "ImageNet",
         ),
     ),
-    holds="BN after the convolutions gains {helps} points over none; in LeNet-5, where nearly all "
-    "weights are dense, they alone are at {little} points from BN after both.",
-    practice="Normalize where the weights are: in a network with large dense layers before the "
-    "output, after these too.",
+    holds="In LeNet-5, where nearly all weights are in dense layers, BN after the convolutions "
+    "changes test accuracy by {helps} points, and leaving it out after the dense layers changes it "
+    "by {little} (negative: it is missed there).",
+    practice="Normalize after the convolutions first. In a network with large dense layers before "
+    "the output, try it after these too.",
     charts=(
         Dots(
             "places",

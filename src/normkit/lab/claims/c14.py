@@ -90,16 +90,16 @@ CLAIM = define(
         ),
     },
     rule="95 % t intervals over the repetitions",
-    sentence="With PyTorch's layers, the share of a training step in batch normalization less that "
-    "in convolution is {more} points; if normalization took no time a step would be shorter by "
-    "{share} %, and with normkit's layers it is by {saved} %",
+    sentence="With PyTorch's layers, the share of a training step in batch normalization minus "
+    "that in convolution is {more} points. Its share is {share} %; "
+    "normkit's layers take {saved} % off it (negative: they add to it)",
     source_setup={
         "network": "not named",
         "data": "not named",
         "steps": "not named",
         "figures": "none: no times",
     },
-    figures="share of a step in BN less that in convolution: {more} points; share in BN {share} %",
+    figures="share of a step in BN minus that in convolution: {more} points; share in BN {share} %",
     at_scale=(
         GITMAN.agrees(
             "as to the time: batch normalization takes a significant part of training, bound by "
@@ -107,16 +107,16 @@ CLAIM = define(
             "ResNet-50 on ImageNet",
         ),
         JUNG.agrees(
-            "as to too much on a CPU: fusing batch normalization with its neighbours makes a "
-            "training step of DenseNet-121 25.7 % faster",
-            "a server's CPU",
+            "as to too much on a CPU: splitting batch normalization and fusing its halves with the "
+            "layers around them makes the training of DenseNet-121 25.7 % faster",
+            "a chip with many cores",
         ),
     ),
-    holds="On one thread of this CPU, mean of LeNet-5, ResNet-18 and DenseNet, a step would be "
-    "shorter by {share} % if normalization took no time; its share less that of convolution is "
-    "{more} points.",
-    practice="On a CPU, fuse normalization with the activation that follows (nk.accelerate): it "
-    "took {saved} % off a step here.",
+    holds="On one thread of this CPU, mean of LeNet-5, ResNet-18 and DenseNet, normalization takes "
+    "{share} % of a step, and its share minus that of convolution is {more} points. Where "
+    "convolutions are small, as in LeNet-5, its share is larger: see the table.",
+    practice="On a CPU, fuse normalization with the activation that follows (nk.accelerate), and "
+    "time a step of your own network before and after.",
     charts=[parts_chart(model) for model in NETWORKS],
     tables=(times_table, repetitions_table),
     setup=(

@@ -126,14 +126,6 @@ GONG = Source(
     "Gong et al. 2022, NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation",
     "https://arxiv.org/abs/2208.05117",
 )
-BROCK = Source(
-    "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
-    "https://arxiv.org/abs/2102.06171",
-)
-SANTURKAR = Source(
-    "Santurkar et al. 2018, How Does Batch Normalization Help Optimization?",
-    "https://arxiv.org/abs/1805.11604",
-)
 KOHLER = Source(
     "Kohler et al. 2018, Exponential convergence rates for Batch Normalization",
     "https://arxiv.org/abs/1805.10694",

@@ -85,10 +85,10 @@ CLAIM = define(
             matters=0.5,
         ),
     },
-    sentence=f"From a normalization batch size of {LARGE} to one of {SMALL}, training error changes "
-    "by {noisy} points, and what population statistics cost against batch statistics in the test "
-    f"by {{inconsistent}}. From {MIDDLE} to {LARGE} the gap between training and test changes by "
-    "{regularises} points, and test error by {worse}",
+    sentence=f"From a normalization batch size of {LARGE} to one of {SMALL}, training error "
+    "changes by {noisy} points, and what population statistics cost against batch statistics in "
+    f"the test by {{inconsistent}}. From {MIDDLE} to {LARGE} the gap between training and test "
+    "changes by {regularises} points, and test error by {worse}",
     source_setup=ghosts.SOURCE_SETUP,
     figures=f"from {LARGE} to {SMALL}: training error {{noisy}} points, inconsistency "
     f"{{inconsistent}}; from {MIDDLE} to {LARGE}: gap {{regularises}}",

@@ -47,9 +47,9 @@ def since_least(arm: str, measure: Measure) -> Quantity:
 def _ends(curves: Curves) -> dict[int, tuple[float, float]]:
     """Return by seed the last epoch, and that at which the mean of the other seeds is smallest."""
     ends = {}
-    for seed, own in curves.items():
+    for seed, curve in curves.items():
         others = [each for other, each in curves.items() if other != seed]
-        epochs = set(own).intersection(*others) if others else set()
+        epochs = set(curve).intersection(*others) if others else set()
         if epochs:
             least = min(epochs, key=lambda epoch: (fmean(e[epoch] for e in others), epoch))
             ends[seed] = max(epochs), least

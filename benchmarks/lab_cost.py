@@ -88,8 +88,9 @@ def smaller(config: RunConfig, share: float) -> RunConfig:
         numbers = dict(zip(CONDITIONS[str(of[0])], of[1:], strict=True))
         for name in {"samples", "images"} & set(numbers):
             numbers[name] = max(2, math.ceil(int(numbers[name]) * share))
-        if "samples" in numbers:
-            numbers["batch_size"] = min(int(numbers["batch_size"]), int(numbers["samples"]))
+        if "samples" in numbers:  # in full batches
+            batch = min(int(numbers["batch_size"]), int(numbers["samples"]))
+            numbers |= {"batch_size": batch, "samples": int(numbers["samples"]) // batch * batch}
         return (of[0], *numbers.values())
 
     return dataclasses.replace(

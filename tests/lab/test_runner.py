@@ -273,7 +273,7 @@ def test_pool_needs_a_worker_and_a_thread(wrong: dict[str, Any]) -> None:
         LocalPool(worker.run, **wrong)
 
 
-def test_claim_on_two_data_sets(store: Store) -> None:
+def test_claim_on_two_data_sets(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {WITH: {"norm": "batch"}, WITHOUT: {"data": "fashion-mnist-lit", "norm": "batch"}}
     claim = define(
         key="C0",
@@ -290,6 +290,7 @@ def test_claim_on_two_data_sets(store: Store) -> None:
     )
     loaded = runner.datasets([claim], "quick")
     assert list(loaded) == ["fashion-mnist", "fashion-mnist-lit"]
+    monkeypatch.setattr(worker, "load", loaded.__getitem__)  # both are in this process already
     keys = runner.plan(store, [claim], "quick", loaded)
     assert work(store, keys, Inline()).finished == keys
     losses = [run.run.by_epoch("epoch_train_loss") for run in store.planned("C0", "quick")]

@@ -22,7 +22,7 @@ def finding(*comparisons: Comparison, done: int = 10, title: str = "It helps") -
     return Finding(
         key="C1", title=title, statement="", sources=(), prediction="", word="confirmed",
         sentence="", comparisons=comparisons, charts=(), tables=(), setup=(), data="", runs=done,
-        diverged=0, seconds=1.0, records=({},) * 10,
+        diverged=0, seconds=1.0, records=({},) * 10, parts=sum(one.decides for one in comparisons),
     )  # fmt: skip
 
 
@@ -67,6 +67,8 @@ def test_each_of_several_parts_has_its_word() -> None:
     assert "| confirmed 1 of 2 parts | Faster: how much higher is it? 13.6 " in row
     assert "points; confirmed<br>Lower? 13.6 " in row
     assert "points; open; 7 seeds or more would decide it | 5 |" in row
+    row = table([dataclasses.replace(both, parts=3)], "").splitlines()[2]
+    assert "would decide it<br>1 of 3 parts not measured | 5 |" in row
 
 
 def test_short_rows_have_one_effect_and_what_to_do() -> None:

@@ -33,7 +33,9 @@ def table(findings: Sequence[Finding], caption: str, *, short: bool = False) -> 
             confirmed = [each for each in deciding if each.word == "confirmed"]
             effects = [effect(each) for each in (*confirmed, *deciding)[:1]]
         else:
-            effects = [_part(each, alone=len(deciding) == 1) for each in deciding]
+            effects = [_part(each, alone=finding.parts < 2) for each in deciding]
+            if unmeasured := finding.parts - len(deciding):
+                effects.append(f"{unmeasured} of {finding.parts} parts not measured")
         rows.append(
             f"| {finding.key} {_cell(finding.title)} | {finding.verdict}{progress} "
             f"| {'<br>'.join(map(_cell, effects))} "

@@ -250,6 +250,7 @@ def test_more_than_two_to_the_31_values(last: bool) -> None:
         assert abs(total - float(truth.mean())) < 1e-3
 
 
+@pytest.mark.slow  # compiles twice, seven seconds; nothing else asks for words of the node
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_autograd_calls_the_kernels() -> None:
     """The node is one call in its graph; without words for it, it would be refused."""

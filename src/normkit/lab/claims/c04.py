@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from normkit.lab.claims.measures import alexnet
 from normkit.lab.claims.sources import BJORCK, IOFFE
-from normkit.lab.claims.study import Endpoint, Seeds, define
+from normkit.lab.claims.study import Endpoint, Seeds, define, learned
 
 CLAIM = define(
     key="C4",
@@ -31,6 +31,7 @@ CLAIM = define(
             "How much higher is late test accuracy with BN than with dropout?",
             alexnet.LATE_TEST.at(alexnet.ONLY_BN) - alexnet.LATE_TEST.at(alexnet.DROPOUT),
             matters=1,
+            provided=learned(alexnet.DROPOUT),
         ),
     },
     information={

@@ -129,8 +129,8 @@ CLAIM = define(
             "ResNets, figure 1",
         ),
         FRANKLE.agrees(
-            "trained alone, with all other weights random and frozen, γ and β reach 82 % on "
-            "CIFAR-10",
+            "as to what γ and β can do: trained alone, with all other weights random and frozen, "
+            "they reach 82 % on CIFAR-10",
             "deep ResNets",
         ),
     ),

@@ -57,8 +57,8 @@ CLAIM = define(
     key="C10",
     title="A plain cumulative average of the statistics fails as training goes on",
     statement="Statistics averaged over all batches since the start, each with the same weight, "
-    "are those of weights long gone. Evaluation with them gets worse as training goes on; an "
-    "average that forgets, with a decay of 0.95, does not.",
+    "describe weights that the network no longer has. Evaluation with them gets worse as training "
+    "goes on. With an average that forgets, with a decay of 0.95, it does not.",
     sources=(
         BAYES_NOTES.says(
             "with the statistics averaged plainly 66 % against 74 % with batch statistics at epoch "

@@ -103,9 +103,18 @@ CLAIM = define(
         ),
     },
     information={
-        "loss": spread("And that of the test loss, after epochs 1 and 2?", TEST_LOSS, 1, 2),
-        "train": spread("And that of the training loss, over epochs 1 and 2?", LOSS, 1, 2),
-        "last": spread("And that of test accuracy, after the last epoch?", TEST, EPOCHS[-1]),
+        "loss": spread(
+            "How many times does BN double that of the test loss, after epochs 1 and 2?",
+            TEST_LOSS, 1, 2,
+        ),
+        "train": spread(
+            "How many times does BN double that of the training loss, over epochs 1 and 2?",
+            LOSS, 1, 2,
+        ),
+        "last": spread(
+            "How many times does BN double that of test accuracy, after the last epoch?",
+            TEST, EPOCHS[-1],
+        ),
     },
     rule="95 % intervals of the ratio by the jackknife",
     sentence="After the first two epochs the standard deviation of test accuracy over the seeds is "

@@ -33,8 +33,9 @@ def noisy(arm: str = ghosts.BN) -> Quantity:
 CLAIM = define(
     key="C16",
     title="The normalization batch size sets noise and inconsistency",
-    statement="How many images share a mean decides how noisy training is and how well population "
-    "statistics fit it: few are noisy and inconsistent, very many regularise less.",
+    statement="How many images are normalized together decides how noisy training is, and how well "
+    "population statistics in the test agree with it. Few make training noisy and the test "
+    "inconsistent with it; very many regularise less.",
     sources=(
         RETHINKING.says(
             "the normalization batch size sets training noise and the inconsistency of train and "
@@ -100,7 +101,7 @@ CLAIM = define(
             "ResNet-50 on ImageNet",
         ),
     ),
-    holds="What it costs that two images share a mean depends on how much images differ. From "
+    holds="What it costs to normalize two images together depends on how much images differ. From "
     f"{LARGE} images to {SMALL} the inconsistency changes by {{inconsistent}} points and training "
     "error by {noisy} where images are lit differently. At even light, where two images have "
     "nearly the mean of all, they change by {even} and {even_noisy}.",

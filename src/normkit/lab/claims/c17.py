@@ -36,10 +36,10 @@ def by_freezing(size: int, arm: str = BN, frozen: str = FROZEN) -> Quantity:
 
 CLAIM = define(
     key="C17",
-    title="Two cures for small normalization batches",
-    statement="Where few images share a mean in training, the test gets better with the statistics "
-    "of its own batches, and so it does where the last part of training uses population "
-    "statistics.",
+    title="Two cures repair what small normalization batches cost in the test",
+    statement="Where few images are normalized together in training, test error is lower if the "
+    "test uses the statistics of its own batches, and also if the last part of training already "
+    "uses the population statistics of the test.",
     sources=(
         RETHINKING.says(
             "batch statistics in the test, or population statistics in training, take the "

@@ -66,9 +66,9 @@ def ways_table(evidence: Evidence) -> Table:
 CLAIM = define(
     key="C18",
     title="Statistics of several domains must be shared alike in all phases",
-    statement="A network that sees several domains works if their statistics are shared in SGD, in "
-    "the population statistics and in the test, or specific to each domain in all three. Where the "
-    "phases disagree, accuracy is lost.",
+    statement="A network that sees several domains works if their statistics are shared in all "
+    "three phases, SGD, population statistics and test, or specific to each domain in all three. "
+    "Where the phases disagree, accuracy is lost.",
     sources=(
         RETHINKING.says("statistics of several domains must be treated alike in all three phases"),
         WU_JOHNSON.says(

@@ -82,7 +82,7 @@ CLAIM = define(
             matters=1,
         ),
         "of_batch": Endpoint(
-            f"And with the statistics of its batches of {SMALL}?",
+            f"How much lower is it with the statistics of its test batches of {SMALL}?",
             ERROR.at(BN, batch_size=SMALL) - OF_BATCH.at(BN, batch_size=SMALL),
             matters=1,
         ),

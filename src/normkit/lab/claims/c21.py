@@ -136,7 +136,7 @@ CLAIM = define(
     holds="With batch normalization after every convolution and at the end of a schedule, the "
     "plain network's training error rises with depth by {plain} points and the residual one's by "
     "{less} less than that (negative: by more). Of a short training this would say little: there, "
-    "all deeper networks are only slower.",
+    "deeper networks may only be slower.",
     practice="Put a shortcut around every two or three layers of a network deeper than about "
     "twenty. Judge depth by the training error after a whole schedule.",
     charts=(

@@ -72,9 +72,9 @@ CLAIM = define(
     key="C25",
     title="Batch normalization smooths the loss; it need not steady the inputs",
     statement="Batch normalization makes training faster because along the gradient the loss and "
-    "the gradient itself change less, so that a step does what it promises. Stable distributions "
-    "of the layers' inputs are not the reason: with noise after BN that makes them less stable "
-    "than they are without BN, training is still faster.",
+    "the gradient itself change less, so that a step does what the gradient says. Stable "
+    "distributions of the layers' inputs are not the reason: with noise after BN that makes them "
+    "less stable than they are without BN, training is still faster.",
     sources=(
         SANTURKAR.says(
             "curves, no figures in the text: with BN the loss and the gradient vary less along the "
@@ -158,7 +158,11 @@ CLAIM = define(
             landscape.RANGE.at(FLAT_BN) - landscape.RANGE.at(FLAT),
             matters=0.5,
         ),
-        "stuck": faster("And how much higher is training accuracy with BN?", FLAT_BN, FLAT),
+        "stuck": faster(
+            "With PyTorch's first weights, how much higher is training accuracy with BN?",
+            FLAT_BN,
+            FLAT,
+        ),
     },
     sentence="Along the gradient, without BN the loss's range is {loss:x2} times that with BN and "
     "the gradient's change {gradient:x2} times. With noise after BN minus without BN: how far the "
@@ -220,7 +224,7 @@ CLAIM = define(
     differs="The source's network is deeper and its images are in colour; it shows curves. How far "
     "the loss reaches along the gradient depends on the scale of the weights, which behind BN "
     "changes no output, so these measures compare two parametrizations as much as two losses. The "
-    "next BN also takes out much of the noise's shift, and without BN nothing does. Others name "
-    "other reasons for the same speed, such as that BN separates the length of a weight from its "
-    "direction (Kohler et al. 2018).",
+    "next BN also takes out much of the noise's shift, and without BN nothing does. That "
+    "smoothness is the cause of the speed is not tested; others name other causes, such as that BN "
+    "separates the length of a weight from its direction (Kohler et al. 2018).",
 )

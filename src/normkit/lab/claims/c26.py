@@ -71,8 +71,8 @@ CLAIM = define(
     key="C26",
     title="Statistics of the test batch undo corruption, unless the batches come sorted",
     statement="On corrupted images a network with batch normalization is more accurate with the "
-    "statistics of the test batches than with those of training, as long as a batch is a mixture "
-    "of what it is asked to tell apart.",
+    "statistics of the test batches than with those of training, as long as each batch is a "
+    "mixture of the classes.",
     sources=(
         SCHNEIDER.says(
             "ResNet-50 reaches a mean corruption error of 62.2 % on ImageNet-C with the statistics "

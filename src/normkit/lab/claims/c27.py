@@ -152,8 +152,20 @@ CLAIM = define(
             LN_SMALL,
             matters=1,
         ),
-        "larger": gain("And how much with α started at 2?", DYT_LARGER, LN_SMALL, matters=1),
-        "spared": gain("And how much with nothing there?", NONE_SMALL, LN_SMALL, matters=1),
+        "larger": gain(
+            "With PyTorch's first weights, how much higher is it with Dynamic Tanh and α started "
+            "at 2 than with LayerNorm?",
+            DYT_LARGER,
+            LN_SMALL,
+            matters=1,
+        ),
+        "spared": gain(
+            "With PyTorch's first weights, how much higher is it with nothing there than with "
+            "LayerNorm?",
+            NONE_SMALL,
+            LN_SMALL,
+            matters=1,
+        ),
     },
     sentence="Test accuracy minus LayerNorm's is {tanh} points with Dynamic Tanh in its place, and "
     "{erf} with Dynamic erf; LayerNorm's minus that with nothing there is {needed}",

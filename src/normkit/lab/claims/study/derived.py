@@ -30,15 +30,18 @@ def error(measure: Measure, name: str) -> Measure:
     return dataclasses.replace(whole.minus(measure, name), unit=measure.unit)
 
 
-def mean_of_epochs(measure: Measure, name: str) -> Measure:
-    """Average a measure over all epochs that have it: the area under its curve."""
+def mean_of_epochs(measure: Measure, name: str, first: int = 1) -> Measure:
+    """Average a measure over all epochs that have it, from one on: the area under its curve."""
+
+    def part(run: Run) -> dict[float, float]:
+        return {x: y for x, y in measure.curve(run) if y is not None and x >= first}
 
     def read(run: Run) -> float | None:
-        values = [value for _, value in measure.curve(run) if value is not None]
+        values = part(run).values()
         return fmean(values) if values else None
 
     def images(run: Run) -> Images:
-        return _mean_by_image(measure, run, [x for x, y in measure.curve(run) if y is not None])
+        return _mean_by_image(measure, run, list(part(run)))
 
     return Measure(name, read, measure.unit, measure.curve, images, measure.image_curve)
 

@@ -41,7 +41,7 @@ LARGE = "ε 1e-3"
 USUAL, USUAL_SMALL = "default, PyTorch's first weights", "ε 1e-10, PyTorch's first weights"
 CHANGES = {SMALL: DEFAULT, STARTED: DEFAULT, LARGE: DEFAULT, USUAL_SMALL: USUAL}
 PYTORCH = {"model_options": (("init", "pytorch"),)}
-FEWER: dict[Preset, int] = {"quick": 0, "full": 5, "paper": 10}
+FEWER: dict[Preset, int] = {"quick": 0, "full": 4, "paper": 10}
 
 
 def norm(**options: float) -> dict[str, Any]:

@@ -77,14 +77,14 @@ CLAIM = define(
     plan=Plan(
         scales={
             "quick": Scale(seeds=5, train=10_000, test=3_000, epochs=4),
-            "full": Scale(seeds=6, train=10_000, test=3_000, epochs=8),
+            "full": Scale(seeds=6, train=10_000, test=3_000, epochs=6),
             "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
         },
         arms={
             **{arm: SGD[arm] | {"data": "fashion-mnist-lit"} for arm in SGD},
             **{EVEN[arm]: SGD[arm] for arm in SGD},
         },
-        seeds={arm: {"quick": 2, "full": 4} for arm in EVEN.values()},
+        seeds={arm: {"quick": 2, "full": 3} for arm in EVEN.values()},
         base={
             "norm": "batch",
             "momentum": 0.9,

@@ -81,7 +81,7 @@ CLAIM = define(
     plan=Plan(
         scales={
             "quick": Scale(seeds=5, train=2_000, test=2_000, epochs=4),
-            "full": Scale(seeds=6, train=4_000, test=5_000, epochs=6),
+            "full": Scale(seeds=5, train=4_000, test=5_000, epochs=6),
             "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=10),
         },
         arms={

@@ -4,6 +4,10 @@ One network is trained on clean images. It is then tested on images with each of
 with the moving average of training and with the statistics of each test batch: once in batches of
 random images, once in the order of the labels, as a stream brings them that shows one thing after
 the other. Severity 3 of 5 for all. The mean over the corruptions decides; each is in the table.
+
+Pilot run (seed 100, not used for the verdict, 63 s of one core): accuracy with the moving average,
+mixed batches and sorted ones 47, 76 and 15 % (noise), 65, 81, 17 (blur), 10, 41, 13 (contrast), 11,
+78, 14 (fog), 52, 60, 16 (pixelation); on clean images 88 and, mixed, 87.
 """
 
 from __future__ import annotations
@@ -91,7 +95,7 @@ CLAIM = define(
     plan=Plan(
         scales={
             "quick": Scale(seeds=3, train=5_120, test=2_000, epochs=5),
-            "full": Scale(seeds=8, train=10_240, test=5_000, epochs=8),
+            "full": Scale(seeds=6, train=10_240, test=5_000, epochs=8),
             "paper": Scale(seeds=5, train=60_000, test=10_000, epochs=100),
         },
         arms={ARM: {"norm": BN}},

@@ -65,9 +65,9 @@ PLANS = (
         },
         BOOK,
     ),
-    Plan(_scales(0, 3), {PLAIN: {"norm": "none", "lr": 0.9, "drop_last": False}}, BOOK),
+    Plan(_scales(0, 2), {PLAIN: {"norm": "none", "lr": 0.9, "drop_last": False}}, BOOK),
     Plan(
-        _scales(0, 5, 3_000, 2_000),
+        _scales(0, 4, 3_000, 2_000),
         {DENSENET: {**EVALUATED, "lr": 0.1, "drop_last": False}},
         {"model": "densenet"},
         {"quick": SMALL, "full": SMALL, "paper": {"size": 96}},

@@ -42,7 +42,7 @@ full: $(VENV)/lab.stamp  ## every claim, an hour or more; rewrites docs/report.h
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)
 
-test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: two minutes
+test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: about two minutes
 	$(PYTEST) $(LAYERS)
 
 test-slow: $(VENV)/dev.stamp  ## the tests left out, one after the other; some take 18 GB

@@ -181,7 +181,7 @@ def test_layerwise_is_exact_in_deep_network() -> None:
     """What is off in the first layer grows on its way: passes move more before they move less."""
     torch.manual_seed(0)
     model = models.build("resnet18", norm="torch-batch", width=4, size=16)
-    images = torch.randn(96, 1, 16, 16) * torch.rand(96, 1, 1, 1)
+    images = torch.randn(64, 1, 16, 16) * torch.rand(64, 1, 1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.2)
     for x in images.split(16):
         optimizer.zero_grad()

@@ -71,24 +71,24 @@ CLAIM = define(
     plan=PLAN,
     decides={
         "faster": Endpoint(
-            "Faster: how much higher is test accuracy, averaged over the epochs?",
+            "Faster: how much higher is test accuracy with BN, averaged over the epochs?",
             ACCURACY.at(WITH) - ACCURACY.at(WITHOUT),
             matters=0.5,
         ),
         "lower": Endpoint(
-            "Lower: how much lower is the training loss of the last epoch?",
+            "Lower: how much lower is the training loss of the last epoch with BN?",
             TRAIN_LOSS.at(WITHOUT) - TRAIN_LOSS.at(WITH),
             matters=0.01,
         ),
     },
     information={
         "final": Endpoint(
-            "How much higher is test accuracy after the last epoch?",
+            "How much higher is test accuracy with BN after the last epoch?",
             TEST.at(WITH) - TEST.at(WITHOUT),
             matters=0.5,
         ),
         "population": Endpoint(
-            "How much higher is test accuracy, averaged over the epochs, with population "
+            "How much higher is test accuracy with BN, averaged over the epochs, with population "
             "statistics?",
             MEAN_RECALIBRATED.at(WITH) - ACCURACY.at(WITHOUT),
             matters=0.5,

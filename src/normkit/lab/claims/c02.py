@@ -67,14 +67,15 @@ CLAIM = define(
     ),
     decides={
         "close": Endpoint(
-            "Close: how much nearer to N(0, 1) are the inputs of the nonlinearities, averaged over "
-            "layers and training?",
+            "Close: how much nearer to N(0, 1) are the inputs of the nonlinearities with BN, "
+            "averaged over layers and training?",
             DISTANCE.at(WITHOUT) - DISTANCE.at(WITH),
             matters=0.05,
             unit="Wasserstein-1 distance",
         ),
         "steady": Endpoint(
-            "Steady: how much less do they wander over training around their layer's average?",
+            "Steady: how much less do they wander with BN, over training, around their layer's "
+            "average?",
             WANDERING.at(WITHOUT) - WANDERING.at(WITH),
             matters=0.02,
             unit="standard deviations of the layer's average distribution",

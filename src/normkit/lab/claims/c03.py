@@ -66,7 +66,8 @@ CLAIM = define(
     plan=PLAN,
     decides={
         "rate": Endpoint(
-            "By how many decades is the largest learning rate at which it trains higher?",
+            "By how many decades is the largest learning rate at which the network trains higher "
+            "with BN?",
             largest(WITH) - largest(WITHOUT),
             matters=0.3,
             # Each of two limits is rounded to a step, alike for all seeds: a variance of step²/12.
@@ -75,7 +76,7 @@ CLAIM = define(
     },
     information={
         "at_source": Endpoint(
-            f"How much lower is the last epoch's training loss at {SOURCE_RATE}?",
+            f"How much lower is the last epoch's training loss with BN at {SOURCE_RATE}?",
             TRAIN_LOSS.at(WITHOUT, lr=SOURCE_RATE) - TRAIN_LOSS.at(WITH, lr=SOURCE_RATE),
             matters=0.01,
         ),

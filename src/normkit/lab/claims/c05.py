@@ -73,7 +73,8 @@ CLAIM = define(
     ),
     decides={
         "accuracy": Endpoint(
-            "How much higher is test accuracy after the last epoch, with population statistics?",
+            "How much higher is test accuracy with BN after the last epoch, evaluated with "
+            "population statistics?",
             RECALIBRATED.at(WITH) - TEST.at(WITHOUT),
             matters=5,
         ),
@@ -85,7 +86,7 @@ CLAIM = define(
             matters=5,
         ),
         "loss": Endpoint(
-            "How much lower is the training loss of the last epoch?",
+            "How much lower is the training loss of the last epoch with BN?",
             TRAIN_LOSS.at(WITHOUT) - TRAIN_LOSS.at(WITH),
             matters=0.1,
         ),

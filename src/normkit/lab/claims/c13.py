@@ -89,7 +89,8 @@ CLAIM = define(
             matters=1,
         ),
         "little": Endpoint(
-            "Adds little after dense layers: how much higher is it with conv alone than with both?",
+            "Adds little after dense layers: how much higher is it with BN after convolutions "
+            "alone than after both?",
             PLACED[CONV] - PLACED[BOTH],
             margin=1,
             provided=learned(BOTH),

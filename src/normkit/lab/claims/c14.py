@@ -138,5 +138,5 @@ CLAIM = define(
     "of Caffe, whose BN and Scale layers went over their data several times; PyTorch's kernels do "
     "less of that, and their convolutions have become faster too. The shares depend on the "
     "processor, the memory and the number of threads, and on the networks: where convolutions are "
-    "small, normalization takes a larger share.",
+    "small, normalization may take a larger share.",
 )

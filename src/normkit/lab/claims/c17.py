@@ -97,10 +97,10 @@ CLAIM = define(
             "ResNet-50 on ImageNet",
         ),
     ),
-    holds=f"A cure can give back only what the inconsistency costs. In test error, batch "
-    f"statistics and freezing are worth {{batch}} and {{frozen}} points at {SMALL} images that are "
-    f"lit differently, and {{batch_large}} and {{frozen_large}} at {LARGE}. At even light, at "
-    f"{SMALL}, they are worth {{batch_even}} and {{frozen_even}}.",
+    holds=f"Batch statistics can give back only what the inconsistency costs; freezing also spares "
+    f"the end of training its noise. In test error, batch statistics and freezing are worth {{batch}} and {{frozen}} points at {SMALL} "
+    f"images that are lit differently, and {{batch_large}} and {{frozen_large}} at {LARGE}. At "
+    f"even light, at {SMALL}, they are worth {{batch_even}} and {{frozen_even}}.",
     practice="With small normalization batches, fix the statistics for the last part of training "
     "(nk.recalibrate, then nk.freeze). Use batch statistics in the test only where test batches "
     "are as mixed as those of training.",
@@ -113,7 +113,7 @@ CLAIM = define(
         ("frozen", "statistics fixed for the last fifth of the epochs, γ and β learning"),
     ),
     demo=False,
-    differs="Both cures repair an inconsistency, and can give back no more than it costs. In "
+    differs="Batch statistics repair an inconsistency, and can give back no more than it costs. In "
     "ResNet-50, with many more normalization layers one after the other, it adds up to several "
     "points; in a small network trained for a few epochs it may be less than the half point that "
     "would matter. The last fifth of so few epochs is short for a network to get used to fixed "

@@ -42,7 +42,7 @@ def test_effects_are_in_decades_per_layer(synthetic: Synthetic) -> None:
     effects = [each.effect for each in found.comparisons]
     assert effects == pytest.approx([0.28, 0.8, 0.2, 0.4, 0.28, 0.8, 0.2, 0.4])
     assert {each.unit for each in found.comparisons} == {"decades per layer"}
-    assert "1.58 times smaller" in found.sentence
+    assert "1.58 times those with BN" in found.sentence
     table = {row[0]: row[1:] for row in found.tables[0].rows}
     assert table["ReLU without BN"][:5] == pytest.approx((0.3, 0.3, 0.3, 79433, 3.16))
 

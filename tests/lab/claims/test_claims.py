@@ -155,7 +155,9 @@ def test_c14_reads_shares_of_a_step(synthetic: Synthetic) -> None:
     claim = select(["C14"])[0]
     parts = timing(-0.1) | {"ours_step": [0.5]}
     found = finding(claim, synthetic(claim, lambda arm, config: parts), data="invented")
-    assert [each.effect for each in found.comparisons] == pytest.approx([-10, 30, 50])
+    # The mean of the networks, then each of them.
+    effects = [-10, 30, 50, -10, -10, -10]
+    assert [each.effect for each in found.comparisons] == pytest.approx(effects)
     times = next(table for table in found.tables if table.key == "times")
     assert times.rows[0][:3] == ("lenet5", "PyTorch's layers", "normalization")
     assert times.rows[0][5] == pytest.approx(30)

@@ -98,9 +98,9 @@ CLAIM = define(
         ),
     ),
     holds=f"Batch statistics can give back only what the inconsistency costs; freezing also spares "
-    f"the end of training its noise. In test error, batch statistics and freezing are worth {{batch}} and {{frozen}} points at {SMALL} "
-    f"images that are lit differently, and {{batch_large}} and {{frozen_large}} at {LARGE}. At "
-    f"even light, at {SMALL}, they are worth {{batch_even}} and {{frozen_even}}.",
+    f"the end of training its noise. In test error, they are worth {{batch}} and {{frozen}} points "
+    f"at {SMALL} images that are lit differently, and {{batch_large}} and {{frozen_large}} at "
+    f"{LARGE}. At even light, at {SMALL}, they are worth {{batch_even}} and {{frozen_even}}.",
     practice="With small normalization batches, fix the statistics for the last part of training "
     "(nk.recalibrate, then nk.freeze). Use batch statistics in the test only where test batches "
     "are as mixed as those of training.",

@@ -52,8 +52,8 @@ def list_claims(
         _print_claim(out, row)
     out.print(
         "Per preset: verdict (▸ = last preset run), number of runs, training images (millions), "
-        "core-minutes if complete. Runs shared by claims count for each. Without claim keys, "
-        "normkit lab run runs the claims of the demo."
+        "core-minutes if complete. Runs shared by claims count for each. normkit lab tour runs "
+        "the tour; normkit lab run without claim keys those that are run by default."
     )
     if not store.exists():
         out.print(f"There is no store {store}: nothing has been run into it.", soft_wrap=True)
@@ -62,7 +62,9 @@ def list_claims(
 def _print_claim(out: Console, row: Row) -> None:
     """Print a claim in a few short lines, which fit a terminal of any width."""
     out.print(Text.assemble((f"{row['claim']}  ", "bold"), (row["title"], "bold")))
-    about = "; ".join([row["sources"][0], row["data"], *(["in the demo"] if row["demo"] else [])])
+    about = "; ".join(
+        [row["sources"][0], row["data"], *(["run by default"] if row["demo"] else [])]
+    )
     out.print(Padding(Text(about, style="dim"), (0, 0, 0, INDENT)))
     for preset, cost in row["cost"].items():
         word = row["verdicts"].get(preset)
@@ -117,10 +119,10 @@ def _about_claim(
     claim: Claim, findings: Mapping[str, Mapping[str, Finding]], store: Store | None
 ) -> Row:
     """Return a claim as plain values, with its cost on the full data set."""
-    from normkit.lab.claims.claim import PRESETS, Available
+    from normkit.lab.claims.claim import Available
 
     cost = {}
-    for preset in PRESETS:
+    for preset in claim.presets:
         arms = claim.plan(preset, Available.whole(claim.data))
         finding = findings.get(preset, {}).get(claim.key)
         done = finding is not None and finding.runs == len(finding.records) > 0
@@ -140,7 +142,9 @@ def _about_claim(
         "title": claim.title,
         "statement": claim.statement,
         "sources": [reference.source for reference in claim.sources],
-        "data": ", ".join(dict.fromkeys(name for at in PRESETS for name in claim.data_sets(at))),
+        "data": ", ".join(
+            dict.fromkeys(name for at in claim.presets for name in claim.data_sets(at))
+        ),
         "demo": claim.demo,
         "cost": cost,
         "verdicts": verdicts,

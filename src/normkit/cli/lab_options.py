@@ -16,7 +16,9 @@ __all__ = [
     "JsonOption",
     "OfClaimsArgument",
     "PresetName",
+    "ReportOption",
     "StoreOption",
+    "WorkersOption",
 ]
 
 STORE = Path("runs") / "lab.sqlite"
@@ -27,12 +29,18 @@ WORD_STYLE = {"confirmed": "green", "partly": "cyan", "refuted": "red", "open": 
 class PresetName(str, enum.Enum):
     """Amount of training."""
 
+    tour = "tour"
     quick = "quick"
     full = "full"
     paper = "paper"
 
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The store: the file with all runs.")]
+ReportOption = Annotated[Path, typer.Option("--report", help="Where to write the report.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum number of runs at once. Default: one per core."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OfClaimsArgument = Annotated[
     list[str] | None,
@@ -40,5 +48,5 @@ OfClaimsArgument = Annotated[
 ]
 ClaimsArgument = Annotated[
     list[str] | None,
-    typer.Argument(help='Claim keys such as C1, or "all". Default: the demo claims.'),
+    typer.Argument(help='Claim keys such as C1, or "all". Default: those that `lab list` says.'),
 ]

@@ -10,19 +10,27 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
+from normkit.cli.lab_tour import Tour
 from normkit.lab.executors import Executor
-from normkit.lab.runner import Progress, Summary, work
+from normkit.lab.runner import Progress, Summary, progress_of, work
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 from normkit.lab.tasks import task_of
+from normkit.report.text import duration
 
 __all__ = ["carry_out"]
 
 LINE_SECONDS = 15.0
 
 
-def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Console) -> Summary:
-    """Carry out the unfinished runs and show the progress."""
+def carry_out(
+    store: Store,
+    keys: Sequence[str],
+    executor: Executor,
+    out: Console,
+    tour: Tour | None = None,
+) -> Summary:
+    """Carry out the unfinished runs and show the progress: each run, or the verdicts of a tour."""
     bar = progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -39,22 +47,27 @@ def carry_out(store: Store, keys: Sequence[str], executor: Executor, out: Consol
     def on_run(run: Run) -> None:
         nonlocal done
         done += 1
-        out.print(f"[{done} here] {describe(run)}", soft_wrap=True)
+        if tour is None or run.status == "failed":
+            out.print(f"[{done} here] {describe(run)}", soft_wrap=True)
 
     def on_progress(now: Progress) -> None:
         nonlocal printed_at
+        whole, part = (now.steps, now.steps_done) if tour is None else tour.amount(now)
         bar.update(
-            task,
-            description=f"{now.runs_done} of {now.runs} runs",
-            total=now.steps,
-            completed=now.steps_done,
+            task, description=f"{now.runs_done} of {now.runs} runs", total=whole, completed=part
         )
         if not out.is_terminal and time.monotonic() - printed_at > LINE_SECONDS:
             printed_at = time.monotonic()
-            share = now.steps_done / max(1, now.steps)
-            out.print(f"{now.runs_done} of {now.runs} runs, {share:.0%} of all steps")
+            left = bar.tasks[0].time_remaining
+            remaining = f", about {duration(left)} left" if left else ""
+            share = part / max(1, whole)
+            out.print(f"{now.runs_done} of {now.runs} runs, {share:.0%}{remaining}")
+        if tour is not None:
+            tour.look(now)
 
     with bar:
+        if tour is not None:
+            tour.look(progress_of(store, keys))
         summary = work(store, keys, executor, on_run=on_run, on_progress=on_progress)
     if summary.known and not summary.interrupted:
         out.print(f"{summary.known} of {len(keys)} runs were in the store already.")

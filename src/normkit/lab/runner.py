@@ -19,7 +19,7 @@ from normkit.lab.executors import Executor
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 
-__all__ = ["Progress", "Queue", "Summary", "datasets", "plan", "work"]
+__all__ = ["Progress", "Queue", "Summary", "datasets", "plan", "progress_of", "work"]
 
 ATTEMPTS = 2
 """After so many deaths of its worker without progress in between, a run has failed."""
@@ -31,12 +31,19 @@ TICK_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The state of a study: runs and steps done, of how many."""
+    """The state of a study: runs and steps done, of how many.
+
+    Attributes:
+        shares: of each run the share of its steps that is done, by key.
+        ended: keys of the runs that have ended, those that failed too.
+    """
 
     runs_done: int
     runs: int
     steps_done: int
     steps: int
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    ended: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclasses.dataclass
@@ -188,7 +195,7 @@ class Queue:
             self.executor.submit(worker.argument(self.store.path, self.waiting.popleft()))
         for job in self.executor.wait(TICK_SECONDS):
             self.end(worker.key_of(job.argument), job.result)
-        self.on_progress(_progress(self.store, self.keys))
+        self.on_progress(progress_of(self.store, self.keys))
 
     def end(self, key: str, result: str | None) -> None:
         """Take in the end of a run; a ``result`` of None means that its worker died."""
@@ -236,14 +243,16 @@ class Queue:
             time.sleep(2 * TICK_SECONDS)
 
 
-def _progress(store: Store, keys: Sequence[str]) -> Progress:
-    state = store.progress(keys).values()
-    ended = [entry for entry in state if entry[0] in (*RESULTS, "failed")]
+def progress_of(store: Store, keys: Sequence[str]) -> Progress:
+    """Read how far these runs have come."""
+    state = store.progress(keys)
+    ended = frozenset(key for key, entry in state.items() if entry[0] in (*RESULTS, "failed"))
+    done = {key: steps if key in ended else step for key, (_, step, steps) in state.items()}
     return Progress(
         runs_done=len(ended),
         runs=len(state),
-        steps_done=sum(
-            steps if status in (*RESULTS, "failed") else step for status, step, steps in state
-        ),
-        steps=sum(steps for _, _, steps in state),
+        steps_done=sum(done.values()),
+        steps=sum(steps for _, _, steps in state.values()),
+        shares={key: done[key] / steps for key, (_, _, steps) in state.items()},
+        ended=ended,
     )

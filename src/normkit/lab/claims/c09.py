@@ -37,7 +37,7 @@ USUAL, LARGER, UNBOUNDED, FAR = CUSTOMARY[SGD], 0.5, limits.GRID[-1], 50
 def plan(preset: Preset, available: Available) -> Arms:
     """C3's runs with BN, and the same with other optimizers and rates; fewer seeds."""
     templates = {run.seed: run for arm, run in c03.PLAN(preset, available) if arm == WITH}
-    seeds = sorted(templates)[: {"quick": 3, "full": 5, "paper": 10}[preset]]
+    seeds = sorted(templates)[: {"quick": 3, "full": 5, "paper": 10}.get(preset)]
     return [
         (arm, dataclasses.replace(templates[seed], optimizer=arm.lower(), lr=lr))
         for seed in seeds

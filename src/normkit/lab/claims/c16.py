@@ -13,7 +13,7 @@ from __future__ import annotations
 from normkit.lab.claims.measures import ghosts
 from normkit.lab.claims.measures.ghosts import EVEN, LARGE, MIDDLE, SMALL, at
 from normkit.lab.claims.sources import RETHINKING, WU_JOHNSON
-from normkit.lab.claims.study import Endpoint, Quantity, Seeds, define
+from normkit.lab.claims.study import Endpoint, Quantity, Scale, Seeds, define
 
 INCONSISTENCY = ghosts.POPULATION.minus(ghosts.BATCH, "what population statistics cost")
 NAMES = ("training", "test, batch statistics", "test, population statistics")
@@ -47,7 +47,7 @@ CLAIM = define(
     prediction="Training error falls with the normalization batch size. At 2 population statistics "
     "do worse than batch statistics in the test; at 256 the gap between training and test is wider "
     "than at 16.",
-    plan=ghosts.plan(ghosts.BN, EVEN),
+    plan=ghosts.plan(ghosts.BN, EVEN, tour=Scale(seeds=3, train=2_560, test=2_048, epochs=10)),
     decides={
         "noisy": Endpoint(
             f"Noisy: how much higher is training error at {SMALL} than at {LARGE}?",

@@ -91,6 +91,7 @@ CLAIM = define(
     "by far the lowest on test images, except in batches composed as in training.",
     plan=Plan(
         scales={
+            "tour": Scale(seeds=3, train=10_240, test=2_000, epochs=10),
             "quick": Scale(seeds=5, train=10_240, test=5_000, epochs=20),
             "full": Scale(seeds=5, train=10_240, test=5_000, epochs=20),
             "paper": Scale(seeds=10, train=60_000, test=10_000, epochs=50),
@@ -103,7 +104,13 @@ CLAIM = define(
             NONE: {"norm": "none"},
         },
         base={"lr": 0.1, "momentum": 0.9, "batch_size": 8 * GROUP, "composition": GROUPS},
-        presets={"quick": LENET, "full": LENET, "paper": NARROW_RESNET["paper"]},
+        presets={
+            "tour": LENET | {"evaluate_every": 5},
+            "quick": LENET,
+            "full": LENET,
+            "paper": NARROW_RESNET["paper"],
+        },
+        seeds={NONE: {"tour": 0}},
     ),
     decides={
         "looks": Endpoint(

@@ -28,9 +28,9 @@ __all__ = [
     "Scale",
 ]
 
-Preset = Literal["quick", "full", "paper"]
-PRESETS: tuple[Preset, ...] = ("quick", "full", "paper")
-"""``quick`` takes minutes; ``full`` has at least five seeds for every claim and is made to fit into
+Preset = Literal["tour", "quick", "full", "paper"]
+PRESETS: tuple[Preset, ...] = ("tour", "quick", "full", "paper")
+"""``tour`` has a few claims, which take three minutes on two cores together; ``quick`` takes minutes; ``full`` has at least five seeds for every claim and is made to fit into
 ninety minutes on two cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
 
 SETUP = ("network", "data", "steps", "figures")
@@ -159,7 +159,8 @@ class Judgement:
 class Claim:
     """A claim: see the module's text.
 
-    ``plan(preset, available)`` gives its runs by arm; ``judge(evidence)`` looks at what there is
+    ``plan(preset, available)`` gives its runs by arm, none at a preset that the claim has no part
+    in; ``judge(evidence)`` looks at what there is
     of them, which may be nothing yet, and trains nothing. ``decision`` says which endpoint
     decides, fixed before the runs. ``data`` is the data set of the runs, but for arms that name
     another one made of the same files. ``also`` names further data sets on which the source made
@@ -187,6 +188,12 @@ class Claim:
     source_setup: Mapping[str, str] = dataclasses.field(default_factory=dict)
     at_scale: tuple[AtScale, ...] = ()
     headline: bool = False
+
+    @property
+    def presets(self) -> tuple[Preset, ...]:
+        """The presets at which it has runs."""
+        whole = Available.whole(self.data)
+        return tuple(preset for preset in PRESETS if self.plan(preset, whole))
 
     def data_sets(self, preset: Preset) -> tuple[str, ...]:
         """Return the names of the data sets that its runs use, its own first."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import normkit.lab.claims
 from normkit.errors import OptionError, message
-from normkit.lab.claims.claim import Claim
+from normkit.lab.claims.claim import Claim, Preset
 from normkit.lab.data.catalogue import spec_of
 
 __all__ = ["ALL", "all_claims", "forms", "select"]
@@ -60,33 +60,40 @@ def _on(claim: Claim, name: str) -> Claim:
 
 
 def select(
-    keys: Sequence[str] = (), present: Callable[[str], bool] = lambda name: False
+    keys: Sequence[str] = (),
+    present: Callable[[str], bool] = lambda name: False,
+    preset: Preset | None = None,
 ) -> list[Claim]:
-    """The claims with these keys, in the order asked for; those of the demo if none is named.
+    """The claims with these keys, in the order asked for; those run by default if none is named.
 
-    "all" stands for all of them. A claim that its source made on another data set as well comes
+    "all" stands for all of them. With a ``preset``, all means those that have runs at it; of the
+    tour, all are run by default. A claim that its source made on another data set as well comes
     along on that one where it is ``present``, and can be asked for by a key of its own.
 
     Raises:
-        OptionError: there is no claim with such a key.
+        OptionError: there is no claim with such a key, or it has no runs at the preset.
 
     >>> [claim.key for claim in select(["c5", "C1"])]
     ['C5', 'C1']
     >>> [claim.key for claim in select(["c10-cifar-10"])]
     ['C10-CIFAR-10']
     """
-    claims = all_claims()
+    claims = {
+        key: claim
+        for key, claim in all_claims().items()
+        if preset is None or preset in claim.presets
+    }
     wanted = list(dict.fromkeys(key.upper() for key in keys))
     if ALL in wanted:
         return forms(claims.values(), present)
     if not wanted:
-        return [claim for claim in claims.values() if claim.demo]
+        return [claim for claim in claims.values() if claim.demo or preset == "tour"]
     every = {claim.key: claim for claim in forms(claims.values())}
     unknown = [key for key in keys if key.upper() not in every]
     if unknown:
         raise OptionError(
             message(
-                f"keys among {', '.join(every)}",
+                f"keys among {', '.join(every)}" + (f" at preset {preset}" if preset else ""),
                 ", ".join(unknown),
                 "choose from: normkit lab list",
             )

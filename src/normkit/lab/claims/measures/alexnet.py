@@ -94,7 +94,9 @@ PLAN = Plan(
 
 def plan(preset: Preset, available: Available, arms: tuple[str, ...] = (DROPOUT, ONLY_BN)) -> Arms:
     """The runs of these arms; a hundred classes have five times as many images as ten."""
-    scale = PLAN.scales[preset]
+    scale = PLAN.scales.get(preset)
+    if scale is None:
+        return []
     if available.classes > 10:
         scale = dataclasses.replace(scale, train=5 * scale.train)
     chosen = {arm: PLAN.arms[arm] for arm in arms}

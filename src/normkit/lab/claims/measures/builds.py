@@ -56,6 +56,7 @@ def _scales(quick: int, full: int, train: int = 60_000, test: int = 10_000) -> d
     }
 
 
+TOUR = Scale(4, 8_032, 2_000, epochs=6)  # with a last batch of 96, as in the book
 PLANS = (
     Plan(
         _scales(10, 10),
@@ -64,7 +65,7 @@ PLANS = (
             DROPPED: {**EVALUATED, "lr": 1.0},
         },
         BOOK,
-    ),
+    ).touring(TOUR, {"evaluate_every": 2}),
     Plan(_scales(0, 2), {PLAIN: {"norm": "none", "lr": 0.9, "drop_last": False}}, BOOK),
     Plan(
         _scales(0, 4, 3_000, 2_000),

@@ -100,6 +100,7 @@ def _plan(arms: dict[str, dict[str, Any]], sizes: Sequence[int], *, quick: int, 
         },
         presets=NARROW_RESNET,
         settings={
+            "tour": few,
             "quick": few,
             "full": few,
             "paper": [of_size(size) for size in MANY],
@@ -115,11 +116,12 @@ PLANS = (
 )
 
 
-def plan(*arms: str) -> Callable[[Preset, Available], Arms]:
-    """Plan the runs of these arms."""
+def plan(*arms: str, tour: Scale | None = None) -> Callable[[Preset, Available], Arms]:
+    """Plan the runs of these arms; in the tour, if there is one, those of BN on lit images."""
+    plans = PLANS if tour is None else (PLANS[0].touring(tour, NARROW_RESNET["quick"]), *PLANS[1:])
 
     def runs(preset: Preset, available: Available) -> Arms:
-        planned = (run for each in PLANS for run in each(preset, available))
+        planned = (run for each in plans for run in each(preset, available))
         return [(arm, config) for arm, config in planned if arm in arms]
 
     return runs

@@ -55,6 +55,7 @@ class Plan:
     arm fewer seeds than the preset has, for arms that decide nothing. A field may be a function of
     :class:`At`. Trainings have ``drop_last``, unless a field says otherwise: the step on a small
     last batch is noisy, evaluation follows it, and running statistics weigh it like a full one.
+    At a preset without a scale there are no runs.
     """
 
     scales: Mapping[Preset, Scale]
@@ -70,7 +71,9 @@ class Plan:
         Raises:
             OptionError: an arm's data set is made of other files than the available one.
         """
-        scale = self.scales[preset]
+        scale = self.scales.get(preset)
+        if scale is None:
+            return []
         images = available.at_most(scale.train, scale.test)
         settings = self.settings
         if isinstance(settings, Mapping):
@@ -105,6 +108,17 @@ class Plan:
             for arm, fields in self.arms.items()
             if seed < self.seeds.get(arm, {}).get(preset, scale.seeds)
         ]
+
+    def touring(self, scale: Scale, fields: Fields | None = None) -> Plan:
+        """Return this plan with a tour: its scale, and fields that replace those of ``base``.
+
+        For a plan that other claims use, which then stay out of the tour.
+        """
+        return dataclasses.replace(
+            self,
+            scales={**self.scales, "tour": scale},
+            presets={**self.presets, "tour": fields or {}},
+        )
 
 
 NARROW_RESNET: Mapping[Preset, Fields] = {

@@ -26,12 +26,15 @@ SLOW ?= slow
 FOLDERS := core kernels nn statistics surgery
 LAYERS  := $(FOLDERS:%=tests/%) $(FOLDERS:%=src/normkit/%)
 
-.PHONY: help demo full test test-layers test-slow sweep check lint types sanitize clean
+.PHONY: help demo quick full test test-layers test-slow sweep check lint types sanitize clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/lab.stamp  ## train, judge the claims, write the report
+demo: $(VENV)/lab.stamp  ## five claims in three minutes; prints the path of the report
+	$(BIN)/normkit lab tour --store runs/lab.sqlite --report runs/report.html
+
+quick: $(VENV)/lab.stamp  ## seven claims with more training, half an hour on two cores
 	$(BIN)/normkit lab run --preset quick --store runs/lab.sqlite --report runs/report.html
 
 full: $(VENV)/lab.stamp  ## every claim, an hour or more; rewrites docs/report.html and the tables

@@ -193,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    claims = select(options.claim or ["all"])
+    claims = select(options.claim or ["all"], preset=options.preset)
     names = dict.fromkeys(name for claim in claims for name in claim.data_sets(options.preset))
     prices = Prices({name: data.load(name, offline=True) for name in names})
     paid: set[str] = set()

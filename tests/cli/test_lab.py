@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from normkit.cli import lab_tour
 from normkit.cli.app import app
 from normkit.lab.claims.claim import Claim
 from normkit.lab.store import Store
@@ -77,6 +78,49 @@ def test_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
 
     done = CliRunner().invoke(app, ["lab", "list", "--store", str(store), "--json"])
     assert json.loads(done.stdout)[0]["last"]["preset"] == "quick"
+
+
+def test_tour_prints_each_verdict_once_and_updates_the_report(
+    touring: dict[str, Claim], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, page = tmp_path / "lab.sqlite", tmp_path / "report.html"
+    pages: list[str] = []
+    write = lab_tour.write
+    monkeypatch.setattr(lab_tour, "write", lambda *at: pages.append(write(*at).read_text("utf-8")))
+    tour = ["lab", "tour", "--store", str(store), "--report", str(page), "--workers", "1"]
+    done = CliRunner().invoke(app, tour)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0].split(maxsplit=1)[0] for line in verdicts(lines)] == ["C1", "C5"]
+    assert "test accuracy" not in lines[0]
+    assert lines[-1] == f"Report: {page}"
+    # The first page has a verdict on the first claim only.
+    assert len(pages) == 2
+    assert "So far 0 of 4 runs" in pages[0]
+    assert "So far" not in pages[1]
+    with Store(store) as opened:
+        assert opened.fact("preset") == "tour"
+
+    # What is there is told again, and nothing is trained.
+    pages.clear()
+    done = CliRunner().invoke(app, tour)
+    assert "8 of 8 runs were in the store already" in done.stdout
+    assert len(verdicts(done.stdout.splitlines())) == 2
+    assert len(pages) == 1
+    done = CliRunner().invoke(app, [*tour, "--json"])
+    assert [each["key"] for each in json.loads(done.stdout)["findings"]] == ["C1", "C5"]
+
+
+def verdicts(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("C")]
+
+
+def test_tour_refuses_a_claim_that_it_has_not(tiny: Claim, tmp_path: Path) -> None:
+    run = ["lab", "run", "C5", "--preset", "tour", "--store", str(tmp_path / "lab.sqlite")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 2
+    assert "at preset tour" in done.stderr
+    assert not (tmp_path / "lab.sqlite").exists()
 
 
 def test_report_without_runs_is_refused(tiny: Claim, tmp_path: Path) -> None:

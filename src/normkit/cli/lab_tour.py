@@ -17,7 +17,7 @@ from normkit.lab.store import Store
 __all__ = ["SECONDS", "Tour"]
 
 SECONDS = {"C1": 8.0, "C3": 0.9, "C16": 6.0, "C19": 7.0, "C24": 10.0}
-"""Processor time of one run of a claim, in proportion (``benchmarks/lab_cost.py --preset tour``)."""
+"""Processor time of a run of each claim, in proportion, by ``benchmarks/lab_cost.py``."""
 
 
 class Tour:

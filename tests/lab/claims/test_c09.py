@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from normkit.lab.claims import c03, c09
-from normkit.lab.claims.claim import PRESETS, Available, Evidence, Preset
+from normkit.lab.claims.claim import Available, Evidence, Preset
 from normkit.lab.claims.measures import rates
 from normkit.lab.claims.measures.rates import ADADELTA, RMSPROP, SGD
 from normkit.lab.claims.study import WITH
@@ -63,7 +63,7 @@ def test_a_width_waits_for_its_whole_grid(synthetic: Synthetic) -> None:
     assert widths[ADADELTA][2] == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", c09.CLAIM.presets)
 def test_sgds_runs_are_c3s(preset: Preset) -> None:
     ours = c09.plan(preset, FULL)
     seeds = {config.seed for _, config in ours}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normkit.lab.claims import c01, c13
-from normkit.lab.claims.claim import PRESETS, Available, Evidence, Preset
+from normkit.lab.claims.claim import Available, Evidence, Preset
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
 from normkit.lab.judge import finding
@@ -44,7 +44,7 @@ def test_little_is_shown_by_an_interval_within_the_margin(
     assert little.effect == pytest.approx(-100 * both, abs=0.1 if spread < 0.01 else 10)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", c13.CLAIM.presets)
 def test_c1_s_runs_are_two_of_the_arms(preset: Preset) -> None:
     shared = {config.key for _, config in c01.PLAN(preset, FULL)}
     for arm, config in c13.CLAIM.plan(preset, FULL):

@@ -7,7 +7,7 @@ import torch
 
 from normkit.lab.building import build_model
 from normkit.lab.claims.c22 import CLAIM
-from normkit.lab.claims.claim import PRESETS, Available, Preset
+from normkit.lab.claims.claim import Available, Preset
 from normkit.lab.claims.measures.sizes import CUT, DENSENET, RESNET, SOURCE, parameters
 
 FULL = Available("full", 60_000, 10_000)
@@ -22,7 +22,7 @@ def test_parameters_are_those_of_the_model_that_is_trained() -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", CLAIM.presets)
 def test_widths_keep_the_ratio_of_the_source(preset: Preset) -> None:
     counts = {arm: parameters(config) for arm, config in CLAIM.plan(preset, FULL)}
     assert counts[RESNET] / counts[DENSENET] == pytest.approx(14.8, rel=0.1)

@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 
 from normkit.lab.building import build_model
-from normkit.lab.claims.claim import PRESETS, Available, Preset
+from normkit.lab.claims.claim import Available, Preset
 from normkit.lab.claims.registry import all_claims
 
 CLAIM = all_claims()["C27"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", CLAIM.presets)
 def test_arms_differ_in_their_normalizer_and_first_weights_alone(preset: Preset) -> None:
     plan = CLAIM.plan(preset, Available.whole(CLAIM.data))
     configs = {arm: config for arm, config in plan if config.seed == 0}

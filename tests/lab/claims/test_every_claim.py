@@ -19,15 +19,31 @@ from typing import Any, get_args
 
 import pytest
 
+from normkit.cli.lab_tour import SECONDS
+from normkit.errors import OptionError
 from normkit.lab.claims.claim import PRESETS, SETUP, Available, Claim, Preset
-from normkit.lab.claims.registry import all_claims
+from normkit.lab.claims.registry import all_claims, select
 from normkit.lab.findings import Finding, ScaleWord
 from normkit.lab.judge import finding
 from tests.lab.claims.invented import evidence
 
 CLAIMS = list(all_claims().values())
 every = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
-presets = pytest.mark.parametrize("preset", ["quick", "full"])
+AT = [(claim, preset) for claim in CLAIMS for preset in claim.presets]
+
+
+def at(*presets: Preset) -> pytest.MarkDecorator:
+    """For every claim at these presets, where it has runs."""
+    return pytest.mark.parametrize(
+        ("claim", "preset"),
+        [
+            pytest.param(*pair, id="-".join((pair[0].key, pair[1])))
+            for pair in AT
+            if pair[1] in presets
+        ],
+    )
+
+
 EFFECTS = Path(__file__).with_name("effects.json")
 
 
@@ -35,8 +51,25 @@ def judged(claim: Claim, preset: Preset = "quick", world: str = "clear", **optio
     return finding(claim, evidence(claim, preset, world, **options), data="invented")
 
 
-@every
-@pytest.mark.parametrize("preset", PRESETS)
+def test_tour_has_five_claims_and_the_other_presets_all() -> None:
+    tour = [claim.key for claim, preset in AT if preset == "tour"]
+    assert tour == ["C1", "C3", "C16", "C19", "C24"] == list(SECONDS)
+    others = [(claim, preset) for claim in CLAIMS for preset in PRESETS if preset != "tour"]
+    assert [pair for pair in AT if pair[1] != "tour"] == others
+    assert [claim.key for claim in select(preset="tour")] == tour
+    assert select(["all"], preset="tour") == select(preset="tour")
+    with pytest.raises(OptionError, match=r"C16, C19, C24 at preset tour"):
+        select(["C17"], preset="tour")
+
+
+def test_tour_comes_claim_by_claim_with_an_incomplete_batch_kept_in_c24() -> None:
+    (claim,) = select(["C24"])
+    kept = {c.drop_last: c for _, c in claim.plan("tour", Available.whole(claim.data))}
+    assert 0 < kept[False].train_images % kept[False].batch_size < 128
+    assert kept[True].steps == kept[False].steps - kept[False].epochs
+
+
+@at(*PRESETS)
 def test_plan_names_each_run_once(claim: Claim, preset: Preset) -> None:
     arms = claim.plan(preset, Available.whole(claim.data))
     assert len({config.key for _, config in arms}) == len(arms)
@@ -44,9 +77,9 @@ def test_plan_names_each_run_once(claim: Claim, preset: Preset) -> None:
     assert seeds == set(range(len(seeds)))
 
 
-@every
-def test_plan_fits_small_data(claim: Claim) -> None:
-    for _, config in claim.plan("quick", Available("subset", 5000, 1000)):
+@at("tour", "quick")
+def test_plan_fits_small_data(claim: Claim, preset: Preset) -> None:
+    for _, config in claim.plan(preset, Available("subset", 5000, 1000)):
         assert config.edition == "subset"
         assert config.train_images <= 5000
         assert config.test_images <= 1000
@@ -76,8 +109,7 @@ def test_at_most_eight_claims_stand_in_the_readme() -> None:
     assert sum(claim.headline for claim in all_claims().values()) <= 8
 
 
-@every
-@presets
+@at("tour", "quick", "full")
 def test_finding_is_complete_and_plain(claim: Claim, preset: Preset) -> None:
     found = judged(claim, preset)
     assert found.key == claim.key
@@ -96,25 +128,22 @@ def test_finding_is_complete_and_plain(claim: Claim, preset: Preset) -> None:
     check(found)
 
 
-@every
 @pytest.mark.parametrize("seeds", [0, 1, 2])
-@presets
+@at("tour", "quick", "full")
 def test_finding_copes_with_diverged_runs(claim: Claim, preset: Preset, seeds: int) -> None:
     found = judged(claim, preset, "broken", seeds=seeds)
     assert found.runs == len(found.records)
     check(found)
 
 
-@every
-@presets
+@at("tour", "quick", "full")
 def test_finding_copes_with_scattered_runs(claim: Claim, preset: Preset) -> None:
     check(judged(claim, preset, "broken"))
     check(judged(claim, preset, "partial"))
 
 
-@every
 @pytest.mark.parametrize("seeds", [0, 1, 2])
-@presets
+@at("tour", "quick", "full")
 def test_partial_evidence_decides_nothing(claim: Claim, preset: Preset, seeds: int) -> None:
     found = judged(claim, preset, "partial", seeds=seeds)
     assert found.sentence.startswith(f"So far {found.runs} of {len(found.records)} runs")

@@ -30,8 +30,9 @@ __all__ = [
 
 Preset = Literal["tour", "quick", "full", "paper"]
 PRESETS: tuple[Preset, ...] = ("tour", "quick", "full", "paper")
-"""``tour`` has a few claims, which take three minutes on two cores together; ``quick`` takes minutes; ``full`` has at least five seeds for every claim and is made to fit into
-ninety minutes on two cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
+"""``tour`` has five claims, which take three minutes on two cores, all together; ``quick`` takes
+minutes; ``full`` has at least five seeds for every claim and is made to fit into ninety minutes on
+two cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
 
 SETUP = ("network", "data", "steps", "figures")
 """What is set beside the source's: the keys of :attr:`Claim.source_setup`, in order."""
@@ -159,14 +160,14 @@ class Judgement:
 class Claim:
     """A claim: see the module's text.
 
-    ``plan(preset, available)`` gives its runs by arm, none at a preset that the claim has no part
-    in; ``judge(evidence)`` looks at what there is
-    of them, which may be nothing yet, and trains nothing. ``decision`` says which endpoint
+    ``plan(preset, available)`` gives its runs by arm, none at a preset that the claim is not part
+    of; ``judge(evidence)`` looks at what there is of them, which may be nothing yet, and trains
+    nothing. ``decision`` says which endpoint
     decides, fixed before the runs. ``data`` is the data set of the runs, but for arms that name
     another one made of the same files. ``also`` names further data sets on which the source made
     its claim; :func:`normkit.lab.claims.registry.forms` makes a claim of each. ``setup`` adds rows
-    to those read from the runs. ``demo`` says whether a study that names no claim, such as the main
-    job, has this one in it. ``differs`` says why our result may differ from the source's; it is
+    to those read from the runs. ``demo`` says whether a study that names no claim has this one
+    in it. ``differs`` says why our result may differ from the source's; it is
     shown where it does. ``source_setup`` has network, data, steps and figures of the source
     (:data:`SETUP`), ``at_scale`` what the literature found where all was larger. ``headline`` says
     whether the claim stands in the README's short table: one that a user of the package acts on.

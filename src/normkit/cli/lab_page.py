@@ -1,4 +1,4 @@
-"""What commands of ``normkit lab`` make of findings: the report, JSON, lines and a table."""
+"""Print and write findings: the report, JSON, a line for each, a table."""
 
 from __future__ import annotations
 

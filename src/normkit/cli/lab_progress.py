@@ -58,8 +58,8 @@ def carry_out(
         )
         if not out.is_terminal and time.monotonic() - printed_at > LINE_SECONDS:
             printed_at = time.monotonic()
-            left = bar.tasks[0].time_remaining
-            remaining = f", about {duration(left)} left" if left else ""
+            seconds = bar.tasks[0].time_remaining
+            remaining = f", about {duration(seconds)} left" if seconds else ""
             share = part / max(1, whole)
             out.print(f"{now.runs_done} of {now.runs} runs, {share:.0%}{remaining}")
         if tour is not None:

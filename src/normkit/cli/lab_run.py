@@ -77,8 +77,9 @@ def tour(
 ) -> None:
     """Test five claims in three minutes on two cores; print each verdict as its last run ends.
 
-    The report is updated after each. Stop it with Ctrl-C, or kill it, at any time: the same command
-    resumes where it stopped.
+    The report is updated after each verdict.
+
+    Stop it with Ctrl-C, or kill it, at any time: the same command resumes where it stopped.
     """
     _study(
         ["tour"], (), "tour", store=store, report=report, workers=workers, as_json=as_json,

@@ -47,7 +47,7 @@ CLAIM = define(
     prediction="Training error falls with the normalization batch size. At 2 population statistics "
     "do worse than batch statistics in the test; at 256 the gap between training and test is wider "
     "than at 16.",
-    plan=ghosts.plan(ghosts.BN, EVEN, tour=Scale(seeds=3, train=2_560, test=2_048, epochs=10)),
+    plan=ghosts.plan(ghosts.BN, EVEN, tour=Scale(seeds=3, train=2_560, test=1_024, epochs=10)),
     decides={
         "noisy": Endpoint(
             f"Noisy: how much higher is training error at {SMALL} than at {LARGE}?",

@@ -8,7 +8,8 @@ Pilot runs (seed 100, not used for the verdict): 25 settings, to find one in whi
 trains. Wherever training accuracy passed 80 %, test accuracy was lower, by 50 to 70 points with one
 or two labels in a group and by 5 to 11 with four or all ten. Seeds 0 and 1 were run twice before
 and stopped, once for a small last batch that held all labels (35 and 26 % became 58 and 72 %) and
-once for their cost. The endpoints stayed as they were.
+once for their cost. The endpoints stayed as they were. For the tour, one seed (100) of ten epochs:
+the leak cost 60 points in the test and gained nothing in training yet.
 """
 
 from __future__ import annotations

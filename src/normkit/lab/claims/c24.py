@@ -15,7 +15,9 @@ Pilot runs (seeds 100 to 102, not used for the verdict) gave the cost of a run. 
 over all epochs were added after the first six runs of the first edition had been seen. The second
 edition's arms were suggested by its two worst seeds, trained again without the last batch: .769 and
 .752 became .862 and .855 with the moving average, .871 and .856 became .880 and .890 with
-population statistics.
+population statistics. For the tour two seeds (100, 101) were tried on 10,000 images, with a last
+batch of 16, and on 8,032, with one of 96 as in the book: dropping it gave 11 and 4 points,
+population statistics 4 and 2.
 """
 
 from __future__ import annotations

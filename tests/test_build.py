@@ -36,8 +36,8 @@ def _python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Compl
     )
 
 
-def _forked(**env: str) -> subprocess.CompletedProcess[str]:
-    return forked.python("-c", DESCRIBE, env={**os.environ, **env})
+def _forked(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return forked.python(*(args or ("-c", DESCRIBE)), env={**os.environ, **env})
 
 
 def _describe(**env: str) -> list[str]:
@@ -103,7 +103,7 @@ def test_an_unknown_value_is_refused(value: str) -> None:
 
 def test_an_unknown_value_where_kernels_are_used() -> None:
     """One line from the program; to others an error that they can handle, at the first layer."""
-    done = _python("-m", "normkit.cli.main", "data", "list", NORMKIT_KERNELS="wrong")
+    done = _forked("-m", "normkit.cli.main", "data", "list", NORMKIT_KERNELS="wrong")
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(
         r"normkit: Expected NORMKIT_KERNELS to be .* 'wrong'\. Fix: .*\n", done.stderr
@@ -114,7 +114,7 @@ def test_an_unknown_value_where_kernels_are_used() -> None:
         "    try: nk.LayerNorm(2)(torch.ones(3, 2))\n"
         "    except nk.OptionError as error: print(error)\n"
     )
-    lines = _python("-c", use, NORMKIT_KERNELS="wrong").stdout.splitlines()
+    lines = _forked("-c", use, NORMKIT_KERNELS="wrong").stdout.splitlines()
     assert len(lines) == 2 and all(line.startswith("Expected NORMKIT_KERNELS") for line in lines)
 
 

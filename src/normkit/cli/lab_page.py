@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_data", "check_report", "line", "print_findings", "print_page", "write"]
 
-LINE = 200
+LINE = 230
 """Characters of a verdict in one line."""
 
 

@@ -42,7 +42,7 @@ class Tour:
     def amount(self, now: Progress) -> tuple[float, float]:
         """Return the work that there is, and how much of it is done."""
         return sum(self.seconds.values()), sum(
-            seconds * now.shares[key] for key, seconds in self.seconds.items()
+            seconds * now.shares.get(key, 0.0) for key, seconds in self.seconds.items()
         )
 
     def look(self, now: Progress) -> None:

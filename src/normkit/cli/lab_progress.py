@@ -66,9 +66,9 @@ def carry_out(
             tour.look(now)
 
     with bar:
-        if tour is not None:
-            tour.look(progress_of(store, keys))
         summary = work(store, keys, executor, on_run=on_run, on_progress=on_progress)
+    if tour is not None:
+        tour.look(progress_of(store, keys))  # if nothing was left to do
     if summary.known and not summary.interrupted:
         out.print(f"{summary.known} of {len(keys)} runs were in the store already.")
     return summary

@@ -53,8 +53,8 @@ class Tour:
         judged = judge_with_runs(self.store, "tour", known=self._known)
         # What was read of a run that goes on is out of date the next time.
         self._known = {run.config.key: run for run in judged.runs}
-        write(judged, self.report, "tour", None)
         for finding in judged.findings:
             if finding.key in ended:
                 self.out.print(line(finding), soft_wrap=True)
+        write(judged, self.report, "tour", None)
         self._waiting -= ended

@@ -56,7 +56,7 @@ def _scales(quick: int, full: int, train: int = 60_000, test: int = 10_000) -> d
     }
 
 
-TOUR = Scale(4, 8_032, 2_000, epochs=6)  # with a last batch of 96, as in the book
+TOUR = Scale(6, 10_000, 2_000, epochs=4)  # with a last batch of 16
 PLANS = (
     Plan(
         _scales(10, 10),

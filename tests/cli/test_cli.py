@@ -42,7 +42,7 @@ def test_data_list() -> None:
     done = CliRunner().invoke(app, ["data", "list", "--json"])
     assert done.exit_code == 0, done.output
     names = [row["name"] for row in json.loads(done.stdout)]
-    assert names == ["fashion-mnist", "cifar-10", "cifar-100"]
+    assert names == ["fashion-mnist", "fashion-mnist-lit", "cifar-10", "cifar-100"]
     assert CliRunner().invoke(app, ["data", "list"]).exit_code == 0
 
 

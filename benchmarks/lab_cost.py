@@ -35,7 +35,7 @@ from normkit.lab.config import RunConfig
 from normkit.lab.epochs import epoch_batches
 from normkit.lab.memory import keep_freed_memory
 from normkit.lab.timing import measure_step_time
-from normkit.lab.trainer import Trainer
+from normkit.lab.trainer import SilentLog, Trainer
 
 STEP_SECONDS = 0.4
 """Least time to measure steps for; at least three of them, after one to warm up."""
@@ -43,22 +43,6 @@ TEST_IMAGES = 500
 EVALUATIONS = 2
 IGNORED = ("seed", "lr", "momentum", "weight_decay", "schedule", "edition", "loss_every")
 """Fields of a run that do not change the time of a step."""
-
-
-class Silent:
-    """Log that keeps nothing."""
-
-    def record(
-        self,
-        step: int,
-        epoch: int,
-        metrics: Mapping[str, float | None],
-        vectors: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        pass
-
-    def checkpoint(self, step: int, state: bytes) -> None:
-        pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +88,14 @@ def smaller(config: RunConfig, share: float) -> RunConfig:
 def measured(config: RunConfig, dataset: data.Dataset) -> Cost:
     """Time steps and evaluations of a run, and extend them to the whole of it."""
     if config.kind == "timing":
-        return Cost(timed(lambda: measure_step_time(config, dataset, Silent())))
+        return Cost(timed(lambda: measure_step_time(config, dataset, SilentLog())))
     # So small a rate lets nothing diverge, and costs as much.
     calm = dataclasses.replace(config, lr=1e-6, frozen_epochs=0)
     trainers: list[Trainer] = []
     start = timed(
         lambda: trainers.append(
             Trainer(
-                calm, dataset, Silent(), resume=None, stopping=bool, checkpoint_seconds=math.inf
+                calm, dataset, SilentLog(), resume=None, stopping=bool, checkpoint_seconds=math.inf
             )
         )
     )

@@ -149,41 +149,15 @@ def _under_train(
     return result._replace(figures=np.empty(0), losses=np.empty(0))
 
 
-def _under_corrupted(
-    model: nn.Module,
-    dataset: data.Dataset,
-    config: RunConfig,
-    epoch: int,
-    kind: int,
-    severity: int,
-) -> Score:
+def _as_it_is(model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int) -> Score:
     model.eval()
-    return score(model, in_order(corrupted(dataset.test, kind, severity), config), config)
+    return score(model, in_order(dataset.test, config), config)
 
 
-def _under_corrupted_batch(
-    model: nn.Module,
-    dataset: data.Dataset,
-    config: RunConfig,
-    epoch: int,
-    kind: int,
-    severity: int,
-    batch_size: int,
+def _under_sorted(
+    model: nn.Module, dataset: data.Dataset, config: RunConfig, epoch: int, batch_size: int
 ) -> Score:
-    changed = dataclasses.replace(dataset, test=corrupted(dataset.test, kind, severity))
-    return _under_batch(model, changed, config, epoch, batch_size)
-
-
-def _under_corrupted_sorted(
-    model: nn.Module,
-    dataset: data.Dataset,
-    config: RunConfig,
-    epoch: int,
-    kind: int,
-    severity: int,
-    batch_size: int,
-) -> Score:
-    split = corrupted(dataset.test, kind, severity)
+    split = dataset.test
     by_label = split.labels.argsort(stable=True)
     stream = dataclasses.replace(
         split, images=split.images[by_label], labels=split.labels[by_label]
@@ -192,14 +166,32 @@ def _under_corrupted_sorted(
         return score(model, in_order(stream, config, batch_size), config, by_label)
 
 
+def _on_corrupted(under: Callable[..., Score]) -> Callable[..., Score]:
+    """Evaluate as ``under`` does, on corrupted test images."""
+
+    def evaluate(
+        model: nn.Module,
+        dataset: data.Dataset,
+        config: RunConfig,
+        epoch: int,
+        kind: int,
+        severity: int,
+        *sizes: int,
+    ) -> Score:
+        changed = dataclasses.replace(dataset, test=corrupted(dataset.test, kind, severity))
+        return under(model, changed, config, epoch, *sizes)
+
+    return evaluate
+
+
 _UNDER: dict[str, Callable[..., Score]] = {
     "population": _under_population,
     "batch": _under_batch,
     "composed": _under_composed,
     "train": _under_train,
-    "corrupted": _under_corrupted,
-    "corrupted-batch": _under_corrupted_batch,
-    "corrupted-sorted": _under_corrupted_sorted,
+    "corrupted": _on_corrupted(_as_it_is),
+    "corrupted-batch": _on_corrupted(_under_batch),
+    "corrupted-sorted": _on_corrupted(_under_sorted),
     "domains-shared": under_shared,
     "domains-specific": under_specific,
 }

@@ -28,7 +28,7 @@ from normkit.lab.probes import Reading, Step, observe
 from normkit.lab.schedules import set_rate
 from normkit.lab.tasks import task_of
 
-__all__ = ["Log", "Outcome", "Trainer"]
+__all__ = ["Log", "Outcome", "SilentLog", "Trainer"]
 
 CHECKPOINT_SHARE = 0.05
 """Checkpoints take at most this share of the time. Small networks get one at nearly every step; a
@@ -47,6 +47,22 @@ class Log(Protocol):
     ) -> None: ...
 
     def checkpoint(self, step: int, state: bytes) -> None: ...
+
+
+class SilentLog:
+    """A log that keeps nothing."""
+
+    def record(
+        self,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float | None],
+        vectors: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        pass
+
+    def checkpoint(self, step: int, state: bytes) -> None:
+        pass
 
 
 @dataclasses.dataclass(frozen=True)

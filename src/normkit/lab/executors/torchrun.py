@@ -14,7 +14,7 @@ import contextlib
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import FrameType
 
 from normkit.errors import NormkitError, message
@@ -26,7 +26,7 @@ from normkit.lab.executors.process_group import Processes
 from normkit.lab.executors.protocol import EndedJob
 from normkit.lab.leases import LeaseLostError
 from normkit.lab.placement import Placement, why_single_process
-from normkit.lab.trainer import Outcome
+from normkit.lab.trainer import Outcome, SilentLog
 from normkit.lab.training import train
 
 __all__ = ["Torchrun", "worker_loop"]
@@ -170,22 +170,6 @@ class Torchrun:
             raise NormkitError(f"Another process failed. {cause}") from error
 
 
-class _Silent:
-    """A log that writes nothing: rank 0 writes for all."""
-
-    def record(
-        self,
-        step: int,
-        epoch: int,
-        metrics: Mapping[str, float | None],
-        vectors: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        pass
-
-    def checkpoint(self, step: int, state: bytes) -> None:
-        pass
-
-
 def worker_loop(processes: Processes) -> bool:
     """Train along with rank 0 until it has no more runs.
 
@@ -200,7 +184,7 @@ def worker_loop(processes: Processes) -> bool:
             text, resume = task
             config = RunConfig.from_json(text)
             dataset = worker.require_edition(config, worker.load(config.data))
-            train(config, dataset, _Silent(), resume=resume, placement=processes.shared_placement)
+            train(config, dataset, SilentLog(), resume=resume, placement=processes.shared_placement)
     except Exception:
         processes.publish_error(traceback.format_exc())
         return False

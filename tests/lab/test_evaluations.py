@@ -14,8 +14,11 @@ from torch import nn
 
 from normkit.lab import data
 from normkit.lab.building import build_model
+from normkit.lab.by_image import unpack
 from normkit.lab.conditions import named
 from normkit.lab.config import RunConfig
+from normkit.lab.data.batches import order
+from normkit.lab.data.corruptions import corrupted
 from normkit.lab.evaluations import evaluate, evaluate_under, population
 from normkit.lab.training import train
 
@@ -174,6 +177,37 @@ def test_under_train_scores_training_images_without_noise(
     # One image leaves nothing to batch statistics, and needs none.
     assert found["test_accuracy@train-1"] in (0.0, 1.0)
     assert loss != evaluate(model, small.test, config).loss
+
+
+def test_corrupted_images_are_scored_as_they_come(make_config: Make, small: data.Dataset) -> None:
+    """With running statistics, with those of mixed batches, and of batches in label order."""
+    config = make_config(norm="batch")
+    model = trained(config, small)
+    ways = ("corrupted", 3, 4), ("corrupted-batch", 3, 4, 50), ("corrupted-sorted", 3, 4, 50)
+    measured, vectors = evaluate_under(ways, model, small, config, 0)
+    split = corrupted(small.test, 3, 4)
+    by_label = split.labels.argsort(stable=True)
+    stream = dataclasses.replace(split, images=split.images[by_label], labels=by_label)
+    plain, sorted_ = (
+        next(data.batches(each, 100, seed=0, shuffle=False, channels_last=True))[0]
+        for each in (split, stream)
+    )
+    with torch.no_grad():
+        right = model.eval()(plain).argmax(1) == split.labels
+        model.train()
+        halves = torch.cat([model(sorted_[:50]), model(sorted_[50:])]).argmax(1)
+        drawn = order(100, config.seed, epoch=0)
+        mixed = torch.cat([model(plain[drawn[:50]]), model(plain[drawn[50:]])]).argmax(1)
+    expected = {
+        ways[0]: right,
+        ways[1]: mixed == split.labels[drawn],
+        ways[2]: halves == split.labels[by_label],
+    }
+    for way, each in expected.items():
+        assert measured[named("test_accuracy", way)] == pytest.approx(each.double().mean().item())
+    # Image by image in the order of the split, whatever the order of evaluation.
+    recorded = unpack(vectors[named("test_accuracy", ways[2])], 100)
+    assert torch.equal(torch.from_numpy(recorded)[by_label].bool(), expected[ways[2]])
 
 
 def test_broken_model_counts_at_chance(make_config: Make, small: data.Dataset) -> None:

@@ -143,7 +143,7 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         diverged=sum(run.status == "diverged" for run in runs),
         seconds=sum(run.seconds for run in runs),
         stale=stale,
-        differs=claim.differs if word != "confirmed" and not missing else "",
+        differs="" if missing else claim.differs,
         records=tuple(_record(claim, planned) for planned in evidence.planned),
         confirmed=0 if missing else sum(part.word == "confirmed" for part in deciding),
         parts=len(judgement.decides),

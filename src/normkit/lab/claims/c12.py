@@ -93,7 +93,8 @@ CLAIM = define(
         ),
     ),
     prediction="After epochs 1 and 2 the standard deviation of test accuracy over the seeds is "
-    "larger with BN, because the running statistics lag behind weights that move fast (C24).",
+    "larger with BN, because the running statistics lag behind weights that move fast (C24). (The "
+    "first edition saw 0.8 times, and a trial 1.9 points with BN against 14.8 after epoch 1.)",
     plan=PLAN,
     decides={
         "early": spread(

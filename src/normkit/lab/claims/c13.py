@@ -68,7 +68,8 @@ CLAIM = define(
         ),
     ),
     prediction="BN after the convolutions gains a point or more over none; BN after the fully "
-    "connected layers as well gains less than a point more.",
+    "connected layers as well gains less than a point more. (A trial of three seeds saw it gain "
+    "4.7.)",
     plan=Plan(
         scales={
             preset: dataclasses.replace(scale, seeds=SEEDS[preset])

@@ -114,7 +114,7 @@ CLAIM = define(
         "enough": Endpoint(
             "1,000 images are enough: how much lower is the error with 1,000 than with 10,000?",
             more(estimated(most), estimated()),
-            margin=1,
+            margin=0.5,
         ),
     },
     information={

@@ -158,7 +158,9 @@ CLAIM = define(
     ),
     demo=False,
     differs="The source trains for tens to hundreds of thousands of steps, and full for about a "
-    "thousand. Where training is that short, and more so in quick, a network that only learns more "
-    "slowly for being deep counts as worse. And 18 and 34 narrow layers on an easy task may be too "
-    "few for a plain network to get worse: the source sees most of that at 56.",
+    "thousand. Where training is that short, and more so in quick, a network that only learns "
+    "more slowly for being deep counts as worse. And 18 and 34 narrow layers on an easy task may "
+    "be too few for a plain network to get worse: the source sees most of that at 56. Where a "
+    "network knows nearly all its training images, a rise of less than a point may be several "
+    "times its error.",
 )

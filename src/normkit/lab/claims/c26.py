@@ -190,6 +190,8 @@ CLAIM = define(
     setup=(("corruptions", f"severity {SEVERITY} of 5; test batches of {BATCH}"),),
     demo=False,
     differs="Our corruptions are five of the source's fifteen, written for small grey images, and "
-    "our network has far fewer layers through which a shift could grow. How much batches of a "
+    "our network has far fewer layers through which a shift could grow. Contrast "
+    "and fog are nearly affine in the pixels, which statistics of the first layer alone can undo; "
+    "noise, blur and pixelation are not. How much batches of a "
     "hundred lose by their own noise depends on the resolution of the deepest layers.",
 )

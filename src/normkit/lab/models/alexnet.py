@@ -22,6 +22,7 @@ def alexnet(
     image: Image,
     *,
     dropout: float | None = None,
+    dropout_at: str = "hidden",
     hidden: int = 4096,
     width: int = 64,
     init: str = "pytorch",
@@ -34,11 +35,13 @@ def alexnet(
     with stride 2, the second 3×3, and pooling is 2×2.
 
     Every convolution is followed by normalizer, activation and perhaps pooling, every hidden dense
-    layer by normalizer and activation. Dropout stands before each hidden dense layer.
+    layer by normalizer and activation. Dropout stands before each hidden dense layer, as in the
+    source, or before the output alone, where no normalizer follows it.
 
     Args:
         dropout: probability; None is 0.5 without a normalizer and 0 with one (Ioffe & Szegedy
             2015 §4.2.1 take dropout out). Give a number for any other combination.
+        dropout_at: "hidden" or "output".
         hidden: width of the two hidden dense layers. 4096 is AlexNet's, and most of its cost.
         width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many. 64
             is AlexNet's; a quarter of it takes about a fifth of the time on a CPU.
@@ -53,6 +56,8 @@ def alexnet(
         raise OptionError(
             message("dropout at least 0 and below 1", repr(dropout), "use 0 for none")
         )
+    if dropout_at not in ("hidden", "output"):
+        raise OptionError(message("dropout_at 'hidden' or 'output'", repr(dropout_at), "use one"))
     small = image.size < 64
     kernel, stride, padding, pool = (3, 2, 1, 2) if small else (11, 4, 2, 3)
 
@@ -72,12 +77,14 @@ def alexnet(
     parts["flatten"] = nn.Flatten()
     before *= side * side
     for i in (1, 2):
-        if dropout:
+        if dropout and dropout_at == "hidden":
             parts[f"dropout{i}"] = nn.Dropout(dropout)
         parts[f"fc{i}"] = nn.Linear(before, hidden)
         parts[f"norm{i + 5}"] = layers.dense_norm(hidden)
         parts[f"act{i + 5}"] = layers.activation()
         before = hidden
+    if dropout and dropout_at == "output":
+        parts["dropout3"] = nn.Dropout(dropout)
     parts["fc3"] = nn.Linear(before, image.classes)
     model = nn.Sequential(parts)
     initialise(model, init)

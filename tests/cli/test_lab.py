@@ -15,8 +15,6 @@ from typer.testing import CliRunner
 
 from normkit.cli import lab_tour
 from normkit.cli.app import app
-from normkit.cli.console import console
-from normkit.lab import runner
 from normkit.lab.claims.claim import Claim
 from normkit.lab.store import Store
 
@@ -115,17 +113,6 @@ def test_tour_prints_each_verdict_once_and_updates_the_report(
 
 def verdicts(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith("C")]
-
-
-def test_tour_weighs_runs_by_their_time(touring: dict[str, Claim], tmp_path: Path) -> None:
-    claims = list(touring.values())
-    with Store(tmp_path / "lab.sqlite") as opened:
-        keys = runner.plan(opened, claims, "tour")
-        tour = lab_tour.Tour(opened, claims, tmp_path / "report.html", console())
-        whole = 4 * lab_tour.SECONDS["C1"] + 4 * 1.0
-        assert tour.amount(runner.progress_of(opened, keys)) == (whole, 0)
-        half = runner.Progress(0, 8, 0, 0, shares=dict.fromkeys(keys[:4], 0.5))
-        assert tour.amount(half) == (whole, 2 * lab_tour.SECONDS["C1"])
 
 
 def test_tour_refuses_a_claim_that_it_has_not(tiny: Claim, tmp_path: Path) -> None:

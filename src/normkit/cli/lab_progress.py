@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from normkit.cli.lab_tour import Tour
+from normkit.lab.cost import expected_seconds
 from normkit.lab.executors import Executor
 from normkit.lab.runner import Progress, Summary, progress_of, work
 from normkit.lab.runs import Run
@@ -21,6 +22,7 @@ from normkit.report.text import duration
 __all__ = ["carry_out"]
 
 LINE_SECONDS = 15.0
+SPEED_SECONDS = 600.0
 
 
 def carry_out(
@@ -39,8 +41,14 @@ def carry_out(
         _Remaining(),
         console=out,
         disable=not out.is_terminal,
+        # Some runs take a minute: the speed of the last half of one says little.
+        speed_estimate_period=SPEED_SECONDS,
     )
-    task = bar.add_task("runs", total=None)
+    # What there is to do, in expected processor time: images of one network cost a hundred times
+    # those of another.
+    expected = {key: expected_seconds(run) for key, run in store.configs(keys).items()}
+    whole = sum(expected.values())
+    task = bar.add_task("runs", total=whole)
     done = 0
     printed_at = time.monotonic()
 
@@ -52,15 +60,13 @@ def carry_out(
 
     def on_progress(now: Progress) -> None:
         nonlocal printed_at
-        whole, part = (now.steps, now.steps_done) if tour is None else tour.amount(now)
-        bar.update(
-            task, description=f"{now.runs_done} of {now.runs} runs", total=whole, completed=part
-        )
+        part = sum(seconds * now.shares[key] for key, seconds in expected.items())
+        bar.update(task, description=f"{now.runs_done} of {now.runs} runs", completed=part)
         if not out.is_terminal and time.monotonic() - printed_at > LINE_SECONDS:
             printed_at = time.monotonic()
             seconds = bar.tasks[0].time_remaining
             remaining = f", about {duration(seconds)} left" if seconds else ""
-            share = part / max(1, whole)
+            share = part / whole
             out.print(f"{now.runs_done} of {now.runs} runs, {share:.0%}{remaining}")
         if tour is not None:
             tour.look(now)

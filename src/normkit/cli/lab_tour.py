@@ -1,4 +1,4 @@
-"""The tour: verdicts as they come, and the time that is left."""
+"""The tour: verdicts as they come."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from normkit.lab.runner import Progress
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 
-__all__ = ["SECONDS", "Tour"]
-
-SECONDS = {"C1": 9.0, "C3": 1.2, "C16": 10.5, "C19": 5.3, "C24": 5.3}
-"""Processor time of a run of each claim, in proportion, by ``benchmarks/lab_cost.py``."""
+__all__ = ["Tour"]
 
 
 class Tour:
-    """Print each claim's verdict, and update the report, as soon as its last run has ended.
-
-    Attributes:
-        seconds: expected processor time of each run, by key, in proportion.
-    """
+    """Print each claim's verdict, and update the report, as soon as its last run has ended."""
 
     def __init__(self, store: Store, claims: Sequence[Claim], report: Path, out: Console) -> None:
         self.store, self.report, self.out = store, report, out
@@ -33,17 +26,8 @@ class Tour:
             claim.key: [each.run.config.key for each in store.planned(claim.key, "tour")]
             for claim in claims
         }
-        self.seconds = {
-            key: SECONDS.get(claim, 1.0) for claim in self.keys for key in self.keys[claim]
-        }
         self._waiting = set(self.keys)
         self._known: dict[str, Run] = {}
-
-    def amount(self, now: Progress) -> tuple[float, float]:
-        """Return the work that there is, and how much of it is done."""
-        return sum(self.seconds.values()), sum(
-            seconds * now.shares.get(key, 0.0) for key, seconds in self.seconds.items()
-        )
 
     def look(self, now: Progress) -> None:
         """Take in how far the runs have come."""

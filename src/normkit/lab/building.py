@@ -19,9 +19,10 @@ from torch import nn
 from normkit.errors import OptionError, message
 from normkit.lab import models
 from normkit.lab.config import RunConfig
+from normkit.lab.data.catalogue import spec_of
 from normkit.lab.tasks import task_of
 
-__all__ = ["build_model", "build_optimizer"]
+__all__ = ["build_model", "build_optimizer", "network_of", "outline"]
 
 
 def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Module:
@@ -71,3 +72,25 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     if config.optimizer == "adadelta":
         return torch.optim.Adadelta(parameters, **common)
     return torch.optim.Adam(parameters, **common)
+
+
+def network_of(config: RunConfig) -> RunConfig:
+    """Return one description for all runs with the same network."""
+    names = ("model", "norm", "act", "model_options", "norm_options", "size", "data")
+    fields: dict[str, Any] = {
+        name: getattr(config, name) for name in (*names, "task", "noise", "noise_spread")
+    }
+    return RunConfig(
+        **fields, train_images=1, test_images=1, batch_size=1, lr=1.0, epochs=1, seed=0
+    )
+
+
+def outline(config: RunConfig) -> nn.Module:
+    """Build the model of a run without numbers, on the device ``meta``, to count what is in it.
+
+    Raises:
+        OptionError: as :func:`build_model`.
+    """
+    spec = spec_of(config.data)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return build_model(config, in_channels=spec.shape[0], classes=len(spec.classes))

@@ -33,7 +33,14 @@ from normkit.nn.domainbatchnorm import Domains
 from normkit.statistics.contexts import use_domain
 from normkit.statistics.recalibrate import recalibrate
 
-__all__ = ["all_domains", "evaluate_domains", "forward", "under_shared", "under_specific"]
+__all__ = [
+    "all_domains",
+    "as_domain",
+    "evaluate_domains",
+    "forward",
+    "under_shared",
+    "under_specific",
+]
 
 
 def all_domains(parts: list[Batches]) -> Batches:
@@ -106,6 +113,11 @@ def _knows(model: nn.Module) -> bool:
     return bool(_layers(model))
 
 
+def as_domain(model: nn.Module, domain: int) -> contextlib.AbstractContextManager[Any]:
+    """Select a domain within a ``with`` block; of a model that knows none, nothing."""
+    return use_domain(model, domain) if _knows(model) else contextlib.nullcontext()
+
+
 def _in(model: nn.Module, domain: int, images: Tensor) -> Tensor:
     with use_domain(model, domain):
         scores: Tensor = model(images)
@@ -114,7 +126,7 @@ def _in(model: nn.Module, domain: int, images: Tensor) -> Tensor:
 
 def _test(model: nn.Module, split: data.Split, config: RunConfig, domain: int) -> Score:
     images = in_order(in_domain(split, config.domains, domain), config)
-    with use_domain(model, domain) if _knows(model) else contextlib.nullcontext():
+    with as_domain(model, domain):
         return score(model, images, config)
 
 

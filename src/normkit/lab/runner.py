@@ -31,7 +31,7 @@ TICK_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The state of a study: runs and steps done, of how many.
+    """The state of a study: runs done, of how many.
 
     Attributes:
         shares: of each run the share of its steps that is done, by key.
@@ -40,8 +40,6 @@ class Progress:
 
     runs_done: int
     runs: int
-    steps_done: int
-    steps: int
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     ended: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
@@ -251,8 +249,6 @@ def progress_of(store: Store, keys: Sequence[str]) -> Progress:
     return Progress(
         runs_done=len(ended),
         runs=len(state),
-        steps_done=sum(done.values()),
-        steps=sum(steps for _, _, steps in state.values()),
         shares={key: done[key] / steps for key, (_, _, steps) in state.items()},
         ended=ended,
     )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import torch
 
 from normkit.errors import OptionError
 from normkit.lab import models
-from normkit.lab.building import build_model
+from normkit.lab.building import network_of, outline
 from normkit.lab.claims.claim import SETUP, Claim, Evidence
 from normkit.lab.config import RunConfig
 from normkit.lab.data.catalogue import spec_of
@@ -99,31 +96,18 @@ def _networks(configs: Sequence[RunConfig]) -> str:
     counts: dict[str, set[int]] = {}
     for config in configs:
         name = models.TITLES.get(config.model, config.model)
-        counts.setdefault(name, set()).update(_parameters(_network(config)))
+        counts.setdefault(name, set()).update(_parameters(network_of(config)))
     return "; ".join(
         f"{name}, {_span(map(_rounded, of))} parameters" if of else name
         for name, of in counts.items()
     )
 
 
-def _network(config: RunConfig) -> RunConfig:
-    """Return one description for all runs with the same network."""
-    names = ("model", "norm", "act", "model_options", "norm_options", "size", "data")
-    fields: dict[str, Any] = {
-        name: getattr(config, name) for name in (*names, "task", "noise", "noise_spread")
-    }
-    return RunConfig(
-        **fields, train_images=1, test_images=1, batch_size=1, lr=1.0, epochs=1, seed=0
-    )
-
-
 @functools.lru_cache(maxsize=512)
 def _parameters(config: RunConfig) -> tuple[int, ...]:
     """Count the parameters; nothing for a network that this version cannot build."""
-    spec = spec_of(config.data)
     try:
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(config, in_channels=spec.shape[0], classes=len(spec.classes))
+        model = outline(config)
     except OptionError:
         return ()
     return (sum(parameter.numel() for parameter in model.parameters()),)

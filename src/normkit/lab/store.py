@@ -207,6 +207,15 @@ class Store:
             rows = self.connection.execute("SELECT key FROM runs ORDER BY id").fetchall()
         return [row["key"] for row in rows]
 
+    def configs(self, keys: Iterable[str]) -> dict[str, RunConfig]:
+        """Read the descriptions of these runs, by key."""
+        with guarded(self.path):
+            rows = self.connection.execute("SELECT key, config FROM runs").fetchall()
+        wanted = set(keys)
+        return {
+            row["key"]: RunConfig.from_json(row["config"]) for row in rows if row["key"] in wanted
+        }
+
     def parts(self) -> list[Part]:
         """Return the rows of every plan, in order."""
         with guarded(self.path):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import torch
-
-from normkit.lab.building import build_model
+from normkit.lab.building import network_of, outline
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study import (
     PERCENT,
@@ -23,7 +20,6 @@ from normkit.lab.claims.study import (
     mean_of,
 )
 from normkit.lab.config import RunConfig
-from normkit.lab.data.catalogue import spec_of
 from normkit.lab.findings import Chart, Table
 from normkit.lab.runs import Run
 
@@ -79,15 +75,12 @@ SECONDS = Measure("median time of an epoch", _epoch_seconds, Unit("s"))
 
 def parameters(config: RunConfig) -> int:
     """Count the parameters of a run's model."""
-    return _count(dataclasses.replace(config, seed=0))
+    return _count(network_of(config))
 
 
 @functools.cache
 def _count(config: RunConfig) -> int:
-    spec = spec_of(config.data)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = build_model(config, in_channels=spec.shape[0], classes=len(spec.classes))
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in outline(config).parameters())
 
 
 def _parameters(evidence: Evidence) -> dict[str, int]:

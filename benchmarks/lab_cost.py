@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
+from normkit.allocator import keep_freed_memory
 from normkit.lab import data, machine
 from normkit.lab.claims.claim import PRESETS, Available
 from normkit.lab.claims.registry import select
 from normkit.lab.conditions import CONDITIONS, Condition
 from normkit.lab.config import RunConfig
 from normkit.lab.epochs import epoch_batches
-from normkit.lab.memory import keep_freed_memory
 from normkit.lab.timing import measure_step_time
 from normkit.lab.trainer import SilentLog, Trainer
 

@@ -97,10 +97,10 @@ def components(population: np.ndarray) -> dict[str, float]:
 
 def record() -> dict[str, str]:
     """Train the networks; return which test images each classifies correctly, packed, by arm."""
+    from normkit.allocator import keep_freed_memory
     from normkit.lab import data
     from normkit.lab.by_image import unpack
     from normkit.lab.config import RunConfig
-    from normkit.lab.memory import keep_freed_memory
     from normkit.lab.training import train
 
     class Last:

@@ -15,7 +15,10 @@ PACKAGE = Path(normkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 OPENINGS = {"What", "Who", "Whoever", "How", "Whether", "That", "As", "Why", "Where", "When"}
 ARTICLES = {"The", "A", "An"}
-LAYERS = {"errors", "handle", "core", "kernels", "nn", "statistics", "surgery", "integrations"}
+LAYERS = {
+    "errors", "handle", "allocator", "core", "kernels", "nn", "statistics", "surgery",
+    "integrations",
+}  # fmt: skip
 PHRASES = re.compile(
     r"as said|by (its|their) make\b|for want of|in the midst of|comes? about|the very (bits|same)"
     r"|nobody can know|is no number|\bwhoever\b|\bbesides\b|to fix:",

@@ -9,6 +9,7 @@ torch.Size([8, 16, 32, 32])
 
 from normkit import errors, nn
 from normkit import integrations as _integrations  # noqa: F401  # makes their layers known
+from normkit.allocator import keep_freed_memory
 from normkit.errors import (
     DataError,
     NonFiniteError,
@@ -47,6 +48,7 @@ __all__ = [
     "convert",
     "errors",
     "freeze",
+    "keep_freed_memory",
     "recalibrate",
     "scale_momentum",
     "unfreeze",

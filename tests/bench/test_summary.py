@@ -87,6 +87,27 @@ def test_copies_exclude_cases_within_the_cache(made: Any) -> None:
     assert (found["evaluation"].value, found["evaluation"].reached) == (1.2, True)
 
 
+def test_tuned_allocator_against_default(made: Any) -> None:
+    tuned = {"allocator": "tuned", "ms": {"torch": 1.0, "ours": 1.0, "copy": 0.5}}
+    cases = [
+        made.case(),
+        made.case(**tuned),
+        made.case("gn"),  # with one setting alone
+        made.case(mode="eval", ms={"torch": 9.0, "ours": 9.0, "copy": 0.5}),
+        made.case(mode="eval", **tuned),
+    ]
+    (figure,) = (f for f in summarize(cases, l2_bytes=MIB, libc="glibc 2.36") if f.key == "tuned")
+    assert figure.value == pytest.approx(2.0)
+    assert figure.target is None
+    assert "normkit.keep_freed_memory()" in figure.text
+    assert "with torch.nn 4.00; geometric means of 1 " in figure.note
+    steps = [made.step(), made.step(allocator="tuned", ms={"torch": 65.0, "ours": 80.0})]
+    (figure, *_) = summarize([], steps, l2_bytes=MIB, libc="glibc 2.36")
+    assert (figure.key, figure.value) == ("tuned", pytest.approx(1.25))
+    assert "tuned" not in figures(cases)  # another C library has no such setting
+    assert not [f for f in summarize(cases[:1], l2_bytes=MIB, libc="glibc") if f.key == "tuned"]
+
+
 def test_steps_have_targets_in_contiguous_layout(made: Any) -> None:
     found = figures(
         [],
@@ -142,6 +163,7 @@ def test_terminal_shows_reached_targets(results: dict) -> None:
     assert "training step of resnet18, 64×1×96×96" in said
     assert "(target at least 1.25: reached)" in said
     assert "1.50 compile" in said
+    assert "normkit.keep_freed_memory()" in said
 
 
 def test_text_between_markers_is_replaced(results: dict) -> None:

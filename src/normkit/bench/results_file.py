@@ -29,16 +29,14 @@ def document(
     complete: bool,
 ) -> dict[str, Any]:
     """Return one run as a JSON document."""
-    figures = summarize(cases, steps, l2_bytes=machine.get("l2_bytes"))
+    results = {"machine": dict(machine), "cases": cases, "steps": steps}
     return {
         "format": FORMAT,
         "date": date,
         "complete": complete,
-        "machine": dict(machine),
         "settings": dict(settings),
-        "figures": [{**dataclasses.asdict(f), "reached": f.reached} for f in figures],
-        "cases": cases,
-        "steps": steps,
+        "figures": [{**dataclasses.asdict(f), "reached": f.reached} for f in figures(results)],
+        **results,
     }
 
 
@@ -115,6 +113,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def figures(results: Mapping[str, Any]) -> list[Figure]:
     """Return the figures of a results document."""
+    machine = results["machine"]
     return summarize(
-        results["cases"], results["steps"], l2_bytes=results["machine"].get("l2_bytes")
+        results["cases"],
+        results["steps"],
+        l2_bytes=machine.get("l2_bytes"),
+        libc=machine.get("libc") or "",
     )

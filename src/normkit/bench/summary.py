@@ -78,14 +78,20 @@ def ratio_target(norm: str, measure: str, allocator: str) -> float | None:
 
 
 def summarize(
-    cases: Sequence[Record], steps: Sequence[Record] = (), *, l2_bytes: int | None
+    cases: Sequence[Record], steps: Sequence[Record] = (), *, l2_bytes: int | None, libc: str = ""
 ) -> list[Figure]:
-    """Return all figures that the records allow, the most important first."""
+    """Return all figures that the records allow, the most important first.
+
+    Args:
+        l2_bytes: size of the second-level cache, if known.
+        libc: name of the C library, whose allocator the setting "tuned" belongs to.
+    """
     return [
         *_ratios(cases),
         *_slow(cases),
         *_copies([r for r in cases if r["bytes"] > (l2_bytes or 2**20)], l2_bytes or 2**20),
         *_compiled(cases),
+        *(_tuned(cases, steps) if libc.startswith("glibc") else ()),
         *_steps(steps),
     ]
 
@@ -182,6 +188,32 @@ def _compiled(cases: Sequence[Record]) -> Iterable[Figure]:
                 unit="times as fast as torch.compile",
                 note="; ".join(f"{r['case']} {r['compiled_ratio']:.2f}" for r in selected),
             )
+
+
+def _tuned(cases: Sequence[Record], steps: Sequence[Record]) -> Iterable[Figure]:
+    """Compare the allocator's settings, which are measured one after the other."""
+    pairs = _by_allocator(_select(cases, mode="train"), "case", "measure")
+    pairs = pairs or _by_allocator(steps, "network", "layout")
+    if not pairs:
+        return
+    ours, theirs = (
+        geometric_mean([default["ms"][side] / tuned["ms"][side] for default, tuned in pairs])
+        for side in ("ours", "torch")
+    )
+    yield Figure(
+        key="tuned",
+        text="tuned allocator, as normkit.keep_freed_memory() sets it in a program",
+        value=ours,
+        unit="times as fast as with the default allocator",
+        note=f"with torch.nn {theirs:.2f}; geometric means of {len(pairs)} training measurements",
+    )
+
+
+def _by_allocator(records: Sequence[Record], *names: str) -> list[tuple[Record, Record]]:
+    """Return each measurement made with the default and with the tuned allocator."""
+    tuned = {tuple(r[name] for name in names): r for r in _select(records, allocator="tuned")}
+    default = {tuple(r[name] for name in names): r for r in _select(records, allocator="default")}
+    return [(default[key], tuned[key]) for key in default if key in tuned]
 
 
 def _steps(steps: Sequence[Record]) -> Iterable[Figure]:

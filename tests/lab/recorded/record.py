@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from normkit.allocator import keep_freed_memory
 from normkit.lab import data
 from normkit.lab.config import RunConfig
-from normkit.lab.memory import keep_freed_memory
 from normkit.lab.training import train
 
 FILE = Path(__file__).parent / "runs.json"

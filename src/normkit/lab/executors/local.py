@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from normkit.allocator import keep_freed_memory
 from normkit.errors import OptionError, message
 from normkit.lab.executors.protocol import EndedJob, Job
-from normkit.lab.memory import keep_freed_memory
 
 __all__ = ["LocalPool"]
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from normkit.allocator import keep_freed_memory
 from normkit.errors import OptionError, message
-from normkit.lab.memory import keep_freed_memory
 from normkit.lab.placement import DistributedPlacement, Placement, find_device
 
 __all__ = ["Processes", "join", "launched"]

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from normkit.allocator import keep_freed_memory
 from normkit.errors import NormkitError, OptionError, message
 from normkit.lab import machine, worker
 from normkit.lab.config import RunConfig
@@ -24,7 +25,6 @@ from normkit.lab.data import Dataset
 from normkit.lab.executors.protocol import EndedJob
 from normkit.lab.executors.ray_connection import call, connect, import_ray
 from normkit.lab.executors.store_proxy import RemoteLease, StoreProxy
-from normkit.lab.memory import keep_freed_memory
 from normkit.lab.placement import Placement, find_device
 from normkit.lab.training import train
 

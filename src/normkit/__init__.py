@@ -28,11 +28,12 @@ from normkit.statistics import (
     recalibrate,
     use_domain,
 )
-from normkit.surgery import accelerate, convert, freeze, scale_momentum, unfreeze
+from normkit.surgery import Backend, accelerate, convert, freeze, scale_momentum, unfreeze
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backend",
     "DataError",
     "NonFiniteError",
     "NormkitError",

@@ -17,6 +17,7 @@ __all__ = [
     "list_skipped",
     "place_name",
     "run",
+    "table",
     "warn_skipped",
 ]
 
@@ -126,7 +127,7 @@ class Handle:
     def _rows(self) -> list[str]:
         changed = [(place_name(row.name), _describe(row)) for row in self.changed]
         skipped = [(place_name(k.name), f"{kind(k.type)} skipped: {k.why}") for k in self.skipped]
-        return [*_table(changed), *_table(skipped), *(f"  {note}" for note in self._notes)]
+        return [*table(changed), *table(skipped), *(f"  {note}" for note in self._notes)]
 
 
 def run(steps: Sequence[Step]) -> None:
@@ -181,7 +182,8 @@ def _describe(row: Changed) -> str:
     return classes + fused + (row.note and f": {row.note}")
 
 
-def _table(rows: list[tuple[str, str]]) -> list[str]:
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Return lines of two aligned columns: names, and what happened there; the first few rows."""
     width = max((len(name) for name, _ in rows[:SHOWN]), default=0)
     lines = [f"  {name:{width}}  {text}" for name, text in rows[:SHOWN]]
     return lines if len(rows) <= SHOWN else [*lines, f"  … and {len(rows) - SHOWN} more"]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from normkit.errors import OptionError, message
 
-__all__ = ["Act", "ActLike", "act_of_module", "has_hooks", "parse_act"]
+__all__ = ["Act", "ActLike", "act_of_call", "act_of_module", "has_hooks", "parse_act"]
 
 ActLike = str | tuple[str, float] | Sequence[Any] | nn.Module | Callable[..., Any] | None
 
@@ -102,6 +102,14 @@ _FUNCTIONS: dict[Any, str] = {
     F.gelu: "gelu",
     F.leaky_relu: "leaky_relu",
 }
+# In a graph also their in-place forms, and methods of tensors by name.
+_CALLS: dict[Any, str] = {
+    **_FUNCTIONS,
+    torch.relu_: "relu",
+    F.leaky_relu_: "leaky_relu",
+    "relu": "relu",
+    "relu_": "relu",
+}
 
 
 def parse_act(act: ActLike) -> Act | None:
@@ -162,6 +170,23 @@ def act_of_module(module: object) -> Act | None:
     if name != "leaky_relu":
         return Act(name)
     slope = getattr(module, "negative_slope", None)
+    return Act(name, float(slope)) if _is_slope(slope) else None
+
+
+def act_of_call(function: object, *args: Any, **kwargs: Any) -> Act | None:
+    """Return the activation that ``function(z, *args, **kwargs)`` computes, or None.
+
+    ``function`` may write its result over ``z``, and may be the name of a method of tensors.
+
+    >>> act_of_call(F.leaky_relu, 0.2, inplace=True), act_of_call(F.gelu, approximate="tanh")
+    (Act(name='leaky_relu', slope=0.2), None)
+    """
+    name = _CALLS.get(function)
+    if name is None or kwargs.get("approximate", "none") != "none":
+        return None
+    if name != "leaky_relu":
+        return Act(name)
+    slope = args[0] if args else kwargs.get("negative_slope", 0.01)
     return Act(name, float(slope)) if _is_slope(slope) else None
 
 

@@ -1,12 +1,14 @@
-"""Change the normalization layers of a model in place; each function returns a handle."""
+"""Change the normalization layers of a model in place, each by a handle; fuse them in graphs."""
 
 from normkit.handle import Changed, Handle, Skipped
 from normkit.surgery.accelerate import accelerate
+from normkit.surgery.backend import Backend
 from normkit.surgery.convert import convert
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.momentum import scale_momentum
 
 __all__ = [
+    "Backend",
     "Changed",
     "Handle",
     "Skipped",

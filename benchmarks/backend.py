@@ -1,0 +1,130 @@
+"""Training steps with ``torch.compile(model, backend="normkit")``, beside the model as it is.
+
+    python -m benchmarks.backend                            # twenty minutes on two idle cores
+    python -m benchmarks.backend --networks resnet18 --seconds 30 --allocators tuned
+
+The networks are ResNet-18 and 50, DenseNet-121 and MobileNetV2 as torchvision writes them
+(networks.py), on random images. A step resets the gradients and runs forward, cross-entropy,
+backward and SGD with momentum; an evaluation is forward without gradients. Both sides start from
+the same weights and take turns in one process, in rotating order. The ratio is taken round by
+round; its median is printed with the 95 % interval of the median. Each allocator has a process of
+its own. The losses of the first two steps are printed too, since they must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import normkit as nk
+from benchmarks.networks import NETWORKS
+from normkit.bench.limits import machine
+from normkit.bench.processes import ALLOCATORS, environment
+from normkit.bench.stopwatch import time_interleaved
+
+ROOT = Path(__file__).parents[1]
+SIDES = ("torch", "normkit")
+
+
+def measure(name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
+    """Time both sides of a network, in training and in evaluation."""
+    torch.manual_seed(0)
+    model, backend = NETWORKS[name](), nk.Backend()
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
+    models = {"torch": model, "normkit": copy.deepcopy(model)}
+    compiled = {"torch": model, "normkit": torch.compile(models["normkit"], backend=backend)}
+    optimizers = {side: torch.optim.SGD(models[side].parameters(), 1e-3, 0.9) for side in SIDES}
+
+    def step(side: str) -> float:
+        torch.manual_seed(0)  # of dropout
+        optimizers[side].zero_grad(set_to_none=True)
+        loss = F.cross_entropy(compiled[side](images), labels)
+        loss.backward()
+        optimizers[side].step()
+        return loss.item()
+
+    def evaluate(side: str) -> None:
+        with torch.no_grad():
+            compiled[side](images)
+
+    losses = [[step(side) for side in SIDES] for _ in range(2)]
+    record: dict[str, Any] = {"network": name, "shape": list(images.shape), "losses": losses}
+    for mode, run in (("train", step), ("eval", evaluate)):
+        for each in models.values():
+            each.train(mode == "train")
+        record[mode] = _time(run, seconds)
+    record["fused"] = [str(report).splitlines()[0] for report in backend.graphs]
+    return record
+
+
+def _time(run: Callable[[str], Any], seconds: float) -> dict[str, Any]:
+    times = time_interleaved({side: lambda side=side: run(side) for side in SIDES}, seconds=seconds)
+    ratio, low, high = times.ratio(*SIDES)
+    ms = {side: 1e3 * times.of(side) for side in SIDES}
+    return {"ms": ms, "ratio": ratio, "interval": [low, high], "rounds": times.rounds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each network and mode")
+    parser.add_argument("--json", type=Path, help="write all records to this file")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        for name in options.networks:
+            record = measure(name, options.batch, options.size, options.seconds)
+            print(json.dumps(record), flush=True)
+        return
+    records = []
+    arguments = ["--batch", str(options.batch), "--size", str(options.size),
+                 "--seconds", str(options.seconds)]  # fmt: skip
+    for allocator in options.allocators:
+        command = [sys.executable, "-m", "benchmarks.backend", "--worker", *arguments,
+                   "--networks", *options.networks]  # fmt: skip
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=dict(environment(allocator))
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                record = {"allocator": allocator, **json.loads(line)}
+                records.append(record)
+                _print(record)
+        if process.returncode:
+            sys.exit(process.returncode)
+        chosen = [r["train"]["ratio"] for r in records if r["allocator"] == allocator]
+        mean = math.exp(sum(map(math.log, chosen)) / len(chosen))
+        print(f"{allocator}: training steps {mean:.2f} times as fast, geometric mean", flush=True)
+    if options.json:
+        text = json.dumps({"machine": machine(), "records": records}, indent=1)
+        options.json.write_text(text + "\n")
+
+
+def _print(record: dict[str, Any]) -> None:
+    for mode in ("train", "eval"):
+        times = record[mode]
+        low, high = times["interval"]
+        print(
+            f"{record['allocator']:8}{record['network']:13}{mode:6}"
+            f"{times['ms']['torch']:8.0f} ms{times['ms']['normkit']:8.0f} ms"
+            f"{times['ratio']:7.2f} [{low:.2f}, {high:.2f}] of {times['rounds']} rounds",
+            flush=True,
+        )
+    print(f"        losses {record['losses']}; {'; '.join(record['fused'])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from normkit.kernels import cpu
 from normkit.nn.layer import Layer
 from normkit.surgery.accelerate import FAMILY
 from normkit.surgery.graph.chains import chain_from, kind
-from normkit.surgery.graph.fused_call import FusedCall
+from normkit.surgery.graph.fused_call import FusedCall, inputs
 from normkit.surgery.graph.norms import is_norm, read
 from normkit.surgery.graph.report import GraphReport, Row, fused_row, module_path
 
@@ -133,7 +133,7 @@ def _fuse(graph: fx.Graph, node: fx.Node) -> Row:
     call, last = FusedCall(chain), chain.nodes[-1]
     row = fused_row(chain, call)
     with graph.inserting_after(last):
-        replacement = graph.call_function(call, call.arguments)
+        replacement = graph.call_function(call, inputs(chain))
     replacement.meta = dict(last.meta)
     last.replace_all_uses_with(replacement)
     for each in reversed(chain.nodes):

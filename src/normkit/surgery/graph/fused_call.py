@@ -11,13 +11,21 @@ from torch import Tensor, fx
 from normkit.kernels import fused
 from normkit.surgery.graph.chains import Chain, kind
 
-__all__ = ["FusedCall"]
+__all__ = ["FusedCall", "inputs"]
 
-_INPUTS = ("x", "residual", "weight", "bias", "mean", "var", "momentum")
+_NAMES = ("x", "residual", "weight", "bias", "mean", "var", "momentum")
+
+
+def inputs(chain: Chain) -> tuple[Any, ...]:
+    """Return the arguments of a :class:`FusedCall`: nodes of the chain's graph, numbers or None."""
+    norm = chain.norm
+    return (norm.x, chain.residual, norm.weight, norm.bias, norm.mean, norm.var, norm.momentum)
 
 
 class FusedCall:
     """Function that computes a chain of a graph, for a node in its place.
+
+    It refers to no node of that graph, so a report may outlive it.
 
     Attributes:
         fallbacks: number of calls that the kernels refused, computed by the chain's own operations.
@@ -27,10 +35,8 @@ class FusedCall:
         norm = chain.norm
         self.__name__ = "_".join(kind(node).strip("_") for node in chain.nodes)
         self.fallbacks = 0
-        self._norm, self._act = norm, chain.act
-        self.arguments = (norm.x, chain.residual, norm.weight, norm.bias, norm.mean, norm.var,
-                          norm.momentum)  # fmt: skip
-        self._graph = _copy(chain, self.arguments)
+        self._options = (norm.signature, norm.groups, norm.shape, norm.eps, chain.act, norm.stats)
+        self._graph = _copy(chain)
 
     def __call__(
         self,
@@ -42,12 +48,10 @@ class FusedCall:
         var: Tensor | None,
         momentum: float | None,
     ) -> Any:
-        norm = self._norm
         parameters = {"weight": weight, "bias": bias}
         # The graph counts the batches in an operation of its own.
         buffers = {"running_mean": mean, "running_var": var, "num_batches_tracked": None}
-        y = fused.layer(x, residual, parameters, buffers, norm.signature, norm.groups, norm.shape,
-                        norm.eps, self._act, norm.stats, momentum)  # fmt: skip
+        y = fused.layer(x, residual, parameters, buffers, *self._options, momentum)
         if y is not None:
             return y
         self.fallbacks += 1
@@ -59,10 +63,11 @@ class FusedCall:
         return fx.GraphModule({}, self._graph).forward
 
 
-def _copy(chain: Chain, arguments: tuple[Any, ...]) -> fx.Graph:
+def _copy(chain: Chain) -> fx.Graph:
+    """Return the operations of a chain as a graph of its own, of the same inputs."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for name, argument in zip(_INPUTS, arguments, strict=True):
+    for name, argument in zip(_NAMES, inputs(chain), strict=True):
         placeholder = graph.placeholder(name)
         if isinstance(argument, fx.Node):
             copies[argument] = placeholder

@@ -65,6 +65,12 @@ def switch(norm: nn.Module, x: Tensor, r: Tensor) -> Tensor:
     return F.relu(z) + doubled
 
 
+def statistics(norm: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    z = norm(x)
+    mean = norm.running_mean.clone()
+    return F.relu(z), mean
+
+
 def onto_summand(norm: nn.Module, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     r = r * 2
     view = r[:1]
@@ -107,6 +113,8 @@ RUNS: dict[str, tuple[Run, list[str]]] = {
                              "between", "batch_norm + relu"]),
     "grad switched": (switch, ["batch_norm, relu separate: _set_grad_enabled, which may write to a "
                                "tensor, stands between"]),
+    "statistics read": (statistics, ["batch_norm, relu separate: clone, which reads its statistics, "
+                                     "stands between"]),
     "onto a summand": (onto_summand, ["batch_norm, iadd separate: it writes to a tensor that is "
                                       "used elsewhere too"]),
     "summand written later": (summand_later, ["batch_norm + add, silu separate: its input or "
@@ -126,9 +134,9 @@ RUNS: dict[str, tuple[Run, list[str]]] = {
 @pytest.mark.parametrize("name", RUNS)
 def test_it_computes_as_before(name: str, training: bool) -> None:
     run, rows = RUNS[name]
-    if name == "used for two" and not training:
+    if name in ("used for two", "statistics read") and not training:
         # Without an update only the order of reading is left, and that does not matter.
-        rows = ["batch_norm + relu"] * 2
+        rows = ["batch_norm + relu"] * len(rows)
     norm = nn.BatchNorm2d(6).double().train(training)
     assert compare(norm, run, *torch.randn(2, 4, 6, 3, 3, dtype=torch.float64).unbind()) == rows
 

@@ -1,7 +1,8 @@
 """Chains in a graph that one call computes: a normalization, an addition, an activation.
 
 A chain is computed where its last operation stands. So nothing between its operations may write to
-a tensor or change a mode, and nobody else may use what they hand on to each other.
+a tensor, change a mode or read the statistics that the normalization updates, and nobody else may
+use what the operations hand on to each other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from normkit.core.activations import Act, act_of_call
+from normkit.kernels.fused import Stats
 from normkit.surgery.graph.norms import Norm, value_of
 
 __all__ = ["Chain", "chain_from", "kind"]
@@ -79,11 +81,19 @@ def _next(chain: Chain) -> tuple[fx.Node | None, str]:
         return None, "then the end of the graph"
     node = chain.nodes[0].next
     while node is not user:
-        if node not in chain.nodes and _may_write(node):
-            why = f"{kind(node)}, which may write to a tensor, stands between"
-            return None, f"{kind(user)} separate: {why}"
+        if node not in chain.nodes and (effect := _effect(node, chain.norm)):
+            return None, f"{kind(user)} separate: {kind(node)}, which {effect}, stands between"
         node = node.next
     return user, ""
+
+
+def _effect(node: fx.Node, norm: Norm) -> str:
+    """Return why ``norm`` may not be computed after ``node``, which follows it; else nothing."""
+    if _may_write(node):
+        return "may write to a tensor"
+    updates = {_storage(norm.mean), _storage(norm.var)} if norm.stats == Stats.UPDATE else set()
+    reads = any(_storage(n) in updates for n in node.all_input_nodes)
+    return "reads its statistics" if reads else ""
 
 
 def _may_write(node: fx.Node) -> bool:

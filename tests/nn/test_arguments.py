@@ -19,12 +19,13 @@ WRONG: dict[str, Any] = {
     "a string": "0.1", "a word": "hardswish", "nan": math.nan, "inf": math.inf, "-1": -1,
     "-0.5": -0.5, "1.5": 1.5, "0": 0, "1": 1, "0.0": 0.0, "true": True, "false": False,
     "none": None, "a module": nn.ReLU(), "a norm": nn.BatchNorm2d(4), "a class": nn.Hardswish,
-    "a list": [4], "two": (4, 5), "a mapping": {}, "a tensor": torch.ones(4), "a scalar": torch.tensor(0.5),
-    "a learned scalar": nn.Parameter(torch.tensor(0.5)), "an integer tensor": torch.tensor(4),
-    "a type": torch.int64, "complex": torch.complex64, "numpy": np.float64(0.25),
-    "numpy's integer": np.int64(4), "numpy's bool": np.bool_(True), "an object": object(),
-    "a float type": float, "an integer type": int, "a tensor's bool": torch.tensor(True),
-    "an array": np.array([5]), "a range": range(5, 6), "sizes": np.array([3, 5]), "bytes": b"a",
+    "a list": [4], "two": (4, 5), "a mapping": {}, "a tensor": torch.ones(4),
+    "a scalar": torch.tensor(0.5), "a learned scalar": nn.Parameter(torch.tensor(0.5)),
+    "an integer tensor": torch.tensor(4), "a type": torch.int64, "complex": torch.complex64,
+    "numpy": np.float64(0.25), "numpy's integer": np.int64(4), "numpy's bool": np.bool_(True),
+    "an object": object(), "a float type": float, "an integer type": int,
+    "a tensor's bool": torch.tensor(True), "an array": np.array([5]), "a range": range(5, 6),
+    "sizes": np.array([3, 5]), "bytes": b"a",
 }  # fmt: skip
 # Not the layer's to judge: PyTorch's error for a device that is not there.
 DEVICES = {"a string", "a word", "-1", "0", "1"}

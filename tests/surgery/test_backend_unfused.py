@@ -113,8 +113,8 @@ RUNS: dict[str, tuple[Run, list[str]]] = {
                              "between", "batch_norm + relu"]),
     "grad switched": (switch, ["batch_norm, relu separate: _set_grad_enabled, which may write to a "
                                "tensor, stands between"]),
-    "statistics read": (statistics, ["batch_norm, relu separate: clone, which reads its statistics, "
-                                     "stands between"]),
+    "statistics read": (statistics, ["batch_norm, relu separate: clone, which reads its "
+                                     "statistics, stands between"]),
     "onto a summand": (onto_summand, ["batch_norm, iadd separate: it writes to a tensor that is "
                                       "used elsewhere too"]),
     "summand written later": (summand_later, ["batch_norm + add, silu separate: its input or "

@@ -172,7 +172,8 @@ def test_pieces_of_a_model_are_fused_each() -> None:
         torch.testing.assert_close(step(compiled, x), step(twin, x))
     torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()))
     assert len(backend.graphs) > 1
-    assert {row.calls for graph in backend.graphs for row in graph.fused} == {RELU}
+    # Where the graph breaks after a normalization, its activation is in the next one.
+    assert {row.calls for graph in backend.graphs for row in graph.fused} == {RELU, ALONE}
 
 
 @needs_kernels

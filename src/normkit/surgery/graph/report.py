@@ -34,7 +34,7 @@ class Row(NamedTuple):
             return f"{text} not fused: {self.note}"
         text += f", {self.note}" if self.note else ""
         count = self.fused.fallbacks
-        return f"{text}; {count} calls refused by the kernels" if count else text
+        return f"{text}; the kernels refused {count} of its calls" if count else text
 
 
 class GraphReport(NamedTuple):

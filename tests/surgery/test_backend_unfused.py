@@ -14,7 +14,11 @@ from torch.nn import functional as F
 import normkit as nk
 from normkit.kernels import cpu
 
-pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
+pytestmark = [
+    pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built"),
+    # Dynamo looks at it, and tests hand over such tensors.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 
 Run = Callable[[nn.Module, Tensor, Tensor], Any]
 

@@ -98,7 +98,7 @@ def _effect(node: fx.Node, norm: Norm) -> str:
 
 def _may_write(node: fx.Node) -> bool:
     """Return True unless ``node`` is known to write to no tensor and to change no mode."""
-    if node.op in ("placeholder", "get_attr"):
+    if node.op in ("placeholder", "get_attr", "output"):
         return False
     name = kind(node)
     if node.op == "call_method":

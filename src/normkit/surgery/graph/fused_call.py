@@ -9,17 +9,19 @@ from typing import Any
 from torch import Tensor, fx
 
 from normkit.kernels import fused
+from normkit.kernels.fused import Stats
 from normkit.surgery.graph.chains import Chain, kind
 
 __all__ = ["FusedCall", "inputs"]
 
-_NAMES = ("x", "residual", "weight", "bias", "mean", "var", "momentum")
+_NAMES = ("x", "residual", "weight", "bias", "mean", "var", "momentum", "eps")
 
 
 def inputs(chain: Chain) -> tuple[Any, ...]:
     """Return the arguments of a :class:`FusedCall`: nodes of the chain's graph, numbers or None."""
     norm = chain.norm
-    return (norm.x, chain.residual, norm.weight, norm.bias, norm.mean, norm.var, norm.momentum)
+    tensors = norm.x, chain.residual, norm.weight, norm.bias, norm.mean, norm.var
+    return (*tensors, norm.momentum, norm.eps)
 
 
 class FusedCall:
@@ -35,7 +37,9 @@ class FusedCall:
         norm = chain.norm
         self.__name__ = "_".join(kind(node).strip("_") for node in chain.nodes)
         self.fallbacks = 0
-        self._options = (norm.signature, norm.groups, norm.shape, norm.eps, chain.act, norm.stats)
+        self._signature = norm.signature, norm.groups, norm.shape
+        self._act, self._stats = chain.act, norm.stats
+        self._stats_updated = False
         self._graph = _copy(chain)
 
     def __call__(
@@ -47,15 +51,19 @@ class FusedCall:
         mean: Tensor | None,
         var: Tensor | None,
         momentum: float | None,
+        eps: float | None,
     ) -> Any:
         parameters = {"weight": weight, "bias": bias}
         # The graph counts the batches in an operation of its own.
         buffers = {"running_mean": mean, "running_var": var, "num_batches_tracked": None}
-        y = fused.layer(x, residual, parameters, buffers, *self._options, momentum)
-        if y is not None:
-            return y
-        self.fallbacks += 1
-        return self._separately(x, residual, weight, bias, mean, var, momentum)
+        y = fused.layer(x, residual, parameters, buffers, *self._signature, eps, self._act,
+                        self._stats, momentum, self._stats_updated)  # fmt: skip
+        if y is None:
+            self.fallbacks += 1
+            return self._separately(x, residual, weight, bias, mean, var, momentum, eps)
+        # From now on a call within a backward pass is a checkpoint's, of a batch that has counted.
+        self._stats_updated = self._stats == Stats.UPDATE
+        return y
 
     @functools.cached_property
     def _separately(self) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ _UNCENTRED_ROWS = fused.signature("group", range(1, 33), centred=False, rows=Tru
 class Norm(NamedTuple):
     """One normalization of a graph, with the options of :func:`normkit.kernels.fused.layer`.
 
-    Its tensors and ``momentum`` are nodes of the graph, or None; ``momentum`` may be a number.
+    Its tensors are nodes of the graph, or None; ``momentum`` and ``eps`` may be numbers too.
     """
 
     x: fx.Node
@@ -34,10 +34,10 @@ class Norm(NamedTuple):
     mean: fx.Node | None
     var: fx.Node | None
     momentum: fx.Node | float | None
+    eps: fx.Node | float | None
     signature: int
     groups: int | None
     shape: tuple[int, ...] | None
-    eps: float | None
     stats: int
 
 
@@ -136,10 +136,8 @@ def _with_stats(
     if stats == Stats.UPDATE:
         if not isinstance(momentum, (int, float, fx.Node)):
             return "its momentum is no number"
-        share = momentum if isinstance(momentum, fx.Node) else float(momentum)
+        share = _number(momentum)
     norm = _norm(x, weight, bias, signature, groups, None, eps)
-    if isinstance(norm, str):
-        return norm
     return norm._replace(mean=mean, var=var, momentum=share, stats=stats)
 
 
@@ -152,11 +150,15 @@ def _rows(x: Any, shape: Any, weight: Any, bias: Any, eps: Any, signature: int) 
 def _norm(
     x: Any, weight: Any, bias: Any, signature: int, groups: int | None,
     shape: tuple[int, ...] | None, eps: Any,
-) -> Norm | str:  # fmt: skip
-    if eps is not None and not isinstance(eps, (int, float)):
-        return "its eps is no constant"
-    share = None if eps is None else float(eps)
-    return Norm(x, weight, bias, None, None, None, signature, groups, shape, share, Stats.NONE)
+) -> Norm:  # fmt: skip
+    return Norm(
+        x, weight, bias, None, None, None, _number(eps), signature, groups, shape, Stats.NONE
+    )
+
+
+def _number(value: Any) -> Any:
+    """Return what the kernels take for a number: a float, or a node that computes one."""
+    return float(value) if isinstance(value, int) else value
 
 
 def _why_not(norm: Norm) -> str | None:

@@ -107,10 +107,10 @@ def _may_write(node: fx.Node) -> bool:
         getattr(space, name, None) is node.target for space in _SPACES
     )
     # True may stand for inplace, or have running statistics updated.
-    asked = node.kwargs.get("out") is not None or any(
+    requested = node.kwargs.get("out") is not None or any(
         value is True for value in (*node.args, *node.kwargs.values())
     )
-    return not known or asked or name in _WRITERS or name[0] == "_" or name[-1] == "_"
+    return not known or requested or name in _WRITERS or name[0] == "_" or name[-1] == "_"
 
 
 def _other_summand(node: fx.Node, value: fx.Node) -> fx.Node | None:

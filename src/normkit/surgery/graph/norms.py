@@ -135,7 +135,7 @@ def _with_stats(
         return "it has no statistics"
     if stats == Stats.UPDATE:
         if not isinstance(momentum, (int, float, fx.Node)):
-            return "its momentum is no number"
+            return "its momentum is not a number"
         share = _number(momentum)
     norm = _norm(x, weight, bias, signature, groups, None, eps)
     return norm._replace(mean=mean, var=var, momentum=share, stats=stats)

@@ -24,19 +24,6 @@ template <class A> struct Activation<NK_LINEAR, A> {
   }
 };
 
-template <class A> struct Activation<NK_RELU6, A> {
-  explicit Activation(double) {}
-  // Neither test holds for NaN, which stays.
-  NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const {
-    const Vec<A> least = fill(A(0)), most = fill(A(6)), above = z <= A(0) ? least : z;
-    return above >= A(6) ? most : above;
-  }
-  NORMKIT_INLINE Vec<A> backward(Vec<A> dy, Vec<A> z) const {
-    const Vec<A> none = fill(A(0)), below = z >= A(6) ? none : dy;
-    return z <= A(0) ? none : below;
-  }
-};
-
 template <class A> struct Activation<NK_SILU, A> {
   explicit Activation(double) {}
   NORMKIT_INLINE Vec<A> operator()(Vec<A> z) const { return z / (A(1) + exponential(-z)); }

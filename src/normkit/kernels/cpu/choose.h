@@ -29,7 +29,6 @@ struct Walks {
       case NK_LINEAR: return choose<T, NK_LINEAR>(q, threads, run);
       case NK_SILU: return choose<T, NK_SILU>(q, threads, run);
       case NK_GELU: return choose<T, NK_GELU>(q, threads, run);
-      case NK_RELU6: return choose<T, NK_RELU6>(q, threads, run);
     }
   }
 

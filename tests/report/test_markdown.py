@@ -71,12 +71,17 @@ def test_each_of_several_parts_has_its_word() -> None:
     assert "would decide it<br>1 of 3 parts not measured | 5 |" in row
 
 
-def test_short_rows_have_one_effect_and_what_to_do() -> None:
-    refuted = dataclasses.replace(FASTER, question="Lower?", word="opposite")
-    both = dataclasses.replace(finding(refuted, FASTER), practice="Use it.")
+def test_short_rows_have_the_first_part_those_not_confirmed_and_what_to_do() -> None:
+    opposite = dataclasses.replace(FASTER, question="Lower?", word="opposite")
+    third = dataclasses.replace(FASTER, question="Third?")
+    both = dataclasses.replace(finding(FASTER, opposite, third), practice="Use it.")
     row = table([both], "", short=True).splitlines()[2]
-    assert row.endswith("Faster: how much higher is it? 13.6 [11.3, 15.9] points | Use it. |")
-    assert "Lower?" not in row
+    assert "| Faster: how much higher is it? 13.6 [11.3, 15.9] points<br>Lower? 13.6 " in row
+    assert row.endswith("points; opposite | Use it. |")
+    assert "Third?" not in row
+    row = table([finding(opposite, FASTER)], "", short=True).splitlines()[2]
+    assert "Lower? 13.6 [11.3, 15.9] points; opposite |" in row
+    assert "Faster" not in row
 
 
 def test_all_parts_together_are_counted() -> None:

@@ -20,7 +20,7 @@ END = "<!-- normkit lab verdicts: end -->"
 def table(findings: Sequence[Finding], caption: str, *, short: bool = False) -> str:
     """One row for each claim: its verdict, its parts with intervals, from how many seeds.
 
-    A ``short`` table has of each claim one part, the first confirmed one if there is any, and what
+    A ``short`` table has of each claim the first part, with those that are not confirmed, and what
     to do in practice.
     """
     last = "in practice" if short else "seeds"
@@ -30,8 +30,9 @@ def table(findings: Sequence[Finding], caption: str, *, short: bool = False) -> 
         missing = len(finding.records) - finding.runs
         progress = f" ({finding.runs} of {len(finding.records)} runs done)" if missing else ""
         if short:
-            confirmed = [each for each in deciding if each.word == "confirmed"]
-            effects = [effect(each) for each in (*confirmed, *deciding)[:1]]
+            others = [each for each in deciding[1:] if each.word != "confirmed"]
+            shown = (*deciding[:1], *others)
+            effects = [_part(each, alone=each.word == "confirmed") for each in shown]
         else:
             effects = [_part(each, alone=finding.parts < 2) for each in deciding]
             if unmeasured := finding.parts - len(deciding):

@@ -26,7 +26,11 @@ SLOW ?= slow
 FOLDERS := core kernels nn statistics surgery
 LAYERS  := $(FOLDERS:%=tests/%) $(FOLDERS:%=src/normkit/%)
 
-.PHONY: help demo quick full test test-layers test-slow sweep check lint types sanitize clean
+# An environment for another torch, below build/, with the package installed there as users do.
+RELEASE := $(TORCH:torch==%=%)
+OTHER   := build/torch-$(RELEASE)-$(notdir $(PYTHON))
+
+.PHONY: help demo quick full test test-layers test-torch test-slow sweep check lint types sanitize clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +51,15 @@ test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 
 test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: about two minutes
 	$(PYTEST) $(LAYERS)
+
+# build/lib.* goes first: what an earlier torch or a deleted module left there would be installed.
+test-torch: $(OTHER)/torch.stamp  ## test-layers on another torch: TORCH=2.9.1, also PYTHON=python3.12
+	rm -rf build/lib.* build/bdist.*
+	NORMKIT_BUILD_KERNELS=1 NORMKIT_BUILDS=native $(OTHER)/bin/python -m pip install --quiet \
+		--no-build-isolation ".[test]"
+	$(OTHER)/bin/python -c "from normkit.kernels import cpu; print(cpu.describe())"
+	$(OTHER)/bin/python -m pytest -n $(WORKERS) --dist worksteal \
+		$(FOLDERS:%=tests/%) --pyargs $(FOLDERS:%=normkit.%)
 
 test-slow: $(VENV)/dev.stamp  ## the tests left out, one after the other; some take 18 GB
 	$(BIN)/python -m pytest -m "$(SLOW)"
@@ -79,6 +92,11 @@ $(VENV)/torch.stamp:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "$(TORCH)"
 	$(PIP) install "setuptools>=77" wheel
+	@touch $@
+
+$(OTHER)/torch.stamp:
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet "torch==$(RELEASE)" "setuptools>=77" wheel
 	@touch $@
 
 # --no-build-isolation: an isolated build environment would download a second torch.

@@ -66,6 +66,14 @@ LIBRARIES = ["-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
 class CannotBuild(Exception):  # noqa: N818
     """Why there are no fused kernels: half a sentence."""
 
+    final = False
+
+
+class LeftOut(CannotBuild):
+    """As :class:`CannotBuild`, where another try would not build them either."""
+
+    final = True
+
 
 def find_compiler() -> list[str]:
     named = os.environ.get("CXX")
@@ -75,9 +83,7 @@ def find_compiler() -> list[str]:
         if words and shutil.which(words[0]):
             return words
     asked = f" (CXX names {named})" if named else ""
-    raise CannotBuild(
-        f"no C++ compiler was found when normkit was installed{asked}; install one and reinstall"
-    )
+    raise CannotBuild(f"no C++ compiler was found when normkit was installed{asked}; install one")
 
 
 def find_torch() -> tuple[str, list[str], list[str], int]:
@@ -88,7 +94,7 @@ def find_torch() -> tuple[str, list[str], list[str], int]:
     except Exception as error:
         raise CannotBuild(
             f"torch could not be imported when normkit was installed ({_one_line(error)}); "
-            "install torch first, then normkit with --no-build-isolation"
+            "install torch first"
         ) from error
     version = str(torch.__version__).split("+")[0]
     return (
@@ -99,12 +105,24 @@ def find_torch() -> tuple[str, list[str], list[str], int]:
     )
 
 
+def openmp(torch: str, compiler_line: str) -> list[str]:
+    """Flags for the loop over torch's threads, which before 2.10 is a template over OpenMP.
+
+    The library is linked without OpenMP, so it calls the runtime that torch has loaded; a second
+    one in a process would have threads of its own. Only gcc's calls fit torch's runtime on Linux:
+    elsewhere a torch before 2.10 computes on one thread.
+    """
+    before = tuple(int(n) for n in re.findall(r"\d+", torch)[:2]) < (2, 10)
+    fits = sys.platform == "linux" and "clang" not in compiler_line
+    return ["-fopenmp"] if before and fits else []
+
+
 def find_python() -> list[str]:
     folders = list(dict.fromkeys(sysconfig.get_path(k) for k in ("include", "platinclude")))
     if not any((Path(f) / "Python.h").exists() for f in folders):
         raise CannotBuild(
             "Python's C headers were not found when normkit was installed; install them "
-            "(python3-dev, python3-devel) and reinstall"
+            "(python3-dev, python3-devel)"
         )
     return folders
 
@@ -222,9 +240,9 @@ def build(target: Path, scratch: Path, native: bool) -> dict[str, object]:
         native: only for this processor, unless NORMKIT_BUILDS says otherwise.
     """
     if os.environ.get("NORMKIT_BUILD_KERNELS") == "0":
-        raise CannotBuild("NORMKIT_BUILD_KERNELS=0 was set when normkit was installed")
+        raise LeftOut("NORMKIT_BUILD_KERNELS=0 was set when normkit was installed")
     if sys.platform == "win32":
-        raise CannotBuild("they are not built on Windows yet")
+        raise LeftOut("they are not built on Windows yet")
     missing = [p.name for p in (ENGINE, MODULE, *PASSES) if not p.exists()]
     if missing:
         raise CannotBuild(f"their source {missing[0]} was not there when normkit was installed")
@@ -243,6 +261,7 @@ def build(target: Path, scratch: Path, native: bool) -> dict[str, object]:
     engine = [*base, *(f"-DNORMKIT_HAS_{name.upper()}" for name in builds)]
     module = [
         *base,
+        *openmp(torch, compiler_line),
         f'-DNORMKIT_TORCH="{torch}"',
         f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
         # isystem: their warnings are not ours.
@@ -313,8 +332,9 @@ class BuildKernels(build_ext):
         except Exception as error:
             if os.environ.get("NORMKIT_BUILD_KERNELS") == "1":
                 raise
-            reason = str(error) if isinstance(error, CannotBuild) else _one_line(repr(error))
-            facts = {"built": False, "reason": reason}
+            known = isinstance(error, CannotBuild)
+            reason = str(error) if known else _one_line(repr(error))
+            facts = {"built": False, "reason": reason, "final": known and error.final}
             print(f"normkit: installing without its fused C++ kernels: {reason}", file=sys.stderr)
         report.write_text(json.dumps(facts, indent=1) + "\n")
         if self.inplace:

@@ -17,10 +17,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from normkit import errors
 from normkit.kernels import cpu
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
+# Prints what two layers warn of on a CPU, after one on another device.
+USE = """
+import warnings, torch, normkit as nk
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    nk.LayerNorm(2, device="meta")(torch.ones(3, 2, device="meta"))
+    assert not caught
+    for layer in (nk.LayerNorm(2), nk.GroupNorm(1, 2)):
+        layer(torch.ones(3, 2))
+for each in caught:
+    print(each.message)
+"""
 DESCRIBE = "from normkit.kernels import cpu; print(cpu.describe(), cpu.fused is None, sep='\\n')"
 OTHERS = ("NORMKIT_", "LD_PRELOAD", "ASAN_", "UBSAN_", "PYTHONPATH")
 
@@ -131,20 +144,29 @@ def _copy_of_the_loader(folder: Path, report: dict[str, object] | None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("report", "reason"),
+    ("report", "reason", "mends"),
     [
-        ({"built": False, "reason": "no luck"}, "the fused kernels are not built: no luck"),
-        ({"built": True, "torch": "1.0.0"}, "the fused kernels were built for torch 1.0.0"),
-        (None, "the fused kernels are not built: normkit was not installed"),
+        ({"built": False, "reason": "no luck"}, "the fused kernels are not built: no luck", True),
+        ({"built": False, "reason": "off", "final": True}, "the fused kernels are not built: off",
+         False),
+        ({"built": True, "torch": "1.0.0"}, "the fused kernels were built for torch 1.0.0 and ",
+         True),
+        (None, "the fused kernels are not built: normkit was not installed", True),
     ],
-)
+)  # fmt: skip
 def test_the_reason_is_reported(
-    report: dict[str, object] | None, reason: str, tmp_path: Path
+    report: dict[str, object] | None, reason: str, mends: bool, tmp_path: Path
 ) -> None:
     folder = str(_copy_of_the_loader(tmp_path, report))
     line, none = _describe(PYTHONPATH=folder, NORMKIT_KERNELS="")
     assert line.startswith(f"portable: {reason}")
+    assert (f"; to build them: {errors.how_to_rebuild().partition(' -e ')[0]}" in line) == mends
     assert none == "True"
+    # The first use on a CPU says it too, once, unless it was chosen.
+    for setting, times in (("", int(mends)), ("portable", 0)):
+        warned = _forked("-c", USE, PYTHONPATH=folder, NORMKIT_KERNELS=setting).stdout.splitlines()
+        assert len(warned) == times
+        assert all(reason in each and "; to build them: pip install " in each for each in warned)
     forced = _forked(PYTHONPATH=folder, NORMKIT_KERNELS="baseline")
     assert "OptionError: Expected fused kernels for NORMKIT_KERNELS=baseline" in forced.stderr
     assert reason in forced.stderr
@@ -163,6 +185,33 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     return folder
+
+
+def test_the_command_that_builds_them_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From where the package lies, or from where it was installed, if that is still there."""
+    command = "pip install --no-build-isolation --no-deps --force-reinstall"
+    source, package = tmp_path / "a source", tmp_path / "site-packages/normkit"
+    (source / "src/normkit").mkdir(parents=True)
+    (source / "setup.py").touch()
+    monkeypatch.setattr(errors, "__file__", str(source / "src/normkit/errors.py"))
+    assert errors.how_to_rebuild() == f"{command} -e '{source}'"
+    monkeypatch.setattr(errors, "__file__", str(package / "errors.py"))
+    origin = {"url": source.as_uri(), "dir_info": {}}
+    for text, expected in (
+        (json.dumps(origin), f"{command} '{source}'"),
+        (json.dumps({"url": (tmp_path / "gone").as_uri()}), f"{command} and the folder of normkit"),
+        (None, f"{command} and the folder of normkit"),
+    ):
+        found = types.SimpleNamespace(read_text=lambda _, text=text: text)
+        monkeypatch.setattr("importlib.metadata.distribution", lambda _, found=found: found)
+        assert errors.how_to_rebuild().startswith(expected)
+
+
+def test_a_torch_that_is_not_tested_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "untested", lambda: "torch 9.9 is newer than tested")
+    assert cpu.describe().endswith("; torch 9.9 is newer than tested")
 
 
 def _clean() -> dict[str, str]:
@@ -186,7 +235,7 @@ def _wheel(tree: Path, out: Path, **env: str) -> Path:
         (
             {"CC": "/nonexistent", "CXX": "/nonexistent"},
             "no C++ compiler was found when normkit was installed (CXX names /nonexistent); "
-            "install one and reinstall",
+            "install one",
         ),
         ({"CXX": "false"}, "installed: false ended with exit code 1 and no message"),
         ({"NORMKIT_BUILD_KERNELS": "0"}, "NORMKIT_BUILD_KERNELS=0 was set"),
@@ -266,6 +315,6 @@ def test_extension_of_an_earlier_version_is_refused(monkeypatch: pytest.MonkeyPa
     earlier = types.SimpleNamespace(torch_version=version, builds=("baseline",), layer=None)
     monkeypatch.setattr(cpu.importlib, "import_module", lambda name: earlier)
     monkeypatch.setattr(cpu.json, "loads", lambda text: {})
-    module, reason = cpu._load()
+    module, reason, fix = cpu._load()
     assert module is None
-    assert "another version of normkit" in reason and "--force-reinstall" in reason
+    assert "another version of normkit" in reason and "--force-reinstall" in fix

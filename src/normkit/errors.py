@@ -19,8 +19,11 @@ and how to fix it (:func:`message`).
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 __all__ = [
     "DataError",
@@ -32,6 +35,7 @@ __all__ = [
     "StoreError",
     "TypeMismatchError",
     "how_to_install",
+    "how_to_rebuild",
     "message",
 ]
 
@@ -83,11 +87,37 @@ def how_to_install(extra: str) -> str:
     There is no release yet that could be named: it is the checkout that the package lies in, else
     the extra's requirements.
     """
-    root = Path(__file__).parents[2]
-    if (root / "setup.py").exists() and (root / "src" / "normkit").exists():
+    if root := _checkout():
         return f"pip install --no-build-isolation -e '{root}[{extra}]'"
     names = _requirements(extra)
     return f"pip install {' '.join(map(repr, names))}" if names else f"install normkit's {extra}"
+
+
+def how_to_rebuild() -> str:
+    """Return a command that builds the package again, by pip, for the torch that is installed."""
+    command = "pip install --no-build-isolation --no-deps --force-reinstall"
+    if root := _checkout():
+        return f"{command} -e '{root}'"
+    source = _installed_from()
+    return f"{command} '{source}'" if source else f"{command} and the folder of normkit's source"
+
+
+def _checkout() -> Path | None:
+    """Return the source tree that the package lies in, if it does."""
+    root = Path(__file__).parents[2]
+    return root if (root / "setup.py").exists() and (root / "src" / "normkit").exists() else None
+
+
+def _installed_from() -> Path | None:
+    """Return the folder that pip installed the package from, if it is still there."""
+    import importlib.metadata
+
+    try:
+        origin = importlib.metadata.distribution("normkit").read_text("direct_url.json")
+        source = Path(url2pathname(urlparse(json.loads(origin or "{}")["url"]).path))
+    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
+        return None
+    return source if (source / "setup.py").exists() else None
 
 
 def _requirements(extra: str) -> list[str]:

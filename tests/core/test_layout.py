@@ -12,8 +12,8 @@ import normkit
 PACKAGE = Path(normkit.__file__).parent
 # From the bottom up: a file imports only from its own layer and those before it.
 ORDER = [
-    "errors", "handle", "allocator", "core", "kernels", "nn", "statistics", "surgery", "adaptation",
-    "doctor", "integrations", "bench", "lab", "report", "cli",
+    "errors", "compat", "handle", "allocator", "core", "kernels", "nn", "statistics", "surgery",
+    "adaptation", "doctor", "integrations", "bench", "lab", "report", "cli",
 ]  # fmt: skip
 # Within statistics/ likewise: its folders, and above them a file for each public function.
 STATISTICS = [

@@ -227,7 +227,7 @@ SITUATIONS: dict[str, tuple[Callable[[], tuple[bool, bool]], bool]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_what_has_to_be_seen_through(situation: str) -> None:
     ask, expected = SITUATIONS[situation]

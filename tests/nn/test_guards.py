@@ -102,7 +102,6 @@ def test_guarded_buffer_is_an_ordinary_buffer(make: Callable[[], nn.Module]) -> 
     layer.register_buffer("running_var", torch.ones(3))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_script_says_at_once_what_to_do() -> None:
     accelerated = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     handle = nk.accelerate(accelerated)

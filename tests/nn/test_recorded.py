@@ -84,7 +84,6 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_trace(name: str, training: bool) -> None:
@@ -252,7 +251,6 @@ def check_recorded(way: str, layer: nn.Module, x: Tensor, half: bool) -> None:
         torch.testing.assert_close(recorded.state_dict(), twin.state_dict(), **rounding)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "export"])
 @pytest.mark.parametrize(("sample", "options"), MADE)
 def test_any_types_recorded(sample: Sample, options: dict[str, Any], way: str) -> None:
@@ -273,7 +271,6 @@ def test_types_exported(name: str) -> None:
     check_recorded("export", layer, torch.randn(EVERY[name].shape, dtype=F64), False)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("act", [None, "relu"])
 @pytest.mark.parametrize("options", [{}, {"affine": True}, {"track_running_stats": True}], ids=str)
@@ -312,7 +309,6 @@ def test_no_samples_in_a_function_mode(name: str) -> None:
     torch.testing.assert_close(state(layer), before, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*recorded in training mode:UserWarning")
 @pytest.mark.parametrize(
     "name",

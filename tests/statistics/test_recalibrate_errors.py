@@ -85,7 +85,6 @@ def test_models_without_replaceable_statistics(
         nk.recalibrate(model, BATCHES)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_scripted_models() -> None:
     with pytest.raises(TypeMismatchError, match=r"before torch\.jit\.script"):
         nk.recalibrate(torch.jit.script(nn.BatchNorm2d(3)), BATCHES)  # type: ignore[no-untyped-call]

@@ -111,11 +111,13 @@ class FusedCPU:
     def refuses(self, call: Call) -> str | None:
         if cpu.fused is None:
             cpu.check_setting()
-            return cpu.reason
         if call.group is not None:
             return "the moments span several processes"
         if not call.x.is_cpu:
             return f"they run on a CPU and the input is on {call.x.device}"
+        if cpu.fused is None:
+            cpu.warn_once()
+            return cpu.why_not()
         refusal: str | None = cpu.fused.refuses(*_arguments(call, call.x))
         return refusal
 

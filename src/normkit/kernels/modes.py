@@ -8,6 +8,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
+from normkit.compat import exporting
+
 __all__ = ["autocast_wide", "exporting", "recomputing", "recorded", "transformed"]
 
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -22,15 +24,6 @@ def _function_mode() -> bool:
     return depth > 0 and any(
         type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(depth)
     )
-
-
-def _never() -> bool:
-    return False
-
-
-# PyTorch 2.6 has no such function; there an exported graph holds the formula.
-exporting = getattr(torch.compiler, "is_exporting", _never)
-"""Whether ``torch.export`` records the call."""
 
 
 def transformed(*tensors: Tensor | None) -> bool:

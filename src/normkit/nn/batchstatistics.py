@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normkit.compat import OptionalBias
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
@@ -39,7 +40,7 @@ class LayerTensors(NamedTuple):
     tracked: Tensor | None
 
 
-class BatchStatistics(Layer, _BatchNorm):
+class BatchStatistics(Layer, OptionalBias, _BatchNorm):
     """Shared behaviour of layers that pool across the batch; subclasses fix the input rank."""
 
     _average: averages.Average = "exponential"

@@ -87,7 +87,7 @@ def _why_slow(layer: Layer, input: Tensor) -> str:
     if not layer._fast_path_ok:
         return f"{type(layer).__name__} overrides a step of the forward pass"
     if cpu.fused is None:
-        return cpu.reason
+        return cpu.why_not()
     if not input.is_cpu:
         return f"the input is on {input.device}"
     average = getattr(layer, "average", "exponential")

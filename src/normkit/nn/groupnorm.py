@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, fx, nn
 from torch.compiler import is_compiling
 
+from normkit.compat import OptionalBias
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs, concrete
@@ -30,7 +31,7 @@ _SIGNATURE = fused.signature("group", range(2, 33))
 _GROUPS = at_least(1, "use 1 for all channels together", ShapeError, "the number of groups, ")
 
 
-class GroupNorm(Layer, nn.GroupNorm):
+class GroupNorm(Layer, OptionalBias, nn.GroupNorm):
     r"""Group normalization of (N, C, \*): ``torch.nn.GroupNorm`` and more.
 
     .. math::

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normkit.compat import LazyOptionalBias
 from normkit.core.activations import ActLike
 from normkit.kernels import fused
 from normkit.nn.arguments import check_options
@@ -108,7 +109,7 @@ class InstanceNorm3d(InstanceStatistics, nn.InstanceNorm3d):
         )
 
 
-class _Lazy(InstanceStatistics):
+class _Lazy(LazyOptionalBias, InstanceStatistics):
     """Constructor of the lazy forms: all but ``num_features``, which the first input gives."""
 
     def __init__(
@@ -124,8 +125,8 @@ class _Lazy(InstanceStatistics):
         act: ActLike = None,
     ) -> None:
         check_options(self, device, dtype, bias)
-        # The next class is torch.nn's lazy one, which has no num_features.
-        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
+        # torch.nn's lazy class has no num_features.
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.act = act
 
 

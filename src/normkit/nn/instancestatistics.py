@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normkit.compat import OptionalBias
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs, concrete
@@ -27,7 +28,7 @@ from normkit.nn.layer import Layer, as_leaf, step
 __all__ = ["InstanceStatistics"]
 
 
-class InstanceStatistics(Layer, _InstanceNorm):
+class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
     """Shared behaviour of layers that pool each channel of a sample; subclasses fix the rank."""
 
     _ranks: ClassVar[tuple[int, int]]  # without and with a batch axis

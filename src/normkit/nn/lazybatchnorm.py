@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from normkit.compat import LazyOptionalBias
 from normkit.core.activations import ActLike
 from normkit.nn import averages
 from normkit.nn.arguments import check_options
@@ -15,7 +16,7 @@ from normkit.nn.batchstatistics import BatchStatistics
 __all__ = ["LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
 
 
-class _Lazy(BatchStatistics):
+class _Lazy(LazyOptionalBias, BatchStatistics):
     """Constructor of the lazy forms: all but ``num_features``, which the first input gives."""
 
     def __init__(
@@ -32,8 +33,8 @@ class _Lazy(BatchStatistics):
         average: averages.Average = "exponential",
     ) -> None:
         check_options(self, device, dtype, bias)
-        # The next class is torch.nn's lazy one, which has no num_features.
-        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
+        # torch.nn's lazy class has no num_features.
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.act = act
         self.average = average
 

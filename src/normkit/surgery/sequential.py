@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 import normkit.nn
+from normkit.compat import has_global_hooks
 from normkit.core.activations import Act, act_of_module, has_hooks
 from normkit.nn.freezing import base_class
 from normkit.nn.guards import refuse_script
@@ -47,7 +47,7 @@ class _Fusing(nn.Sequential):
             isinstance(input, fx.Proxy)
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()  # type: ignore[attr-defined]
-            or _has_any_global_hook()
+            or has_global_hooks()
         ):
             return super().forward(input)
         modules = tuple(self._modules.values())

@@ -13,21 +13,25 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from normkit.errors import OptionError, message
+from normkit.compat import untested
+from normkit.errors import OptionError, how_to_rebuild, message
 
-__all__ = ["check_setting", "describe", "fused", "reason"]
+__all__ = ["check_setting", "describe", "fused", "reason", "warn_once", "why_not"]
 
 _BUILDS = ("avx512", "avx2", "baseline")
 _ALIASES = {"plain": "baseline"}
 # What the extension must have: one of an earlier normkit may still lie here.
 _FUNCTIONS = ("layer", "moments", "normalize", "refuses", "table")
-_REINSTALL = "reinstall it with --force-reinstall --no-deps --no-build-isolation"
+
+# The extension or None; why there is none; the command that mends it, if one does.
+_Loaded = tuple[ModuleType | None, str, str]
 
 
 def _report() -> dict[str, Any]:
@@ -39,46 +43,48 @@ def _report() -> dict[str, Any]:
     return report
 
 
-def _load() -> tuple[ModuleType | None, str]:
-    """Return the extension and "", or None and the reason."""
+def _load() -> _Loaded:
+    """Load the extension, if it is there and was built for this torch and this processor."""
     report = _report()
     if report.get("built") is False:
-        return None, f"the fused kernels are not built: {report.get('reason') or 'reason unknown'}"
+        why_not = f"the fused kernels are not built: {report.get('reason') or 'reason unknown'}"
+        return None, why_not, "" if report.get("final") else how_to_rebuild()
     # Checked before loading: code compiled for another torch can end the process.
     if "torch" in report and (mismatch := _torch_mismatch(report["torch"])):
-        return None, mismatch
+        return _absent(mismatch)
     try:
         module = importlib.import_module(f"{__name__}._cpu")
     except ModuleNotFoundError:
         if report:
-            return None, f"the fused kernels were built for another Python or machine; {_REINSTALL}"
-        return None, f"the fused kernels are not built: normkit was not installed; {_REINSTALL}"
+            return _absent("the fused kernels were built for another Python or machine")
+        return _absent("the fused kernels are not built: normkit was not installed")
     except ImportError as error:
-        return None, f"the fused kernels do not load ({error}); {_REINSTALL}"
+        return _absent(f"the fused kernels do not load ({error})")
     if mismatch := _torch_mismatch(module.torch_version):
-        return None, mismatch
+        return _absent(mismatch)
     if not all(hasattr(module, name) for name in _FUNCTIONS):
-        return None, f"the fused kernels were built for another version of normkit; {_REINSTALL}"
+        return _absent("the fused kernels were built for another version of normkit")
     if not module.builds:
-        return None, f"the fused kernels were built for another processor; {_REINSTALL}"
-    return module, ""
+        return _absent("the fused kernels were built for another processor")
+    return module, "", ""
+
+
+def _absent(why_not: str) -> _Loaded:
+    return None, why_not, how_to_rebuild()
 
 
 def _torch_mismatch(version: str) -> str:
     installed = str(torch.__version__).split("+")[0]
     if version == installed:
         return ""
-    return (
-        f"the fused kernels were built for torch {version} and this is torch {installed}; since "
-        f"torch changed after normkit was installed, {_REINSTALL}"
-    )
+    return f"the fused kernels were built for torch {version} and this is torch {installed}"
 
 
-def _choose(setting: str) -> tuple[ModuleType | None, str]:
-    """Return what ``NORMKIT_KERNELS`` asks for, as :func:`_load` does."""
+def _choose(setting: str) -> _Loaded:
+    """Load what ``NORMKIT_KERNELS`` asks for, as :func:`_load` does."""
     setting = _ALIASES.get(setting, setting)
     if setting == "portable":
-        return None, "NORMKIT_KERNELS=portable switches the fused kernels off"
+        return None, "NORMKIT_KERNELS=portable switches the fused kernels off", ""
     if setting and setting not in _BUILDS:
         raise OptionError(
             message(
@@ -87,13 +93,13 @@ def _choose(setting: str) -> tuple[ModuleType | None, str]:
                 "unset it to use the best build",
             )
         )
-    module, why_not = _load()
+    module, why_not, fix = _load()
     if not setting:
-        return module, why_not
+        return module, why_not, fix
     if module is None:
         raise OptionError(
             message(f"fused kernels for NORMKIT_KERNELS={setting}", f"none: {why_not}",
-                    "follow that advice, or unset NORMKIT_KERNELS")
+                    f"{fix}, or unset NORMKIT_KERNELS" if fix else "unset NORMKIT_KERNELS")
         )  # fmt: skip
     if setting not in module.builds:
         left_out = setting not in _report().get("builds", _BUILDS)
@@ -107,7 +113,7 @@ def _choose(setting: str) -> tuple[ModuleType | None, str]:
             )
         )
     module.use(setting)
-    return module, ""
+    return module, "", ""
 
 
 fused: ModuleType | None
@@ -115,13 +121,15 @@ fused: ModuleType | None
 reason: str
 """Why there is none; empty where there is."""
 
+_fix: str
 _error: OptionError | None = None
+_warned = False
 
 # Raised where kernels are first used and not on import, which no program could handle.
 try:
-    fused, reason = _choose(os.environ.get("NORMKIT_KERNELS", "").strip().lower())
+    fused, reason, _fix = _choose(os.environ.get("NORMKIT_KERNELS", "").strip().lower())
 except OptionError as error:
-    fused, reason, _error = None, str(error), error
+    fused, reason, _fix, _error = None, str(error), "", error
 
 
 def check_setting() -> None:
@@ -134,6 +142,23 @@ def check_setting() -> None:
         raise _error.with_traceback(None)
 
 
+def why_not() -> str:
+    """Return why there are no fused kernels, and the command that builds them, if one does."""
+    return f"{reason}; to build them: {_fix}" if _fix else reason
+
+
+def warn_once() -> None:
+    """Warn that layers run without the fused kernels, if that can be mended: once in a process."""
+    global _warned
+    if _fix and not _warned:
+        _warned = True
+        warnings.warn(
+            f"normkit computes without its fused kernels, and so slower: {_with_torch(why_not())}; "
+            "NORMKIT_KERNELS=portable switches this warning off",
+            stacklevel=2,
+        )
+
+
 def describe() -> str:
     """Describe in one line what computes fused layers on a CPU.
 
@@ -142,8 +167,13 @@ def describe() -> str:
     """
     check_setting()
     if fused is None:
-        return f"portable: {reason}"
-    return (
+        return _with_torch(f"portable: {why_not()}")
+    return _with_torch(
         f"fused C++ kernels, {fused.in_use()} "
         f"(of {', '.join(fused.builds)} built for torch {fused.torch_version})"
     )
+
+
+def _with_torch(line: str) -> str:
+    """Add to ``line`` that torch is none of the releases tested, if it is none."""
+    return f"{line}; {note}" if (note := untested()) else line

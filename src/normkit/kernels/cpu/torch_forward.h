@@ -166,7 +166,7 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
   if (exceeds && updates) return {};
   if (exceeds) return compute_wide(call);
   if (graph) {
-    auto node = c10::make_intrusive<NormalizeBackward>();
+    auto node = make_node<NormalizeBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias, residual));
     node->options_ = o;
     node->stats_ = stats;

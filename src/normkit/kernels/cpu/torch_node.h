@@ -1,17 +1,14 @@
 // The node of PyTorch's graph: what it saves, its gradients, and compiled autograd.
 //
 // Written in C++ because a Python autograd function costs more than a whole small layer
-// (docs/log.md). It binds to one exact release of torch.
+// (docs/log.md). It binds to one exact release of torch; torch_versions.h has what differs.
 #pragma once
 
 #include <Python.h>
 
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
 #include <mutex>
@@ -147,11 +144,11 @@ struct NormalizeBackward : public torch::autograd::Node {
     return fused ? gradients(in, std::move(dy)) : differentiable_gradients(in, dy);
   }
 
-  // Compiled autograd keeps the node as one opaque call.
-  void compiled_args(CompiledNodeArgs& args) const override {
+  // Compiled autograd keeps the node as one opaque call where it can.
+  void compiled_args(CompiledNodeArgs& args) NORMKIT_COLLECTING {
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
-    for (const SavedVariable* saved : {&x_, &weight_, &bias_}) args.collect(*saved, false);
-    args.collect(other_, other_is_output_);
+    for (const SavedVariable* saved : {&x_, &weight_, &bias_}) collect(args, *saved, false);
+    collect(args, other_, other_is_output_);
     args.collect(unused_bias_), args.collect(stats_);
     args.collect(other_is_output_), args.collect(options_.centred);
     args.collect(options_.fixed_stats);
@@ -160,9 +157,18 @@ struct NormalizeBackward : public torch::autograd::Node {
   }
 
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& saved) override {
-    namespace compiled = torch::dynamo::autograd;
     for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.before(*v);
     saved.before(unused_bias_), saved.before(stats_);
+    variable_list result = recorded(grads, saved);
+    for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.after(*v);
+    saved.after(unused_bias_), saved.after(stats_);
+    return result;
+  }
+
+ private:
+#if NORMKIT_PACKED_NODES
+  variable_list recorded(const variable_list& grads, SwapSavedVariables& saved) {
+    namespace compiled = torch::dynamo::autograd;
     const BackwardInputs in = unpack();
     compiled::PackedArgs args;
     for (const Tensor* t : {&in.x, &in.weight, &in.bias, &in.other, &in.stats})
@@ -178,31 +184,10 @@ struct NormalizeBackward : public torch::autograd::Node {
     const std::string bound = compiler->bind_function(
         saved.get_py_compiler(), name(), from_packed, schema, /*is_custom_function*/ true,
         /*is_traceable*/ false);
-    variable_list result = compiler->call_function(
+    return compiler->call_function(
         saved.get_py_compiler(), "apply_functional", bound, grads, args.vec(),
         compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
             compiled::get_input_metadata(next_edges())));
-    for (SavedVariable* v : {&x_, &weight_, &bias_, &other_}) saved.after(*v);
-    saved.after(unused_bias_), saved.after(stats_);
-    return result;
-  }
-
- private:
-  BackwardInputs unpack() {
-    BackwardInputs in{options_,
-                      x_.unpack(),
-                      weight_.unpack(),
-                      unused_bias_.defined() ? unused_bias_ : bias_.unpack(),
-                      other_is_output_ ? other_.unpack(getptr()) : other_.unpack(),
-                      stats_,
-                      other_is_output_,
-                      {}};
-    for (size_t i = 0; i < 4; ++i) in.needs[i] = task_should_compute_output(i);
-    return in;
-  }
-
-  static std::array<int64_t, 4> numbers(const Options& o) {
-    return {static_cast<int64_t>(o.pool), o.groups, static_cast<int64_t>(o.act), o.row};
   }
 
   static variable_list from_packed(const variable_list& grads,
@@ -223,6 +208,28 @@ struct NormalizeBackward : public torch::autograd::Node {
     in.o.eps = args.unpack<double>(), in.o.slope = args.unpack<double>();
     at::NoGradGuard none;
     return gradients(in, grads[0]);
+  }
+#else
+  variable_list recorded(const variable_list& grads, SwapSavedVariables&) {
+    return apply(variable_list(grads));
+  }
+#endif
+
+  BackwardInputs unpack() {
+    BackwardInputs in{options_,
+                      x_.unpack(),
+                      weight_.unpack(),
+                      unused_bias_.defined() ? unused_bias_ : bias_.unpack(),
+                      other_is_output_ ? other_.unpack(getptr()) : other_.unpack(),
+                      stats_,
+                      other_is_output_,
+                      {}};
+    for (size_t i = 0; i < 4; ++i) in.needs[i] = task_should_compute_output(i);
+    return in;
+  }
+
+  static std::array<int64_t, 4> numbers(const Options& o) {
+    return {static_cast<int64_t>(o.pool), o.groups, static_cast<int64_t>(o.act), o.row};
   }
 };
 

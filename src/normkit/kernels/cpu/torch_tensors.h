@@ -6,7 +6,6 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/PyInterpreter.h>
-#include <torch/csrc/stable/c/shim.h>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -16,6 +15,7 @@
 #include <optional>
 
 #include "engine.h"
+#include "torch_versions.h"
 
 namespace normkit {
 
@@ -144,16 +144,6 @@ inline nk_problem problem_of(const Tensor& x, const Options& o) {
 }
 
 // ---- calls ----
-
-// PyTorch's own threads.
-inline nk_threads torch_threads() {
-  uint32_t count = 1;
-  torch_get_num_threads(&count);
-  return {[](int64_t count, int64_t grain, nk_body body, void* context) -> int {
-            return torch_parallel_for(0, count, grain, body, context);
-          },
-          static_cast<int64_t>(count)};
-}
 
 inline void check(int64_t status) {
   TORCH_CHECK_WITH(OutOfMemoryError, status <= 0, "normkit: no memory for ", status,

@@ -1,0 +1,157 @@
+"""Differences between releases of torch, each with the release and the reason.
+
+The package is written for the newest torch; what an older one lacks is made up for here and nowhere
+else. A release with two names, or an argument more, has its item; what only the kernels see is in
+``kernels/cpu/torch_versions.h``. docs/torch-versions.md lists the releases that were tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+__all__ = [
+    "LazyOptionalBias",
+    "OptionalBias",
+    "exporting",
+    "has_global_hooks",
+    "release",
+    "untested",
+]
+
+OLDEST, NEWEST = (2, 6), (2, 15)
+"""First and last release that the tests have been run with."""
+
+
+def release(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version of torch.
+
+    >>> release("2.9.1+cu128"), release("2.14.0a0+git1234")
+    ((2, 9), (2, 14))
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else NEWEST
+
+
+def untested(version: str = str(torch.__version__)) -> str:
+    """Return that torch is none of the releases tested, or an empty string.
+
+    >>> untested("2.9.1")
+    ''
+    >>> untested("3.0.0")
+    'torch 3.0.0 is newer than the releases that normkit is tested with, 2.6 to 2.15'
+    """
+    if OLDEST <= release(version) <= NEWEST:
+        return ""
+    side = "older" if release(version) < OLDEST else "newer"
+    tested = " to ".join(f"{major}.{minor}" for major, minor in (OLDEST, NEWEST))
+    return f"torch {version} is {side} than the releases that normkit is tested with, {tested}"
+
+
+# ---- 2.7: torch.compiler.is_exporting ----
+
+
+def _exporting_without_dynamo() -> bool:
+    """Return whether an export with ``strict=False`` runs the model, which alone sets this flag.
+
+    An export by Dynamo cannot be told from compiling there, so its graph holds the formula.
+    """
+    return torch.compiler._is_compiling_flag
+
+
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _exporting_without_dynamo)
+"""Whether ``torch.export`` records the call."""
+
+
+# ---- 2.7: torch.nn.modules.module._has_any_global_hook ----
+
+_GLOBAL_HOOKS = [
+    hooks
+    for name, hooks in vars(torch_module).items()
+    if re.match("_global_(forward|backward)_", name) and isinstance(hooks, dict)
+]
+
+
+def _any_global_hook() -> bool:
+    return any(_GLOBAL_HOOKS)
+
+
+has_global_hooks: Callable[[], Any] = getattr(
+    torch_module, "_has_any_global_hook", _any_global_hook
+)
+"""Whether a hook is registered for the calls of all modules."""
+
+
+# ---- 2.13: bias= of batch, instance and group normalization ----
+
+_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm2d).parameters
+
+
+class OptionalBias(nn.Module):
+    """Mixin that gives a normalization of ``torch.nn`` ``bias=False``, where it lacks it.
+
+    It stands right before the class of ``torch.nn`` among the bases. From 2.13 on it hands
+    everything over as it is.
+    """
+
+    def __init__(self, *args: Any, bias: bool = True, **options: Any) -> None:
+        _construct(self, super().__init__, args, options, bias)
+
+    def reset_parameters(self) -> None:
+        """Set γ to 1 and β, if there is one, to 0."""
+        with _stand_in(self):
+            super().reset_parameters()  # type: ignore[misc]
+
+
+class LazyOptionalBias(nn.Module):
+    """:class:`OptionalBias` for the lazy forms, which make their parameters at the first input."""
+
+    def __init__(self, *args: Any, bias: bool = True, **options: Any) -> None:
+        _construct(self, super().__init__, args, options, bias)
+
+    def initialize_parameters(self, *args: Any, **options: Any) -> None:
+        """Give the parameters the sizes of the first input."""
+        with _stand_in(self):
+            super().initialize_parameters(*args, **options)  # type: ignore[misc]
+
+
+def _construct(
+    layer: nn.Module,
+    init: Callable[..., None],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    bias: bool,
+) -> None:
+    if _TAKES_BIAS:
+        init(*args, bias=bias, **options)
+        return
+    init(*args, **options)
+    if not bias:
+        layer.register_parameter("bias", None)
+
+
+@contextlib.contextmanager
+def _stand_in(layer: nn.Module) -> Iterator[None]:
+    """Give ``layer`` a β for the moment, if it lacks it and its class expects one beside γ."""
+    weight = layer._parameters.get("weight")
+    if _TAKES_BIAS or weight is None or layer._parameters.get("bias", weight) is not None:
+        yield
+        return
+    bias: nn.Parameter
+    if is_lazy(weight):
+        bias = UninitializedParameter(device=weight.device, dtype=weight.dtype)
+    else:
+        bias = nn.Parameter(torch.empty_like(weight), requires_grad=False)
+    layer._parameters["bias"] = bias
+    try:
+        yield
+    finally:
+        layer._parameters["bias"] = None

@@ -1,8 +1,8 @@
 """Differences between releases of torch, each with the release and the reason.
 
 The package is written for the newest torch; what an older one lacks is made up for here and nowhere
-else. A release with two names, or an argument more, has its item; what only the kernels see is in
-``kernels/cpu/torch_versions.h``. docs/torch-versions.md lists the releases that were tested.
+else. Each item names the release that brought it, and what stands in for it before. What only the
+kernels see is in ``kernels/cpu/torch_versions.h``; docs/torch-versions.md lists the releases tested.
 """
 
 from __future__ import annotations

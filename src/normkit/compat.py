@@ -27,8 +27,8 @@ __all__ = [
     "untested",
 ]
 
-OLDEST, NEWEST = (2, 6), (2, 15)
-"""First and last release that the tests have been run with."""
+OLDEST, NEWEST = (2, 6), (2, 14)
+"""First and last release that the package has been tried with; docs/torch-versions.md says how."""
 
 
 def release(version: str) -> tuple[int, int]:
@@ -42,18 +42,18 @@ def release(version: str) -> tuple[int, int]:
 
 
 def untested(version: str = str(torch.__version__)) -> str:
-    """Return that torch is none of the releases tested, or an empty string.
+    """Return that torch is outside the range of releases tried, or an empty string.
 
     >>> untested("2.9.1")
     ''
     >>> untested("3.0.0")
-    'torch 3.0.0 is newer than the releases that normkit is tested with, 2.6 to 2.15'
+    'torch 3.0.0 is newer than the releases that normkit has been tried with, 2.6 to 2.14'
     """
     if OLDEST <= release(version) <= NEWEST:
         return ""
     side = "older" if release(version) < OLDEST else "newer"
-    tested = " to ".join(f"{major}.{minor}" for major, minor in (OLDEST, NEWEST))
-    return f"torch {version} is {side} than the releases that normkit is tested with, {tested}"
+    tried = " to ".join(f"{major}.{minor}" for major, minor in (OLDEST, NEWEST))
+    return f"torch {version} is {side} than the releases that normkit has been tried with, {tried}"
 
 
 # ---- 2.7: torch.compiler.is_exporting ----
@@ -71,7 +71,7 @@ exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _exporti
 """Whether ``torch.export`` records the call."""
 
 
-# ---- 2.7: torch.nn.modules.module._has_any_global_hook ----
+# ---- 2.8: torch.nn.modules.module._has_any_global_hook ----
 
 _GLOBAL_HOOKS = [
     hooks
@@ -90,7 +90,7 @@ has_global_hooks: Callable[[], Any] = getattr(
 """Whether a hook is registered for the calls of all modules."""
 
 
-# ---- 2.13: bias= of batch, instance and group normalization ----
+# ---- 2.12: bias= of batch, instance and group normalization ----
 
 _TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm2d).parameters
 
@@ -98,7 +98,7 @@ _TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm2d).parameters
 class OptionalBias(nn.Module):
     """Mixin that gives a normalization of ``torch.nn`` ``bias=False``, where it lacks it.
 
-    It stands right before the class of ``torch.nn`` among the bases. From 2.13 on it hands
+    It stands right before the class of ``torch.nn`` among the bases. From 2.12 on it hands
     everything over as it is.
     """
 

@@ -34,7 +34,7 @@ def test_releases_are_asked_for_in_one_file() -> None:
     ("version", "says"),
     [
         ("2.6.0", ""),
-        ("2.15.1+cpu", ""),
+        ("2.14.1+cpu", ""),
         ("2.5.1", "torch 2.5.1 is older than"),
         ("2.16.0.dev20270101", "torch 2.16.0.dev20270101 is newer than"),
         ("3.0", "torch 3.0 is newer than"),
@@ -65,7 +65,7 @@ def test_hooks_of_all_modules() -> None:
 
 @pytest.fixture
 def without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the classes of ``torch.nn`` the constructors and resets that they had before 2.13."""
+    """Give the classes of ``torch.nn`` the constructors and resets that they had before 2.12."""
     monkeypatch.setattr(compat, "_TAKES_BIAS", False)
 
     def no_bias(init: Callable[..., None]) -> Callable[..., None]:
@@ -109,7 +109,7 @@ def without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bias_where_torch_has_none(make: Callable[..., nn.Module]) -> None:
-    """β is None as from 2.13 on, also after a reset; with β nothing differs."""
+    """β is None as from 2.12 on, also after a reset; with β nothing differs."""
     for bias in (True, False):
         layer: Any = make(bias=bias)
         assert (layer.bias is None) != bias and layer.weight is not None

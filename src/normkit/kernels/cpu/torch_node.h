@@ -9,6 +9,8 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
 #include <mutex>
@@ -147,8 +149,8 @@ struct NormalizeBackward : public torch::autograd::Node {
   // Compiled autograd keeps the node as one opaque call where it can.
   void compiled_args(CompiledNodeArgs& args) NORMKIT_COLLECTING {
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
-    for (const SavedVariable* saved : {&x_, &weight_, &bias_}) collect(args, *saved, false);
-    collect(args, other_, other_is_output_);
+    for (const SavedVariable* saved : {&x_, &weight_, &bias_}) args.collect(*saved, false);
+    args.collect(other_, other_is_output_);
     args.collect(unused_bias_), args.collect(stats_);
     args.collect(other_is_output_), args.collect(options_.centred);
     args.collect(options_.fixed_stats);

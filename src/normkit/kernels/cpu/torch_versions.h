@@ -1,11 +1,9 @@
-// What differs between the releases of torch that the extension compiles with, 2.6 to 2.15: each
+// What differs between the releases of torch that the extension compiles with, from 2.6 on: each
 // item with the release and the reason. No other file asks for a release.
 // Its counterpart in Python is normkit/compat.py.
 #pragma once
 
 #include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/version.h>
 
 #define NORMKIT_TORCH_SINCE(minor) \
@@ -44,10 +42,10 @@ inline nk_threads torch_threads() {
 #endif
 }
 
-// ---- 2.12: nodes of the graph count their owners themselves ----
+// ---- 2.13: nodes of the graph count their owners themselves ----
 
 template <class N> auto make_node() {
-#if NORMKIT_TORCH_SINCE(12)
+#if NORMKIT_TORCH_SINCE(13)
   return c10::make_intrusive<N>();
 #else
   // deleteNode releases a long graph node by node, where destructors would call each other.
@@ -64,14 +62,5 @@ template <class N> auto make_node() {
 #else
 #define NORMKIT_COLLECTING override
 #endif
-
-inline void collect(torch::autograd::CompiledNodeArgs& args,
-                    const torch::autograd::SavedVariable& saved, bool is_output) {
-#if NORMKIT_PACKED_NODES
-  args.collect(saved, is_output);
-#else
-  args.collect(saved), void(is_output);
-#endif
-}
 
 }  // namespace normkit

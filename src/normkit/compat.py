@@ -2,7 +2,7 @@
 
 The package is written for the newest torch; what an older one lacks is made up for here and nowhere
 else. Each item names the release that brought it, and what stands in for it before. What only the
-kernels see is in ``kernels/cpu/torch_versions.h``; docs/torch-versions.md lists the releases tested.
+kernels see is in ``kernels/cpu/torch_versions.h``; docs/torch-versions.md says what was run.
 """
 
 from __future__ import annotations

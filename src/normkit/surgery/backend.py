@@ -126,7 +126,7 @@ def _rewrite(gm: fx.GraphModule) -> list[Row]:
 
 def _fuse(graph: fx.Graph, node: fx.Node) -> Row:
     """Replace the normalization ``node`` and what follows it by one call."""
-    norm = read(node) if cpu.fused is not None else cpu.reason
+    norm = read(node) if cpu.fused is not None else cpu.why_not()
     if isinstance(norm, str):
         return Row(module_path(node), (kind(node),), norm)
     chain = chain_from(node, norm)

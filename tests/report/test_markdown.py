@@ -64,7 +64,7 @@ def test_each_of_several_parts_has_its_word() -> None:
     lower = dataclasses.replace(FASTER, question="Lower?", word="open", needed=(7, None))
     both = dataclasses.replace(finding(FASTER, lower), word="partly", confirmed=1, parts=2)
     row = table([both], "").splitlines()[2]
-    assert "| confirmed 1 of 2 parts | Faster: how much higher is it? 13.6 " in row
+    assert "| partly, 1 of 2 parts confirmed | Faster: how much higher is it? 13.6 " in row
     assert "points; confirmed<br>Lower? 13.6 " in row
     assert "points; open; 7 seeds or more would decide it | 5 |" in row
     row = table([dataclasses.replace(both, parts=3)], "").splitlines()[2]

@@ -236,7 +236,8 @@ class Finding:
     def verdict(self) -> str:
         """Word of the claim, or how many of several parts are confirmed."""
         if self.parts > 1 and self.word in ("confirmed", "partly"):
-            return f"confirmed {self.confirmed} of {self.parts} parts"
+            whole = self.word == "confirmed"
+            return f"{'' if whole else 'partly, '}{self.confirmed} of {self.parts} parts confirmed"
         return self.word
 
 

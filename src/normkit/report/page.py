@@ -33,7 +33,7 @@ _RULES = (
     "the interval lies above zero, and the effect is at least what matters (the edge of the band).",
     "or, with a margin (dashed): the interval lies above it, so no more than that is lost.",
     "the interval lies inside the band of what does not matter.",
-    "the interval lies below zero, or below the margin.",
+    "the interval lies below zero; where there is a margin, below the margin.",
     "none of these. Where it can be told, a range says how many seeds would decide: four such "
     "ranges of five hold the number.",
 )

@@ -32,7 +32,7 @@ def test_compares_rises_and_not_errors(synthetic: Synthetic) -> None:
     found = finding(CLAIM, synthetic(CLAIM, values), data="invented")
     words = ["confirmed", "too small to matter", "confirmed", "confirmed"]
     assert [each.word for each in found.comparisons if each.decides] == words
-    assert found.verdict == "confirmed 3 of 4 parts"
+    assert found.verdict == "partly, 3 of 4 parts confirmed"
 
 
 def test_an_arm_that_never_learned_is_no_evidence(synthetic: Synthetic) -> None:
@@ -50,7 +50,7 @@ def test_an_arm_that_never_learned_is_no_evidence(synthetic: Synthetic) -> None:
         ),
     )
     found = finding(CLAIM, dead, data="invented")
-    assert found.verdict == "confirmed 3 of 4 parts"
+    assert found.verdict == "partly, 3 of 4 parts confirmed"
     assert [each.word for each in found.comparisons if each.decides] == ["confirmed"] * 3
     assert not found.stale
 

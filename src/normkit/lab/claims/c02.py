@@ -106,8 +106,8 @@ CLAIM = define(
     "network without BN has a distance to N(0, 1) that differs by {close} from that with BN, and "
     "a wandering that differs by {steady} (positive: BN is nearer, or steadier). Why networks "
     "with BN train better is another question (C25).",
-    practice="Do not take steady activations for the reason why batch normalization helps, and "
-    "do not take unsteady ones for a fault.",
+    practice="Do not take steady activations for the reason why batch normalization helps (C25), "
+    "and do not take unsteady ones for a fault.",
     charts=(
         *map(density_chart, LAYERS),
         Curves(

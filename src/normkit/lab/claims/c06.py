@@ -130,12 +130,14 @@ CLAIM = define(
             "theory of wide dense networks, tried on MNIST",
         ),
     ),
-    holds="In seven layers that start from PyTorch's weights, under which gradients shrink without "
-    "BN, their decay without BN minus that with BN is {relu} decades a layer with ReLU and "
-    "{sigmoid} with sigmoid. Of the mechanism, without BN minus with: inputs {inputs} decades, "
-    "weights {weights} (negative: larger with BN).",
-    practice="Where gradients vanish, normalize, add shortcuts, or start from weights that keep "
-    "the signal's size. Look at the gradients layer by layer, not at the weights.",
+    holds="In seven layers that start from PyTorch's weights, under which gradients shrink "
+    "without BN, their decay without BN minus that with BN is {relu} decades a layer with ReLU "
+    "and {sigmoid} with sigmoid. Of the mechanism, without BN minus with: inputs {inputs} "
+    "decades, weights {weights} (negative: larger with BN); with sigmoid inputs {inputs_sigmoid}, "
+    "weights {weights_sigmoid}. That is at the end of training; at its first step, where "
+    "gradients decay most, inputs are larger with BN.",
+    practice="Where gradients vanish, normalize. Look at the gradients layer by layer, not at the "
+    "weights.",
     charts=(
         layers.along_layers("gradient-first", "first step", min),
         layers.along_layers("gradient-last", "end of training", max),

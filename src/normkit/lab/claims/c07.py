@@ -137,9 +137,9 @@ CLAIM = define(
     holds="With sigmoid, leaving γ and β out changes the training loss by {sigmoid} nats, and "
     "having them changes the width of the sigmoid's inputs by {wider} standard deviations. With "
     "ReLU, where the next layer's weights can do what γ does, leaving them out changes the loss by "
-    "{ReLU} nats.",
-    practice="Keep γ and β: they cost next to nothing. Leave out only the bias of the layer "
-    "before, which β replaces.",
+    "{ReLU} nats, and BN without them minus no BN is {takes}.",
+    practice="Keep γ and β before a sigmoid. Leave out only the bias of the layer before, which β "
+    "replaces.",
     charts=[
         Curves(
             f"loss-{act.lower()}",

@@ -49,7 +49,7 @@ def plan(preset: Preset, available: Available) -> Arms:
 def removes(arm: str) -> Endpoint:
     """Ask whether an optimizer's range of rates is wider than SGD's."""
     return Endpoint(
-        f"{arm} removes the choice: by how many decades is its range of rates wider than SGD's?",
+        f"{arm}'s range: by how many decades of rates is it wider than SGD's?",
         WIDTHS[arm] - WIDTHS[SGD],
         matters=0.3,
         # Each of four ends is rounded to a step, alike for all seeds: a variance of step²/12.
@@ -138,7 +138,7 @@ CLAIM = define(
     holds=f"From a rate of {USUAL} to {LARGER} training accuracy changes by {{larger}} points, and "
     f"{UNBOUNDED:g} costs {{unbounded}} against {LARGER}. After two epochs, the range of rates "
     "within five points of the best differs from SGD's by {adadelta} decades with Adadelta and "
-    "{rmsprop} with RMSProp.",
+    "{rmsprop} with RMSProp: a wider range is not the end of the choice.",
     practice="Search the rate with every optimizer, in factors of two or three around its "
     "customary one. Neither batch normalization nor an adaptive method makes the search needless.",
     charts=(

@@ -120,8 +120,8 @@ CLAIM = define(
     ),
     holds="ε can matter only where the variance of a layer's outputs is of its size. With Caffe's "
     "first weights, which make it 5e-8 to 1.3e-6 in the first layer, an ε of 1e-10 changes test "
-    "accuracy by {eps} points; with PyTorch's, by {other}. Starting γ and β one rounding unit away "
-    "changes it by {start}.",
+    "accuracy by {eps} points, and one of 1e-3 by {larger}; with PyTorch's, 1e-10 by {other}. "
+    "Starting γ and β one rounding unit away changes it by {start}.",
     practice="Leave ε, γ and β at their defaults. Where a layer's variance is near ε or below, "
     "use larger first weights or inputs rather than a smaller ε.",
     sentence="An ε of 1e-10 changes test accuracy by {eps} points, and γ, β started beside 1 and 0 "

@@ -167,6 +167,5 @@ CLAIM = define(
     "has just begun; it is given for information, and those after the second epoch decide. The "
     "source trains "
     "ResNet-50 on ImageNet for a hundred epochs, where errors add up over many more layers. Quick "
-    "and full have a narrow ResNet-18, few epochs and small images, so that each of the four "
-    "effects may be smaller than its smallest that matters.",
+    "and full have a narrow ResNet-18, few epochs and small images.",
 )

@@ -156,7 +156,6 @@ CLAIM = define(
     ),
     demo=False,
     differs="The source's domains are five levels of a feature pyramid, whose statistics differ "
-    "strongly. An image and its negative may become alike after the first layers, and then it "
-    "matters less which statistics the later layers use. What affine parameters for each domain "
-    "can compensate may be small as well.",
+    "strongly. An image and its negative may differ more than those, or less. What affine "
+    "parameters for each domain can compensate may be small as well.",
 )

@@ -112,6 +112,12 @@ CLAIM = define(
         ),
     },
     information={
+        "fewer": Endpoint(
+            "Twice as wide, with a fourth of ResNet-18's parameters: how much higher is "
+            "DenseNet's test accuracy than ResNet-18's?",
+            POPULATION.at(WIDE) - POPULATION.at(RESNET),
+            margin=1,
+        ),
         "wider": Endpoint(
             "At four times that size, how much higher is DenseNet's test accuracy than "
             "ResNet-18's?",
@@ -147,10 +153,11 @@ CLAIM = define(
         ),
     ),
     holds="With a fourteenth of the parameters, DenseNet's test accuracy minus ResNet-18's is "
-    "{gap} points. At DenseNet's size it is {equal}, and at four times that size {wider}. An epoch "
-    "of DenseNet takes {times} the time of the larger ResNet-18's.",
-    practice="Consider DenseNet where the number of parameters is limited. Compare time and memory "
-    "as well: per parameter, DenseNet takes much more of both.",
+    "{gap} points. At DenseNet's size it is {equal}, and at four times that size, the fairer "
+    "pair, {wider}. DenseNet of twice the width minus ResNet-18 is {fewer}. An epoch of DenseNet "
+    "takes {times} the time of the larger ResNet-18's.",
+    practice="Consider DenseNet where the number of parameters is limited. Compare time "
+    "as well: per parameter, DenseNet takes much more of it.",
     charts=(
         by_parameters,
         along(MOVING, "Test accuracy by epoch, moving average", "test accuracy", key="epochs"),

@@ -71,10 +71,10 @@ def faster(question: str, arm: str, against: str) -> Endpoint:
 CLAIM = define(
     key="C25",
     title="Batch normalization smooths the loss; it need not steady the inputs",
-    statement="Batch normalization makes training faster because along the gradient the loss and "
-    "the gradient itself change less, so that a step does what the gradient says. Stable "
-    "distributions of the layers' inputs are not the reason: with noise after BN that makes them "
-    "less stable than they are without BN, training is still faster.",
+    statement="From first weights from which both train, loss and gradient change less along the "
+    "gradient with batch normalization, so that a step does what the gradient says. Stable "
+    "distributions of the layers' inputs are not what makes it fast: with noise after BN that "
+    "makes them less stable than they are without BN, training is still faster.",
     sources=(
         SANTURKAR.says(
             "curves, no figures in the text: with BN the loss and the gradient vary less along the "
@@ -165,9 +165,9 @@ CLAIM = define(
         ),
     },
     sentence="Along the gradient, without BN the loss's range is {loss:x2} times that with BN and "
-    "the gradient's change {gradient:x2} times. With noise after BN minus without BN: how far the "
-    "inputs' means move from look to look {unstable} standard deviations, training accuracy "
-    "{faster} points",
+    "the gradient's change {gradient:x2} times (in proportion to distance {smoothness:x2} times). "
+    "With noise after BN minus without BN: how far the inputs' means move from look to look "
+    "{unstable} standard deviations, training accuracy {faster} points",
     source_setup={
         "network": "VGG, ReLU",
         "data": "CIFAR-10",
@@ -196,8 +196,8 @@ CLAIM = define(
     holds="From He's first weights, from which the network without BN trains, the loss's range "
     "along the gradient is {loss:x2} times as wide without BN as with it. From PyTorch's smaller "
     "ones, from which in pilot runs it hardly learned, the range with BN is {flat:x2} times that "
-    "without, and training accuracy with BN minus without is {stuck} points. A flat loss is "
-    "smooth too, and need not be fast.",
+    "without, and training accuracy with BN minus without is {stuck} points. How smooth the loss "
+    "is does not by itself decide how fast a network trains. The noise costs BN {cost} points.",
     practice="Use batch normalization for the larger steps that it allows, not to keep activations "
     "steady. Compare it with a network without it whose first weights suit its nonlinearity.",
     charts=(

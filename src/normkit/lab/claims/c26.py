@@ -170,10 +170,11 @@ CLAIM = define(
     ),
     holds="By corruption, mixed batches change test accuracy by {noise} (noise), {blur} (blur), "
     "{contrast} (contrast), {fog} (fog) and {pixelation} points (pixelation), and on clean images "
-    "by {clean}. Batches sorted by label cost {sorted} on average.",
+    "by {clean}. Batches sorted by label cost {sorted} on average; where the moving average does "
+    "no better than guessing, sorting has nothing to take.",
     practice="Where test images differ from training's in light, noise or contrast, try the "
-    "statistics of large, mixed test batches (nk.batch_statistics). Do not use them where a batch "
-    "shows one class or one scene.",
+    "statistics of mixed test batches (nk.batch_statistics). Do not use them where a batch "
+    "shows one class.",
     charts=(
         Dots(
             "corruptions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 __all__ = ["keep_freed_memory"]
 
@@ -51,5 +52,5 @@ def keep_freed_memory() -> bool:
     return bool(accepted and mallopt(_M_TRIM_THRESHOLD, _MOST))
 
 
-def _address(function: ctypes._CFuncPtr) -> int | None:
+def _address(function: Any) -> int | None:
     return ctypes.cast(function, ctypes.c_void_p).value

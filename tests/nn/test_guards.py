@@ -102,21 +102,18 @@ def test_guarded_buffer_is_an_ordinary_buffer(make: Callable[[], nn.Module]) -> 
     layer.register_buffer("running_var", torch.ones(3))
 
 
-def test_script_says_at_once_what_to_do() -> None:
-    accelerated = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
-    handle = nk.accelerate(accelerated)
-    layers = [getattr(nk, name) for name in dir(nk) if "Norm" in name]
-    own = [layer(3) for layer in layers if layer in (nk.BatchNorm2d, nk.LayerNorm, nk.RMSNorm)]
-    for layer in own:
-        model = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
-        with pytest.raises(nk.TypeMismatchError, match=r"call torch.jit.trace") as raised:
-            torch.jit.script(model)
-        assert len(str(raised.value)) < 400 and model[1] is layer
-    with pytest.raises(nk.TypeMismatchError, match="undo"):
-        torch.jit.script(accelerated)
-    handle.undo()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_conversion_for_mkldnn_refuses_to_drop_an_activation() -> None:
+    from torch.utils.mkldnn import to_mkldnn
+
     x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(torch.jit.script(accelerated.eval())(x), accelerated(x))
+    for make in (nk.BatchNorm2d, lambda c: frozen(nk.BatchNorm2d(c))):
+        layer = make(3).eval()
+        layer.running_mean.normal_()
+        converted = to_mkldnn(nn.Sequential(layer))
+        torch.testing.assert_close(converted(x.to_mkldnn()).to_dense(), layer(x))
+    with pytest.raises(nk.TypeMismatchError, match="activation would be dropped"):
+        to_mkldnn(nn.Sequential(nk.BatchNorm2d(3, act="relu").eval()))
 
 
 def test_opacus_judges_layers_as_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:

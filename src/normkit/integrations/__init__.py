@@ -4,6 +4,6 @@ Layers are known by name, so none of these libraries is imported. Import a callb
 module.
 """
 
-from normkit.integrations import inplace_abn, sync_batchnorm, timm
+from normkit.integrations import inplace_abn, quantization, sync_batchnorm, timm
 
-__all__ = ["inplace_abn", "sync_batchnorm", "timm"]
+__all__ = ["inplace_abn", "quantization", "sync_batchnorm", "timm"]

@@ -15,6 +15,7 @@ from normkit.core.pools import as_ncs
 from normkit.errors import ShapeError, StatisticsError, message
 from normkit.kernels.call import Call, Normalized, dense
 from normkit.kernels.contract import Pair
+from normkit.kernels.modes import batched
 
 __all__ = ["run_pair"]
 
@@ -83,7 +84,8 @@ class _Normalize(torch.autograd.Function):
         # Once: under a saved-tensor hook, such as a checkpoint's, a second look is refused.
         saved = ctx.saved_tensors
         needs = tuple(ctx.needs_input_grad[:4])
-        if torch.is_grad_enabled():
+        # The pairs write over tensors, which batched gradients do not fit into.
+        if torch.is_grad_enabled() or batched(dy):
             return (*_differentiable(ctx, saved, dy, needs), *(None,) * 5)
         x, y, weight, bias, residual, mean, rstd = saved
         reduce = None
@@ -104,7 +106,7 @@ class _Normalize(torch.autograd.Function):
 def _differentiable(
     ctx: Any, saved: tuple[Tensor | None, ...], dy: Tensor, needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Compute the gradients as a function that autograd can differentiate again."""
+    """Compute the gradients as a function that autograd can differentiate again, or batch."""
     if ctx.group is not None:
         raise StatisticsError(
             message(
@@ -117,7 +119,9 @@ def _differentiable(
     assert x is not None and mean is not None and rstd is not None
     fixed = None if ctx.own_stats else (mean, rstd)
     inputs = (x, weight, bias, residual)
-    return formula.gradients(inputs, y, fixed, dy, needs, ctx.spec, again=True)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        return formula.gradients(inputs, y, fixed, dy, needs, ctx.spec, again)
 
 
 def _stats_over(group: Any, x: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
 from normkit.compat import exporting
 
-__all__ = ["autocast_wide", "exporting", "recomputing", "recorded", "transformed"]
+__all__ = ["autocast_wide", "batched", "exporting", "recomputing", "recorded", "transformed"]
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _graph_task = torch._C._current_graph_task_id
@@ -57,6 +58,11 @@ def recorded(*tensors: Tensor | None) -> bool:
         or not _PLAIN.issuperset(map(type, tensors))
         or _function_mode()
     ) and not (_functorch_active() or forward_ad._current_level >= 0)
+
+
+def batched(t: Tensor) -> bool:
+    """Return True if ``t`` stands for one of several values, as ``is_grads_batched`` makes them."""
+    return is_batchedtensor(t) or is_legacy_batchedtensor(t)
 
 
 def recomputing() -> bool:

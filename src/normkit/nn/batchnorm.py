@@ -38,9 +38,9 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
 
     Note:
         Tools for ``torch.nn``'s layers do not know ``act`` and ``average``. A layer with either
-        refuses ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop it, and one with
-        ``act`` refuses ``torch.nn.utils.fusion``; ``normkit.SyncBatchNorm`` keeps both. Every
-        layer refuses ``torch.jit.script``.
+        refuses ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop it, and
+        ``torch.jit.script``; one with ``act`` refuses ``torch.nn.utils.fusion`` and
+        ``torch.utils.mkldnn.to_mkldnn``. ``normkit.SyncBatchNorm`` keeps both.
 
     Shape:
         input, residual and output: (N, C) or (N, C, L).

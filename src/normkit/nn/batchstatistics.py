@@ -25,7 +25,8 @@ from normkit.nn.arguments import check_options
 from normkit.nn.freezing import FrozenMixin
 from normkit.nn.guards import GuardedVariance
 from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, prepare
-from normkit.nn.layer import Layer, as_leaf, step
+from normkit.nn.layer import Layer, step
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["BatchStatistics", "LayerTensors"]
 

@@ -21,8 +21,9 @@ from normkit.nn.arguments import check_options
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.guards import GuardedVariance
 from normkit.nn.inputs import check_channels, check_eps, check_rank, prepare
-from normkit.nn.layer import Layer, as_leaf, reset_affine
+from normkit.nn.layer import Layer, reset_affine
 from normkit.nn.stats_spec import has_own_forward
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["FrozenBatchNorm2d"]
 

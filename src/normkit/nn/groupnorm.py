@@ -23,7 +23,8 @@ from normkit.nn.inputs import (
     check_more_than_one,
     prepare,
 )
-from normkit.nn.layer import Layer, as_leaf
+from normkit.nn.layer import Layer
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["GroupNorm"]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.compiler import is_compiling
@@ -19,26 +20,12 @@ from torch.nn.utils import fusion
 
 from normkit.errors import TypeMismatchError, message
 
-__all__ = ["GuardedVariance", "refuse_script", "register_with_opacus"]
-
-
-def refuse_script(module: nn.Module) -> NoReturn:
-    """Raise what ``torch.jit.script`` would otherwise bury under a stack of its own messages.
-
-    Raises:
-        TypeMismatchError: always.
-    """
-    raise TypeMismatchError(
-        message(
-            "modules whose source torch.jit.script can compile",
-            f"{type(module).__name__} of normkit",
-            "call torch.jit.trace(model.eval(), example) or torch.export.export; after "
-            "normkit.accelerate, .undo() of its handle makes the model scriptable again",
-        )
-    )
+__all__ = ["GuardedVariance", "register_with_opacus"]
 
 
 _SYNC = nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__  # type: ignore[attr-defined]
+# Not imported: that takes longer than all of the layers.
+_MKLDNN = str(Path("torch", "utils", "mkldnn.py"))
 _FOLD_CONV, _FOLD_LINEAR = (fusion.fuse_conv_bn_eval.__code__, fusion.fuse_linear_bn_eval.__code__)
 
 
@@ -56,7 +43,9 @@ class GuardedVariance:
             if code is _SYNC:
                 _refuse_sync(layer)
             elif code is _FOLD_CONV or code is _FOLD_LINEAR:
-                _refuse_fold(layer)
+                _refuse_act(layer, "fold into the layer before")
+            elif code.co_name == "__init__" and code.co_filename.endswith(_MKLDNN):
+                _refuse_act(layer, "convert by torch.utils.mkldnn.to_mkldnn")
         buffers = layer._buffers
         # The usual case first: evaluation reads it in each call.
         if "running_var" in buffers:
@@ -124,11 +113,11 @@ def _refuse_sync(layer: Any) -> None:
         )
 
 
-def _refuse_fold(layer: Any) -> None:
+def _refuse_act(layer: Any, do: str) -> None:
     if getattr(layer, "_act", None) is not None:
         raise TypeMismatchError(
             message(
-                "a batch normalization without an activation to fold into the layer before",
+                f"a batch normalization without an activation to {do}",
                 f"{layer!r}, whose activation would be dropped",
                 "set layer.act = None and put the activation's module after it",
             )

@@ -12,7 +12,8 @@ from normkit.core.pools import Pool, as_ncs
 from normkit.kernels.call import Call
 from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least
 from normkit.nn.inputs import check_count, check_eps, check_more_than_one, check_rank, prepare
-from normkit.nn.layer import Layer, affine_parameters, as_leaf, join, reset_affine
+from normkit.nn.layer import Layer, affine_parameters, join, reset_affine
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["HalfInstanceNorm2d"]
 

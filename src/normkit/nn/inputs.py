@@ -36,7 +36,7 @@ def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tenso
     if (
         not isinstance(residual, Tensor)
         or not residual.is_floating_point()
-        or residual.shape != x.shape
+        or not _same_shape(residual, x)
         or residual.device != x.device
     ):
         raise ShapeError(
@@ -51,6 +51,12 @@ def prepare(layer: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tenso
         wide = torch.promote_types(residual.dtype, x.dtype)
         return x.to(wide), residual.to(wide)
     return x, residual
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return [*map(concrete, a.shape)] == [*map(concrete, b.shape)]
+    return a.shape == b.shape
 
 
 def check_floating(layer: nn.Module, x: object) -> None:

@@ -23,7 +23,8 @@ from normkit.kernels.modes import recorded, transformed
 from normkit.nn import averages, stats_range
 from normkit.nn.arguments import CHANNEL_COUNT, Check, check_options, unused_size
 from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, prepare
-from normkit.nn.layer import Layer, as_leaf, step
+from normkit.nn.layer import Layer, step
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["InstanceStatistics"]
 
@@ -77,12 +78,13 @@ class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
                 stacklevel=2,
             )
         check_eps(self, self.eps, False)
-        if unbatched:
-            input = input.unsqueeze(0)
-            residual = None if residual is None else residual.unsqueeze(0)
-        y = self._by_function(input, residual)
-        if y is None:
-            y = self._batched(input, residual)
+        samples = input.unsqueeze(0) if unbatched else input
+        z = self._by_function(samples, residual)
+        if z is not None:
+            return finish(z.squeeze(0) if unbatched else z, residual, self._act)
+        if residual is not None and unbatched:
+            residual = residual.unsqueeze(0)
+        y = self._batched(samples, residual)
         return y.squeeze(0) if unbatched else y
 
     def _fused_forward(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
@@ -93,7 +95,7 @@ class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
                            self.eps, self._act, stats)  # fmt: skip
 
     def _by_function(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
-        """Compute by the function of ``torch.nn``'s layer if a tool looks for it and it fits."""
+        """Normalize by the function of ``torch.nn``'s layer if a tool looks for it and it fits."""
         from_input = self.training or not self.track_running_stats
         running = self.running_mean, self.running_var
         affine = self.weight, self.bias
@@ -108,10 +110,9 @@ class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
             return None
         if from_input and running[0] is not None and not self.updates_stats():
             running = None, None
-        z = functional.instance_norm(
+        return functional.instance_norm(
             input, *running, *affine, from_input, self.momentum or 0.0, self.eps
         )
-        return finish(z, residual, self._act)
 
     @step
     def _batched(self, input: Tensor, residual: Tensor | None) -> Tensor:

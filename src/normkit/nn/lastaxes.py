@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normkit.core.formula import Spec
@@ -12,8 +13,8 @@ from normkit.core.pools import Pool, concrete
 from normkit.errors import ShapeError, message
 from normkit.kernels import functions
 from normkit.kernels.call import Call
-from normkit.kernels.modes import autocast_wide, recorded
-from normkit.nn.layer import match_layout
+from normkit.kernels.modes import autocast_wide, recorded, transformed
+from normkit.nn.layer import is_channels_last, match_layout
 
 __all__ = ["check_weight", "over_last"]
 
@@ -46,12 +47,33 @@ def over_last(
         z = functions.over_last(x, shape, layer.weight, bias, eps, centred)
         return functions.finish(z, residual, layer._act)
     wide, rest = autocast_wide(x, residual)
+    if torch.is_grad_enabled() and not transformed(x, residual):
+        wide, rest = _contiguous(wide), None if rest is None else _contiguous(rest)
     view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
     spec = Spec(Pool("group", 1), eps, layer._act, centred)
     rows = None if rest is None else rest.reshape(view)
     flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
     y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
     return y if flat is wide else match_layout(y.reshape(x.shape), x)
+
+
+def _contiguous(t: Tensor) -> Tensor:
+    copied: Tensor = _Contiguous.apply(t) if is_channels_last(t) else t
+    return copied
+
+
+class _Contiguous(torch.autograd.Function):
+    """Copy to contiguous memory. The gradient returns in channels-last, in which the input was."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        # By an order of axes and not a memory format, which batched gradients do not know.
+        axes = range(dy.dim())
+        return dy.movedim(1, -1).contiguous().permute(0, axes[-1], *axes[1:-1])
 
 
 def check_weight(layer: Any) -> None:

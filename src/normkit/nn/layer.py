@@ -5,20 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from types import FunctionType
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from normkit.core.activations import Act, ActLike, parse_act
 from normkit.core.pools import concrete
 from normkit.errors import message
+from normkit.kernels.call import layout
 from normkit.kernels.dispatch import normalize
 from normkit.kernels.functions import finish
-from normkit.kernels.modes import exporting, recomputing
+from normkit.kernels.modes import batched, exporting, recomputing
 from normkit.nn import stats_range
 from normkit.nn.arguments import ATTRIBUTES, Check, check_options
-from normkit.nn.guards import refuse_script, register_with_opacus
+from normkit.nn.guards import register_with_opacus
+from normkit.nn.namesakes import as_namesake, namesake
+from normkit.nn.scripting import layer_as_namesake
 
 __all__ = ["Layer", "affine_parameters", "join", "step"]
 
@@ -56,6 +59,7 @@ class Layer(nn.Module):
     _fast_path_ok: ClassVar[bool] = True
     # Checks of attributes, by name; a subclass extends it.
     _checked: ClassVar[dict[str, Check]] = ATTRIBUTES
+    __jit_unused_properties__: ClassVar[list[str]] = []
     # Every layer normalizes through this.
     _normalize = staticmethod(normalize)
 
@@ -64,15 +68,26 @@ class Layer(nn.Module):
         _name_constructor(cls)
         steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
+        # A layer in two places is looked at once more when it has its own class again.
+        cls.__jit_unused_properties__ = [
+            k for k in dir(cls) if isinstance(getattr(cls, k), property)
+        ]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Yield them; Opacus asks for them before it looks for the layer's exact class."""
         register_with_opacus(type(self))
         return super().parameters(recurse)
 
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse ``torch.jit.script``, which calls this before anything else."""
-        refuse_script(self)
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return the layer as ``torch.jit.script`` can compile it, which calls this first."""
+        return layer_as_namesake(self)
+
+    @property
+    def _namesake(self) -> nn.Module:
+        """Layer of ``torch.nn`` with the same tensors, see :mod:`normkit.nn.symbolic`."""
+        if namesake(type(self)) is None:
+            raise AttributeError  # nn.Module.__getattr__ says of what
+        return as_namesake(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled layer, also one whose attributes had their former names."""
@@ -207,24 +222,20 @@ def join(parts: list[Tensor], like: Tensor, dim: int = 0) -> Tensor:
 
 def match_layout(y: Tensor, x: Tensor) -> Tensor:
     """Return ``y`` channels-last where ``x`` is, otherwise unchanged."""
-    if (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    ):
-        return y.contiguous(memory_format=torch.channels_last)
-    return y
+    return y.contiguous(memory_format=layout(x)) if is_channels_last(x) else y
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return True if ``x`` is dense in that memory format and not contiguous too."""
+    # Inside vmap only the usual format can be asked for.
+    if x.is_contiguous() or (not torch.compiler.is_compiling() and batched(x)):
+        return False
+    return x.is_contiguous(memory_format=layout(x))
 
 
 def nested(layer: Layer, z: Tensor, residual: Tensor | None) -> Tensor:
     """Apply residual and activation after PyTorch's own layer, which takes nested tensors."""
     return finish(z, residual, layer._act)
-
-
-def as_leaf(layer: nn.Module, x: fx.Proxy, residual: object) -> Any:
-    """Record the layer as one node of a graph, as ``torch.fx`` does for ``torch.nn``'s layers."""
-    args = (x,) if residual is None else (x, residual)
-    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), args, {})  # type: ignore[attr-defined]
 
 
 def warn_if_recorded(layer: nn.Module, n: int) -> None:

@@ -26,7 +26,8 @@ from normkit.nn.arguments import (
 )
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
 from normkit.nn.lastaxes import check_weight, over_last
-from normkit.nn.layer import Layer, as_leaf, nested
+from normkit.nn.layer import Layer, nested
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 

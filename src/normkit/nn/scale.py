@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 
 from normkit.core.activations import ActLike
 from normkit.nn.inputs import check_channels, check_rank, prepare
-from normkit.nn.layer import Layer, affine_parameters, as_leaf, reset_affine
+from normkit.nn.layer import Layer, affine_parameters, reset_affine
+from normkit.nn.symbolic import as_leaf
 
 __all__ = ["Scale"]
 

@@ -64,9 +64,10 @@ def accelerate(model: nn.Module) -> Handle:
         TypeMismatchError: ``model`` is no module, or is scripted; it is unchanged.
 
     Note:
-        Tools that look for ``torch.nn``'s exact classes, such as ``torch.ao.quantization`` and
-        ``torch.fx.experimental.optimization.fuse``, pass over the changed layers or refuse them,
-        and ``torch.jit.script`` is refused: use them before, or undo first.
+        PyTorch's own tools (export, ``torch.jit``, ``torch.ao.quantization``,
+        ``torch.fx.experimental.optimization``) give what they give for ``torch.nn``'s layers.
+        Others that look for its exact classes pass over the changed layers: use them before, or
+        undo first.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(2, 8))
     >>> handle = accelerate(model)

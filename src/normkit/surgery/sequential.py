@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx, nn
@@ -18,8 +18,8 @@ import normkit.nn
 from normkit.compat import has_global_hooks
 from normkit.core.activations import Act, act_of_module, has_hooks
 from normkit.nn.freezing import base_class
-from normkit.nn.guards import refuse_script
 from normkit.nn.layer import Layer
+from normkit.nn.scripting import as_class
 
 __all__ = ["LAYERS", "can_fuse", "fusing_class", "pairs"]
 
@@ -63,9 +63,9 @@ class _Fusing(nn.Sequential):
                 fused = i + 1
         return input
 
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse ``torch.jit.script``."""
-        refuse_script(self)
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return the Sequential as ``torch.jit.script`` can compile it, which calls this first."""
+        return as_class(self, self._base_class)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle the base class, which can be imported by its name.

@@ -34,8 +34,8 @@ _RULES = (
     "or, with a margin (dashed): the interval lies above it, so no more than that is lost.",
     "the interval lies inside the band of what does not matter.",
     "the interval lies below zero; where there is a margin, below the margin.",
-    "none of these. Where it can be told, a range says how many seeds would decide: four such "
-    "ranges of five hold the number.",
+    "none of these. Where it can be told, a range says how many seeds would decide: "
+    "about four of five such ranges hold the number that was needed.",
 )
 
 # plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.

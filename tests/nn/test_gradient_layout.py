@@ -52,6 +52,16 @@ def test_channels_last(name: str) -> None:
     torch.testing.assert_close(second, torch.autograd.grad(again[0].pow(2).sum(), (x, slope)))
 
 
+@pytest.mark.parametrize("name", ["batch"])
+def test_channels_last_without_samples(name: str) -> None:
+    for layer in LAYERS[name]:
+        x = channels_last(layer).detach()[:0].requires_grad_()
+        y = layer(x)
+        (dx,) = torch.autograd.grad(y, x, torch.empty_like(y))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert dx.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_batched(name: str) -> None:
     ours, theirs = LAYERS[name]

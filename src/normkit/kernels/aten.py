@@ -81,7 +81,7 @@ class Aten:
         _affine_(z, rstd, weight, bias, residual, spec, c)
         if spec.act is not None:
             z = spec.act.apply_(z)
-        return Forward(z.to(x.dtype).reshape(x.shape), mean, var, rstd)
+        return Forward(_shaped(z, x), mean, var, rstd)
 
     def backward(
         self,
@@ -143,9 +143,14 @@ class Aten:
                     dx4.sub_(rstd * g1)
             else:
                 dx4 = dz * scale
-            dx = dx4.to(x.dtype).reshape(x.shape)
-        dresidual = dz.to(x.dtype).reshape(x.shape) if need_r else None
+            dx = _shaped(dx4, x)
+        dresidual = _shaped(dz, x) if need_r else None
         return Gradients(dx, dweight, dbias, dresidual)
+
+
+def _shaped(t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` with shape, type and, where there are no values to look at, strides of ``x``."""
+    return t.to(x.dtype).reshape(x.shape) if x.numel() else torch.empty_like(x)
 
 
 def _sum(t: Tensor, dims: tuple[int, ...]) -> Tensor:

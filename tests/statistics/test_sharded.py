@@ -13,8 +13,10 @@ from normkit.statistics import LayerStatistics
 from tests.statistics import sharded_worker
 from tests.together import together
 
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("inner", "fsdp1")]
 
-@pytest.mark.parametrize("kind", ["fsdp2", "inner", "fsdp1", "ddp"])
+
+@pytest.mark.parametrize("kind", ["fsdp2", "ddp", *SLOW])
 def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
     results = together(sharded_worker, [1, 1], kind, tmp_path)
     for name, package in sharded_worker.PACKAGES.items():

@@ -281,6 +281,7 @@ def test_registered_by_name() -> None:
     assert len(module.default.graphs) == before + 1
 
 
+@pytest.mark.slow  # Python starts anew and compiles
 def test_found_by_its_entry_point(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     _, _, after = text.partition("[project.entry-points.torch_dynamo_backends]\n")

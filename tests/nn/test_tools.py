@@ -16,6 +16,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_module, distri
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -170,6 +171,12 @@ def batched_gradient(m: nn.Module) -> list[Any]:
                                     is_grads_batched=True))  # fmt: skip
 
 
+def expanded_weights(m: nn.Module) -> list[Any]:
+    y = call_for_per_sample_grads(m, batch_size=len(X), loss_reduction="sum")(X)
+    y.pow(3).sum().backward()
+    return [p.grad_sample for p in m.parameters()]  # type: ignore[attr-defined]
+
+
 def averaged(m: nn.Module) -> list[Any]:
     average = AveragedModel(m, use_buffers=True)
     for shift in range(3):
@@ -292,8 +299,9 @@ TOOLS: dict[str, Callable[[nn.Module], list[Any]]] = {
     f.__name__: f
     for f in (
         function_mode, dispatch_mode, flop_counter, graph, fake, over_an_ensemble, batched_gradient,
-        averaged, pruned, emptied, assigned, swapped, inference_then_training, default_device,
-        hooked, packed, recomputed, buffers_of_the_new_kind, weights_computed, shared_memory, saved,
+        expanded_weights, averaged, pruned, emptied, assigned, swapped, inference_then_training,
+        default_device, hooked, packed, recomputed, buffers_of_the_new_kind, weights_computed,
+        shared_memory, saved,
     )
 }  # fmt: skip
 TOOLS |= {

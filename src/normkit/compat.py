@@ -24,6 +24,7 @@ __all__ = [
     "exporting",
     "has_global_hooks",
     "release",
+    "tells_exporting",
     "untested",
 ]
 
@@ -69,6 +70,10 @@ def _exporting_without_dynamo() -> bool:
 
 exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _exporting_without_dynamo)
 """Whether ``torch.export`` records the call."""
+
+tells_exporting = hasattr(torch.compiler, "is_exporting")
+"""Whether that is certain. Where not, compiled graphs hold no operations of this package, which an
+exported graph would hold too."""
 
 
 # ---- 2.8: torch.nn.modules.module._has_any_global_hook ----

@@ -63,15 +63,15 @@ ROWS: dict[str, tuple[Any, Any]] = {
         list(enumerate(TABLE["acts"])),
         [(0, "linear"), *((number, name) for name, number in _numbers(fused._ACTS))],
     ),
-    "types": (set(TABLE["types"]), {_name(t) for t in fused._FLOATS}),
+    "types": (set(TABLE["types"]), {_name(t) for t in fused.FLOATS}),
     "statistics": (
         {name: number for number, name in enumerate(TABLE["stats"])},
         {name: value for name, value in vars(fused.Stats).items() if name.isupper()},
     ),
-    "accumulator": (TABLE["accumulator"], {_name(t): _name(accumulator(t)) for t in fused._FLOATS}),
+    "accumulator": (TABLE["accumulator"], {_name(t): _name(accumulator(t)) for t in fused.FLOATS}),
     "machine epsilon": (
         TABLE["epsilon"],
-        {_name(t): torch.finfo(accumulator(t)).eps for t in fused._FLOATS},
+        {_name(t): torch.finfo(accumulator(t)).eps for t in fused.FLOATS},
     ),
     "signature": (TABLE["signature"], SIGNATURE),
 }

@@ -251,7 +251,7 @@ def test_usual_way_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "PyTorch's kernels" if cpu.fused is None else "fused C++ kernels"
     assert _used(usual_way(torch.device("cpu"), torch.float32, batch)) == expected
     on_meta = usual_way(torch.device("meta"), torch.half, batch)
-    assert "not used because they run on a CPU" in on_meta[1]
+    assert any("not used because they run on a CPU" in line for line in on_meta)
     monkeypatch.setattr(cpu, "fused", None)
     assert _used(usual_way(torch.device("cpu"), torch.float32, rms)) == "portable operations"
 

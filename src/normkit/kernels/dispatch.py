@@ -7,13 +7,14 @@ import torch
 from normkit.core.formula import Spec
 from normkit.kernels.aten import Portable
 from normkit.kernels.call import Call, Normalized, Way
+from normkit.kernels.compiled import Compiled
 from normkit.kernels.fused import FusedCPU
 from normkit.kernels.native import TorchNative
 from normkit.kernels.traced import Traced
 
 __all__ = ["WAYS", "choose", "explain", "normalize", "usual_way"]
 
-WAYS: tuple[Way, ...] = (Traced(), FusedCPU(), TorchNative(), Portable())
+WAYS: tuple[Way, ...] = (Compiled(), Traced(), FusedCPU(), TorchNative(), Portable())
 """In order of preference; the last one takes everything."""
 
 

@@ -23,12 +23,21 @@ from normkit.core.pools import Pool, as_ncs
 from normkit.kernels import cpu
 from normkit.kernels.call import Call, FixedStats, Normalized, dense
 
-__all__ = ["POOLS", "FusedCPU", "Stats", "layer", "signature"]
+__all__ = [
+    "FLOATS",
+    "POOLS",
+    "FusedCPU",
+    "Stats",
+    "act_numbers",
+    "differentiable",
+    "layer",
+    "signature",
+]
 
 # In the order of the extension; tests/kernels/test_table.py compares them.
 POOLS = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
 _ACTS = {"silu": 1, "gelu": 2}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Stats:
@@ -103,6 +112,11 @@ def layer(
     return y
 
 
+def act_numbers(act: Act | None) -> tuple[int, float]:
+    """Return ``act`` as the extension takes it: its number, and the slope below zero."""
+    return (0, 1.0) if act is None else (_ACTS.get(act.name, 0), act.slope)
+
+
 class FusedCPU:
     """Take dense CPU tensors of any pool, layout and floating type."""
 
@@ -143,13 +157,12 @@ def _arguments(call: Call, x: Tensor) -> tuple[Any, ...]:
         running_mean, running_var, share = stats.update
     return (
         x, call.weight, call.bias, call.residual, mean, var, POOLS[pool.over], pool.groups,
-        call.spec.eps, 0 if act is None else _ACTS.get(act.name, 0),
-        1.0 if act is None else act.slope, call.spec.centred, running_mean, running_var, share,
+        call.spec.eps, *act_numbers(act), call.spec.centred, running_mean, running_var, share,
         call.wants_moments and mean is None and running_mean is None,
     )  # fmt: skip
 
 
-def _differentiable(
+def differentiable(
     dy: Tensor,
     x: Tensor,
     y: Tensor | None,
@@ -188,4 +201,4 @@ def _differentiable(
 
 
 if cpu.fused is not None:
-    cpu.fused.set_differentiable(_differentiable)
+    cpu.fused.set_differentiable(differentiable)

@@ -9,9 +9,17 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-from normkit.compat import exporting
+from normkit.compat import exporting, tells_exporting
 
-__all__ = ["autocast_wide", "batched", "exporting", "recomputing", "recorded", "transformed"]
+__all__ = [
+    "autocast_wide",
+    "batched",
+    "compiling_plainly",
+    "exporting",
+    "recomputing",
+    "recorded",
+    "transformed",
+]
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _graph_task = torch._C._current_graph_task_id
@@ -58,6 +66,27 @@ def recorded(*tensors: Tensor | None) -> bool:
         or not _PLAIN.issuperset(map(type, tensors))
         or _function_mode()
     ) and not (_functorch_active() or forward_ad._current_level >= 0)
+
+
+def compiling_plainly(*tensors: Tensor | None) -> bool:
+    """Return True if ``torch.compile`` records the call and nothing else looks into it.
+
+    False while exporting, inside ``torch.func`` transforms and forward-mode differentiation, and if
+    any of ``tensors`` is of a subclass: all of them want operations that they know.
+    """
+    return (
+        torch.compiler.is_compiling()
+        and tells_exporting
+        and not exporting()
+        and not _functorch_active()
+        and forward_ad._current_level < 0
+        and all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+    )
+
+
+def differentiates(*tensors: Tensor | None) -> bool:
+    """Return True if autograd records operations on ``tensors``."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def batched(t: Tensor) -> bool:

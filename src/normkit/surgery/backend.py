@@ -154,7 +154,7 @@ def _elsewhere(gm: fx.GraphModule, named: set[str]) -> Iterator[Row]:
             yield Row(node.target, (kind(node),), why)
     for name, cls in layers.items():
         if name not in named:
-            why = "compiled, it is elementary operations; compile the model with torch.nn's layer"
+            why = "a layer of normkit, compiled as it is; compile the model with torch.nn's layer"
             yield Row(name, (class_name(cls),), why)
     for name, block in gm.named_modules():
         if name and isinstance(block, fx.GraphModule):

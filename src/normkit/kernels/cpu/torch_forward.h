@@ -96,10 +96,12 @@ inline void fixed_stats(const Call& call, const nk_problem& q, at::ScalarType ac
   nk_fixed_stats(&q, parameter(call.mean, acc, copies[0]), parameter(call.var, acc, copies[1]));
 }
 
-// A pass of the engine, during which other Python threads run.
+// A pass of the engine, during which other Python threads run. PyTorch's dispatcher, where it calls
+// an operation, has let them run already.
 inline int64_t without_gil(int64_t (*pass)(const nk_problem*, const nk_threads*),
                            const nk_problem& q) {
   const nk_threads pool = torch_threads();
+  if (!PyGILState_Check()) return pass(&q, &pool);
   PyThreadState* const state = PyEval_SaveThread();
   const int64_t status = pass(&q, &pool);
   PyEval_RestoreThread(state);

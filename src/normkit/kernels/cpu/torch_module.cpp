@@ -1,6 +1,6 @@
 // The extension module: what Python calls. All that knows PyTorch is in the torch_*.h included
 // here, compiled as one unit; the engine is a library of its own, which knows neither.
-#include "torch_layer.h"
+#include "torch_operations.h"
 
 namespace normkit {
 namespace {

@@ -1,0 +1,154 @@
+"""Register the kernels as operations that a compiled graph keeps, such as ``normkit::normalize``.
+
+The extension brings what they compute (``cpu/torch_operations.h``); here are the schemas, what a
+compiler has to know of the results, and the gradients. The operations are functional, so running
+statistics are averaged by operations around them, which the compiler fuses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
+from normkit.core.pools import Pool, as_ncs
+from normkit.kernels import fused
+from normkit.kernels.call import dense
+from normkit.kernels.modes import batched, differentiates
+
+__all__ = ["available", "normalize"]
+
+# Pool and activation by their numbers in the extension; linear with a slope of 1 is no activation.
+_OPTIONS = "int pool, SymInt groups, float eps, int act, float slope, bool centred"
+# The kernels read both memory formats, so a compiler need not copy for the one that it has seen.
+_TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
+
+_library = torch.library.Library("normkit", "DEF")
+_INPUTS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
+for _name in ("normalize", "normalize_traced"):
+    _library.define(f"{_name}({_INPUTS}, {_OPTIONS}) -> (Tensor y, Tensor stats)")
+_library.define(f"normalize_forward({_INPUTS}, {_OPTIONS}) -> (Tensor y, Tensor stats)", tags=_TAGS)
+_library.define(
+    "normalize_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? other, "
+    f"Tensor stats, bool other_is_output, int needs, {_OPTIONS})"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)",
+    tags=_TAGS,
+)
+
+
+def normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Normalize ``x``, which is on a CPU, by its own moments; return the output and the moments.
+
+    These are (4, pools): mean, what rounding took from it, 1/√(σ² + ε), biased variance.
+    """
+    act, slope = fused.act_numbers(spec.act)
+    y, stats = torch.ops.normkit.normalize(
+        x, weight, bias, residual, fused.POOLS[spec.pool.over], spec.pool.groups, spec.eps, act,
+        slope, spec.centred,
+    )  # fmt: skip
+    return y, stats
+
+
+def _fake_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    pool: int,
+    groups: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    over: Any = next(name for name, number in fused.POOLS.items() if number == pool)
+    a, b, c, d = Pool(over, groups).stats(*as_ncs(x))
+    stats = x.new_empty((4, a * b * c * d), dtype=accumulator(x.dtype))
+    return torch.empty_like(dense(x)), stats
+
+
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    other: Tensor | None,
+    stats: Tensor,
+    other_is_output: bool,
+    needs: int,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    like = dense(x)
+    return tuple(
+        torch.empty_like(t, memory_format=layout)
+        if t is not None and needs >> i & 1
+        else x.new_empty(0)
+        for i, (t, layout) in enumerate(
+            [
+                (like, torch.preserve_format), (weight, torch.contiguous_format),
+                (bias, torch.contiguous_format), (like, torch.preserve_format),
+            ]
+        )
+    )  # fmt: skip
+
+
+class _Normalize(torch.autograd.Function):
+    """Forward and backward, as the kernels' own node has them (``torch_node.h``)."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, weight, bias, residual, *ctx.options = inputs
+        y, stats = torch.ops.normkit.normalize_forward(*inputs)
+        _, _, _, act, slope, _ = ctx.options
+        # What torch_forward.h saves: the next layer keeps the output anyway, but perhaps nothing
+        # keeps the residual.
+        ctx.has_act = act != 0 or slope != 1
+        ctx.other_is_output = residual is not None and ctx.has_act and act == 0 and slope >= 0
+        other = y if ctx.other_is_output else residual if ctx.has_act else None
+        ctx.save_for_backward(x, weight, bias, other, stats)
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return y, stats
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Any, ...]:
+        needs, unused = ctx.needs_input_grad[:4], (None,) * len(ctx.options)
+        if dy is None:
+            return (*(None,) * 4, *unused)
+        x, weight, bias, other, stats = ctx.saved_tensors
+        if torch.is_grad_enabled() or batched(dy):
+            y, residual = (other, None) if ctx.other_is_output else (None, other)
+            inputs, options = (x, y, weight, bias, residual, stats), (*ctx.options, 0)
+            return (*fused.differentiable(dy, *inputs, True, needs, options), *unused)
+        # Without an activation the residual's gradient is dy, which no operation may return.
+        computed = (*needs[:3], needs[3] and ctx.has_act)
+        results = torch.ops.normkit.normalize_backward(
+            dy, x, weight, bias, other, stats, ctx.other_is_output,
+            sum(need << i for i, need in enumerate(computed)), *ctx.options,
+        )  # fmt: skip
+        grads = [g if need else None for g, need in zip(results, computed, strict=True)]
+        if needs[3] and not ctx.has_act:
+            grads[3] = dy
+        return (*grads, *unused)
+
+
+def _traced(*inputs: Any) -> tuple[Tensor, Tensor]:
+    if differentiates(*inputs[:4]):
+        y, stats = _Normalize.apply(*inputs)
+    else:
+        y, stats = torch.ops.normkit.normalize_forward(*inputs)
+    return y, stats
+
+
+# By its parts and not by a gradient registered for it, which lies in Python and would be asked in
+# each call of a compiled graph.
+_library.impl("normalize_traced", _traced, "CompositeImplicitAutograd")
+torch.library.register_fake("normkit::normalize_forward", _fake_forward, lib=_library)
+torch.library.register_fake("normkit::normalize_backward", _fake_backward, lib=_library)
+
+available: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
+    "normkit::normalize_forward", "CPU"
+)
+"""Whether the extension brings them: there may be none, or that of an earlier version."""

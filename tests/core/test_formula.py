@@ -16,7 +16,8 @@ from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool, as_ncs
 from normkit.errors import OptionError
 
 SHAPE = (6, 4, 3, 5)
-ACTS = [Act("relu"), Act("silu"), Act("gelu"), Act("leaky_relu", 0.2), Act("leaky_relu", -0.5)]
+ACTS = [Act("relu"), Act("relu6"), Act("silu"), Act("gelu"), Act("leaky_relu", 0.2),
+        Act("leaky_relu", -0.5)]  # fmt: skip
 
 Truth = Callable[[Tensor, Tensor, Tensor], Tensor]
 POOLS: dict[str, tuple[Pool, Truth]] = {
@@ -105,10 +106,11 @@ def test_gradients_are_those_needed(needs: int, act: Act | None) -> None:
 
 @pytest.mark.parametrize("act", ACTS, ids=str)
 def test_activation_matches_torch_and_its_derivatives(act: Act) -> None:
-    z = torch.linspace(-3, 3, 41, dtype=torch.float64)
+    z = torch.linspace(-3, 9, 41, dtype=torch.float64)
     z = z[z != 0].requires_grad_()
     theirs = {
         "relu": torch.nn.ReLU(),
+        "relu6": torch.nn.ReLU6(),
         "silu": torch.nn.SiLU(),
         "gelu": torch.nn.GELU(),
         "leaky_relu": torch.nn.LeakyReLU(act.slope),
@@ -121,7 +123,7 @@ def test_activation_matches_torch_and_its_derivatives(act: Act) -> None:
     torch.testing.assert_close(act.backward(dy, z.detach()), expected)
     if act.derivative_from_output:
         torch.testing.assert_close(act.backward_from_output(dy, y.detach()), expected)
-    assert act.derivative_from_output is (act.name == "relu" or act.slope > 0)
+    assert act.derivative_from_output is (act.name in ("relu", "relu6") or act.slope > 0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 # In the order of engine.h.
 POOLS = ("batch", "ghost", "group", "position")
-ACTS = ("linear", "silu", "gelu")
+ACTS = ("linear", "silu", "gelu", "relu6")
 TYPES = {"float32": 0, "float64": 1}
 POINTERS = ("weight", "bias", "stats", "var", "x", "residual", "y", "dy", "saved_y",
             "dx", "dresidual", "dweight", "dbias")  # fmt: skip
@@ -97,6 +97,8 @@ def activate(z: Array, act: str, slope: float) -> tuple[Array, Array]:
     if act == "gelu":
         p = (1 + ERF(z / math.sqrt(2))) / 2
         return z * p, p + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    if act == "relu6":
+        return np.clip(z, 0, 6), np.where((z > 0) & (z < 6), 1.0, 0.0)
     return np.where(z > 0, z, slope * z), np.where(z > 0, 1.0, slope)
 
 
@@ -184,7 +186,8 @@ def main(path: str, build: str) -> int:
     assert engine.nk_use(build.encode()) == 0, build
     assert engine.nk_build_in_use() == build.encode()
     team = Threads(RUN(in_pieces), 3)
-    acts = [("linear", 1.0), ("linear", 0.0), ("linear", 0.2), ("silu", 1.0), ("gelu", 1.0)]
+    acts = [("linear", 1.0), ("linear", 0.0), ("linear", 0.2), ("silu", 1.0), ("gelu", 1.0),
+            ("relu6", 0.0)]  # fmt: skip
     count = 0
     shapes = [(4, 6, 35), (8, 48, 1), (10, 6, 1100)]
     for shape, pool, (act, slope), dtype, centred, last, threads in itertools.product(

@@ -27,7 +27,7 @@ from tests.tolerances import assert_accurate
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
-ACTS = [None, Act("relu"), Act("leaky_relu", 0.2), Act("silu"), Act("gelu")]
+ACTS = [None, Act("relu"), Act("relu6"), Act("leaky_relu", 0.2), Act("silu"), Act("gelu")]
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -62,7 +62,7 @@ def _by_oracle(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> Results:
         y = oracle(x, w, b, eps)
     y = y if r is None else y + r
     if spec.act is not None:
-        acts = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+        acts = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu}
         slope = spec.act.slope
         y = F.leaky_relu(y, slope) if spec.act.name == "leaky_relu" else acts[spec.act.name](y)
     y.backward(dy.double())

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import normkit as nk
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels import cpu
-from normkit.kernels.call import Call, FixedStats
+from normkit.kernels.call import BatchStats, Call, FixedStats
 from normkit.kernels.cpu import fused as extension
 from normkit.kernels.dispatch import normalize
 from tests.kernels.builds import BUILDS
@@ -48,6 +49,34 @@ def test_long_runs_that_begin_anywhere_past_the_caches(
         found.append((y.detach(), *torch.autograd.grad(y, x, dy)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("pool", [PER_CHANNEL, PER_POSITION, Pool("group", 2)], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_relu6_is_cut_at_both_ends(build: str, dtype: torch.dtype, pool: Pool, last: bool) -> None:
+    """New with it: the upper limit, which values of the other tests do not reach."""
+    assert extension is not None
+    extension.use(build)
+    x, r, dy = torch.randn(3, 4, 6, 7, 5).to(dtype).unbind()
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    w = torch.full((6,), 8.0)
+    for residual in (None, r):
+        for fixed in (False, True) if pool is PER_CHANNEL else (False,):
+            stats = FixedStats(torch.zeros(6), torch.ones(6)) if fixed else BatchStats()
+            found = []
+            for act in (Act("relu6"), None):
+                leaves = [t.clone().requires_grad_() for t in (x, w)]
+                y = normalize(Call(leaves[0], Spec(pool, 1e-5, act), leaves[1], None, residual,
+                                   stats)).y  # fmt: skip
+                y = y if act else F.relu6(y)
+                found.append((y.detach(), *torch.autograd.grad(y, leaves, dy)))
+            assert float(found[0][0].max()) == 6 and float(found[0][0].min()) == 0
+            # Rounded to a half type, values become 6 that are not, and lose their gradient.
+            compared = 3 if dtype in (torch.float32, torch.float64) else 1
+            torch.testing.assert_close(*(one[:compared] for one in found))
 
 
 def _pairs() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:

@@ -28,7 +28,7 @@ POOLS = {
     "layer": Pool("group", 1),
     "position": PER_POSITION,
 }
-ACTS = [None, Act("relu"), Act("silu"), Act("gelu"), Act("leaky_relu", 0.3)]
+ACTS = [None, Act("relu"), Act("relu6"), Act("silu"), Act("gelu"), Act("leaky_relu", 0.3)]
 
 
 def _inputs(shape: tuple[int, ...] = (4, 4, 2, 2), last: bool = False) -> list[Tensor]:

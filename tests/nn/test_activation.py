@@ -20,6 +20,7 @@ from tests.nn.every_layer import EVERY, Sample
 KNOWN: dict[str, tuple[Any, Any, Callable[[Tensor], Tensor]]] = {
     "relu": (nn.ReLU(), "relu", F.relu),
     "relu in place": (nn.ReLU(inplace=True), "relu", F.relu),
+    "relu6": (nn.ReLU6(inplace=True), "relu6", F.relu6),
     "silu": (nn.SiLU(inplace=True), "silu", F.silu),
     "gelu": (nn.GELU(approximate="none"), "gelu", F.gelu),
     "leaky": (nn.LeakyReLU(0.3), ("leaky_relu", 0.3), lambda z: F.leaky_relu(z, 0.3)),
@@ -27,6 +28,7 @@ KNOWN: dict[str, tuple[Any, Any, Callable[[Tensor], Tensor]]] = {
     "a class": (nn.LeakyReLU, ("leaky_relu", 0.01), F.leaky_relu),
     "no class": (nn.Identity, None, lambda z: z),
     "torch.relu": (torch.relu, "relu", F.relu),
+    "F.relu6": (F.relu6, "relu6", F.relu6),
     "F.gelu": (F.gelu, "gelu", F.gelu),
     "F.leaky_relu": (F.leaky_relu, ("leaky_relu", 0.01), F.leaky_relu),
     "a list": (["leaky_relu", 0.3], ("leaky_relu", 0.3), lambda z: F.leaky_relu(z, 0.3)),
@@ -56,11 +58,18 @@ def _slope(value: Any) -> nn.Module:
     return act
 
 
+def _cut_elsewhere() -> nn.Module:
+    act = nn.ReLU6()
+    act.max_val = 5.0
+    return act
+
+
 UNKNOWN: dict[str, Any] = {
     "subclass": _Doubled(), "its class": _Doubled, "tanh": nn.GELU(approximate="tanh"),
     "hooked": _hooked(), "patched": _patched(), "parameters": nn.PReLU(), "random": nn.RReLU(),
-    "sequential": nn.Sequential(nn.ReLU()), "relu6": nn.ReLU6(), "hardswish": nn.Hardswish(),
-    "relu6's name": "relu6", "a slope of many": _slope(torch.ones(3)), "nan": _slope(float("nan")),
+    "sequential": nn.Sequential(nn.ReLU()), "relu6 of another limit": _cut_elsewhere(),
+    "hardtanh": nn.Hardtanh(0.0, 6.0), "hardswish": nn.Hardswish(), "its name": "hardswish",
+    "a slope of many": _slope(torch.ones(3)), "nan": _slope(float("nan")),
     "partial": functools.partial(F.leaky_relu, negative_slope=0.2), "lambda": lambda z: z,
     "tuple of a module": (nn.ReLU(),), "a parameter": nn.Parameter(torch.ones(1)),
     "a bool": True, "slope as a bool": ("leaky_relu", True),

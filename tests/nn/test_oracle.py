@@ -247,7 +247,7 @@ def test_evaluation_by_memory(name: str, dtype: torch.dtype) -> None:
             assert_accurate(a, t.detach(), q)
 
 
-@pytest.mark.parametrize("act", ["relu", "silu", "gelu", ("leaky_relu", 0.2)], ids=str)
+@pytest.mark.parametrize("act", ["relu", "relu6", "silu", "gelu", ("leaky_relu", 0.2)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", [*CASES, "LayerNorm", "RMSNorm", "Scale", "FrozenBatchNorm2d"])

@@ -59,7 +59,8 @@ def test_accelerated_model_computes_the_same_and_undo_restores_it(name: str) -> 
 
 
 FUSED = {
-    "vgg": ["0.2", "0.6", "0.10", "4"], "mobile": ["0.2"], "residual": ["0.2"],
+    "vgg": ["0.2", "0.6", "0.10", "4"], "residual": ["0.2"],
+    "mobile": ["0.2", "1.body.0.2", "2.body.0.2"],
     "dense": ["0.layer0.relu", "0.layer1.relu", "0.layer2.relu"], "unet": ["down.2", "inner.2"],
     "recurrent": ["between.1"], "transformer": [], "tapped": ["model.2", "model.5"],
     "twice": ["a.1"], "parametrized": ["2"],
@@ -81,7 +82,7 @@ def test_layer_and_activation_are_fused(name: str, monkeypatch: pytest.MonkeyPat
 
 
 F_OF = {
-    cls: cls.forward for cls in (nn.ReLU, nn.SiLU, nn.GELU, nn.LeakyReLU)
+    cls: cls.forward for cls in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.LeakyReLU)
 }  # fmt: skip
 
 

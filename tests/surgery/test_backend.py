@@ -40,6 +40,7 @@ def step(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 # Torchvision's, of few and narrow blocks, and what is fused in each.
 RELU, ADD, ALONE = ("batch_norm", "relu"), ("batch_norm", "iadd", "relu"), ("batch_norm",)
+CUT = ("batch_norm", "hardtanh")  # ReLU6
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, ...]]]] = {
     "resnet": (
         lambda: ResNet(BasicBlock, (1, 1), 1 / 16, 5),
@@ -53,7 +54,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, ...]]]] = {
     "densenet": (lambda: DenseNet((2, 1), 1 / 16, 5), [RELU] * 9),
     "mobilenet": (
         lambda: MobileNetV2(1 / 4, 5, stages=2),
-        [*[ALONE] * 8, ("batch_norm", "add"), ALONE],
+        [CUT, CUT, ALONE, CUT, CUT, ALONE, CUT, CUT, ("batch_norm", "add"), CUT],
     ),
 }
 

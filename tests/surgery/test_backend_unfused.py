@@ -109,7 +109,8 @@ RUNS: dict[str, tuple[Run, list[str]]] = {
                   ["batch_norm, add separate: its summands differ in shape or type"]),
     "narrower": (lambda norm, x, r: F.relu(norm(x) + r.float()),
                  ["batch_norm, add separate: its summands differ in shape or type"]),
-    "unknown": (lambda norm, x, r: F.relu6(norm(x)), ["batch_norm, then relu6"]),
+    "unknown": (lambda norm, x, r: F.hardswish(norm(x)), ["batch_norm, then hardswish"]),
+    "other limits": (lambda norm, x, r: F.hardtanh(norm(x)), ["batch_norm, then hardtanh"]),
     "approximate": (lambda norm, x, r: F.gelu(norm(x), approximate="tanh"),
                     ["batch_norm, then gelu"]),
     "used for two": (twice, ["batch_norm, relu separate: add_, which may write to a tensor, stands "
@@ -127,6 +128,7 @@ RUNS: dict[str, tuple[Run, list[str]]] = {
     # These are fused.
     "method": (lambda norm, x, r: norm(x).relu(), ["batch_norm + relu"]),
     "methods in place": (lambda norm, x, r: norm(x).add_(r).relu_(), ["batch_norm + add_ + relu_"]),
+    "relu6": (lambda norm, x, r: F.relu6(norm(x)), ["batch_norm + relu6"]),
     "from the right": (lambda norm, x, r: torch.relu(r + norm(x)), ["batch_norm + add + relu"]),
     "its own input": (lambda norm, x, r: F.relu(norm(x) + x), ["batch_norm + add + relu"]),
 }  # fmt: skip

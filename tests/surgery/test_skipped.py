@@ -75,7 +75,8 @@ def test_customized_sequentials_are_not_fused(make: type[nn.Sequential]) -> None
 
 
 @pytest.mark.parametrize(
-    "act", [nn.ReLU6(), nn.Hardswish(), nn.GELU("tanh"), nn.Sigmoid(), nn.ELU(), nn.Identity()]
+    "act",
+    [nn.Hardtanh(0.0, 6.0), nn.Hardswish(), nn.GELU("tanh"), nn.Sigmoid(), nn.ELU(), nn.Identity()],
 )
 def test_other_activations_are_not_fused(act: nn.Module) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), act)

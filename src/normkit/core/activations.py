@@ -43,6 +43,8 @@ class Act:
             return torch.relu_(z)
         if self.name == "leaky_relu":
             return F.leaky_relu_(z, self.slope)
+        if self.name == "relu6":
+            return F.relu6(z, inplace=True)
         if self.name == "silu":
             return F.silu(z, inplace=True)
         # ATen's gelu has no in-place form that every supported release offers.
@@ -60,12 +62,13 @@ class Act:
 
     @property
     def derivative_from_output(self) -> bool:
-        """Return True if the derivative follows from the sign of the output alone."""
-        return self.name == "relu" or (self.name == "leaky_relu" and self.slope > 0)
+        """Return True if the derivative follows from the output alone."""
+        return self.name in ("relu", "relu6") or (self.name == "leaky_relu" and self.slope > 0)
 
     def backward_from_output(self, dy: Tensor, y: Tensor) -> Tensor:
         """:meth:`backward` from ``y = self(z)``, where :attr:`derivative_from_output`."""
-        # y is positive exactly where z is, which is all these two look at.
+        # y is positive exactly where z is, and 6 exactly where z is that or more; they look at no
+        # more than that.
         return self.backward(dy, y.to(dy.dtype))
 
     def backward(self, dy: Tensor, z: Tensor) -> Tensor:
@@ -75,12 +78,14 @@ class Act:
 
 _FORWARD: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda z, _: torch.relu(z),
+    "relu6": lambda z, _: F.relu6(z),
     "silu": lambda z, _: F.silu(z),
     "gelu": lambda z, _: F.gelu(z),
     "leaky_relu": F.leaky_relu,
 }
 _BACKWARD: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "relu": lambda dy, z, _: torch.ops.aten.threshold_backward(dy, z, 0),
+    "relu6": lambda dy, z, _: torch.ops.aten.hardtanh_backward(dy, z, 0, 6),
     "silu": lambda dy, z, _: torch.ops.aten.silu_backward(dy, z),
     "gelu": lambda dy, z, _: torch.ops.aten.gelu_backward(dy, z),
     "leaky_relu": lambda dy, z, slope: torch.ops.aten.leaky_relu_backward(dy, z, slope, False),
@@ -90,6 +95,7 @@ _BACKWARD: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 # What computes each of them in torch.nn, with its defaults. Identity is none.
 _CLASSES: dict[type[nn.Module], str | None] = {
     nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
     nn.SiLU: "silu",
     nn.GELU: "gelu",
     nn.LeakyReLU: "leaky_relu",
@@ -98,13 +104,16 @@ _CLASSES: dict[type[nn.Module], str | None] = {
 _FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu",
     F.relu: "relu",
+    F.relu6: "relu6",
     F.silu: "silu",
     F.gelu: "gelu",
     F.leaky_relu: "leaky_relu",
 }
+_LIMITS = (0, 6)
 # In a graph also their in-place forms, and methods of tensors by name.
 _CALLS: dict[Any, str] = {
     **_FUNCTIONS,
+    F.hardtanh: "relu6",  # if its limits are that, as nn.ReLU6 calls it
     torch.relu_: "relu",
     F.leaky_relu_: "leaky_relu",
     "relu": "relu",
@@ -167,6 +176,9 @@ def act_of_module(module: object) -> Act | None:
     name = _CLASSES.get(type(module))  # type: ignore[arg-type]
     if name is None or (name == "gelu" and getattr(module, "approximate", "") != "none"):
         return None
+    if name == "relu6":
+        limits = getattr(module, "min_val", None), getattr(module, "max_val", None)
+        return Act(name) if limits == _LIMITS else None
     if name != "leaky_relu":
         return Act(name)
     slope = getattr(module, "negative_slope", None)
@@ -183,6 +195,8 @@ def act_of_call(function: object, *args: Any, **kwargs: Any) -> Act | None:
     """
     name = _CALLS.get(function)
     if name is None or kwargs.get("approximate", "none") != "none":
+        return None
+    if function is F.hardtanh and args[:2] != _LIMITS:
         return None
     if name != "leaky_relu":
         return Act(name)
@@ -208,8 +222,8 @@ def _is_slope(slope: object) -> TypeGuard[float]:
 
 def _wrong(act: object) -> str:
     return message(
-        'act as None, "relu", "silu", "gelu", "leaky_relu", ("leaky_relu", slope), or the module '
-        "of torch.nn for one of these (exactly that class, without hooks)",
+        'act as None, "relu", "relu6", "silu", "gelu", "leaky_relu", ("leaky_relu", slope), or the '
+        "module of torch.nn for one of these (exactly that class, without hooks)",
         # On one line, as a Sequential's is not.
         f"act={' '.join(repr(act).split())}",
         "use one of these, or omit act and put the activation's module after the layer",

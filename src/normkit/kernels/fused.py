@@ -36,7 +36,7 @@ __all__ = [
 
 # In the order of the extension; tests/kernels/test_table.py compares them.
 POOLS = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
-_ACTS = {"silu": 1, "gelu": 2}
+_ACTS = {"silu": 1, "gelu": 2, "relu6": 3}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -180,8 +180,9 @@ def differentiable(
     """
     over, groups, eps, act, slope, centred, row = options
     names: dict[int, Any] = {number: name for name, number in POOLS.items()}
+    acts = {number: Act(name) for name, number in _ACTS.items()}
     pool = Pool(names[over], groups)
-    activation = {1: Act("silu"), 2: Act("gelu")}.get(act, Act("leaky_relu", slope))
+    activation = acts.get(act, Act("leaky_relu", slope))
     spec = Spec(pool, eps, None if act == 0 and slope == 1 else activation, centred)
     again = torch.is_grad_enabled()
     with torch.enable_grad():

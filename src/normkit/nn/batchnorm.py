@@ -30,9 +30,9 @@ class BatchNorm1d(BatchStatistics, nn.BatchNorm1d):
             ``average="cumulative"``, as in PyTorch. The share kept is ``1 - momentum``.
         affine: learn γ (``weight``) and, unless ``bias=False``, β (``bias``).
         track_running_stats: keep running averages; without, evaluation uses its batch.
-        act: activation to apply: None, ``"relu"``, ``"silu"``, ``"gelu"``, ``"leaky_relu"``,
-            ``("leaky_relu", slope)``, or the module of ``torch.nn`` for one of these, whose options
-            are read at once: ``nn.LeakyReLU(0.2)``.
+        act: activation to apply: None, ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"``,
+            ``"leaky_relu"``, ``("leaky_relu", slope)``, or the module of ``torch.nn`` for one of
+            these, whose options are read at once: ``nn.LeakyReLU(0.2)``.
         average: kind of running average: ``"exponential"``, ``"cumulative"`` or
             ``"debiased"`` (:mod:`normkit.nn.averages`).
 

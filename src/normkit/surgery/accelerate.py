@@ -45,7 +45,7 @@ def accelerate(model: nn.Module) -> Handle:
     Each layer stays the same object, with its parameters, buffers, hooks and name; only its
     class changes. So optimizers, other references, ``state_dict`` and shared layers stay valid,
     and the model itself may be such a layer. Where an ``nn.Sequential`` runs a layer and then
-    ReLU, LeakyReLU, SiLU or GELU, both are computed in one operation; the modules keep their
+    ReLU, ReLU6, LeakyReLU, SiLU or GELU, both are computed in one operation; the modules keep their
     places, and either one called alone behaves as before. Outputs, gradients and buffers agree
     up to rounding.
 

@@ -35,8 +35,8 @@ class Backend:
             + \\epsilon}} + \\beta + \\mathrm{residual}\\right)
 
     Wherever ``forward`` calls a batch, group, instance, layer or root mean square normalization of
-    ``torch.nn``, an addition after it and ReLU, LeakyReLU, SiLU or GELU after that, the CPU kernels
-    compute them in one operation, in training and in evaluation. All else runs as without
+    ``torch.nn``, an addition after it and ReLU, ReLU6, LeakyReLU, SiLU or GELU after that, the CPU
+    kernels compute them in one operation, in training and in evaluation. All else runs as without
     compiling, and so does what the kernels do not take. Outputs, gradients of any order and buffers
     agree with those of the model up to rounding.
 

@@ -144,7 +144,7 @@ template <class T, nk_act act> struct Across {
       }
     }
 
-    const Activation<act, A> f(q.slope);
+    const Activation<act, A> f(q);
     const Position<N> p(saved, pool, part);
     const bool streaming = q.streaming && on_line(y, step);
     for (int64_t c = 0; c < channels; ++c) {
@@ -182,7 +182,7 @@ template <class T, nk_act act> struct Across {
     const T* const y = way == Slope::output ? static_cast<const T*>(q.saved_y) + at : nullptr;
     T* const dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + at : nullptr;
     const int64_t channels = q.c, step = q.s;
-    const Activation<act, A> f(q.slope);
+    const Activation<act, A> f(q);
     const Saved<A> saved(q.stats, q.n * q.s);
     const Position<N> p(saved, pool, part);
 

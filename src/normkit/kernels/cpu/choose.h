@@ -26,7 +26,8 @@ struct Walks {
   template <class T, class Do>
   static void choose(const Problem& q, const nk_threads& threads, const Do& run) {
     switch (q.act) {
-      case NK_LINEAR: return choose<T, NK_LINEAR>(q, threads, run);
+      case NK_LINEAR:
+      case NK_RELU6: return choose<T, NK_LINEAR>(q, threads, run);
       case NK_SILU: return choose<T, NK_SILU>(q, threads, run);
       case NK_GELU: return choose<T, NK_GELU>(q, threads, run);
     }

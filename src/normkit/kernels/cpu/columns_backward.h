@@ -22,7 +22,7 @@ template <class T, nk_act act> struct ColumnsBackward : Columns<T> {
   Activation<act, A> f;
 
   ColumnsBackward(const Problem& q, const nk_threads& threads, int64_t channels = 0)
-      : Base(q, threads, channels), f(q.slope) {}
+      : Base(q, threads, channels), f(q) {}
 
   // Sums of dz and dz*(x - hi) of each column of a block.
   template <Slope way>

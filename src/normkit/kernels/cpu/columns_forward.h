@@ -21,7 +21,7 @@ template <class T, nk_act act> struct ColumnsForward : ColumnsMoments<T> {
   Activation<act, A> f;
 
   ColumnsForward(const Problem& q, const nk_threads& threads, int64_t channels = 0)
-      : Base(q, threads, channels), f(q.slope) {}
+      : Base(q, threads, channels), f(q) {}
 
   void normalize(int64_t at, int64_t count, const Table& t) const {
     const T *const from = x, *const more = residual;

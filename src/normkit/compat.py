@@ -24,6 +24,7 @@ __all__ = [
     "exporting",
     "has_global_hooks",
     "release",
+    "same_binary",
     "tells_exporting",
     "untested",
 ]
@@ -55,6 +56,22 @@ def untested(version: str = str(torch.__version__)) -> str:
     side = "older" if release(version) < OLDEST else "newer"
     tried = " to ".join(f"{major}.{minor}" for major, minor in (OLDEST, NEWEST))
     return f"torch {version} is {side} than the releases that normkit has been tried with, {tried}"
+
+
+def same_binary(built: str, installed: str) -> bool:
+    """Return whether an extension compiled for one version of torch runs with another.
+
+    It does within a release, whose patches keep the interface, and a build of no release, such as
+    a nightly one, fits itself only.
+
+    >>> same_binary("2.9.0", "2.9.1+cpu"), same_binary("2.9.1", "2.10.0")
+    (True, False)
+    >>> same_binary("2.15.0", "2.15.0.dev20261101"), same_binary("2.15.0a0", "2.15.0a0+git1234")
+    (False, True)
+    """
+    built, installed = built.split("+")[0], installed.split("+")[0]
+    released = all(re.fullmatch(r"\d+\.\d+(\.\d+)*", each) for each in (built, installed))
+    return built == installed or (released and release(built) == release(installed))
 
 
 # ---- 2.7: torch.compiler.is_exporting ----

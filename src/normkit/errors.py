@@ -109,7 +109,7 @@ def _checkout() -> Path | None:
 
 
 def _installed_from() -> Path | None:
-    """Return the folder that pip installed the package from, if it is still there."""
+    """Return the source, folder or archive, that pip installed the package from, if it is there."""
     import importlib.metadata
 
     try:
@@ -117,7 +117,8 @@ def _installed_from() -> Path | None:
         source = Path(url2pathname(urlparse(json.loads(origin or "{}")["url"]).path))
     except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
         return None
-    return source if (source / "setup.py").exists() else None
+    archive = source.name.endswith(".tar.gz") and source.is_file()
+    return source if archive or (source / "setup.py").exists() else None
 
 
 def _requirements(extra: str) -> list[str]:

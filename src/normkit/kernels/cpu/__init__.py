@@ -4,13 +4,17 @@
 >>> print(cpu.describe())  # doctest: +SKIP
 fused C++ kernels, avx512 (of avx512, avx2, baseline built for torch 2.13.0)
 
+An install compiles one extension, ``_cpu``, for the torch that is there. A wheel has one for each
+of several releases, such as ``_cpu.torch2.9``, and the one for this torch is loaded.
+
 ``NORMKIT_KERNELS`` in the environment chooses: ``portable`` switches them off; ``avx512``,
 ``avx2`` or ``baseline`` forces one build. docs/kernels.md describes how they are built.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import warnings
@@ -20,7 +24,7 @@ from typing import Any
 
 import torch
 
-from normkit.compat import untested
+from normkit.compat import release, same_binary, untested
 from normkit.errors import OptionError, how_to_rebuild, message
 
 __all__ = ["check_setting", "describe", "fused", "reason", "warn_once", "why_not"]
@@ -50,18 +54,21 @@ def _load() -> _Loaded:
         why_not = f"the fused kernels are not built: {report.get('reason') or 'reason unknown'}"
         return None, why_not, "" if report.get("final") else how_to_rebuild()
     # Checked before loading: code compiled for another torch can end the process.
-    if "torch" in report and (mismatch := _torch_mismatch(report["torch"])):
-        return _absent(mismatch)
-    try:
-        module = importlib.import_module(f"{__name__}._cpu")
-    except ModuleNotFoundError:
+    one, several = report.get("torch"), report.get("torches")
+    built_for = several or ([one] if one else [])
+    if built_for and not any(map(_fits, built_for)):
+        return _absent(_mismatch(built_for))
+    file = Path(__file__).parent / _file_name(of_several=bool(several))
+    if not file.exists():
         if report:
             return _absent("the fused kernels were built for another Python or machine")
         return _absent("the fused kernels are not built: normkit was not installed")
+    try:
+        module = _open(file)
     except ImportError as error:
         return _absent(f"the fused kernels do not load ({error})")
-    if mismatch := _torch_mismatch(module.torch_version):
-        return _absent(mismatch)
+    if not _fits(module.torch_version):
+        return _absent(_mismatch([module.torch_version]))
     if not all(hasattr(module, name) for name in _FUNCTIONS):
         return _absent("the fused kernels were built for another version of normkit")
     if not module.builds:
@@ -73,11 +80,31 @@ def _absent(why_not: str) -> _Loaded:
     return None, why_not, how_to_rebuild()
 
 
-def _torch_mismatch(version: str) -> str:
+def _fits(built_for: str) -> bool:
+    return same_binary(built_for, str(torch.__version__))
+
+
+def _mismatch(built_for: list[str]) -> str:
     installed = str(torch.__version__).split("+")[0]
-    if version == installed:
-        return ""
-    return f"the fused kernels were built for torch {version} and this is torch {installed}"
+    versions = ", ".join(built_for)
+    return f"the fused kernels were built for torch {versions} and this is torch {installed}"
+
+
+def _file_name(of_several: bool) -> str:
+    """Return the name of the extension for this torch: ``Torch.stem`` in setup.py."""
+    stem = "_cpu"
+    if of_several:
+        major, minor = release(str(torch.__version__))
+        stem += f".torch{major}.{minor}" + ("" if torch._C._GLIBCXX_USE_CXX11_ABI else "-abi0")
+    return stem + importlib.machinery.EXTENSION_SUFFIXES[0]
+
+
+def _open(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{__name__}._cpu", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _choose(setting: str) -> _Loaded:

@@ -1,7 +1,7 @@
 // The node of PyTorch's graph: what it saves, its gradients, and compiled autograd.
 //
 // Written in C++ because a Python autograd function costs more than a whole small layer
-// (docs/log.md). It binds to one exact release of torch; torch_versions.h has what differs.
+// (docs/log.md). It binds to one release of torch; torch_versions.h has what differs.
 #pragma once
 
 #include <Python.h>

@@ -3,6 +3,10 @@
 // graph. In C++ because the way into Python costs more than a small layer.
 #pragma once
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cmath>

@@ -1,14 +1,18 @@
-"""Training steps with ``torch.compile(model, backend="normkit")``, beside the model as it is.
+"""Training steps of compiled networks with normkit's kernels, beside ``torch.nn``'s.
 
     python -m benchmarks.backend                            # twenty minutes on two idle cores
     python -m benchmarks.backend --networks resnet18 --seconds 30 --allocators tuned
+    python -m benchmarks.backend --by inductor --networks resnet18 vit lenet5
 
-The networks are ResNet-18 and 50, DenseNet-121 and MobileNetV2 as torchvision writes them
-(networks.py), on random images. A step resets the gradients and runs forward, cross-entropy,
-backward and SGD with momentum; an evaluation is forward without gradients. Both sides start from
-the same weights and take turns in one process, in rotating order. The ratio is taken round by
-round; its median is printed with the 95 % interval of the median. Each allocator has a process of
-its own. The losses of the first two steps are printed too, since they must agree.
+Two questions. By ``backend``: ``torch.compile(model, backend="normkit")`` beside the model as it
+is. By ``inductor``: ``torch.compile(model)`` after ``nk.accelerate(model)``, beside it without. The
+networks are ResNet-18 and 50, DenseNet-121 and MobileNetV2 as torchvision writes them
+(networks.py), on random images, and those of the lab, on random images of 32×32. A step resets the
+gradients and runs forward, loss, backward and SGD with momentum; an evaluation is forward without
+gradients. Both sides start from the same weights and take turns in one process, in rotating order.
+The ratio is taken round by round; its median is printed with the 95 % interval of the median. Each
+allocator has a process of its own. The losses of the first two steps are printed too, since they
+must agree.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normkit as nk
@@ -31,24 +36,53 @@ from benchmarks.networks import NETWORKS
 from normkit.bench.limits import machine
 from normkit.bench.processes import ALLOCATORS, environment
 from normkit.bench.stopwatch import time_interleaved
+from normkit.lab import models
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("torch", "normkit")
 
 
-def measure(name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
+LAB = {
+    "vit": ("vit", "layer"), "lenet5": ("lenet5", "torch-batch"),
+    "cifar10-quick": ("cifar10-quick", "torch-batch"), "denoiser": ("denoiser", "torch-batch"),
+    "densenet": ("densenet", "torch-batch"), "alexnet": ("alexnet", "torch-batch"),
+    "resnet18-groups": ("resnet18", "group"), "resnet34-lab": ("resnet34", "torch-batch"),
+}  # fmt: skip
+"""Networks of the lab, for images of 32×32, and their normalizer."""
+
+
+def _build(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the network, its input, and what it is to return: classes, or images."""
+    if name in NETWORKS:
+        return NETWORKS[name](), torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
+    model, norm = LAB[name]
+    images = torch.randn(4 * batch, 3, 32, 32)
+    labels = images if models.OUTPUTS[model] == "images" else torch.randint(10, (4 * batch,))
+    return models.build(model, norm=norm, in_channels=3, size=32), images, labels
+
+
+def _compile(by: str, model: nn.Module) -> tuple[dict[str, Any], list[Any]]:
+    """Return what runs each side, and what is to be printed of ours."""
+    twin = copy.deepcopy(model)
+    if by == "backend":
+        backend = nk.Backend()
+        return {"torch": model, "normkit": torch.compile(twin, backend=backend)}, backend.graphs
+    handle = nk.accelerate(twin)
+    return {"torch": torch.compile(model), "normkit": torch.compile(twin)}, [handle]
+
+
+def measure(by: str, name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
     """Time both sides of a network, in training and in evaluation."""
     torch.manual_seed(0)
-    model, backend = NETWORKS[name](), nk.Backend()
-    images, labels = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
-    models = {"torch": model, "normkit": copy.deepcopy(model)}
-    compiled = {"torch": model, "normkit": torch.compile(models["normkit"], backend=backend)}
-    optimizers = {side: torch.optim.SGD(models[side].parameters(), 1e-3, 0.9) for side in SIDES}
+    model, images, labels = _build(name, batch, size)
+    compiled, reports = _compile(by, model)
+    optimizers = {side: torch.optim.SGD(compiled[side].parameters(), 1e-3, 0.9) for side in SIDES}
+    loss_of = F.mse_loss if labels is images else F.cross_entropy
 
     def step(side: str) -> float:
         torch.manual_seed(0)  # of dropout
         optimizers[side].zero_grad(set_to_none=True)
-        loss = F.cross_entropy(compiled[side](images), labels)
+        loss = loss_of(compiled[side](images), labels)
         loss.backward()
         optimizers[side].step()
         return loss.item()
@@ -60,10 +94,10 @@ def measure(name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
     losses = [[step(side) for side in SIDES] for _ in range(2)]
     record: dict[str, Any] = {"network": name, "shape": list(images.shape), "losses": losses}
     for mode, run in (("train", step), ("eval", evaluate)):
-        for each in models.values():
+        for each in compiled.values():
             each.train(mode == "train")
         record[mode] = _time(run, seconds)
-    record["fused"] = [str(report).splitlines()[0] for report in backend.graphs]
+    record["fused"] = [str(report).splitlines()[0] for report in reports]
     return record
 
 
@@ -76,7 +110,8 @@ def _time(run: Callable[[str], Any], seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--by", choices=("backend", "inductor"), default="backend")
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS, *LAB], default=list(NETWORKS))
     parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
@@ -86,12 +121,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         for name in options.networks:
-            record = measure(name, options.batch, options.size, options.seconds)
+            record = measure(options.by, name, options.batch, options.size, options.seconds)
             print(json.dumps(record), flush=True)
         return
     records = []
     arguments = ["--batch", str(options.batch), "--size", str(options.size),
-                 "--seconds", str(options.seconds)]  # fmt: skip
+                 "--seconds", str(options.seconds), "--by", options.by]  # fmt: skip
     for allocator in options.allocators:
         command = [sys.executable, "-m", "benchmarks.backend", "--worker", *arguments,
                    "--networks", *options.networks]  # fmt: skip

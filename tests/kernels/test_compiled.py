@@ -88,7 +88,7 @@ def test_which_calls_keep_the_kernels() -> None:
     x = torch.randn(6, 4, 5, 6)
     for layer, count in (
         (nk.BatchNorm2d(4), 1), (nk.BatchNorm2d(4).eval(), 0), (nk.GroupNorm(2, 4).eval(), 1),
-        (nk.LayerNorm(6).eval(), 1), (nk.RMSNorm(6), 1), (nk.RMSNorm(6).requires_grad_(False), 0),
+        (nk.LayerNorm(6).eval(), 1), (nk.RMSNorm(6), 1), (nk.LayerNorm(6).requires_grad_(False), 0),
         (nk.FrozenBatchNorm2d(4), 0), (nk.BatchNorm2d(4).half(), 1),
     ):  # fmt: skip
         backend = Counting()
@@ -137,6 +137,15 @@ def test_under_autocast() -> None:
     assert found[0].dtype == expected[0].dtype == torch.bfloat16
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_what_follows_may_write_to_the_output() -> None:
+    for layer in (nk.BatchNorm2d(4), nk.GroupNorm(2, 4, affine=False), nk.LayerNorm(6)):
+        model = nn.Sequential(layer, nn.ReLU(inplace=True))
+        twin, x = copy.deepcopy(model), torch.randn(6, 4, 5, 6)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        for a, b in zip(step(compiled, model, x), step(twin, twin, x), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_no_samples() -> None:

@@ -29,11 +29,9 @@ class Compiled:
             return cpu.reason or "the fused kernels were built for another version of normkit"
         if isinstance(call.stats, FixedStats):
             return "a compiler fuses it with what is around it"
-        if not call.spec.centred and not differentiates(*tensors):
-            # One pass for the mean square and one for the output, as the kernels have too.
-            return (
-                "without gradients a compiler's code is as fast, and fuses with what is around it"
-            )
+        if x.dim() == 2 and call.spec.pool.over == "group" and not differentiates(*tensors):
+            # Both read a row once from memory; a compiler's code computes its neighbours with it.
+            return "without gradients a compiler's code for rows is as fast"
         if x.device.type != "cpu" or x.dtype not in fused.FLOATS:
             return "they have no code for the input's device or type"
         return None

@@ -35,6 +35,9 @@ for _name in ("normalize", "normalize_traced"):
     _library.define(f"{_name}({_INPUTS}, {_OPTIONS}) -> (Tensor y, Tensor stats)")
 _library.define(f"normalize_forward({_INPUTS}, {_OPTIONS}) -> (Tensor y, Tensor stats)", tags=_TAGS)
 _library.define(
+    "normalize_moments(Tensor x, int pool, SymInt groups, float eps) -> Tensor stats", tags=_TAGS
+)
+_library.define(
     "normalize_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? other, "
     f"Tensor stats, bool other_is_output, int needs, {_OPTIONS})"
     " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)",
@@ -66,10 +69,13 @@ def _fake_forward(
     groups: int,
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(dense(x)), _fake_moments(x, pool, groups)
+
+
+def _fake_moments(x: Tensor, pool: int, groups: int, _: float = 0.0) -> Tensor:
     over: Any = next(name for name, number in fused.POOLS.items() if number == pool)
     a, b, c, d = Pool(over, groups).stats(*as_ncs(x))
-    stats = x.new_empty((4, a * b * c * d), dtype=accumulator(x.dtype))
-    return torch.empty_like(dense(x)), stats
+    return x.new_empty((4, a * b * c * d), dtype=accumulator(x.dtype))
 
 
 def _fake_backward(
@@ -97,13 +103,47 @@ def _fake_backward(
     )  # fmt: skip
 
 
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    """Compute by one operation, or by the moments and what a compiler fuses.
+
+    The second where no activation is known: one may follow, and an addition, and these would be
+    passes of their own. Rows are in the nearest cache when they are normalized; a compiler would
+    read them from memory once more.
+    """
+    pool, groups, eps, act, slope, _ = options
+    channels = pool == fused.POOLS["batch"] or (pool == fused.POOLS["group"] and x.dim() > 2)
+    if not channels or act != 0 or slope != 1:
+        y, stats = torch.ops.normkit.normalize_forward(x, weight, bias, residual, *options)
+        return y, stats
+    stats = torch.ops.normkit.normalize_moments(x, pool, groups, eps)
+    # A row per sample and channel, so that the output is no view: what follows may write to it.
+    acc, ones, (n, c) = stats.dtype, (1,) * (x.dim() - 2), x.shape[:2]
+    if pool == fused.POOLS["group"]:
+        stats_of = stats.reshape(4, n, groups, 1).expand(4, n, groups, c // groups)
+        rows = stats_of.reshape(4, n, c, *ones)
+    else:
+        rows = stats.reshape(4, 1, c, *ones)
+    mean, rounding, rstd, _ = rows.unbind()
+    per_channel = (1, c, *ones)
+    scale = rstd if weight is None else rstd * weight.to(acc).reshape(per_channel)
+    # The mean of values far from zero is rounded by more than the output may be.
+    z = ((x.to(acc) - mean) - rounding) * scale
+    if bias is not None:
+        z = z + bias.to(acc).reshape(per_channel)
+    if residual is not None:
+        z = z + residual.to(acc)
+    return z.to(x.dtype), stats
+
+
 class _Normalize(torch.autograd.Function):
     """Forward and backward, as the kernels' own node has them (``torch_node.h``)."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         x, weight, bias, residual, *ctx.options = inputs
-        y, stats = torch.ops.normkit.normalize_forward(*inputs)
+        y, stats = _forward(*inputs)
         _, _, _, act, slope, _ = ctx.options
         # What torch_forward.h saves: the next layer keeps the output anyway, but perhaps nothing
         # keeps the residual.
@@ -142,7 +182,7 @@ def _traced(*inputs: Any) -> tuple[Tensor, Tensor]:
     if differentiates(*inputs[:4]):
         y, stats = _Normalize.apply(*inputs)
     else:
-        y, stats = torch.ops.normkit.normalize_forward(*inputs)
+        y, stats = _forward(*inputs)
     return y, stats
 
 
@@ -150,6 +190,7 @@ def _traced(*inputs: Any) -> tuple[Tensor, Tensor]:
 # each call of a compiled graph.
 _library.impl("normalize_traced", _traced, "CompositeImplicitAutograd")
 torch.library.register_fake("normkit::normalize_forward", _fake_forward, lib=_library)
+torch.library.register_fake("normkit::normalize_moments", _fake_moments, lib=_library)
 torch.library.register_fake("normkit::normalize_backward", _fake_backward, lib=_library)
 
 available: bool = torch._C._dispatch_has_kernel_for_dispatch_key(

@@ -32,15 +32,18 @@ inline Tensor dense(const Tensor& x) {
   return x.contiguous();
 }
 
-// The number of pools of an input without values, for which the engine is not asked.
-inline int64_t pools_of_empty(const Tensor& x, const Options& o) {
+// The moments of an input without values, for which the engine is not asked.
+inline Tensor moments_of_empty(const Tensor& x, const Options& o) {
+  int64_t pools = 0;
   switch (o.pool) {
-    case NK_BATCH: return x.size(1);
-    case NK_GHOST: return o.groups * x.size(1);
-    case NK_GROUP: return x.size(0) * o.groups;
-    case NK_POSITION: return x.size(0) * c10::multiply_integers(x.sizes().slice(2));
+    case NK_BATCH: pools = x.size(1); break;
+    case NK_GHOST: pools = o.groups * x.size(1); break;
+    case NK_GROUP: pools = x.size(0) * o.groups; break;
+    case NK_POSITION: pools = x.size(0) * c10::multiply_integers(x.sizes().slice(2)); break;
   }
-  return 0;
+  Tensor stats = at::zeros({4, pools}, x.options().dtype(accumulator(x.scalar_type())));
+  stats[2].fill_(1 / std::sqrt(o.eps));
+  return stats;
 }
 
 using Optional = std::optional<Tensor>;
@@ -62,16 +65,31 @@ inline Result normalize_forward(const Tensor& x, const Optional& weight, const O
   at::NoGradGuard none;
   const Options o = options(pool, groups, eps, act, slope, centred);
   const Call call = call_of(dense(x), weight, bias, residual, o);
-  const at::ScalarType acc = accumulator(x.scalar_type());
-  if (x.numel() == 0) {
-    Tensor stats = at::zeros({4, pools_of_empty(x, call.o)}, x.options().dtype(acc));
-    stats[2].fill_(1 / std::sqrt(eps));
-    return {at::empty_like(call.x), std::move(stats)};
-  }
+  if (x.numel() == 0) return {at::empty_like(call.x), moments_of_empty(x, o)};
   const char* const why = refusal(call);
   TORCH_CHECK(why == nullptr, "normkit::normalize: ", why);
   auto [y, stats] = compute(call);
-  return {std::move(y), stats.to(acc)};
+  return {std::move(y), stats.to(accumulator(x.scalar_type()))};
+}
+
+// The moments alone, of a pool over the batch or a group.
+inline Tensor normalize_moments(const Tensor& x, int64_t pool, int64_t groups, double eps) {
+  at::NoGradGuard none;
+  const Options o = options(pool, groups, eps, NK_LINEAR, 1.0, true);
+  const Call call = call_of(dense(x), {}, {}, {}, o);
+  if (x.numel() == 0) return moments_of_empty(x, o);
+  const char* const why = refusal(call);
+  TORCH_CHECK(why == nullptr, "normkit::normalize_moments: ", why);
+  nk_problem q = problem_of(call.x, o);
+  const int64_t pools = nk_pools(&q);
+  Tensor stats = uninitialized({4, pools}, accumulator(x.scalar_type()));
+  q.stats = writable(stats);
+  q.var = static_cast<char*>(q.stats) + 3 * pools * static_cast<int64_t>(stats.element_size());
+  const int64_t status = without_gil(nk_moments, q);
+  // A group of channels without positions is a row, which is normalized as it is read.
+  if (status == NK_UNSUPPORTED) return compute(call).second.to(stats.scalar_type());
+  check(status);
+  return stats;
 }
 
 // The same with its graph: the kernels' own node, or where something observes the operations the two
@@ -124,6 +142,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> normalize_backward(
 
 TORCH_LIBRARY_IMPL(normkit, CPU, library) {
   library.impl("normalize_forward", normalize_forward);
+  library.impl("normalize_moments", normalize_moments);
   library.impl("normalize_backward", normalize_backward);
 }
 TORCH_LIBRARY_IMPL(normkit, CompositeImplicitAutograd, library) {

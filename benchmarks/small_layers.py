@@ -1,7 +1,8 @@
 """Overhead of small layers on the torch that is installed: a row for docs/torch-versions.md.
 
-Forward and backward of a normalization with ReLU on a few values, where nearly all of the time is
-spent around the kernel, ours against ``torch.nn``'s in turn, on one thread::
+On so few values nearly all of the time is spent around the kernel. Ours over ``torch.nn``'s, in one
+process in turn, on one thread: evaluation without gradients, and a training step's forward and
+backward::
 
     build/torch-2.9.1-python3/bin/python benchmarks/small_layers.py
 """
@@ -18,23 +19,27 @@ import normkit as nk
 from normkit.bench.stopwatch import time_interleaved
 from normkit.kernels import cpu
 
-CALLS = 50  # of one round, so that reading the clock does not count
-CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...]]] = {
-    "BatchNorm2d": (
-        lambda: nk.BatchNorm2d(8, act="relu"),
-        lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
-        (2, 8, 4, 4),
-    ),
-    "LayerNorm": (
-        lambda: nk.LayerNorm(16, act="relu"),
-        lambda: nn.Sequential(nn.LayerNorm(16), nn.ReLU(inplace=True)),
-        (8, 16),
-    ),
-}
+CALLS = 5  # of one round: few enough to fit between two interruptions by other programs
+CASES: tuple[tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...]], ...] = (
+    (lambda: nk.BatchNorm2d(3), lambda: nn.BatchNorm2d(3), (4, 3, 8, 8)),
+    (lambda: nk.LayerNorm(512), lambda: nn.LayerNorm(512), (64, 512)),
+)
 
 
-def steps(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], None]:
-    leaves = [x, *layer.parameters()]
+def forward(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    layer.eval()
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(CALLS):
+                layer(x)
+
+    return run
+
+
+def step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    x = x.clone().requires_grad_()
+    leaves, dy = [x, *layer.parameters()], torch.randn_like(x)
 
     def run() -> None:
         for _ in range(CALLS):
@@ -45,15 +50,15 @@ def steps(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], None]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    cells = [str(torch.__version__), platform.python_version()]
-    cells.append(cpu.fused.in_use() if cpu.fused is not None else "portable")
-    for ours, theirs, shape in CASES.values():
-        x, dy = torch.randn(2, *shape).unbind()
-        x.requires_grad_()
-        sides = {"ours": steps(ours(), x, dy), "torch.nn": steps(theirs(), x, dy)}
-        times = time_interleaved(sides, seconds=4, min_rounds=50)
-        us = {side: times.of(side) / CALLS * 1e6 for side in sides}
-        cells.append(f"{us['ours']:.1f} / {us['torch.nn']:.1f} µs")
+    cells = [str(torch.__version__), platform.python_version(), cpu.describe()]
+    for ours, theirs, shape in CASES:
+        x = torch.randn(shape)
+        for make in (forward, step):
+            sides = {"ours": make(ours(), x), "torch.nn": make(theirs(), x)}
+            times = time_interleaved(sides, seconds=4, min_rounds=200, precision=0.005)
+            us = {side: times.of(side) / CALLS * 1e6 for side in sides}
+            ratio = times.ratio("ours", "torch.nn")[0]
+            cells.append(f"{us['ours']:.1f} / {us['torch.nn']:.1f} µs = {ratio:.2f}")
     print(f"| {' | '.join(cells)} |")
 
 

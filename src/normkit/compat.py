@@ -19,6 +19,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 __all__ = [
+    "TRAINS_WITH_ZERO_EPS",
     "LazyOptionalBias",
     "OptionalBias",
     "exporting",
@@ -74,18 +75,37 @@ def same_binary(built: str, installed: str) -> bool:
     return built == installed or (released and release(built) == release(installed))
 
 
-# ---- 2.7: torch.compiler.is_exporting ----
+_RELEASE = release(str(torch.__version__))
 
 
-def _exporting_without_dynamo() -> bool:
-    """Return whether an export with ``strict=False`` runs the model, which alone sets this flag.
+# ---- 2.7: torch.compiler.is_exporting; 2.12: Dynamo answers it right ----
 
-    An export by Dynamo cannot be told from compiling there, so its graph holds the formula.
+
+def _exporting_by_flag() -> bool:
+    """Return what ``is_exporting`` is to return.
+
+    Before 2.12 Dynamo took it for True whatever it traced for (pytorch#176347). It reads the flag.
     """
-    return torch.compiler._is_compiling_flag
+    return torch.compiler._is_exporting_flag
 
 
-exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _exporting_without_dynamo)
+def _exporting_by_settings() -> bool:
+    """Return whether an export runs the model; there is no flag for it.
+
+    ``strict=False`` alone says that it compiles. Dynamo allows recurrent layers while it exports.
+    """
+    return torch.compiler._is_compiling_flag or (
+        torch.compiler.is_compiling() and torch._dynamo.config.allow_rnn
+    )
+
+
+exporting: Callable[[], bool] = (
+    torch.compiler.is_exporting
+    if _RELEASE >= (2, 12)
+    else _exporting_by_flag
+    if _RELEASE >= (2, 7)
+    else _exporting_by_settings
+)
 """Whether ``torch.export`` records the call."""
 
 tells_exporting = hasattr(torch.compiler, "is_exporting")
@@ -110,6 +130,12 @@ has_global_hooks: Callable[[], Any] = getattr(
     torch_module, "_has_any_global_hook", _any_global_hook
 )
 """Whether a hook is registered for the calls of all modules."""
+
+
+# ---- 2.10: batch normalization refuses ε = 0 in training (pytorch#166756) ----
+
+TRAINS_WITH_ZERO_EPS = _RELEASE < (2, 10)
+"""Whether models may rely on training with ε = 0."""
 
 
 # ---- 2.12: bias= of batch, instance and group normalization ----

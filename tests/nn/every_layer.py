@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,16 @@ class Sample(NamedTuple):
         layer = self.cls(**{**self.needs, **options})
         if isinstance(layer, nk.nn.DomainBatchNorm1d | nk.nn.DomainBatchNorm2d):
             layer.domain = 0
+        return layer
+
+    def theirs(self, **options: Any) -> Any:
+        """Return the namesake, without β for ``bias=False`` where torch lacks the option too."""
+        options = {**self.needs, **options}
+        lacks = "bias" not in inspect.signature(self.namesake).parameters
+        bias = options.pop("bias", True) if lacks else True
+        layer = self.namesake(**options)
+        if not bias:
+            layer.register_parameter("bias", None)
         return layer
 
 

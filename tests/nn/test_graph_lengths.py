@@ -69,7 +69,7 @@ def test_operations_are_those_of_torch(
 ) -> None:
     sample = EVERY[name]
     x, residual = torch.randn(2, *shape).unbind()
-    theirs = sample.namesake(**{**sample.needs, **options})
+    theirs = sample.theirs(**options)
     number = CASES.index((name, options, shape))
     acts = (None, list(ACTS)[1 + number % (len(ACTS) - 1)])  # the others go round
     # A trace of torch.nn's cumulative average holds the share of the batch that it was made with.

@@ -334,6 +334,16 @@ def compared(tool: Callable[[nn.Module], list[Any]]) -> None:
     for name, (ours, theirs) in LAYERS.items():
         try:
             expected = tool(theirs().double())
+        except NotImplementedError as error:
+            # Which operations take distributed tensors differs between releases of torch.
+            assert "sharding strategy" in str(error)
+            try:
+                found = tool(ours().double())
+            except NotImplementedError as lacking:
+                assert "sharding strategy" in str(lacking)
+            else:
+                torch.testing.assert_close(found, [theirs().double()(X)])
+            continue
         except Exception:
             with pytest.raises(Exception):  # noqa: B017
                 tool(ours().double())

@@ -11,7 +11,8 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
 
-__all__ = ["BatchStats", "Call", "FixedStats", "Normalized", "Running", "Way", "dense", "layout"]
+__all__ = ["BatchStats", "Call", "FixedStats", "Normalized", "Running", "Way",
+           "changed", "dense", "layout"]  # fmt: skip
 
 # Buffers for mean and variance, and the share to move them by.
 Running = tuple[Tensor, Tensor, float]
@@ -44,7 +45,8 @@ class Call(NamedTuple):
         spec: what to compute.
         weight, bias: γ and β, C elements each, or None.
         residual: added before the activation; shape of ``x``.
-        stats: where the moments come from.
+        stats: where the moments come from. Layers pass it: Dynamo of torch 2.6 does not build the
+            default.
         group: process group over which the moments are pooled (``spec.pool`` must be over the
             batch). Every process of the group must make the same calls; a process may have no
             samples.
@@ -73,6 +75,12 @@ class Call(NamedTuple):
         copy = torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         mean, var = self.stats
         return mean.to(acc, copy=copy).reshape(shape), var.to(acc, copy=copy).reshape(shape)
+
+
+def changed(call: Call, **fields: Any) -> Call:
+    """Return ``call`` with other ``fields``. Dynamo of torch 2.6 cannot trace ``_replace``."""
+    names = Call._fields
+    return Call(*[fields.get(names[i], call[i]) for i in range(len(names))])
 
 
 class Normalized(NamedTuple):

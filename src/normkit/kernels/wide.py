@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
+from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized, changed
 
 __all__ = ["beyond_float32", "has_wider_stats", "in_float64", "may_exceed"]
 
@@ -55,5 +55,5 @@ def in_float64(run: Callable[[Call], Normalized], call: Call) -> Normalized:
     """
     stats = BatchStats() if isinstance(call.stats, BatchStats) else call.stats
     residual = None if call.residual is None else call.residual.double()
-    result = run(call._replace(x=call.x.double(), residual=residual, stats=stats))
-    return result._replace(y=result.y.to(call.x.dtype))
+    y, mean, var, values = run(changed(call, x=call.x.double(), residual=residual, stats=stats))
+    return Normalized(y.to(call.x.dtype), mean, var, values)

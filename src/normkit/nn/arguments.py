@@ -104,7 +104,9 @@ def _size(
     if isinstance(value, torch.SymInt):
         return value
     try:
-        if isinstance(value, (bool, str)) or getattr(value, "dtype", None) == torch.bool:
+        # NumPy's bool too, which before NumPy 2.3 is an index.
+        truth = str(getattr(value, "dtype", "")).endswith("bool")
+        if truth or isinstance(value, (bool, str)):
             raise TypeError
         # PyTorch takes a size in brackets too.
         one = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value

@@ -14,7 +14,7 @@ from normkit.core.activations import ActLike
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs, concrete
 from normkit.errors import OptionError, TypeMismatchError, message
-from normkit.kernels.call import BatchStats, Call, Normalized
+from normkit.kernels.call import BatchStats, Call, Normalized, changed
 from normkit.kernels.modes import exporting, transformed
 from normkit.kernels.moments import moments
 from normkit.nn import averages
@@ -125,10 +125,10 @@ class _Renorm(BatchStatistics):
         # γ(x̂·r + d) + β is a scale and a shift of x̂, so every way can compute it.
         gamma = 1.0 if call.weight is None else call.weight.to(r.dtype)
         beta = 0.0 if call.bias is None else call.bias.to(r.dtype)
-        call = call._replace(weight=gamma * r, bias=gamma * d + beta)
+        call = changed(call, weight=gamma * r, bias=gamma * d + beta)
         if is_compiling() or transformed(call.x):
             # r and d are of this batch, so no tool can turn the operation into evaluation's.
-            call = call._replace(stats=BatchStats())
+            call = changed(call, stats=BatchStats())
         return super()._forward_batch_stats(call, tensors)
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class Domains(BatchStatistics):
     @step
     def _layer_tensors(self) -> LayerTensors:
         k = self.chosen()
-        all_domains = super()._layer_tensors()
+        all_domains = tuple(super()._layer_tensors())
         shared = 2 if self.share_affine else 0  # γ and β have no rows
         rows = [None if t is None else t[k] for t in all_domains[shared:]]
         return LayerTensors(*all_domains[:shared], *rows)

@@ -11,7 +11,7 @@ from torch import nn
 from normkit.core.activations import ActLike
 from normkit.core.moments import merge_rows
 from normkit.core.pools import Pool, as_ncs, concrete
-from normkit.kernels.call import BatchStats, Call, Normalized
+from normkit.kernels.call import BatchStats, Call, Normalized, changed
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
@@ -73,12 +73,12 @@ class _Ghost(BatchStatistics):
         check_more_than_one(self, call.x, sizes[-1] * s, "channel and ghost batch")
         outputs, counts, means, m2s, start = [], [], [], [], 0
         for size in sorted(set(sizes), reverse=True):  # at most two sizes
-            parts = sizes.count(size)
+            parts = len([other for other in sizes if other == size])
             spec = dataclasses.replace(call.spec, pool=Pool("ghost", parts))
-            of_size = call._replace(spec=spec, stats=BatchStats())
+            of_size = changed(call, spec=spec, stats=BatchStats())
             if (stop := start + parts * size) - start < n:
                 residual = None if call.residual is None else call.residual[start:stop]
-                of_size = of_size._replace(x=call.x[start:stop], residual=residual)
+                of_size = changed(of_size, x=call.x[start:stop], residual=residual)
             result = self._normalize(of_size)
             start = stop
             outputs.append(result.y)

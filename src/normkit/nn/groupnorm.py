@@ -13,7 +13,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.errors import ShapeError, message
 from normkit.kernels import fused
-from normkit.kernels.call import Call
+from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.arguments import ATTRIBUTES, CHANNEL_COUNT, Check, at_least, check_options
 from normkit.nn.inputs import (
@@ -111,7 +111,7 @@ class GroupNorm(Layer, OptionalBias, nn.GroupNorm):
         check_more_than_one(self, input, n * (c // self.num_groups) * s, "channel")
         x, rest = autocast_wide(input, residual)
         spec = Spec(Pool("group", self.num_groups), self.eps, self._act)
-        return self._normalize(Call(x, spec, self.weight, self.bias, rest)).y
+        return self._normalize(Call(x, spec, self.weight, self.bias, rest, BatchStats())).y
 
 
 def _uneven(channels: int, groups: int) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
-from normkit.kernels.call import Call
+from normkit.kernels.call import BatchStats, Call
 from normkit.nn.arguments import ATTRIBUTES, CHANNELS, Check, at_least
 from normkit.nn.inputs import check_count, check_eps, check_more_than_one, check_rank, prepare
 from normkit.nn.layer import Layer, affine_parameters, join, reset_affine
@@ -88,7 +88,9 @@ class HalfInstanceNorm2d(Layer):
             rest = rest + residual[:, half:]
         if self._act is not None:
             rest = self._act(rest)
-        y = self._normalize(Call(input[:, :half], spec, self.weight, self.bias, first)).y
+        y = self._normalize(
+            Call(input[:, :half], spec, self.weight, self.bias, first, BatchStats())
+        ).y
         return join([y, rest], input, dim=1)
 
     def reset_parameters(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from normkit.compat import TRAINS_WITH_ZERO_EPS
 from normkit.core.pools import concrete
 from normkit.errors import OptionError, ShapeError, TypeMismatchError, message
 
@@ -149,7 +150,7 @@ def check_more_than_one(layer: nn.Module, x: Tensor, count: int, per: str) -> No
 
 def check_eps(layer: nn.Module, eps: float, training: bool) -> None:
     """Refuse an ε that does not keep the division finite."""
-    if eps < 0 or (training and eps == 0):
+    if eps < 0 or (training and eps == 0 and not TRAINS_WITH_ZERO_EPS):
         raise OptionError(
             message(
                 # The words of torch.nn's error, which its own tests look for.

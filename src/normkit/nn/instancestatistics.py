@@ -16,7 +16,7 @@ from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool, as_ncs, concrete
 from normkit.kernels import fused
-from normkit.kernels.call import Call, FixedStats, Normalized
+from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.functions import finish, fits
 from normkit.kernels.fused import Stats
 from normkit.kernels.modes import recorded, transformed
@@ -67,7 +67,7 @@ class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
             return as_leaf(self, input, residual)
         self._check_input_dim(input)
         input, residual = prepare(self, input, residual)
-        unbatched = input.dim() == self._get_no_batch_dim()
+        unbatched = input.dim() == self._ranks[0]
         channels = 0 if unbatched else 1
         check_channels(self, input, self.weight, self.running_mean, channels)
         if not self.affine and self.num_features not in (None, concrete(input.shape[channels])):
@@ -126,7 +126,7 @@ class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
         check_more_than_one(self, input, s, "channel and sample (spatial element)")
         spec = Spec(Pool("group", max(c, 1)), self.eps, self._act)
         updates = self.running_mean is not None and concrete(n * s) > 0 and self.updates_stats()
-        call = Call(input, spec, weight, bias, residual, wants_moments=updates)
+        call = Call(input, spec, weight, bias, residual, BatchStats(), wants_moments=updates)
         result = self._normalize(call)
         if updates:
             self._update_running_stats(result, n, c, s)

@@ -12,7 +12,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import Pool, concrete
 from normkit.errors import ShapeError, message
 from normkit.kernels import functions
-from normkit.kernels.call import Call
+from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import autocast_wide, recorded, transformed
 from normkit.nn.layer import is_channels_last, match_layout
 
@@ -53,7 +53,7 @@ def over_last(
     spec = Spec(Pool("group", 1), eps, layer._act, centred)
     rows = None if rest is None else rest.reshape(view)
     flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
-    y = layer._normalize(Call(flat, spec, layer.weight, bias, rows)).y
+    y = layer._normalize(Call(flat, spec, layer.weight, bias, rows, BatchStats())).y
     return y if flat is wide else match_layout(y.reshape(x.shape), x)
 
 

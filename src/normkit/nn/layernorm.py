@@ -14,7 +14,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_POSITION
 from normkit.kernels import fused
-from normkit.kernels.call import Call
+from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.arguments import (
     ATTRIBUTES,
@@ -160,7 +160,7 @@ class LayerNorm2d(LayerNorm):
         check_eps(self, self.eps, False)
         x, rest = autocast_wide(input, residual)
         spec = Spec(PER_POSITION, self.eps, self._act)
-        return self._normalize(Call(x, spec, self.weight, self.bias, rest)).y
+        return self._normalize(Call(x, spec, self.weight, self.bias, rest, BatchStats())).y
 
 
 class RMSNorm(Layer, nn.RMSNorm):

@@ -15,7 +15,7 @@ from normkit.core.activations import ActLike
 from normkit.errors import TypeMismatchError, message
 from normkit.handle import Skipped, warn_skipped
 from normkit.kernels import fused
-from normkit.kernels.call import BatchStats, Call, Normalized
+from normkit.kernels.call import BatchStats, Call, Normalized, changed
 from normkit.nn import averages
 from normkit.nn.affine import why_not_movable
 from normkit.nn.arguments import Check
@@ -120,7 +120,7 @@ class SyncBatchNorm(BatchStatistics):
         group = self._group()
         if group is None:
             return super()._forward_batch_stats(call, tensors)
-        return self._normalize(call._replace(stats=BatchStats(), group=group))
+        return self._normalize(changed(call, stats=BatchStats(), group=group))
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

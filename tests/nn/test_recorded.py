@@ -20,6 +20,7 @@ from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.overrides import TorchFunctionMode
 
 import normkit as nk
+from normkit.compat import release
 from tests.nn.every_layer import EVERY, Sample
 
 # A layer and what torch.nn has for it, if anything.
@@ -123,6 +124,8 @@ def test_exported_operations_are_those_of_torch(name: str, training: bool) -> No
     ours, theirs = LAYERS[name]
     assert theirs is not None
     layer, twin = ours().train(training), theirs().train(training)
+    if release(torch.__version__) < (2, 7) and training and None in layer._buffers.values():
+        pytest.xfail("torch 2.6 looks for an input of the graph behind every buffer, None too")
     x = images(layer)
     found, expected = operations(layer, x), operations(twin, x)
     if name == "half" and training:  # what torch.nn rounds to half is rounded once
@@ -156,12 +159,12 @@ def test_training_graph_switched_to_evaluation(name: str) -> None:
     x, other = images(layer), images(layer, 1).repeat(4, 1, 1, 1)
     if name in OWN_STEP:
         with pytest.warns(UserWarning, match="do not switch it"):
-            torch.export.export(layer, (x,))
+            torch.export.export(layer, (x,), strict=False)
         return
     # Averages by the number of batches are left counting, which is said.
     said = name in ("cumulative", "debiased", "momentum=None")
     with pytest.warns(UserWarning, match="leave the graph counting") if said else nullcontext():
-        graph = switched_to_evaluation(torch.export.export(layer, (x,)).module())
+        graph = switched_to_evaluation(torch.export.export(layer, (x,), strict=False).module())
     layer.eval()
     before = state(graph)
     close(graph(other), layer(other), name)

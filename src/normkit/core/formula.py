@@ -121,7 +121,7 @@ def gradients(
     if y is not None and spec.act is not None:
         # The activation is piecewise linear, and y tells which piece.
         dy = spec.act.backward_from_output(dy, y.detach())
-        spec = dataclasses.replace(spec, act=None)
+        spec = Spec(spec.pool, spec.eps, None, spec.centred)
     if fixed is None:
         mean, var = stats_of(x, spec.pool, spec.centred)
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from normkit.core.activations import ActLike
+from normkit.core.formula import Spec
 from normkit.core.moments import merge_rows
 from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.kernels.call import BatchStats, Call, Normalized, changed
@@ -74,7 +74,7 @@ class _Ghost(BatchStatistics):
         outputs, counts, means, m2s, start = [], [], [], [], 0
         for size in sorted(set(sizes), reverse=True):  # at most two sizes
             parts = len([other for other in sizes if other == size])
-            spec = dataclasses.replace(call.spec, pool=Pool("ghost", parts))
+            spec = Spec(Pool("ghost", parts), call.spec.eps, call.spec.act)
             of_size = changed(call, spec=spec, stats=BatchStats())
             if (stop := start + parts * size) - start < n:
                 residual = None if call.residual is None else call.residual[start:stop]

@@ -80,7 +80,8 @@ class Call(NamedTuple):
 def changed(call: Call, **fields: Any) -> Call:
     """Return ``call`` with other ``fields``. Dynamo of torch 2.6 cannot trace ``_replace``."""
     names = Call._fields
-    return Call(*[fields.get(names[i], call[i]) for i in range(len(names))])
+    values: list[Any] = [fields.get(names[i], call[i]) for i in range(len(names))]
+    return Call(*values)
 
 
 class Normalized(NamedTuple):

@@ -194,6 +194,6 @@ torch.library.register_fake("normkit::normalize_moments", _fake_moments, lib=_li
 torch.library.register_fake("normkit::normalize_backward", _fake_backward, lib=_library)
 
 available: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
-    "normkit::normalize_forward", "CPU"
+    "normkit::normalize_moments", "CPU"
 )
 """Whether the extension brings them: there may be none, or that of an earlier version."""

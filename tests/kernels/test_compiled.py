@@ -50,9 +50,11 @@ class Counting:
 
     def __init__(self) -> None:
         self.graphs: list[int] = []
+        self.calls: set[str] = set()
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Any:
         calls = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+        self.calls |= {getattr(n.target, "__name__", str(n.target)) for n in graph.graph.nodes}
         self.graphs.append(sum(call.startswith("normkit") for call in calls))
         return graph.forward
 
@@ -94,6 +96,24 @@ def test_which_calls_keep_the_kernels() -> None:
         backend = Counting()
         torch.compile(layer, fullgraph=True, backend=backend)(x.to(layer.weight.dtype))
         assert backend.graphs == [count], layer
+
+
+def test_accelerated_pairs_are_one_operation() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4), nn.SiLU())
+    model.append(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True)))
+    twin, x, backend = copy.deepcopy(model), torch.randn(6, 4, 5, 6), Counting()
+    nk.accelerate(model)
+    torch.compile(model, fullgraph=True, backend=backend)(x)
+    assert backend.graphs == [3]
+    assert backend.calls.isdisjoint({"relu", "silu", "relu_"})
+    twin(x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for a, b in zip(step(compiled, model, x), step(twin, twin, x), strict=True):
+        torch.testing.assert_close(a, b)
+    seen: list[Tensor] = []
+    model[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.compile(model, backend="eager")(x)
+    assert len(seen) == 1
 
 
 def test_sizes_that_vary_need_one_more_graph() -> None:

@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.compat import OptionalBias
-from normkit.core.activations import ActLike
+from normkit.core.activations import Act, ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
@@ -98,6 +98,10 @@ class BatchStatistics(Layer, OptionalBias, _BatchNorm):
             y = self._fused_forward(input, residual)
             if y is not None:
                 return y
+        return self._forward_with(self._act, input, residual)
+
+    def _forward_with(self, act: Act | None, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Compute step by step, with ``act`` in place of the layer's activation."""
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         self._check_input_dim(input)
@@ -107,7 +111,7 @@ class BatchStatistics(Layer, OptionalBias, _BatchNorm):
         check_channels(self, input, weight, mean)
         from_batch = self.training or (mean is None and var is None)
         check_eps(self, self.eps, from_batch)
-        spec = Spec(PER_CHANNEL, self.eps, self._act)
+        spec = Spec(PER_CHANNEL, self.eps, act)
         if not from_batch:
             fixed = FixedStats(mean, var)  # type: ignore[arg-type]
             return self._normalize(Call(input, spec, weight, bias, residual, fixed)).y

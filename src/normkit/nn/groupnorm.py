@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.compiler import is_compiling
 
 from normkit.compat import OptionalBias
-from normkit.core.activations import ActLike
+from normkit.core.activations import Act, ActLike
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.errors import ShapeError, message
@@ -99,6 +99,10 @@ class GroupNorm(Layer, OptionalBias, nn.GroupNorm):
                             None, self.eps, self._act)  # fmt: skip
             if y is not None:
                 return y
+        return self._forward_with(self._act, input, residual)
+
+    def _forward_with(self, act: Act | None, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Compute step by step, with ``act`` in place of the layer's activation."""
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         check_batch_axis(self, input)
@@ -110,7 +114,7 @@ class GroupNorm(Layer, OptionalBias, nn.GroupNorm):
             raise ShapeError(_uneven(c, self.num_groups))
         check_more_than_one(self, input, n * (c // self.num_groups) * s, "channel")
         x, rest = autocast_wide(input, residual)
-        spec = Spec(Pool("group", self.num_groups), self.eps, self._act)
+        spec = Spec(Pool("group", self.num_groups), self.eps, act)
         return self._normalize(Call(x, spec, self.weight, self.bias, rest, BatchStats())).y
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 import normkit.nn
-from normkit.compat import has_global_hooks
+from normkit.compat import exporting, has_global_hooks
 from normkit.core.activations import Act, act_of_module, has_hooks
 from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
@@ -30,6 +30,11 @@ LAYERS = frozenset(
     if isinstance(cls, type) and issubclass(cls, Layer)
 )
 
+# Of these a compiled graph keeps the kernels, with the activation.
+_COMPILED = frozenset(
+    (normkit.nn.BatchNorm1d, normkit.nn.BatchNorm2d, normkit.nn.BatchNorm3d, normkit.nn.GroupNorm)
+)
+
 # Subclasses created so far, by what they were created for.
 _FUSING: dict[type[nn.Sequential], type[nn.Sequential]] = {}
 _VIEWS: dict[tuple[type[nn.Module], Act], type[nn.Module]] = {}
@@ -42,22 +47,26 @@ class _Fusing(nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Run the modules in order, as ``torch.nn.Sequential`` does, with fewer memory passes."""
-        # A tracer records each module; a compiler does its own fusion.
+        # A tracer records each module.
         if (
             isinstance(input, fx.Proxy)
-            or torch.compiler.is_compiling()
+            or exporting()
             or torch.jit.is_tracing()  # type: ignore[attr-defined]
             or has_global_hooks()
         ):
             return super().forward(input)
+        compiling = torch.compiler.is_compiling()
         modules = tuple(self._modules.values())
         fused = -1
         for i, layer in enumerate(modules):
             if i == fused:  # computed with the layer before
                 continue
             act = _fused_act(layer, modules[i + 1]) if i + 1 < len(modules) else None
-            if act is None:
+            if act is None or (compiling and type(layer) not in _COMPILED):
                 input = layer(input)
+            elif compiling:  # which has no views
+                input = cast(Any, layer)._forward_with(act, input, None)
+                fused = i + 1
             else:
                 input = _view_with_act(layer, act).forward(input)
                 fused = i + 1

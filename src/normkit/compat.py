@@ -30,7 +30,7 @@ __all__ = [
     "untested",
 ]
 
-OLDEST, NEWEST = (2, 6), (2, 14)
+OLDEST, NEWEST = (2, 6), (2, 15)
 """First and last release that the package has been tried with; docs/torch-versions.md says how."""
 
 
@@ -50,7 +50,7 @@ def untested(version: str = str(torch.__version__)) -> str:
     >>> untested("2.9.1")
     ''
     >>> untested("3.0.0")
-    'torch 3.0.0 is newer than the releases that normkit has been tried with, 2.6 to 2.14'
+    'torch 3.0.0 is newer than the releases that normkit has been tried with, 2.6 to 2.15'
     """
     if OLDEST <= release(version) <= NEWEST:
         return ""
@@ -108,9 +108,9 @@ exporting: Callable[[], bool] = (
 )
 """Whether ``torch.export`` records the call."""
 
-tells_exporting = hasattr(torch.compiler, "is_exporting")
-"""Whether that is certain. Where not, compiled graphs hold no operations of this package, which an
-exported graph would hold too."""
+tells_exporting = _RELEASE >= (2, 12)
+"""Whether torch itself tells an export from compiling. Where not, compiled graphs hold no
+operations of this package, which an exported graph must not hold."""
 
 
 # ---- 2.8: torch.nn.modules.module._has_any_global_hook ----

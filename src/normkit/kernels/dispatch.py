@@ -42,6 +42,7 @@ def explain(call: Call) -> list[str]:
     >>> call = Call(torch.ones(4, 3, device="meta"), Spec(PER_POSITION, 1e-5))
     >>> for line in explain(call):
     ...     print(line)
+    fused C++ kernels in a compiled graph: not used because ...
     traced formula: not used because nothing traces or transforms this call
     fused C++ kernels: not used because ...
     PyTorch's kernels: not used because PyTorch has no kernel for pools over position

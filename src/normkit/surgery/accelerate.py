@@ -11,6 +11,7 @@ from normkit.core.activations import has_hooks
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, Pool
 from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.kernels.compiled import Compiled
 from normkit.kernels.dispatch import usual_way
 from normkit.kernels.traced import Traced
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
@@ -125,7 +126,8 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
                       if t.is_floating_point()), torch.empty(0))  # fmt: skip
         rows = isinstance(layer, (nn.LayerNorm, nn.RMSNorm))
         *lines, used = usual_way(where.device, where.dtype, _spec(layer), rank=2 if rows else 4)
-        refusals = [line for line in lines if not line.startswith(Traced.name)]
+        # Of a call as it usually is, which no tool looks into.
+        refusals = [line for line in lines if not line.startswith((Compiled.name, Traced.name))]
         why = f" ({'; '.join(refusals)})" if refusals else ""
         dtype = str(where.dtype).removeprefix("torch.")
         line = f"on {where.device} in {dtype} by {used.removesuffix(': used')}{why}"

@@ -20,7 +20,13 @@ from normkit.surgery.accelerate import FAMILY
 from normkit.surgery.graph.chains import chain_from, kind
 from normkit.surgery.graph.fused_call import FusedCall, inputs
 from normkit.surgery.graph.norms import is_norm, read
-from normkit.surgery.graph.report import GraphReport, Row, fused_row, module_path
+from normkit.surgery.graph.report import (
+    GraphReport,
+    Row,
+    fused_row,
+    module_path,
+    parameter_owner,
+)
 
 __all__ = ["Backend", "default", "register"]
 
@@ -144,20 +150,22 @@ def _fuse(graph: fx.Graph, node: fx.Node) -> Row:
 def _elsewhere(gm: fx.GraphModule, named: set[str]) -> Iterator[Row]:
     """Yield a row for each other normalization, none of ``named``, that is no call in the graph."""
     layers: dict[str, type] = {}
+    why = "a layer of normkit, compiled as it is; compile the model with torch.nn's layer"
     for node in gm.graph.nodes:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         cls = stack[-1][1] if stack else None
         if isinstance(cls, type) and issubclass(cls, Layer):
             layers.setdefault(module_path(node), cls)
         elif node.op == "call_module" and isinstance(gm.get_submodule(node.target), FAMILY):
-            why = "torch._dynamo.config.inline_inbuilt_nn_modules is off"
-            yield Row(node.target, (kind(node),), why)
+            off = "torch._dynamo.config.inline_inbuilt_nn_modules is off"
+            yield Row(node.target, (kind(node),), off)
+        elif str(node.target).startswith("normkit."):  # what accelerate fused in a Sequential
+            yield Row(parameter_owner(node), (str(node.target),), why)
     for name, cls in layers.items():
         if name not in named:
-            why = "a layer of normkit, compiled as it is; compile the model with torch.nn's layer"
             yield Row(name, (class_name(cls),), why)
     for name, block in gm.named_modules():
         if name and isinstance(block, fx.GraphModule):
             for node in filter(is_norm, block.graph.nodes):
-                why = "within a checkpointed or conditional block"
-                yield Row(module_path(node), (kind(node),), why)
+                inner = "within a checkpointed or conditional block"
+                yield Row(module_path(node), (kind(node),), inner)

@@ -11,7 +11,7 @@ from normkit.handle import place_name, table
 from normkit.surgery.graph.chains import Chain, kind
 from normkit.surgery.graph.fused_call import FusedCall
 
-__all__ = ["GraphReport", "Row", "fused_row", "module_path"]
+__all__ = ["GraphReport", "Row", "fused_row", "module_path", "parameter_owner"]
 
 
 class Row(NamedTuple):
@@ -64,7 +64,21 @@ def fused_row(chain: Chain, call: FusedCall) -> Row:
 def module_path(node: fx.Node) -> str:
     """Return the name of the module that ``node`` belongs to, as the model names it."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    path = str(list(stack.values())[-1][0])
+    return _readable(str(list(stack.values())[-1][0]))
+
+
+def parameter_owner(node: fx.Node) -> str:
+    """Return the name of the module whose parameters ``node`` takes; its own name without any."""
+    for argument in node.args:
+        known = argument.meta.get("grapharg") if isinstance(argument, fx.Node) else None
+        name = known and known.source.name
+        path, found, _ = (name() if callable(name) else str(name)).partition("._parameters[")
+        if found:
+            return _readable(path)
+    return node.name
+
+
+def _readable(path: str) -> str:
     # Such as L['self']._modules['layer1']._modules['0'].bn1.
     path = re.sub(r"_modules\['([^']*)'\]|\[(\d+)\]", r".\1\2", path)
     path = re.sub(r"^[LG]\['(\w+)'\]", lambda m: "" if m[1] == "self" else m[1], path)

@@ -72,8 +72,8 @@ def parameter_owner(node: fx.Node) -> str:
     for argument in node.args:
         known = argument.meta.get("grapharg") if isinstance(argument, fx.Node) else None
         name = known and known.source.name
-        path, found, _ = (name() if callable(name) else str(name)).partition("._parameters[")
-        if found:
+        path, *behind = (name() if callable(name) else str(name)).split("._parameters[")
+        if behind:
             return _readable(path)
     return node.name
 

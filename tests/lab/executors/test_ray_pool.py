@@ -25,7 +25,8 @@ Make = Callable[..., RunConfig]
 
 # A real cluster starts ten processes and takes a minute. test_store_proxy.py has what they say to
 # each other, and test_runner.py what becomes of runs, for every executor.
-pytestmark = pytest.mark.slow
+# One after the other, however many workers run tests: each starts a cluster.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ full: $(VENV)/lab.stamp  ## every claim, about two hours on two cores; rewrites 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)
 
-test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: about two minutes
+test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: about three minutes
 	$(PYTEST) $(LAYERS)
 
 # build/lib.* goes first: what an earlier torch or a deleted module left there would be installed.

@@ -10,6 +10,7 @@ torch.Size([8, 16, 32, 32])
 from normkit import errors, nn
 from normkit import integrations as _integrations  # noqa: F401  # makes their layers known
 from normkit.allocator import keep_freed_memory
+from normkit.doctor import diagnose
 from normkit.errors import (
     DataError,
     NonFiniteError,
@@ -47,6 +48,7 @@ __all__ = [
     "batch_statistics",
     "consistency",
     "convert",
+    "diagnose",
     "errors",
     "freeze",
     "keep_freed_memory",

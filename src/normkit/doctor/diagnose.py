@@ -1,0 +1,209 @@
+"""Examine a model and say what is wrong with its normalization: :func:`diagnose`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.doctor.diagnosis import Diagnosis
+from normkit.doctor.examination import Examination, Options, examine
+from normkit.doctor.finding import SEVERITIES, Finding, Gain
+from normkit.doctor.rules import RULES, Rule
+from normkit.doctor.scores import gain_between, score
+from normkit.doctor.treatments import RECALIBRATE
+from normkit.errors import TypeMismatchError, message
+from normkit.statistics.batches.run_model import Forward
+from normkit.statistics.check_arguments import (
+    check_batches,
+    check_function,
+    check_has_values,
+    check_model,
+    check_samples,
+)
+from normkit.statistics.layers.find import unwrap
+from normkit.statistics.outputs.losses import Loss
+from normkit.statistics.printing.describe import describe
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    model: nn.Module,
+    train: Iterable[Any] | None = None,
+    evaluation: Iterable[Any] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    samples: int | None = 10_000,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Diagnosis:
+    """Say what is wrong with a model's normalization, what mending it brings, and mend it.
+
+    Without data the model itself is examined; with training batches, its statistics too; with
+    labelled evaluation batches, what mending brings: it is tried, scored on the same samples, and
+    undone. Nothing in the model changes.
+
+    ``print`` the result. Each of its ``.findings`` has a rule ("NK290"), a severity ("error",
+    "warning", "note"), its places, what was measured, the cause, what to do, and what that brings;
+    ``finding.mend()`` does it and returns a handle with ``undo()``.
+    ``normkit doctor --explain NK290`` prints a rule.
+
+    Args:
+        model: any module, in any mode; a parallel, compiled or averaging wrapper is unwrapped.
+        train: training batches, as for :func:`normkit.recalibrate`: in training's order and sizes,
+            as the rules about batches look at these. Of an iterator as many are kept as needed.
+        evaluation: evaluation batches, likewise, with labels.
+        optimizer: the one that trains the model, for the rules about weight decay and rates.
+        samples: read up to so many of each; None for all there are.
+        forward: called as ``forward(model, batch)`` in place of the rule for batches.
+        loss: called as ``loss(output, batch)``: score by it and not by accuracy.
+        note: called with a few words at each stage.
+
+    Returns:
+        A :class:`normkit.doctor.Diagnosis`.
+
+    Raises:
+        TypeMismatchError, OptionError, DataError: as :func:`normkit.recalibrate` does, in the same
+            words. Layers whose input is not finite are a finding.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.99), nn.Linear(8, 2))
+    >>> [(one.rule, one.places) for one in diagnose(model).findings if one.severity != "note"]
+    [('NK104', ('1',))]
+    """
+    start = time.perf_counter()
+    _check(model, train, evaluation, optimizer, samples, forward, loss)
+    inner = unwrap(model)
+    options = Options(samples, forward, loss)
+    exam = examine(inner, model, train, evaluation, optimizer, options, note or (lambda _: None))
+    findings: list[Finding] = []
+    for rule in RULES:
+        try:
+            findings += [dataclasses.replace(one, rule=rule.code) for one in rule.check(exam)]
+        except Exception as error:  # a rule that fails stops nobody
+            findings.append(_failed(rule, error))
+    findings = _measured(exam, _without_implied(findings))
+    findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.rule))
+    result = None if exam.evaluation is None else exam.evaluation.score
+    return Diagnosis(
+        tuple(findings),
+        result.value if result is not None and result.exists else None,
+        _gain(exam, RECALIBRATE),
+        _examined(exam),
+        tuple(_notes(exam)),
+        len(RULES),
+        time.perf_counter() - start,
+    )
+
+
+def _check(
+    model: object,
+    train: object,
+    evaluation: object,
+    optimizer: object,
+    samples: object,
+    forward: object,
+    loss: object,
+) -> None:
+    check_model(model, "diagnose", train)
+    assert isinstance(model, nn.Module)
+    check_has_values(unwrap(model))
+    for batches in (train, evaluation):
+        if batches is not None:
+            check_batches(batches)
+    check_function(forward, "forward", "forward(model, batch)")
+    check_function(loss, "loss", "loss(output, batch)")
+    check_samples(samples)
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise TypeMismatchError(
+            message("an optimizer of torch.optim", describe(optimizer), "pass the optimizer itself")
+        )
+
+
+def _failed(rule: Rule, error: Exception) -> Finding:
+    return Finding(
+        "note",
+        (),
+        f"This rule could not be checked: {type(error).__name__}: {error}",
+        "nothing in your model; please report it with this line",
+        rule=rule.code,
+    )
+
+
+def _without_implied(findings: list[Finding]) -> list[Finding]:
+    """Leave out what a more specific rule names at the same places."""
+    yields = {rule.code: rule.yields_to for rule in RULES}
+    remaining = []
+    for one in findings:
+        named = {
+            place
+            for other in findings
+            if other.rule in yields[one.rule]
+            and SEVERITIES.index(other.severity) <= SEVERITIES.index(one.severity)
+            for place in other.places or one.places
+        }
+        places = tuple(place for place in one.places if place not in named)
+        if places or not one.places:
+            remaining.append(dataclasses.replace(one, places=places))
+    return remaining
+
+
+def _measured(exam: Examination, findings: list[Finding]) -> list[Finding]:
+    """Try what findings propose, each treatment once, and add what it brings."""
+    evaluation = exam.evaluation
+    if evaluation is None or not evaluation.score.exists:
+        return findings
+    measured = []
+    for one in findings:
+        treatment = one.treatment
+        if treatment is not None and treatment.trial:
+            if treatment.key not in evaluation.tried:
+                handle = treatment.apply()
+                try:
+                    evaluation.tried[treatment.key] = score(
+                        exam.model, evaluation.batches, samples=exam.options.samples,
+                        forward=exam.options.forward, loss=exam.options.loss,
+                    )  # fmt: skip
+                finally:
+                    handle.undo()
+            one = dataclasses.replace(one, gain=_gain(exam, treatment.key))
+        measured.append(one)
+    return measured
+
+
+def _gain(exam: Examination, key: str) -> Gain | None:
+    evaluation = exam.evaluation
+    if evaluation is None or key not in evaluation.tried:
+        return None
+    return gain_between(evaluation.score, evaluation.tried[key])
+
+
+def _examined(exam: Examination) -> str:
+    parts = [f"{len(exam.norms)} normalization layer{'s' * (len(exam.norms) != 1)}"]
+    for name, part in (("training", exam.training), ("evaluation", exam.evaluation)):
+        if part is not None:
+            parts.append(f"{part.survey.samples:,} {name} samples")
+    return f"{len(RULES)} rules on {', '.join(parts)}"
+
+
+def _notes(exam: Examination) -> list[str]:
+    notes = []
+    if not exam.norms:
+        notes.append("The model has no normalization layer that the rules know.")
+    if exam.training is None:
+        notes.append("Pass training batches to examine the statistics of the layers.")
+    if exam.evaluation is None:
+        notes.append("Pass labelled evaluation batches to measure what mending brings.")
+    elif not exam.evaluation.score.exists:
+        notes.append(
+            "No score: the evaluation batches have no labels that fit the output, and the model "
+            "returns no loss; pass loss=lambda output, batch: ..."
+        )
+    return notes

@@ -1,0 +1,113 @@
+"""Result of :func:`normkit.diagnose`: findings, the worst first, and what the number would be."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections import Counter
+from typing import Any
+
+from normkit.doctor.finding import SEVERITIES, Finding, Gain, Severity
+
+__all__ = ["Diagnosis"]
+
+WIDTH = 100
+"""Columns of the text on a terminal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Result of :func:`normkit.diagnose`; ``print`` it.
+
+    Attributes:
+        findings: the worst first.
+        score: of the evaluation batches, an accuracy in % or a loss; None without them.
+        gain: what population statistics of the training batches bring there; None if not measured.
+        examined: what was looked at, in words.
+        notes: what could not be looked at, and why.
+        rules: how many rules were checked.
+        seconds: how long it took.
+    """
+
+    findings: tuple[Finding, ...]
+    score: float | None
+    gain: Gain | None
+    examined: str
+    notes: tuple[str, ...]
+    rules: int
+    seconds: float
+
+    @property
+    def worst(self) -> Severity | None:
+        """The worst severity among the findings, or None."""
+        return next((s for s in SEVERITIES if any(f.severity == s for f in self.findings)), None)
+
+    def of(self, rule: str) -> tuple[Finding, ...]:
+        """Return the findings of one rule."""
+        return tuple(one for one in self.findings if one.rule == rule)
+
+    @property
+    def headline(self) -> str:
+        """First line: what the number is, and what it would be."""
+        if self.gain is not None:
+            before, after = (_number(x, self.gain.unit) for x in self.gain[:2])
+            return f"evaluation {before}; with population statistics {after}, {self.gain}"
+        if self.score is not None:
+            return f"evaluation {self.score:.4g}"
+        return "no evaluation batches: what mending would bring was not measured"
+
+    @property
+    def counts(self) -> str:
+        """Number of findings of each severity."""
+        count = Counter(one.severity for one in self.findings)
+        parts = [f"{count[s]} {s}{'s' if count[s] > 1 else ''}" for s in SEVERITIES if count[s]]
+        return ", ".join(parts) or "nothing found"
+
+    def __repr__(self) -> str:
+        lines = [self.headline, f"{self.counts}; {self.examined}, {self.seconds:.1f} s"]
+        for number, one in enumerate(self.findings, 1):
+            lines += ["", f"{number}. {one.severity} {one.rule} at {one.where}"]
+            lines += _wrapped(one.says, "   ")
+            lines += _wrapped(f"do: {one.do}", "   ", "       ")
+            if one.gain is not None:
+                lines += [f"   brings: {one.gain}"]
+        if self.notes:
+            lines += ["", *(line for note in self.notes for line in _wrapped(note, ""))]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as what JSON can hold."""
+        return {
+            "headline": self.headline,
+            "score": self.score,
+            "gain": None if self.gain is None else self.gain._asdict(),
+            "worst": self.worst,
+            "examined": self.examined,
+            "notes": list(self.notes),
+            "rules": self.rules,
+            "seconds": round(self.seconds, 3),
+            "findings": [
+                {
+                    "rule": one.rule,
+                    "severity": one.severity,
+                    "places": list(one.places),
+                    "value": one.value,
+                    "says": one.says,
+                    "do": one.do,
+                    "gain": None if one.gain is None else one.gain._asdict(),
+                    "can_mend": one.can_mend,
+                }
+                for one in self.findings
+            ],
+        }
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.1f} %" if unit == "points" else f"{value:.4f}"
+
+
+def _wrapped(text: str, first: str, later: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=first if later is None else later,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip

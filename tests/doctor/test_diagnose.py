@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -90,6 +91,22 @@ def test_stale_statistics_are_found_measured_and_mended(trained: nn.Sequential) 
     assert not after.of("NK290")
     handle.undo()
     assert torch.equal(model[1].running_mean, former)
+
+
+def test_profile_and_tried_treatments_are_carried(trained: nn.Sequential) -> None:
+    model = copy.deepcopy(trained)
+    model[1].running_mean.add_(8)
+    result = nk.diagnose(model, batches(), batches(20, seed=1))
+    assert result.profile is not None
+    worst = result.profile.worst
+    assert worst is not None
+    assert (worst.layer, list(result.profile.layers)) == ("1", ["1"])
+    assert worst.running_mean == tuple(model[1].running_mean.double().tolist())
+    x = torch.cat([trained[0](images) for images, _ in batches()]).detach().double()
+    torch.testing.assert_close(torch.tensor(worst.mean).double(), x.mean((0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(worst.deviation).double(), x.std((0, 2, 3)))
+    assert result.tried["recalibrate"] == result.gain
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["profile"]["layers"]["1"]
 
 
 def test_momentum_kept_is_mended_with_its_statistics(trained: nn.Sequential) -> None:

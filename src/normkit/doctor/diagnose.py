@@ -13,6 +13,7 @@ from torch import nn
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.examination import Examination, Options, examine
 from normkit.doctor.finding import SEVERITIES, Finding, Gain
+from normkit.doctor.profile import profile_of
 from normkit.doctor.rules import RULES, Rule
 from normkit.doctor.scores import gain_between, score
 from normkit.doctor.treatments import RECALIBRATE
@@ -100,6 +101,8 @@ def diagnose(
         tuple(_notes(exam)),
         len(RULES),
         time.perf_counter() - start,
+        _tried(exam),
+        profile_of(exam),
     )
 
 
@@ -183,6 +186,12 @@ def _gain(exam: Examination, key: str) -> Gain | None:
     if evaluation is None or key not in evaluation.tried:
         return None
     return gain_between(evaluation.score, evaluation.tried[key])
+
+
+def _tried(exam: Examination) -> dict[str, Gain]:
+    keys = () if exam.evaluation is None else tuple(exam.evaluation.tried)
+    gains = {key: _gain(exam, key) for key in keys}
+    return {key: gain for key, gain in gains.items() if gain is not None}
 
 
 def _examined(exam: Examination) -> str:

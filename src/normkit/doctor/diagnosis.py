@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from normkit.doctor.finding import SEVERITIES, Finding, Gain, Severity
+from normkit.doctor.profile import Profile
 
 __all__ = ["Diagnosis"]
 
@@ -27,6 +29,9 @@ class Diagnosis:
         notes: what could not be looked at, and why.
         rules: how many rules were checked.
         seconds: how long it took.
+        tried: what each treatment that was tried brings, by its key.
+        profile: distance of the running statistics from the training batches, layer by layer; None
+            without training batches or without such layers.
     """
 
     findings: tuple[Finding, ...]
@@ -36,6 +41,8 @@ class Diagnosis:
     notes: tuple[str, ...]
     rules: int
     seconds: float
+    tried: Mapping[str, Gain] = dataclasses.field(default_factory=dict)
+    profile: Profile | None = None
 
     @property
     def worst(self) -> Severity | None:
@@ -86,6 +93,8 @@ class Diagnosis:
             "notes": list(self.notes),
             "rules": self.rules,
             "seconds": round(self.seconds, 3),
+            "tried": {key: gain._asdict() for key, gain in self.tried.items()},
+            "profile": None if self.profile is None else self.profile.to_json(),
             "findings": [
                 {
                     "rule": one.rule,

@@ -1,0 +1,93 @@
+"""Figures behind a diagnosis, as plain numbers: what its pictures are drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from normkit.doctor.examination import Examination
+from normkit.statistics.estimates.gaps import Gap
+
+__all__ = ["Channels", "Profile", "profile_of"]
+
+
+class Channels(NamedTuple):
+    """Running statistics of a layer beside those of the training batches, channel by channel.
+
+    Attributes:
+        layer: its name.
+        running_mean, running_deviation: what evaluation normalizes with.
+        mean, deviation: of the layer's input, given batch statistics upstream.
+        error: standard error of ``mean``; NaN from a single batch.
+    """
+
+    layer: str
+    running_mean: tuple[float, ...]
+    running_deviation: tuple[float, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    error: tuple[float, ...]
+
+
+class Profile(NamedTuple):
+    """Distance of running statistics from the training batches, layer by layer.
+
+    Attributes:
+        layers: by layer, in the order of their calls, its :class:`Gap`.
+        worst: the layer with the largest gap, by channel; None where it was not measured.
+    """
+
+    layers: Mapping[str, Gap]
+    worst: Channels | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        return {
+            "layers": {name: _plain(gap._asdict()) for name, gap in self.layers.items()},
+            "worst": None if self.worst is None else _plain(self.worst._asdict()),
+        }
+
+
+def profile_of(exam: Examination) -> Profile | None:
+    """Return the profile of an examination; None without layers measured on training batches."""
+    training = exam.training
+    if training is None or training.consistency is None:
+        return None
+    layers = dict(training.consistency.layers)
+    worst = max(layers, key=lambda name: _size(layers[name]), default=None)
+    return Profile(layers, None if worst is None else _channels(exam, worst))
+
+
+def _size(gap: Gap) -> float:
+    size = gap.mean + math.log(gap.variance) if gap.variance > 0 else math.nan
+    return math.inf if math.isnan(size) else size
+
+
+def _channels(exam: Examination, name: str) -> Channels | None:
+    measured = exam.training.measured if exam.training is not None else None
+    one = exam.layers.get(name)
+    if measured is None or one is None or name not in measured.layers:
+        return None
+    population = measured.layers[name]
+    row = next((row for bank, row in one.banks if bank == name), None)
+    mean, variance = one.stats(row)
+    return Channels(
+        name,
+        *(
+            tuple(values.flatten().tolist())
+            for values in (
+                mean, variance.sqrt(), population.mean, population.variance.sqrt(),
+                population.mean_standard_error,
+            )
+        ),
+    )  # fmt: skip
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    def finite(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: finite(value) for name, value in values.items()}

@@ -48,7 +48,7 @@ def batches(count: int = 8, size: int = 32, seed: int = 0) -> Batches:
 def trained() -> nn.Sequential:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for images, labels in batches(40):
+    for images, labels in batches(80):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()

@@ -38,7 +38,7 @@ class Flow:
         makers: by module, which module made its input, where that is certain.
         users: by module, how many take its output, as far as is known.
         calls: by module, how often one pass calls it; empty without a batch.
-        shapes: by module, the shape of its input in the first call; empty without a batch.
+        shapes, dtypes: by module, those of its input in the first call; empty without a batch.
         last: the module that made the model's output, where that is certain.
     """
 
@@ -46,6 +46,7 @@ class Flow:
     users: dict[str, int] = dataclasses.field(default_factory=dict)
     calls: dict[str, int] = dataclasses.field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
     last: str | None = None
 
     def before(self, name: str) -> Iterator[str]:
@@ -135,6 +136,7 @@ def watched_flow(model: nn.Module, batch: Any, forward: Forward | None) -> Flow:
         flow.calls[name] = flow.calls.get(name, 0) + 1
         if inputs and flow.calls[name] == 1:
             flow.shapes[name] = tuple(inputs[0].shape)
+            flow.dtypes[name] = inputs[0].dtype
         if flow.calls[name] > 1:
             flow.makers.pop(name, None)
         for tensor in inputs:

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 
+YIELDS_TO = ("NK101", "NK102", "NK103", "NK105", "NK202", "NK203", "NK210", "NK213")
+
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers whose running statistics are far from those of the training batches."""

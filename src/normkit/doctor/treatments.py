@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normkit.doctor.finding import Treatment
@@ -15,15 +17,18 @@ from normkit.nn.stats_spec import stats_spec
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results.recalibration import Recalibration
+from normkit.surgery.freeze import freeze
 
 __all__ = [
     "MOMENTUM",
     "RECALIBRATE",
     "RECALIBRATE_ON_EVALUATION",
+    "freezing",
     "movable",
     "recalibration",
     "set_attributes",
     "together",
+    "widen",
 ]
 
 RECALIBRATE, RECALIBRATE_ON_EVALUATION = "recalibrate", "recalibrate on evaluation"
@@ -103,6 +108,48 @@ def set_attributes(
 
     names = ",".join(one.name for one in norms)
     return Treatment(f"{verb} {names}", apply, trial)
+
+
+def freezing(norms: Sequence[Norm]) -> Treatment:
+    """Freeze statistics, γ and β of these layers, as :func:`normkit.freeze` does."""
+
+    def apply() -> Handle:
+        together = nn.Module()
+        together._modules.update({one.name: one.layer for one in norms})  # names have dots
+        return freeze(together)
+
+    return Treatment("freeze " + ",".join(one.name for one in norms), apply)
+
+
+def widen(norms: Sequence[Norm]) -> Treatment:
+    """Keep running statistics in float32, and γ and β too where PyTorch asks for one type."""
+
+    def apply() -> Handle:
+        steps, changed = [], []
+        for one in norms:
+            cls, stats = type(one.layer), one.stats or ()
+            tensors = [t for t in one.layer.buffers() if any(t is s for s in stats)]
+            if not cls.__module__.startswith("normkit."):
+                tensors += one.layer.parameters()
+            for tensor in tensors:
+                wide, former = (
+                    partial(_cast, tensor, torch.float32),
+                    partial(_cast, tensor, tensor.dtype),
+                )
+                steps.append(Step(wide, former))
+            what = f"{_text(tensors[0])} → float32" if tensors else ""
+            changed.append(Changed(one.name, cls, cls, note=what))
+        run(steps)
+        return Handle("float32", changed, [], steps)
+
+    return Treatment("float32 " + ",".join(one.name for one in norms), apply)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> None:
+    """Change the type of a parameter or buffer, which stays the same object."""
+    gradient, tensor.grad = tensor.grad, None
+    tensor.data = tensor.data.to(dtype)
+    tensor.grad = None if gradient is None else gradient.to(dtype)
 
 
 class _Together:

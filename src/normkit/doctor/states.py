@@ -1,0 +1,121 @@
+"""State of a layer's statistics, γ and β, as several rules ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from normkit.doctor.examination import Examination
+from normkit.doctor.norms import Norm
+from normkit.nn.affine import AFFINE, sources
+from normkit.nn.stats_spec import stats_spec
+from normkit.statistics.layers.train_overrides import kept_in_evaluation
+
+__all__ = [
+    "affine_moved",
+    "affine_parameters",
+    "count",
+    "differs_from_training",
+    "eps_of",
+    "is_known",
+    "never_moved",
+    "share",
+    "still_in_training",
+    "values_of",
+]
+
+
+def values_of(one: Norm) -> tuple[Tensor, Tensor] | None:
+    """Return the running mean and variance in float64, of all banks; None without values.
+
+    >>> from normkit.doctor.norms import find_norms
+    >>> values_of(find_norms(nn.BatchNorm1d(2))[0])
+    (tensor([0., 0.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
+    """
+    stats = one.stats
+    if stats is None or any(t.is_meta or nn.parameter.is_lazy(t) for t in stats):
+        return None
+    mean, var = (tensor.detach().double().flatten() for tensor in stats)
+    return mean, var
+
+
+def eps_of(one: Norm) -> float | None:
+    """Return the number that is added to a variance; None where the layer has none of its own."""
+    values = (getattr(one.layer, name, None) for name in ("eps", "variance_epsilon"))
+    return next((float(value) for value in values if isinstance(value, (int, float))), None)
+
+
+def never_moved(one: Norm) -> bool:
+    """Return whether all means are exactly 0 and all variances exactly 1, as a layer is made."""
+    values = values_of(one)
+    return values is not None and bool((values[0] == 0).all()) and bool((values[1] == 1).all())
+
+
+def affine_moved(one: Norm) -> bool | None:
+    """Return whether β, or γ without one, is not all the same; None where it has neither.
+
+    β is asked first: some networks draw γ at random when they are made, and start with β at 0.
+    """
+    for tensor in (one.bias, one.weight):
+        if tensor is not None and not tensor.is_meta and not nn.parameter.is_lazy(tensor):
+            values = tensor.detach().flatten()
+            if values.numel() > 1:
+                return bool((values != values[0]).any())
+    return None
+
+
+def affine_parameters(one: Norm) -> list[nn.Parameter]:
+    """Return the parameters that γ and β are, or are computed from."""
+    return [p for name in AFFINE.values() for p in sources(one.layer, name) or []]
+
+
+def still_in_training(exam: Examination) -> frozenset[int]:
+    """Return the identities of layers whose statistics stay while the model trains.
+
+    Frozen ones, those that the model's own ``train()`` keeps in evaluation mode, and those in
+    evaluation mode now in a model that trains.
+    """
+    in_evaluation = kept_in_evaluation(exam.model)
+    return frozenset(
+        id(one.layer)
+        for one in exam.norms
+        if one.stats is not None
+        and (
+            one.frozen
+            or id(one.layer) in in_evaluation
+            or (exam.model.training and not one.layer.training)
+        )
+    )  # fmt: skip
+
+
+def differs_from_training(exam: Examination, one: Norm) -> bool | None:
+    """Return whether its statistics are off from those of the training batches; None if unknown."""
+    compared = exam.training.consistency if exam.training is not None else None
+    if compared is None:
+        return None
+    gaps = [gap.matters for name, gap in compared.layers.items() if exam.norm(name) == one]
+    return any(gaps) if gaps else None
+
+
+def is_known(one: Norm) -> bool:
+    """Return whether γ multiplies what the layer normalizes, as it does in ``torch.nn``'s."""
+    usual = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return isinstance(one.layer, usual) or stats_spec(one.layer) is not None
+
+
+def count(things: Iterable[object], word: str = "layer") -> str:
+    """Return how many, in words.
+
+    >>> count([1]), count([1, 2])
+    ('1 layer', '2 layers')
+    """
+    number = len(list(things))
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
+def share(part: Tensor) -> float:
+    """Return the share of true values."""
+    return float(part.to(torch.float64).mean())

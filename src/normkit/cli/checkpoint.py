@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from normkit.errors import DataError, OptionError, StatisticsError, message
 from normkit.statistics.layers.find import COUNTER, named_stats
 
-__all__ = ["StateDictPart", "load_part", "locate_part", "replace_stats"]
+__all__ = ["StateDictPart", "load_part", "locate_part", "replace_entries", "replace_stats"]
 
 MAX_DEPTH = 3
 """Nesting of mappings down to which a state dict is searched for."""
@@ -187,9 +187,23 @@ def replace_stats(content: Any, part: StateDictPart, model: nn.Module) -> Any:
         StatisticsError: a layer's statistics are not in its state dict, or too large for the type
             of the old ones.
     """
+    return replace_entries(content, part, named_stats(model))
+
+
+def replace_entries(
+    content: Any, part: StateDictPart, values: Mapping[str, Tensor], widened: Container[str] = ()
+) -> Any:
+    """Copy ``content`` with other values in place of entries, which are named as in the model.
+
+    Args:
+        widened: names of entries that get the type of their new value.
+
+    Raises:
+        StatisticsError: as :func:`replace_stats`.
+    """
     state = copy.copy(part.entries_in(content))
     new: dict[Any, Tensor] = {}
-    for name, value in named_stats(model).items():
+    for name, value in values.items():
         old = state.get(part.prefix + name)
         if old is None and name.endswith(COUNTER):
             continue  # a file of a former version of torch, which had no counters
@@ -203,7 +217,8 @@ def replace_stats(content: Any, part: StateDictPart, model: nn.Module) -> Any:
             )
         storage = (old.untyped_storage().data_ptr(), old.storage_offset(), old.shape, old.stride())
         if storage not in new:
-            new[storage] = torch.empty_like(old).copy_(value)
+            dtype = value.dtype if name in widened else old.dtype
+            new[storage] = torch.empty_like(old, dtype=dtype).copy_(value)
             if not bool(new[storage].isfinite().all()) and bool(value.isfinite().all()):
                 raise StatisticsError(
                     message(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
-from normkit.errors import OptionError, message
+from normkit.cli.loading import read_samples
 
 __all__ = ["recalibrate"]
 
@@ -74,7 +73,7 @@ def recalibrate(
     target = _default_target(checkpoint) if out is None else out
     with errors():
         options = {
-            "samples": _number(samples),
+            "samples": read_samples(samples),
             "tolerance": tolerance,
             "layerwise": layerwise or None,
         }
@@ -109,39 +108,18 @@ def _run(
     options: dict[str, Any],
 ) -> tuple[str, Any]:
     """Write the new checkpoint; return the key of the recalibrated part, and the result."""
-    from torch import nn
-
-    from normkit.cli.checkpoint import load_part, locate_part, replace_stats
+    from normkit.cli.checkpoint import replace_stats
     from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
-    from normkit.cli.objects import call_or_return, find_object
+    from normkit.cli.loading import load_batches, load_content, load_device, load_model
     from normkit.statistics import recalibrate as recalibrate_model
-    from normkit.statistics.batches.map_batches import map_batches
-    from normkit.statistics.batches.tensors import to_device
-    from normkit.statistics.check_arguments import check_batches, check_has_values
 
     check_target(target, checkpoint, force=force)
-    device = _device(device_name)
+    device = load_device(device_name)
     content = read_checkpoint(checkpoint, trust)
-    model = call_or_return(
-        find_object(model_name, "--model"),
-        lambda value: isinstance(value, nn.Module),
-        "a torch.nn.Module",
-        "--model",
-    )
-    check_has_values(model)
-    part = locate_part(content, model, key)
-    load_part(model, part, content)
-    batches = call_or_return(
-        find_object(batches_name, "--batches"),
-        # What cannot be called is for check_batches to refuse, and so is a module.
-        lambda value: isinstance(value, (Iterable, nn.Module)) or not callable(value),
-        "an iterable of batches, such as a DataLoader,",
-        "--batches",
-    )
-    check_batches(batches)
-    result = recalibrate_model(
-        model.to(device), map_batches(partial(to_device, device=device), batches), **options
-    )
+    model = load_model(model_name, "--model")
+    part = load_content(model, content, key)
+    batches = load_batches(batches_name, "--batches", device)
+    result = recalibrate_model(model.to(device), batches, **options)
     content = replace_stats(content, part, model)
     check_target(target, checkpoint, force=force)  # which may have changed since
     write_checkpoint(target, content)
@@ -151,36 +129,3 @@ def _run(
 def _default_target(checkpoint: Path) -> Path:
     """Return ``NAME.recalibrated.pt`` for ``NAME.pt``, and likewise with other endings."""
     return checkpoint.parent / f"{checkpoint.stem}.recalibrated{checkpoint.suffix or '.pt'}"
-
-
-def _number(samples: str) -> int | None:
-    if samples == "all":
-        return None
-    try:
-        return int(samples.replace("_", ""))
-    except ValueError:
-        raise OptionError(
-            message(
-                "--samples as a number or 'all'",
-                repr(samples),
-                "pass a whole number, such as --samples 10000, or leave it out",
-            )
-        ) from None
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # An assertion where torch was built without CUDA.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(
-            message(
-                "--device as a device that torch can use here",
-                f"{name} ({str(error).splitlines()[0]})",
-                "leave it out for the CPU",
-            )
-        ) from None
-    return device

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from normkit.doctor.examination import Examination
 from normkit.statistics.estimates.gaps import Gap
 
-__all__ = ["Channels", "Profile", "profile_of"]
+__all__ = ["Channels", "Profile", "plain", "profile_of"]
 
 
 class Channels(NamedTuple):
@@ -44,8 +44,8 @@ class Profile(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
         return {
-            "layers": {name: _plain(gap._asdict()) for name, gap in self.layers.items()},
-            "worst": None if self.worst is None else _plain(self.worst._asdict()),
+            "layers": {name: plain(gap._asdict()) for name, gap in self.layers.items()},
+            "worst": None if self.worst is None else plain(self.worst._asdict()),
         }
 
 
@@ -84,10 +84,14 @@ def _channels(exam: Examination, name: str) -> Channels | None:
     )  # fmt: skip
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    def finite(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [finite(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+def plain(value: Any) -> Any:
+    """Return it as JSON can hold it: lists for tuples, None for what is not finite.
 
-    return {name: finite(value) for name, value in values.items()}
+    >>> plain({"a": (1.5, float("nan")), "b": "c"})
+    {'a': [1.5, None], 'b': 'c'}
+    """
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Commands ``normkit bench``, ``data``, ``lab`` and ``recalibrate``.
+"""Commands ``normkit bench``, ``data``, ``doctor``, ``lab`` and ``recalibrate``.
 
 Each imports its modules when it is called, so that ``normkit --help`` is fast.
 """
@@ -12,6 +12,7 @@ import typer
 
 from normkit.cli.bench import bench
 from normkit.cli.data import app as data_app
+from normkit.cli.doctor import doctor
 from normkit.cli.lab import app as lab_app
 from normkit.cli.recalibrate import recalibrate
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(doctor)
 app.command()(bench)
 app.command()(recalibrate)
 app.add_typer(data_app, name="data")

@@ -60,11 +60,13 @@ class Treatment(NamedTuple):
         key: name of it; findings with equal keys are mended, and tried, by the same act.
         apply: does it to the model and returns a handle with ``undo()``.
         trial: whether its effect on the score can be seen at once, without training.
+        parts: acts that it consists of, in their order; empty for a single one.
     """
 
     key: str
     apply: Callable[[], Any]
     trial: bool = False
+    parts: tuple[Treatment, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,7 +185,7 @@ def together(first: Treatment, then: Treatment | None) -> Treatment:
             done.undo()
             raise
 
-    return Treatment(then.key, apply, then.trial)
+    return Treatment(then.key, apply, then.trial, (first, then))
 
 
 def _setter(layer: nn.Module, name: str, value: Any) -> Callable[[], None]:

@@ -1,0 +1,158 @@
+"""Print a diagnosis, an explanation, and what was mended."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from normkit.cli.doctor_mend import Mended
+    from normkit.cli.doctor_run import Outcome
+    from normkit.doctor.diagnosis import Diagnosis
+    from normkit.doctor.finding import Finding, Gain
+    from normkit.doctor.rules import Rule
+
+__all__ = ["diagnosis_lines", "explanation_lines", "outcome_lines", "print_lines", "rule_list"]
+
+STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+WIDEST = 110
+"""Longer lines are hard to read, however wide the terminal is."""
+
+INDENT = 4
+SHOWN = 5
+"""Changes of the program that are listed."""
+
+LABELS = {"do": "do      ", "brings": "brings  "}
+GROUPS = {
+    "1": "The model and its optimizer",
+    "2": "With training batches",
+    "3": "With evaluation batches",
+}
+
+
+def print_lines(out: Console, lines: Sequence[Text]) -> None:
+    """Print lines that are wrapped already."""
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
+def diagnosis_lines(result: Diagnosis, titles: dict[str, str], width: int | None) -> list[Text]:
+    """Return a diagnosis as lines.
+
+    Args:
+        titles: of the rules, by code.
+        width: columns to wrap at; None for lines as long as they are, as in a file.
+    """
+    lines = _wrapped(result.headline, width, style="bold")
+    lines += _wrapped(f"{result.counts}; {result.examined}, {result.seconds:.1f} s", width)
+    for number, one in enumerate(result.findings, 1):
+        lines += [Text(), *_finding(number, one, titles.get(one.rule, ""), width)]
+    if result.notes:
+        lines += [Text(), *(line for note in result.notes for line in _wrapped(note, width))]
+    return lines
+
+
+def _finding(number: int, one: Finding, title: str, width: int | None) -> list[Text]:
+    style = STYLES[one.severity]
+    head = f"{number}. {one.severity} {one.rule}"
+    lines = _wrapped(f"{head} {title or one.where}", width, later=INDENT)
+    lines[0].stylize(style, 0, len(head))
+    lines[0].stylize("bold", len(head))
+    for line in lines[1:]:
+        line.stylize("bold")
+    if title and one.places:
+        lines += _wrapped(f"at {one.where}", width, INDENT, style="cyan")
+    lines += _wrapped(one.says, width, INDENT)
+    lines += _labelled("do", one.do, width)
+    if one.gain is not None:
+        lines += _labelled("brings", str(one.gain), width, "green" if one.gain.helps else "")
+    return lines
+
+
+def _labelled(label: str, text: str, width: int | None, style: str = "") -> list[Text]:
+    words = LABELS[label]
+    lines = _wrapped(words + text, width, INDENT, later=INDENT + len(words), style=style)
+    lines[0].stylize("dim", INDENT, INDENT + len(label))
+    return lines
+
+
+def _wrapped(
+    text: str, width: int | None, first: int = 0, later: int | None = None, style: str = ""
+) -> list[Text]:
+    rows = [" " * first + text]
+    if width is not None:
+        rows = textwrap.wrap(
+            text, min(width, WIDEST),
+            initial_indent=" " * first,
+            subsequent_indent=" " * (first if later is None else later),
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return [Text(row, style=style) for row in rows or [""]]
+
+
+def outcome_lines(outcome: Outcome, width: int | None) -> list[Text]:
+    """Return what was mended and written, and what to type next."""
+    request, mended = outcome.request, outcome.mended
+    lines: list[Text] = []
+    if mended is not None:
+        lines += [Text(), *_mended(mended, str(request.mend), width)]
+    for name, path in (("page", request.page), ("SARIF", request.sarif)):
+        if path is not None:
+            lines += [Text(f"Wrote {name}: {path}")]
+    findings = outcome.diagnosis.findings
+    if findings:
+        lines += [Text(), *_wrapped(f"Why: normkit doctor --explain {findings[0].rule}", width)]
+        if mended is None and any(one.can_mend for one in findings):
+            text = "Mend: the same command with --mend mended.pt writes a new checkpoint"
+            lines += _wrapped(text, width)
+    return lines
+
+
+def _mended(mended: Mended, path: str, width: int | None) -> list[Text]:
+    if not mended.entries:
+        lines = [Text("Mended nothing; no file was written.", style="bold")]
+    else:
+        brings = "" if mended.gain is None else f": {_change(mended.gain)}"
+        lines = _wrapped(f"Wrote {path}{brings}", width, style="bold green")
+    for one in mended.done:
+        lines += _wrapped(f"mended {one.rule} at {one.where}", width, INDENT)
+    if mended.program:
+        rows = "; ".join(mended.program[:SHOWN])
+        more = len(mended.program) - SHOWN
+        rows += f" and {more} more" if more > 0 else ""
+        lines += _wrapped(f"set in your program too: {rows}", width, INDENT, style="yellow")
+    for one, why in mended.left:
+        lines += _wrapped(f"left {one.rule} at {one.where}: {why}", width, INDENT)
+    return lines
+
+
+def _change(gain: Gain) -> str:
+    percent = gain.unit == "points"
+    before, after = (f"{x:.1f} %" if percent else f"{x:.4f}" for x in gain[:2])
+    return f"{before} → {after}, {gain}"
+
+
+def explanation_lines(rule: Rule) -> list[Text]:
+    """Return a rule's explanation, its headings in bold."""
+    head, *body = rule.text.splitlines()
+    lines = [Text.assemble((rule.code, "bold cyan"), " ", (head, "bold"))]
+    return lines + [Text(row, style="bold" if row[:1].isalpha() else "") for row in body]
+
+
+def rule_list(rules: Sequence[Rule], width: int | None) -> list[Text]:
+    """Return the codes and titles of rules, by what they need."""
+    lines: list[Text] = []
+    for digit, heading in GROUPS.items():
+        group = [rule for rule in rules if rule.code[2] == digit]
+        if not group:
+            continue
+        lines += [Text(heading, style="bold")]
+        for rule in group:
+            rows = _wrapped(f"{rule.code}  {rule.title}", width, 2, later=9)
+            rows[0].stylize("cyan", 2, 2 + len(rule.code))
+            lines += rows
+    return lines

@@ -44,7 +44,7 @@ def doctor(
     ] = None,
     test: Annotated[
         str | None,
-        typer.Option(help="Evaluation batches with labels, likewise: measures what mending brings."),
+        typer.Option(help="Evaluation batches with labels, likewise: measure what mending brings."),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File by torch.save to load into the model.")
@@ -202,4 +202,3 @@ def _explain(code: str, as_json: bool) -> None:
     width = out.width if out.is_terminal else None
     whole = code.lower() == "all"
     print_lines(out, rule_list(chosen, width) if whole else explanation_lines(chosen[0]))
-

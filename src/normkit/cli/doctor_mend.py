@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ class Mended:
 
     Attributes:
         done: findings that were mended.
-        program: of them, changes that no checkpoint holds, such as of a momentum, by layer.
+        program: changes that no checkpoint holds, such as of a momentum, and the layers.
         left: findings that were not mended, and why.
         entries: new values of the entries of the state dict that changed.
         widened: those of another type than before.
@@ -35,7 +36,7 @@ class Mended:
     """
 
     done: tuple[Finding, ...]
-    program: tuple[str, ...]
+    program: dict[str, tuple[str, ...]]
     left: tuple[tuple[Finding, str], ...]
     entries: dict[str, Tensor]
     widened: frozenset[str]
@@ -45,7 +46,7 @@ class Mended:
         """Return it as what JSON can hold, without the values."""
         return {
             "mended": [{"rule": one.rule, "places": list(one.places)} for one in self.done],
-            "in_program": list(self.program),
+            "in_program": {change: list(names) for change, names in self.program.items()},
             "left": [
                 {"rule": one.rule, "places": list(one.places), "why": why} for one, why in self.left
             ],
@@ -65,7 +66,7 @@ def mend(model: nn.Module, diagnosis: Diagnosis, scored: Callable[[], Score] | N
     chosen, left = _choose(diagnosis)
     before = _state(model)
     former = scored() if chosen and scored is not None else None
-    program: list[str] = []
+    program: dict[str, list[str]] = {}
     done: list[Finding] = []
     measured: dict[str, Treatment] = {}
     for one in chosen:
@@ -82,8 +83,8 @@ def mend(model: nn.Module, diagnosis: Diagnosis, scored: Callable[[], Score] | N
                 handle.undo()
             left.append((one, "changes the layers themselves, so your program has to"))
             continue
-        notes = [note for handle in handles for note in _notes(handle)]
-        program += [note for note in notes if note not in program]
+        for row in itertools.chain.from_iterable(map(_changed, handles)):
+            program.setdefault(row.note, []).append(row.name)
         entries = any(act.key in STATISTICS for act in acts)
         if entries or _changes(before, _state(model)):
             done.append(one)
@@ -97,7 +98,8 @@ def mend(model: nn.Module, diagnosis: Diagnosis, scored: Callable[[], Score] | N
     gain = None
     if former is not None and scored is not None and entries:
         gain = gain_between(former, scored())
-    return Mended(tuple(done), tuple(program), tuple(left), entries, widened, gain)
+    changes = {change: tuple(dict.fromkeys(names)) for change, names in program.items()}
+    return Mended(tuple(done), changes, tuple(left), entries, widened, gain)
 
 
 def _choose(diagnosis: Diagnosis) -> tuple[list[Finding], list[tuple[Finding, str]]]:
@@ -110,6 +112,8 @@ def _choose(diagnosis: Diagnosis) -> tuple[list[Finding], list[tuple[Finding, st
             left.append((one, "takes a change of your program or data"))
         elif one.gain is not None and not one.gain.helps:
             left.append((one, f"brings {one.gain}, which is not surely more than nothing"))
+        elif _is_worth_knowing_only(one):
+            left.append((one, "would fit the statistics to the evaluation batches"))
         elif one.treatment.key in STATISTICS and one.treatment.key != taken:
             left.append((one, "other statistics of these layers bring more"))
         else:
@@ -125,13 +129,21 @@ def _better(diagnosis: Diagnosis) -> str:
         if one.treatment is not None
         and one.treatment.key in STATISTICS
         and (one.gain is None or one.gain.helps)
+        and not _is_worth_knowing_only(one)
     }
     return max(gains, key=lambda key: gains[key], default=RECALIBRATE)
 
 
-def _notes(handle: Any) -> list[str]:
-    rows: list[Changed] = list(getattr(handle, "changed", ()))
-    return [f"{row.name}: {row.note}" for row in rows if isinstance(row, Changed) and row.note]
+def _is_worth_knowing_only(one: Finding) -> bool:
+    """Return True for a note that would fit the model to the evaluation batches."""
+    key = None if one.treatment is None else one.treatment.key
+    return one.severity == "note" and key == RECALIBRATE_ON_EVALUATION
+
+
+def _changed(handle: Any) -> list[Changed]:
+    """Return the changes of attributes that a handle lists."""
+    rows = getattr(handle, "changed", ())
+    return [row for row in rows if isinstance(row, Changed) and row.note]
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from normkit.doctor.finding import SEVERITIES
 from normkit.doctor.rules import RULES, Rule
 from normkit.doctor.sarif import to_sarif
 from normkit.doctor.scores import Score, score
-from normkit.errors import DataError, OptionError, message
+from normkit.errors import DataError, message
 
 __all__ = ["Outcome", "Request", "run"]
 
@@ -220,5 +220,3 @@ def source_of(name: str) -> tuple[str | None, int]:
         lines = []
     line = next((number for number, row in enumerate(lines, 1) if pattern.match(row)), 1)
     return Path(file).resolve().relative_to(Path.cwd().resolve()).as_posix(), line
-
-

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from normkit.doctor.finding import list_places
+
 if TYPE_CHECKING:
     from normkit.cli.doctor_mend import Mended
     from normkit.cli.doctor_run import Outcome
@@ -23,9 +25,6 @@ WIDEST = 110
 """Longer lines are hard to read, however wide the terminal is."""
 
 INDENT = 4
-SHOWN = 5
-"""Changes of the program that are listed."""
-
 LABELS = {"do": "do      ", "brings": "brings  "}
 GROUPS = {
     "1": "The model and its optimizer",
@@ -118,13 +117,12 @@ def _mended(mended: Mended, path: str, width: int | None) -> list[Text]:
     else:
         brings = "" if mended.gain is None else f": {_change(mended.gain)}"
         lines = _wrapped(f"Wrote {path}{brings}", width, style="bold green")
+        lines += _wrapped(f"Check it: the same command with --checkpoint {path}", width, INDENT)
     for one in mended.done:
         lines += _wrapped(f"mended {one.rule} at {one.where}", width, INDENT)
-    if mended.program:
-        rows = "; ".join(mended.program[:SHOWN])
-        more = len(mended.program) - SHOWN
-        rows += f" and {more} more" if more > 0 else ""
-        lines += _wrapped(f"set in your program too: {rows}", width, INDENT, style="yellow")
+    for change, names in mended.program.items():
+        text = f"change it in your program too: {change} at {list_places(names)}"
+        lines += _wrapped(text, width, INDENT, style="yellow")
     for one, why in mended.left:
         lines += _wrapped(f"left {one.rule} at {one.where}: {why}", width, INDENT)
     return lines

@@ -41,7 +41,7 @@ def find_object(name: str, option: str) -> Any:
             message(
                 f"package.module:attribute for {option}",
                 name or "an empty text",
-                f"pass e.g. {option} {_module_of(stem)}:{attribute or 'model'}",
+                f"pass e.g. {_typed(option)}{_module_of(stem)}:{attribute or 'model'}",
             )
         )
     search_here()
@@ -68,6 +68,11 @@ def find_object(name: str, option: str) -> Any:
     return value
 
 
+def _typed(option: str) -> str:
+    """Return an option as it stands before its value; an argument has no name there."""
+    return f"{option} " if option.startswith("-") else ""
+
+
 def _is_part(missing: str | None, module_name: str) -> bool:
     """Return whether the missing module is the one that was named, or a package of it."""
     return missing is not None and f"{module_name}.".startswith(f"{missing}.")
@@ -84,7 +89,7 @@ def _no_module(module_name: str, attribute: str, option: str, missing: str) -> O
         path = Path(module_name)
         inside = not path.is_absolute() and ".." not in path.parts
         name = _module_of(str(path.with_suffix(""))) if inside else path.stem
-        fix = f"pass {option} {name}:{attribute}, without .py"
+        fix = f"pass {_typed(option)}{name}:{attribute}, without .py"
         fix += "" if inside else f", in the folder {path.parent}"
         there = "which is a file" if path.exists() else "but there is no such file"
         return OptionError(message(expected, f"{module_name}, {there}", fix))

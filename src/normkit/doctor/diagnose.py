@@ -206,6 +206,8 @@ def _notes(exam: Examination) -> list[str]:
     notes = []
     if not exam.norms:
         notes.append("The model has no normalization layer that the rules know.")
+    elif exam.training is not None and not exam.trained:
+        notes.append("No γ or β has moved: the model looks untrained. Load its weights first.")
     if exam.training is None:
         notes.append("Pass training batches to examine the statistics of the layers.")
     if exam.evaluation is None:

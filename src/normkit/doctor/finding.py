@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from normkit.errors import OptionError, message
 from normkit.handle import place_name
 
-__all__ = ["SEVERITIES", "Finding", "Gain", "Severity", "Treatment"]
+__all__ = ["SEVERITIES", "Finding", "Gain", "Severity", "Treatment", "list_places"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -120,6 +120,15 @@ class Finding:
         """The first places, and how many more."""
         if not self.places:
             return "data"
-        names = ", ".join(place_name(name) for name in self.places[:SHOWN])
-        more = len(self.places) - SHOWN
-        return names if more <= 0 else f"{names} and {more} more"
+        return list_places(self.places)
+
+
+def list_places(places: Sequence[str]) -> str:
+    """Name the first places, and how many more there are.
+
+    >>> list_places(["1", "", "3", "4", "5"])
+    '1, (the model), 3 and 2 more'
+    """
+    names = ", ".join(place_name(name) for name in places[:SHOWN])
+    more = len(places) - SHOWN
+    return names if more <= 0 else f"{names} and {more} more"

@@ -150,10 +150,11 @@ def _input_of(batch: Any) -> tuple[Tensor, Tensor, float, float, torch.dtype] | 
         return None
     if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         return None
-    values = tensor.detach()[:, :CHANNELS].double().flatten(2)
+    values = tensor.detach()[:, :CHANNELS].double()
     if values.dim() == 2:
         means, deviations = values, torch.zeros_like(values)
     else:
+        values = values.flatten(2)
         means, deviations = values.mean(2), values.std(2, correction=0)
     return means.cpu(), deviations.cpu(), float(values.min()), float(values.max()), tensor.dtype
 

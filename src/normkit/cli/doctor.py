@@ -99,12 +99,15 @@ def doctor(
 ) -> None:
     """Say what is wrong with a model's normalization, and what mending it brings.
 
-    MODEL, --train and --test are imported from the current directory or the installed packages.
-    MODEL alone is examined in a second; --train examines its running statistics too; --test
-    measures what mending brings: it is tried on the same samples, and undone.
+    MODEL alone is examined in a second; --train examines its running statistics too.
 
-    Exit codes: 0; 1 at a finding as severe as --fail-on (with --mend: one that was left); 2 if an
-    option or a file is wrong; 130 if interrupted.
+    --test measures what mending brings: it is tried on the same samples, and undone.
+
+    All are imported from the current directory or the installed packages.
+
+    Exit codes: 1 at a finding as severe as --fail-on that was not mended; else 0.
+
+    2 if an option or a file is wrong; 130 if interrupted.
     """
     with errors():
         if explain is not None:

@@ -29,7 +29,7 @@ class Mended:
     Attributes:
         done: findings that were mended.
         program: changes that no checkpoint holds, such as of a momentum, and the layers.
-        left: findings that were not mended, and why.
+        skipped: findings that were not mended, and why.
         entries: new values of the entries of the state dict that changed.
         widened: those of another type than before.
         gain: what all of it brings together; None where it was not measured.
@@ -37,7 +37,7 @@ class Mended:
 
     done: tuple[Finding, ...]
     program: dict[str, tuple[str, ...]]
-    left: tuple[tuple[Finding, str], ...]
+    skipped: tuple[tuple[Finding, str], ...]
     entries: dict[str, Tensor]
     widened: frozenset[str]
     gain: Gain | None
@@ -48,7 +48,8 @@ class Mended:
             "mended": [{"rule": one.rule, "places": list(one.places)} for one in self.done],
             "in_program": {change: list(names) for change, names in self.program.items()},
             "left": [
-                {"rule": one.rule, "places": list(one.places), "why": why} for one, why in self.left
+                {"rule": one.rule, "places": list(one.places), "why": why}
+                for one, why in self.skipped
             ],
             "entries": len(self.entries),
             "gain": None if self.gain is None else self.gain._asdict(),
@@ -63,7 +64,7 @@ def mend(model: nn.Module, diagnosis: Diagnosis, scored: Callable[[], Score] | N
     Args:
         scored: scores the model; None without evaluation batches.
     """
-    chosen, left = _choose(diagnosis)
+    chosen, skipped = _choose(diagnosis)
     before = _state(model)
     former = scored() if chosen and scored is not None else None
     program: dict[str, list[str]] = {}
@@ -72,24 +73,21 @@ def mend(model: nn.Module, diagnosis: Diagnosis, scored: Callable[[], Score] | N
     for one in chosen:
         assert one.treatment is not None
         acts = one.treatment.parts or (one.treatment,)
-        handles = []
-        for act in acts:
-            if act.key in STATISTICS:
-                measured[act.key] = act
-            else:
-                handles.append(act.apply())
+        last = _state(model)
+        handles = [act.apply() for act in acts if act.key not in STATISTICS]
         if not _same_form(before, _state(model)):
             for handle in reversed(handles):
                 handle.undo()
-            left.append((one, "changes the layers themselves, so your program has to"))
+            skipped.append((one, "changes the layers themselves, so your program has to"))
             continue
         for row in itertools.chain.from_iterable(map(_changed, handles)):
             program.setdefault(row.note, []).append(row.name)
-        entries = any(act.key in STATISTICS for act in acts)
-        if entries or _changes(before, _state(model)):
+        statistics = {act.key: act for act in acts if act.key in STATISTICS}
+        measured.update(statistics)
+        if statistics or _changes(last, _state(model)):
             done.append(one)
         else:
-            left.append((one, "is in your program, not in the checkpoint"))
+            skipped.append((one, "is in your program, not in the checkpoint"))
     for act in measured.values():
         act.apply()
     after = _state(model)
@@ -99,26 +97,26 @@ def mend(model: nn.Module, diagnosis: Diagnosis, scored: Callable[[], Score] | N
     if former is not None and scored is not None and entries:
         gain = gain_between(former, scored())
     changes = {change: tuple(dict.fromkeys(names)) for change, names in program.items()}
-    return Mended(tuple(done), changes, tuple(left), entries, widened, gain)
+    return Mended(tuple(done), changes, tuple(skipped), entries, widened, gain)
 
 
 def _choose(diagnosis: Diagnosis) -> tuple[list[Finding], list[tuple[Finding, str]]]:
     """Return the findings to mend, and those to leave, and why."""
     chosen: list[Finding] = []
-    left: list[tuple[Finding, str]] = []
+    skipped: list[tuple[Finding, str]] = []
     taken = _better(diagnosis)
     for one in diagnosis.findings:
         if one.treatment is None:
-            left.append((one, "takes a change of your program or data"))
+            skipped.append((one, "takes a change of your program or data"))
         elif one.gain is not None and not one.gain.helps:
-            left.append((one, f"brings {one.gain}, which is not surely more than nothing"))
+            skipped.append((one, f"brings {one.gain}, which is not surely more than nothing"))
         elif _is_worth_knowing_only(one):
-            left.append((one, "would fit the statistics to the evaluation batches"))
+            skipped.append((one, "would fit the statistics to the evaluation batches"))
         elif one.treatment.key in STATISTICS and one.treatment.key != taken:
-            left.append((one, "other statistics of these layers bring more"))
+            skipped.append((one, "other statistics of these layers bring more"))
         else:
             chosen.append(one)
-    return chosen, left
+    return chosen, skipped
 
 
 def _better(diagnosis: Diagnosis) -> str:

@@ -77,7 +77,7 @@ class Outcome:
     def reaches(self, level: str) -> bool:
         """Return True if a finding, that was not mended, is as severe as ``level``."""
         done = () if self.mended is None else self.mended.done
-        severities = SEVERITIES[: SEVERITIES.index(level) + 1]  # type: ignore[arg-type]
+        severities = SEVERITIES[: SEVERITIES.index(level) + 1]
         return any(one.severity in severities for one in self.diagnosis.findings if one not in done)
 
     def to_json(self) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _mended(mended: Mended, path: str, width: int | None) -> list[Text]:
     for change, names in mended.program.items():
         text = f"change it in your program too: {change} at {list_places(names)}"
         lines += _wrapped(text, width, INDENT, style="yellow")
-    for one, why in mended.left:
+    for one, why in mended.skipped:
         lines += _wrapped(f"left {one.rule} at {one.where}: {why}", width, INDENT)
     return lines
 

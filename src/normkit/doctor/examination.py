@@ -36,7 +36,8 @@ COMPARED = 2_000
 """Samples on which the two modes are compared."""
 
 FEW = 2_000
-"""Samples of recalibration where batches are so small that it takes many passes."""
+"""Samples of recalibration where batches are so small that it takes many passes, and on which the
+statistics of evaluation batches are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +181,10 @@ def examine(
     return Examination(model, passed, norms, flow, optimizer, training, tested, layers, options)
 
 
+def _at_most(limit: int, samples: int | None) -> int:
+    return limit if samples is None else min(limit, samples)
+
+
 def _measurable(model: nn.Module) -> dict[str, NormLayer]:
     """The layers that can be measured, by bank; none is no error here."""
     try:
@@ -198,7 +203,7 @@ def _recalibration(
 ) -> Treatment:
     samples = options.samples
     if surveyed.batch_size < 10:
-        samples = FEW if samples is None else min(samples, FEW)
+        samples = _at_most(FEW, samples)
     return recalibration(model, batches, samples=samples, forward=options.forward, key=key)
 
 
@@ -230,14 +235,16 @@ def _evaluation(
     layers: bool,
     note: Callable[[str], None],
 ) -> Evaluation:
-    def scored(**how: Any) -> Score:
+    few = dataclasses.replace(options, samples=_at_most(FEW, options.samples))
+
+    def scored(options: Options, by_batch: bool = False) -> Score:
         return score(
             model, batches, samples=options.samples, forward=options.forward, loss=options.loss,
-            **how,
+            batch_statistics=by_batch,
         )  # fmt: skip
 
     surveyed = survey(batches, options.samples)
-    as_it_is = scored()
+    as_it_is = scored(options)
     tried: dict[str, Score] = {}
     by_batch: Score | None = None
     on_evaluation: Recalibration | None = None
@@ -246,19 +253,17 @@ def _evaluation(
         if layers and training is not None and training.measured is not None:
             note("trying population statistics")
             with _recalibration(model, training.batches, training.survey, options).apply():
-                tried[RECALIBRATE] = scored()
+                tried[RECALIBRATE] = scored(options)
         if layers:
             note("trying the statistics of the evaluation batches")
             try:
-                by_batch = scored(batch_statistics=True)
+                by_batch = scored(few, by_batch=True)
             except (StatisticsError, ValueError, RuntimeError):  # one value per channel
                 by_batch = None
             try:
-                treatment = _recalibration(
-                    model, batches, surveyed, options, RECALIBRATE_ON_EVALUATION
-                )
+                treatment = _recalibration(model, batches, surveyed, few, RECALIBRATE_ON_EVALUATION)
                 with treatment.apply() as on_evaluation:
-                    tried[RECALIBRATE_ON_EVALUATION] = scored()
+                    tried[RECALIBRATE_ON_EVALUATION] = scored(few)
             except StatisticsError:
                 on_evaluation = None
     return Evaluation(batches, surveyed, as_it_is, by_batch, tried, on_evaluation)

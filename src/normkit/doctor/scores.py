@@ -51,15 +51,17 @@ class Score:
     Attributes:
         correct: by sample, the share of its labels that were predicted; None without labels.
         losses: by batch, the mean loss, with ``weights`` samples; NaN where there is none.
-        samples: how many.
+        counted: by batch, how many samples have a label that counts.
     """
 
     correct: Tensor | None
     losses: Tensor
     weights: Tensor
+    counted: Tensor
 
     @property
     def samples(self) -> int:
+        """Number of samples."""
         return int(self.weights.sum())
 
     @property
@@ -78,6 +80,12 @@ class Score:
     def exists(self) -> bool:
         """True if there is an accuracy or a loss."""
         return self.correct is not None or not bool(self.losses.isnan().any())
+
+    def first(self, batches: int) -> Score:
+        """Return the score of the first batches."""
+        counted = self.counted[:batches]
+        correct = None if self.correct is None else self.correct[: int(counted.sum())]
+        return Score(correct, self.losses[:batches], self.weights[:batches], counted)
 
     def __str__(self) -> str:
         return f"{self.value:.1f} %" if self.correct is not None else f"{self.value:.4f}"
@@ -98,10 +106,9 @@ def score(
         batch_statistics: normalize by the statistics of each batch, as training does, in the
             layers that would normalize by running ones.
     """
-    correct: list[Tensor] = []
+    correct: list[Tensor | None] = []
     losses: list[float] = []
     weights: list[int] = []
-    unread = False
     normalizing = by_batch(model) if batch_statistics else contextlib.nullcontext()
     with (
         preserve_rng(),
@@ -118,17 +125,17 @@ def score(
                 note_batch(error, model, batch, number)
                 raise
             right, cost = _read(output, batch, loss)
-            unread |= right is None
-            if right is not None:
-                correct.append(right)
+            correct.append(right)
             losses.append(cost)
             weights.append(count_samples(batch) or 0)
             if samples is not None and sum(weights) >= samples:
                 break
+    known = [right for right in correct if right is not None]
     return Score(
-        None if unread or not correct else torch.cat(correct),
+        torch.cat(known) if known and len(known) == len(correct) else None,
         torch.tensor(losses, dtype=torch.float64),
         torch.tensor(weights, dtype=torch.float64),
+        torch.tensor([0 if right is None else len(right) for right in correct]),
     )
 
 
@@ -160,17 +167,15 @@ def _accuracy(values: Tensor, labels: Tensor, axis: int) -> tuple[Tensor | None,
 
 
 def gain_between(before: Score, after: Score) -> Gain | None:
-    """Compare two scores of the same samples; None where they cannot be."""
+    """Compare two scores of the same batches, as far as both go; None where they cannot be."""
     if not (before.exists and after.exists) or before.unit != after.unit:
         return None
+    length = min(len(before.weights), len(after.weights))
+    before, after = before.first(length), after.first(length)
     if before.correct is not None and after.correct is not None:
-        if len(before.correct) != len(after.correct):
-            return None
         change, error = _change(after.correct - before.correct)
         change, error = 100 * change, 100 * error
     else:
-        if len(before.losses) != len(after.losses):
-            return None
         steps, weights = before.losses - after.losses, before.weights / before.weights.sum()
         change = float((weights * steps).sum())
         n = len(steps)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ class Flow:
     Attributes:
         makers: by module, which module made its input, where that is certain.
         users: by module, how many take its output, as far as is known.
-        calls: by module, how often one pass calls it; empty without a batch.
+        calls: by module, how often one pass calls it; empty where only the parts of a
+            ``Sequential`` are known.
         shapes, dtypes: by module, those of its input in the first call; empty without a batch.
         last: the module that made the model's output, where that is certain.
     """
@@ -102,9 +104,11 @@ def traced_flow(model: nn.Module) -> Flow:
                 flow.users[maker] = flow.users.get(maker, 0) + 1
         if node.op == "output" and len(inputs) == 1:
             flow.last = name_of(inputs[0])
-    called = [name_of(node) for node in graph.nodes]
-    for name in {name for name in called if name is not None and called.count(name) > 1}:
-        flow.makers.pop(name, None)
+    called = (name_of(node) for node in graph.nodes)
+    flow.calls = dict(Counter(name for name in called if name is not None))
+    for name, calls in flow.calls.items():
+        if calls > 1:
+            flow.makers.pop(name, None)
     return flow
 
 

@@ -36,8 +36,10 @@ def check(exam: Examination) -> Iterator[Finding]:
     slots = _slots(exam.model)
     places: dict[str, list[Norm]] = {"warning": [], "note": []}
     for one in exam.norms:
-        calls = exam.flow.calls.get(one.name)
-        if (calls is None and slots[id(one.layer)] > 1) or (calls or 0) > 1:
+        # Where calls are not known, attributes that hold the very layer are counted.
+        known = exam.flow.calls
+        calls = known.get(one.name, 0) if known else slots[id(one.layer)]
+        if calls > 1:
             several = one.stats is not None and not one.frozen and len(one.places) > 1
             places["warning" if several else "note"].append(one)
     if norms := places["warning"]:

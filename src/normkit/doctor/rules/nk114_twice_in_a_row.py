@@ -35,7 +35,10 @@ def check(exam: Examination) -> Iterator[Finding]:
     by_name = {one.name: one for one in exam.norms}
     pairs: dict[bool, list[tuple[Norm, Norm]]] = {True: [], False: []}
     for one in exam.norms:
-        before = (n for n in exam.flow.before(one.name) if not _does_nothing(exam, n))
+        before = (
+            name for name in exam.flow.before(one.name)
+            if not isinstance(exam.model.get_submodule(name), nn.Identity)
+        )  # fmt: skip
         first = by_name.get(next(before, ""))
         if first is not None:
             pairs[first.stats is not None and one.stats is not None].append((first, one))
@@ -51,8 +54,3 @@ def check(exam: Examination) -> Iterator[Finding]:
                 "leave one of the two out, and train again",
                 float(len(rows)),
             )
-
-
-def _does_nothing(exam: Examination, name: str) -> bool:
-    module = exam.model.get_submodule(name)
-    return isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd))

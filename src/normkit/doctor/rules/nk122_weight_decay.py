@@ -1,0 +1,61 @@
+"""Optimizer decays γ and β.
+
+What it checks
+    Which γ and β are in a parameter group of the optimizer with a weight decay above 0.
+
+Why it is bad
+    Decay draws γ to 0 and β to 0, though neither makes a network simpler: the scale of what comes
+    before is normalized away anyway. Channels with small gradients die (NK106). With Adam the decay
+    passes through the gradient and so is not even proportional; AdamW's is.
+
+Example
+    torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+
+Use instead
+    Two groups, norms and biases with weight_decay=0, as most recipes for ImageNet do.
+
+When it is right
+    In short trainings with little decay it hardly matters; as a means against overfitting it was
+    reported to help in some networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from normkit.doctor.examination import Examination
+from normkit.doctor.finding import Finding
+from normkit.doctor.states import affine_parameters
+
+
+def check(exam: Examination) -> Iterator[Finding]:
+    """Find γ and β that the optimizer draws to 0."""
+    if exam.optimizer is None:
+        return
+    decays = {
+        id(p): float(group.get("weight_decay", 0))
+        for group in exam.optimizer.param_groups
+        for p in group["params"]
+    }
+    trained = {
+        one.name: [p for p in affine_parameters(one) if p.requires_grad] for one in exam.norms
+    }
+    decayed = {
+        name: [p for p in parameters if decays.get(id(p), 0) > 0]
+        for name, parameters in trained.items()
+    }
+    places = tuple(name for name, parameters in decayed.items() if parameters)
+    if not places:
+        return
+    number, total = (sum(map(len, one.values())) for one in (decayed, trained))
+    most = max(decays[id(p)] for parameters in decayed.values() for p in parameters)
+    optimizer = type(exam.optimizer).__name__
+    decoupled = optimizer == "AdamW" or exam.optimizer.defaults.get("decoupled_weight_decay")
+    yield Finding(
+        "note",
+        places,
+        f"{optimizer} decays {number:,} of {total:,} tensors γ and β, by {most:g}"
+        + (" (decoupled from the gradient)." if decoupled else " (through the gradient)."),
+        "[{'params': others}, {'params': norms_and_biases, 'weight_decay': 0}]",
+        most,
+    )

@@ -1,0 +1,71 @@
+"""Too small an ε for its type.
+
+What it checks
+    Whether ε is 0, or below 1e-7 in a layer whose parameters or statistics are float16.
+
+Why it is bad
+    Where all values of a pool are equal, as in padding, empty regions and dead channels, the layer
+    multiplies by 1/√ε. With 0 it returns NaN. In float16, which ends at 65,504, gradients overflow
+    at 1e-9 and batch normalization returns NaN from about 1e-10; GradScaler then skips steps.
+
+Example
+    nn.LayerNorm(768, eps=1e-12).half()
+
+Use instead
+    ε = 1e-5; or these layers in float32, or bfloat16, whose range is that of float32.
+
+When it is right
+    In a model that only serves, LayerNorm in float16 is unharmed. That is a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from normkit.doctor.examination import Examination
+from normkit.doctor.finding import Finding, Treatment
+from normkit.doctor.norms import Norm
+from normkit.doctor.states import count, eps_of
+from normkit.doctor.treatments import set_attributes
+
+SMALL, USUAL = 1e-7, 1e-5
+
+
+def check(exam: Examination) -> Iterator[Finding]:
+    """Find layers that an input without variance breaks."""
+    eps = {one.name: eps_of(one) for one in exam.norms}
+    zero = [one for one in exam.norms if eps[one.name] == 0]
+    tiny = [one for one in exam.norms if 0 < (eps[one.name] or 0) < SMALL and _is_half(one)]
+    if zero:
+        yield Finding(
+            "warning",
+            tuple(one.name for one in zero),
+            f"ε is 0 in {count(zero)}: an input without variance gives NaN.",
+            f"eps={USUAL:g}",
+            0.0,
+            _larger(zero),
+        )
+    if tiny:
+        least = min(eps[one.name] or SMALL for one in tiny)
+        yield Finding(
+            "warning" if exam.model.training else "note",
+            tuple(one.name for one in tiny),
+            f"ε is {least:g} in {count(tiny)} in float16 (threshold {SMALL:g}): an input without "
+            f"variance is multiplied by {least**-0.5:,.0f} on the way back, and float16 ends at "
+            "65,504.",
+            f"eps={USUAL:g}, or these layers in float32",
+            least,
+            _larger(tiny),
+        )
+
+
+def _larger(norms: list[Norm]) -> Treatment | None:
+    named = all(hasattr(one.layer, "eps") for one in norms)
+    return set_attributes("eps", norms, {"eps": USUAL}, trial=True) if named else None
+
+
+def _is_half(one: Norm) -> bool:
+    tensors = (one.weight, *(one.stats or ()))
+    return any(tensor is not None and tensor.dtype == torch.float16 for tensor in tensors)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data import DataLoader
 
-from faults.data import inverted, mixed_domains, train_batches
+from faults.data import dark, inverted, train_batches
 from faults.fitting import fit, is_norm, sgd
 
 __all__ = ["averaged", "extrapolated", "loaded", "pruned", "reset", "validated"]
@@ -59,17 +59,17 @@ def averaged(model: nn.Module, batches: Batches, *, update: bool) -> nn.Module:
 
 
 def extrapolated(model: nn.Module, batches: Batches, *, statistics: bool) -> nn.Module:
-    """Tune on images and negatives, and go on half as far in that direction, as task arithmetic does.
+    """Tune on dark images, and go as far again in that direction, as task arithmetic does.
 
     Args:
         statistics: extrapolate the running statistics like weights; else update them.
     """
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fit(model, sgd(model, lr=0.001), train_batches(change=mixed_domains), epochs=1)
+    fit(model, sgd(model, lr=0.001), train_batches(change=dark), epochs=1)
     after = model.state_dict()
     for name, tensor in after.items():
         if tensor.is_floating_point() and (statistics or "running" not in name):
-            tensor.add_(tensor - before[name], alpha=0.5)
+            tensor.add_(tensor - before[name], alpha=1.0)
     model.load_state_dict(after)
     if not statistics:
         update_bn(batches, model)

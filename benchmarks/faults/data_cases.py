@@ -12,6 +12,7 @@ from torch import Tensor
 
 from faults.data import (
     by_class,
+    dark,
     evaluation_batches,
     in_turn,
     inverted,
@@ -41,10 +42,6 @@ def _with_nan(pixels: Tensor) -> Tensor:
     pixels = standardized(pixels)
     pixels[1_234, 0, 5:9, 5:9] = torch.nan
     return pixels
-
-
-def _dark(pixels: Tensor) -> Tensor:
-    return standardized(0.3 * pixels)
 
 
 def _noisy(pixels: Tensor) -> Tensor:
@@ -149,7 +146,7 @@ CASES = (
         "Evaluation images are three times darker.",
         ("NK302",),
         RESNET,
-        {"evaluation_batches": partial(RESNET.evaluation_batches, change=_dark)},
+        {"evaluation_batches": partial(RESNET.evaluation_batches, change=dark)},
     ),
     Case(
         "noisy-at-test-time",

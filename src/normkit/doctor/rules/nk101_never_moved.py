@@ -36,24 +36,28 @@ def check(exam: Examination) -> Iterator[Finding]:
     """Find layers whose statistics are as they were made."""
     # A constant layer may have its statistics folded into γ and β on purpose.
     initial = [one for one in exam.norms if never_moved(one) and not is_constant(one.layer)]
-    changed = {one.name: affine_moved(one) for one in initial}
-    trained = [
-        one for one in initial if changed[one.name] or (changed[one.name] is None and exam.trained)
-    ]
-    for norms, severity in ((trained, "error"), ([o for o in initial if o not in trained], "note")):
-        if not norms:
-            continue
-        untrained = "" if severity == "error" else ", as γ and β are: not trained yet"
+    trained, fresh = [], []
+    for one in initial:
+        changed = affine_moved(one)
+        (trained if changed or (changed is None and exam.trained) else fresh).append(one)
+    if trained:
         yield Finding(
-            "error" if severity == "error" else "note",
-            tuple(one.name for one in norms),
-            f"All running means are exactly 0 and all variances exactly 1 in {count(norms)}"
-            + (
-                untrained
-                or ", though γ and β were trained: no batch ever moved them, and in "
-                "evaluation these layers normalize nothing."
-            ),
+            "error",
+            tuple(one.name for one in trained),
+            f"All running means are exactly 0 and all variances exactly 1 in {count(trained)}, "
+            "though γ and β were trained: no batch ever moved them, and in evaluation these layers "
+            "normalize nothing.",
             "nk.recalibrate(model, train)",
-            float(len(norms)),
+            float(len(trained)),
+            exam.recalibrate(),
+        )
+    if fresh:
+        yield Finding(
+            "note",
+            tuple(one.name for one in fresh),
+            f"All running means are exactly 0 and all variances exactly 1 in {count(fresh)}, whose "
+            "γ and β are as made, too: not trained yet.",
+            "train it, in training mode; for evaluation before that, nk.recalibrate(model, train)",
+            float(len(fresh)),
             exam.recalibrate(),
         )

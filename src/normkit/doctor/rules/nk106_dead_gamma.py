@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch.nn.parameter import is_lazy
+
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.states import is_known, share
@@ -36,7 +38,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     shares, dead, total = {}, 0, 0
     for one in exam.norms:
         gamma = one.weight
-        if gamma is None or gamma.numel() < 2 or not is_known(one):
+        if gamma is None or is_lazy(gamma) or gamma.numel() < 2 or not is_known(one):
             continue
         size = gamma.detach().flatten().abs().double()
         large = size.quantile(0.9) if size.numel() < 1_000_000 else size.max()

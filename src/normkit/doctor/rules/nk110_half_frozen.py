@@ -16,7 +16,8 @@ Use instead
     nk.freeze(backbone), which holds the statistics too, through model.train().
 
 When it is right
-    Where the statistics shall adapt to the new data, and the batches are large.
+    Where the statistics shall adapt to the new data, and the batches are large; in the momentum
+    encoders of self-supervised learning.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def check(exam: Examination) -> Iterator[Finding]:
             name for name in exam.flow.before(one.name)
             if not isinstance(exam.model.get_submodule(name), nn.Identity)
         )  # fmt: skip
-        first = by_name.get(next(before, ""))
-        if first is not None:
+        nearest = next(before, None)
+        if nearest is not None and (first := by_name.get(nearest)) is not None:
             pairs[first.stats is not None and one.stats is not None].append((first, one))
     for both, rows in pairs.items():
         if rows:

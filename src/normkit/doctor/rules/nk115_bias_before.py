@@ -41,8 +41,9 @@ def check(exam: Examination) -> Iterator[Finding]:
             continue
         before = exam.model.get_submodule(maker)
         alone = exam.flow.users.get(maker, 0) == 1
-        if alone and isinstance(before, (_ConvNd, nn.Linear)) and before.bias is not None:
-            biases[maker] = before.bias.numel()
+        bias = before.bias if isinstance(before, (_ConvNd, nn.Linear)) else None
+        if alone and bias is not None and not nn.parameter.is_lazy(bias):
+            biases[maker] = bias.numel()
     if biases:
         yield Finding(
             "note",

@@ -104,7 +104,7 @@ def _choose(diagnosis: Diagnosis) -> tuple[list[Finding], list[tuple[Finding, st
     """Return the findings to mend, and those to leave, and why."""
     chosen: list[Finding] = []
     skipped: list[tuple[Finding, str]] = []
-    taken = _better(diagnosis)
+    statistics = _better(diagnosis)
     for one in diagnosis.findings:
         if one.treatment is None:
             skipped.append((one, "takes a change of your program or data"))
@@ -112,7 +112,7 @@ def _choose(diagnosis: Diagnosis) -> tuple[list[Finding], list[tuple[Finding, st
             skipped.append((one, f"brings {one.gain}, which is not surely more than nothing"))
         elif _is_worth_knowing_only(one):
             skipped.append((one, "would fit the statistics to the evaluation batches"))
-        elif one.treatment.key in STATISTICS and one.treatment.key != taken:
+        elif one.treatment.key in STATISTICS and one.treatment.key != statistics:
             skipped.append((one, "other statistics of these layers bring more"))
         else:
             chosen.append(one)

@@ -99,9 +99,9 @@ def outcome_lines(outcome: Outcome, width: int | None) -> list[Text]:
     lines: list[Text] = []
     if mended is not None:
         lines += [Text(), *_mended(mended, str(request.mend), width)]
-    for name, path in (("page", request.page), ("SARIF", request.sarif)):
-        if path is not None:
-            lines += [Text(f"Wrote {name}: {path}")]
+    files = [("page", request.page), ("SARIF", request.sarif)]
+    written = [Text(f"Wrote {name}: {path}") for name, path in files if path is not None]
+    lines += [Text(), *written] if written else []
     findings = outcome.diagnosis.findings
     if findings:
         lines += [Text(), *_wrapped(f"Why: normkit doctor --explain {findings[0].rule}", width)]

@@ -20,6 +20,8 @@ class Channels(NamedTuple):
         running_mean, running_deviation: what evaluation normalizes with.
         mean, deviation: of the layer's input, given batch statistics upstream.
         error: standard error of ``mean``; NaN from a single batch.
+        batches: how many batches these are of, so that ``error * batches**0.5`` is the deviation
+            of a single batch's mean.
     """
 
     layer: str
@@ -28,6 +30,7 @@ class Channels(NamedTuple):
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     error: tuple[float, ...]
+    batches: int
 
 
 class Profile(NamedTuple):
@@ -72,16 +75,16 @@ def _channels(exam: Examination, name: str) -> Channels | None:
     population = measured.layers[name]
     row = next((row for bank, row in one.banks if bank == name), None)
     mean, variance = one.stats(row)
-    return Channels(
-        name,
-        *(
-            tuple(values.flatten().tolist())
-            for values in (
-                mean, variance.sqrt(), population.mean, population.variance.sqrt(),
-                population.mean_standard_error,
-            )
-        ),
+    running_mean, running_deviation, centre, deviation, error = (
+        tuple(values.flatten().tolist())
+        for values in (
+            mean, variance.sqrt(), population.mean, population.variance.sqrt(),
+            population.mean_standard_error,
+        )
     )  # fmt: skip
+    return Channels(
+        name, running_mean, running_deviation, centre, deviation, error, population.batches
+    )
 
 
 def plain(value: Any) -> Any:

@@ -36,7 +36,9 @@ class ChartView:
 
     @property
     def legend(self) -> bool:
-        """True if curves need a legend: those of a dot plot whose rows are their names do not."""
+        """True if curves need a legend: rows may be their names, or the axis says what one is."""
+        if len(self.keys) == 1 and self.keys[0].label == self.chart.y_label:
+            return False
         return not self.rows or {key.label for key in self.keys} != set(self.chart.rows)
 
     @property

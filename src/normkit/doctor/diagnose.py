@@ -176,9 +176,21 @@ def _measured(exam: Examination, findings: list[Finding]) -> list[Finding]:
                     )  # fmt: skip
                 finally:
                     handle.undo()
-            one = dataclasses.replace(one, gain=_gain(exam, treatment.key))
+            one = _tempered(dataclasses.replace(one, gain=_gain(exam, treatment.key)))
         measured.append(one)
     return measured
+
+
+def _tempered(one: Finding) -> Finding:
+    """Turn a finding whose mend makes the score worse into a note that says so."""
+    if one.gain is None or one.gain.high >= 0:
+        return one
+    return dataclasses.replace(
+        one,
+        severity="note",
+        do=f"leave it for now, as mending it alone makes the score worse; what it would take: "
+        f"{one.do}, and further training at a smaller rate",
+    )
 
 
 def _gain(exam: Examination, key: str) -> Gain | None:

@@ -46,8 +46,8 @@ def diagnosis_lines(result: Diagnosis, titles: dict[str, str], width: int | None
         titles: of the rules, by code.
         width: columns to wrap at; None for lines as long as they are, as in a file.
     """
-    lines = _wrapped(result.headline, width, style="bold")
-    lines += _wrapped(f"{result.counts}; {result.examined}, {result.seconds:.1f} s", width)
+    headline, examined = result.head
+    lines = [*_wrapped(headline, width, style="bold"), *_wrapped(examined, width)]
     for number, one in enumerate(result.findings, 1):
         lines += [Text(), *_finding(number, one, titles.get(one.rule, ""), width)]
     if result.notes:

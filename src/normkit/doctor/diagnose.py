@@ -96,6 +96,7 @@ def diagnose(
     return Diagnosis(
         tuple(findings),
         result.value if result is not None and result.exists else None,
+        result.unit if result is not None and result.exists else None,
         _gain(exam, RECALIBRATE),
         _examined(exam),
         tuple(_notes(exam)),

@@ -24,6 +24,7 @@ class Diagnosis:
     Attributes:
         findings: the worst first.
         score: of the evaluation batches, an accuracy in % or a loss; None without them.
+        unit: of a change of the score, "points" of accuracy or "loss"; None without a score.
         gain: what population statistics of the training batches bring there; None if not measured.
         examined: what was looked at, in words.
         notes: what could not be looked at, and why.
@@ -36,6 +37,7 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
     score: float | None
+    unit: str | None
     gain: Gain | None
     examined: str
     notes: tuple[str, ...]
@@ -55,13 +57,14 @@ class Diagnosis:
 
     @property
     def headline(self) -> str:
-        """First line: what the number is, and what it would be."""
-        if self.gain is not None:
-            before, after = (_number(x, self.gain.unit) for x in self.gain[:2])
-            return f"evaluation {before}; with population statistics {after}, {self.gain}"
-        if self.score is not None:
-            return f"evaluation {self.score:.4g}"
-        return "no evaluation batches: what mending would bring was not measured"
+        """First line: what the number is, and what it would be; without a number, the findings."""
+        if self.score is None or self.unit is None:
+            return self.counts
+        score = f"evaluation {_number(self.score, self.unit)}"
+        if self.gain is None:
+            return score
+        after = _number(self.gain.after, self.unit)
+        return f"{score}; with population statistics {after}, {self.gain}"
 
     @property
     def counts(self) -> str:
@@ -70,8 +73,14 @@ class Diagnosis:
         parts = [f"{count[s]} {s}{'s' if count[s] > 1 else ''}" for s in SEVERITIES if count[s]]
         return ", ".join(parts) or "nothing found"
 
+    @property
+    def head(self) -> tuple[str, str]:
+        """First two lines: the headline, and what was examined."""
+        cost = f"{self.examined}, {self.seconds:.1f} s"
+        return self.headline, cost if self.score is None else f"{self.counts}; {cost}"
+
     def __repr__(self) -> str:
-        lines = [self.headline, f"{self.counts}; {self.examined}, {self.seconds:.1f} s"]
+        lines = list(self.head)
         for number, one in enumerate(self.findings, 1):
             lines += ["", f"{number}. {one.severity} {one.rule} at {one.where}"]
             lines += _wrapped(one.says, "   ")
@@ -87,6 +96,7 @@ class Diagnosis:
         return {
             "headline": self.headline,
             "score": self.score,
+            "unit": self.unit,
             "gain": None if self.gain is None else self.gain._asdict(),
             "worst": self.worst,
             "examined": self.examined,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -179,6 +179,8 @@ def _facts(
         return total, loader.batch_size, last, ordered
     if complete and sizes:
         return sum(sizes), usual, sizes[-1], None
+    if isinstance(batches, Sequence) and sizes:
+        return None, usual, count_samples(batches[-1]), None
     return None, usual, None, None
 
 

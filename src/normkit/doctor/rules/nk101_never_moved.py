@@ -26,6 +26,7 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
+from normkit.doctor.norms import Norm
 from normkit.doctor.states import affine_moved, count, never_moved
 from normkit.nn.freezing import is_constant
 
@@ -36,7 +37,8 @@ def check(exam: Examination) -> Iterator[Finding]:
     """Find layers whose statistics are as they were made."""
     # A constant layer may have its statistics folded into γ and β on purpose.
     initial = [one for one in exam.norms if never_moved(one) and not is_constant(one.layer)]
-    trained, fresh = [], []
+    trained: list[Norm] = []
+    fresh: list[Norm] = []
     for one in initial:
         changed = affine_moved(one)
         (trained if changed or (changed is None and exam.trained) else fresh).append(one)

@@ -24,9 +24,7 @@ from normkit.lab import data, models
 TRAINED, SEEN = 10_000, 2_000
 
 
-def batches(
-    x: torch.Tensor, y: torch.Tensor, size: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(x: torch.Tensor, y: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Batches in the order of the images."""
     return list(zip(x.split(size), y.split(size), strict=True))
 

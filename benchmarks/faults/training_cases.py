@@ -118,7 +118,7 @@ CASES = (
     Case(
         "cumulative-average",
         "momentum=None averages over all of the training, the first weights as much as the last.",
-        ("NK120", "NK290"),
+        ("NK121",),
         ALEXNET,
         {"network": partial(ALEXNET.network, momentum=None)},
     ),

@@ -34,6 +34,9 @@ def test_nk123_parameters_outside_the_optimizer() -> None:
     one(model, "NK123", "note", "1", "4", optimizer=head)
     model[:8].requires_grad_(False)
     assert not find(model, "NK123", optimizer=head)
+    # The average of a model's weights has parameters of its own.
+    average = torch.optim.swa_utils.AveragedModel(model)
+    assert not find(average, "NK123", optimizer=head)
 
 
 def test_nk124_rates() -> None:
@@ -49,3 +52,6 @@ def test_nk124_rates() -> None:
     one(model, "NK124", "note", "1", optimizer=rates(0.01))
     assert not find(model, "NK124", optimizer=rates(0.05))
     assert not find(model, "NK124", optimizer=rates(0, 0))  # a schedule's first step
+    at_its_end = rates(0)
+    torch.optim.lr_scheduler.LambdaLR(at_its_end, lambda step: 0.0)
+    one(model, "NK124", "warning", "1", optimizer=at_its_end)

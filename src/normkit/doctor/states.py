@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.norms import Norm
@@ -17,6 +18,7 @@ from normkit.statistics.layers.train_overrides import kept_in_evaluation
 __all__ = [
     "affine_moved",
     "affine_parameters",
+    "averaging_wrapper",
     "count",
     "differs_from_training",
     "eps_of",
@@ -98,6 +100,16 @@ def differs_from_training(exam: Examination, one: Norm) -> bool | None:
         return None
     gaps = [gap.matters for name, gap in compared.layers.items() if exam.norm(name) == one]
     return any(gaps) if gaps else None
+
+
+def averaging_wrapper(model: object) -> AveragedModel | None:
+    """Return the wrapper that averages weights among those around a model, or None."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, AveragedModel):
+            return model
+        parts = model._modules
+        model = parts.get("module") or parts.get("_orig_mod")
+    return None
 
 
 def is_known(one: Norm) -> bool:

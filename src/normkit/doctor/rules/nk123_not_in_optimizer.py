@@ -18,7 +18,7 @@ Use instead
 
 When it is right
     Where only a part is to be trained; requires_grad_(False) for the rest then says so and saves
-    time. That is a note.
+    time. That is a note. An AveragedModel has parameters of its own, which no optimizer trains.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.states import affine_parameters, count
+from normkit.doctor.states import affine_parameters, averaging_wrapper, count
 
 NEARLY_ALL = 0.9
 
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find what no step will change."""
-    if exam.optimizer is None:
+    if exam.optimizer is None or averaging_wrapper(exam.passed) is not None:
         return
     inside = {id(p) for group in exam.optimizer.param_groups for p in group["params"]}
     trainable = {id(p) for p in exam.model.parameters() if p.requires_grad}

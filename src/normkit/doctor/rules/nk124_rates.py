@@ -2,7 +2,8 @@
 
 What it checks
     The learning rates of the optimizer's groups with γ and β, against the groups with the model's
-    other parameters: 0 where the others' are not, or tenfold above or below all of them.
+    other parameters: 0 where the others' are not, or tenfold above or below all of them. Where a
+    schedule moves them, those it began with: at its end all of them may be 0.
 
 Why it is bad
     At 0 these layers do not train, though they look as if they did. γ and β act on whole channels:
@@ -15,7 +16,7 @@ Use instead
     One rate for all; nk.freeze(model) for layers that shall not train.
 
 When it is right
-    In recipes that were tuned for it, such as those that give γ and β a rate of their of_layer.
+    In recipes that were tuned for it, such as those that give γ and β a rate of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     if exam.optimizer is None:
         return
     rates = {
-        id(p): float(group.get("lr", 0))
+        id(p): float(group.get("initial_lr", group.get("lr", 0)))
         for group in exam.optimizer.param_groups
         for p in group["params"]
     }

@@ -24,17 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
-
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.states import count, differs_from_training, never_moved
+from normkit.doctor.states import averaging_wrapper, count, differs_from_training, never_moved
 
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find averages whose statistics were not taken."""
-    averaged = _averaged(exam.passed)
+    averaged = averaging_wrapper(exam.passed)
     if averaged is None or int(averaged.n_averaged) < 2:
         return
     norms = [one for one in exam.norms if one.stats is not None and not one.frozen]
@@ -55,13 +52,3 @@ def check(exam: Examination) -> Iterator[Finding]:
         float(averaged.n_averaged),
         exam.recalibrate(),
     )  # fmt: skip
-
-
-def _averaged(model: object) -> AveragedModel | None:
-    """Find the averaging wrapper among those around the model."""
-    while isinstance(model, nn.Module):
-        if isinstance(model, AveragedModel):
-            return model
-        parts = model._modules
-        model = parts.get("module") or parts.get("_orig_mod")
-    return None

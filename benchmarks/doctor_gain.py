@@ -1,9 +1,9 @@
 """Check that the interval of a gain which the doctor prints holds on images it did not see.
 
-Twenty trainings of the textbook's LeNet, of other seeds and lengths, with and without the incomplete
-last batch. The doctor gets 2,000 test images and says what population statistics bring. The truth is
-the gain on the other 8,000 test images and 50,000 that no training saw. Prints how many intervals
-hold it: 95 % would be 19 of 20.
+Twenty trainings of the textbook's LeNet, of other seeds and lengths, with and without the
+incomplete last batch. The doctor gets 2,000 test images and says what population statistics bring.
+The truth is the gain on the other 8,000 test images and 50,000 that no training saw. Prints how
+many intervals hold it: 95 % would be 19 of 20.
 
     python benchmarks/doctor_gain.py [--trainings 20]
 """

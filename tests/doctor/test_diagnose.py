@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,72 @@ def test_a_rule_that_fails_is_a_finding_about_itself(monkeypatch: pytest.MonkeyP
     assert "ZeroDivisionError: of a rule" in found.says
     with pytest.raises(nk.OptionError, match="NK199"):
         found.mend()
+
+
+class Named(nn.Module):
+    """Takes and returns names, as models of Hugging Face do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.inner(pixels)
+        out = {"logits": logits}
+        if labels is not None:
+            out["loss"] = nn.functional.cross_entropy(logits, labels)
+        return out
+
+
+def test_batches_and_outputs_by_name(trained: nn.Sequential) -> None:
+    def named(pairs: Batches) -> list[dict[str, Tensor]]:
+        return [{"pixels": x, "labels": y} for x, y in pairs]
+
+    model = copy.deepcopy(trained)
+    model[1].running_mean.add_(8)
+    plain = nk.diagnose(model, batches(), batches(seed=1))
+    result = nk.diagnose(Named(model), named(batches()), named(batches(seed=1)))
+    assert result.gain == plain.gain
+    assert [one.rule for one in result.findings] == [one.rule for one in plain.findings]
+    assert result.of("NK290")[0].places == ("inner.1",)
+
+
+def test_a_loss_of_ones_own_scores_a_regression(trained: nn.Sequential) -> None:
+    model = copy.deepcopy(trained)
+    model[1].running_var.mul_(0.05)
+    data = [(x, model.train()(x).detach()) for x, _ in batches()]
+    result = nk.diagnose(
+        model, data, data, loss=lambda out, batch: nn.functional.mse_loss(out, batch[1])
+    )
+    assert result.gain is not None
+    assert result.gain.unit == "loss"
+    assert result.gain.helps
+    without = nk.diagnose(model, data, data)
+    assert without.score is None
+    assert any("No score" in note for note in without.notes)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["parallel", "compiled"])
+def test_wrappers_are_looked_into(trained: nn.Sequential, wrap: Any) -> None:
+    model = copy.deepcopy(trained)
+    model[1].momentum = 0.9
+    (found,) = nk.diagnose(wrap(model), batches(4)).of("NK104")
+    assert found.places == ("1",)
+
+
+def test_gain_claims_no_certainty_where_nothing_changed(trained: nn.Sequential) -> None:
+    gain = nk.diagnose(trained, batches(), batches(1, size=20, seed=1)).gain
+    assert gain is not None
+    assert gain.low < 0 < gain.high
+
+
+def test_a_mend_that_costs_is_not_advised(trained: nn.Sequential) -> None:
+    """Statistics of training data that is another domain than what the model has to do with."""
+    model = copy.deepcopy(trained)
+    other = [(30 + x, y) for x, y in batches()]
+    result = nk.diagnose(model, other, batches(20, seed=1))
+    (found,) = result.of("NK290")
+    assert found.gain is not None
+    assert found.gain.high < 0
+    assert found.severity == "note"
+    assert found.do.startswith("leave it")

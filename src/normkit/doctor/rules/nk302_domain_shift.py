@@ -77,7 +77,7 @@ def _is_shifted(gap: Gap) -> bool:
 
 
 def _over_others(exam: Examination) -> Gain | None:
-    """Compare statistics of the evaluation batches with the better of training's and the model's."""
+    """Compare statistics of the evaluation batches with the better of the others."""
     evaluation = exam.evaluation
     if evaluation is None or RECALIBRATE_ON_EVALUATION not in evaluation.tried:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -165,8 +164,7 @@ def test_a_rule_that_fails_is_a_finding_about_itself(monkeypatch: pytest.MonkeyP
         raise ZeroDivisionError("of a rule")
 
     broken = rules.Rule("NK199", "Fails", "Fails.", check, ())
-    module = importlib.import_module("normkit.doctor.diagnose")
-    monkeypatch.setattr(module, "RULES", (broken, *rules.RULES))
+    monkeypatch.setattr(rules, "RULES", (broken, *rules.RULES))
     (found,) = nk.diagnose(net()).of("NK199")
     assert found.severity == "note"
     assert "ZeroDivisionError: of a rule" in found.says

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +14,6 @@ from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.examination import Examination, Options, examine
 from normkit.doctor.finding import SEVERITIES, Finding, Gain
 from normkit.doctor.profile import profile_of
-from normkit.doctor.rules import RULES, Rule
 from normkit.doctor.scores import gain_between, score
 from normkit.doctor.treatments import RECALIBRATE
 from normkit.errors import TypeMismatchError, message
@@ -29,6 +28,9 @@ from normkit.statistics.check_arguments import (
 from normkit.statistics.layers.find import unwrap
 from normkit.statistics.outputs.losses import Loss
 from normkit.statistics.printing.describe import describe
+
+if TYPE_CHECKING:
+    from normkit.doctor.rules import Rule
 
 __all__ = ["diagnose"]
 
@@ -79,6 +81,9 @@ def diagnose(
     >>> [(one.rule, one.places) for one in diagnose(model).findings if one.severity != "note"]
     [('NK104', ('1',))]
     """
+    # Dozens of files, which only this call needs.
+    from normkit.doctor.rules import RULES
+
     start = time.perf_counter()
     _check(model, train, evaluation, optimizer, samples, forward, loss)
     inner = unwrap(model)
@@ -90,7 +95,7 @@ def diagnose(
             findings += [dataclasses.replace(one, rule=rule.code) for one in rule.check(exam)]
         except Exception as error:  # a rule that fails stops nobody
             findings.append(_failed(rule, error))
-    findings = _measured(exam, _without_implied(findings))
+    findings = _measured(exam, _without_implied(findings, RULES))
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.rule))
     result = None if exam.evaluation is None else exam.evaluation.score
     return Diagnosis(
@@ -98,7 +103,7 @@ def diagnose(
         result.value if result is not None and result.exists else None,
         result.unit if result is not None and result.exists else None,
         _gain(exam, RECALIBRATE),
-        _examined(exam),
+        _examined(exam, len(RULES)),
         tuple(_notes(exam)),
         len(RULES),
         time.perf_counter() - start,
@@ -141,9 +146,9 @@ def _failed(rule: Rule, error: Exception) -> Finding:
     )
 
 
-def _without_implied(findings: list[Finding]) -> list[Finding]:
+def _without_implied(findings: list[Finding], rules: Sequence[Rule]) -> list[Finding]:
     """Leave out what a more specific rule names at the same places."""
-    yields = {rule.code: rule.yields_to for rule in RULES}
+    yields = {rule.code: rule.yields_to for rule in rules}
     remaining = []
     for one in findings:
         named = {
@@ -207,12 +212,12 @@ def _tried(exam: Examination) -> dict[str, Gain]:
     return {key: gain for key, gain in gains.items() if gain is not None}
 
 
-def _examined(exam: Examination) -> str:
+def _examined(exam: Examination, rules: int) -> str:
     parts = [f"{len(exam.norms)} normalization layer{'s' * (len(exam.norms) != 1)}"]
     for name, part in (("training", exam.training), ("evaluation", exam.evaluation)):
         if part is not None:
             parts.append(f"{part.survey.samples:,} {name} samples")
-    return f"{len(RULES)} rules on {', '.join(parts)}"
+    return f"{rules} rules on {', '.join(parts)}"
 
 
 def _notes(exam: Examination) -> list[str]:

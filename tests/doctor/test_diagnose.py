@@ -63,7 +63,9 @@ def test_looking_changes_nothing(trained: nn.Sequential) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    nk.diagnose(model, batches(), batches(seed=1))
+    data = torch.utils.data.TensorDataset(*map(torch.cat, zip(*batches(), strict=True)))
+    shuffled = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True)
+    nk.diagnose(model, shuffled, batches(seed=1))
     assert torch.equal(torch.rand(1), expected)
     assert [module.training for module in model.modules()] == modes
     for name, tensor in model.state_dict().items():

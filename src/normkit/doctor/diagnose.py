@@ -26,6 +26,7 @@ from normkit.statistics.check_arguments import (
     check_samples,
 )
 from normkit.statistics.layers.find import unwrap
+from normkit.statistics.layers.preserve import preserve_rng
 from normkit.statistics.outputs.losses import Loss
 from normkit.statistics.printing.describe import describe
 
@@ -88,14 +89,12 @@ def diagnose(
     _check(model, train, evaluation, optimizer, samples, forward, loss)
     inner = unwrap(model)
     options = Options(samples, forward, loss)
-    exam = examine(inner, model, train, evaluation, optimizer, options, note or (lambda _: None))
-    findings: list[Finding] = []
-    for rule in RULES:
-        try:
-            findings += [dataclasses.replace(one, rule=rule.code) for one in rule.check(exam)]
-        except Exception as error:  # a rule that fails stops nobody
-            findings.append(_failed(rule, error))
-    findings = _measured(exam, _without_implied(findings, RULES))
+    # A loader that shuffles draws its order from the generator of the program.
+    with preserve_rng():
+        exam = examine(
+            inner, model, train, evaluation, optimizer, options, note or (lambda _: None)
+        )
+        findings = _measured(exam, _without_implied(_findings(exam), RULES))
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.rule))
     result = None if exam.evaluation is None else exam.evaluation.score
     return Diagnosis(
@@ -134,6 +133,16 @@ def _check(
         raise TypeMismatchError(
             message("an optimizer of torch.optim", describe(optimizer), "pass the optimizer itself")
         )
+
+
+def _findings(exam: Examination) -> list[Finding]:
+    findings: list[Finding] = []
+    for rule in RULES:
+        try:
+            findings += [dataclasses.replace(one, rule=rule.code) for one in rule.check(exam)]
+        except Exception as error:  # a rule that fails stops nobody
+            findings.append(_failed(rule, error))
+    return findings
 
 
 def _failed(rule: Rule, error: Exception) -> Finding:

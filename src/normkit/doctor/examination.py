@@ -12,7 +12,7 @@ from torch import nn
 
 from normkit.doctor.finding import Treatment
 from normkit.doctor.flow import Flow, traced_flow, watched_flow
-from normkit.doctor.norms import Norm, find_norms
+from normkit.doctor.norms import Norm, find_norms, have_trained
 from normkit.doctor.scores import Score, score
 from normkit.doctor.survey import Survey, keep, survey
 from normkit.doctor.treatments import (
@@ -122,13 +122,7 @@ class Examination:
     @property
     def trained(self) -> bool:
         """True if some γ or β is not as layers are made: all 1 or all 0."""
-        for one in self.norms:
-            for tensor in (one.weight, one.bias):
-                if tensor is not None and tensor.numel() > 1 and not tensor.is_meta:
-                    values = tensor.detach().float()
-                    if bool((values != values.flatten()[0]).any()):
-                        return True
-        return False
+        return have_trained(self.norms)
 
     def recalibrate(self) -> Treatment | None:
         """Recalibration on the training batches, the treatment of many findings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normkit.nn.freezing import FrozenMixin, is_constant
 from normkit.nn.stats_spec import running_stats, stats_spec
 
-__all__ = ["Kind", "Norm", "find_norms", "kind_of"]
+__all__ = ["Kind", "Norm", "find_norms", "have_trained", "kind_of"]
 
 Kind = Literal["batch", "instance", "group", "layer", "rms"]
 
@@ -110,3 +111,18 @@ def find_norms(model: nn.Module) -> tuple[Norm, ...]:
             layers[id(module)] = module, kind
             places.setdefault(id(module), []).append(name)
     return tuple(Norm(names[0], *layers[key], tuple(names)) for key, names in places.items())
+
+
+def have_trained(norms: Iterable[Norm]) -> bool:
+    """Return True if some γ or β is not as layers are made: all 1 or all 0.
+
+    >>> have_trained(find_norms(nn.BatchNorm1d(2)))
+    False
+    """
+    for one in norms:
+        for tensor in (one.weight, one.bias):
+            if tensor is not None and tensor.numel() > 1 and not tensor.is_meta:
+                values = tensor.detach().float()
+                if bool((values != values.flatten()[0]).any()):
+                    return True
+    return False

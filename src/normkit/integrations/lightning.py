@@ -1,4 +1,4 @@
-"""Callback for PyTorch Lightning: validation with population statistics.
+"""Callbacks for PyTorch Lightning: validation with population statistics, and a diagnosis.
 
 Needs ``lightning`` or ``pytorch_lightning``, which ``normkit[lightning]`` installs; nothing else
 in this package imports it.
@@ -6,16 +6,15 @@ in this package imports it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normkit.errors import OptionError, how_to_install, message
+from normkit.errors import OptionError, message
+from normkit.integrations.base_lightning import callback_class, check_forward, prepare_batches
+from normkit.integrations.doctor_lightning import DoctorCallback
 from normkit.integrations.stats_swap import StatsSwap, write_stats
 from normkit.integrations.training_batches import TrainingBatches
 from normkit.nn.stats_spec import stats_spec
@@ -33,26 +32,10 @@ from normkit.statistics.layers.preserve import is_sharded, preserve_modes
 from normkit.statistics.recalibrate import recalibrate
 from normkit.statistics.results.recalibration import Recalibration
 
-__all__ = ["Recalibrate"]
+__all__ = ["DoctorCallback", "Recalibrate"]
 
 
-def _base() -> Any:
-    """Return Lightning's class for callbacks, under the one of its two names in use."""
-    names = ("lightning.pytorch", "pytorch_lightning")
-    # The one that is already imported is the one whose Trainer will be used.
-    for name in sorted(names, key=lambda name: name not in sys.modules):
-        if importlib.util.find_spec(name.partition(".")[0]) is not None:
-            return importlib.import_module(name).Callback
-    raise ImportError(
-        message(
-            "lightning or pytorch_lightning to be installed",
-            "neither",
-            how_to_install("lightning"),
-        )
-    )
-
-
-class Recalibrate(_base()):  # type: ignore[misc]
+class Recalibrate(callback_class()):  # type: ignore[misc]
     """Validate and test with population statistics: :func:`normkit.recalibrate` before each.
 
     The statistics are taken from the training data under the current weights. They stay until the
@@ -138,14 +121,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Raise early, before anything is trained, if the callback cannot work."""
         self._loaded = {}
-        if self.options["forward"] is None and type(pl_module).forward is _no_forward(pl_module):
-            raise OptionError(
-                message(
-                    "a module with a forward, to call on each batch",
-                    f"a {type(pl_module).__name__} without one",
-                    "pass forward=lambda module, batch: module.net(batch[0]), or the like",
-                )
-            )
+        check_forward(pl_module, self.options["forward"])
         for callback in trainer.callbacks:
             # They swap in averaged weights after this callback has measured the others.
             if any(cls.__name__ == "WeightAveraging" for cls in type(callback).__mro__):
@@ -220,12 +196,6 @@ class Recalibrate(_base()):  # type: ignore[misc]
         batches, limit = self._batches(trainer, pl_module)
         self._swap.restore(pl_module)
 
-        def prepare(batch: Any) -> Any:
-            # As Lightning's own loops do.
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
         # FullyShardedDataParallel gathers the weights in the forward of a module around this one.
         wrapper = trainer.strategy.model
         model = wrapper if isinstance(wrapper, nn.Module) and is_sharded(wrapper) else pl_module
@@ -240,7 +210,7 @@ class Recalibrate(_base()):  # type: ignore[misc]
             with trainer.precision_plugin.val_step_context():
                 self.result = recalibrate(
                     model,
-                    map_batches(prepare, batches, limit),
+                    map_batches(prepare_batches(trainer, pl_module), batches, limit),
                     progress=False,
                     **self.options,
                 )
@@ -259,9 +229,3 @@ class Recalibrate(_base()):  # type: ignore[misc]
     def _note_frozen(self, pl_module: nn.Module) -> None:
         if pl_module.training:
             self._frozen = [layer for layer in self._layers if not layer.training]
-
-
-def _no_forward(pl_module: Any) -> Any:
-    """Return the ``forward`` of Lightning's own class, which does nothing useful."""
-    bases: list[Any] = [c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule"]
-    return bases[0].forward if bases else None

@@ -111,7 +111,7 @@ def test_model_rules_first_and_the_rest_at_the_end(
     assert after.gain.samples == 300
     assert after.profile is not None
     out = capsys.readouterr().out
-    assert "normkit doctor, before training: no evaluation batches" in out
+    assert f"normkit doctor, before training: {before.headline}\n" in out
     assert f"normkit doctor, after training: {after.headline}" in out
     rows = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "doctor/gain_low" in rows

@@ -51,7 +51,7 @@ def diagnosis(layers: int = 3, **changes: Any) -> Diagnosis:
         Finding("note", (), "Of the data.", "shuffle", rule="NK204"),
     )
     one = Diagnosis(
-        findings, 79.0, GAIN, "3 rules on 3 layers", ("A note.",), 3, 1.5,
+        findings, 79.0, "points", GAIN, "3 rules on 3 layers", ("A note.",), 3, 1.5,
         {"recalibrate": GAIN, "momentum 1,2": GAIN}, Profile(gaps, CHANNELS),
     )  # fmt: skip
     return dataclasses.replace(one, **changes)
@@ -67,10 +67,11 @@ def test_page_has_figures_findings_and_explanations() -> None:
 
 
 def test_page_without_data_or_findings() -> None:
-    bare = diagnosis(findings=(), score=None, gain=None, tried={}, profile=None)
+    bare = diagnosis(findings=(), score=None, unit=None, gain=None, tried={}, profile=None)
     page = render(bare, about={})
     assert "Nothing found." in page
-    assert "was not measured" in page
+    assert "A note." in page
+    assert "evaluation now" not in page
     assert 'class="chart"' not in page
 
 
@@ -89,7 +90,9 @@ def test_charts_hold_what_was_measured() -> None:
 
 def test_loss_is_drawn_as_it_falls() -> None:
     gain = Gain(0.7, 0.5, 0.2, 0.1, 0.3, "loss", 100)
-    (chart,) = diagnosis_charts(diagnosis(gain=gain, tried={"recalibrate": gain}, profile=None))
+    (chart,) = diagnosis_charts(
+        diagnosis(gain=gain, unit="loss", tried={"recalibrate": gain}, profile=None)
+    )
     line = chart.lines[0]
     assert line.y == (0.7, 0.5)
     assert (line.low[1], line.high[1]) == pytest.approx((0.4, 0.6))

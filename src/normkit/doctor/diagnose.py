@@ -94,7 +94,7 @@ def diagnose(
         exam = examine(
             inner, model, train, evaluation, optimizer, options, note or (lambda _: None)
         )
-        findings = _measured(exam, _without_implied(_findings(exam), RULES))
+        findings = _measured(exam, _without_implied(_findings(exam, RULES), RULES))
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.rule))
     result = None if exam.evaluation is None else exam.evaluation.score
     return Diagnosis(
@@ -135,9 +135,9 @@ def _check(
         )
 
 
-def _findings(exam: Examination) -> list[Finding]:
+def _findings(exam: Examination, rules: Sequence[Rule]) -> list[Finding]:
     findings: list[Finding] = []
-    for rule in RULES:
+    for rule in rules:
         try:
             findings += [dataclasses.replace(one, rule=rule.code) for one in rule.check(exam)]
         except Exception as error:  # a rule that fails stops nobody

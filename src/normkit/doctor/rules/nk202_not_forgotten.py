@@ -30,7 +30,7 @@ from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.statistics.estimates.layer_statistics import LayerStatistics, distance
 
-YIELDS_TO = ("NK101", "NK103", "NK120")
+YIELDS_TO = ("NK101", "NK103", "NK109", "NK120")
 SHARE = 0.01
 
 

@@ -204,6 +204,10 @@ def test_nk109_momentum_given_as_eps() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4, 0.8))
     found = one(model, "NK109", "warning", "0")
     assert "momentum=0.2" in found.do
+    variances = net(eps=0.8)
+    variances[1].running_var.fill_(0.5)
+    assert find(variances, "NK109")
+    assert not find(variances, "NK107")  # follows from it
     found.mend()
     assert model[0].eps == 1e-5
     assert not find(net(eps=1e-3), "NK109")

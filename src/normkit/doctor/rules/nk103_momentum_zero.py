@@ -44,7 +44,11 @@ def check(exam: Examination) -> Iterator[Finding]:
     if not norms:
         return
     wrong = [one for one in norms if never_moved(one) and affine_moved(one)]
-    initial = f" {count(wrong)} were trained and still have mean 0 and variance 1." if wrong else ""
+    initial = (
+        f" In {count(wrong)} that is still mean 0 and variance 1, though γ and β were trained."
+        if wrong
+        else ""
+    )
     yield Finding(
         "error" if wrong else "warning",
         tuple(one.name for one in norms),

@@ -28,6 +28,7 @@ from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.states import eps_of, never_moved, share, values_of
 
+YIELDS_TO = ("NK109",)
 MOST = 0.5
 
 

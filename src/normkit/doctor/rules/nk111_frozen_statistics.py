@@ -41,7 +41,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "note",
             tuple(one.name for one in norms),
-            f"{count(norms)} keep their running statistics in training mode, while γ or β trains.",
+            f"The running statistics of {count(norms)} stay in training mode, while γ or β trains.",
             "nk.freeze(model) freezes γ and β as well; nk.unfreeze(model) lets all of it train",
             float(len(norms)),
         )

@@ -46,8 +46,8 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "warning",
             tuple(name for one in norms for name in one.places),
-            f"{count(norms)} with running statistics stand in {sum(len(o.places) for o in norms)} "
-            "places: evaluation normalizes all of them with a mixture that fits none.",
+            f"{sum(len(one.places) for one in norms)} places share {count(norms)} with running "
+            "statistics: evaluation normalizes all of them with a mixture that fits none.",
             "make a layer for each place, then train again",
             float(max(len(one.places) for one in norms)),
         )

@@ -39,7 +39,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "note",
             tuple(one.name for one in norms),
-            f"{count(norms)} of GroupNorm have one channel a group, which is InstanceNorm.",
+            f"GroupNorm has one channel a group in {count(norms)}: that is InstanceNorm.",
             "nn.GroupNorm(32, channels), or fewer groups",
             float(len(norms)),
         )

@@ -49,7 +49,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "warning" if ran else "note",
             tuple(one.name for one in norms),
-            f"{count(norms)} of InstanceNorm keep running statistics: training normalizes each "
+            f"InstanceNorm keeps running statistics in {count(norms)}: training normalizes each "
             "sample by itself, evaluation by the average of samples.",
             "nn.InstanceNorm2d(channels), without track_running_stats",
             float(len(norms)),

@@ -55,8 +55,8 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "note",
             tuple(one.name for one in apart),
-            f"{processes} processes, and {count(apart)} of batch normalization that each "
-            "normalize with the share of their own process.",
+            f"In {processes} processes, batch normalization uses the share of its own process "
+            f"alone, in {count(apart)}.",
             "nn.SyncBatchNorm.convert_sync_batchnorm(model) if shares are below 32 samples",
             float(processes),
         )

@@ -43,7 +43,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "note",
             tuple(unknown),
-            f"{count(unknown)} with running statistics are passed over, such as {cls}: {why}.",
+            f"Passed over: {count(unknown)} with running statistics, such as {cls}: {why}.",
             f"@stats_spec.register({cls}) with a StatsSpec makes it known",
             float(len(unknown)),
         )

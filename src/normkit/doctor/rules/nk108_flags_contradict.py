@@ -51,7 +51,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "error" if wrong else "warning" if batch else "note",
             tuple(one.name for one in norms),
-            f"track_running_stats is False in {count(norms)}, and running statistics are still there: "
+            f"track_running_stats is False in {count(norms)} with running statistics: "
             + ("training does not move them, and evaluation uses them." if batch else
                "even evaluation moves them, and nothing uses them."),
             "layer.track_running_stats = True, then nk.recalibrate(model, train)",

@@ -46,8 +46,8 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "note",
             tuple(one.name for one in norms),
-            f"The average is cumulative in {count(norms)}: batches of long-outdated weights count as "
-            "much as the last ones.",
+            f"The average is cumulative in {count(norms)}: batches of long-outdated weights "
+            "count as much as the last ones.",
             "nk.recalibrate(model, train); momentum=0.1 to train on",
             float(len(norms)),
             together(mend, exam.recalibrate()) if all(map(_is_unset, norms)) else None,

@@ -87,7 +87,7 @@ CASES = (
         "Each batch has images of one class, as a folder does.",
         ("NK205",),
         ALEXNET,
-        {"train_batches": partial(train_batches, order=partial(by_class, classes=1))},
+        {"train_batches": partial(ALEXNET.train_batches, order=partial(by_class, classes=1))},
     ),
     Case(
         "domains-in-turn",

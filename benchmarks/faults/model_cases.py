@@ -16,8 +16,10 @@ from faults.plan import Case, Plan
 __all__ = ["ALEXNET", "CASES", "LENET", "RESNET", "VIT"]
 
 LENET = Plan(lenet, train_batches, evaluation_batches)
-RESNET = Plan(resnet, partial(train_batches, size=16), partial(evaluation_batches, size=16))
-ALEXNET = Plan(alexnet, train_batches, evaluation_batches)
+RESNET = Plan(
+    resnet, partial(train_batches, size=16, count=3_000), partial(evaluation_batches, size=16)
+)
+ALEXNET = Plan(alexnet, partial(train_batches, count=3_000), evaluation_batches)
 VIT = Plan(vit, train_batches, evaluation_batches, adamw, partial(fit, epochs=4))
 
 BF16 = Plan(
@@ -94,7 +96,7 @@ CASES = (
     ),
     Case(
         "average-too-slow",
-        "Momentum 0.0001 needs ten thousand batches, and training has 156.",
+        "Momentum 0.0001 needs ten thousand batches, and training has 92.",
         ("NK120",),
         ALEXNET,
         {"network": partial(alexnet, momentum=1e-4)},

@@ -181,6 +181,10 @@ def test_input_is_not_finite(healthy: nn.Module) -> None:
     found = only(healthy, "NK209", data, TEST)
     assert found.severity == "error"
     assert "finite" in found.says
+    # What it does to the statistics follows from it, and no scale can be compared.
+    model = copy.deepcopy(healthy)
+    model[1].running_var[0] = torch.nan  # type: ignore[index, operator]
+    assert codes(model, data, TEST) == {"NK209"}
 
 
 def test_dropout_before_a_layer() -> None:
@@ -265,3 +269,14 @@ def test_evaluation_leaves_samples_out(healthy: nn.Module) -> None:
     (found,) = nk.diagnose(healthy, TRAIN, DataLoader(data, 32, drop_last=True)).of("NK305")
     assert found.value == 18 / 1_010
     assert not nk.diagnose(healthy, TRAIN, DataLoader(data, 32)).of("NK305")
+
+
+def test_batches_that_are_too_small_come_before_what_follows_from_them(healthy: nn.Module) -> None:
+    model = net(nn.BatchNorm2d(8))
+    pairs = split(*images(640), size=2)
+    with torch.no_grad():
+        for x, _ in pairs:
+            model.train()(0.2 * x[:, :, :1, :1].expand_as(x))
+    found = codes(model, [(0.2 * x[:, :, :1, :1].expand_as(x), y) for x, y in pairs])
+    assert "NK206" in found
+    assert "NK203" not in found

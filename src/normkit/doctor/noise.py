@@ -16,7 +16,10 @@ import math
 from normkit.doctor.examination import Examination
 from normkit.statistics.estimates.layer_statistics import TINY, rms
 
-__all__ = ["batch_noise", "of_average"]
+__all__ = ["NOISY", "SMALL", "batch_noise", "of_average"]
+
+SMALL, NOISY = 32, 0.3
+"""Batches of at most so many samples, off by more deviations, are too small for their layers."""
 
 
 def batch_noise(exam: Examination) -> dict[str, float]:

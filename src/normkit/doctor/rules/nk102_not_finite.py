@@ -27,6 +27,9 @@ from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.states import count, values_of
 
+YIELDS_TO = ("NK209",)
+"""While the data brings them, statistics taken anew would have them again."""
+
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers that no evaluation survives."""

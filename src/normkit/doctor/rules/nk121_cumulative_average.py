@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
-from normkit.doctor.states import count
+from normkit.doctor.states import count, differs_from_training
 from normkit.doctor.treatments import MOMENTUM, set_attributes, together
 
 
@@ -42,12 +42,14 @@ def check(exam: Examination) -> Iterator[Finding]:
         and (_is_unset(one) or getattr(one.layer, "average", None) == "cumulative")
     ]  # fmt: skip
     if norms:
+        differs = any(differs_from_training(exam, one) for one in norms)
+        off = ", and it is off from the statistics of the training batches" if differs else ""
         mend = set_attributes("momentum", norms, {"momentum": MOMENTUM})
         yield Finding(
-            "note",
+            "warning" if differs else "note",
             tuple(one.name for one in norms),
             f"The average is cumulative in {count(norms)}: batches of long-outdated weights "
-            "count as much as the last ones.",
+            f"count as much as the last ones{off}.",
             "nk.recalibrate(model, train); momentum=0.1 to train on",
             float(len(norms)),
             together(mend, exam.recalibrate()) if all(map(_is_unset, norms)) else None,

@@ -3,6 +3,7 @@
 What it checks
     Whether the batches differ so much, and each replaces so large a share, that the running
     statistics of a layer are off by a tenth of a deviation by chance alone; and whether they are.
+    With the usual momentum and very noisy batches, the batches are to blame (NK206).
 
 Why it is bad
     Evaluation jumps from checkpoint to checkpoint, while the training loss falls smoothly: the last
@@ -24,7 +25,8 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.noise import batch_noise, of_average
+from normkit.doctor.noise import NOISY, SMALL, batch_noise, of_average
+from normkit.doctor.treatments import MOMENTUM
 from normkit.statistics.estimates.gaps import MIN_GAP
 
 YIELDS_TO = ("NK104", "NK202", "NK205")
@@ -38,9 +40,12 @@ def check(exam: Examination) -> Iterator[Finding]:
     if training is None or training.consistency is None:
         return
     off = {}
+    small = training.survey.batch_size <= SMALL
     for name, noise in batch_noise(exam).items():
         norm, gap = exam.norm(name), training.consistency.layers.get(name)
         if norm is None or gap is None or not norm.momentum or not gap.matters:
+            continue
+        if small and noise > NOISY and norm.momentum <= MOMENTUM:  # the batches' fault: NK206
             continue
         expected = of_average(noise, min(norm.momentum, 1.0))
         if expected > MIN_GAP and gap.mean <= LARGEST * expected:

@@ -27,10 +27,10 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.noise import batch_noise
+from normkit.doctor.noise import NOISY, SMALL, batch_noise
 
 YIELDS_TO = ("NK205",)
-SMALL, NOTE, WARNING = 32, 0.2, 0.3
+NOTE = 0.2
 
 
 def check(exam: Examination) -> Iterator[Finding]:
@@ -47,10 +47,10 @@ def check(exam: Examination) -> Iterator[Finding]:
         return
     worst = max(noisy.values())
     yield Finding(
-        "warning" if worst > WARNING else "note",
+        "warning" if worst > NOISY else "note",
         tuple(noisy),
         f"With batches of {exam.training.survey.batch_size} the mean that a training step "
-        f"normalizes by is off by {worst:.2f} deviations (threshold {WARNING}, a note from "
+        f"normalizes by is off by {worst:.2f} deviations (threshold {NOISY}, a note from "
         f"{NOTE}): noise that is {100 * worst**2:.0f} % of the variance, and that evaluation does "
         "not have.",
         "nk.GroupNorm in its place, larger batches, or statistics of all processes",

@@ -27,8 +27,8 @@ from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 
 YIELDS_TO = (
-    "NK101", "NK102", "NK103", "NK104", "NK105", "NK109", "NK120", "NK126", "NK202", "NK203",
-    "NK210", "NK213",
+    "NK101", "NK102", "NK103", "NK104", "NK105", "NK109", "NK120", "NK121", "NK126", "NK202",
+    "NK203", "NK210", "NK213",
 )  # fmt: skip
 
 

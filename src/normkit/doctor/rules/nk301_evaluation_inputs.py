@@ -22,6 +22,7 @@ When it is right
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
@@ -40,6 +41,8 @@ def check(exam: Examination) -> Iterator[Finding]:
     scale = train.deviation.clamp_min(1e-12)
     shift = float(((test.mean - train.mean).abs() / scale).median())
     factor = float((test.deviation / scale).median())
+    if not math.isfinite(shift * factor):  # NK209 speaks of it
+        return
     if shift <= DEVIATIONS and 1 / FACTOR <= factor <= FACTOR:
         return
     a, b = (

@@ -31,7 +31,7 @@ __all__ = [
 
 
 def values_of(one: Norm) -> tuple[Tensor, Tensor] | None:
-    """Return the running mean and variance in float64, of all banks; None without values.
+    """Return the running mean and variance in float64 on the CPU, of all banks; or None.
 
     >>> from normkit.doctor.norms import find_norms
     >>> values_of(find_norms(nn.BatchNorm1d(2))[0])
@@ -40,7 +40,7 @@ def values_of(one: Norm) -> tuple[Tensor, Tensor] | None:
     stats = one.stats
     if stats is None or any(t.is_meta or nn.parameter.is_lazy(t) for t in stats):
         return None
-    mean, var = (tensor.detach().double().flatten() for tensor in stats)
+    mean, var = (tensor.detach().cpu().double().flatten() for tensor in stats)
     return mean, var
 
 

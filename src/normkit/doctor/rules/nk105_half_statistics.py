@@ -40,7 +40,7 @@ def _stuck(one: Norm) -> Tensor:
     """Channels in which a step of a batch rounds away."""
     mean, var = values_of(one) or (torch.empty(0), torch.empty(0))
     momentum = one.momentum or MOMENTUM
-    stored = [tensor.flatten() for tensor in one.stats or ()]
+    stored = [tensor.detach().cpu().flatten() for tensor in one.stats or ()]
     steps = momentum * 0.1 * var.clamp_min(0).sqrt(), momentum * 0.1 * var
     stepped = [v + step for v, step in zip((mean, var), steps, strict=True)]
     same = [new.to(old.dtype) == old for new, old in zip(stepped, stored, strict=True)]

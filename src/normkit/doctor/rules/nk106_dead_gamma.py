@@ -40,7 +40,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         gamma = one.weight
         if gamma is None or is_lazy(gamma) or gamma.numel() < 2 or not is_known(one):
             continue
-        size = gamma.detach().flatten().abs().double()
+        size = gamma.detach().cpu().flatten().abs().double()
         large = size.quantile(0.9) if size.numel() < 1_000_000 else size.max()
         gone = (size == 0) | (size < SMALL * large)
         if bool(gone.any()) and not bool(gone.all()):

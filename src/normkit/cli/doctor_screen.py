@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +16,7 @@ from normkit.doctor.finding import list_places
 
 if TYPE_CHECKING:
     from normkit.cli.doctor_mend import Mended
-    from normkit.cli.doctor_run import Outcome
+    from normkit.cli.doctor_run import Outcome, Request
     from normkit.doctor.diagnosis import Diagnosis
     from normkit.doctor.finding import Finding, Gain
     from normkit.doctor.rules import Rule
@@ -24,6 +27,7 @@ STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 WIDEST = 110
 """Longer lines are hard to read, however wide the terminal is."""
 
+DEFAULTS = {"samples": "10000", "device": "cpu"}
 INDENT = 4
 LABELS = {"do": "do      ", "brings": "brings  "}
 GROUPS = {
@@ -48,14 +52,20 @@ def diagnosis_lines(result: Diagnosis, titles: dict[str, str], width: int | None
     """
     headline, examined = result.head
     lines = [*_wrapped(headline, width, style="bold"), *_wrapped(examined, width)]
+    acts: dict[str, int] = {}
     for number, one in enumerate(result.findings, 1):
-        lines += [Text(), *_finding(number, one, titles.get(one.rule, ""), width)]
+        same = None
+        if one.gain is not None and one.treatment is not None:
+            same = acts.setdefault(one.treatment.key, number)
+        lines += [Text(), *_finding(number, one, titles.get(one.rule, ""), same, width)]
     if result.notes:
         lines += [Text(), *(line for note in result.notes for line in _wrapped(note, width))]
     return lines
 
 
-def _finding(number: int, one: Finding, title: str, width: int | None) -> list[Text]:
+def _finding(
+    number: int, one: Finding, title: str, same: int | None, width: int | None
+) -> list[Text]:
     style = STYLES[one.severity]
     head = f"{number}. {one.severity} {one.rule}"
     lines = _wrapped(f"{head} {title or one.where}", width, later=INDENT)
@@ -67,7 +77,9 @@ def _finding(number: int, one: Finding, title: str, width: int | None) -> list[T
         lines += _wrapped(f"at {one.where}", width, INDENT, style="cyan")
     lines += _wrapped(one.says, width, INDENT)
     lines += _labelled("do", one.do, width)
-    if one.gain is not None:
+    if one.gain is not None and same not in (None, number):
+        lines += _labelled("brings", f"the same as {same}: one act mends both", width)
+    elif one.gain is not None:
         lines += _labelled("brings", str(one.gain), width, "green" if one.gain.helps else "")
     return lines
 
@@ -98,34 +110,66 @@ def outcome_lines(outcome: Outcome, width: int | None) -> list[Text]:
     request, mended = outcome.request, outcome.mended
     lines: list[Text] = []
     if mended is not None:
-        lines += [Text(), *_mended(mended, str(request.mend), width)]
+        lines += [Text(), *_mended(mended, request, width)]
     files = [("page", request.page), ("SARIF", request.sarif)]
     written = [Text(f"Wrote {name}: {path}") for name, path in files if path is not None]
     lines += [Text(), *written] if written else []
     findings = outcome.diagnosis.findings
     if findings:
-        lines += [Text(), *_wrapped(f"Why: normkit doctor --explain {findings[0].rule}", width)]
-        if mended is None and any(one.can_mend for one in findings):
-            text = "Mend: the same command with --mend mended.pt writes a new checkpoint"
-            lines += _wrapped(text, width)
+        code = findings[0].rule
+        lines += [Text(), *_next("why   ", f"normkit doctor --explain {code}")]
+        helps = any(one.can_mend and (one.gain is None or one.gain.helps) for one in findings)
+        if mended is None and helps:
+            stem = "" if request.checkpoint is None else f"{request.checkpoint.stem}."
+            lines += _next("mend  ", command_line(request, mend=Path(f"{stem}mended.pt")))
+    if mended is not None and mended.entries:
+        lines += _next("check ", command_line(request, checkpoint=request.mend, mend=None))
     return lines
 
 
-def _mended(mended: Mended, path: str, width: int | None) -> list[Text]:
+def _next(label: str, command: str) -> list[Text]:
+    """Return a command to type next, in one line so that it can be copied."""
+    return [Text.assemble((label, "dim"), "  ", command)]
+
+
+def command_line(request: Request, **changes: Path | None) -> str:
+    """Return the command of a request, with some options changed.
+
+    Where the checkpoint is another one, its part and its classes are as before.
+    """
+    words = ["normkit", "doctor", request.model]
+    values = {**dataclasses.asdict(request), **changes}
+    for name in ("checkpoint", "key", "trust", "train", "test", "optimizer", "samples", "forward",
+                 "loss", "device", "mend"):  # fmt: skip
+        chosen = values[name]
+        if chosen is None or chosen == DEFAULTS.get(name):
+            continue
+        for value in chosen if isinstance(chosen, (list, tuple)) else (chosen,):
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _mended(mended: Mended, request: Request, width: int | None) -> list[Text]:
     if not mended.entries:
         lines = [Text("Mended nothing; no file was written.", style="bold")]
     else:
         brings = "" if mended.gain is None else f": {_change(mended.gain)}"
-        lines = _wrapped(f"Wrote {path}{brings}", width, style="bold green")
-        lines += _wrapped(f"Check it: the same command with --checkpoint {path}", width, INDENT)
+        lines = _wrapped(f"Wrote {request.mend}{brings}", width, style="bold green")
     for one in mended.done:
-        lines += _wrapped(f"mended {one.rule} at {one.where}", width, INDENT)
+        text = f"mended {one.rule}{_at(one)}"
+        if one.treatment is not None and not one.treatment.parts and not one.do.startswith("nk."):
+            text += f"; in trainings to come: {one.do}"
+        lines += _wrapped(text, width, INDENT)
     for change, names in mended.program.items():
         text = f"change it in your program too: {change} at {list_places(names)}"
         lines += _wrapped(text, width, INDENT, style="yellow")
     for one, why in mended.skipped:
-        lines += _wrapped(f"left {one.rule} at {one.where}: {why}", width, INDENT)
+        lines += _wrapped(f"left {one.rule}{_at(one)}: {why}", width, INDENT)
     return lines
+
+
+def _at(one: Finding) -> str:
+    return f" at {one.where}" if one.places else ""
 
 
 def _change(gain: Gain) -> str:

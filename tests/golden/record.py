@@ -2,6 +2,7 @@
 
     python -W ignore -m tests.golden.record                # rewrite tests/golden/*.json
     python -W ignore -m tests.golden.record reprs helps    # or one of them
+    python -W ignore -m tests.golden.record rules          # the table of docs/doctor.md
 
 A difference is explained in docs/log.md before it is recorded.
 """
@@ -105,6 +106,24 @@ def helps() -> dict[str, str]:
     }
 
 
+GUIDE = FOLDER.parents[1] / "docs" / "doctor.md"
+BEGIN, END = "<!-- rules: begin -->\n", "<!-- rules: end -->"
+
+
+def rules() -> str:
+    """The table of the doctor's rules, as its guide holds it."""
+    from normkit.doctor.rules import RULES
+
+    rows = [f"| {rule.code} | {rule.title} |" for rule in RULES]
+    return "\n".join(["| code | finding |", "|---|---|", *rows, ""])
+
+
+def guide_with(table: str) -> str:
+    """The doctor's guide with this table of rules."""
+    head, rest = GUIDE.read_text().split(BEGIN)
+    return head + BEGIN + table + END + rest.split(END)[1]
+
+
 def load(name: str) -> Any:
     """A golden file's content."""
     return json.loads((FOLDER / name).read_text())
@@ -136,6 +155,8 @@ def main(words: list[str]) -> None:
         save("reprs.json", reprs())
     if "helps" in parts:
         save("helps.json", helps())
+    if "rules" in parts:
+        GUIDE.write_text(guide_with(rules()))
 
 
 if __name__ == "__main__":

@@ -15,3 +15,10 @@ def test_reprs() -> None:
 
 def test_helps() -> None:
     assert list(record.differences(record.load("helps.json"), record.helps())) == []
+
+
+def test_guide_lists_all_rules() -> None:
+    table = record.rules()
+    assert record.GUIDE.read_text() == record.guide_with(table), (
+        "run: python -W ignore -m tests.golden.record rules"
+    )

@@ -51,6 +51,8 @@ def diagnosis_lines(result: Diagnosis, titles: dict[str, str], width: int | None
         width: columns to wrap at; None for lines as long as they are, as in a file.
     """
     headline, examined = result.head
+    if result.gain is not None:
+        examined += "; in brackets: 95 % interval"
     lines = [*_wrapped(headline, width, style="bold"), *_wrapped(examined, width)]
     acts: dict[str, int] = {}
     for number, one in enumerate(result.findings, 1):

@@ -134,9 +134,7 @@ def test_an_unknown_value_where_kernels_are_used() -> None:
 def _copy_of_the_loader(folder: Path, report: dict[str, object] | None) -> Path:
     """The package without an extension, and a report of a build."""
     package = folder / "normkit"
-    ignore = shutil.ignore_patterns(
-        "__pycache__", "_cpu*.so", "libnormkit_cpu*", "_build.json", "lab", "report"
-    )
+    ignore = shutil.ignore_patterns("_cpu*.so", "libnormkit_cpu*", "_build.json", "lab", "report")
     shutil.copytree(Path(cpu.__file__).parents[2], package, ignore=ignore)
     if report is not None:
         (package / "kernels/cpu/_build.json").write_text(json.dumps(report))

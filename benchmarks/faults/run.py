@@ -9,6 +9,7 @@ import multiprocessing
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,12 +139,37 @@ def as_json(rows: list[Row]) -> list[dict[str, Any]]:
             "cause": BY_NAME[row.case].cause,
             "tool": row.tool,
             "accuracy": {"fault": row.accuracy[0], "twin": row.accuracy[1]},
+            "seconds": round(row.seconds, 1),
             **row.answer._asdict(),
             "fault": [one._asdict() for one in row.fault],
             "twin": [one._asdict() for one in row.twin],
         }
         for row in rows
     ]
+
+
+def recorded(files: list[Path]) -> list[Row]:
+    """Read rows from files of ``--json``; a later one replaces an earlier one."""
+    rows = {}
+    for file in files:
+        for one in json.loads(file.read_text()):
+            fault, twin = ([Found(**each) for each in one[part]] for part in ("fault", "twin"))
+            accuracies = (one["accuracy"]["fault"], one["accuracy"]["twin"])
+            row = Row(one["case"], one["tool"], accuracies, fault, twin, one["seconds"])
+            if row.case in BY_NAME:
+                rows[row.case, row.tool] = row
+    order = {name: i for i, name in enumerate(BY_NAME)}
+    return sorted(rows.values(), key=lambda row: (TOOLS.index(row.tool), order[row.case]))
+
+
+def _installed(names: Sequence[str]) -> list[str]:
+    tools = []
+    for tool in names:
+        if available(tool):
+            tools.append(tool)
+        else:
+            print(f"{tool} is not installed, and is left out", file=sys.stderr)
+    return tools
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,18 +179,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tool", action="append", choices=TOOLS, help="default: all installed")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there")
+    parser.add_argument(
+        "--from", dest="files", type=Path, action="append", metavar="FILE",
+        help="print results of --json and train nothing; of several files, the later ones count",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     names = options.only or list(BY_NAME)
     if unknown := [name for name in names if name not in BY_NAME]:
         print(f"no case {', '.join(unknown)}; there are: {' '.join(BY_NAME)}", file=sys.stderr)
         return 2
-    tools = []
-    for tool in options.tool or TOOLS:
-        if available(tool):
-            tools.append(tool)
-        else:
-            print(f"{tool} is not installed, and is left out", file=sys.stderr)
-    rows = rows_of(names, tools, options.jobs)
+    if options.files:
+        rows = recorded(options.files)
+    else:
+        rows = rows_of(names, _installed(options.tool or TOOLS), options.jobs)
     print(summary(rows), details(rows), sep="\n\n")
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(rows), indent=1) + "\n")

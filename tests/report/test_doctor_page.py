@@ -102,6 +102,7 @@ def test_many_layers_and_figures_that_are_not_finite() -> None:
     many = diagnosis(200)
     assert many.profile is not None
     assert {chart.kind for chart in diagnosis_charts(many)[1:]} == {"line"}
+    assert "Largest: block.199 (9.95), block.198" in diagnosis_charts(many)[1].text
     odd = Channels("5", (math.nan, 1.0), (1.0, 1.0), (0.0, 0.0), (1.0, 1.0), (math.nan,) * 2, 1)
     gaps = {"a": Gap(math.nan, math.inf, math.nan, math.nan)}
     one = dataclasses.replace(many, profile=Profile(gaps, odd))

@@ -131,7 +131,7 @@ def run(request: Request, note: Callable[[str], None]) -> Outcome:
 
         mended = mend(model, result, scored if result.score is not None else None)
         if mended.entries:
-            whole = model.state_dict() if content is None else content
+            whole = model.cpu().state_dict() if content is None else content
             whole = replace_entries(whole, part, mended.entries, mended.widened)
             write_checkpoint(request.mend, whole)
     outcome = Outcome(request, result, mended)

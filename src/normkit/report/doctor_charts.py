@@ -18,6 +18,9 @@ __all__ = ["diagnosis_charts"]
 ROWS = 16
 """Layers up to which each gets a row with its name; more are numbered along an axis."""
 
+LARGEST = 3
+"""Layers that are named where all are numbered."""
+
 SPREAD = 1.96
 """Deviations to each side that hold 95 % of batches' means."""
 
@@ -101,15 +104,15 @@ def _profile(
             key, title, "layer", unit, lines, text, kind="dots", rows=tuple(names),
             y_log=logarithmic,
         )  # fmt: skip
+    largest = sorted(
+        ((value, name) for value, name in zip(values, names, strict=True) if value is not None),
+        reverse=True,
+    )[:LARGEST]
+    listed = ", ".join(f"{name} ({value:.2f})" for value, name in largest)
     return Chart(
-        key,
-        title,
-        "layer, in the order of the calls",
-        unit,
-        lines,
-        text,
+        key, title, "layer, in the order of the calls", unit, lines, f"{text} Largest: {listed}.",
         y_log=logarithmic,
-    )
+    )  # fmt: skip
 
 
 def _channels(worst: Channels) -> list[Chart]:

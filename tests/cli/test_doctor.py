@@ -216,6 +216,17 @@ def test_mend_leaves_what_does_not_help(stale: Path, trained: dict[str, Any]) ->
     assert not (stale / "none.pt").exists()
 
 
+def test_mend_says_whose_statistics_it_wrote(stale: Path) -> None:
+    text = "\n\ndef far():\n    return [(0.2 * x + 9, y) for x, y in batches(1)]\n"
+    (stale / "mine.py").write_text(SOURCE + text)
+    arguments = ("mine:model", "--train", "mine:batches", "--test", "mine:far")
+    done = doctor(*arguments, "--checkpoint", "stale.pt", "--mend", "far.pt")
+    assert "mended NK301" in done.stdout
+    assert "The new statistics are those of the evaluation batches" in done.stdout
+    after = document(*arguments, "--checkpoint", "far.pt")
+    assert after["score"] > 90
+
+
 def test_forward_loss_and_optimizer(stale: Path) -> None:
     found = document(
         "mine:model", "--checkpoint", "stale.pt", *DATA, "--forward", "mine:forward",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from normkit.doctor.finding import list_places
+from normkit.doctor.treatments import RECALIBRATE_ON_EVALUATION
 
 if TYPE_CHECKING:
     from normkit.cli.doctor_mend import Mended
@@ -160,7 +161,9 @@ def _mended(mended: Mended, request: Request, width: int | None) -> list[Text]:
     for one in mended.done:
         text = f"mended {one.rule}{_at(one)}"
         if one.treatment is not None and not one.treatment.parts and not one.do.startswith("nk."):
-            text += f"; in trainings to come: {one.do}"
+            text += f"; also: {one.do}"
+        if one.treatment is not None and one.treatment.key == RECALIBRATE_ON_EVALUATION:
+            text += ". The new statistics are those of the evaluation batches"
         lines += _wrapped(text, width, INDENT)
     for change, names in mended.program.items():
         text = f"change it in your program too: {change} at {list_places(names)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+
+from normkit.doctor.rules import RULES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -80,8 +83,10 @@ def test_fault_and_twin_differ_in_the_part_named(name: str) -> None:
 
 def test_enough_cases_all_with_a_code() -> None:
     assert len(CASES) == len(faults.CASES) >= 34
+    rules = {rule.code for rule in RULES}
     for case in faults.CASES:
         assert case.codes
+        assert set(case.codes) <= rules, case.name
         assert case.cause.endswith(".")
 
 
@@ -110,6 +115,25 @@ def test_judging() -> None:
     assert tools.judge(noted, "normkit", [found("NK104", "note")], []).exact
     both = [found("NK104", "note")]
     assert not tools.judge(noted, "normkit", both, both).detected
+
+
+def test_results_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [tools.Found("NK104", "warning", 1, True, "Momentum 0.99.")]
+    rows = [
+        run.Row(name, "normkit", (0.5, 0.75), found if right else [], [], 1.5)
+        for name, right in [("momentum-kept", False), ("momentum-zero", True)]
+    ]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps(run.as_json(rows)))
+    assert run.recorded([first]) == rows
+    later = [rows[0]._replace(fault=found)]
+    second.write_text(json.dumps(run.as_json(later)))
+    assert run.recorded([first, second]) == [*later, rows[1]]
+    assert run.main(["--from", str(first), "--from", str(second)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| normkit | 2 of 2 | 1 of 2 | 1 of 2 | 0 of 2 |"
+    assert "| momentum-kept | 50.0, 75.0 | NK104 | **exact** NK104 |" in lines
+    assert "| momentum-zero | 50.0, 75.0 | NK103 | detected NK104 |" in lines
 
 
 def test_a_case_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,12 +106,12 @@ CASES = (
         "Running statistics in bfloat16 cannot move by the small share of a batch.",
         ("NK105",),
         Plan(
-            partial(_bfloat16, norms=False, momentum=0.05),
-            BF16.train_batches,
+            partial(_bfloat16, norms=False, momentum=0.01),
+            partial(BF16.train_batches, batch_size=16),
             BF16.evaluation_batches,
-            fit=partial(fit, epochs=3),
+            fit=partial(fit, epochs=4),
         ),
-        {"network": partial(_bfloat16, norms=True, momentum=0.05)},
+        {"network": partial(_bfloat16, norms=True, momentum=0.01)},
     ),
     Case(
         "tracking-switched-off",

@@ -63,6 +63,12 @@ def _half(**options: float) -> nn.Module:
     return vit(**options).half()
 
 
+def _logits(*, normalized: bool) -> nn.Module:
+    model = lenet()
+    model[-1].bias = None  # a normalizer behind it would make it superfluous
+    return nn.Sequential(*model, nn.BatchNorm1d(10)) if normalized else model
+
+
 def _converted(model: nn.Module, *, first: bool) -> torch.optim.Optimizer:
     """Replace BatchNorm by GroupNorm, before or after the optimizer is made."""
     optimizer = None if first else sgd(model)
@@ -195,8 +201,8 @@ CASES = (
         "logits-normalized",
         "BatchNorm on the logits makes all classes equally frequent in a batch.",
         ("NK127",),
-        LENET,
-        {"network": lambda: nn.Sequential(*lenet(), nn.BatchNorm1d(10))},
+        Plan(partial(_logits, normalized=False), LENET.train_batches, LENET.evaluation_batches),
+        {"network": partial(_logits, normalized=True)},
         note=True,
     ),
     Case(

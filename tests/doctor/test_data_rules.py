@@ -173,6 +173,10 @@ def test_precision_is_lost() -> None:
     data = [(x.bfloat16(), y) for x, y in TRAIN]
     assert only(model, "NK208", data).places == ("1",)
     assert not nk.diagnose(model.float(), TRAIN).of("NK208")
+    far = [((x + 300).bfloat16(), y) for x, y in TRAIN]
+    (found,) = nk.diagnose(net().bfloat16(), far).of("NK208")
+    assert found.places == ()
+    assert found.value == pytest.approx(300 / 128 / 1.5, rel=0.3)
 
 
 def test_input_is_not_finite(healthy: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Mean is too far from zero for the precision.
 
 What it checks
-    How far apart neighbouring numbers of the input's type are at the mean of a layer's input, in
-    deviations of that input; a quarter is the threshold.
+    How far apart neighbouring numbers of its type are at the mean of a layer's input, and at that
+    of the training inputs, in deviations of these; a quarter is the threshold.
 
 Why it is bad
     Normalization takes the mean away and divides by the deviation: what is left are the last few
@@ -27,6 +27,7 @@ import torch
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
+from normkit.doctor.survey import Inputs
 from normkit.statistics.estimates.layer_statistics import TINY
 
 SPACING = 0.25
@@ -35,7 +36,12 @@ SPACING = 0.25
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers whose input has lost its digits to its mean."""
     training = exam.training
-    if training is None or training.measured is None:
+    if training is None:
+        return
+    if (finding := _inputs(training.survey.inputs)) is not None:  # layers follow from it
+        yield finding
+        return
+    if training.measured is None:
         return
     lost = {}
     for name, one in training.measured.layers.items():
@@ -58,4 +64,25 @@ def check(exam: Examination) -> Iterator[Finding]:
         "what the layer divides up is rounding.",
         "standardize the inputs, or run what is before the layer in float32",
         worst,
+    )
+
+
+def _inputs(inputs: Inputs | None) -> Finding | None:
+    if inputs is None or not inputs.dtype.is_floating_point:
+        return None
+    varies = inputs.deviation.square() > TINY
+    if not bool(varies.any()):
+        return None
+    spacing = torch.finfo(inputs.dtype).eps * inputs.mean.abs() / inputs.deviation
+    value = float(spacing[varies].median())
+    if not value > SPACING:
+        return None
+    return Finding(
+        "warning",
+        (),
+        f"At the mean of the training inputs, {float(inputs.mean.mean()):.4g}, numbers of "
+        f"{str(inputs.dtype).removeprefix('torch.')} are {value:.2g} deviations apart "
+        f"(threshold {SPACING}): what differs is rounded away before the first layer.",
+        "standardize the inputs in float32, then convert them",
+        value,
     )

@@ -251,6 +251,31 @@ def test_sarif_points_at_the_line_of_the_model(stale: Path) -> None:
     doctor("mine:kept", "--sarif", "out.sarif", "--force")
 
 
+def test_page_is_written(stale: Path) -> None:
+    done = doctor("mine:model", "--checkpoint", "stale.pt", *DATA, "--page", "page.html")
+    assert "Wrote page: page.html" in done.stdout
+    text = (stale / "page.html").read_text()
+    assert "Diagnosis of mine:model" in text
+    assert "stale.pt" in text
+    (stale / "notes.html").write_text("mine")
+    assert "did not write" in doctor("mine:model", "--page", "notes.html", code=2).stderr
+
+
+def test_interrupted_writes_nothing(stale: Path) -> None:
+    text = "\n\ndef stops(model, batch):\n    raise KeyboardInterrupt\n"
+    (stale / "mine.py").write_text(SOURCE + text)
+    arguments = ("mine:model", "--train", "mine:batches", "--forward", "mine:stops")
+    done = doctor(*arguments, "--sarif", "out.sarif", "--mend", "out.pt", code=130)
+    assert "nothing was written" in done.stderr
+    assert not list(stale.glob("out.*"))
+
+
+def test_a_model_from_elsewhere_has_no_line(folder: Path) -> None:
+    doctor("torch.nn:Identity", "--sarif", "out.sarif")
+    (run,) = json.loads((folder / "out.sarif").read_text())["runs"]
+    assert all("physicalLocation" not in str(one) for one in run["results"])
+
+
 def test_explanations() -> None:
     text = doctor("--explain", "nk104").stdout
     assert text.startswith("NK104 Momentum is the share kept")

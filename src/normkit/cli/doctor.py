@@ -165,13 +165,17 @@ def _run(request: Request) -> Outcome:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Any]:
-    """Show the stage on standard error: in place on a terminal, a line each elsewhere."""
+    """Show stage and time on standard error: in place on a terminal, a line each elsewhere."""
     out = console(stderr=True)
     if not out.is_terminal:
         yield lambda stage: out.print(f"normkit doctor: {stage}", soft_wrap=True)
         return
-    with out.status("importing") as status:
-        yield status.update
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task("importing", total=None)
+        yield lambda stage: progress.update(task, description=stage)
 
 
 def _print(outcome: Outcome) -> None:

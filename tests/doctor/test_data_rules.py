@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import normkit as nk
 from normkit.doctor import Finding
-from normkit.doctor.rules.nk205_batches_differ import between_batches
+from normkit.doctor.order import between_batches
 
 Batches = list[tuple[Tensor, Tensor]]
 CLASSES, SIDE = 4, 8

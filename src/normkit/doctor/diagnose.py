@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.examination import Examination, Options, examine
@@ -16,7 +17,7 @@ from normkit.doctor.finding import SEVERITIES, Finding, Gain
 from normkit.doctor.profile import profile_of
 from normkit.doctor.scores import gain_between, score
 from normkit.doctor.treatments import RECALIBRATE
-from normkit.errors import TypeMismatchError, message
+from normkit.errors import StatisticsError, TypeMismatchError, message
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
     check_batches,
@@ -28,7 +29,7 @@ from normkit.statistics.check_arguments import (
 from normkit.statistics.layers.find import unwrap
 from normkit.statistics.layers.preserve import preserve_rng
 from normkit.statistics.outputs.losses import Loss
-from normkit.statistics.printing.describe import describe
+from normkit.statistics.printing.describe import describe, some
 
 if TYPE_CHECKING:
     from normkit.doctor.rules import Rule
@@ -126,12 +127,35 @@ def _check(
     for batches in (train, evaluation):
         if batches is not None:
             check_batches(batches)
+    if train is not None or evaluation is not None:
+        _check_not_lazy(unwrap(model))
     check_function(forward, "forward", "forward(model, batch)")
     check_function(loss, "loss", "loss(output, batch)")
     check_samples(samples)
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeMismatchError(
             message("an optimizer of torch.optim", describe(optimizer), "pass the optimizer itself")
+        )
+
+
+def _check_not_lazy(model: nn.Module) -> None:
+    """Raise if a layer has not had its first input, which would change it.
+
+    Raises:
+        StatisticsError: one has not.
+    """
+    lazy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
+    ]
+    if lazy:
+        raise StatisticsError(
+            message(
+                "lazy layers to be initialized, as their first input sets their channels",
+                f"{some(lazy)}, without an input so far",
+                "run the model once on any batch",
+            )
         )
 
 
@@ -180,7 +204,7 @@ def _measured(exam: Examination, findings: list[Finding]) -> list[Finding]:
         return findings
     measured = []
     for one in findings:
-        treatment = one.treatment
+        treatment = one.treatment or one.trial
         if treatment is not None and treatment.trial:
             if treatment.key not in evaluation.tried:
                 handle = treatment.apply()
@@ -196,9 +220,22 @@ def _measured(exam: Examination, findings: list[Finding]) -> list[Finding]:
     return measured
 
 
+NOTHING = 0.5
+"""Points of accuracy that are too few to matter."""
+
+
 def _tempered(one: Finding) -> Finding:
-    """Turn a finding whose mend makes the score worse into a note that says so."""
-    if one.gain is None or one.gain.high >= 0:
+    """Turn a finding into a note if its mend makes the score worse, or off statistics cost nothing.
+
+    Of the causes only where the mend is all that there is to do.
+    """
+    gain = one.gain
+    if gain is None or one.treatment is None:
+        return one
+    harmless = gain.unit == "points" and gain.low > -NOTHING and gain.high < NOTHING
+    if harmless and one.rule >= "NK2":  # of the rules before, the next training would meet it again
+        return dataclasses.replace(one, severity="note")
+    if gain.high >= 0:
         return one
     return dataclasses.replace(
         one,

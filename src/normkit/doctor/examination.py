@@ -21,7 +21,7 @@ from normkit.doctor.treatments import (
     movable,
     recalibration,
 )
-from normkit.errors import StatisticsError
+from normkit.errors import DataError, StatisticsError, message
 from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.consistency import consistency
@@ -66,7 +66,7 @@ class Training:
     survey: Survey
     measured: Recalibration | None
     consistency: Consistency | None
-    problem: str | None = None
+    problem: StatisticsError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,24 +155,35 @@ def examine(
         note: called with what is being done, for those who watch.
     """
     norms = find_norms(model)
-    flow = traced_flow(model)
     layers = _measurable(model)
     training: Training | None = None
-    if train is not None:
+    if train is None:
+        flow = traced_flow(model)
+    else:
         train = keep(train, options.samples)
         note("reading the training batches")
         surveyed = survey(train, options.samples)
-        first = next(iter(DetachedLoader(train)), None)
-        if first is not None:
-            flow = watched_flow(model, first, options.forward)
+        flow = watched_flow(model, _first(train, "training"), options.forward)
         note("measuring the layers")
         training = _training(model, train, surveyed, options, bool(layers))
     tested: Evaluation | None = None
     if evaluation is not None:
         evaluation = keep(evaluation, options.samples)
+        _first(evaluation, "evaluation")
         note("scoring the evaluation batches")
         tested = _evaluation(model, evaluation, training, options, bool(layers), note)
     return Examination(model, passed, norms, flow, optimizer, training, tested, layers, options)
+
+
+def _first(batches: Iterable[Any], kind: str) -> Any:
+    """Return the first batch.
+
+    Raises:
+        DataError: there is none.
+    """
+    for batch in DetachedLoader(batches):
+        return batch
+    raise DataError(message(f"{kind} batches", "none", "pass at least one batch that is not empty"))
 
 
 def _at_most(limit: int, samples: int | None) -> int:
@@ -217,7 +228,7 @@ def _training(
                     loss=options.loss, progress=False,
                 )  # fmt: skip
         except StatisticsError as error:
-            return Training(batches, surveyed, None, None, str(error))
+            return Training(batches, surveyed, None, None, error)
     return Training(batches, surveyed, measured, compared)
 
 

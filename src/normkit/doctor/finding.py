@@ -80,6 +80,7 @@ class Finding:
         do: what to do about it, a line of code where one does.
         value: what was measured, in the unit that ``says`` names; None where nothing was.
         treatment: how :meth:`mend` does it; None where it takes a person.
+        trial: an act that is only tried, to measure what ``do`` brings where ``mend`` cannot do it.
         gain: what that brings on the evaluation batches; None where it was not measured.
         rule: its code, such as "NK290", which :func:`normkit.diagnose` fills in;
             ``normkit doctor --explain NK290`` prints the rule.
@@ -93,6 +94,7 @@ class Finding:
     treatment: Treatment | None = dataclasses.field(default=None, repr=False, compare=False)
     gain: Gain | None = None
     rule: str = ""
+    trial: Treatment | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def can_mend(self) -> bool:

@@ -1,14 +1,15 @@
 """Find which module made a layer's input, and what takes its output.
 
-Without data it is read from a symbolic trace, and where the model cannot be traced, from its
-``Sequential`` parts. With a batch it is watched: hooks note which module made each tensor, and the
-shapes. A tensor that passes through anything but a module loses its maker, so a chain is only
-reported where it is certain.
+It is read from a symbolic trace of a copy, which knows every use of a tensor. Where the model
+cannot be traced a batch is watched: hooks note which module made each tensor; without a batch its
+``Sequential`` parts tell. A tensor that passes through anything but a module, or is written to,
+loses its maker, so a chain is only reported where it is certain.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from normkit.statistics.layers.preserve import (
     preserve_buffers,
     preserve_rng,
     run_eagerly,
+    tensor_version,
 )
 
 __all__ = ["Flow", "traced_flow", "watched_flow"]
@@ -42,6 +44,8 @@ class Flow:
             ``Sequential`` are known.
         shapes, dtypes: by module, those of its input in the first call; empty without a batch.
         last: the module that made the model's output, where that is certain.
+        entries: the modules that got a tensor of the batch itself.
+        complete: whether ``users`` are all there are, as a trace knows them.
     """
 
     makers: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -50,6 +54,8 @@ class Flow:
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
     last: str | None = None
+    entries: tuple[str, ...] = ()
+    complete: bool = False
 
     def before(self, name: str) -> Iterator[str]:
         """Yield the modules before this one, the nearest first, as far as is certain.
@@ -84,15 +90,22 @@ def traced_flow(model: nn.Module) -> Flow:
     """Read the flow from a symbolic trace, or from the ``Sequential`` parts of the model."""
     try:
         with preserve_rng():
-            graph = _Tracer().trace(model)
-    except Exception:  # whatever a model does that a trace cannot follow
+            # Of a copy: a trace runs the model's own code, which may write to the model.
+            copied = copy.deepcopy(model, {id(each): each for each in model.parameters()})
+            graph = _Tracer().trace(copied)
+    except Exception:  # whatever a model does that a copy or a trace cannot follow
         return _sequential_flow(model)
-    flow, firsts = Flow(), _first_names(model)
+    flow, firsts = Flow(complete=True), _first_names(copied)
+    written = {
+        node.args[0]
+        for node in graph.nodes
+        if node.op == "call_method" and node.target.endswith("_") and node.args
+    }
 
     def name_of(node: Any) -> str | None:
-        if not isinstance(node, fx.Node) or node.op != "call_module":
+        if not isinstance(node, fx.Node) or node.op != "call_module" or node in written:
             return None
-        return firsts.get(id(model.get_submodule(str(node.target))))
+        return firsts.get(id(copied.get_submodule(str(node.target))))
 
     for node in graph.nodes:
         inputs = node.all_input_nodes
@@ -131,9 +144,17 @@ def _first_names(model: nn.Module) -> Mapping[int, str]:
 
 
 def watched_flow(model: nn.Module, batch: Any, forward: Forward | None) -> Flow:
-    """Watch one pass of a batch in evaluation mode; nothing in the model changes."""
-    flow = Flow()
+    """Watch one pass of a batch in evaluation mode; nothing in the model changes.
+
+    What a trace knows is taken from it, and shapes, types and calls from the pass.
+    """
+    flow, traced = Flow(), traced_flow(model)
+    arrived = {id(tensor) for tensor in tensors_in(batch)}
     makers: Any = WeakTensorKeyDictionary()
+
+    def maker_of(tensor: Tensor) -> str | None:
+        maker, version = makers.get(tensor, (None, None))
+        return maker if version == tensor_version(tensor) else None
 
     def before(name: str, args: Any, kwargs: Any) -> None:
         inputs = tensors_in([*args, *kwargs.values()])
@@ -143,12 +164,14 @@ def watched_flow(model: nn.Module, batch: Any, forward: Forward | None) -> Flow:
             flow.dtypes[name] = inputs[0].dtype
         if flow.calls[name] > 1:
             flow.makers.pop(name, None)
+        if any(id(tensor) in arrived for tensor in inputs):
+            flow.entries = (*flow.entries, name)
         for tensor in inputs:
-            flow._note(name, makers.get(tensor))
+            flow._note(name, maker_of(tensor))
 
     def after(name: str, output: Any) -> None:
         if isinstance(output, Tensor):
-            makers[output] = name
+            makers[output] = name, tensor_version(output)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_rng())
@@ -169,5 +192,9 @@ def watched_flow(model: nn.Module, batch: Any, forward: Forward | None) -> Flow:
             stack.callback(leave.remove)
         output = run_model(model, batch, forward)
         if isinstance(output, Tensor):
-            flow.last = makers.get(output)
+            flow.last = maker_of(output)
+    if traced.complete:
+        traced.shapes, traced.dtypes, traced.calls = flow.shapes, flow.dtypes, flow.calls
+        traced.entries = flow.entries
+        return traced
     return flow

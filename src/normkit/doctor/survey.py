@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +13,17 @@ from torch.utils.data import DataLoader
 
 from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.tensors import count_samples, tensors_in
-from normkit.statistics.outputs.labels import LABELS, is_class_labels, labels_of
+from normkit.statistics.outputs.labels import IGNORED_LABEL, LABELS, is_class_labels, labels_of
 
 __all__ = ["Inputs", "Survey", "keep", "survey"]
 
-CHANNELS = 64
-"""Channels of the input that are looked at, the first ones."""
+CHANNELS, COLUMNS = 64, 512
+"""Channels of the input, or columns of one value each, that are looked at, evenly spaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The model's input, the first tensor of each batch, where it is floating-point or bytes.
+    """The model's input, the first tensor of each batch, where it is floating-point.
 
     Attributes:
         means, deviations: (N, C), of each channel of each sample, in float64; inputs of one
@@ -61,7 +61,7 @@ class Survey:
         total: samples of an epoch, where that is known without reading them.
         batch_size: what the loader was asked for, or the size most batches have.
         last: size of an epoch's last batch, where known; 0 where one that is not full is dropped.
-        labels: (N,) classes, where there is one integer a sample.
+        labels: (N,) classes, where there is one integer a sample, without those to be ignored.
         batch: (N,) the number of the batch of each label.
         inputs: of the first samples; None where the input is no tensor of numbers.
         ordered: whether the loader is known to read its data set in its order.
@@ -103,60 +103,83 @@ def keep(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
 def survey(batches: Iterable[Any], samples: int | None) -> Survey:
     """Read up to ``samples`` samples and describe them."""
     sizes: list[int] = []
-    labels: list[Tensor] | None = []
-    parts: list[tuple[Tensor, Tensor, float, float, torch.dtype]] | None = []
-    complete = True
+    labels: list[Tensor | None] = []
+    parts: list[_Part | None] = []
+    count, complete = 0, True
     for batch in DetachedLoader(batches):
-        if samples is not None and sum(sizes) >= samples:
+        if samples is not None and count >= samples:
             complete = False
             break
         size = count_samples(batch) or 0
         sizes.append(size)
-        if labels is not None:
-            of_batch = labels_of(batch)
-            fits = of_batch is not None and of_batch.dim() == 1 and is_class_labels(of_batch)
-            labels = [*labels, of_batch.cpu()] if fits and of_batch is not None else None
-        if parts is not None:
-            part = _input_of(batch)
-            parts = None if part is None or (parts and _differ(part, parts[0])) else [*parts, part]
-    numbers = [torch.full((n,), i) for i, n in enumerate(sizes)]
-    inputs = None
-    if parts:
-        means, deviations, least, greatest, dtypes = zip(*parts, strict=True)
-        order = torch.cat([torch.full((len(m),), i) for i, m in enumerate(means)])
-        inputs = Inputs(
-            torch.cat(means), torch.cat(deviations), order, min(least), max(greatest), dtypes[0]
-        )
+        count += size
+        labels.append(_classes(batch))
+        parts.append(_input_of(batch, size))
     total, batch_size, last, ordered = _facts(batches, sizes, complete)
     return Survey(
-        tuple(sizes), complete, total, batch_size, last,
-        torch.cat(labels) if labels else None,
-        torch.cat(numbers) if labels else None,
-        inputs, ordered,
-    )  # fmt: skip
+        tuple(sizes), complete, total, batch_size, last, *_numbered(labels), _inputs(parts), ordered
+    )
 
 
-def _differ(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return bool(a[0].shape[1] != b[0].shape[1] or a[4] != b[4])
+def _classes(batch: Any) -> Tensor | None:
+    """Return one integer a sample, or None."""
+    labels = labels_of(batch)
+    if labels is None or labels.dim() != 1 or not is_class_labels(labels):
+        return None
+    return labels.cpu()
 
 
-def _input_of(batch: Any) -> tuple[Tensor, Tensor, float, float, torch.dtype] | None:
+def _numbered(labels: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """Join the labels that count, and number their batches; None if a batch has none."""
+    known = [each for each in labels if each is not None]
+    if not known or len(known) < len(labels):
+        return None, None
+    numbers = [torch.full((len(each),), i) for i, each in enumerate(known)]
+    joined, number = torch.cat(known), torch.cat(numbers)
+    counts = joined != IGNORED_LABEL
+    return joined[counts], number[counts]
+
+
+class _Part(NamedTuple):
+    means: Tensor
+    deviations: Tensor
+    least: float
+    greatest: float
+    dtype: torch.dtype
+
+
+def _inputs(parts: Sequence[_Part | None]) -> Inputs | None:
+    """Join what the batches show; None if they do not fit together."""
+    known = [each for each in parts if each is not None]
+    kinds = {(each.means.shape[1], each.dtype) for each in known}
+    if len(known) < len(parts) or len(kinds) != 1:
+        return None
+    means, deviations, least, greatest, dtypes = zip(*known, strict=True)
+    order = torch.cat([torch.full((len(each),), i) for i, each in enumerate(means)])
+    return Inputs(
+        torch.cat(means), torch.cat(deviations), order, min(least), max(greatest), dtypes[0]
+    )
+
+
+def _input_of(batch: Any, size: int) -> _Part | None:
     if isinstance(batch, Mapping):
         batch = [value for key, value in batch.items() if key not in LABELS]
     elif isinstance(batch, (list, tuple)) and batch:
         batch = batch[0]
     tensor = next(iter(tensors_in(batch)), None)
-    if tensor is None or tensor.dim() < 2 or not tensor.numel():
+    if tensor is None or tensor.dim() < 2 or not tensor.numel() or len(tensor) != size:
         return None
-    if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+    # Bytes are turned into something else by the model before a layer takes them.
+    if not tensor.is_floating_point():
         return None
-    values = tensor.detach()[:, :CHANNELS].double()
-    if values.dim() == 2:
-        means, deviations = values, torch.zeros_like(values)
-    else:
-        values = values.flatten(2)
-        means, deviations = values.mean(2), values.std(2, correction=0)
-    return means.cpu(), deviations.cpu(), float(values.min()), float(values.max()), tensor.dtype
+    tensor = tensor.detach()
+    limit = CHANNELS if tensor.dim() > 2 else COLUMNS
+    step = -(-tensor.shape[1] // limit)
+    values = tensor[:, ::step].double().reshape(size, -(-tensor.shape[1] // step), -1)
+    means, deviations = values.mean(2), values.std(2, correction=0)
+    return _Part(
+        means.cpu(), deviations.cpu(), float(tensor.min()), float(tensor.max()), tensor.dtype
+    )
 
 
 def _facts(

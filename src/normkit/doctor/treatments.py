@@ -26,6 +26,7 @@ __all__ = [
     "freezing",
     "movable",
     "recalibration",
+    "rescaling",
     "set_attributes",
     "together",
     "widen",
@@ -150,6 +151,28 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> None:
     gradient, tensor.grad = tensor.grad, None
     tensor.data = tensor.data.to(dtype)
     tensor.grad = None if gradient is None else gradient.to(dtype)
+
+
+def rescaling(model: nn.Module, scale: Tensor, shift: Tensor) -> Treatment:
+    """Multiply the model's input by ``scale`` and add ``shift``, (C,) each; only to try it."""
+
+    def rescale(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        values = [*args, *kwargs.values()]
+        first = next((x for x in values if isinstance(x, Tensor) and x.is_floating_point()), None)
+        if first is None or first.dim() < 2 or first.shape[1] != len(scale):
+            return None
+        shape = (1, -1, *[1] * (first.dim() - 2))
+        changed = first * scale.to(first).view(shape) + shift.to(first).view(shape)
+        args = tuple(changed if x is first else x for x in args)
+        return args, {key: changed if x is first else x for key, x in kwargs.items()}
+
+    def apply() -> Handle:
+        hook = model.register_forward_pre_hook(rescale, with_kwargs=True)
+        cls = type(model)
+        changed = [Changed("", cls, cls, note="inputs rescaled")]
+        return Handle("rescaling", changed, [], [Step(lambda: None, lambda: hook.remove())])
+
+    return Treatment("rescale the evaluation inputs", apply, trial=True)
 
 
 class _Together:

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
+from normkit.doctor.states import still_in_training
 
 SMALL = 0.4
 
@@ -37,8 +38,9 @@ def check(exam: Examination) -> Iterator[Finding]:
         return
     survey = exam.training.survey
     last, size = survey.last, survey.batch_size
-    using = [one for one in exam.norms if one.kind == "batch" and not one.frozen]
-    if not last or not using or last > SMALL * size:
+    still = still_in_training(exam)
+    using = [one for one in exam.norms if one.kind == "batch" and id(one.layer) not in still]
+    if not last or not using or last > SMALL * size or survey.total == last:
         return
     stopped = [one.name for one in using if last == 1 and _one_value(exam, one.name)]
     total = f" ({survey.total:,} samples)" if survey.total else ""
@@ -57,7 +59,6 @@ def check(exam: Examination) -> Iterator[Finding]:
         says,
         "DataLoader(..., drop_last=True)",
         last / size,
-        None if stopped else exam.recalibrate(),
     )
 
 

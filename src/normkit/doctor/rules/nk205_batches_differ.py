@@ -19,81 +19,45 @@ Use instead
     normalization without batch statistics (nk.GroupNorm).
 
 When it is right
-    In training of several domains with statistics of their own (nk.DomainBatchNorm2d).
+    In training of several domains with statistics of their own (nk.DomainBatchNorm2d); in metric
+    learning, whose batches are P classes of K samples, if evaluation is recalibrated.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
+from normkit.doctor.order import between_batches, labels_between_batches
 
 SHARE = 0.05
-SIGNIFICANT = 6.0
-"""Standard errors beyond chance; many features are looked at."""
 
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find training batches that differ beyond chance."""
-    if exam.training is None or not any(one.kind == "batch" for one in exam.norms):
+    using = any(one.kind == "batch" and not one.frozen for one in exam.norms)
+    if exam.training is None or not using:
         return
     survey = exam.training.survey
-    candidates = []
+    shares = {}
     if survey.labels is not None and survey.batch is not None:
-        classes = torch.unique(survey.labels, return_inverse=True)[1]
-        if 1 < int(classes.max()) + 1 <= len(classes) // 2:
-            hot = torch.nn.functional.one_hot(classes).double()
-            candidates.append(("labels", between_batches(hot, survey.batch)))
+        shares["labels"] = labels_between_batches(survey.labels, survey.batch)
     if survey.inputs is not None:
         features = torch.cat([survey.inputs.means, survey.inputs.deviations], 1)
-        candidates.append(("inputs", between_batches(features, survey.inputs.batch)))
-    differ = [(what, share) for what, (share, sure) in candidates if share > SHARE and sure]
+        shares["inputs"] = between_batches(features, survey.inputs.batch)
+    differ = {what: share for what, (share, sure) in shares.items() if share > SHARE and sure}
     if not differ:
         return
-    share = max(value for _, value in differ)
+    share = max(differ.values())
     yield Finding(
         "warning",
         (),
-        f"The {' and '.join(what for what, _ in differ)} of training batches differ beyond chance: "
+        f"The {' and '.join(differ)} of training batches differ beyond chance: "
         f"{100 * share:.0f} % of the variance lies between batches (threshold "
-        f"{100 * SHARE:.0f} %), which come in an order, such as by class, domain or file.",
+        f"{100 * SHARE:.0f} %). They are composed, or come in an order: by class, domain or file.",
         "DataLoader(..., shuffle=True)",
         share,
     )
-
-
-def between_batches(features: Tensor, batch: Tensor) -> tuple[float, bool]:
-    """Return the share of the variance between batches (intraclass correlation), and if it is sure.
-
-    One-way analysis of variance, averaged over features that vary; chance gives a ratio of 1.
-
-    Args:
-        features: (N, F), float64.
-        batch: (N,), the number of each sample's batch.
-    """
-    count = torch.bincount(batch).double()
-    groups = len(count)
-    within_freedom = len(features) - groups
-    if groups < 3 or within_freedom < groups:
-        return 0.0, False
-    centred = features - features.mean(0)
-    sums = torch.zeros(groups, features.shape[1], dtype=torch.float64)
-    means = sums.index_add_(0, batch, centred) / count[:, None]
-    between = (count[:, None] * means.square()).sum(0) / (groups - 1)
-    within = (centred - means[batch]).square().sum(0) / within_freedom
-    total = centred.square().sum(0)
-    varies = total > 1e-12 * features.square().sum(0).clamp_min(1e-300)
-    if not bool(varies.any()):
-        return 0.0, False
-    between, within = between[varies], within[varies]
-    # Features weigh alike; one without variance within batches lies between them wholly.
-    size = float((len(features) - count.square().sum() / len(features)) / (groups - 1))
-    share = ((between - within) / (between + (size - 1) * within)).mean()
-    ratio = (between / within.clamp_min(1e-12 * between)).clamp_max(1e6).mean()
-    sure = float(ratio) > 1 + SIGNIFICANT * math.sqrt(2 / (groups - 1))
-    return float(share), sure

@@ -2,7 +2,7 @@
 
 What it checks
     How far the mean of one batch is off from that of the data, measured layer by layer, where
-    batches have at most 32 samples; a note from 0.2 deviations, a warning from 0.3.
+    batches have at most 32 samples; a note from 0.2 deviations, a warning from 0.4.
 
 Why it is bad
     Each training step normalizes by such a mean, so that the same image gives other activations in

@@ -16,12 +16,16 @@ Use instead
     (images.float() / 255 - mean) / deviation, with one mean and deviation per channel.
 
 When it is right
-    Where the first layer standardizes: nn.BatchNorm2d(channels) right at the input.
+    Where a layer or the model's own code standardizes them first, which is not reported.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
@@ -32,13 +36,13 @@ GREATEST, DEVIATIONS = 50.0, 3.0
 def check(exam: Examination) -> Iterator[Finding]:
     """Find training inputs far from mean 0 and deviation 1."""
     inputs = None if exam.training is None else exam.training.survey.inputs
-    if inputs is None or _standardized(exam):
+    if inputs is None or not _taken_as_it_comes(exam):
         return
-    ratios = inputs.mean.abs() / inputs.deviation.clamp_min(1e-12)
-    off = (
-        float(ratios[inputs.deviation > 0].median()) if bool((inputs.deviation > 0).any()) else 0.0
-    )
+    varies = inputs.deviation > 0
     greatest = max(abs(inputs.least), abs(inputs.greatest))
+    if not (math.isfinite(greatest) and bool(varies.any())):
+        return
+    off = float((inputs.mean.abs() / inputs.deviation)[varies].median())
     if greatest <= GREATEST and off <= DEVIATIONS:
         return
     mean, deviation = float(inputs.mean.mean()), float(inputs.deviation.mean())
@@ -53,7 +57,14 @@ def check(exam: Examination) -> Iterator[Finding]:
     )
 
 
-def _standardized(exam: Examination) -> bool:
-    """Return True if a layer normalizes the input as it comes."""
-    first = next(iter(exam.flow.shapes), None)
-    return first is not None and exam.norm(first) is not None
+def _taken_as_it_comes(exam: Examination) -> bool:
+    """Return True if a convolution or a dense layer is the first with weights on the input."""
+
+    def weighted(name: str) -> bool:
+        return next(exam.model.get_submodule(name).parameters(), None) is not None
+
+    first = next(filter(weighted, exam.flow.shapes), None)
+    if first is None or not isinstance(exam.model.get_submodule(first), (_ConvNd, nn.Linear)):
+        return False
+    before = list(exam.flow.before(first))
+    return [first, *before][-1] in exam.flow.entries and not any(map(weighted, before))

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
+from normkit.errors import NonFiniteError
 
 
 def check(exam: Examination) -> Iterator[Finding]:
@@ -31,7 +32,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     if exam.training is None or exam.training.problem is None:
         return
     problem = exam.training.problem
-    finite = "finite" in problem
+    finite = isinstance(problem, NonFiniteError)
     yield Finding(
         "error" if finite else "warning",
         (),

@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.norms import Norm
+from normkit.doctor.norms import Norm, kind_of
+from normkit.nn.stats_spec import keeps_stats
 from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import run_model
 from normkit.statistics.batches.tensors import tensors_in
@@ -54,17 +54,22 @@ def check(exam: Examination) -> Iterator[Finding]:
     if training is None or training.consistency is None:
         return
     gaps = training.consistency.layers
-    behind = [one for one in exam.norms if one.name in gaps and _after_dropout(exam, one)]
-    if not behind:
+    off_now = [one for one in exam.norms if (gap := gaps.get(one.name)) and gap.matters]
+    # Dropout as a function goes by the mode of the module that calls it.
+    others = [
+        module
+        for module in exam.model.modules()
+        if kind_of(module) is None and not keeps_stats(module)
+    ]
+    if not off_now or not others:
         return
-    drops = [module for module in exam.model.modules() if isinstance(module, _DropoutNd)]
-    without, within = (_variances(exam, behind, on) for on in ([], drops))
+    without, within = (_variances(exam, off_now, on) for on in ([], others))
     factors = {
         name: float((within[name] / without[name].clamp_min(1e-12)).log().mean().exp())
         for name in without
         if name in within
     }
-    off = {name: value for name, value in factors.items() if value > FACTOR and gaps[name].matters}
+    off = {name: value for name, value in factors.items() if value > FACTOR}
     if not off:
         return
     worst = max(off.values())
@@ -79,25 +84,14 @@ def check(exam: Examination) -> Iterator[Finding]:
     )
 
 
-def _after_dropout(exam: Examination, one: Norm) -> bool:
-    """Return True if dropout comes between the layer and the normalization before it."""
-    for name in exam.flow.before(one.name):
-        module = exam.model.get_submodule(name)
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            return True
-        if exam.norm(name) is not None:
-            return False
-    return False
-
-
 def _variances(
     exam: Examination, norms: Sequence[Norm], on: Sequence[nn.Module]
 ) -> dict[str, Tensor]:
-    """Return by layer the variances of its input's channels, with these dropouts on."""
+    """Return by layer the variances of its input's channels, with these modules training."""
     inputs: dict[str, list[Tensor]] = {}
 
-    def keep(name: str, args: Any) -> None:
-        x = tensors_in(args)[0].detach().double()
+    def keep(name: str, args: Any, kwargs: Any) -> None:
+        x = tensors_in([*args, *kwargs.values()])[0].detach().double()
         inputs.setdefault(name, []).append(x.transpose(0, 1).flatten(1))
 
     assert exam.training is not None
@@ -110,7 +104,7 @@ def _variances(
             module.training = True
         for one in norms:
             hook = one.layer.register_forward_pre_hook(
-                lambda _, args, name=one.name: keep(name, args)
+                lambda _, args, kwargs, name=one.name: keep(name, args, kwargs), with_kwargs=True
             )
             stack.callback(hook.remove)
         for batch in itertools.islice(DetachedLoader(exam.training.batches), BATCHES):

@@ -24,9 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
+from normkit.nn.stats_spec import has_own_forward
 
 FEW = 2
 
@@ -53,13 +57,15 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 
 def _values(one: Norm, shape: tuple[int, ...]) -> int | None:
-    """Return how many values share a mean, or None where they are of the whole batch."""
-    if one.kind == "batch" or len(shape) < 2:
+    """Return how many values share a mean; None where they are of the batch, or not known."""
+    layer = one.layer
+    if has_own_forward(layer):
         return None
-    if one.kind == "instance":
-        return math.prod(shape[2:]) if one.stats is None else None
-    if one.kind == "group":
-        groups = getattr(one.layer, "num_groups", None)
-        return math.prod(shape[1:]) // groups if isinstance(groups, int) and groups else None
-    normalized = getattr(one.layer, "normalized_shape", None)
-    return math.prod(normalized) if one.kind == "layer" and normalized else None
+    if isinstance(layer, _InstanceNorm):
+        axes = layer._get_no_batch_dim() - 1
+        return math.prod(shape[-axes:]) if one.stats is None and len(shape) > axes else None
+    if isinstance(layer, nn.GroupNorm) and len(shape) > 1:
+        return math.prod(shape[1:]) // layer.num_groups
+    if isinstance(layer, nn.LayerNorm):
+        return math.prod(layer.normalized_shape)
+    return None

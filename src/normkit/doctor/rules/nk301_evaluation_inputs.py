@@ -26,7 +26,10 @@ import math
 from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
-from normkit.doctor.finding import Finding
+from normkit.doctor.finding import Finding, Treatment
+from normkit.doctor.scores import gain_between
+from normkit.doctor.survey import Inputs
+from normkit.doctor.treatments import RECALIBRATE_ON_EVALUATION, rescaling
 
 DEVIATIONS, FACTOR = 0.5, 1.5
 
@@ -38,9 +41,12 @@ def check(exam: Examination) -> Iterator[Finding]:
     train, test = exam.training.survey.inputs, exam.evaluation.survey.inputs
     if train is None or test is None or train.mean.shape != test.mean.shape:
         return
+    varies = train.deviation > 0
+    if not bool(varies.any()):
+        return
     scale = train.deviation.clamp_min(1e-12)
-    shift = float(((test.mean - train.mean).abs() / scale).median())
-    factor = float((test.deviation / scale).median())
+    shift = float(((test.mean - train.mean).abs() / scale)[varies].median())
+    factor = float((test.deviation / scale)[varies].median())
     if not math.isfinite(shift * factor):  # NK209 speaks of it
         return
     if shift <= DEVIATIONS and 1 / FACTOR <= factor <= FACTOR:
@@ -56,5 +62,21 @@ def check(exam: Examination) -> Iterator[Finding]:
         f"factor of {factor:.2f} apart (thresholds {DEVIATIONS} and {FACTOR}).",
         "prepare both alike; for another domain nk.recalibrate(model, evaluation)",
         max(shift / DEVIATIONS, factor / FACTOR, 1 / max(factor, 1e-12) / FACTOR),
-        exam.recalibrate_on_evaluation(),
+        exam.recalibrate_on_evaluation() if _statistics_help(exam) else None,
+        trial=_on_training_scale(exam, train, test),
     )
+
+
+def _statistics_help(exam: Examination) -> bool:
+    """Return True if statistics of the evaluation batches are measured to help."""
+    evaluation = exam.evaluation
+    if evaluation is None or RECALIBRATE_ON_EVALUATION not in evaluation.tried:
+        return False
+    gain = gain_between(evaluation.score, evaluation.tried[RECALIBRATE_ON_EVALUATION])
+    return gain is not None and gain.helps
+
+
+def _on_training_scale(exam: Examination, train: Inputs, test: Inputs) -> Treatment:
+    """Give the evaluation inputs training's mean and deviation, channel by channel."""
+    scale = train.deviation / test.deviation.clamp_min(1e-12)
+    return rescaling(exam.model, scale, train.mean - scale * test.mean)

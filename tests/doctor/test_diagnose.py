@@ -241,3 +241,18 @@ def test_a_mend_that_costs_is_not_advised(trained: nn.Sequential) -> None:
     assert found.gain.high < 0
     assert found.severity == "note"
     assert found.do.startswith("leave it")
+
+
+def test_layers_trained_in_evaluation_mode_are_a_warning() -> None:
+    """They fit statistics that never moved: right in evaluation, and not normalized in training."""
+    model = net().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for images, labels in batches(80):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(5 + 3 * images), labels).backward()
+        optimizer.step()
+    train, test = ([(5 + 3 * x, y) for x, y in batches(20, seed=s)] for s in (0, 1))
+    (found,) = nk.diagnose(model, train, test).of("NK101")
+    assert found.gain is not None
+    assert found.gain.high < 0
+    assert found.severity == "warning"

@@ -225,9 +225,10 @@ NOTHING = 0.5
 
 
 def _tempered(one: Finding) -> Finding:
-    """Turn a finding into a note if its mend makes the score worse, or off statistics cost nothing.
+    """Lower a finding whose mend makes the score worse, or whose off statistics cost nothing.
 
-    Of the causes only where the mend is all that there is to do.
+    Of the causes only where the mend is all that there is to do. Weights that fit a fault give
+    right results, with which training was worse off: such an error is a warning.
     """
     gain = one.gain
     if gain is None or one.treatment is None:
@@ -239,7 +240,7 @@ def _tempered(one: Finding) -> Finding:
         return one
     return dataclasses.replace(
         one,
-        severity="note",
+        severity="warning" if one.severity == "error" else "note",
         do=f"leave it for now, as mending it alone makes the score worse; what it would take: "
         f"{one.do}, and further training at a smaller rate",
     )

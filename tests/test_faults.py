@@ -161,3 +161,10 @@ def test_training_changes_what_it_should() -> None:
     after = plan.train().model
     assert isinstance(after, nn.Module)
     assert any(not torch.equal(before[k], v) for k, v in after.state_dict().items())
+
+
+def test_a_seed_makes_the_same_training_again() -> None:
+    plan = CASES["momentum-kept"].healthy
+    for look in (weights_of, lambda training: epoch_of(training.train_batches)):
+        assert repr(look(plan.start(1))) == repr(look(plan.start(1)))
+        assert repr(look(plan.start(1))) != repr(look(plan.start(0)))

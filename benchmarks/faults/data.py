@@ -78,12 +78,17 @@ def dark(pixels: Tensor) -> Tensor:
     return standardized(0.3 * pixels)
 
 
+def _generator() -> torch.Generator:
+    """Make a generator of the training's seed, apart from the global one."""
+    return torch.Generator().manual_seed(torch.initial_seed() % 2**32 + 1)
+
+
 class _Batches(Sampler[list[int]]):
     """Batches in an order of their own, in every epoch the same ones in another order."""
 
     def __init__(self, batches: list[list[int]]) -> None:
         self.batches = batches
-        self.generator = torch.Generator().manual_seed(1)
+        self.generator = _generator()
 
     def __iter__(self) -> Iterator[list[int]]:
         for i in torch.randperm(len(self.batches), generator=self.generator).tolist():
@@ -129,8 +134,7 @@ def train_batches(
     dataset = TensorDataset(change(pixels).to(dtype), labels)
     if order is not None:
         return DataLoader(dataset, batch_sampler=_Batches(order(labels, batch_size)))
-    generator = torch.Generator().manual_seed(1)
-    return DataLoader(dataset, batch_size, True, generator=generator, drop_last=drop_last)
+    return DataLoader(dataset, batch_size, True, generator=_generator(), drop_last=drop_last)
 
 
 def evaluation_batches(

@@ -16,8 +16,6 @@ from faults.fitting import fit, sgd
 
 __all__ = ["Case", "Plan", "Training"]
 
-SEED = 0
-
 
 @dataclasses.dataclass
 class Training:
@@ -55,9 +53,9 @@ class Plan:
     fit: Callable[[nn.Module, Optimizer, DataLoader[Any]], None] = fit
     after: Callable[[nn.Module, DataLoader[Any]], nn.Module] = lambda model, batches: model
 
-    def start(self) -> Training:
-        """Make everything and train nothing; every call makes the same."""
-        torch.manual_seed(SEED)
+    def start(self, seed: int = 0) -> Training:
+        """Make everything and train nothing; the same for every call with one seed."""
+        torch.manual_seed(seed)
         model = self.network()
         optimizer = self.optimizer(model)
         return Training(model, optimizer, self.train_batches(), self.evaluation_batches())
@@ -65,14 +63,16 @@ class Plan:
     def train(
         self,
         watch: Callable[[Training], contextlib.AbstractContextManager[Any]] | None = None,
+        seed: int = 0,
     ) -> Training:
         """Make everything and train it.
 
         Args:
+            seed: of the weights and of the order of images; the global generator's, too.
             watch: entered with the training before its first step and left after its last, for
                 tools that observe one.
         """
-        training = self.start()
+        training = self.start(seed)
         with watch(training) if watch is not None else contextlib.nullcontext():
             self.fit(training.model, training.optimizer, training.train_batches)
         training.model = self.after(training.model, training.train_batches)
@@ -106,6 +106,6 @@ class Case:
         """Return the plan with the fault."""
         return dataclasses.replace(self.healthy, **self.fault)  # type: ignore[arg-type]
 
-    def build(self, faulty: bool) -> Training:
+    def build(self, faulty: bool, seed: int = 0) -> Training:
         """Train the case with its fault, or its twin."""
-        return (self.faulty if faulty else self.healthy).train()
+        return (self.faulty if faulty else self.healthy).train(seed=seed)

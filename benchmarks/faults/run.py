@@ -50,27 +50,27 @@ def accuracy(training: Training) -> float:
     return right / count
 
 
-def row_of(name: str, tool: str) -> Row:
+def row_of(name: str, tool: str, seed: int) -> Row:
     """Train a case and its twin, and ask a tool about both."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     start = time.perf_counter()
     case = BY_NAME[name]
-    fault, found = ask(tool, case.faulty)
-    twin, alarms = ask(tool, case.healthy)
+    fault, found = ask(tool, case.faulty, seed)
+    twin, alarms = ask(tool, case.healthy, seed)
     return Row(
         name, tool, (accuracy(fault), accuracy(twin)), found, alarms, time.perf_counter() - start
     )
 
 
-def rows_of(names: list[str], tools: list[str], jobs: int) -> list[Row]:
+def rows_of(names: list[str], tools: list[str], jobs: int, seed: int) -> list[Row]:
     """Run all of them and show progress on the error stream."""
     todo = [(name, tool) for tool in tools for name in names]
     if jobs == 1:
-        return [_shown(row_of(*each), len(todo)) for each in todo]
+        return [_shown(row_of(*each, seed), len(todo)) for each in todo]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
-        futures = [pool.submit(row_of, *each) for each in todo]
+        futures = [pool.submit(row_of, *each, seed) for each in todo]
         for future in concurrent.futures.as_completed(futures):
             _shown(future.result(), len(todo))
         return [future.result() for future in futures]
@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="a case; may be repeated")
     parser.add_argument("--tool", action="append", choices=TOOLS, help="default: all installed")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there")
     parser.add_argument(
         "--from", dest="files", type=Path, action="append", metavar="FILE",
@@ -191,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.files:
         rows = recorded(options.files)
     else:
-        rows = rows_of(names, _installed(options.tool or TOOLS), options.jobs)
+        rows = rows_of(names, _installed(options.tool or TOOLS), options.jobs, options.seed)
     print(summary(rows), details(rows), sep="\n\n")
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(rows), indent=1) + "\n")

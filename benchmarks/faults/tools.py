@@ -53,12 +53,12 @@ def available(tool: str) -> bool:
     return importlib.util.find_spec(tool.replace("-", "_")) is not None
 
 
-def ask(tool: str, plan: Plan) -> tuple[Training, list[Found]]:
+def ask(tool: str, plan: Plan, seed: int = 0) -> tuple[Training, list[Found]]:
     """Train the plan, ask the tool, and return its findings, the worst first."""
     if tool == "normkit":
-        training = plan.train()
+        training = plan.train(seed=seed)
         return training, _doctor(training)
-    return _torch_audit(plan)
+    return _torch_audit(plan, seed)
 
 
 def _doctor(training: Training) -> list[Found]:
@@ -77,7 +77,7 @@ def _doctor(training: Training) -> list[Found]:
     ]
 
 
-def _torch_audit(plan: Plan) -> tuple[Training, list[Found]]:
+def _torch_audit(plan: Plan, seed: int) -> tuple[Training, list[Found]]:
     """Watch each step of the training from the first, then look once more at what came of it."""
     import torch_audit
 
@@ -98,7 +98,7 @@ def _torch_audit(plan: Plan) -> tuple[Training, list[Found]]:
             seen.extend(auditor.finish(report=False).findings)
             auditor.unpatch()
 
-    training = plan.train(watch)
+    training = plan.train(watch, seed)
     seen.extend(_one_more_epoch(training))
     ranks = {"FATAL": 0, "ERROR": 1, "WARN": 2, "INFO": 3}
     unlike = {one.rule_id: one for one in sorted(seen, key=lambda one: -ranks[one.severity.value])}

@@ -18,8 +18,9 @@ from normkit.statistics.estimates.layer_statistics import TINY, rms
 
 __all__ = ["NOISY", "SMALL", "batch_noise", "of_average"]
 
-SMALL, NOISY = 32, 0.3
-"""Batches of at most so many samples, off by more deviations, are too small for their layers."""
+SMALL, NOISY = 32, 0.4
+"""Batches of at most so many samples, off by more deviations, are too small for their layers: as of
+six independent values or fewer."""
 
 
 def batch_noise(exam: Examination) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -11,8 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.norms import Norm
+from normkit.doctor.scores import gain_between
+from normkit.doctor.treatments import RECALIBRATE
 from normkit.nn.affine import AFFINE, sources
-from normkit.nn.stats_spec import stats_spec
+from normkit.nn.stats_spec import has_own_forward, stats_spec
+from normkit.statistics.layers.find import batch_counter
 from normkit.statistics.layers.train_overrides import kept_in_evaluation
 
 __all__ = [
@@ -21,11 +25,13 @@ __all__ = [
     "averaging_wrapper",
     "count",
     "differs_from_training",
+    "drawn_at_random",
     "eps_of",
     "is_known",
     "never_moved",
     "share",
     "still_in_training",
+    "suits_training",
     "values_of",
 ]
 
@@ -67,6 +73,51 @@ def affine_moved(one: Norm) -> bool | None:
             if values.numel() > 1:
                 return bool((values != values[0]).any())
     return None
+
+
+def drawn_at_random(norms: Iterable[Norm]) -> bool:
+    """Return whether the β of all layers look drawn from one distribution around 0.
+
+    Some networks make them so, such as RepVGG in timm. Training gives the layers different means
+    and spreads. It takes some layers and many channels to tell; of fewer the answer is False.
+    """
+    values = []
+    for one in norms:
+        counter, bias = batch_counter(one.layer), one.bias
+        if counter is not None and not counter.is_meta and int(counter.max()) > 0:
+            return False
+        if bias is not None and not bias.is_meta and not nn.parameter.is_lazy(bias):
+            values.append(bias.detach().cpu().double().flatten())
+    sizes = torch.tensor([float(each.numel()) for each in values])
+    if len(values) < 8 or float(sizes.sum()) < 1_000:
+        return False
+    spread = torch.cat(values).square().mean().sqrt()
+    # Of normal values, both are about standard normal in every layer.
+    means = torch.stack([each.mean() for each in values]) / spread * sizes.sqrt()
+    sizes_of = torch.stack([each.square().mean().sqrt() for each in values]) / spread
+    spreads = sizes_of.log() * (2 * sizes).sqrt()
+    return float(means.abs().max()) < 5 and float(spreads.abs().max()) < 5
+
+
+def suits_training(exam: Examination) -> bool | None:
+    """Return whether the statistics of training batches serve the weights better than those kept.
+
+    Weights that were trained with layers in evaluation mode fit the statistics that they were
+    trained with, whatever the data's are. By the score of the evaluation batches; without them, by
+    the loss on training batches with labels. None where neither decides.
+    """
+    evaluation = exam.evaluation
+    if evaluation is not None and RECALIBRATE in evaluation.tried:
+        gain = gain_between(evaluation.score, evaluation.tried[RECALIBRATE])
+        if gain is not None:
+            return True if gain.helps else False if gain.high < 0 else None
+    compared = exam.training.consistency if exam.training is not None else None
+    if compared is None or compared.output.loss_difference is None:
+        return None
+    change, error = compared.output.loss_difference
+    if math.isnan(error) or abs(change) <= 3 * error:
+        return None
+    return change > 0
 
 
 def affine_parameters(one: Norm) -> list[nn.Parameter]:
@@ -113,9 +164,13 @@ def averaging_wrapper(model: object) -> AveragedModel | None:
 
 
 def is_known(one: Norm) -> bool:
-    """Return whether γ multiplies what the layer normalizes, as it does in ``torch.nn``'s."""
+    """Return whether γ multiplies what the layer normalizes, as it does in ``torch.nn``'s.
+
+    A subclass with its own ``forward`` may multiply by 1 + γ, and is not known.
+    """
     usual = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    return isinstance(one.layer, usual) or stats_spec(one.layer) is not None
+    known = isinstance(one.layer, usual) and not has_own_forward(one.layer)
+    return known or stats_spec(one.layer) is not None
 
 
 def count(things: Iterable[object], word: str = "layer") -> str:

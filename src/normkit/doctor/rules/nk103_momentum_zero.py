@@ -1,8 +1,9 @@
 """Momentum 0: training never moves the running statistics.
 
 What it checks
-    Whether a layer with running statistics that is not frozen has a momentum of 0. An instance
-    normalization with a momentum of None counts too, which PyTorch takes for 0 there.
+    Whether a layer with running statistics that is neither frozen nor in evaluation mode while the
+    model trains has a momentum of 0. An instance normalization with a momentum of None counts too,
+    which PyTorch takes for 0 there.
 
 Why it is bad
     In training mode the layer normalizes with each batch, in evaluation with statistics that no
@@ -29,7 +30,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
-from normkit.doctor.states import affine_moved, count, never_moved
+from normkit.doctor.states import (
+    affine_moved,
+    count,
+    never_moved,
+    still_in_training,
+    suits_training,
+)
 from normkit.doctor.treatments import MOMENTUM, set_attributes, together
 
 
@@ -40,7 +47,11 @@ def _stands_still(one: Norm) -> bool:
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers that seem to keep an average, and keep none."""
-    norms = [o for o in exam.norms if o.stats is not None and not o.frozen and _stands_still(o)]
+    still = still_in_training(exam)
+    norms = [
+        one for one in exam.norms
+        if one.stats is not None and id(one.layer) not in still and _stands_still(one)
+    ]  # fmt: skip
     if not norms:
         return
     wrong = [one for one in norms if never_moved(one) and affine_moved(one)]
@@ -50,10 +61,10 @@ def check(exam: Examination) -> Iterator[Finding]:
         else ""
     )
     yield Finding(
-        "error" if wrong else "warning",
+        "error" if wrong and suits_training(exam) else "warning",
         tuple(one.name for one in norms),
-        f"Momentum is 0 in {count(norms)} that are not frozen: training normalizes with each "
-        f"batch, and never moves what evaluation uses.{initial}",
+        f"Momentum is 0 in {count(norms)}, not frozen: training normalizes with each batch, "
+        f"and never moves what evaluation uses.{initial}",
         "momentum=0.1, then nk.recalibrate(model, train); or nk.freeze(model) if meant",
         float(len(norms)),
         together(set_attributes("momentum", norms, {"momentum": MOMENTUM}), exam.recalibrate()),

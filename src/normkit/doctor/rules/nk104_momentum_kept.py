@@ -1,7 +1,7 @@
 """Momentum is the share kept, not the share replaced.
 
 What it checks
-    Whether the momentum of a layer with running statistics is 0.5 or more.
+    Whether the momentum of a layer whose running statistics move in training is 0.5 or more.
 
 Why it is bad
     In PyTorch the momentum is the share of the running statistics that each batch replaces, 0.1 by
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
+from normkit.doctor.states import still_in_training
 from normkit.doctor.treatments import MOMENTUM, set_attributes, together
 
 LARGE = 0.5
@@ -32,11 +33,11 @@ LARGE = 0.5
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers whose average is one of a batch or two."""
+    still = still_in_training(exam)
     norms = [
-        one
-        for one in exam.norms
-        if one.stats is not None and (one.momentum or 0) >= LARGE and not one.frozen
-    ]
+        one for one in exam.norms
+        if one.stats is not None and (one.momentum or 0) >= LARGE and id(one.layer) not in still
+    ]  # fmt: skip
     if not norms:
         return
     value = max(one.momentum or 0 for one in norms)

@@ -17,7 +17,8 @@ Use instead
     same. finding.mend() does it; PyTorch takes float32 buffers only together with float32 γ and β.
 
 When it is right
-    In a model that only serves: rounding the statistics once does little harm.
+    In a model that only serves: rounding the statistics once does little harm. In evaluation mode
+    it is a note.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
-from normkit.doctor.states import count, values_of
+from normkit.doctor.states import count, still_in_training, values_of
 from normkit.doctor.treatments import MOMENTUM, together, widen
 
 MANY = 0.25
@@ -50,20 +51,22 @@ def _stuck(one: Norm) -> Tensor:
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers whose average stands still by rounding."""
     half = (torch.float16, torch.bfloat16)
+    still = still_in_training(exam)
     norms = [
-        o for o in exam.norms
-        if o.stats is not None and o.stats[0].dtype in half and not o.frozen and o.momentum != 0
+        one for one in exam.norms
+        if one.stats is not None and one.stats[0].dtype in half
+        and id(one.layer) not in still and one.momentum != 0
     ]  # fmt: skip
     if not norms:
         return
     stuck = torch.cat([_stuck(one) for one in norms])
     part, dtype = float(stuck.double().mean()), str(norms[0].stats[0].dtype).removeprefix("torch.")  # type: ignore[index]
     yield Finding(
-        "warning" if part > MANY else "note",
+        "warning" if part > MANY and exam.model.training else "note",
         tuple(one.name for one in norms),
         f"The running statistics of {count(norms)} are {dtype}. In {100 * part:.0f} % of their "
         f"{len(stuck):,} channels a batch a tenth of a deviation away, or of 10 % more variance, "
-        f"moves nothing: the step rounds away (threshold {100 * MANY:.0f} %).",
+        f"moves nothing in training: the step rounds away (threshold {100 * MANY:.0f} %).",
         "keep normalization layers in float32, and use torch.autocast",
         part,
         together(widen(norms), exam.recalibrate()),

@@ -2,7 +2,8 @@
 
 What it checks
     In how many channels of a layer |γ| is exactly 0, or below a thousandth of its large ones (the
-    90 % quantile), while other channels of the layer live.
+    90 % quantile), while other channels of the layer live. Subclasses with a forward of their own,
+    which may multiply by 1 + γ, do not count.
 
 Why it is bad
     A dead channel sends out β, whatever comes in: it costs time and memory and carries nothing.

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
-from normkit.doctor.states import affine_moved, count, never_moved
+from normkit.doctor.states import affine_moved, count, never_moved, suits_training
 from normkit.doctor.treatments import set_attributes, together
 
 
@@ -49,7 +49,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         wrong = any(never_moved(one) and affine_moved(one) for one in batch)
         mend = set_attributes("tracking", batch, {"track_running_stats": True}) if batch else None
         yield Finding(
-            "error" if wrong else "warning" if batch else "note",
+            "error" if wrong and suits_training(exam) else "warning" if batch else "note",
             tuple(one.name for one in norms),
             f"track_running_stats is False in {count(norms)} with running statistics: "
             + ("training does not move them, and evaluation uses them." if batch else

@@ -13,7 +13,8 @@ Example
     nn.BatchNorm2d(128, 0.8)       nn.BatchNorm2d(128, 0.1, 1e-5)
 
 Use instead
-    nn.BatchNorm2d(128, eps=1e-5, momentum=0.1)
+    nn.BatchNorm2d(128, eps=1e-5, momentum=0.1). Trained weights fit the ε that they were trained
+    with, so it stays there, and is found again; momentum and statistics can be mended.
 
 When it is right
     Where so large an ε is meant, to normalize weak channels less.
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.states import eps_of
-from normkit.doctor.treatments import set_attributes, together
+from normkit.doctor.treatments import MOMENTUM, set_attributes, together
 
 LARGE, SMALL = 1e-2, 1e-3
 EPS = 1e-5
@@ -42,28 +43,36 @@ def check(exam: Examination) -> Iterator[Finding]:
     swapped = [o for o in large.values() if o.momentum is not None and 0 < o.momentum <= SMALL]
     if swapped:
         # Trained weights are fitted to the ε that they were trained with.
-        values = {"momentum": lambda layer: layer.eps, "eps": lambda layer: layer.momentum}
+        values = {"momentum": lambda layer: _meant(layer.eps), "eps": lambda layer: layer.momentum}
         if exam.trained:
             del values["eps"]
         eps = eps_of(swapped[0]) or 0.0
+        least, meant = swapped[0].momentum, _meant(eps)
         yield Finding(
             "warning",
             tuple(one.name for one in swapped),
-            f"ε is {eps:g} and the momentum {swapped[0].momentum:g} (thresholds {LARGE:g} and "
-            f"{SMALL:g}): passed in the wrong order; the running statistics all but stand still.",
-            "eps=1e-5, momentum=0.1 by name; if trained, momentum=0.1 and nk.recalibrate",
+            f"ε is {eps:g} and the momentum {least:g} (thresholds {LARGE:g} and {SMALL:g}): passed "
+            "in the wrong order; the running statistics all but stand still.",
+            f"eps={least:g}, momentum={meant:g}, by name" if not exam.trained else
+            f"momentum={meant:g}, then nk.recalibrate(model, train); ε stays, as the weights fit it",
             eps,
             together(set_attributes("momentum", swapped, values), exam.recalibrate()),
-        )
+        )  # fmt: skip
     if others := [one for one in large.values() if one not in swapped]:
         eps = eps_of(others[0]) or 0.0
-        meant = round(1 - eps, 6) if eps >= KEPT else eps
         yield Finding(
             "warning",
             tuple(one.name for one in others),
             f"ε is {eps:g} (threshold {LARGE:g}): a momentum passed second, which is the place of "
             "ε. Channels with a variance below it are not normalized.",
-            f"nn.BatchNorm2d(channels, momentum={meant:g}), then train again",
+            f"nn.BatchNorm2d(channels, momentum={_meant(eps):g}), then train again"
+            + ("; these weights fit their ε" if exam.trained else ""),
             eps,
             None if exam.trained else set_attributes("eps", others, {"eps": EPS}),
         )
+
+
+def _meant(eps: float) -> float:
+    """Return the momentum that a number in the place of ε was meant as."""
+    replaced = eps if eps < KEPT else round(1 - eps, 6)
+    return replaced if 0 < replaced < KEPT else MOMENTUM

@@ -2,11 +2,12 @@
 
 What it checks
     Whether one normalization layer stands in several places of the model, or one pass calls it
-    several times. A second name for a part that is called once does not count.
+    several times. A second name for a part that is called once does not count. It is a note where
+    training batches show calls with like inputs, and where calls are not known.
 
 Why it is bad
     Running statistics become a mixture of all places. In training mode each place normalizes with
-    its own batch, in evaluation all of them with the mixture, which fits none.
+    its own batch, in evaluation all of them with the mixture, which fits none where they differ.
 
 Example
     norm = nn.BatchNorm2d(64); nn.Sequential(conv1, norm, nn.ReLU(), conv2, norm)
@@ -33,25 +34,26 @@ from normkit.doctor.states import count
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find shared layers."""
-    slots = _slots(exam.model)
-    places: dict[str, list[Norm]] = {"warning": [], "note": []}
+    slots, known = _slots(exam.model), exam.flow.calls
+    places: dict[str, list[Norm]] = {"wrong": [], "called": [], "named": []}
     for one in exam.norms:
-        # Where calls are not known, attributes that hold the very layer are counted.
-        known = exam.flow.calls
-        calls = known.get(one.name, 0) if known else slots[id(one.layer)]
-        if calls > 1:
+        if not known and slots[id(one.layer)] > 1:
+            places["named"].append(one)
+        elif known.get(one.name, 0) > 1:
             several = one.stats is not None and not one.frozen and len(one.places) > 1
-            places["warning" if several else "note"].append(one)
-    if norms := places["warning"]:
+            wrong = several and not _fits_all_calls(exam, one)
+            places["wrong" if wrong else "called"].append(one)
+    if norms := places["wrong"]:
         yield Finding(
             "warning",
             tuple(name for one in norms for name in one.places),
             f"{sum(len(one.places) for one in norms)} places share {count(norms)} with running "
-            "statistics: evaluation normalizes all of them with a mixture that fits none.",
+            "statistics: evaluation normalizes all of them with a mixture, which fits none where "
+            "they differ.",
             "make a layer for each place, then train again",
             float(max(len(one.places) for one in norms)),
         )
-    if norms := places["note"]:
+    if norms := places["called"]:
         yield Finding(
             "note",
             tuple(name for one in norms for name in one.places),
@@ -60,6 +62,24 @@ def check(exam: Examination) -> Iterator[Finding]:
             "check that it is meant; with training batches NK213 measures what it costs",
             float(len(norms)),
         )
+    if norms := places["named"]:
+        yield Finding(
+            "note",
+            tuple(name for one in norms for name in one.places),
+            f"{count(norms)} in several attributes: places that share it, or names of one place. "
+            "The model cannot be traced, so its calls are not known.",
+            "pass training batches, which show how often a pass calls it",
+            float(len(norms)),
+        )
+
+
+def _fits_all_calls(exam: Examination, one: Norm) -> bool:
+    """Return True if training batches showed that the calls have like inputs."""
+    compared = exam.training.consistency if exam.training is not None else None
+    if compared is None:
+        return False
+    measured = {each for each in compared.calls if exam.norm(each) == one}
+    return bool(measured) and not any(each.name in measured for each in compared.shared)
 
 
 def _slots(model: nn.Module) -> dict[int, int]:

@@ -5,8 +5,9 @@ What it checks
     height and width.
 
 Why it is bad
-    It only takes inputs of that size, and has a γ and a β for every place, so the network is no
-    longer the same everywhere in the image, and most of its parameters may be there.
+    It only takes inputs of that size. Unless elementwise_affine is off it has a γ and a β for every
+    place, so the network is no longer the same everywhere in the image, and most of its parameters
+    may be there.
 
 Example
     nn.LayerNorm([64, 28, 28]): 100,352 parameters
@@ -35,18 +36,20 @@ AXES = 3
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layer normalizations of one input size."""
     norms = {
-        one.name: one.layer.normalized_shape
+        one.name: one.layer
         for one in exam.norms
         if isinstance(one.layer, nn.LayerNorm) and len(one.layer.normalized_shape) >= AXES
     }
     if norms:
-        largest = max(norms.values(), key=math.prod)
-        size = math.prod(largest)
+        layer = max(norms.values(), key=lambda layer: math.prod(layer.normalized_shape))
+        largest, size = layer.normalized_shape, math.prod(layer.normalized_shape)
+        affine = [name for name in ("weight", "bias") if getattr(layer, name) is not None]
+        words = " and ".join({"weight": "a γ", "bias": "a β"}[name] for name in affine)
         yield Finding(
             "note",
             tuple(norms),
-            f"LayerNorm over {' × '.join(map(str, largest))} takes inputs of that size only, and "
-            f"has a γ and a β for each of {size:,} values.",
+            f"LayerNorm over {' × '.join(map(str, largest))} takes inputs of that size only"
+            + (f", and has {words} for each of {size:,} values." if words else "."),
             f"nn.GroupNorm(1, {largest[0]})",
             float(size),
         )

@@ -1,7 +1,10 @@
 """Momentum is so small that the average hardly moves.
 
 What it checks
-    Whether the momentum of a layer with running statistics is above 0 and below 0.0005.
+    Whether the momentum of a layer with running statistics is above 0 and below 0.0005. It is a
+    note where the statistics fit the training batches, where enough batches were counted, in a
+    model that was not trained yet, and where statistics moved though no batch was counted: they
+    come from elsewhere, as in converted networks.
 
 Why it is bad
     An average at momentum m looks back 1/m batches and needs about 3/m to forget the mean 0 and
@@ -26,7 +29,13 @@ from collections.abc import Iterator
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
-from normkit.doctor.states import affine_moved, count, differs_from_training, never_moved
+from normkit.doctor.states import (
+    affine_moved,
+    count,
+    differs_from_training,
+    never_moved,
+    still_in_training,
+)
 from normkit.doctor.treatments import MOMENTUM, set_attributes, together
 from normkit.statistics.layers.find import batch_counter
 
@@ -36,9 +45,10 @@ SMALL, FORGOTTEN = 5e-4, 0.01
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find averages that look back too far."""
+    still = still_in_training(exam)
     norms = [
         one for one in exam.norms
-        if one.stats is not None and not one.frozen and 0 < (one.momentum or 0) < SMALL
+        if one.stats is not None and id(one.layer) not in still and 0 < (one.momentum or 0) < SMALL
     ]  # fmt: skip
     if not norms:
         return
@@ -56,11 +66,13 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 
 def _is_right(exam: Examination, one: Norm) -> bool:
-    """Recalibrated, or trained for long enough, or not yet."""
+    """Recalibrated, converted, or trained for long enough, or not yet."""
     differs = differs_from_training(exam, one)
     if differs is not None:
         return not differs
     counter = batch_counter(one.layer)
     batches = 0 if counter is None else int(counter.max())
     forgotten = (1 - (one.momentum or 0)) ** batches < FORGOTTEN
-    return forgotten or (never_moved(one) and not affine_moved(one))
+    if never_moved(one):
+        return not affine_moved(one)
+    return forgotten or batches == 0

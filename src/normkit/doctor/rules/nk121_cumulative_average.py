@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
-from normkit.doctor.states import count, differs_from_training
+from normkit.doctor.states import count, differs_from_training, still_in_training
 from normkit.doctor.treatments import MOMENTUM, set_attributes, together
 
 
@@ -36,9 +36,10 @@ def _is_unset(one: Norm) -> bool:
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find averages that never forget."""
+    still = still_in_training(exam)
     norms = [
         one for one in exam.norms
-        if one.kind == "batch" and one.stats is not None and not one.frozen
+        if one.kind == "batch" and one.stats is not None and id(one.layer) not in still
         and (_is_unset(one) or getattr(one.layer, "average", None) == "cumulative")
     ]  # fmt: skip
     if norms:

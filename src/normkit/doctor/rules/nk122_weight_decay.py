@@ -5,8 +5,8 @@ What it checks
 
 Why it is bad
     Decay draws γ to 0 and β to 0, though neither makes a network simpler: the scale of what comes
-    before is normalized away anyway. Channels with small gradients die (NK106). With Adam the decay
-    passes through the gradient and so is not even proportional; AdamW's is.
+    before is normalized away anyway. Channels with small gradients die (NK106). Adam adds the decay
+    to the gradient, so that it is not even proportional; AdamW shrinks by a share.
 
 Example
     torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -23,9 +23,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.states import affine_parameters
+
+IN_GRADIENT = tuple(
+    getattr(torch.optim, name)
+    for name in (
+        "SGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD",
+    )
+)  # fmt: skip
+"""Classes that add it to the gradient, unless asked for ``decoupled_weight_decay``."""
+DECOUPLED = tuple(getattr(torch.optim, name) for name in ("AdamW", "Adafactor"))
+"""Classes that shrink by the rate times the decay, whatever the gradient. Of others nothing is
+said."""
 
 
 def check(exam: Examination) -> Iterator[Finding]:
@@ -49,13 +62,15 @@ def check(exam: Examination) -> Iterator[Finding]:
         return
     number, total = (sum(map(len, one.values())) for one in (decayed, trained))
     most = max(decays[id(p)] for parameters in decayed.values() for p in parameters)
-    optimizer = type(exam.optimizer).__name__
-    decoupled = optimizer == "AdamW" or exam.optimizer.defaults.get("decoupled_weight_decay")
+    cls = type(exam.optimizer)
+    decoupled = cls in DECOUPLED or exam.optimizer.defaults.get("decoupled_weight_decay") is True
+    way = "decoupled from the gradient" if decoupled else "added to the gradient"
+    known = cls in (*IN_GRADIENT, *DECOUPLED)
     yield Finding(
         "note",
         places,
-        f"{optimizer} decays {number:,} of {total:,} tensors γ and β, by {most:g}"
-        + (" (decoupled from the gradient)." if decoupled else " (through the gradient)."),
+        f"{cls.__name__} decays {number:,} of {total:,} tensors γ and β, by {most:g}"
+        + (f" ({way})." if known else "."),
         "[{'params': others}, {'params': norms_and_biases, 'weight_decay': 0}]",
         most,
     )

@@ -2,8 +2,9 @@
 
 What it checks
     The learning rates of the optimizer's groups with γ and β, against the groups with the model's
-    other parameters: 0 where the others' are not, or tenfold above or below all of them. Where a
-    schedule moves them, those it began with: at its end all of them may be 0.
+    other parameters: 0 where none of the others' is, or tenfold above or below all of them. Where a
+    schedule moves them, those it began with: at its end all of them may be 0. At 0 throughout a
+    part, as a backbone is before it is unfrozen, nothing is said.
 
 Why it is bad
     At 0 these layers do not train, though they look as if they did. γ and β act on whole channels:
@@ -49,10 +50,10 @@ def check(exam: Examination) -> Iterator[Finding]:
     others = [
         rates[id(p)] for p in exam.model.parameters() if id(p) in rates and id(p) not in named
     ]
-    if not others or max(others) == 0:
+    if not others or max(others) == 0:  # nothing trains
         return
     zero = tuple(name for name, of_layer in affine.items() if 0 in of_layer)
-    if zero:
+    if zero and min(others) > 0:
         yield Finding(
             "warning",
             zero,

@@ -99,25 +99,26 @@ def drawn_at_random(norms: Iterable[Norm]) -> bool:
     return float(means.abs().max()) < 5 and float(spreads.abs().max()) < 5
 
 
-def suits_training(exam: Examination) -> bool | None:
+def suits_training(exam: Examination) -> tuple[bool | None, str]:
     """Return whether the statistics of training batches serve the weights better than those kept.
 
     Weights that were trained with layers in evaluation mode fit the statistics that they were
     trained with, whatever the data's are. By the score of the evaluation batches; without them, by
-    the loss on training batches with labels. None where neither decides.
+    the loss on training batches with labels. None where neither decides. With it, the figures.
     """
     evaluation = exam.evaluation
     if evaluation is not None and RECALIBRATE in evaluation.tried:
         gain = gain_between(evaluation.score, evaluation.tried[RECALIBRATE])
         if gain is not None:
-            return True if gain.helps else False if gain.high < 0 else None
+            return (True if gain.helps else False if gain.high < 0 else None), str(gain)
     compared = exam.training.consistency if exam.training is not None else None
-    if compared is None or compared.output.loss_difference is None:
-        return None
-    change, error = compared.output.loss_difference
-    if math.isnan(error) or abs(change) <= 3 * error:
-        return None
-    return change > 0
+    output = None if compared is None else compared.output
+    if output is None or output.loss is None or output.loss_difference is None:
+        return None, ""
+    change, error = output.loss_difference
+    decides = not math.isnan(error) and abs(change) > 3 * error
+    batch, running = output.loss
+    return change > 0 if decides else None, f"loss {running:.3f} → {batch:.3f} on training batches"
 
 
 def affine_parameters(one: Norm) -> list[nn.Parameter]:

@@ -74,13 +74,13 @@ def _of_trained(exam: Examination, norms: list[Norm]) -> Finding:
         f"All running means are exactly 0 and all variances exactly 1 in {count(norms)}, though "
         "γ and β were trained"
     )
-    suits = suits_training(exam)
+    suits, figures = suits_training(exam)
     if suits is False:
         return Finding(
             "warning",
             tuple(one.name for one in norms),
             f"{measured}. The weights fit that: with statistics of training batches the result is "
-            "worse. They were trained in evaluation mode, and these layers never normalized.",
+            f"worse ({figures}). They were trained in evaluation mode, without normalization.",
             "leave the statistics as they are; train again, after model.train()",
             float(len(norms)),
         )
@@ -92,8 +92,8 @@ def _of_trained(exam: Examination, norms: list[Norm]) -> Finding:
            if suits else
            ". If that was in training mode, no batch ever moved them, and in evaluation these "
            "layers normalize nothing. "
-           + ("Pass labelled batches to tell." if exam.evaluation is None else
-              "The labelled batches do not tell.")),
+           + (f"The labels do not tell ({figures})." if figures else
+              "Labelled batches would tell.")),
         "nk.recalibrate(model, train)",
         float(len(norms)),
         exam.recalibrate(),

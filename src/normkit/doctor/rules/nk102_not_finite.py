@@ -32,13 +32,14 @@ from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
 from normkit.doctor.states import count, values_of
+from normkit.errors import NonFiniteError
 
 
 def check(exam: Examination) -> Iterator[Finding]:
     """Find layers that no evaluation survives."""
     # While the data brings them, statistics taken anew would have them again.
     problem = exam.training.problem if exam.training is not None else None
-    if "finite" not in (problem or ""):
+    if not isinstance(problem, NonFiniteError):
         yield from _of_statistics(exam)
     channels = {one.name: _not_finite(one) for one in exam.norms}
     places = tuple(name for name, number in channels.items() if number)
@@ -47,8 +48,8 @@ def check(exam: Examination) -> Iterator[Finding]:
         yield Finding(
             "error",
             places,
-            f"{number:,} values of γ and β are NaN or infinite, in {count(places)}: so is what "
-            "these channels send out, in training too, and no further training mends them.",
+            f"{count(range(number), 'value')} of γ and β NaN or infinite, in {count(places)}: so "
+            "is what these channels send out, in training too, and no further training mends them.",
             "go back to a checkpoint from before; then a lower rate, or clipped gradients",
             float(number),
         )

@@ -61,7 +61,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         else ""
     )
     yield Finding(
-        "error" if wrong and suits_training(exam) else "warning",
+        "error" if wrong and suits_training(exam)[0] else "warning",
         tuple(one.name for one in norms),
         f"Momentum is 0 in {count(norms)}, not frozen: training normalizes with each batch, "
         f"and never moves what evaluation uses.{initial}",

@@ -49,7 +49,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         wrong = any(never_moved(one) and affine_moved(one) for one in batch)
         mend = set_attributes("tracking", batch, {"track_running_stats": True}) if batch else None
         yield Finding(
-            "error" if wrong and suits_training(exam) else "warning" if batch else "note",
+            "error" if wrong and suits_training(exam)[0] else "warning" if batch else "note",
             tuple(one.name for one in norms),
             f"track_running_stats is False in {count(norms)} with running statistics: "
             + ("training does not move them, and evaluation uses them." if batch else

@@ -54,7 +54,7 @@ def check(exam: Examination) -> Iterator[Finding]:
             f"ε is {eps:g} and the momentum {least:g} (thresholds {LARGE:g} and {SMALL:g}): passed "
             "in the wrong order; the running statistics all but stand still.",
             f"eps={least:g}, momentum={meant:g}, by name" if not exam.trained else
-            f"momentum={meant:g}, then nk.recalibrate(model, train); ε stays, as the weights fit it",
+            f"momentum={meant:g}, then nk.recalibrate(model, train); ε stays, as weights fit it",
             eps,
             together(set_attributes("momentum", swapped, values), exam.recalibrate()),
         )  # fmt: skip

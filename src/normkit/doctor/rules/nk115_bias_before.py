@@ -45,7 +45,7 @@ def check(exam: Examination) -> Iterator[Finding]:
             continue
         before = exam.model.get_submodule(maker)
         if exam.flow.users.get(maker, 0) == 1 and _takes_away(exam, one, maker, before):
-            biases[maker] = before.bias.numel()  # type: ignore[operator, union-attr]
+            biases[maker] = before.bias.numel()  # type: ignore[operator]
     if biases:
         yield Finding(
             "note",

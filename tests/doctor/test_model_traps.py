@@ -206,7 +206,10 @@ def test_nk110_momentum_encoders_are_a_note() -> None:
     one(model, "NK110", "note", "target.1")
     model["target"] = nn.Sequential(*part(), nn.ReLU(), nn.Linear(4, 4)).requires_grad_(False)
     one(model, "NK110", "warning", "target.1")
-    # The next block of a backbone has the same shapes, and is no twin.
+    # Another layer alone is none, nor is the next block of a backbone, of the same shapes.
+    single = nn.ModuleDict({"first": nn.BatchNorm1d(8), "second": nn.BatchNorm1d(8)})
+    single["first"].requires_grad_(False)
+    one(single, "NK110", "warning", "first")
     blocks = nn.Sequential(part(), part())
     blocks[0].requires_grad_(False)
     one(blocks, "NK110", "warning", "0.1")

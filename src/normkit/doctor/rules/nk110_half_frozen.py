@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
@@ -46,7 +47,7 @@ def check(exam: Examination) -> Iterator[Finding]:
             continue
         affine = affine_parameters(one)
         if affine and not any(p.requires_grad for p in affine):
-            norms[any(name in twins for name in _ancestors(one.name))].append(one)
+            norms[any(name in twins for name in _ancestors(one.name)[1:])].append(one)
     if alone := norms[False]:
         yield Finding(
             "warning",
@@ -77,6 +78,8 @@ def _with_a_twin(model: nn.Module) -> set[str]:
     named = dict(model.named_modules())
     frozen = {name for name, module in named.items() if _is_frozen(module)}
     largest = {name for name in frozen if not any(each in frozen for each in _ancestors(name)[1:])}
+    if not largest:
+        return set()
     trained = [_shapes(module) for name, module in named.items() if name not in frozen]
     return {
         name
@@ -92,7 +95,7 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, object]]:
-    return [(name, getattr(p, "shape", None)) for name, p in module.named_parameters()]
+    return [(name, None if is_lazy(p) else p.shape) for name, p in module.named_parameters()]
 
 
 def _ancestors(name: str) -> list[str]:

@@ -51,7 +51,8 @@ def check(exam: Examination) -> Iterator[Finding]:
     says += (
         "a layer with one value per channel refuses it, and training stops with a ValueError."
         if stopped
-        else "a share by the momentum of what evaluation normalizes with, and a noisy last step."
+        else "in the running statistics it weighs as much as a full one, right before evaluation, "
+        "and the last step is a noisy one."
     )
     yield Finding(
         "error" if stopped else "warning",

@@ -126,6 +126,7 @@ CASES = (
         ("NK209",),
         LENET,
         {"train_batches": partial(train_batches, change=_with_nan)},
+        torch_audit=("TA100",),
     ),
     Case(
         "evaluation-not-standardized",

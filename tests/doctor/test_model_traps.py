@@ -82,6 +82,13 @@ def test_nk103_and_nk108_are_errors_only_where_a_mend_helps() -> None:
         one(off, "NK108", severity, "1", train=data())
 
 
+def test_nk103_of_a_model_that_only_serves_is_a_note() -> None:
+    model = net(momentum=0.0)
+    one(model.eval(), "NK103", "note", "1", "4")
+    model[1].num_batches_tracked += 1  # trained so
+    one(model, "NK103", "warning", "1", "4")
+
+
 def test_nk101_of_a_fresh_head_without_gamma_and_beta_is_a_note() -> None:
     head = nn.Sequential(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, affine=False))
     model = nn.Sequential(nn.Linear(8, 8), trained(nn.BatchNorm1d(8)), nn.ReLU(), head)
@@ -160,7 +167,7 @@ def test_nk107_says_at_what_scale_channels_come_out() -> None:
     layer = trained(nn.BatchNorm1d(8, eps=1e-3))
     layer.running_var.fill_(8e-4)
     found = one(nn.Sequential(layer), "NK107", "note", "0")
-    assert "8 come out at 0.67 to 0.71" in found.says
+    assert "8 come out at 0.67 of unit scale" in found.says
     assert "constant" not in found.says + found.do
     x = layer.running_mean + 8e-4**0.5 * torch.randn(
         100_000, 8, generator=torch.Generator().manual_seed(0)

@@ -55,6 +55,32 @@ def test_nk115_counts_all_uses_of_a_tensor(options: Any) -> None:
         assert not find(PreActivation(past=past, traceable=False), "NK115", **options)
 
 
+class Twice(nn.Module):
+    """Normalizes the output of a normalization, which may go past the second one too."""
+
+    def __init__(self, *, past: bool, traceable: bool) -> None:
+        super().__init__()
+        self.first, self.second = trained(nn.BatchNorm2d(3)), trained(nn.BatchNorm2d(3))
+        self.past, self.traceable = past, traceable
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.traceable and x.sum() > 1e9:
+            return x
+        h = self.first(x)
+        y: Tensor = self.second(h)
+        return h + y if self.past else y
+
+
+def test_nk114_warns_where_the_first_feeds_nothing_else() -> None:
+    one(Twice(past=False, traceable=True), "NK114", "warning", "second")
+    one(Twice(past=True, traceable=True), "NK114", "note", "second")
+    one(Twice(past=True, traceable=False), "NK114", "note", "second", train=images())
+    row = nn.Sequential(trained(nn.BatchNorm2d(3)), trained(nn.BatchNorm2d(3)))
+    model = nn.Sequential(row, Twice(past=True, traceable=False))  # cannot be traced
+    assert find(model, "NK114")[0].places == ("0.1",)
+    assert find(model, "NK114")[0].severity == "warning"
+
+
 @pytest.mark.parametrize("length", [6, 10])
 def test_nk115_of_a_linear_layer_whose_bias_lies_along_another_axis(length: int) -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(length))

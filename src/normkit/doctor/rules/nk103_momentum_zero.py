@@ -18,7 +18,8 @@ Use instead
     statistics still in training too, nk.freeze(model).
 
 When it is right
-    In a model that only serves, as long as nobody trains it.
+    In a model that only serves, as long as nobody trains it. In evaluation mode, with no batch
+    counted, it is a note.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from normkit.doctor.states import (
     suits_training,
 )
 from normkit.doctor.treatments import MOMENTUM, set_attributes, together
+from normkit.statistics.layers.find import batch_counter
 
 
 def _stands_still(one: Norm) -> bool:
@@ -60,8 +62,11 @@ def check(exam: Examination) -> Iterator[Finding]:
         if wrong
         else ""
     )
+    counters = [batch_counter(one.layer) for one in norms]
+    counted = any(int(counter.max()) for counter in counters if counter is not None)
+    serves = not (exam.model.training or counted or wrong)
     yield Finding(
-        "error" if wrong and suits_training(exam)[0] else "warning",
+        "error" if wrong and suits_training(exam)[0] else "note" if serves else "warning",
         tuple(one.name for one in norms),
         f"Momentum is 0 in {count(norms)}, not frozen: training normalizes with each batch, "
         f"and never moves what evaluation uses.{initial}",

@@ -67,7 +67,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         )
     if len(others):
         least = float((others / (others + 1)).sqrt().min())
-        says += f" {len(others):,} come out at {least:.2f} to 0.71 of unit scale."
+        says += f" {len(others):,} come out at {least:.2f} of unit scale or more, instead of 1."
     yield Finding(
         "warning" if flat[worst] > MOST else "note",
         tuple(below),

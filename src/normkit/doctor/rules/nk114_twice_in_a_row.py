@@ -15,8 +15,9 @@ Use instead
     One of the two.
 
 When it is right
-    Where the two pool over different axes on purpose. Without running statistics it is a note:
-    torch.nn.Transformer itself ends its encoder that way.
+    Where the two pool over different axes on purpose, or what the first sends out goes elsewhere
+    too, as in RepGhost: a note. Without running statistics it is one as well: torch.nn.Transformer
+    itself ends its encoder that way.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ def check(exam: Examination) -> Iterator[Finding]:
     by_name = {one.name: one for one in exam.norms}
     pairs: dict[bool, list[tuple[Norm, Norm]]] = {True: [], False: []}
     for one in exam.norms:
-        before = (
-            name for name in exam.flow.before(one.name)
-            if not isinstance(exam.model.get_submodule(name), nn.Identity)
-        )  # fmt: skip
-        nearest = next(before, None)
-        if nearest is not None and (first := by_name.get(nearest)) is not None:
-            pairs[first.stats is not None and one.stats is not None].append((first, one))
+        chain = []
+        for name in exam.flow.before(one.name):
+            chain.append(name)
+            if not isinstance(exam.model.get_submodule(name), nn.Identity):
+                break
+        if chain and (first := by_name.get(chain[-1])) is not None:
+            both = first.stats is not None and one.stats is not None
+            pairs[both and _feeds_nothing_else(exam, chain, one.name)].append((first, one))
     for both, rows in pairs.items():
         if rows:
             first, second = rows[0]
@@ -54,3 +56,12 @@ def check(exam: Examination) -> Iterator[Finding]:
                 "leave one of the two out, and train again",
                 float(len(rows)),
             )
+
+
+def _feeds_nothing_else(exam: Examination, chain: list[str], name: str) -> bool:
+    """Return True if what the modules of a chain make goes into the next one only, surely."""
+    if exam.flow.complete:
+        return all(exam.flow.users.get(each) == 1 for each in chain)
+    parents = {each.rpartition(".")[0] for each in (*chain, name)}
+    parent = exam.model.get_submodule(parents.pop())
+    return not parents and type(parent).forward is nn.Sequential.forward

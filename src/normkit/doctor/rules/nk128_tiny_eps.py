@@ -78,10 +78,13 @@ def _without_eps(exam: Examination, norms: list[Norm]) -> dict[tuple[Severity, s
         elif one.kind != "batch":
             what = "an input without variance gives NaN"
             if one.kind == "instance" and not type(one.layer).__module__.startswith("normkit."):
-                severity, what = "note", "what an input without variance gives is up to the device"
-        elif exam.model.training and id(one.layer) not in still:
-            what = "PyTorch raises ValueError in training mode"
-        elif values is None or bool((values[1] == 0).any()):
+                severity = "note"
+                what = (
+                    "an input without variance gives β on the CPU, which PyTorch does not promise"
+                )
+        elif one.stats is None or (exam.model.training and id(one.layer) not in still):
+            what = "PyTorch raises ValueError when it normalizes by the batch"
+        elif values is not None and bool((values[1] == 0).any()):
             what = "a channel of variance 0 gives NaN"
         else:
             severity, what = "note", "evaluation is fine, and training mode raises ValueError"

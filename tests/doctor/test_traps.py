@@ -285,3 +285,12 @@ def test_dropout_as_a_function_is_found() -> None:
 
 def test_a_model_that_was_not_trained_is_not_stale() -> None:
     assert set(rules(net(), data()).values()) == {"note"}
+
+
+def test_what_helps_most_comes_before_what_helps_little() -> None:
+    model = fit(net(), data())
+    model[1].running_var.mul_(1.5)  # type: ignore[index, operator, union-attr]
+    raw = [(3 * x + 5, y) for x, y in data(seed=1)]
+    found = [one for one in nk.diagnose(model, data(), raw).findings if one.severity == "warning"]
+    assert found[0].rule == "NK301"
+    assert len(found) > 1

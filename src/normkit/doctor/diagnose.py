@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def diagnose(
             inner, model, train, evaluation, optimizer, options, note or (lambda _: None)
         )
         findings = _measured(exam, _without_implied(_findings(exam, RULES), RULES))
-    findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.rule))
+    findings.sort(key=_rank)
     result = None if exam.evaluation is None else exam.evaluation.score
     return Diagnosis(
         tuple(findings),
@@ -110,6 +111,12 @@ def diagnose(
         _tried(exam),
         profile_of(exam),
     )
+
+
+def _rank(one: Finding) -> tuple[int, float, str]:
+    """Order by severity, then causes whose mend could not be tried, then what helps most."""
+    brings = math.inf if one.gain is None else one.gain.change
+    return SEVERITIES.index(one.severity), -brings, one.rule
 
 
 def _check(

@@ -52,7 +52,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     if shift <= DEVIATIONS and 1 / FACTOR <= factor <= FACTOR:
         return
     a, b = (
-        f"mean {float(x.mean.mean()):.3g}, deviation {float(x.deviation.mean()):.3g}"
+        f"mean {float(x.mean.mean()):.2f}, deviation {float(x.deviation.mean()):.2f}"
         for x in (train, test)
     )
     yield Finding(

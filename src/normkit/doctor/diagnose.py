@@ -14,10 +14,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.examination import Examination, Options, examine
-from normkit.doctor.finding import SEVERITIES, Finding, Gain
+from normkit.doctor.finding import SEVERITIES, Finding
 from normkit.doctor.profile import profile_of
-from normkit.doctor.scores import gain_between, score
 from normkit.doctor.treatments import RECALIBRATE
+from normkit.doctor.trials import all_gains, gain_of, with_gains
 from normkit.errors import StatisticsError, TypeMismatchError, message
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
@@ -96,19 +96,19 @@ def diagnose(
         exam = examine(
             inner, model, train, evaluation, optimizer, options, note or (lambda _: None)
         )
-        findings = _measured(exam, _without_implied(_findings(exam, RULES), RULES))
+        findings = with_gains(exam, _without_implied(_findings(exam, RULES), RULES))
     findings.sort(key=_rank)
     result = None if exam.evaluation is None else exam.evaluation.score
     return Diagnosis(
         tuple(findings),
         result.value if result is not None and result.exists else None,
         result.unit if result is not None and result.exists else None,
-        _gain(exam, RECALIBRATE),
+        gain_of(exam, RECALIBRATE),
         _examined(exam, len(RULES)),
         tuple(_notes(exam)),
         len(RULES),
         time.perf_counter() - start,
-        _tried(exam),
+        all_gains(exam),
         profile_of(exam),
     )
 
@@ -202,68 +202,6 @@ def _without_implied(findings: list[Finding], rules: Sequence[Rule]) -> list[Fin
         if places or not one.places:
             remaining.append(dataclasses.replace(one, places=places))
     return remaining
-
-
-def _measured(exam: Examination, findings: list[Finding]) -> list[Finding]:
-    """Try what findings propose, each treatment once, and add what it brings."""
-    evaluation = exam.evaluation
-    if evaluation is None or not evaluation.score.exists:
-        return findings
-    measured = []
-    for one in findings:
-        treatment = one.treatment or one.trial
-        if treatment is not None and treatment.trial:
-            if treatment.key not in evaluation.tried:
-                handle = treatment.apply()
-                try:
-                    evaluation.tried[treatment.key] = score(
-                        exam.model, evaluation.batches, samples=exam.options.samples,
-                        forward=exam.options.forward, loss=exam.options.loss,
-                    )  # fmt: skip
-                finally:
-                    handle.undo()
-            one = _tempered(dataclasses.replace(one, gain=_gain(exam, treatment.key)))
-        measured.append(one)
-    return measured
-
-
-NOTHING = 0.5
-"""Points of accuracy that are too few to matter."""
-
-
-def _tempered(one: Finding) -> Finding:
-    """Lower a finding whose mend makes the score worse, or whose off statistics cost nothing.
-
-    Of the causes only where the mend is all that there is to do. Weights that fit a fault give
-    right results, with which training was worse off: such an error is a warning.
-    """
-    gain = one.gain
-    if gain is None or one.treatment is None:
-        return one
-    harmless = gain.unit == "points" and gain.low > -NOTHING and gain.high < NOTHING
-    if harmless and one.rule >= "NK2":  # of the rules before, the next training would meet it again
-        return dataclasses.replace(one, severity="note")
-    if gain.high >= 0:
-        return one
-    return dataclasses.replace(
-        one,
-        severity="warning" if one.severity == "error" else "note",
-        do=f"leave it for now, as mending it alone makes the score worse; what it would take: "
-        f"{one.do}, and further training at a smaller rate",
-    )
-
-
-def _gain(exam: Examination, key: str) -> Gain | None:
-    evaluation = exam.evaluation
-    if evaluation is None or key not in evaluation.tried:
-        return None
-    return gain_between(evaluation.score, evaluation.tried[key])
-
-
-def _tried(exam: Examination) -> dict[str, Gain]:
-    keys = () if exam.evaluation is None else tuple(exam.evaluation.tried)
-    gains = {key: _gain(exam, key) for key in keys}
-    return {key: gain for key, gain in gains.items() if gain is not None}
 
 
 def _examined(exam: Examination, rules: int) -> str:

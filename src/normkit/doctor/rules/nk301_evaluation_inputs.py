@@ -76,7 +76,10 @@ def _statistics_help(exam: Examination) -> bool:
     return gain is not None and gain.helps
 
 
-def _on_training_scale(exam: Examination, train: Inputs, test: Inputs) -> Treatment:
-    """Give the evaluation inputs training's mean and deviation, channel by channel."""
+def _on_training_scale(exam: Examination, train: Inputs, test: Inputs) -> Treatment | None:
+    """Give the evaluation inputs training's mean and deviation, if all channels are known."""
+    shapes = [exam.flow.shapes.get(name, ()) for name in exam.flow.entries[:1]]
+    if [shape[1:2] for shape in shapes] != [(len(train.mean),)]:
+        return None
     scale = train.deviation / test.deviation.clamp_min(1e-12)
     return rescaling(exam.model, scale, train.mean - scale * test.mean)

@@ -16,11 +16,18 @@ import math
 from normkit.doctor.examination import Examination
 from normkit.statistics.estimates.layer_statistics import TINY, rms
 
-__all__ = ["NOISY", "SMALL", "batch_noise", "of_average"]
+__all__ = ["SMALL", "batch_noise", "noisy", "of_average"]
 
-SMALL, NOISY = 32, 0.4
-"""Batches of at most so many samples, off by more deviations, are too small for their layers: as of
-six independent values or fewer."""
+SMALL = 32
+"""Batches of more samples are not called small, whatever they are off by."""
+
+
+def noisy(batch_size: int) -> float:
+    """Return from how many deviations on a batch's mean is too far off.
+
+    0.4, as of six independent values; 0.3 of four samples or fewer, whose variance is off too.
+    """
+    return 0.3 if batch_size <= 4 else 0.4
 
 
 def batch_noise(exam: Examination) -> dict[str, float]:

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.noise import NOISY, SMALL, batch_noise, of_average
+from normkit.doctor.noise import SMALL, batch_noise, noisy, of_average
 from normkit.doctor.treatments import MOMENTUM
 from normkit.statistics.estimates.gaps import MIN_GAP
 
@@ -40,12 +40,13 @@ def check(exam: Examination) -> Iterator[Finding]:
     if training is None or training.consistency is None:
         return
     off = {}
-    small = training.survey.batch_size <= SMALL
+    size = training.survey.batch_size
+    small, limit = size <= SMALL, noisy(size)
     for name, noise in batch_noise(exam).items():
         norm, gap = exam.norm(name), training.consistency.layers.get(name)
         if norm is None or gap is None or not norm.momentum or not gap.matters:
             continue
-        if small and noise > NOISY and norm.momentum <= MOMENTUM:  # the batches' fault: NK206
+        if small and noise > limit and norm.momentum <= MOMENTUM:  # the batches' fault: NK206
             continue
         expected = of_average(noise, min(norm.momentum, 1.0))
         if expected > MIN_GAP and gap.mean <= LARGEST * expected:

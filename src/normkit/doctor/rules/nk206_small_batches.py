@@ -2,7 +2,8 @@
 
 What it checks
     How far the mean of one batch is off from that of the data, measured layer by layer, where
-    batches have at most 32 samples; a note from 0.2 deviations, a warning from 0.4.
+    batches have at most 32 samples; a note from 0.2 deviations, a warning from 0.4, of four
+    samples or fewer from 0.3.
 
 Why it is bad
     Each training step normalizes by such a mean, so that the same image gives other activations in
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.noise import NOISY, SMALL, batch_noise
+from normkit.doctor.noise import SMALL, batch_noise, noisy
 
 YIELDS_TO = ("NK205",)
 NOTE = 0.2
@@ -38,19 +39,19 @@ def check(exam: Examination) -> Iterator[Finding]:
     if exam.training is None or exam.training.survey.batch_size > SMALL:
         return
     kinds = {one.name: one.kind for one in exam.norms}
-    noisy = {
+    off = {
         name: noise
         for name, noise in batch_noise(exam).items()
         if noise > NOTE and kinds.get(name.partition("[")[0]) == "batch"
     }
-    if not noisy:
+    if not off:
         return
-    worst = max(noisy.values())
+    worst, limit = max(off.values()), noisy(exam.training.survey.batch_size)
     yield Finding(
-        "warning" if worst > NOISY else "note",
-        tuple(noisy),
+        "warning" if worst > limit else "note",
+        tuple(off),
         f"With batches of {exam.training.survey.batch_size} the mean that a training step "
-        f"normalizes by is off by {worst:.2f} deviations (threshold {NOISY}, a note from "
+        f"normalizes by is off by {worst:.2f} deviations (threshold {limit}, a note from "
         f"{NOTE}): noise that is {100 * worst**2:.0f} % of the variance, and that evaluation does "
         "not have.",
         "nk.GroupNorm in its place, larger batches, or statistics of all processes",

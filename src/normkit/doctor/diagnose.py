@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -113,10 +112,10 @@ def diagnose(
     )
 
 
-def _rank(one: Finding) -> tuple[int, float, str]:
-    """Order by severity, then causes whose mend could not be tried, then what helps most."""
-    brings = math.inf if one.gain is None else one.gain.change
-    return SEVERITIES.index(one.severity), -brings, one.rule
+def _rank(one: Finding) -> tuple[int, bool, float, str]:
+    """Order by severity, causes before what follows from them (NK.90 on), and by gain."""
+    brings = one.gain.change if one.gain is not None and one.gain.helps else 0.0
+    return SEVERITIES.index(one.severity), one.rule[-2:] >= "90", -brings, one.rule
 
 
 def _check(
@@ -191,15 +190,15 @@ def _without_implied(findings: list[Finding], rules: Sequence[Rule]) -> list[Fin
     yields = {rule.code: rule.yields_to for rule in rules}
     remaining = []
     for one in findings:
-        named = {
-            place
+        specific = [
+            other
             for other in findings
             if other.rule in yields[one.rule]
             and SEVERITIES.index(other.severity) <= SEVERITIES.index(one.severity)
-            for place in other.places or one.places
-        }
+        ]
+        named = {place for other in specific for place in other.places or one.places}
         places = tuple(place for place in one.places if place not in named)
-        if places or not one.places:
+        if places or not (one.places or specific):
             remaining.append(dataclasses.replace(one, places=places))
     return remaining
 

@@ -1,9 +1,9 @@
 """Rules of the doctor, one file each, explained under the same five headings.
 
 To add one, write ``nkNNN_name.py`` with a docstring of those five headings and a function ``check``
-that yields findings; nothing else lists it. Rules are sorted by code, and findings of one severity
-with them: NK1xx look at the model and the optimizer, NK2xx at training batches, NK3xx at evaluation
-batches; within each a cause has a lower number than what follows from it.
+that yields findings; nothing else lists it. NK1xx look at the model and the optimizer, NK2xx at
+training batches, NK3xx at evaluation batches; the last ten numbers of each hundred are for what
+follows from other causes, and comes behind them.
 """
 
 from __future__ import annotations

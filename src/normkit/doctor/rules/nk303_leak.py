@@ -32,6 +32,7 @@ from normkit.doctor.finding import Finding
 from normkit.doctor.order import labels_between_batches
 from normkit.doctor.scores import gain_between
 
+YIELDS_TO = ("NK113", "NK119", "NK213")
 POINTS, SHARE = 2.0, 0.05
 
 

@@ -9,7 +9,7 @@ Why it is bad
     to the gradient, so that it is not even proportional; AdamW shrinks by a share.
 
 Example
-    torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optim.AdamW(model.parameters(), weight_decay=0.05)
 
 Use instead
     Two groups, norms and biases with weight_decay=0, as most recipes for ImageNet do.
@@ -23,20 +23,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+from torch import optim
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.states import affine_parameters
 
-IN_GRADIENT = tuple(
-    getattr(torch.optim, name)
-    for name in (
-        "SGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD",
-    )
+IN_GRADIENT = (
+    optim.SGD, optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad,
+    optim.Adadelta, optim.ASGD,
 )  # fmt: skip
 """Classes that add it to the gradient, unless asked for ``decoupled_weight_decay``."""
-DECOUPLED = tuple(getattr(torch.optim, name) for name in ("AdamW", "Adafactor"))
+DECOUPLED = (optim.AdamW, optim.Adafactor)
 """Classes that shrink by the rate times the decay, whatever the gradient. Of others nothing is
 said."""
 

@@ -19,6 +19,7 @@ from normkit.cli.console import (
     print_json,
     terminated_like_interrupted,
 )
+from normkit.cli.options import Device, Key, Trust
 from normkit.errors import OptionError, message
 
 if TYPE_CHECKING:
@@ -49,15 +50,8 @@ def doctor(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File by torch.save to load into the model.")
     ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Part of the checkpoint, if several fit the model.")
-    ] = None,
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="package.module.Class that the checkpoint may hold, if you trust it; repeatable."
-        ),
-    ] = None,
+    key: Key = None,
+    trust: Trust = None,
     optimizer: Annotated[
         str | None,
         typer.Option(help="package.module:attribute, an optimizer or a function of the model."),
@@ -75,7 +69,7 @@ def doctor(
             help="package.module:function, called with the output and a batch: score by it."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Device to run the model on, such as cuda.")] = "cpu",
+    device: Device = "cpu",
     mend: Annotated[
         Path | None,
         typer.Option(help="Mend what a checkpoint can hold, and write it to this new file."),

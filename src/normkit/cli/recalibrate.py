@@ -19,6 +19,7 @@ from normkit.cli.console import (
     terminated_like_interrupted,
 )
 from normkit.cli.loading import read_samples
+from normkit.cli.options import Device, Key, Trust
 
 __all__ = ["recalibrate"]
 
@@ -47,16 +48,9 @@ def recalibrate(
         bool,
         typer.Option("--layerwise", help="For batches of a few samples; makes several passes."),
     ] = False,
-    key: Annotated[
-        str | None, typer.Option(help="Part of the checkpoint, if several fit the model.")
-    ] = None,
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="package.module.Class that the checkpoint may hold, if you trust it; repeatable."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Device to run the model on, such as cuda.")] = "cpu",
+    key: Key = None,
+    trust: Trust = None,
+    device: Device = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, for a program to read.")

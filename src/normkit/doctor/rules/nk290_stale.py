@@ -27,8 +27,8 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.scores import gain_between
 from normkit.doctor.treatments import RECALIBRATE
+from normkit.doctor.trials import gain_of
 from normkit.statistics.estimates.gaps import MIN_GAP
 
 WARNING, POINTS = 0.2, 0.5
@@ -65,8 +65,5 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 def _helps(exam: Examination) -> bool:
     """Return True if population statistics are measured to bring enough to matter."""
-    evaluation = exam.evaluation
-    if evaluation is None or RECALIBRATE not in evaluation.tried:
-        return False
-    gain = gain_between(evaluation.score, evaluation.tried[RECALIBRATE])
+    gain = gain_of(exam, RECALIBRATE)
     return gain is not None and gain.helps and (gain.unit == "loss" or gain.change > POINTS)

@@ -27,9 +27,9 @@ from collections.abc import Iterator
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding, Treatment
-from normkit.doctor.scores import gain_between
 from normkit.doctor.survey import Inputs
 from normkit.doctor.treatments import RECALIBRATE_ON_EVALUATION, rescaling
+from normkit.doctor.trials import gain_of
 
 DEVIATIONS, FACTOR = 0.5, 1.5
 
@@ -69,10 +69,7 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 def _statistics_help(exam: Examination) -> bool:
     """Return True if statistics of the evaluation batches are measured to help."""
-    evaluation = exam.evaluation
-    if evaluation is None or RECALIBRATE_ON_EVALUATION not in evaluation.tried:
-        return False
-    gain = gain_between(evaluation.score, evaluation.tried[RECALIBRATE_ON_EVALUATION])
+    gain = gain_of(exam, RECALIBRATE_ON_EVALUATION)
     return gain is not None and gain.helps
 
 

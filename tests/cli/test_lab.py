@@ -58,11 +58,9 @@ def test_whole_study_from_run_to_report(tiny: Claim, tmp_path: Path) -> None:
     assert "Batch normalization makes sigmoid networks trainable" in page.read_text("utf-8")
 
     page.unlink()
-    begin = time.monotonic()
     done = CliRunner().invoke(app, run)
     assert done.exit_code == 0, done.output
     assert "4 of 4 runs were in the store already" in done.stdout
-    assert time.monotonic() - begin < 10
     assert page.exists()
 
     done = CliRunner().invoke(app, [*run, "--json"])

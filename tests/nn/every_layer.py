@@ -44,6 +44,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "GroupNorm": {"num_groups": 2, "num_channels": 4},
     "LayerNorm": {"normalized_shape": 5},
     "RMSNorm": {"normalized_shape": 5},
+    "ZeroCenteredRMSNorm": {"normalized_shape": 5},
     "LayerNorm2d": {"num_channels": 4},
     "Ghost": {"ghost_size": 3},
     "Domain": {"domains": 2},

@@ -98,6 +98,9 @@ def _means_something(sample: Sample, argument: str, value: Any) -> bool:
         if argument == "dtype" and value is float:
             return True
         return value is None or (argument == "device" and type(value) is int)
+    if argument == "normalized_shape":  # as torch.nn's layers over the last axes take it
+        plain = value.tolist() if isinstance(value, torch.Tensor) else value
+        return sample.make(**{argument: value}).weight.shape == nn.RMSNorm(plain).weight.shape
     size = value[0] if isinstance(value, list) else value
     return type(value) is not bool and int(size) == size and size >= 0
 

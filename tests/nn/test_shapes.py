@@ -73,11 +73,12 @@ OURS = {name: sample for name, sample in EVERY.items() if sample.namesake is Non
 def test_any_small_shape_of_a_layer_that_torch_lacks(name: str) -> None:
     """No samples, no channels, no pixels; one of each: finite, or refused with nothing changed."""
     sample = OURS[name]
-    channels = next(key for key in ("num_features", "num_channels") if key in sample.needs)
+    keys = {"num_features": 1, "num_channels": 1, "normalized_shape": -1}
+    channels, axis = next((key, axis) for key, axis in keys.items() if key in sample.needs)
     for sizes in itertools.product((0, 1, 2), *[(0, 1, 3)] * (len(sample.shape) - 1)):
         for training in (True, False):
             try:
-                layer = sample._replace(needs={**sample.needs, channels: sizes[1]}).make()
+                layer = sample._replace(needs={**sample.needs, channels: sizes[axis]}).make()
             except nk.OptionError:
                 continue  # half of no channels
             before = copy.deepcopy(layer.state_dict())

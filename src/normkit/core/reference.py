@@ -27,6 +27,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_2d",
     "rms_norm",
+    "zero_centered_rms_norm",
 ]
 
 
@@ -207,6 +208,16 @@ def rms_norm(x: Tensor, axes: int, weight: Tensor | None = None, eps: float = 1e
     square = (x * x).mean(tuple(range(x.dim() - axes, x.dim())), keepdim=True)
     y = x / torch.sqrt(square + eps)
     return y if weight is None else y * weight.double()
+
+
+def zero_centered_rms_norm(
+    x: Tensor, axes: int, weight: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    r"""Root mean square normalization with :math:`\gamma=1+w`.
+
+    Source: Gemma Team 2024, arXiv 2403.08295; its code of ``RMSNorm``.
+    """
+    return rms_norm(x, axes, None if weight is None else 1 + weight.double(), eps)
 
 
 def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:

@@ -23,6 +23,7 @@ from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
 from normkit.nn.lazybatchnorm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normkit.nn.scale import Scale
 from normkit.nn.syncbatchnorm import SyncBatchNorm
+from normkit.nn.zerocenteredrmsnorm import ZeroCenteredRMSNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -52,4 +53,5 @@ __all__ = [
     "Ramp",
     "Scale",
     "SyncBatchNorm",
+    "ZeroCenteredRMSNorm",
 ]

@@ -11,12 +11,16 @@ from torch import Tensor
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, concrete
 from normkit.errors import ShapeError, message
-from normkit.kernels import functions
+from normkit.kernels import functions, fused
 from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import autocast_wide, recorded, transformed
 from normkit.nn.layer import is_channels_last, match_layout
 
-__all__ = ["check_weight", "over_last"]
+__all__ = ["CENTRED", "UNCENTRED", "check_weight", "over_last"]
+
+# Signatures for the fused call.
+CENTRED = fused.signature("group", range(1, 33), rows=True)
+UNCENTRED = fused.signature("group", range(1, 33), centred=False, rows=True)
 
 
 def over_last(
@@ -24,6 +28,7 @@ def over_last(
     x: Tensor,
     residual: Tensor | None,
     eps: float,
+    weight: Tensor | None,
     bias: Tensor | None,
     centred: bool,
 ) -> Tensor:
@@ -42,9 +47,9 @@ def over_last(
             )
         )
     # PyTorch's function without centring takes γ of another type by its slow path and a warning.
-    usual = functions.fits(x, layer.weight, bias, mixed=centred)
-    if usual and recorded(x, residual, layer.weight, bias):
-        z = functions.over_last(x, shape, layer.weight, bias, eps, centred)
+    usual = functions.fits(x, weight, bias, mixed=centred)
+    if usual and recorded(x, residual, weight, bias):
+        z = functions.over_last(x, shape, weight, bias, eps, centred)
         return functions.finish(z, residual, layer._act)
     wide, rest = autocast_wide(x, residual)
     if torch.is_grad_enabled() and not transformed(x, residual):
@@ -53,7 +58,7 @@ def over_last(
     spec = Spec(Pool("group", 1), eps, layer._act, centred)
     rows = None if rest is None else rest.reshape(view)
     flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
-    y = layer._normalize(Call(flat, spec, layer.weight, bias, rows, BatchStats())).y
+    y = layer._normalize(Call(flat, spec, weight, bias, rows, BatchStats())).y
     return y if flat is wide else match_layout(y.reshape(x.shape), x)
 
 

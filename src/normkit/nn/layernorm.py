@@ -25,14 +25,12 @@ from normkit.nn.arguments import (
     shape,
 )
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
-from normkit.nn.lastaxes import check_weight, over_last
+from normkit.nn.lastaxes import CENTRED, UNCENTRED, check_weight, over_last
 from normkit.nn.layer import Layer, nested
 from normkit.nn.symbolic import as_leaf
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 
-_CENTRED = fused.signature("group", range(1, 33), rows=True)
-_UNCENTRED = fused.signature("group", range(1, 33), centred=False, rows=True)
 _AT_PIXELS = fused.signature("position", (4,))
 
 
@@ -89,7 +87,7 @@ class LayerNorm(Layer, nn.LayerNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
         if not is_compiling():
-            y = fused.layer(input, residual, self._parameters, None, _CENTRED, 1,
+            y = fused.layer(input, residual, self._parameters, None, CENTRED, 1,
                             self.normalized_shape, self.eps, self._act)  # fmt: skip
             if y is not None:
                 return y
@@ -99,7 +97,7 @@ class LayerNorm(Layer, nn.LayerNorm):
             return nested(self, super().forward(input), residual)
         input, residual = prepare(self, input, residual)
         check_eps(self, self.eps, False)
-        return over_last(self, input, residual, self.eps, self.bias, centred=True)
+        return over_last(self, input, residual, self.eps, self.weight, self.bias, centred=True)
 
 
 class LayerNorm2d(LayerNorm):
@@ -216,7 +214,7 @@ class RMSNorm(Layer, nn.RMSNorm):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``x``, add ``residual`` (same shape) if given, apply the activation."""
         if not is_compiling():
-            y = fused.layer(x, residual, self._parameters, None, _UNCENTRED, 1,
+            y = fused.layer(x, residual, self._parameters, None, UNCENTRED, 1,
                             self.normalized_shape, self.eps, self._act)  # fmt: skip
             if y is not None:
                 return y
@@ -227,4 +225,4 @@ class RMSNorm(Layer, nn.RMSNorm):
         x, residual = prepare(self, x, residual)
         eps = torch.finfo(accumulator(x.dtype)).eps if self.eps is None else self.eps
         check_eps(self, eps, False)
-        return over_last(self, x, residual, eps, None, centred=False)
+        return over_last(self, x, residual, eps, self.weight, None, centred=False)

@@ -29,7 +29,16 @@ from normkit.statistics import (
     recalibrate,
     use_domain,
 )
-from normkit.surgery import Backend, accelerate, convert, freeze, scale_momentum, unfreeze
+from normkit.surgery import (
+    Backend,
+    accelerate,
+    convert,
+    freeze,
+    merge,
+    parameter_groups,
+    scale_momentum,
+    unfreeze,
+)
 
 __version__ = "0.1.0"
 
@@ -52,6 +61,8 @@ __all__ = [
     "errors",
     "freeze",
     "keep_freed_memory",
+    "merge",
+    "parameter_groups",
     "recalibrate",
     "scale_momentum",
     "unfreeze",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import normkit as nk
-from normkit.cli.checkpoint import locate_part, replace_stats
+from normkit.cli.checkpoint import locate_part
+from normkit.cli.checkpoint_entries import replace_stats
 from normkit.integrations.stats_swap import StatsSwap
 from normkit.nn import BatchRenorm1d, DomainBatchNorm1d
 from normkit.statistics import StatsSpec, stats_spec

@@ -1,4 +1,4 @@
-"""Commands ``normkit bench``, ``data``, ``doctor``, ``lab`` and ``recalibrate``.
+"""Commands ``normkit bench``, ``data``, ``doctor``, ``lab``, ``merge`` and ``recalibrate``.
 
 Each imports its modules when it is called, so that ``normkit --help`` is fast.
 """
@@ -14,6 +14,7 @@ from normkit.cli.bench import bench
 from normkit.cli.data import app as data_app
 from normkit.cli.doctor import doctor
 from normkit.cli.lab import app as lab_app
+from normkit.cli.merge import merge
 from normkit.cli.recalibrate import recalibrate
 
 __all__ = ["app"]
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(doctor)
 app.command()(bench)
 app.command()(recalibrate)
+app.command()(merge)
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 

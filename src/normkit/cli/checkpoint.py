@@ -1,20 +1,25 @@
-"""State dict of a checkpoint: find the part that fits a model, load it, replace its statistics."""
+"""State dict of a checkpoint: find the part that fits a model, and load it."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, OrderedDict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from normkit.errors import DataError, OptionError, StatisticsError, message
-from normkit.statistics.layers.find import COUNTER, named_stats
+from normkit.errors import DataError, OptionError, message
+from normkit.statistics.layers.find import COUNTER
 
-__all__ = ["StateDictPart", "load_part", "locate_part", "replace_entries", "replace_stats"]
+__all__ = [
+    "StateDictPart",
+    "load_part",
+    "locate_only_part",
+    "locate_part",
+    "state_dict_of",
+]
 
 MAX_DEPTH = 3
 """Nesting of mappings down to which a state dict is searched for."""
@@ -105,6 +110,34 @@ def locate_part(content: Any, model: nn.Module, key: str | None = None) -> State
     )
 
 
+def locate_only_part(content: Any, key: str | None = None) -> StateDictPart:
+    """Find the state dict in a checkpoint, without a model to compare it with.
+
+    Raises:
+        DataError: there is none.
+        OptionError: there are several, or none at ``key``.
+    """
+    names = [".".join(path) for path, _ in _state_dicts(content)]
+    fitting = [name for name in names if key is None or name == key]
+    if len(fitting) == 1:
+        return StateDictPart(tuple(filter(None, fitting[0].split("."))), "")
+    if key is None and not names:
+        raise DataError(
+            message(
+                "a checkpoint with a state dict",
+                _describe(content),
+                "pass what torch.save(model.state_dict(), file) wrote",
+            )
+        )
+    raise OptionError(
+        message(
+            "the key of a state dict in the checkpoint",
+            f"--key {key}" if key is not None else f"several: {', '.join(map(repr, names))}",
+            f"choose with --key one of {', '.join(filter(None, names)) or 'none'}",
+        )
+    )
+
+
 def _state_dicts(
     content: Any, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -134,7 +167,7 @@ def _prefixes(state: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
 def _mismatches(
     part: StateDictPart, content: Any, shapes: Mapping[str, torch.Size | None]
 ) -> dict[str, list[str]]:
-    state = _state_dict(part, content)
+    state = state_dict_of(part, content)
     mismatches = {
         # Files of former versions of torch lack the counter, which torch accepts.
         "missing": [k for k in shapes if k not in state and not k.endswith(COUNTER)],
@@ -148,7 +181,7 @@ def _mismatches(
     return {kind: names for kind, names in mismatches.items() if names}
 
 
-def _state_dict(part: StateDictPart, content: Any) -> OrderedDict[str, Any]:
+def state_dict_of(part: StateDictPart, content: Any) -> OrderedDict[str, Any]:
     """Return a part's entries by their names in the model, with their versions."""
     entries, prefix = part.entries_in(content), part.prefix
     state = OrderedDict((k[len(prefix) :], v) for k, v in entries.items() if k.startswith(prefix))
@@ -166,7 +199,7 @@ def load_part(model: nn.Module, part: StateDictPart, content: Any) -> None:
         DataError: torch refuses it.
     """
     try:
-        model.load_state_dict(_state_dict(part, content), strict=True)
+        model.load_state_dict(state_dict_of(part, content), strict=True)
     except RuntimeError as error:
         raise DataError(
             message(
@@ -175,68 +208,6 @@ def load_part(model: nn.Module, part: StateDictPart, content: Any) -> None:
                 "name the model it was saved from, built as it was then",
             )
         ) from error
-
-
-def replace_stats(content: Any, part: StateDictPart, model: nn.Module) -> Any:
-    """Copy ``content`` with the model's current running statistics in place of the old ones.
-
-    Each keeps its type and place; entries that shared a tensor share one again. ``content``
-    itself does not change.
-
-    Raises:
-        StatisticsError: a layer's statistics are not in its state dict, or too large for the type
-            of the old ones.
-    """
-    return replace_entries(content, part, named_stats(model))
-
-
-def replace_entries(
-    content: Any, part: StateDictPart, values: Mapping[str, Tensor], widened: Container[str] = ()
-) -> Any:
-    """Copy ``content`` with other values in place of entries, which are named as in the model.
-
-    Args:
-        widened: names of entries that get the type of their new value.
-
-    Raises:
-        StatisticsError: as :func:`replace_stats`.
-    """
-    state = copy.copy(part.entries_in(content))
-    new: dict[Any, Tensor] = {}
-    for name, value in values.items():
-        old = state.get(part.prefix + name)
-        if old is None and name.endswith(COUNTER):
-            continue  # a file of a former version of torch, which had no counters
-        if not isinstance(old, Tensor):
-            raise StatisticsError(
-                message(
-                    "running statistics in the state dict",
-                    f"no entry {name}",
-                    "make it a persistent buffer of its layer",
-                )
-            )
-        storage = (old.untyped_storage().data_ptr(), old.storage_offset(), old.shape, old.stride())
-        if storage not in new:
-            dtype = value.dtype if name in widened else old.dtype
-            new[storage] = torch.empty_like(old, dtype=dtype).copy_(value)
-            if not bool(new[storage].isfinite().all()) and bool(value.isfinite().all()):
-                raise StatisticsError(
-                    message(
-                        "statistics within the range of the checkpoint's type",
-                        f"{name} up to {float(value.abs().max()):.3g} for {old.dtype}",
-                        "save the checkpoint with its buffers in float32",
-                    )
-                )
-        state[part.prefix + name] = new[storage]  # type: ignore[index]
-    return _replace_at(content, part.path, state)
-
-
-def _replace_at(content: Any, path: tuple[str, ...], state: Any) -> Any:
-    if not path:
-        return state
-    new = copy.copy(content)
-    new[path[0]] = _replace_at(content[path[0]], path[1:], state)
-    return new
 
 
 def _join(names: list[str]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.cli.checkpoint import StateDictPart, replace_entries
+from normkit.cli.checkpoint import StateDictPart
+from normkit.cli.checkpoint_entries import replace_entries
 from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
 from normkit.cli.doctor_mend import Mended, mend
 from normkit.cli.loading import (

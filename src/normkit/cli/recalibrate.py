@@ -102,7 +102,7 @@ def _run(
     options: dict[str, Any],
 ) -> tuple[str, Any]:
     """Write the new checkpoint; return the key of the recalibrated part, and the result."""
-    from normkit.cli.checkpoint import replace_stats
+    from normkit.cli.checkpoint_entries import replace_stats
     from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
     from normkit.cli.loading import load_batches, load_content, load_device, load_model
     from normkit.statistics import recalibrate as recalibrate_model

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normkit.doctor.norms import kind_of
+from normkit.nn.kinds import kind_of
 from normkit.statistics.batches.run_model import Forward, run_model
 from normkit.statistics.batches.tensors import tensors_in
 from normkit.statistics.layers.preserve import (

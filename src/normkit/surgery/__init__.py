@@ -1,11 +1,13 @@
-"""Change the normalization layers of a model in place, each by a handle; fuse them in graphs."""
+"""Change the normalization layers of a model in place, each by a handle; fuse; merge."""
 
 from normkit.handle import Changed, Handle, Skipped
 from normkit.surgery.accelerate import accelerate
 from normkit.surgery.backend import Backend
 from normkit.surgery.convert import convert
 from normkit.surgery.freeze import freeze, unfreeze
+from normkit.surgery.merge import merge
 from normkit.surgery.momentum import scale_momentum
+from normkit.surgery.parameter_groups import parameter_groups
 
 __all__ = [
     "Backend",
@@ -15,6 +17,8 @@ __all__ = [
     "accelerate",
     "convert",
     "freeze",
+    "merge",
+    "parameter_groups",
     "scale_momentum",
     "unfreeze",
 ]

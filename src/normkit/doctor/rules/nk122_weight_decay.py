@@ -69,6 +69,6 @@ def check(exam: Examination) -> Iterator[Finding]:
         places,
         f"{cls.__name__} decays {number:,} of {total:,} tensors γ and β, by {most:g}"
         + (f" ({way})." if known else "."),
-        "[{'params': others}, {'params': norms_and_biases, 'weight_decay': 0}]",
+        f"{cls.__name__}(nk.parameter_groups(model, {most:g}), …)",
         most,
     )

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.norms import Norm, kind_of
+from normkit.doctor.norms import Norm
+from normkit.nn.kinds import kind_of
 from normkit.nn.stats_spec import keeps_stats
 from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import run_model

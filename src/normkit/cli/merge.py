@@ -1,0 +1,163 @@
+"""``normkit merge``: several checkpoints of one model made one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normkit.cli.console import (
+    INTERRUPTED,
+    console,
+    errors,
+    plain_warnings,
+    print_json,
+    terminated_like_interrupted,
+)
+from normkit.cli.options import Key, Trust
+from normkit.errors import OptionError, message
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from normkit.cli.checkpoint import StateDictPart
+
+__all__ = ["merge"]
+
+
+def merge(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Two files or more by torch.save; they are not changed.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="How much each counts, in the files' order, such as their samples: 600,200,200. "
+            "Default: all the same."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:attribute, a module or a function that returns one. Tells which "
+            "entries are running statistics where PyTorch's names do not."
+        ),
+    ] = None,
+    key: Key = None,
+    trust: Trust = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, for a program to read.")
+    ] = False,
+) -> None:
+    """Average checkpoints' weights, and merge their running statistics as moments of data.
+
+    Everything else in the new file, such as an optimizer's state, is the first file's.
+
+    If the weights differ, recalibrate the result: no file's statistics are those of the average.
+    """
+    with errors():
+        numbers = None if weights is None else _read_weights(weights)
+        quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        try:
+            with terminated_like_interrupted(), quiet, plain_warnings():
+                summary = _run(checkpoints, out, numbers, model, key, trust or (), force)
+        except KeyboardInterrupt:
+            console(stderr=True).print("Stopped; nothing was written.")
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(summary)
+        return
+    show = console()
+    show.print(
+        f"merge: {summary['checkpoints']} checkpoints, {summary['entries']} entries, "
+        f"statistics of {summary['statistics']} layers merged as moments",
+        soft_wrap=True,
+    )
+    if summary["weights_differ"] and summary["statistics"]:
+        show.print(
+            "The weights differ, so these are statistics of none of the networks: "
+            f"normkit recalibrate {out} before it is used",
+            soft_wrap=True,
+        )
+    if summary["other"]:
+        show.print(f"As in the first file: {', '.join(summary['other'])}", soft_wrap=True)
+    show.print(f"Wrote {out}", soft_wrap=True)
+
+
+def _read_weights(text: str) -> list[float]:
+    try:
+        return [float(part.replace("_", "")) for part in text.split(",")]
+    except ValueError:
+        raise OptionError(
+            message(
+                "--weights as numbers with commas between",
+                repr(text),
+                "pass e.g. --weights 600,200,200",
+            )
+        ) from None
+
+
+def _run(
+    checkpoints: Sequence[Path],
+    target: Path,
+    weights: Sequence[float] | None,
+    model_name: str | None,
+    key: str | None,
+    trust: Sequence[str],
+    force: bool,
+) -> dict[str, Any]:
+    """Write the new checkpoint; return what was done, in plain values."""
+    import torch
+
+    from normkit.cli.checkpoint import state_dict_of
+    from normkit.cli.checkpoint_entries import replace_entries
+    from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
+    from normkit.cli.loading import load_model
+    from normkit.surgery import merge as merge_states
+    from normkit.surgery.stats_entries import find_stats_entries
+
+    for checkpoint in checkpoints:
+        check_target(target, checkpoint, force=force)
+    model = None if model_name is None else load_model(model_name, "--model")
+    contents = [read_checkpoint(checkpoint, trust) for checkpoint in checkpoints]
+    parts = [_part(content, model, key) for content in contents]
+    states = [state_dict_of(part, content) for part, content in zip(parts, contents, strict=True)]
+    merged = merge_states(states, weights, model=model)
+    entries = find_stats_entries(merged, model)
+    statistics = {name for entry in entries for name in entry.names}
+    tensors = {name: value for name, value in merged.items() if isinstance(value, torch.Tensor)}
+    content = replace_entries(contents[0], parts[0], tensors)
+    for checkpoint in checkpoints:
+        check_target(target, checkpoint, force=force)  # which may have changed since
+    write_checkpoint(target, content)
+    path = parts[0].path
+    return {
+        "path": str(target),
+        "key": parts[0].name,
+        "checkpoints": len(checkpoints),
+        "weights": [1.0 / len(checkpoints)] * len(checkpoints)
+        if weights is None
+        else [weight / math.fsum(weights) for weight in weights],
+        "entries": len(merged),
+        "statistics": len(entries),
+        "weights_differ": any(
+            not torch.equal(state[name], states[0][name])
+            for state in states[1:]
+            for name in tensors
+            if name not in statistics
+        ),
+        "other": [str(name) for name in contents[0] if name != path[0]] if path else [],
+    }
+
+
+def _part(content: Any, model: nn.Module | None, key: str | None) -> StateDictPart:
+    from normkit.cli.checkpoint import locate_only_part, locate_part
+
+    return locate_only_part(content, key) if model is None else locate_part(content, model, key)

@@ -10,7 +10,9 @@ import normkit
 
 
 @pytest.mark.parametrize(
-    "module", [normkit, normkit.nn, normkit.statistics, normkit.surgery], ids=lambda m: m.__name__
+    "module",
+    [normkit, normkit.adaptation, normkit.nn, normkit.statistics, normkit.surgery],
+    ids=lambda m: m.__name__,
 )
 def test_all_is_complete_and_sorted(module: ModuleType) -> None:
     public = [

@@ -9,6 +9,7 @@ torch.Size([8, 16, 32, 32])
 
 from normkit import errors, nn
 from normkit import integrations as _integrations  # noqa: F401  # makes their layers known
+from normkit.adaptation import adapt
 from normkit.allocator import keep_freed_memory
 from normkit.doctor import diagnose
 from normkit.errors import (
@@ -53,6 +54,7 @@ __all__ = [
     "StoreError",
     "TypeMismatchError",
     "accelerate",
+    "adapt",
     "average_buffers",
     "batch_statistics",
     "consistency",

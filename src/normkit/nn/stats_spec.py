@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normkit.nn.adapting import ADAPTED, AdaptedMixin
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import is_constant
 
@@ -130,6 +131,11 @@ def _(layer: Domains) -> StatsSpec | None:
     return StatsSpec(bank=Domains.chosen) if known else None
 
 
+@stats_spec.register
+def _(layer: AdaptedMixin) -> StatsSpec | None:
+    return None
+
+
 def register_by_name(name: str, spec: StatsSpec) -> None:
     """Make a class of another library known without importing it.
 
@@ -195,6 +201,8 @@ def why_unknown(layer: nn.Module) -> str | None:
     """Return why no tool touches a layer that seems to keep statistics; None if it is known."""
     if stats_spec(layer) is not None or not keeps_stats(layer):
         return None
+    if isinstance(layer, AdaptedMixin):
+        return ADAPTED
     if isinstance(layer, torch.jit.ScriptModule):
         return "scripted"
     if is_constant(layer):

@@ -1,0 +1,160 @@
+"""Handle of an adapted model: a context manager, with what it saw of the stream."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from normkit.adaptation.normalizer import MixingNormalizer, PassCounter
+from normkit.adaptation.order import Order
+from normkit.handle import Changed, Handle, Skipped, Step, place_name
+from normkit.nn.adapting import AdaptedMixin, adapted_class
+from normkit.statistics.layers.find import NormLayer
+
+__all__ = ["Adaptation", "OrderReport", "adapt_layer", "count_passes", "set_evaluation"]
+
+
+class OrderReport:
+    """Result of the test of order with the smallest probability, and one warning."""
+
+    def __init__(self) -> None:
+        self.worst: Order | None = None
+        self.layer = ""
+        self._warned = False
+        self._lock = threading.Lock()
+
+    def __call__(self, layer: str, result: Order) -> None:
+        """Take the result of one layer."""
+        with self._lock:
+            if self.worst is None or self.worst.ordered < result.ordered or (
+                self.worst.ordered == result.ordered
+                and (result.probability, -result.ratio)
+                < (self.worst.probability, -self.worst.ratio)
+            ):  # fmt: skip
+                self.worst, self.layer = result, layer
+            if not result.ordered or self._warned:
+                return
+            self._warned = True
+        warnings.warn(
+            f"the stream looks ordered: the means of its batches are spread {result.ratio:.1f} "
+            f"times as far (in variance) as those of a shuffled stream, where chance gives so much "
+            f"with probability {result.probability:.1g} ({result.groups} batches, at "
+            f"{place_name(layer)}; {100 * result.share:.0f} % of the variance is between batches). "
+            "Sorted by label, batch statistics remove what tells the classes apart: shuffle, "
+            "use larger batches, a larger prior or memory=10_000, or evaluate without adapt. "
+            "If batches are of several domains, each mixed, ignore this",
+            stacklevel=2,
+        )
+
+
+class Adaptation(Handle):
+    """Handle of :func:`normkit.adapt` and its relatives; as a context manager it undoes on exit.
+
+    Attributes:
+        changed: one row for each adapted layer.
+        skipped: one row for each layer that was left, and why.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        changed: Sequence[Changed],
+        skipped: Sequence[Skipped],
+        steps: Sequence[Step],
+        notes: Sequence[str] = (),
+        *,
+        order: OrderReport | None = None,
+        resets: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        super().__init__(verb, changed, skipped, steps, notes)
+        self._order = order or OrderReport()
+        self._resets = tuple(resets)
+
+    @property
+    def order(self) -> Order | None:
+        """Strongest evidence so far that the stream is ordered; None before four batches."""
+        return self._order.worst
+
+    def reset(self) -> None:
+        """Return to the state right after the call: what was seen of the stream is forgotten."""
+        for each in self._resets:
+            each()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def _rows(self) -> list[str]:
+        rows = super()._rows()
+        if (seen := self.order) is not None:
+            rows.append(
+                f"  order: batch means spread {seen.ratio:.2f} times as far as shuffled "
+                f"(p = {seen.probability:.2g}, {seen.groups} batches)"
+            )
+        return rows
+
+
+def adapt_layer(one: NormLayer, normalizer: MixingNormalizer) -> Step:
+    """Return the step that makes a layer normalize by ``normalizer``."""
+    layer, before = one.layer, type(one.layer)
+
+    def do() -> None:
+        object.__setattr__(layer, "__class__", adapted_class(before))
+        vars(layer)["_normalizer"] = normalizer
+
+    def undo() -> Skipped | None:
+        if vars(layer).get("_normalizer") is normalizer:
+            del vars(layer)["_normalizer"]
+        if not isinstance(layer, AdaptedMixin):
+            same = type(layer) is before
+            return None if same else Skipped(one.name, type(layer), "its class was changed again")
+        if type(layer) is not adapted_class(before):
+            return Skipped(one.name, type(layer), "its class was changed again")
+        object.__setattr__(layer, "__class__", before)
+        return None
+
+    return Step(do, undo)
+
+
+def count_passes(model: nn.Module, counter: PassCounter) -> Step:
+    """Return the step that counts the passes of ``model``."""
+    hooks: list[Any] = []
+
+    def do() -> None:
+        hooks.append(model.register_forward_pre_hook(counter))
+
+    def undo() -> None:
+        while hooks:
+            hooks.pop().remove()
+
+    return Step(do, undo)
+
+
+def set_evaluation(model: nn.Module) -> Step:
+    """Return the step that puts ``model`` into evaluation mode; its reverse restores each mode."""
+    modes: list[tuple[nn.Module, bool]] = []
+
+    def do() -> None:
+        for module in model.modules():
+            modes.append((module, module.training))
+            # The flag itself: a train() may do more, which would not be undone.
+            module.training = False
+
+    def undo() -> None:
+        while modes:
+            module, training = modes.pop()
+            module.training = training
+
+    return Step(do, undo)

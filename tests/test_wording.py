@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 OPENINGS = {"What", "Who", "Whoever", "How", "Whether", "That", "As", "Why", "Where", "When"}
 ARTICLES = {"The", "A", "An"}
 LAYERS = {
-    "errors", "handle", "allocator", "core", "kernels", "nn", "statistics", "surgery",
+    "errors", "handle", "allocator", "core", "kernels", "nn", "statistics", "surgery", "adaptation",
     "integrations",
 }  # fmt: skip
 PHRASES = re.compile(

@@ -98,10 +98,10 @@ class Adaptation(Handle):
 
     def _rows(self) -> list[str]:
         rows = super()._rows()
-        if (seen := self.order) is not None:
+        if (result := self.order) is not None:
             rows.append(
-                f"  order: batch means spread {seen.ratio:.2f} times as far as shuffled "
-                f"(p = {seen.probability:.2g}, {seen.groups} batches)"
+                f"  order: batch means spread {result.ratio:.2f} times as far as shuffled "
+                f"(p = {result.probability:.2g}, {result.groups} batches)"
             )
         return rows
 

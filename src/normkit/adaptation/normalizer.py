@@ -126,12 +126,12 @@ class MixingNormalizer:
             self.stream.add(samples, batch)
             if first:
                 self._check_count(values.numel() // values.shape[1], "values per channel")
-        count, seen = self.stream.count, self.stream.moments
-        assert count is not None and seen is not None
+        count, merged = self.stream.count, self.stream.moments
+        assert count is not None and merged is not None
         # Gradients go through this batch's part.
         share = samples / count
         target = tuple(
-            all_ + share * (now - now.detach()) for all_, now in zip(seen, batch, strict=True)
+            all_ + share * (now - now.detach()) for all_, now in zip(merged, batch, strict=True)
         ) if torch.is_grad_enabled() else seen  # fmt: skip
         return mix(self._prior, remembered, count, target)  # type: ignore[arg-type]
 

@@ -132,7 +132,7 @@ class MixingNormalizer:
         share = samples / count
         target = tuple(
             all_ + share * (now - now.detach()) for all_, now in zip(merged, batch, strict=True)
-        ) if torch.is_grad_enabled() else seen  # fmt: skip
+        ) if torch.is_grad_enabled() else merged  # fmt: skip
         return mix(self._prior, remembered, count, target)  # type: ignore[arg-type]
 
     def _check_count(self, count: int, what: str) -> None:

@@ -80,7 +80,8 @@ def _means_something(sample: Sample, argument: str, value: Any) -> bool:
     """Whether a layer that torch.nn lacks, or an argument of ours, may take the value."""
     if argument == "act":
         return value is None or type(value) is nn.ReLU
-    if argument in ("affine", "bias", "track_running_stats", "share_affine", "elementwise_affine"):
+    if argument in ("affine", "bias", "track_running_stats", "share_affine", "elementwise_affine",
+                    "tlu", "learn_eps"):  # fmt: skip
         if isinstance(value, torch.Tensor):
             return value.dtype == torch.bool
         return value is None or isinstance(value, bool | np.bool_) or value in (0, 1)

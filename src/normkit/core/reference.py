@@ -19,6 +19,7 @@ __all__ = [
     "batch_norm",
     "batch_renorm",
     "ema",
+    "filter_response_norm",
     "frozen_batch_norm",
     "ghost_batch_norm",
     "group_norm",
@@ -218,6 +219,30 @@ def zero_centered_rms_norm(
     Source: Gemma Team 2024, arXiv 2403.08295; its code of ``RMSNorm``.
     """
     return rms_norm(x, axes, None if weight is None else 1 + weight.double(), eps)
+
+
+def filter_response_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    tau: Tensor | None = None,
+    eps: float = 1e-6,
+    eps_l: Tensor | None = None,
+) -> Tensor:
+    r"""Filter response normalization and its threshold, (N, C, \*), also of a single position.
+
+    :math:`\nu^2=\frac1N\sum_i x_i^2,\ y=\gamma\frac{x}{\sqrt{\nu^2+\epsilon}}+\beta,\
+    z=\max(y,\tau),\ \epsilon=\epsilon_0+|\epsilon_l|`
+
+    Source: Singh & Krishnan 2020, arXiv 1911.09737, equations 1 to 4 and section 3.3.
+    """
+    x = x.double()
+    square = x * x
+    if x.dim() > 2:
+        square = square.mean(tuple(range(2, x.dim())), keepdim=True)
+    total = eps + _per_channel(eps_l, x, 0).abs()
+    y = _per_channel(weight, x, 1) * x / torch.sqrt(square + total) + _per_channel(bias, x, 0)
+    return y if tau is None else torch.maximum(y, _per_channel(tau, x, 0))
 
 
 def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:

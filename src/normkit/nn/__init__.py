@@ -7,6 +7,11 @@ from normkit.nn.batchnorm import (
 )
 from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, Ramp
 from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d
+from normkit.nn.filterresponsenorm import (
+    FilterResponseNorm1d,
+    FilterResponseNorm2d,
+    FilterResponseNorm3d,
+)
 from normkit.nn.frozen import FrozenBatchNorm2d
 from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
 from normkit.nn.groupnorm import GroupNorm
@@ -33,6 +38,9 @@ __all__ = [
     "BatchRenorm2d",
     "DomainBatchNorm1d",
     "DomainBatchNorm2d",
+    "FilterResponseNorm1d",
+    "FilterResponseNorm2d",
+    "FilterResponseNorm3d",
     "FrozenBatchNorm2d",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",

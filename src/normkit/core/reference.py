@@ -28,6 +28,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_2d",
     "rms_norm",
+    "standardized_weight",
     "zero_centered_rms_norm",
 ]
 
@@ -243,6 +244,18 @@ def filter_response_norm(
     total = eps + _per_channel(eps_l, x, 0).abs()
     y = _per_channel(weight, x, 1) * x / torch.sqrt(square + total) + _per_channel(bias, x, 0)
     return y if tau is None else torch.maximum(y, _per_channel(tau, x, 0))
+
+
+def standardized_weight(weight: Tensor, eps: float = 1e-6) -> Tensor:
+    r"""Weight of a convolution, (O, I, \*), each filter with mean 0 and deviation 1.
+
+    :math:`\hat W_{o,i}=\frac{W_{o,i}-\mu_{W_o}}{\sigma_{W_o}},\
+    \sigma_{W_o}=\sqrt{\frac1I\sum_i W_{o,i}^2-\mu_{W_o}^2+\epsilon}`
+
+    Source: Qiao et al. 2019, arXiv 1903.10520, equation 5.
+    """
+    weight = weight.double()
+    return _standardize(weight, range(1, weight.dim()), eps)
 
 
 def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:

@@ -28,6 +28,11 @@ from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
 from normkit.nn.lazybatchnorm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normkit.nn.scale import Scale
 from normkit.nn.syncbatchnorm import SyncBatchNorm
+from normkit.nn.weightstandardization import (
+    WeightStandardizedConv1d,
+    WeightStandardizedConv2d,
+    WeightStandardizedConv3d,
+)
 from normkit.nn.zerocenteredrmsnorm import ZeroCenteredRMSNorm
 
 __all__ = [
@@ -61,5 +66,8 @@ __all__ = [
     "Ramp",
     "Scale",
     "SyncBatchNorm",
+    "WeightStandardizedConv1d",
+    "WeightStandardizedConv2d",
+    "WeightStandardizedConv3d",
     "ZeroCenteredRMSNorm",
 ]

@@ -3,7 +3,8 @@
 Some of PyTorch's functions take any batch normalization, by ``isinstance``, and put something else
 in its place that normalizes and no more. They know nothing of an activation, of another average or
 of a frozen layer, so the model would compute something else without a word. Each reads the
-layer's ``running_var`` first; there :class:`GuardedVariance` refuses.
+layer's ``running_var`` first; there :class:`GuardedVariance` refuses. Likewise they take any
+convolution by its weight; :class:`GuardedWeight` refuses where that is not what it convolves with.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -20,7 +22,7 @@ from torch.nn.utils import fusion
 
 from normkit.errors import TypeMismatchError, message
 
-__all__ = ["GuardedVariance", "register_with_opacus"]
+__all__ = ["GuardedVariance", "GuardedWeight", "register_with_opacus"]
 
 
 _SYNC = nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__  # type: ignore[attr-defined]
@@ -44,13 +46,41 @@ class GuardedVariance:
                 _refuse_sync(layer)
             elif code is _FOLD_CONV or code is _FOLD_LINEAR:
                 _refuse_act(layer, "fold into the layer before")
-            elif code.co_name == "__init__" and code.co_filename.endswith(_MKLDNN):
+            elif _is_mkldnn(code):
                 _refuse_act(layer, "convert by torch.utils.mkldnn.to_mkldnn")
         buffers = layer._buffers
         # The usual case first: evaluation reads it in each call.
         if "running_var" in buffers:
             return buffers["running_var"]
         return _unusual_variance(layer, owner)
+
+
+class GuardedWeight:
+    """Descriptor of ``weight``: the parameter, for all but functions that would convolve with it.
+
+    For convolutions that compute another weight from it in each call.
+    """
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        if not is_compiling():
+            code = sys._getframe(1).f_code
+            if code is _FOLD_CONV or _is_mkldnn(code):
+                raise TypeMismatchError(
+                    message(
+                        "a convolution whose weight is what it convolves with",
+                        f"{layer!r}",
+                        "put layer.to_conv() in its place first",
+                    )
+                )
+        if "weight" in layer._parameters:
+            return layer._parameters["weight"]
+        raise AttributeError  # nn.Module.__getattr__ says of what
+
+
+def _is_mkldnn(code: CodeType) -> bool:
+    return code.co_name == "__init__" and code.co_filename.endswith(_MKLDNN)
 
 
 def _unusual_variance(layer: Any, owner: type | None) -> Any:

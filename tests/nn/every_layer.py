@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 import normkit as nk
+from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.layer import Layer
 
 __all__ = ["EVERY", "Sample"]
@@ -24,7 +25,7 @@ class Sample(NamedTuple):
 
     def make(self, **options: Any) -> Any:
         layer = self.cls(**{**self.needs, **options})
-        if isinstance(layer, nk.nn.DomainBatchNorm1d | nk.nn.DomainBatchNorm2d):
+        if isinstance(layer, Domains):
             layer.domain = 0
         return layer
 

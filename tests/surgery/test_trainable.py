@@ -299,3 +299,36 @@ def test_layer_frozen_twice_learns(make: Any, affine: bool, statistics: bool) ->
     converting.undo()
     freezing.undo()
     assert type(layer) is cls and layer.training
+
+
+@pytest.mark.parametrize(
+    ("plain", "ours", "frozen", "shape"),
+    [
+        (nn.BatchNorm1d, nk.BatchNorm1d, nk.FrozenBatchNorm1d, (6, 3)),
+        (nn.BatchNorm1d, nk.BatchNorm1d, nk.FrozenBatchNorm1d, (6, 3, 4)),
+        (nn.BatchNorm3d, nk.BatchNorm3d, nk.FrozenBatchNorm3d, (2, 3, 2, 3, 4)),
+    ],
+)
+def test_constant_forms_of_other_ranks(plain: Any, ours: Any, frozen: Any, shape: Any) -> None:
+    layer, x = plain(3, momentum=0.3), torch.randn(shape) + 2
+    layer(x)
+    nn.init.normal_(layer.weight)
+    expected = copy.deepcopy(layer).eval()(x)
+    state = copy.deepcopy(layer.state_dict())
+    handle = nk.convert(layer, "frozen")
+    assert type(layer) is frozen and not list(layer.parameters())
+    torch.testing.assert_close(layer.train()(x), expected)
+    other = frozen(3)
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(x), expected)
+    back = nk.unfreeze(layer)
+    assert type(layer) is ours and layer.momentum == 0.3
+    torch.testing.assert_close(copy.deepcopy(layer).eval()(x), expected)
+    back.undo()
+    handle.undo()
+    assert type(layer) is plain
+    torch.testing.assert_close(layer.state_dict(), state, rtol=0, atol=0)
+    with pytest.raises(nk.TypeMismatchError, match="a batch normalization of "):
+        frozen.from_batch_norm(nn.BatchNorm2d(3))
+    with pytest.raises(nk.ShapeError):
+        frozen(3)(torch.zeros(2, 3, 4, 4))

@@ -5,15 +5,15 @@ from normkit.nn.batchnorm import (
     BatchNorm2d,
     BatchNorm3d,
 )
-from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, Ramp
-from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d
+from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, Ramp
+from normkit.nn.domainbatchnorm import DomainBatchNorm1d, DomainBatchNorm2d, DomainBatchNorm3d
 from normkit.nn.filterresponsenorm import (
     FilterResponseNorm1d,
     FilterResponseNorm2d,
     FilterResponseNorm3d,
 )
-from normkit.nn.frozen import FrozenBatchNorm2d
-from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d
+from normkit.nn.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
+from normkit.nn.ghostbatchnorm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from normkit.nn.groupnorm import GroupNorm
 from normkit.nn.halfinstancenorm import HalfInstanceNorm2d
 from normkit.nn.instancenorm import (
@@ -41,14 +41,19 @@ __all__ = [
     "BatchNorm3d",
     "BatchRenorm1d",
     "BatchRenorm2d",
+    "BatchRenorm3d",
     "DomainBatchNorm1d",
     "DomainBatchNorm2d",
+    "DomainBatchNorm3d",
     "FilterResponseNorm1d",
     "FilterResponseNorm2d",
     "FilterResponseNorm3d",
+    "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "GroupNorm",
     "HalfInstanceNorm2d",
     "InstanceNorm1d",

@@ -19,11 +19,11 @@ from normkit.kernels.modes import exporting, transformed
 from normkit.kernels.moments import moments
 from normkit.nn import averages
 from normkit.nn.arguments import Check, number
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.layer import step, warn_if_recorded
 
-__all__ = ["BatchRenorm1d", "BatchRenorm2d", "Ramp"]
+__all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "Ramp"]
 
 Step = TypeVar("Step", float, Tensor)
 
@@ -209,6 +209,14 @@ class BatchRenorm2d(_Renorm, BatchNorm2d, nn.BatchNorm2d):
     >>> layer = BatchRenorm2d(8, r_max=3.0, d_max=Ramp(0.0, 5.0, first=100, last=500))
     >>> layer(torch.randn(4, 8, 5, 5)).shape
     torch.Size([4, 8, 5, 5])
+    """
+
+
+class BatchRenorm3d(_Renorm, BatchNorm3d, nn.BatchNorm3d):
+    """:class:`BatchRenorm2d` for (N, C, D, H, W).
+
+    >>> BatchRenorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
     """
 
 

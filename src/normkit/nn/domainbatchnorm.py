@@ -15,11 +15,11 @@ from normkit.core.activations import ActLike
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.layer import step
 
-__all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "Domains", "check_domain"]
+__all__ = ["DomainBatchNorm1d", "DomainBatchNorm2d", "DomainBatchNorm3d", "Domains", "check_domain"]
 
 
 _BANKS = ("running_mean", "running_var", "num_batches_tracked")
@@ -208,6 +208,15 @@ class DomainBatchNorm2d(Domains, BatchNorm2d, nn.BatchNorm2d):
     >>> _ = layer(torch.randn(4, 8, 5, 5) + 3)
     >>> layer.running_mean.mean(1).round(decimals=1)
     tensor([0.3000, 0.0000])
+    """
+
+
+class DomainBatchNorm3d(Domains, BatchNorm3d, nn.BatchNorm3d):
+    """:class:`DomainBatchNorm2d` for (N, C, D, H, W).
+
+    >>> import torch
+    >>> DomainBatchNorm3d(3, domains=1)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
     """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,41 +25,19 @@ from normkit.nn.layer import Layer, reset_affine
 from normkit.nn.stats_spec import has_own_forward
 from normkit.nn.symbolic import as_leaf
 
-__all__ = ["FrozenBatchNorm2d"]
+__all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
-_SIGNATURE = fused.signature("batch", (4,))
+_Frozen = TypeVar("_Frozen", bound="FrozenBatchNorm")
 
 
-class FrozenBatchNorm2d(Layer):
-    r"""Batch normalization with constant moments and constant γ and β.
+class FrozenBatchNorm(Layer):
+    """Shared behaviour of constant batch normalizations; subclasses fix the input rank."""
 
-    .. math::
-        y = \mathrm{act}\left(\gamma\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}
-            + \beta + \mathrm{residual}\right)
-
-    Training and evaluation are alike, nothing is learned, and gradients pass through to the
-    input. All four are buffers, so no optimizer and no ``.train()`` moves them. A checkpoint of
-    :class:`torch.nn.BatchNorm2d` loads; its ``num_batches_tracked`` is not needed.
-
-    Args:
-        num_features: number of channels C.
-        eps: added to the variance, in squared units of the input.
-        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
-
-    Shape:
-        input, residual and output: (N, C, H, W).
-
-    Raises:
-        ShapeError: another rank or number of channels.
-        TypeMismatchError: not a floating-point tensor.
-
-    Source: He et al. 2016, arXiv 1512.03385, appendix A (fine-tuning with fixed moments).
-
-    >>> bn = torch.nn.BatchNorm2d(3).eval()
-    >>> x = torch.randn(2, 3, 4, 4)
-    >>> torch.allclose(FrozenBatchNorm2d.from_batch_norm(bn).train()(x), bn(x), atol=1e-6)
-    True
-    """
+    _ranks: ClassVar[tuple[int, ...]]
+    _shape: ClassVar[str]
+    # The batch normalization whose inputs it takes.
+    _plain: ClassVar[type[_BatchNorm]]
+    _kernel_signature: ClassVar[int]
 
     weight: Tensor
     bias: Tensor
@@ -90,19 +68,20 @@ class FrozenBatchNorm2d(Layer):
             self.register_buffer(name, values)
 
     @classmethod
-    def from_batch_norm(cls, layer: _BatchNorm) -> FrozenBatchNorm2d:
+    def from_batch_norm(cls: type[_Frozen], layer: _BatchNorm) -> _Frozen:
         """Return a frozen copy of a batch normalization with running statistics.
 
         Raises:
-            TypeMismatchError: ``layer`` is something else, a subclass with its own ``forward``, or
-                keeps no running statistics, or those of several domains.
+            TypeMismatchError: ``layer`` is something else, takes inputs of another rank, is a
+                subclass with its own ``forward``, or keeps no running statistics, or those of
+                several domains.
         """
-        others = (nn.BatchNorm1d, nn.BatchNorm3d, Domains)
+        others = (*(plain for plain in _PLAIN if plain is not cls._plain), Domains)
         mean = getattr(layer, "running_mean", None)
         if not isinstance(layer, _BatchNorm) or isinstance(layer, others) or mean is None:
             raise TypeMismatchError(
                 message(
-                    "a batch normalization of images with one set of running statistics",
+                    f"a batch normalization of {cls._shape} with one set of running statistics",
                     repr(layer),
                     "construct it with track_running_stats=True and train or recalibrate it first",
                 )
@@ -132,13 +111,14 @@ class FrozenBatchNorm2d(Layer):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
         if not is_compiling():
-            y = fused.layer(input, residual, self._buffers, self._buffers, _SIGNATURE, 1, None,
+            tensors, signature = self._buffers, self._kernel_signature
+            y = fused.layer(input, residual, tensors, tensors, signature, 1, None,
                             self.eps, self._act, Stats.FIXED)  # fmt: skip
             if y is not None:
                 return y
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
-        check_rank(self, input, (4,), "(N, C, H, W)", "add the missing axis")
+        check_rank(self, input, self._ranks, self._shape, "add the missing axis")
         input, residual = prepare(self, input, residual)
         check_channels(self, input, self.weight)
         check_eps(self, self.eps, False)
@@ -164,3 +144,69 @@ class FrozenBatchNorm2d(Layer):
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}"
         return shown if self.act is None else f"{shown}, act={self.act!r}"
+
+
+class FrozenBatchNorm1d(FrozenBatchNorm):
+    """:class:`FrozenBatchNorm2d` for (N, C) and (N, C, L).
+
+    >>> FrozenBatchNorm1d(3)(torch.zeros(10, 3)).shape
+    torch.Size([10, 3])
+    """
+
+    _ranks = (2, 3)
+    _shape = "(N, C) or (N, C, L)"
+    _plain = nn.BatchNorm1d
+    _kernel_signature = fused.signature("batch", _ranks)
+
+
+class FrozenBatchNorm2d(FrozenBatchNorm):
+    r"""Batch normalization with constant moments and constant γ and β.
+
+    .. math::
+        y = \mathrm{act}\left(\gamma\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}
+            + \beta + \mathrm{residual}\right)
+
+    Training and evaluation are alike, nothing is learned, and gradients pass through to the
+    input. All four are buffers, so no optimizer and no ``.train()`` moves them. A checkpoint of
+    :class:`torch.nn.BatchNorm2d` loads; its ``num_batches_tracked`` is not needed.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in squared units of the input.
+        act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+
+    Shape:
+        input, residual and output: (N, C, H, W).
+
+    Raises:
+        ShapeError: another rank or number of channels.
+        TypeMismatchError: not a floating-point tensor.
+
+    Source: He et al. 2016, arXiv 1512.03385, appendix A (fine-tuning with fixed moments).
+
+    >>> bn = torch.nn.BatchNorm2d(3).eval()
+    >>> x = torch.randn(2, 3, 4, 4)
+    >>> torch.allclose(FrozenBatchNorm2d.from_batch_norm(bn).train()(x), bn(x), atol=1e-6)
+    True
+    """
+
+    _ranks = (4,)
+    _shape = "(N, C, H, W)"
+    _plain = nn.BatchNorm2d
+    _kernel_signature = fused.signature("batch", _ranks)
+
+
+class FrozenBatchNorm3d(FrozenBatchNorm):
+    """:class:`FrozenBatchNorm2d` for (N, C, D, H, W).
+
+    >>> FrozenBatchNorm3d(3)(torch.zeros(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
+    """
+
+    _ranks = (5,)
+    _shape = "(N, C, D, H, W)"
+    _plain = nn.BatchNorm3d
+    _kernel_signature = fused.signature("batch", _ranks)
+
+
+_PLAIN = tuple(cls._plain for cls in (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d))

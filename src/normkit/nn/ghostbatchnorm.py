@@ -14,12 +14,12 @@ from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.kernels.call import BatchStats, Call, Normalized, changed
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
-from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.batchstatistics import BatchStatistics, LayerTensors
 from normkit.nn.inputs import check_more_than_one
 from normkit.nn.layer import join, step, warn_if_recorded
 
-__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d"]
+__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
 
 class _Ghost(BatchStatistics):
@@ -133,4 +133,12 @@ class GhostBatchNorm2d(_Ghost, BatchNorm2d, nn.BatchNorm2d):
 
     >>> GhostBatchNorm2d(8, ghost_size=4)(torch.randn(10, 8, 5, 5)).shape
     torch.Size([10, 8, 5, 5])
+    """
+
+
+class GhostBatchNorm3d(_Ghost, BatchNorm3d, nn.BatchNorm3d):
+    """:class:`GhostBatchNorm2d` for (N, C, D, H, W).
+
+    >>> GhostBatchNorm3d(3, ghost_size=2)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
     """

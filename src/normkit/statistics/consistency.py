@@ -12,7 +12,7 @@ from torch import nn
 
 from normkit.errors import DataError, StatisticsError, message
 from normkit.handle import place_name
-from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
+from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.statistics.batches.detached_loader import DetachedLoader
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.check_arguments import (
@@ -254,7 +254,7 @@ def _simplified(layers: Sequence[NormLayer]) -> list[str]:
     """Name the layers that training normalizes by more than the batch of this process."""
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     more = {
-        "a correction towards running statistics": (BatchRenorm1d, BatchRenorm2d),
+        "a correction towards running statistics": (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
         "the batches of all processes": nn.SyncBatchNorm if several else (),
     }
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -15,11 +16,16 @@ from normkit.nn import (
     BatchNorm3d,
     BatchRenorm1d,
     BatchRenorm2d,
+    BatchRenorm3d,
     DomainBatchNorm1d,
     DomainBatchNorm2d,
+    DomainBatchNorm3d,
+    FrozenBatchNorm1d,
     FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
+    GhostBatchNorm3d,
     SyncBatchNorm,
 )
 from normkit.nn.affine import why_not_movable
@@ -35,7 +41,12 @@ from normkit.surgery.modules import (
     why_subclass,
 )
 from normkit.surgery.new_state import NewState, state_change
-from normkit.surgery.trainable import NEW_PARAMETERS, trainable_state, why_not_trainable
+from normkit.surgery.trainable import (
+    NEW_PARAMETERS,
+    trainable_class,
+    trainable_state,
+    why_not_trainable,
+)
 
 __all__ = ["convert"]
 
@@ -45,10 +56,10 @@ To = str | tuple[str, int]
 KINDS: dict[str, dict[int, type[nn.Module]]] = {
     "batch": {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
     "sync": dict.fromkeys((0, 1, 2, 3), SyncBatchNorm),
-    "ghost": {1: GhostBatchNorm1d, 2: GhostBatchNorm2d},
-    "renorm": {1: BatchRenorm1d, 2: BatchRenorm2d},
-    "domain": {1: DomainBatchNorm1d, 2: DomainBatchNorm2d},
-    "frozen": {2: FrozenBatchNorm2d},
+    "ghost": {1: GhostBatchNorm1d, 2: GhostBatchNorm2d, 3: GhostBatchNorm3d},
+    "renorm": {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d},
+    "domain": {1: DomainBatchNorm1d, 2: DomainBatchNorm2d, 3: DomainBatchNorm3d},
+    "frozen": {1: FrozenBatchNorm1d, 2: FrozenBatchNorm2d, 3: FrozenBatchNorm3d},
 }
 # Kinds that take a number, and the attribute that holds it.
 NUMBERS = {"ghost": "ghost_size", "domain": "domains"}
@@ -123,13 +134,13 @@ def convert(model: nn.Module, to: To) -> Handle:
     for name, module in walk(model):
         before = base_class(type(module))
         if is_constant(module):
-            if kind == "frozen" and before is FrozenBatchNorm2d:
+            if kind == "frozen" and before in KINDS["frozen"].values():
                 done = True
                 continue
             why = _why_still_constant(module, kind)
             if why is None:
                 steps.append(state_change(name, module, trainable_state(module)))
-                changed.append(Changed(name, before, BatchNorm2d, note=NEW_PARAMETERS))
+                changed.append(Changed(name, before, trainable_class(module), note=NEW_PARAMETERS))
             else:
                 skipped.append(Skipped(name, before, why))
             continue
@@ -213,7 +224,8 @@ def _new_state(
 ) -> NewState:
     """Return the state of ``module`` once its class is ``after``."""
     if kind == "frozen":
-        frozen = FrozenBatchNorm2d.from_batch_norm(module)
+        constant: Any = after
+        frozen = constant.from_batch_norm(module)
         return NewState(after, {}, frozen._parameters, frozen._buffers)
     factory: Callable[..., nn.Module] = after
     example = factory(1, *(() if number is None else (number,)), device="meta")

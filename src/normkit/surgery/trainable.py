@@ -11,15 +11,29 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.handle import Changed, Skipped, Step
-from normkit.nn import BatchNorm2d, FrozenBatchNorm2d
+from normkit.nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+)
 from normkit.nn.freezing import base_class, freeze_layer, is_frozen, unfreeze_layer
 from normkit.surgery.modules import why_not_convertible
 from normkit.surgery.new_state import NewState, state_change
 
-__all__ = ["NEW_PARAMETERS", "thaw", "trainable_state", "why_not_trainable"]
+__all__ = ["NEW_PARAMETERS", "thaw", "trainable_class", "trainable_state", "why_not_trainable"]
 
 NEW_PARAMETERS = "γ and β are new parameters, to be added to the optimizer"
 NOT_LEARNED = "statistics updating, γ and β still frozen"
+
+# The layer that each constant one becomes; those of other libraries are all for images.
+_TRAINABLE: dict[type, type[_BatchNorm]] = {
+    FrozenBatchNorm1d: BatchNorm1d,
+    FrozenBatchNorm2d: BatchNorm2d,
+    FrozenBatchNorm3d: BatchNorm3d,
+}
 
 # Attributes that FrozenBatchNorm2d leaves alone and does not use: those of the layer that it was.
 _KEPT = ("momentum", "_average")
@@ -33,8 +47,13 @@ _USUAL_EPS = (1e-5, 0.0, 1e-6, 1e-3)
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
+def trainable_class(module: nn.Module) -> type[_BatchNorm]:
+    """Return the class that a constant layer gets in order to learn."""
+    return _TRAINABLE.get(base_class(type(module)), BatchNorm2d)
+
+
 def why_not_trainable(module: nn.Module) -> str | None:
-    """Return why a constant layer cannot become a :class:`normkit.BatchNorm2d`; None if it can."""
+    """Return why a constant layer cannot become one that learns; None if it can."""
     values = [module._buffers.get(name, module._parameters.get(name)) for name in _TENSORS]
     if any(v is None or v.dim() != 1 or v.shape != values[0].shape for v in values):  # type: ignore[union-attr]
         return "constant by construction, and lacks a weight, bias, mean or variance by channel"
@@ -43,17 +62,18 @@ def why_not_trainable(module: nn.Module) -> str | None:
         return "constant by construction, and computes something else than batch normalization"
     if eps == 0:
         return "constant by construction, with ε = 0, with which no layer can train"
-    return why_not_convertible(module, BatchNorm2d, _common_options(module))
+    return why_not_convertible(module, trainable_class(module), _common_options(module))
 
 
 def trainable_state(module: nn.Module) -> NewState:
-    """Return the state of a constant layer as a :class:`normkit.BatchNorm2d`, in tensors anew."""
+    """Return the state of a constant layer as one that learns, in new tensors."""
+    cls = trainable_class(module)
     weight, bias, mean, var = (getattr(module, name).detach().clone() for name in _TENSORS)
-    example = BatchNorm2d(len(weight), eps=_eps(module) or 0.0, device="meta")
+    example = cls(len(weight), eps=_eps(module) or 0.0, device="meta")
     common = {*vars(nn.Module()), "_act", "_act_option"} & vars(module).keys()
     attributes = {key: value for key, value in vars(example).items() if key not in common}
     return NewState(
-        BatchNorm2d,
+        cls,
         {**attributes, **_common_options(module)},
         {"weight": nn.Parameter(weight), "bias": nn.Parameter(bias)},
         {
@@ -86,12 +106,14 @@ def thaw(name: str, module: nn.Module, statistics: bool, affine: bool) -> tuple[
         return skipped
 
     note = NEW_PARAMETERS if affine else NOT_LEARNED
-    return Changed(name, base_class(type(module)), BatchNorm2d, note=note), Step(do, undo)
+    return Changed(name, base_class(type(module)), trainable_class(module), note=note), Step(
+        do, undo
+    )
 
 
 def _common_options(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of the layer that ``module`` was before it became constant."""
-    if not isinstance(module, (FrozenBatchNorm2d, _BatchNorm)):
+    if not isinstance(module, (*_TRAINABLE, _BatchNorm)):
         return {}  # under these names another library may mean something else
     return {key: vars(module)[key] for key in _KEPT if key in vars(module)}
 
@@ -103,7 +125,7 @@ def _eps(module: nn.Module) -> float | None:
     """
     weight = getattr(module, "weight").detach()  # noqa: B009  # mypy: may be a module
     declared = getattr(module, "eps", None)
-    if weight.is_meta or base_class(type(module)) is FrozenBatchNorm2d:
+    if weight.is_meta or base_class(type(module)) in _TRAINABLE:
         return declared if isinstance(declared, float) else None
     probe, tensors = _probe(module)
     x = torch.linspace(-3, 3, 18 * len(weight), device=weight.device).to(weight.dtype)

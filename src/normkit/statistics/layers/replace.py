@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
+from normkit.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import COUNTER, NormLayer
 from normkit.statistics.layers.preserve import overwrite
@@ -68,5 +68,5 @@ class Replacement:
 def _count_after(one: NormLayer, new: LayerStatistics) -> int:
     """Return the count of batches that the layer's averages continue from."""
     # By its count renormalization relaxes its limits too, which must not become strict again.
-    renorm = isinstance(one.layer, (BatchRenorm1d, BatchRenorm2d))
+    renorm = isinstance(one.layer, (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d))
     return max(new.batches, int(one.counter) if renorm and one.counter is not None else 0)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import normkit as nk
-from normkit.surgery import accelerate as surgery_accelerate
 from tests.surgery.models import Positive, vgg
 
 
@@ -181,7 +180,7 @@ def test_failure_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("midway")
         object.__setattr__(module, "__class__", cls)
 
-    monkeypatch.setitem(surgery_accelerate.__globals__, "set_class", failing)
+    monkeypatch.setattr("normkit.surgery.class_change.set_class", failing)
     with pytest.raises(RuntimeError, match="midway"):
         nk.accelerate(model)
     assert [type(m) for m in model.modules()] == before

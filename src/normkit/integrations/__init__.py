@@ -4,6 +4,20 @@ Layers are known by name, so none of these libraries is imported. Import a callb
 module.
 """
 
-from normkit.integrations import inplace_abn, quantization, sync_batchnorm, timm
+from normkit.integrations import (
+    inplace_abn,
+    quantization,
+    sync_batchnorm,
+    timm,
+    torchvision,
+    transformers,
+)
 
-__all__ = ["inplace_abn", "quantization", "sync_batchnorm", "timm"]
+__all__ = [
+    "inplace_abn",
+    "quantization",
+    "sync_batchnorm",
+    "timm",
+    "torchvision",
+    "transformers",
+]

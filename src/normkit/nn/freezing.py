@@ -7,7 +7,9 @@ batch. A class persists: a frozen layer has a subclass, made by :func:`frozen_cl
 
 from __future__ import annotations
 
+import copyreg
 from abc import ABCMeta
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
@@ -58,7 +60,11 @@ class FrozenMixin(nn.Module):
         # By the base class, which pickle can find by its name.
         base = base_class(type(self))
         parts = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        return parts if base is type(self) else (_blank, (base,), *parts[2:])
+        if base is type(self):
+            return parts
+        # Or as another subclass of that kind does, which the frozen class was made from.
+        usual = parts[0] in (copyreg.__newobj__, copyreg._reconstructor)  # type: ignore[attr-defined]
+        return (_blank, (base,), *parts[2:]) if usual else (_blank_by, parts[:2], *parts[2:])
 
 
 def frozen_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -133,3 +139,7 @@ def unfreeze_layer(layer: nn.Module) -> None:
 def _blank(cls: type[nn.Module]) -> nn.Module:
     frozen = frozen_class(cls)
     return frozen.__new__(frozen)
+
+
+def _blank_by(make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
+    return _blank(type(make(*args)))

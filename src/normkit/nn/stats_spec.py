@@ -19,10 +19,13 @@ from normkit.nn.freezing import is_constant
 
 __all__ = [
     "StatsSpec",
+    "definer",
     "has_own_forward",
     "in_graph",
     "keeps_stats",
+    "qualified_name",
     "register_by_name",
+    "replaces_forward",
     "running_stats",
     "stats_spec",
     "why_unknown",
@@ -151,9 +154,9 @@ def register_by_name(name: str, spec: StatsSpec) -> None:
 
 def _named_spec(layer: nn.Module) -> StatsSpec | None:
     scripted = isinstance(layer, torch.jit.ScriptModule)
-    if scripted or ("forward" in vars(layer) and _replaces_forward(layer)):
+    if scripted or ("forward" in vars(layer) and replaces_forward(layer)):
         return None
-    parts = _qualified_name(_definer(type(layer), "forward")).split(".")
+    parts = qualified_name(definer(type(layer), "forward")).split(".")
     ends = (".".join(parts[i:]) for i in range(len(parts) - 1))
     spec = next((_BY_NAME[end] for end in ends if end in _BY_NAME), None)
     both = () if spec is None else (getattr(layer, spec.mean, None), getattr(layer, spec.var, None))
@@ -168,26 +171,28 @@ def has_own_forward(layer: nn.Module) -> bool:
     >>> has_own_forward(layer), has_own_forward(other)
     (True, False)
     """
-    if "forward" in vars(layer) and _replaces_forward(layer):
+    if "forward" in vars(layer) and replaces_forward(layer):
         return True
     return any(
-        not _qualified_name(_definer(type(layer), name)).startswith(("torch.nn.", "normkit."))
+        not qualified_name(definer(type(layer), name)).startswith(("torch.nn.", "normkit."))
         for name in _STEPS
         if hasattr(type(layer), name)
     )
 
 
-def _replaces_forward(layer: nn.Module) -> bool:
+def replaces_forward(layer: nn.Module) -> bool:
     """Return True unless the layer's own attribute ``forward`` says that it wraps its class's."""
     wrapped = inspect.unwrap(vars(layer)["forward"])
     return getattr(wrapped, "__func__", wrapped) is not type(layer).forward
 
 
-def _definer(cls: type, name: str) -> type:
+def definer(cls: type, name: str) -> type:
+    """Return the class among the bases of ``cls`` whose attribute ``name`` it has."""
     return next(base for base in cls.__mro__ if name in vars(base))
 
 
-def _qualified_name(cls: type) -> str:
+def qualified_name(cls: type) -> str:
+    """Return module and name of ``cls``."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -211,7 +216,7 @@ def why_unknown(layer: nn.Module) -> str | None:
         return "in an exported graph, which updates it itself: change the model before its export"
     if type(layer).__module__.startswith("torch.ao."):
         return "a torch.ao module"
-    if "forward" in vars(layer) and _replaces_forward(layer):
+    if "forward" in vars(layer) and replaces_forward(layer):
         return "its forward was replaced"
     if isinstance(layer, _InstanceNorm) and not layer.track_running_stats:
         return "normalizes by its input, as its track_running_stats is off"

@@ -9,24 +9,20 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.core.activations import has_hooks
 from normkit.core.formula import Spec
-from normkit.core.pools import PER_CHANNEL, Pool
+from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.kernels.compiled import Compiled
 from normkit.kernels.dispatch import usual_way
 from normkit.kernels.traced import Traced
-from normkit.nn.freezing import base_class, frozen_class, is_frozen
+from normkit.nn.freezing import base_class
+from normkit.nn.groupnorm import GroupNorm
 from normkit.nn.layer import Layer
+from normkit.nn.norm_formula import RANKS
 from normkit.nn.stats_spec import in_graph, why_unknown
 from normkit.statistics.check_arguments import check_model
-from normkit.surgery.modules import (
-    added_names,
-    is_opaque,
-    set_class,
-    walk,
-    why_not_convertible,
-    why_opaque,
-    why_subclass,
-)
+from normkit.surgery.class_change import class_change
+from normkit.surgery.foreign import computed_class, foreign_change, knows_foreign, why_not_foreign
+from normkit.surgery.modules import is_opaque, walk, why_not_convertible, why_opaque, why_subclass
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, pairs
 
 __all__ = ["accelerate"]
@@ -90,19 +86,18 @@ def accelerate(model: nn.Module) -> Handle:
         why = _why_skipped(module)
         if why is not None:
             skipped.append(Skipped(name, type(module), why))
+        elif (foreign := foreign_change(name, module)) is not None:
+            changed[id(module)] = foreign[0]
+            steps.append(foreign[1])
         elif (after := NAMESAKES.get(base_class(type(module)))) is not None:
             changed[id(module)] = Changed(name, base_class(type(module)), after)
-            steps.append(_class_change(name, module, after))
+            steps.append(class_change(name, module, after))
     for name, module in modules:
         if not isinstance(module, nn.Sequential) or not can_fuse(type(module)):
             continue
-        fusible = [
-            p
-            for p in pairs(module)
-            if id(p.layer) in changed or base_class(type(p.layer)) in LAYERS
-        ]
+        fusible = [p for p in pairs(module) if base_class(type(p.layer)) in {*LAYERS, *NAMESAKES}]
         if fusible:
-            steps.append(_class_change(name, module, fusing_class(type(module))))
+            steps.append(class_change(name, module, fusing_class(type(module))))
         for key, layer, act_key, act in fusible:
             act_name = f"{name}.{act_key}".lstrip(".")
             # A lazy layer removes its own hook at its first input.
@@ -124,8 +119,9 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
     for layer in layers:
         where = next((t for t in (*layer.parameters(), *layer.buffers())
                       if t.is_floating_point()), torch.empty(0))  # fmt: skip
-        rows = isinstance(layer, (nn.LayerNorm, nn.RMSNorm))
-        *lines, used = usual_way(where.device, where.dtype, _spec(layer), rank=2 if rows else 4)
+        cls = computed_class(layer)
+        rank = 2 if issubclass(cls, (nn.LayerNorm, nn.RMSNorm)) and cls not in RANKS else 4
+        *lines, used = usual_way(where.device, where.dtype, _spec(cls), rank=rank)
         # Of a call as it usually is, which no tool looks into.
         refusals = [line for line in lines if not line.startswith((Compiled.name, Traced.name))]
         why = f" ({'; '.join(refusals)})" if refusals else ""
@@ -135,12 +131,13 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
     return [f"{', '.join(names)} computed {line}" for line, names in kinds.items()]
 
 
-def _spec(layer: nn.Module) -> Spec:
-    """Return what a layer computes on an input of two channels."""
-    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+def _spec(cls: type[nn.Module]) -> Spec:
+    """Return what a layer of this class computes on an input of two channels."""
+    if issubclass(cls, nn.modules.instancenorm._InstanceNorm):
         return Spec(Pool("group", 2), 1e-5)
-    if isinstance(layer, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
-        return Spec(Pool("group", 1), 1e-5, centred=not isinstance(layer, nn.RMSNorm))
+    if issubclass(cls, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+        pool = PER_POSITION if cls in RANKS and cls is not GroupNorm else Pool("group", 1)
+        return Spec(pool, 1e-5, centred=not issubclass(cls, nn.RMSNorm))
     return Spec(PER_CHANNEL, 1e-5)
 
 
@@ -149,6 +146,8 @@ def _why_skipped(module: nn.Module) -> str | None:
     cls = base_class(type(module))
     if is_opaque(module):
         return why_opaque(module)
+    if knows_foreign(module):
+        return why_not_foreign(module)
     if not isinstance(module, FAMILY) or isinstance(module, Layer):
         return why_unknown(module) if in_graph(module) else None
     if cls is nn.SyncBatchNorm:
@@ -157,29 +156,3 @@ def _why_skipped(module: nn.Module) -> str | None:
     if after is None:
         return why_subclass(module)
     return why_not_convertible(module, after)
-
-
-def _class_change(name: str, module: nn.Module, after: type) -> Step:
-    """Return the step that gives ``module`` the class ``after``; a frozen layer stays frozen."""
-    before = base_class(type(module))
-
-    def do() -> None:
-        set_class(module, frozen_class(after) if is_frozen(module) else after)
-
-    def undo() -> Skipped | None:
-        ours: type | None = after
-        theirs: type | None = before
-        cls = base_class(type(module))
-        if cls is before:
-            return None
-        if cls is getattr(after, "cls_to_become", None):  # lazy, and initialized since
-            ours = after.cls_to_become  # type: ignore[attr-defined]
-            theirs = before.cls_to_become  # type: ignore[attr-defined]
-        if cls is not ours or theirs is None:
-            return Skipped(name, cls, "its class was changed again")
-        for key in added_names(ours, theirs) & vars(module).keys():
-            del vars(module)[key]
-        set_class(module, frozen_class(theirs) if is_frozen(module) else theirs)
-        return None
-
-    return Step(do, undo)

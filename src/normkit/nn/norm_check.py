@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normkit.core.activations import act_of_module, has_hooks
 from normkit.nn.foreign import compute
-from normkit.nn.frozen import FrozenBatchNorm2d
+from normkit.nn.frozen import FrozenBatchNorm
 from normkit.nn.norm_formula import RANKS, NormSpec
 
 __all__ = ["why_differs"]
@@ -24,6 +24,10 @@ __all__ = ["why_differs"]
 OUTPUT, GRADIENT = 1e-5, 1e-4
 # In bfloat16, where results are rounded in between or not.
 HALF = 0.05
+
+# Sizes up to which layers are compared one by one.
+SMALL = 8
+_NO_OPTIONS = {"training", "_requested_mode", "_stats_updated", "num_features", "num_channels"}
 
 _known: dict[Any, str | None] = {}
 
@@ -47,15 +51,18 @@ def why_differs(layer: nn.Module, cls: type[nn.Module], spec: NormSpec) -> str |
 
 
 def _settings(layer: nn.Module) -> Any:
-    """Return what ``forward`` may depend on: sizes, numbers, kinds of submodules."""
-    simple = (int, float, str, bool, type(None), tuple, torch.Size)
+    """Return what ``forward`` may depend on: options, numbers of axes, kinds of submodules.
+
+    Layers of other sizes compute the same, apart from very small ones.
+    """
+    simple = (int, float, str, bool, type(None))
     values = [
-        (name, repr(value))
+        (name, value)
         for name, value in vars(layer).items()
-        if isinstance(value, simple) and name not in ("training", "_requested_mode")
+        if isinstance(value, simple) and name not in _NO_OPTIONS
     ]
     tensors = [
-        (name, None if t is None else tuple(t.shape))
+        (name, None if t is None else tuple(min(size, SMALL) for size in t.shape))
         for table in (layer._parameters, layer._buffers)
         for name, t in table.items()
     ]
@@ -170,7 +177,7 @@ def _copy(
     state = {**vars(layer), "training": training, "_parameters": {}, "_buffers": {}}
     for i, (name, p) in enumerate(layer._parameters.items()):
         values = None if p is None else (1 + 0.3 * _random(p.shape, 10 + i)).to(dtype)
-        learns = not issubclass(spec.layer, FrozenBatchNorm2d)
+        learns = not issubclass(spec.layer, FrozenBatchNorm)
         state["_parameters"][name] = None if values is None else nn.Parameter(values, learns)
     for i, (name, b) in enumerate(layer._buffers.items()):
         if b is None or not b.is_floating_point():

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from normkit.compat import has_global_hooks
 from normkit.core.activations import Act, act_of_module, has_hooks
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from normkit.nn.frozen import FrozenBatchNorm2d
+from normkit.nn.frozen import (
+    FrozenBatchNorm,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+)
 from normkit.nn.groupnorm import GroupNorm
 from normkit.nn.layer import Layer
 from normkit.nn.layernorm import LayerNorm2d
@@ -21,8 +26,8 @@ __all__ = ["RANKS", "NormSpec", "activation", "as_ours", "normalized_shape", "te
 
 # How many axes an input with channels on axis 1 may have. Others normalize the last axes of any.
 RANKS: dict[type[nn.Module], range] = {
-    BatchNorm1d: range(2, 4),
-    BatchNorm3d: range(5, 6),
+    **dict.fromkeys((BatchNorm1d, FrozenBatchNorm1d), range(2, 4)),
+    **dict.fromkeys((BatchNorm3d, FrozenBatchNorm3d), range(5, 6)),
     GroupNorm: range(2, 33),
     **dict.fromkeys((BatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, RMSNorm2d), range(4, 5)),
 }
@@ -112,7 +117,7 @@ def as_ours(layer: nn.Module, spec: NormSpec, act: Act | None, x: Tensor | None 
         "_act": act,
         "_act_option": None if act is None else act.option,
     }
-    if issubclass(spec.layer, FrozenBatchNorm2d):
+    if issubclass(spec.layer, FrozenBatchNorm):
         moments = {name: getattr(layer, name) for name in ("running_mean", "running_var")}
         changed["_buffers"] = {"weight": weight, "bias": bias, **moments}
         changed["_parameters"] = {}

@@ -13,19 +13,32 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
+from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.foreign import original_class
 from normkit.nn.freezing import base_class
+from normkit.nn.groupnorm import GroupNorm
 from normkit.nn.layer import Layer
+from normkit.nn.layernorm import LayerNorm, RMSNorm
 from normkit.nn.norm_check import why_differs
 from normkit.nn.norm_formula import NormSpec, activation, as_ours
-from normkit.nn.stats_spec import definer, qualified_name, replaces_forward
+from normkit.nn.stats_spec import definer, has_own_forward, qualified_name, replaces_forward
 
 __all__ = ["NormSpec", "equivalent", "norm_spec", "register_norm", "why_no_norm_spec"]
 
 # By qualified name, or the end of it: what such a class may compute, or why no layer here does.
 _BY_NAME: dict[str, tuple[NormSpec, ...] | str] = {}
+# Of classes that have the ``forward`` of one of torch.nn's.
+_INHERITED: dict[type, NormSpec] = {
+    nn.BatchNorm1d: NormSpec(BatchNorm1d, like_torch=True),
+    nn.BatchNorm2d: NormSpec(BatchNorm2d, like_torch=True),
+    nn.BatchNorm3d: NormSpec(BatchNorm3d, like_torch=True),
+    nn.GroupNorm: NormSpec(GroupNorm, like_torch=True),
+    nn.LayerNorm: NormSpec(LayerNorm, shape="normalized_shape", like_torch=True),
+    nn.RMSNorm: NormSpec(RMSNorm, bias=None, shape="normalized_shape", like_torch=True),
+}
 # By pattern of a qualified name, in the order of registration.
 _BY_PATTERN: dict[str, tuple[NormSpec, ...] | str] = {}
 
@@ -114,7 +127,7 @@ def _find(layer: nn.Module) -> NormSpec | str | None:
     if isinstance(layer, (torch.jit.ScriptModule, Layer)):
         return None
     cls = original_class(base_class(type(layer)))
-    registered = _registered(qualified_name(definer(cls, "forward")))
+    registered = _registered(qualified_name(definer(cls, "forward"))) or _inherited(layer, cls)
     if registered is None or isinstance(registered, str):
         return registered
     if is_parametrized(layer):
@@ -128,6 +141,15 @@ def _find(layer: nn.Module) -> NormSpec | str | None:
                 return each
             reasons.append(why)
     return f"its version of this layer {reasons[-1]}"
+
+
+def _inherited(layer: nn.Module, cls: type[nn.Module]) -> tuple[NormSpec, ...] | None:
+    """Return the formula of the class of ``torch.nn`` whose ``forward`` another library's has."""
+    package = cls.__module__.partition(".")[0]
+    if package in ("torch", "normkit") or isinstance(layer, LazyModuleMixin):
+        return None
+    namesake = next((base for base in cls.__mro__ if base in _INHERITED), None)
+    return None if namesake is None or has_own_forward(layer) else (_INHERITED[namesake],)
 
 
 def _registered(name: str) -> tuple[NormSpec, ...] | str | None:

@@ -21,7 +21,13 @@ from normkit.nn.norm_formula import RANKS
 from normkit.nn.stats_spec import in_graph, why_unknown
 from normkit.statistics.check_arguments import check_model
 from normkit.surgery.class_change import class_change
-from normkit.surgery.foreign import computed_class, foreign_change, knows_foreign, why_not_foreign
+from normkit.surgery.foreign import (
+    computed_class,
+    foreign_change,
+    knows_foreign,
+    why_not_foreign,
+    why_unknown_norm,
+)
 from normkit.surgery.modules import is_opaque, walk, why_not_convertible, why_opaque, why_subclass
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, pairs
 
@@ -37,7 +43,7 @@ FAMILY = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def accelerate(model: nn.Module) -> Handle:
-    """Replace every ``torch.nn`` normalization layer in ``model`` by its namesake here, in place.
+    """Compute every normalization layer in ``model`` by the kernels of this package, in place.
 
     Each layer stays the same object, with its parameters, buffers, hooks and name; only its
     class changes. So optimizers, other references, ``state_dict`` and shared layers stay valid,
@@ -46,8 +52,15 @@ def accelerate(model: nn.Module) -> Handle:
     places, and either one called alone behaves as before. Outputs, gradients and buffers agree
     up to rounding.
 
-    Skipped and listed: subclasses defined elsewhere (parametrized layers are such),
-    ``torch.nn.SyncBatchNorm``, scripted modules and those of ``torch.ao``.
+    Layers of timm, torchvision, transformers and others that are registered
+    (:func:`normkit.nn.norm_spec.register_norm`), and subclasses of ``torch.nn``'s that do not
+    override ``forward``, become a subclass of their own class, of the same name
+    (:mod:`normkit.nn.foreign`), after their formula has been compared with their own ``forward``
+    on small tensors. Their activation is computed with them.
+
+    Skipped and listed: layers that are not known, that compute something no layer here does or
+    whose version differs; parametrized layers, ``torch.nn.SyncBatchNorm``, scripted modules and
+    those of ``torch.ao``.
 
     Args:
         model: any module; it may be wrapped, compiled or untrained.
@@ -149,7 +162,7 @@ def _why_skipped(module: nn.Module) -> str | None:
     if knows_foreign(module):
         return why_not_foreign(module)
     if not isinstance(module, FAMILY) or isinstance(module, Layer):
-        return why_unknown(module) if in_graph(module) else None
+        return why_unknown(module) if in_graph(module) else why_unknown_norm(module)
     if cls is nn.SyncBatchNorm:
         return "use normkit.SyncBatchNorm.convert_sync_batchnorm"
     after = NAMESAKES.get(cls)

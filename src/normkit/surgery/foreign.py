@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import NoneType
 
 from torch import nn
@@ -13,7 +14,16 @@ from normkit.nn.norm_formula import activation
 from normkit.nn.norm_spec import norm_spec, why_no_norm_spec
 from normkit.surgery.class_change import class_change
 
-__all__ = ["computed_class", "foreign_change", "knows_foreign", "why_not_foreign"]
+__all__ = [
+    "computed_class",
+    "foreign_change",
+    "knows_foreign",
+    "why_not_foreign",
+    "why_unknown_norm",
+]
+
+# Not NormalEstimator, and not NormMlp, which holds one.
+_NORM = re.compile(r".*(Norm|BN|Normalization|RMS)(Act|Fp32|Gated|1P|[123]d)*")
 
 
 def knows_foreign(module: nn.Module) -> bool:
@@ -26,6 +36,18 @@ def why_not_foreign(module: nn.Module) -> str | None:
     if isinstance(module, ForeignMixin) or (why := why_no_norm_spec(module)) is None:
         return None if can_freeze(module) else "its class customizes subclassing or copying"
     return why
+
+
+def why_unknown_norm(module: nn.Module) -> str | None:
+    """Return why a layer whose name says that it normalizes is left; None for all others."""
+    cls = base_class(type(module))
+    if not _NORM.fullmatch(cls.__name__) or cls.__module__.startswith(("torch.", "normkit.")):
+        return None
+    if isinstance(module, ForeignMixin) or any(
+        True for c in module.children() for _ in c.parameters()
+    ):
+        return None  # such as a convolution and a normalization together
+    return "unknown; normkit.nn.norm_spec.register_norm makes it known"
 
 
 def foreign_change(name: str, module: nn.Module) -> tuple[Changed, Step] | None:

@@ -43,7 +43,9 @@ class Sample(NamedTuple):
 _SHAPES = {"1d": (6, 4, 5), "2d": (6, 4, 3, 5), "3d": (2, 4, 3, 2, 5)}
 _NEEDS: dict[str, dict[str, Any]] = {
     "GroupNorm": {"num_groups": 2, "num_channels": 4},
+    "AdaptiveGroupNorm": {"num_groups": 1, "num_channels": 4},
     "LayerNorm": {"normalized_shape": 5},
+    "AdaptiveLayerNorm": {"normalized_shape": 5},
     "RMSNorm": {"normalized_shape": 5},
     "ZeroCenteredRMSNorm": {"normalized_shape": 5},
     "LayerNorm2d": {"num_channels": 4},

@@ -101,7 +101,8 @@ def _means_something(sample: Sample, argument: str, value: Any) -> bool:
         return value is None or (argument == "device" and type(value) is int)
     if argument == "normalized_shape":  # as torch.nn's layers over the last axes take it
         plain = value.tolist() if isinstance(value, torch.Tensor) else value
-        return sample.make(**{argument: value}).weight.shape == nn.RMSNorm(plain).weight.shape
+        taken = sample.make(**{argument: value}).normalized_shape
+        return taken == tuple(nn.RMSNorm(plain).weight.shape)
     size = value[0] if isinstance(value, list) else value
     return type(value) is not bool and int(size) == size and size >= 0
 
@@ -178,8 +179,9 @@ def test_positions_of_another_layer_are_refused(name: str) -> None:
     if "eps" in inspect.signature(sample.cls).parameters:
         with pytest.raises(nk.TypeMismatchError, match="eps"):
             sample.make(eps=False)
-    with pytest.raises(nk.TypeMismatchError, match="device"):
-        sample.make(device=False)
+    if "device" in inspect.signature(sample.cls).parameters:
+        with pytest.raises(nk.TypeMismatchError, match="device"):
+            sample.make(device=False)
 
 
 def test_a_device_is_no_process_group() -> None:

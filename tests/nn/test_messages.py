@@ -49,7 +49,13 @@ def test_subclasses_keep_their_constructors() -> None:
 # PyTorch's code initializes lazy layers, before any of ours runs.
 @pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("Lazy")])
 def test_inputs_that_are_no_tensors(name: str, wrong: Any) -> None:
-    sizes = {"GroupNorm": (1, 3), "DomainBatchNorm": (3, 1), "GhostBatchNorm": (3, 2)}
+    sizes = {
+        "GroupNorm": (1, 3),
+        "AdaptiveGroupNorm": (1, 3),
+        "DomainBatchNorm": (3, 1),
+        "GhostBatchNorm": (3, 2),
+        "WeightStandardizedConv": (3, 4, 3),
+    }
     layer = getattr(nk, name)(*sizes.get(name.rstrip("123d"), (3,)))
     with pytest.raises(nk.TypeMismatchError, match="a floating-point tensor as input") as caught:
         layer(wrong)

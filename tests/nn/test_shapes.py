@@ -86,7 +86,9 @@ def test_any_small_shape_of_a_layer_that_torch_lacks(name: str) -> None:
             try:
                 y = layer.train(training)(x)
             except nk.ShapeError as error:
-                assert training or name == "HalfInstanceNorm2d", (sizes, error)
+                # torch.nn's instance and group normalization refuse a single value in evaluation.
+                assert training or name in ("HalfInstanceNorm2d", "AdaptiveGroupNorm"), sizes
+                assert "more than 1 value" in str(error) or "channels" in str(error)
                 torch.testing.assert_close(layer.state_dict(), before)
                 continue
             y.sum().backward()

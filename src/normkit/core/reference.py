@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "adaptive_group_norm",
+    "adaptive_layer_norm",
     "batch_norm",
     "batch_renorm",
     "ema",
@@ -256,6 +258,36 @@ def standardized_weight(weight: Tensor, eps: float = 1e-6) -> Tensor:
     """
     weight = weight.double()
     return _standardize(weight, range(1, weight.dim()), eps)
+
+
+def adaptive_layer_norm(
+    x: Tensor, axes: int, scale: Tensor, shift: Tensor, eps: float = 1e-6
+) -> Tensor:
+    r"""Layer normalization over the last ``axes`` axes, then the scale and shift of each sample.
+
+    :math:`y=\mathrm{LN}(x)\,(1+s)+t`, with s and t (N, \*sizes of the last axes).
+
+    Source: Peebles & Xie 2023, arXiv 2212.09748, figure 3; its code of ``modulate``.
+    """
+    shape = [x.shape[0], *[1] * (x.dim() - axes - 1), *x.shape[x.dim() - axes :]]
+    y = layer_norm(x, axes, eps=eps)
+    return y * (1 + scale.double().reshape(shape)) + shift.double().reshape(shape)
+
+
+def adaptive_group_norm(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float = 1e-5
+) -> Tensor:
+    r"""Group normalization, then the scale and shift of each sample and channel, (N, C).
+
+    :math:`y=\mathrm{GN}(x)\,(1+s)+t`
+
+    Source: Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.1; its code of
+    ``use_scale_shift_norm``. With as many groups as channels: Huang & Belongie 2017, arXiv
+    1703.06868, equation 8.
+    """
+    shape = [*scale.shape, *[1] * (x.dim() - 2)]
+    y = group_norm(x, groups, eps=eps)
+    return y * (1 + scale.double().reshape(shape)) + shift.double().reshape(shape)
 
 
 def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:

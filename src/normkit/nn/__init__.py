@@ -1,5 +1,7 @@
 """Layers: ``torch.nn``'s namesakes, each a drop-in, and those it lacks."""
 
+from normkit.nn.adaptivegroupnorm import AdaptiveGroupNorm
+from normkit.nn.adaptivelayernorm import AdaptiveLayerNorm
 from normkit.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -36,6 +38,8 @@ from normkit.nn.weightstandardization import (
 from normkit.nn.zerocenteredrmsnorm import ZeroCenteredRMSNorm
 
 __all__ = [
+    "AdaptiveGroupNorm",
+    "AdaptiveLayerNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",

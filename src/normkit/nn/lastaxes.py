@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, concrete
 from normkit.errors import ShapeError, message
@@ -31,6 +32,7 @@ def over_last(
     weight: Tensor | None,
     bias: Tensor | None,
     centred: bool,
+    act: Act | None,
 ) -> Tensor:
     """Normalize over the last axes: samples are all axes before, channels all of these."""
     shape = tuple(layer.normalized_shape)
@@ -50,12 +52,12 @@ def over_last(
     usual = functions.fits(x, weight, bias, mixed=centred)
     if usual and recorded(x, residual, weight, bias):
         z = functions.over_last(x, shape, weight, bias, eps, centred)
-        return functions.finish(z, residual, layer._act)
+        return functions.finish(z, residual, act)
     wide, rest = autocast_wide(x, residual)
     if torch.is_grad_enabled() and not transformed(x, residual):
         wide, rest = _contiguous(wide), None if rest is None else _contiguous(rest)
     view = (math.prod(x.shape[: x.dim() - axes]), math.prod(shape))
-    spec = Spec(Pool("group", 1), eps, layer._act, centred)
+    spec = Spec(Pool("group", 1), eps, act, centred)
     rows = None if rest is None else rest.reshape(view)
     flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
     y = layer._normalize(Call(flat, spec, weight, bias, rows, BatchStats())).y

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.compiler import is_compiling
 
-from normkit.core.activations import ActLike
+from normkit.core.activations import Act, ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_POSITION
-from normkit.kernels import fused
+from normkit.kernels import functions, fused
 from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.arguments import (
@@ -91,13 +91,17 @@ class LayerNorm(Layer, nn.LayerNorm):
                             self.normalized_shape, self.eps, self._act)  # fmt: skip
             if y is not None:
                 return y
+        return self._forward_with(self._act, input, residual)
+
+    def _forward_with(self, act: Act | None, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Compute step by step, with ``act`` in place of the layer's activation."""
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, residual)
         if isinstance(input, Tensor) and input.is_nested:
-            return nested(self, super().forward(input), residual)
+            return functions.finish(nn.LayerNorm.forward(self, input), residual, act)
         input, residual = prepare(self, input, residual)
         check_eps(self, self.eps, False)
-        return over_last(self, input, residual, self.eps, self.weight, self.bias, centred=True)
+        return over_last(self, input, residual, self.eps, self.weight, self.bias, True, act)
 
 
 class LayerNorm2d(LayerNorm):
@@ -225,4 +229,4 @@ class RMSNorm(Layer, nn.RMSNorm):
         x, residual = prepare(self, x, residual)
         eps = torch.finfo(accumulator(x.dtype)).eps if self.eps is None else self.eps
         check_eps(self, eps, False)
-        return over_last(self, x, residual, eps, self.weight, None, centred=False)
+        return over_last(self, x, residual, eps, self.weight, None, False, self._act)

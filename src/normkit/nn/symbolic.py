@@ -26,8 +26,10 @@ _TOOLS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
-def as_leaf(layer: Any, x: fx.Proxy, residual: Any) -> Any:
+def as_leaf(layer: Any, x: fx.Proxy, residual: Any, **more: Any) -> Any:
     """Record the layer as one node of a graph, as ``torch.fx`` does for ``torch.nn``'s layers.
+
+    ``more``: further inputs of its forward, by keyword; those that are None are left out.
 
     For tools of PyTorch that know no other classes than ``torch.nn``'s, its namesake's node, then
     sum and activation.
@@ -36,7 +38,8 @@ def as_leaf(layer: Any, x: fx.Proxy, residual: Any) -> Any:
     path = tracer.path_of_module(layer)
     if not _wanted_as_namesake(layer, x):
         args = (x,) if residual is None else (x, residual)
-        return tracer.create_proxy("call_module", path, args, {})
+        given = {name: value for name, value in more.items() if value is not None}
+        return tracer.create_proxy("call_module", path, args, given)
     # A layer that is the model itself has the empty path.
     z: Any = tracer.create_proxy("call_module", f"{path}.{NAMESAKE}".lstrip("."), (x,), {})
     z = z if residual is None else z + residual

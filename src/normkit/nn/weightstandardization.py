@@ -16,7 +16,7 @@ from normkit.kernels.dispatch import normalize
 from normkit.kernels.modes import recorded
 from normkit.nn.arguments import ATTRIBUTES, Check
 from normkit.nn.guards import GuardedWeight
-from normkit.nn.inputs import check_eps
+from normkit.nn.inputs import check_eps, check_floating
 from normkit.nn.scripting import layer_as_namesake
 from normkit.nn.symbolic import as_leaf
 
@@ -43,6 +43,7 @@ class _WeightStandardized(nn.modules.conv._ConvNd):
         """Convolve ``input`` with the standardized weight."""
         if isinstance(input, fx.Proxy):
             return as_leaf(self, input, None)
+        check_floating(cast(nn.Module, self), input)
         convolved: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)
         return convolved
 

@@ -104,7 +104,7 @@ class ZeroCenteredRMSNorm(Layer):
             return nested(self, z.to(x.dtype), residual)
         x, residual = prepare(self, x, residual)
         check_eps(self, self.eps, False)
-        return over_last(self, x, residual, self.eps, gamma, None, centred=False)
+        return over_last(self, x, residual, self.eps, gamma, None, False, self._act)
 
     def _gamma(self, dtype: torch.dtype) -> Tensor | None:
         """Return 1 + ``weight``, in the type that sums over an input of ``dtype`` are kept in."""

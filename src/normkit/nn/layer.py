@@ -23,7 +23,7 @@ from normkit.nn.guards import register_with_opacus
 from normkit.nn.namesakes import as_namesake, namesake
 from normkit.nn.scripting import layer_as_namesake
 
-__all__ = ["Layer", "affine_parameters", "join", "step"]
+__all__ = ["Layer", "affine_parameters", "join", "name_constructor", "step"]
 
 # Attributes that pickled layers may still hold under another name.
 _FORMER_NAMES = {"_act_given": "_act_option", "_has_moved": "_stats_updated"}
@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _name_constructor(cls)
+        name_constructor(cls)
         steps = {name for base in cls.__mro__ for name, f in vars(base).items() if _is_step(f)}
         cls._fast_path_ok = all(_is_step(getattr(cls, name)) for name in steps)
         # A layer in two places is looked at once more when it has its own class again.
@@ -170,7 +170,7 @@ class Layer(nn.Module):
         return shown if self.act is None else f"{shown}, act={self.act!r}"
 
 
-def _name_constructor(cls: type) -> None:
+def name_constructor(cls: type) -> None:
     """Copy an inherited constructor into a public class, under that class's name.
 
     So a call with wrong arguments names the class that was called, and none that is not public.

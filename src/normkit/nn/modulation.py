@@ -34,21 +34,21 @@ def fitted(
     if value is None:
         return None
     check_floating(layer, value)
-    given = [concrete(size) for size in value.shape]
+    shape = [concrete(size) for size in value.shape]
     sizes = [concrete(size) for size in x.shape]
     before, after = [1] * (axis - 1), [1] * (x.dim() - axis - len(features))
-    if given == [*features]:
+    if shape == [*features]:
         return value.reshape([1, *before, *features, *after])
-    if given in ([sizes[0], *features], [1, *features]):
+    if shape in ([sizes[0], *features], [1, *features]):
         return value.reshape([value.shape[0], *before, *features, *after])
-    same = len(given) == len(sizes) and given[axis : axis + len(features)] == [*features]
-    if same and all(a in (1, b) for a, b in zip(given, sizes, strict=True)):
+    same = len(shape) == len(sizes) and shape[axis : axis + len(features)] == [*features]
+    if same and all(a in (1, b) for a, b in zip(shape, sizes, strict=True)):
         return value
     raise ShapeError(
         message(
             f"{name} of {type(layer).__name__} of shape {[sizes[0], *features]}, one for each "
             f"sample, or one that broadcasts over its input",
-            f"{name} of shape {given} for an input of shape {sizes}",
+            f"{name} of shape {shape} for an input of shape {sizes}",
             f"pass {name} as (N, C)",
         )
     )

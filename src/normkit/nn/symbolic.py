@@ -38,8 +38,8 @@ def as_leaf(layer: Any, x: fx.Proxy, residual: Any, **more: Any) -> Any:
     path = tracer.path_of_module(layer)
     if not _wanted_as_namesake(layer, x):
         args = (x,) if residual is None else (x, residual)
-        given = {name: value for name, value in more.items() if value is not None}
-        return tracer.create_proxy("call_module", path, args, given)
+        inputs = {name: value for name, value in more.items() if value is not None}
+        return tracer.create_proxy("call_module", path, args, inputs)
     # A layer that is the model itself has the empty path.
     z: Any = tracer.create_proxy("call_module", f"{path}.{NAMESAKE}".lstrip("."), (x,), {})
     z = z if residual is None else z + residual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,6 +18,7 @@ from normkit.kernels.modes import recorded
 from normkit.nn.arguments import ATTRIBUTES, Check
 from normkit.nn.guards import GuardedWeight
 from normkit.nn.inputs import check_eps, check_floating
+from normkit.nn.layer import name_constructor
 from normkit.nn.scripting import layer_as_namesake
 from normkit.nn.symbolic import as_leaf
 
@@ -29,8 +31,31 @@ class _WeightStandardized(nn.modules.conv._ConvNd):
     _plain: ClassVar[Any]
     _checked: ClassVar[dict[str, Check]] = {"eps": ATTRIBUTES["eps"]}
 
-    def __init__(self, *args: Any, eps: float = 1e-6, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name_constructor(cls)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        eps: float = 1e-6,
+    ) -> None:
+        convolution: Any = super().__init__
+        convolution(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
         self.eps = eps
         self._check_more_than_one()
 

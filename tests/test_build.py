@@ -131,14 +131,24 @@ def test_an_unknown_value_where_kernels_are_used() -> None:
     assert len(lines) == 2 and all(line.startswith("Expected NORMKIT_KERNELS") for line in lines)
 
 
+def _write_report(folder: Path, report: dict[str, object] | None) -> None:
+    path = folder / "normkit/kernels/cpu/_build.json"
+    path.unlink(missing_ok=True)
+    if report is not None:
+        path.write_text(json.dumps(report))
+
+
 def _copy_of_the_loader(folder: Path, report: dict[str, object] | None) -> Path:
     """The package without an extension, and a report of a build."""
-    package = folder / "normkit"
     ignore = shutil.ignore_patterns("_cpu*.so", "libnormkit_cpu*", "_build.json", "lab", "report")
-    shutil.copytree(Path(cpu.__file__).parents[2], package, ignore=ignore)
-    if report is not None:
-        (package / "kernels/cpu/_build.json").write_text(json.dumps(report))
+    shutil.copytree(Path(cpu.__file__).parents[2], folder / "normkit", ignore=ignore)
+    _write_report(folder, report)
     return folder
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _copy_of_the_loader(tmp_path_factory.mktemp("copied"), None)
 
 
 @pytest.mark.parametrize(
@@ -157,21 +167,29 @@ def _copy_of_the_loader(folder: Path, report: dict[str, object] | None) -> Path:
     ],
 )  # fmt: skip
 def test_the_reason_is_reported(
-    report: dict[str, object] | None, reason: str, mends: bool, tmp_path: Path
+    report: dict[str, object] | None, reason: str, mends: bool, copied: Path
 ) -> None:
-    folder = str(_copy_of_the_loader(tmp_path, report))
-    line, none = _describe(PYTHONPATH=folder, NORMKIT_KERNELS="")
+    _write_report(copied, report)
+    folder = str(copied)
+    done = _forked("-c", DESCRIBE + USE, PYTHONPATH=folder, NORMKIT_KERNELS="")
+    assert done.returncode == 0, done.stderr
+    line, none, *warned = done.stdout.splitlines()
     assert line.startswith(f"portable: {reason}")
     assert (f"; to build them: {errors.how_to_rebuild().partition(' -e ')[0]}" in line) == mends
     assert none == "True"
-    # The first use on a CPU says it too, once, unless it was chosen.
-    for setting, times in (("", int(mends)), ("portable", 0)):
-        warned = _forked("-c", USE, PYTHONPATH=folder, NORMKIT_KERNELS=setting).stdout.splitlines()
-        assert len(warned) == times
-        assert all(reason in each and "; to build them: pip install " in each for each in warned)
+    # The first use on a CPU says it too, once.
+    assert len(warned) == int(mends)
+    assert all(reason in each and "; to build them: pip install " in each for each in warned)
     forced = _forked(PYTHONPATH=folder, NORMKIT_KERNELS="baseline")
     assert "OptionError: Expected fused kernels for NORMKIT_KERNELS=baseline" in forced.stderr
     assert reason in forced.stderr
+
+
+def test_kernels_switched_off_warn_of_nothing(copied: Path) -> None:
+    _write_report(copied, {"built": False, "reason": "no luck"})
+    done = _forked("-c", USE, PYTHONPATH=str(copied), NORMKIT_KERNELS="portable")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
 
 
 @pytest.fixture(scope="module")

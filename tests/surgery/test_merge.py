@@ -53,10 +53,12 @@ def test_uneven_clients_equal_the_pooled_data(make: Callable[[], nn.Module]) -> 
     states, results = [], []
     for mine in batches:
         model = make()
-        results.append(nk.recalibrate(model, mine, samples=None))
+        results.append(nk.recalibrate(model, mine, samples=None, layerwise=False))
         states.append(model.state_dict())
     whole = make()
-    nk.recalibrate(whole, [batch for mine in batches for batch in mine], samples=None)
+    nk.recalibrate(
+        whole, [batch for mine in batches for batch in mine], samples=None, layerwise=False
+    )
     merged = nk.merge(states, results)
     assert worst(merged, whole.state_dict()) < 1e-6
     # By numbers alone the parts' own n − 1 are unknown: close, and stated.
@@ -250,6 +252,16 @@ def test_too_large_for_the_type_is_refused() -> None:
         states.append(layer.state_dict())
     with pytest.raises(nk.StatisticsError, match="float16"):
         nk.merge(states)
+
+
+def test_layer_by_layer_is_said() -> None:
+    states, results = [], []
+    for _ in range(2):
+        model = network()
+        results.append(nk.recalibrate(model, [torch.randn(4, 1, 28, 28)] * 3, layerwise=True))
+        states.append(model.state_dict())
+    with pytest.warns(UserWarning, match="layerwise=False"):
+        nk.merge(states, results)
 
 
 def test_recalibrations_with_numbers_are_refused() -> None:

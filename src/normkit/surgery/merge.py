@@ -54,8 +54,10 @@ def merge(
     (mean 0, variance 1, no batch counted) counts for nothing in its statistics.
 
     Statistics belong to weights. Where all state dicts have the same weights, as after one
-    recalibration by each client, what is returned is right for them. Where the weights differ, the
-    averaged network has activations that none of the parts had: recalibrate it before it is used.
+    recalibration by each client, what is returned is right for them: pass ``layerwise=False`` to
+    those recalibrations, since layer by layer each would measure its deeper layers behind its own
+    statistics and not behind everyone's. Where the weights differ, the averaged network has
+    activations that none of the parts had: recalibrate it before it is used.
 
     Args:
         state_dicts: what ``state_dict()`` returned, two or more, with the same names, shapes and
@@ -81,6 +83,9 @@ def merge(
             differ; entries that cannot be averaged differ and have no rule.
         StatisticsError: an entry holds NaN or infinity, or a result exceeds its type. Nothing has
             changed in any of the cases.
+
+    Warns:
+        UserWarning: a recalibration measured layer by layer.
 
     Source: McMahan et al. 2017, arXiv 1602.05629 (averaging of weights); Chan, Golub & LeVeque
     1979 (merging moments).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -102,6 +103,13 @@ def check_weights(
                 else f"{len(passed)} of them",
                 "pass the number of samples of each, or what normkit.recalibrate returned for each",
             )
+        )
+    if any(one.passes > 1 for one in results):
+        warnings.warn(
+            "merge got recalibrations that measured layer by layer, each behind its own "
+            "statistics, so that the result is not that of all data together; pass "
+            "layerwise=False to them",
+            stacklevel=3,
         )
     return torch.tensor(numbers, dtype=torch.float64), results or None
 

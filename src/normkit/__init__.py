@@ -9,7 +9,7 @@ torch.Size([8, 16, 32, 32])
 
 from normkit import errors, nn
 from normkit import integrations as _integrations  # noqa: F401  # makes their layers known
-from normkit.adaptation import adapt
+from normkit.adaptation import adapt, adapt_domains, tent
 from normkit.allocator import keep_freed_memory
 from normkit.doctor import diagnose
 from normkit.errors import (
@@ -55,6 +55,7 @@ __all__ = [
     "TypeMismatchError",
     "accelerate",
     "adapt",
+    "adapt_domains",
     "average_buffers",
     "batch_statistics",
     "consistency",
@@ -67,6 +68,7 @@ __all__ = [
     "parameter_groups",
     "recalibrate",
     "scale_momentum",
+    "tent",
     "unfreeze",
     "use_domain",
 ]

@@ -9,7 +9,7 @@ import copy
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit.errors import OptionError, StatisticsError, TypeMismatchError
 from normkit.statistics import StatsSpec, stats_spec
+from tests.adaptation.snapshot import state
 from tests.surgery.models import WILD, made
 
 
@@ -108,19 +109,6 @@ def by_hand(layer: Any, x: Tensor, prior: float) -> Tensor:
 
 def near(y: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(y.double(), expected.double(), atol=2e-5, rtol=2e-5)
-
-
-def state(model: nn.Module) -> list[Any]:
-    """Everything of a model: classes, attributes, tensors by identity and by value, hooks."""
-    found: list[Any] = []
-    for module in model.modules():
-        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers")}
-        found.append((type(module), repr(own)))
-        for table in (module._parameters, module._buffers):
-            for key, tensor in table.items():
-                found.append((key, id(tensor), None if tensor is None else tensor.tolist(),
-                              None if tensor is None else tensor.requires_grad))  # fmt: skip
-    return found
 
 
 @pytest.mark.parametrize("prior", [0, 0.5, 16, 1000])
@@ -478,10 +466,3 @@ def test_a_layer_changed_meanwhile_is_left_by_undo() -> None:
         handle.undo()
     assert type(model[1]) is nn.BatchNorm2d
     handle.undo()
-
-
-@pytest.fixture(autouse=True)
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        yield

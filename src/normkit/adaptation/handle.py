@@ -23,10 +23,14 @@ class OrderReport:
     """Result of the test of order with the smallest probability, and one warning."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._warned = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the results; the warning stays the only one."""
         self.worst: Order | None = None
         self.layer = ""
-        self._warned = False
-        self._lock = threading.Lock()
 
     def __call__(self, layer: str, result: Order) -> None:
         """Take the result of one layer."""
@@ -82,6 +86,7 @@ class Adaptation(Handle):
 
     def reset(self) -> None:
         """Return to the state right after the call: what was seen of the stream is forgotten."""
+        self._order.reset()
         for each in self._resets:
             each()
 

@@ -30,8 +30,10 @@ __all__ = ["ALPHA", "GROUP", "LOOKS", "SHARE", "Order", "OrderWatch"]
 ALPHA = 0.01
 """Probability that a shuffled stream is said to be ordered, over all layers and looks together."""
 
-LOOKS = (4, 8, 16, 32, 64)
-"""Numbers of groups at which the test is made; after the last one no more is looked at."""
+LOOKS = tuple(4 * 2**k for k in range(13))
+"""Numbers of groups at which the test is made: a long stream may begin with a single label. The
+first look may use half of the probability above, each later one half of the one before it. After
+the last one no more is looked at."""
 
 GROUP = 8
 """Fewest samples of a group; smaller batches are joined with those that follow."""
@@ -71,9 +73,11 @@ class OrderWatch:
     def __init__(self) -> None:
         self.open = True
         self._pending: list[Tensor] = []
-        self._sizes: list[int] = []
-        self._means: list[Tensor] = []
-        self._within: Tensor | None = None
+        self._groups = 0
+        self._first: Tensor | None = None
+        # Of groups: samples, their squares; of channels: sums about the first mean, and squares.
+        self._sizes = self._squares = 0.0
+        self._sum = self._between = self._within = torch.zeros(0, device="cpu")
 
     def add(self, values: Tensor, tests: int) -> Order | None:
         """Take a batch, (N, C, \\*); return a result at each look, else None.
@@ -83,9 +87,8 @@ class OrderWatch:
             tests: layers that are tested, by which the probability is multiplied.
         """
         step = -(-values.shape[1] // CHANNELS)
-        means = values.detach()[:, ::step].flatten(2).float().mean(2) if values.dim() > 2 else (
-            values.detach()[:, ::step].float()
-        )  # fmt: skip
+        chosen = values.detach()[:, ::step].float()
+        means = chosen.flatten(2).mean(2) if values.dim() > 2 else chosen
         # Of this size no accelerator is faster; Apple's have no float64.
         self._pending.append(means.cpu().double())
         if sum(map(len, self._pending)) < GROUP:
@@ -96,28 +99,30 @@ class OrderWatch:
             return None
         centre = group.mean(0)
         off = group - centre
-        scatter = off.T @ off
-        self._within = scatter if self._within is None else self._within + scatter
-        self._sizes.append(len(group))
-        self._means.append(centre)
-        if len(self._sizes) not in LOOKS:
+        if self._first is None:
+            self._first = centre
+            self._sum, self._between = torch.zeros_like(centre), torch.zeros_like(centre)
+            self._within = torch.zeros_like(off.T @ off)
+        size = len(group)
+        offset = centre - self._first
+        self._groups, self._sizes = self._groups + 1, self._sizes + size
+        self._squares += size**2
+        self._sum, self._between = self._sum + size * offset, self._between + size * offset.square()
+        self._within = self._within + off.T @ off
+        if self._groups not in LOOKS:
             return None
-        if len(self._sizes) == LOOKS[-1]:
-            self.open = False
-        return self._look(tests * len(LOOKS))
+        self.open = self._groups < LOOKS[-1]
+        return self._look(tests * 2 ** (LOOKS.index(self._groups) + 1))
 
     def close(self) -> None:
         """Stop, and forget what was seen."""
-        self.open, self._within = False, None
-        self._pending, self._means = [], []
+        self.open, self._pending = False, []
 
     def _look(self, tests: int) -> Order | None:
-        assert self._within is not None
-        sizes = torch.tensor(self._sizes, dtype=torch.float64, device="cpu")
-        means, count, groups = torch.stack(self._means), float(sizes.sum()), len(self._sizes)
-        grand = (sizes @ means) / count
-        between = (sizes[:, None] * (means - grand).square()).sum(0)
-        within = self._within.diagonal()
+        assert self._first is not None
+        count, groups, offset = self._sizes, self._groups, self._sum / self._sizes
+        between = (self._between - count * offset.square()).clamp_min(0)
+        within, grand = self._within.diagonal(), self._first + offset
         # A channel that is constant within batches tells nothing, nor does a rounding error.
         used = within > 1e-10 * (within + between).clamp_min(1e-300)
         used &= within > 1e-12 * (count * grand.square())
@@ -131,7 +136,7 @@ class OrderWatch:
         mean_ratio = float((between[used] / within[used]).mean())
         ratio = mean_ratio * freedom[1] / freedom[0]
         excess = max(ratio - 1, 0.0)
-        size = (count - float(sizes.square().sum()) / count) / (groups - 1)
+        size = (count - self._squares / count) / (groups - 1)
         single = f_tail(ratio, freedom[0] * independent, freedom[1] * independent)
         return Order(ratio, excess / (excess + size), min(1.0, tests * single), groups)
 
@@ -139,7 +144,8 @@ class OrderWatch:
 def f_tail(ratio: float, above: float, below: float) -> float:
     """Return the probability of a larger F with these degrees of freedom, by Paulson's formula.
 
-    Within a few hundredths of itself where it is between .001 and .1 and ``below`` is at least 10.
+    Within a tenth where it is above .001, and 0.65 to 1.8 of itself where it is above 1e-5, for
+    ``above`` of at least 3 and ``below`` of at least 28.
 
     >>> round(f_tail(2.5, 9, 90), 4)
     0.0134

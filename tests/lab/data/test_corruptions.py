@@ -48,7 +48,7 @@ def test_blur_keeps_the_mean_and_contrast_the_order(split: Split) -> None:
         assert torch.equal(corrupted(flat, kind, 5).images, flat.images)
 
 
-@pytest.mark.parametrize("numbers", [(0, 3), (6, 3), (1, 6), (1, 0)])
+@pytest.mark.parametrize("numbers", [(0, 3), (len(CORRUPTIONS) + 1, 3), (1, 6), (1, 0)])
 def test_unknown_corruptions_are_refused(split: Split, numbers: tuple[int, int]) -> None:
     with pytest.raises(OptionError):
         corrupted(split, *numbers)
@@ -61,3 +61,24 @@ def test_conditions_are_checked() -> None:
     check_condition(("corrupted-sorted", 1, 3, 50), train_images=100, test_images=100)
     with pytest.raises(OptionError, match="at least two images"):
         check_condition(("corrupted-batch", 1, 3, 99), train_images=100, test_images=100)
+
+
+def test_kinds_keep_their_numbers_and_c26_its_five() -> None:
+    from normkit.lab.claims.c26 import KINDS as OF_C26
+
+    # Records of runs hold the numbers: new kinds come last.
+    first = {"noise": 1, "blur": 2, "contrast": 3, "fog": 4, "pixelation": 5}
+    assert dict(zip(CORRUPTIONS, itertools.count(1), strict=False)) == {
+        **first, "impulse": 6, "brightness": 7, "inversion": 8,
+    }  # fmt: skip
+    assert OF_C26 == first
+
+
+def test_impulse_brightness_and_inversion_by_hand(split: Split) -> None:
+    flat = Split(torch.full((40, 1, 20, 20), 100, dtype=torch.uint8), torch.zeros(40).long())
+    impulse = corrupted(flat, 6, 5).images
+    assert impulse.unique().tolist() == [0, 100, 255]
+    assert (impulse != 100).float().mean() == pytest.approx(0.27, abs=0.01)
+    assert (impulse == 0).float().mean() == pytest.approx(0.135, abs=0.01)
+    assert corrupted(flat, 7, 3).images.unique().tolist() == [round(100 + 255 * 0.3)]
+    assert torch.equal(corrupted(split, 8, 5).images, 255 - split.images)

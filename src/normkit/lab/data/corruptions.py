@@ -1,8 +1,8 @@
-"""Corrupt images as cameras and networks do: noise, blur, little contrast, fog, pixelation.
+"""Corrupt images as cameras and networks do: noise, blur, little contrast, fog, pixelation, light.
 
-Five of the corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261), each with five
-severities, written for images of one size and depth. All act on the uint8 pixels and give uint8
-pixels; what leaves 0 to 255 is clipped. The noise is drawn from a fixed seed by the place of the
+Seven of the corruptions of Hendrycks & Dietterich (2019, arXiv 1903.12261), and inversion, each
+with five severities, written for images of one size and depth. All act on the uint8 pixels and give
+uint8 pixels; what leaves 0 to 255 is clipped. Noise is drawn from a fixed seed by the place of the
 image, so that an image is corrupted alike wherever it is evaluated.
 """
 
@@ -68,15 +68,39 @@ def _pixelate(pixels: Tensor, severity: int) -> Tensor:
     return F.interpolate(shrunk, (height, width), mode="nearest-exact")
 
 
+def _impulse(pixels: Tensor, severity: int) -> Tensor:
+    """Make a share from 3 to 27 % of the pixels black or white, all channels of a pixel alike."""
+    share = (0.03, 0.06, 0.09, 0.17, 0.27)[severity - 1]
+    generator = torch.Generator().manual_seed(_SEED + 1)
+    drawn = torch.rand(pixels[:, :1].shape, generator=generator)
+    white = (drawn < share / 2).expand_as(pixels)
+    black = (drawn > 1 - share / 2).expand_as(pixels)
+    return pixels.masked_fill(white, 255).masked_fill(black, 0)
+
+
+def _brightness(pixels: Tensor, severity: int) -> Tensor:
+    """Add from a tenth to half of white to all pixels."""
+    return pixels + 255 * (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
+
+
+def _inversion(pixels: Tensor, severity: int) -> Tensor:
+    """Mix in the negative, from a share of 0.4 to the negative alone; from 0.5 on edges reverse."""
+    share = (0.4, 0.6, 0.75, 0.9, 1.0)[severity - 1]
+    return (1 - share) * pixels + share * (255 - pixels)
+
+
 CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "noise": _noise,
     "blur": _blur,
     "contrast": _contrast,
     "fog": _fog,
     "pixelation": _pixelate,
+    "impulse": _impulse,
+    "brightness": _brightness,
+    "inversion": _inversion,
 }
 """Corruptions by name, each a function of float32 pixels from 0 to 255 and of the severity; a
-condition of evaluation counts them from 1."""
+condition of evaluation counts them from 1, so that new ones come last."""
 
 
 def check_corruption(kind: int, severity: int) -> None:

@@ -71,7 +71,7 @@ def test_kinds_keep_their_numbers_and_c26_its_five() -> None:
     assert dict(zip(CORRUPTIONS, itertools.count(1), strict=False)) == {
         **first, "impulse": 6, "brightness": 7, "inversion": 8,
     }  # fmt: skip
-    assert OF_C26 == first
+    assert first == OF_C26
 
 
 def test_impulse_brightness_and_inversion_by_hand(split: Split) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "layer_norm_2d",
     "rms_norm",
     "standardized_weight",
+    "switchable_norm",
     "zero_centered_rms_norm",
 ]
 
@@ -288,6 +289,37 @@ def adaptive_group_norm(
     shape = [*scale.shape, *[1] * (x.dim() - 2)]
     y = group_norm(x, groups, eps=eps)
     return y * (1 + scale.double().reshape(shape)) + shift.double().reshape(shape)
+
+
+def switchable_norm(
+    x: Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    remembered: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    r"""Switchable normalization, (N, C, \*); ``remembered`` are the moments of evaluation.
+
+    :math:`\hat h=\gamma\frac{h-\Sigma_{k\in\Omega}w_k\mu_k}
+    {\sqrt{\Sigma_{k\in\Omega}w'_k\sigma_k^2+\epsilon}}+\beta,\
+    \Omega=\{\mathrm{in},\mathrm{ln},\mathrm{bn}\}`
+
+    Source: Luo et al. 2019, arXiv 1806.10779, equations 2 to 5.
+    """
+    x = x.double()
+    space = list(range(2, x.dim()))
+    mean, variance = torch.zeros((), dtype=x.dtype), torch.zeros((), dtype=x.dtype)
+    shares = [torch.softmax(w.double(), 0) for w in (mean_weight, var_weight)]
+    for k, axes in enumerate((space, [1, *space], [0, *space])):
+        mu = x.mean(axes, keepdim=True)
+        sigma2 = ((x - mu) ** 2).mean(axes, keepdim=True)
+        if k == 2 and remembered is not None:
+            mu, sigma2 = (_per_channel(t, x, 0) for t in remembered)
+        mean, variance = mean + shares[0][k] * mu, variance + shares[1][k] * sigma2
+    xhat = (x - mean) / torch.sqrt(variance + eps)
+    return _per_channel(weight, x, 1) * xhat + _per_channel(bias, x, 0)
 
 
 def ema(values: Sequence[Tensor], share: float, start: Tensor, kind: str = "exponential") -> Tensor:

@@ -29,6 +29,7 @@ from normkit.nn.instancenorm import (
 from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
 from normkit.nn.lazybatchnorm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normkit.nn.scale import Scale
+from normkit.nn.switchablenorm import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 from normkit.nn.syncbatchnorm import SyncBatchNorm
 from normkit.nn.weightstandardization import (
     WeightStandardizedConv1d,
@@ -74,6 +75,9 @@ __all__ = [
     "RMSNorm",
     "Ramp",
     "Scale",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
     "SyncBatchNorm",
     "WeightStandardizedConv1d",
     "WeightStandardizedConv2d",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx
@@ -15,36 +14,24 @@ from normkit.core.activations import Act, ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import PER_CHANNEL, as_ncs
-from normkit.errors import StatisticsError, message
 from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, FixedStats, Normalized
 from normkit.kernels.fused import Stats
 from normkit.kernels.modes import exporting
-from normkit.nn import averages, stats_range
+from normkit.nn import averages
 from normkit.nn.arguments import check_options
-from normkit.nn.freezing import FrozenMixin
 from normkit.nn.guards import GuardedVariance
 from normkit.nn.inputs import check_channels, check_eps, check_more_than_one, prepare
-from normkit.nn.layer import Layer, step
+from normkit.nn.layer import step
+from normkit.nn.runningaverages import LayerTensors, RunningAverages
 from normkit.nn.symbolic import as_leaf
 
 __all__ = ["BatchStatistics", "LayerTensors"]
 
 
-class LayerTensors(NamedTuple):
-    """Tensors of one forward pass: γ, β, running mean and variance, number of batches."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
-    tracked: Tensor | None
-
-
-class BatchStatistics(Layer, OptionalBias, _BatchNorm):
+class BatchStatistics(RunningAverages, OptionalBias, _BatchNorm):
     """Shared behaviour of layers that pool across the batch; subclasses fix the input rank."""
 
-    _average: averages.Average = "exponential"
     _kernel_signature: ClassVar[int] = fused.signature("batch", ())
     # Whether training takes moments over all samples of the batch, and no others.
     _pools_whole_batch: ClassVar[bool] = True
@@ -75,22 +62,6 @@ class BatchStatistics(Layer, OptionalBias, _BatchNorm):
             vars(self)["num_features"] = None
         self.act = act
         self.average = average
-
-    @property
-    def average(self) -> averages.Average:
-        """Kind of running average; with momentum 0 statistics stay, whichever it is."""
-        return self._average
-
-    @average.setter
-    def average(self, average: averages.Average) -> None:
-        averages.check_average(average, self.momentum)
-        self._average = average
-
-    @property
-    def _averages_by_count(self) -> bool:
-        """True if statistics are updated by a share that depends on the number of batches."""
-        counts = self.momentum is None or self._average != "exponential"
-        return counts and self.momentum != 0 and not isinstance(self, FrozenMixin)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
@@ -152,12 +123,6 @@ class BatchStatistics(Layer, OptionalBias, _BatchNorm):
             self.updates_stats()
         return y
 
-    @step
-    def _layer_tensors(self) -> LayerTensors:
-        """Return the tensors that this forward pass uses."""
-        return LayerTensors(self.weight, self.bias, self.running_mean, self.running_var,
-                            self.num_batches_tracked)  # fmt: skip
-
     def _update_in_kernel(
         self, mean: Tensor | None, var: Tensor | None, dtype: torch.dtype
     ) -> BatchStats:
@@ -168,88 +133,9 @@ class BatchStatistics(Layer, OptionalBias, _BatchNorm):
         update = None if self.momentum is None or not simple else (mean, var, self.momentum)
         return BatchStats(update, (mean, var))
 
-    def _warn_if_counting(self) -> None:
-        """Warn that an exported graph goes on counting batches after a switch to evaluation."""
-        if self._averages_by_count:
-            warnings.warn(
-                f"{type(self).__name__} is exported in training mode with an average by the number "
-                "of batches: move_exported_model_to_eval and its like leave the graph counting, so "
-                "that in training again each batch weighs too little; export model.eval() for "
-                "evaluation",
-                stacklevel=2,
-            )
-
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
         """Normalize with the moments of the batch; subclasses change ``call`` first."""
         n, _, s = as_ncs(call.x)
         check_more_than_one(self, call.x, n * s, "channel")
         return self._normalize(call)
-
-    @step
-    def _update_running_stats(self, result: Normalized, tensors: LayerTensors) -> None:
-        """Average the moments of this batch into the buffers; an empty batch has none."""
-        (_, mean, var, count), tracked = result, tensors.tracked
-        if tracked is None and self._average != "exponential" and mean is not None:
-            raise StatisticsError(
-                message(
-                    f"num_batches_tracked of {type(self).__name__}, by which "
-                    f"average={self._average!r} weighs each batch",
-                    "num_batches_tracked=None",
-                    "restore the buffer, or use average='exponential'",
-                )
-            )
-        empty = isinstance(count, int) and count == 0
-        if mean is None or var is None or empty:
-            mean = var = None
-        elif stats_range.may_exceed(mean, var, tensors.mean):
-            self._check_range(mean, var, count, tensors)
-        # PyTorch counts empty batches, and so does its drop-in. The averages that PyTorch lacks
-        # divide by the count, so there an empty batch must not count.
-        if tracked is not None and not (empty and self.average != "exponential"):
-            tracked.add_(1)
-        if mean is not None and var is not None:
-            # Not around all of this: an exported graph would hold a block for nothing.
-            with torch.no_grad():
-                self._average_moments(mean, var, count, tensors)
-
-    @torch.no_grad()
-    def _check_range(
-        self, mean: Tensor, var: Tensor, count: int | Tensor, tensors: LayerTensors
-    ) -> None:
-        """Raise if the update that follows does not fit the buffers, before it changes any."""
-        if tensors.mean is None or tensors.var is None:
-            return
-        before = tensors.mean, tensors.var
-        after = stats_range.in_float64(before)
-        tracked = None if tensors.tracked is None else tensors.tracked + 1
-        wide = LayerTensors(tensors.weight, tensors.bias, *after, tracked)
-        self._average_moments(mean.double(), var.double(), count, wide)
-        stats_range.check_update(type(self).__name__, before, after, var)
-
-    def _average_moments(
-        self, mean: Tensor, var: Tensor, count: int | Tensor, tensors: LayerTensors
-    ) -> None:
-        share: float | Tensor = self.momentum or 0.0
-        wide = torch.promote_types(torch.float32, mean.dtype)
-        if tensors.tracked is not None:
-            share = averages.share(self.average, self.momentum, tensors.tracked, wide)
-        if isinstance(count, Tensor):
-            # Counted across processes. If all were empty the step has length zero, so that no
-            # device has to be waited for.
-            share, count = share * (count > 0).to(wide), count.clamp_min(2)
-        if tensors.mean is not None and tensors.var is not None:
-            averages.step_towards(tensors.mean, mean, share)
-            # Biased to normalize with, unbiased to remember, as PyTorch does.
-            averages.step_towards(tensors.var, averages.unbiased(var, count), share)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if self._averages_by_count and prefix + "running_mean" in state_dict:
-            averages.warn_if_uncounted(self, prefix)
-
-    def extra_repr(self) -> str:
-        shown = super().extra_repr()
-        return shown if self.average == "exponential" else f"{shown}, average={self.average!r}"

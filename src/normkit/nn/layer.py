@@ -179,6 +179,8 @@ def name_constructor(cls: type) -> None:
     public = cls.__module__.startswith("normkit.nn.") and not cls.__name__.startswith("_")
     if not public or "__init__" in vars(cls) or not isinstance(init, FunctionType):
         return
+    if init is nn.Module.__init__:  # a mixin's, which passes on to its next base
+        return
     code, scope, closure = init.__code__, init.__globals__, init.__closure__
     copied = FunctionType(code, scope, init.__name__, init.__defaults__, closure)
     copied.__kwdefaults__, copied.__annotations__ = init.__kwdefaults__, init.__annotations__

@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normkit.nn.adapting import ADAPTED, AdaptedMixin
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import is_constant
+from normkit.nn.switchablenorm import Switchable
 
 __all__ = [
     "StatsSpec",
@@ -60,6 +61,8 @@ class StatsSpec:
         momentum: name of the layer's attribute that holds the share of the statistics that each
             batch replaces, as ``torch.nn``'s ``momentum`` does; None where it has none, or one
             that means something else, such as the share kept.
+        affine: whether the layer scales and shifts each channel in evaluation mode, by these
+            statistics and nothing of its input; where it does not it cannot be folded.
     """
 
     mean: str = "running_mean"
@@ -68,6 +71,7 @@ class StatsSpec:
     values: Callable[[Any, Tensor], Tensor] = _unchanged
     bank: Callable[[Any], int | None] = _no_bank
     momentum: str | None = None
+    affine: bool = True
 
 
 # Descriptions of classes of other libraries, by qualified name.
@@ -137,6 +141,12 @@ def _(layer: Domains) -> StatsSpec | None:
 @stats_spec.register
 def _(layer: AdaptedMixin) -> StatsSpec | None:
     return None
+
+
+@stats_spec.register
+def _(layer: Switchable) -> StatsSpec | None:
+    known = layer.running_mean is not None and not has_own_forward(layer)
+    return StatsSpec(momentum="momentum", affine=False) if known else None
 
 
 def register_by_name(name: str, spec: StatsSpec) -> None:

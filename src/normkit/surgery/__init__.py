@@ -4,6 +4,7 @@ from normkit.handle import Changed, Handle, Skipped
 from normkit.surgery.accelerate import accelerate
 from normkit.surgery.backend import Backend
 from normkit.surgery.convert import convert
+from normkit.surgery.fold import fold
 from normkit.surgery.freeze import freeze, unfreeze
 from normkit.surgery.merge import merge
 from normkit.surgery.momentum import scale_momentum
@@ -16,6 +17,7 @@ __all__ = [
     "Skipped",
     "accelerate",
     "convert",
+    "fold",
     "freeze",
     "merge",
     "parameter_groups",

@@ -162,7 +162,8 @@ def test_skipped_layers_are_listed() -> None:
     })  # fmt: skip
     before = [type(m) for m in model.modules()]
     expected = {
-        "deep": "there is no frozen form for inputs of any number of spatial axes",
+        "deep": "there is no frozen form for inputs of any number of spatial axes; batches= shows "
+        "how many they have",
         "theirs": "a subclass defined elsewhere",
         "lazy": "lazy and not yet initialized",
         "patched": "its forward was replaced", "forgetful": "has no running statistics",
@@ -172,7 +173,7 @@ def test_skipped_layers_are_listed() -> None:
     assert [type(m) for m in model.modules()] == before
     model["theirs"], model["deep"] = nn.BatchNorm2d(3), nn.BatchNorm3d(3)
     handle = convert(model, "batch")
-    assert [row.name for row in handle.changed] == ["deep", "theirs", "forgetful"]
+    assert [row.name for row in handle.changed] == ["deep", "theirs", "instance", "forgetful"]
     model["forgetful"].act = "relu"
     convert(model["theirs"], "renorm")
     with pytest.warns(
@@ -225,7 +226,7 @@ def test_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong", ["group", "ghost", ("ghost", 0), ("ghost", 2.0), ("ghost", True), ("batch", 2),
+    "wrong", ["groups", "ghost", ("ghost", 0), ("ghost", 2.0), ("ghost", True), ("batch", 2),
               "domain", ("domain",), None, 3, ["ghost", 2], ("ghost", None)], ids=str
 )  # fmt: skip
 def test_unknown_kinds_are_refused(wrong: Any) -> None:

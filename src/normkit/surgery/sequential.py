@@ -21,7 +21,7 @@ from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
 from normkit.nn.scripting import as_class
 
-__all__ = ["LAYERS", "can_fuse", "fusing_class", "pairs"]
+__all__ = ["LAYERS", "base_sequential", "can_fuse", "fusing_class", "pairs"]
 
 # Exactly these classes: a subclass may use the activation differently.
 LAYERS = frozenset(
@@ -94,6 +94,16 @@ def fusing_class(cls: type[nn.Sequential]) -> type[nn.Sequential]:
     return _FUSING.get(cls) or _FUSING.setdefault(
         cls, type(cls.__name__, (_Fusing, cls), {**_identity(cls), "_base_class": cls})
     )
+
+
+def base_sequential(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that :func:`fusing_class` made ``cls`` from, or ``cls`` itself.
+
+    >>> base_sequential(fusing_class(nn.Sequential)) is base_sequential(nn.Sequential)
+    True
+    """
+    base: type[nn.Module] = vars(cls).get("_base_class", cls)
+    return base
 
 
 def can_fuse(cls: type[nn.Module]) -> bool:

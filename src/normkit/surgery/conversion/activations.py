@@ -1,0 +1,78 @@
+"""Activations of layers as modules of their own, where another class will not apply them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from normkit.core.activations import Act
+from normkit.handle import Skipped, Step
+from normkit.surgery.modules import walk
+
+__all__ = ["put_out", "why_not_put_out"]
+
+_MODULES: dict[str, Callable[[float], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(),
+    "relu6": lambda _: nn.ReLU6(),
+    "silu": lambda _: nn.SiLU(),
+    "gelu": lambda _: nn.GELU(),
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
+def why_not_put_out(model: nn.Module, layer: nn.Module, act: Act) -> str | None:
+    """Return why a module after ``layer`` cannot apply ``act`` in its place; None if it can."""
+    if act.name not in _MODULES:
+        return f"torch.nn has no module for its act {act.name!r}"
+    if layer is model or any(key == "_orig_mod" for _, key in _places(model, layer)):
+        return "the model itself, with an activation: put it into torch.nn.Sequential(layer) first"
+    if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "has hooks that see its activation: remove them first"
+    for name, module in walk(model):
+        if _holds(vars(module), layer):
+            return f"an attribute of {name or 'the model'} refers to it, past its modules"
+    return None
+
+
+def put_out(model: nn.Module, name: str, layer: nn.Module, act: Act) -> Step:
+    """Return the step that puts ``Sequential(layer, activation)`` in the place of ``layer``."""
+    both = nn.Sequential(layer, _MODULES[act.name](act.slope))
+    both.training = both[1].training = layer.training
+    places = list(_places(model, layer))
+
+    def do() -> None:
+        for parent, key in places:
+            parent._modules[key] = both
+
+    def undo() -> Skipped | None:
+        if any(parent._modules.get(key) not in (both, layer) for parent, key in places):
+            return Skipped(name, nn.Sequential, "was replaced since")
+        for parent, key in places:
+            parent._modules[key] = layer
+        return None
+
+    return Step(do, undo)
+
+
+def _places(model: nn.Module, layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for _, module in walk(model):
+        for key, child in module._modules.items() if module is not layer else ():
+            if child is layer:
+                yield module, key
+
+
+def _holds(value: Any, layer: nn.Module, depth: int = 3) -> bool:
+    """Return whether ``value`` holds ``layer`` in attributes, lists or mappings."""
+    if value is layer:
+        return True
+    if not depth:
+        return False
+    if isinstance(value, dict):
+        parts = [v for key, v in value.items() if key != "_modules"]
+    elif isinstance(value, (list, tuple, set)):
+        parts = list(value)
+    else:
+        return False
+    return any(_holds(part, layer, depth - 1) for part in parts)

@@ -1,0 +1,148 @@
+"""Which layers of a model a conversion changes, how, and which it leaves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from normkit.handle import Changed, Skipped, Step
+from normkit.nn.freezing import base_class, is_constant
+from normkit.surgery.conversion.calls import Calls
+from normkit.surgery.conversion.groups import check_divides
+from normkit.surgery.conversion.kinds import BATCH, SAMPLE, Target
+from normkit.surgery.conversion.layers import (
+    CONSTANT,
+    channels,
+    form,
+    groups_after,
+    pool,
+    pool_after,
+    why_other,
+    why_skipped,
+    why_still_constant,
+)
+from normkit.surgery.conversion.states import converted_state, sizes_note
+from normkit.surgery.conversion.sync_groups import check_group_size, process_group
+from normkit.surgery.freezable import check_finite
+from normkit.surgery.modules import walk
+from normkit.surgery.new_state import state_change
+from normkit.surgery.trainable import NEW_PARAMETERS, trainable_class, trainable_state
+
+__all__ = ["Conversion", "Plan", "plan"]
+
+
+class Conversion(NamedTuple):
+    """One layer to convert: its row, and the class that it becomes."""
+
+    row: Changed
+    module: nn.Module
+    after: type[nn.Module]
+
+    @property
+    def name(self) -> str:
+        """Name of the layer in its model."""
+        return self.row.name
+
+
+class Plan:
+    """Rows of a conversion to one kind, the steps that make it, and what they will change.
+
+    ``done``: whether layers are of that kind already.
+    """
+
+    def __init__(self) -> None:
+        self.constant: list[tuple[Changed, Step]] = []
+        self.conversions: list[Conversion] = []
+        self.skipped: list[Skipped] = []
+        self.done = False
+
+    def differing(self, target: Target) -> list[tuple[str, nn.Module]]:
+        """Return the layers that will normalize by something else in evaluation than now."""
+        return [
+            (one.name, one.module)
+            for one in self.conversions
+            if pool(one.module) != pool_after(one.module, target)
+        ]
+
+    def rows_and_steps(self, model: nn.Module, target: Target) -> tuple[list[Changed], list[Step]]:
+        """Return the rows in the model's order, and the steps. All checks come before."""
+        size = target.group_size
+        group = process_group(size) if size and self.conversions else None
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        order = {name: i for i, (name, _) in enumerate(walk(model))}
+        pairs = list(self.constant)
+        for one in self.conversions:
+            tensor = next((t for t in one.module._parameters.values() if t is not None), like)
+            new = converted_state(one.module, target, one.after, tensor.detach(), group)
+            pairs.append((one.row, state_change(one.name, one.module, new)))
+        pairs.sort(key=lambda pair: order[pair[0].name])
+        return [row for row, _ in pairs], [step for _, step in pairs]
+
+
+def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
+    """Decide for each layer of ``model`` what becomes of it.
+
+    Raises:
+        OptionError: groups that do not divide the channels of a layer, or the processes.
+        StatisticsError: a layer's statistics are not finite, for "frozen".
+    """
+    result = Plan()
+    for name, module in walk(model):
+        before = base_class(type(module))
+        if is_constant(module):
+            if target.name == "frozen" and before in CONSTANT:
+                result.done = True
+            elif (why := why_still_constant(module, target)) is not None:
+                result.skipped.append(Skipped(name, before, why))
+            else:
+                row = Changed(name, before, trainable_class(module), note=NEW_PARAMETERS)
+                result.constant.append((row, state_change(name, module, trainable_state(module))))
+            continue
+        known = before in BATCH or (target.kind.converts_all and before in SAMPLE)
+        if not known and not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if (other := why_other(module, target)) is not None:
+                result.skipped.append(Skipped(name, before, other))
+            continue
+        after = form(module, target, calls)
+        if after is before and _is_done(module, target):
+            result.done = True
+            continue
+        why = why_skipped(module, target, after, calls)
+        if why is not None or after is None:
+            result.skipped.append(Skipped(name, before, why or "there is no such layer"))
+            continue
+        row = Changed(name, before, after, note=_note(module, target, after))
+        result.conversions.append(Conversion(row, module, after))
+    _check(result, target)
+    return result
+
+
+def _check(result: Plan, target: Target) -> None:
+    layers = [(one.name, one.module) for one in result.conversions]
+    if target.name == "group" and target.number is not None:
+        check_divides(target.number, [(name, channels(module)) for name, module in layers])
+    if target.name == "frozen":
+        check_finite(layers)
+    if target.group_size is not None:
+        check_group_size(target.group_size)
+
+
+def _is_done(module: nn.Module, target: Target) -> bool:
+    """Return whether a layer of the class that it is to become is what is asked for."""
+    if target.group_size is not None:
+        return False
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == groups_after(module, target)
+    number = target.kind.number
+    return not number or getattr(module, number, None) == target.number
+
+
+def _note(module: nn.Module, target: Target, after: type[nn.Module]) -> str:
+    if target.group_size is not None:
+        return f"in groups of {target.group_size} processes"
+    if issubclass(after, nn.GroupNorm):
+        return sizes_note(module, target, after)
+    number = target.kind.number
+    return f"{number} {target.number}" if after is base_class(type(module)) and number else ""

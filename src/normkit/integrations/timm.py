@@ -49,6 +49,7 @@ EVO = "an EvoNorm, which normkit has no layer for"
 OTHERS = {
     "norm_act.SyncBatchNormAct": "pools over processes, which PyTorch's own function does",
     "split_batchnorm.SplitBatchNorm2d": "has statistics for each part of the batch",
+    "grn.GlobalResponseNorm": "compares channels by their norms, as no layer here does",
     "inplace_abn.InplaceAbn": "its own kernel writes over its input",
     "filter_response_norm.FilterResponseNormTlu2d": "ends in a learned threshold",
     "filter_response_norm.FilterResponseNormAct2d": "pools the squares of each channel",

@@ -8,6 +8,7 @@ exported, traced and scripted models are those of the library.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any, cast
 
@@ -95,6 +96,8 @@ def _forward_of(cls: type[nn.Module], spec: NormSpec) -> Any:
                 return y
         return original(self, x, *args, **kwargs)
 
+    # The names of its arguments are those of an exported graph's inputs.
+    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     forward.__doc__ = original.__doc__
     return forward
 

@@ -24,7 +24,7 @@ from normkit.nn.layer import Layer
 from normkit.nn.layernorm import LayerNorm, RMSNorm
 from normkit.nn.norm_check import why_differs
 from normkit.nn.norm_formula import NormSpec, activation, as_ours
-from normkit.nn.stats_spec import definer, has_own_forward, qualified_name, replaces_forward
+from normkit.nn.stats_spec import definer, overrides_forward, qualified_name, replaces_forward
 
 __all__ = ["NormSpec", "equivalent", "norm_spec", "register_norm", "why_no_norm_spec"]
 
@@ -90,7 +90,8 @@ def equivalent(layer: nn.Module) -> tuple[Layer, list[nn.Module]] | None:
 
     It shares tensors and mode with ``layer`` and nothing else, holds the activation if that is one
     of those in :data:`normkit.core.activations.ActLike`, and otherwise leaves it to the modules.
-    None for layers that are not known, and for those whose γ is computed (:attr:`NormSpec.offset`).
+    None for layers that are not known, for those whose γ is computed (:attr:`NormSpec.offset`), and
+    for those that take any number of values.
 
     >>> from torch import nn
     >>> equivalent(nn.BatchNorm2d(3)) is None
@@ -101,6 +102,8 @@ def equivalent(layer: nn.Module) -> tuple[Layer, list[nn.Module]] | None:
         return None
     act, rest = activation(layer, spec)
     state = vars(as_ours(layer, spec, act))
+    if state.get("normalized_shape", ()) is None:
+        return None
     ours = spec.layer.__new__(spec.layer)
     nn.Module.__init__(ours)
     sizes = (1, 1) if issubclass(spec.layer, nn.GroupNorm) else (1,)
@@ -134,13 +137,14 @@ def _find(layer: nn.Module) -> NormSpec | str | None:
         return "parametrized"
     if "forward" in vars(layer) and replaces_forward(layer):
         return "its forward was replaced"
-    reasons = []
+    why = None
     for spec in registered:
         for each in (spec, dataclasses.replace(spec, like_torch=False))[: 1 + spec.like_torch]:
             if (why := why_differs(layer, cls, each)) is None:
                 return each
-            reasons.append(why)
-    return f"its version of this layer {reasons[-1]}"
+    if len(registered) > 1:
+        return f"its forward agrees with none of the {len(registered)} formulas known by its name"
+    return f"its forward {why}"
 
 
 def _inherited(layer: nn.Module, cls: type[nn.Module]) -> tuple[NormSpec, ...] | None:
@@ -149,7 +153,7 @@ def _inherited(layer: nn.Module, cls: type[nn.Module]) -> tuple[NormSpec, ...] |
     if package in ("torch", "normkit") or isinstance(layer, LazyModuleMixin):
         return None
     namesake = next((base for base in cls.__mro__ if base in _INHERITED), None)
-    return None if namesake is None or has_own_forward(layer) else (_INHERITED[namesake],)
+    return None if namesake is None or overrides_forward(cls) else (_INHERITED[namesake],)
 
 
 def _registered(name: str) -> tuple[NormSpec, ...] | str | None:

@@ -24,6 +24,7 @@ __all__ = [
     "has_own_forward",
     "in_graph",
     "keeps_stats",
+    "overrides_forward",
     "qualified_name",
     "register_by_name",
     "replaces_forward",
@@ -181,12 +182,20 @@ def has_own_forward(layer: nn.Module) -> bool:
     >>> has_own_forward(layer), has_own_forward(other)
     (True, False)
     """
-    if "forward" in vars(layer) and replaces_forward(layer):
-        return True
+    replaced = "forward" in vars(layer) and replaces_forward(layer)
+    return replaced or overrides_forward(type(layer))
+
+
+def overrides_forward(cls: type) -> bool:
+    """Return True if ``cls`` has other code than ``torch.nn``'s and this package's for its steps.
+
+    >>> overrides_forward(nn.BatchNorm1d)
+    False
+    """
     return any(
-        not qualified_name(definer(type(layer), name)).startswith(("torch.nn.", "normkit."))
+        not qualified_name(definer(cls, name)).startswith(("torch.nn.", "normkit."))
         for name in _STEPS
-        if hasattr(type(layer), name)
+        if hasattr(cls, name)
     )
 
 

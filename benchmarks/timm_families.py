@@ -78,7 +78,8 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     size = SIZE
     try:
         model = timm().create_model(name, pretrained=False, num_classes=10, img_size=size)
-        model.eval()(torch.zeros(1, 3, size, size))
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
     except (TypeError, AssertionError, ValueError, RuntimeError):  # takes any size, or one only
         model = timm().create_model(name, pretrained=False, num_classes=10)
         cfg = model.pretrained_cfg

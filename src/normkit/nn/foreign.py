@@ -19,7 +19,14 @@ from torch.nn import Parameter
 
 from normkit.kernels.modes import transformed
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
-from normkit.nn.norm_formula import RANKS, NormSpec, activation, as_ours, normalized_shape
+from normkit.nn.norm_formula import (
+    RANKS,
+    NormSpec,
+    activation,
+    as_ours,
+    attribute,
+    normalized_shape,
+)
 from normkit.nn.scripting import as_class
 
 __all__ = ["ForeignMixin", "compute", "foreign_class", "original_class"]
@@ -109,36 +116,36 @@ def compute(layer: nn.Module, spec: NormSpec, x: Any) -> Tensor | None:
     """
     if type(x) is not Tensor and type(x) is not Parameter:
         return None
-    tensors = _layer_tensors(layer, spec)
+    values = [attribute(layer, name) for name in spec.names]
+    tensors = [value for value in values if value is not None]
     if transformed(*tensors) or not _fits(layer, spec, x, tensors):
         return None
     act, rest = activation(layer, spec)
     ours = as_ours(layer, spec, act, x)
     y: Tensor = ours.forward(x)
-    if ours._stats_updated and not getattr(layer, "_stats_updated", False):
-        vars(layer)["_stats_updated"] = True
+    if ours._stats_updated:
+        layer.__dict__["_stats_updated"] = True
     for module in rest:
         y = module(y)
     return y
-
-
-def _layer_tensors(layer: nn.Module, spec: NormSpec) -> list[Tensor]:
-    names = [spec.weight, spec.bias, *(("running_mean", "running_var") if spec.has_moments else ())]
-    values = [getattr(layer, name) for name in names if name is not None]
-    return [value for value in values if value is not None]
 
 
 def _fits(layer: nn.Module, spec: NormSpec, x: Tensor, tensors: list[Tensor]) -> bool:
     """Return True for inputs for which the formula is known to be the layer's."""
     if not x.is_floating_point():
         return False
-    if not spec.like_torch and (
-        any(t.dtype != x.dtype for t in tensors) or torch.is_autocast_enabled(x.device.type)
-    ):
-        return False
+    if not spec.like_torch:
+        if torch.is_autocast_enabled(x.device.type):
+            return False
+        for tensor in tensors:
+            if tensor.dtype != x.dtype:
+                return False
     ranks = RANKS.get(spec.layer)
     if ranks is not None:
-        return x.dim() in ranks and all(t.numel() == x.shape[1] for t in tensors)
+        if x.dim() not in ranks:
+            return False
+        channels = x.shape[1]
+        return all(tensor.numel() == channels for tensor in tensors)
     shape = normalized_shape(layer, spec, tensors[0] if tensors else None, x)
     return shape is not None and tuple(x.shape[-len(shape) :]) == shape
 

@@ -101,7 +101,10 @@ def _differs(layer: nn.Module, cls: type[nn.Module], spec: NormSpec, training: b
             return "returns something else than a tensor like its input"
         weighted = (y * _random(x.shape, 3)).sum()
         parameters = [p for p in copy._parameters.values() if p is not None and p.requires_grad]
-        grads = torch.autograd.grad(weighted, [at, *parameters])
+        leaves = [at, *parameters]
+        used = torch.autograd.grad(weighted, leaves, allow_unused=True)
+        pairs = zip(leaves, used, strict=True)
+        grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in pairs]
         per_channel = scale.flatten() if spec.has_moments else torch.ones(())
         updated = [
             b.double() / per_channel ** (2 if "var" in name else 1) if b.is_floating_point() else b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -22,7 +23,15 @@ from normkit.nn.layer import Layer
 from normkit.nn.layernorm import LayerNorm2d
 from normkit.nn.rmsnorm2d import RMSNorm2d
 
-__all__ = ["RANKS", "NormSpec", "activation", "as_ours", "normalized_shape", "tensors"]
+__all__ = [
+    "RANKS",
+    "NormSpec",
+    "activation",
+    "as_ours",
+    "attribute",
+    "normalized_shape",
+    "tensors",
+]
 
 # How many axes an input with channels on axis 1 may have. Others normalize the last axes of any.
 RANKS: dict[type[nn.Module], range] = {
@@ -59,10 +68,25 @@ class NormSpec:
     then: tuple[str, ...] = ()
     like_torch: bool = False
 
-    @property
+    @functools.cached_property
     def has_moments(self) -> bool:
         """Return True if the layer keeps a running mean and variance."""
         return hasattr(self.layer, "running_var")
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Attributes of the tensors that the layer computes with."""
+        moments = ("running_mean", "running_var") if self.has_moments else ()
+        return tuple(name for name in (self.weight, self.bias, *moments) if name is not None)
+
+
+def attribute(layer: nn.Module, name: str) -> Any:
+    """Return an attribute; the usual places first, as ``nn.Module`` looks into them last."""
+    state = layer.__dict__
+    for table in ("_parameters", "_buffers", "_modules"):
+        if (value := state[table].get(name)) is not None:
+            return value
+    return getattr(layer, name)
 
 
 def tensors(layer: nn.Module, spec: NormSpec) -> tuple[Tensor | None, Tensor | None]:
@@ -70,8 +94,8 @@ def tensors(layer: nn.Module, spec: NormSpec) -> tuple[Tensor | None, Tensor | N
 
     γ with an offset is computed in float32 or wider, and differentiably.
     """
-    weight: Tensor | None = getattr(layer, spec.weight) if spec.weight else None
-    bias: Tensor | None = getattr(layer, spec.bias) if spec.bias else None
+    weight: Tensor | None = attribute(layer, spec.weight) if spec.weight else None
+    bias: Tensor | None = attribute(layer, spec.bias) if spec.bias else None
     if weight is not None and spec.offset:
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + spec.offset
     return weight, bias
@@ -90,7 +114,10 @@ def normalized_shape(
 
 def activation(layer: nn.Module, spec: NormSpec) -> tuple[Act | None, list[Any]]:
     """Return the activation to compute with the layer, and the modules to call after that."""
-    modules = [getattr(layer, name, None) for name in spec.then]
+    if not spec.then:
+        return None, []
+    children = layer.__dict__["_modules"]
+    modules = [children.get(name) or getattr(layer, name, None) for name in spec.then]
     if has_global_hooks():
         return None, [module for module in modules if module is not None]
     rest = [
@@ -118,7 +145,7 @@ def as_ours(layer: nn.Module, spec: NormSpec, act: Act | None, x: Tensor | None 
         "_act_option": None if act is None else act.option,
     }
     if issubclass(spec.layer, FrozenBatchNorm):
-        moments = {name: getattr(layer, name) for name in ("running_mean", "running_var")}
+        moments = {name: attribute(layer, name) for name in ("running_mean", "running_var")}
         changed["_buffers"] = {"weight": weight, "bias": bias, **moments}
         changed["_parameters"] = {}
     elif "bias" not in parameters or parameters.get("weight") is not weight:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -38,11 +39,13 @@ FAMILIES = """
     inception_v3 levit_128s mixer_s32_224 mobilenetv3_small_050
     mobilenetv4_conv_small mobilevit_xxs mobilevitv2_050 pit_ti_224 poolformer_s12
     poolformerv2_s12 rdnet_tiny regnety_002 repvgg_a0 repvit_m0_9 res2net50_14w_8s resnest14d
-    resnet18 resnetv2_50x1_bit rexnetr_100 selecsls42 skresnet18 starnet_s1 swin_tiny_patch4_window7_224
-    swinv2_tiny_window8_256 tf_efficientnet_lite0 tinynet_e tiny_vit_5m_224 visformer_tiny
-    vit_tiny_patch16_224 ese_vovnet19b_slim_dw xception41 xcit_nano_12_p16_224
-""".split()
-TIMED = "efficientnet_b0 mobilenetv3_small_050 regnety_002 densenet121 vit_tiny_patch16_224 convnext_atto".split()
+    resnet18 resnetv2_50x1_bit rexnetr_100 selecsls42 skresnet18 starnet_s1
+    swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 tf_efficientnet_lite0 tinynet_e
+    tiny_vit_5m_224 visformer_tiny vit_tiny_patch16_224 ese_vovnet19b_slim_dw xception41 xcit_nano_12_p16_224
+"""
+TIMED = """
+    efficientnet_b0 mobilenetv3_small_050 regnety_002 densenet121 vit_tiny_patch16_224 convnext_atto
+"""
 BATCH, SIZE = 4, 96
 # Of those that would leave one value per channel and image.
 LARGER = {"inception_v3": 160}
@@ -159,6 +162,14 @@ def compare(name: str) -> Row:
     )  # fmt: skip
 
 
+def call(model: nn.Module, x: Tensor, training: bool) -> None:
+    with torch.set_grad_enabled(training):
+        y = model.train(training)(x)
+    if training:
+        leaves = [p for p in model.parameters() if p.requires_grad]
+        torch.autograd.grad(y.sum(), leaves, allow_unused=True)
+
+
 def times(name: str) -> list[str]:
     """Return the cells of a row: a training step and an evaluation, before and after."""
     model, x = build(name)
@@ -166,17 +177,11 @@ def times(name: str) -> list[str]:
     nk.accelerate(ours)
     cells = [name]
     for training in (True, False):
-
-        def run(m: nn.Module) -> None:
-            with torch.set_grad_enabled(training):
-                y = m.train(training)(x)
-                if training:
-                    torch.autograd.grad(
-                        y.sum(), [p for p in m.parameters() if p.requires_grad], allow_unused=True
-                    )
-
-        sides = {"ours": lambda: run(ours), "theirs": lambda: run(model)}
-        result = time_interleaved(sides, seconds=12, min_rounds=15, precision=0.01)
+        sides = {
+            "ours": functools.partial(call, ours, x, training),
+            "theirs": functools.partial(call, model, x, training),
+        }
+        result = time_interleaved(sides, seconds=12, min_rounds=15)
         ratio, low, high = result.ratio("ours", "theirs")
         before, after = (result.of(side) * 1e3 for side in ("theirs", "ours"))
         cells.append(f"{before:.0f} → {after:.0f} ms, ×{ratio:.2f} [{low:.2f}, {high:.2f}]")
@@ -206,7 +211,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write both tables into {PAGE.name}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = options.models or FAMILIES
+    names = options.models or FAMILIES.split()
     rows = []
     print(table(HEADS, []), flush=True)
     for name in names:
@@ -215,11 +220,11 @@ def main() -> None:
     text = table(HEADS, [cells(row) for row in rows])
     if options.time or options.write:
         heads = ["model", f"training step, batch of {BATCH}", "evaluation"]
-        timed = table(heads, [times(name) for name in options.models or TIMED])
+        timed = table(heads, [times(name) for name in options.models or TIMED.split()])
         print(f"\n{timed}", flush=True)
         text = f"{text}\n\n{timed}"
-    total = f"{sum(r.changed for r in rows)} of {sum(r.layers for r in rows)} layers in {len(rows)} models"
-    print(f"\n{total}")
+    changed, layers = sum(row.changed for row in rows), sum(row.layers for row in rows)
+    print(f"\n{changed} of {layers} layers in {len(rows)} models")
     if options.write:
         PAGE.write_text(replace_between_markers(PAGE.read_text(), text))
     if any(

@@ -45,14 +45,15 @@ WITH_ACT = {
 }  # fmt: skip
 
 NOT_CENTRED = "divides by the deviation without subtracting the mean, as no layer here does"
+FILTER = "construct the model with normkit.FilterResponseNorm2d"
 EVO = "an EvoNorm, which normkit has no layer for"
 OTHERS = {
     "norm_act.SyncBatchNormAct": "pools over processes, which PyTorch's own function does",
     "split_batchnorm.SplitBatchNorm2d": "has statistics for each part of the batch",
     "grn.GlobalResponseNorm": "compares channels by their norms, as no layer here does",
     "inplace_abn.InplaceAbn": "its own kernel writes over its input",
-    "filter_response_norm.FilterResponseNormTlu2d": "ends in a learned threshold",
-    "filter_response_norm.FilterResponseNormAct2d": "pools the squares of each channel",
+    "filter_response_norm.FilterResponseNormTlu2d": FILTER,
+    "filter_response_norm.FilterResponseNormAct2d": FILTER,
     **{f"norm.SimpleNorm{form}": NOT_CENTRED for form in ("", "Fp32", "2d", "2dFp32")},
     **{
         f"evo_norm.EvoNorm2d{form}": EVO

@@ -7,7 +7,14 @@ names with all forms, and the comparison with the layer itself tells which one i
 
 from __future__ import annotations
 
-from normkit.nn import FrozenBatchNorm2d, GroupNorm, LayerNorm, LayerNorm2d, RMSNorm
+from normkit.nn import (
+    FrozenBatchNorm2d,
+    GroupNorm,
+    LayerNorm,
+    LayerNorm2d,
+    RMSNorm,
+    ZeroCenteredRMSNorm,
+)
 from normkit.nn.norm_spec import NormSpec, register_norm
 
 __all__: list[str] = []
@@ -18,7 +25,7 @@ EPSILONS = ("variance_epsilon", "eps")
 RMS = (
     *(NormSpec(RMSNorm, eps, bias=None) for eps in EPSILONS),
     *(NormSpec(RMSNorm, eps, weight=None, bias=None) for eps in EPSILONS),
-    *(NormSpec(RMSNorm, eps, bias=None, offset=1.0) for eps in EPSILONS),
+    *(NormSpec(ZeroCenteredRMSNorm, eps, bias=None) for eps in EPSILONS),
 )
 LAYER = (
     NormSpec(LayerNorm, shape="normalized_shape"),

@@ -19,6 +19,7 @@ from normkit.nn.groupnorm import GroupNorm
 from normkit.nn.layer import Layer
 from normkit.nn.norm_formula import RANKS
 from normkit.nn.stats_spec import in_graph, why_unknown
+from normkit.nn.zerocenteredrmsnorm import ZeroCenteredRMSNorm
 from normkit.statistics.check_arguments import check_model
 from normkit.surgery.class_change import class_change
 from normkit.surgery.foreign import (
@@ -39,6 +40,7 @@ NAMESAKES: dict[type, type] = {
     for layer in LAYERS
     if (namesake := getattr(nn, layer.__name__, None)) is not None and issubclass(layer, namesake)
 }
+UNCENTRED = (nn.RMSNorm, ZeroCenteredRMSNorm)
 FAMILY = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -133,8 +135,8 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
         where = next((t for t in (*layer.parameters(), *layer.buffers())
                       if t.is_floating_point()), torch.empty(0))  # fmt: skip
         cls = computed_class(layer)
-        rank = 2 if issubclass(cls, (nn.LayerNorm, nn.RMSNorm)) and cls not in RANKS else 4
-        *lines, used = usual_way(where.device, where.dtype, _spec(cls), rank=rank)
+        rows = issubclass(cls, (nn.LayerNorm, *UNCENTRED)) and cls not in RANKS
+        *lines, used = usual_way(where.device, where.dtype, _spec(cls), rank=2 if rows else 4)
         # Of a call as it usually is, which no tool looks into.
         refusals = [line for line in lines if not line.startswith((Compiled.name, Traced.name))]
         why = f" ({'; '.join(refusals)})" if refusals else ""
@@ -148,9 +150,9 @@ def _spec(cls: type[nn.Module]) -> Spec:
     """Return what a layer of this class computes on an input of two channels."""
     if issubclass(cls, nn.modules.instancenorm._InstanceNorm):
         return Spec(Pool("group", 2), 1e-5)
-    if issubclass(cls, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+    if issubclass(cls, (nn.GroupNorm, nn.LayerNorm, *UNCENTRED)):
         pool = PER_POSITION if cls in RANKS and cls is not GroupNorm else Pool("group", 1)
-        return Spec(pool, 1e-5, centred=not issubclass(cls, nn.RMSNorm))
+        return Spec(pool, 1e-5, centred=not issubclass(cls, UNCENTRED))
     return Spec(PER_CHANNEL, 1e-5)
 
 

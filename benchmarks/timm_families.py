@@ -41,7 +41,8 @@ FAMILIES = """
     poolformerv2_s12 rdnet_tiny regnety_002 repvgg_a0 repvit_m0_9 res2net50_14w_8s resnest14d
     resnet18 resnetv2_50x1_bit rexnetr_100 selecsls42 skresnet18 starnet_s1
     swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 tf_efficientnet_lite0 tinynet_e
-    tiny_vit_5m_224 visformer_tiny vit_tiny_patch16_224 ese_vovnet19b_slim_dw xception41 xcit_nano_12_p16_224
+    tiny_vit_5m_224 visformer_tiny vit_tiny_patch16_224 ese_vovnet19b_slim_dw xception41
+    xcit_nano_12_p16_224
 """
 TIMED = """
     efficientnet_b0 mobilenetv3_small_050 regnety_002 densenet121 vit_tiny_patch16_224 convnext_atto

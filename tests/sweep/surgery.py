@@ -22,10 +22,12 @@ __all__ = [
     "scale_momentum_cases",
 ]  # fmt: skip
 
-KINDS: dict[str, str] = {
+KINDS: dict[str, str | tuple[str, ...]] = {
     "batch": "BatchNorm", "sync": "SyncBatchNorm", "ghost": "GhostBatchNorm",
     "renorm": "BatchRenorm", "domain": "DomainBatchNorm", "frozen": "FrozenBatchNorm",
+    "group": "GroupNorm", "layer": "GroupNorm", "instance": ("InstanceNorm", "GroupNorm"),
 }  # fmt: skip
+AGAIN = "train the network again"
 
 
 def accelerate_cases() -> Cases:
@@ -59,7 +61,7 @@ def convert_cases() -> Cases:
     """Draw a program, a kind, and a mode."""
     to = st.sampled_from(
         ["batch", "sync", ("ghost", 2), ("ghost", 3), "renorm", ("domain", 1), ("domain", 2),
-         "frozen"]
+         "frozen", "group", "layer", "instance", "torch", "torch"]
     )  # fmt: skip
     return st.tuples(programs(kinds="torch torch ours foreign", values=FINITE), to, MODES)
 
@@ -76,6 +78,11 @@ def convert(program: Program, to: Any, training: bool) -> str:
     kind = to if isinstance(to, str) else to[0]
     changed, skipped = names_in(outcome.result)
     for name, layer in model.named_modules():
+        if kind == "torch":
+            ours = any(cls.__module__.startswith("normkit") for cls in type(layer).__mro__)
+            if ours and not is_named(model, name, skipped.keys()):
+                raise Fault(tool, "neither changed nor named", f"{type(layer).__name__} {name!r}")
+            continue
         wanted = type(layer).__name__.startswith(KINDS[kind])
         batch = isinstance(layer, nn.modules.batchnorm._BatchNorm)
         named = is_named(model, name, changed | skipped.keys())
@@ -93,7 +100,9 @@ def convert(program: Program, to: Any, training: bool) -> str:
 
     if not training and "track_running_stats=False" in program.model:
         raise SkipTrial("evaluates by batches, which kinds divide in their own ways")
-    # In evaluation every kind computes what the layer did before.
+    if AGAIN in repr(outcome.result) or (training and kind == "torch"):
+        return f"{kind}: changed {min(len(changed), 3)}, left {min(len(skipped), 3)}"
+    # In evaluation every other kind computes what the layer did before.
     check_behaviour(program, tool, training, change, change if training else lambda _: None)
     return f"{kind}: changed {min(len(changed), 3)}, left {min(len(skipped), 3)}"
 

@@ -23,6 +23,12 @@ class Sample(NamedTuple):
     shape: tuple[int, ...]
     namesake: Any
 
+    @property
+    def stands_for_it(self) -> bool:
+        """Return whether the layer takes its namesake's place; a masked one extends it."""
+        cls = self.cls
+        return issubclass(cls, self.namesake or ()) and cls.__name__ == self.namesake.__name__
+
     def make(self, **options: Any) -> Any:
         layer = self.cls(**{**self.needs, **options})
         if isinstance(layer, Domains):
@@ -43,6 +49,7 @@ class Sample(NamedTuple):
 _SHAPES = {"1d": (6, 4, 5), "2d": (6, 4, 3, 5), "3d": (2, 4, 3, 2, 5)}
 _NEEDS: dict[str, dict[str, Any]] = {
     "GroupNorm": {"num_groups": 2, "num_channels": 4},
+    "MaskedGroupNorm": {"num_groups": 1, "num_channels": 4},
     "AdaptiveGroupNorm": {"num_groups": 1, "num_channels": 4},
     "LayerNorm": {"normalized_shape": 5},
     "AdaptiveLayerNorm": {"normalized_shape": 5},
@@ -64,7 +71,7 @@ def _samples() -> Iterator[tuple[str, Sample]]:
             needs = {} if name.startswith("Lazy") else {"num_features": 4}
             needs |= next((extra for key, extra in _NEEDS.items() if name.startswith(key)), {})
         yield name, Sample(cls, needs, _SHAPES.get(name[-2:], _SHAPES["2d"]),
-                           getattr(nn, name, None))  # fmt: skip
+                           getattr(nn, name.removeprefix("Masked"), None))  # fmt: skip
 
 
 EVERY = dict(_samples())

@@ -52,6 +52,7 @@ def test_inputs_that_are_no_tensors(name: str, wrong: Any) -> None:
     sizes = {
         "GroupNorm": (1, 3),
         "AdaptiveGroupNorm": (1, 3),
+        "MaskedGroupNorm": (1, 3),
         "DomainBatchNorm": (3, 1),
         "GhostBatchNorm": (3, 2),
         "WeightStandardizedConv": (3, 4, 3),

@@ -68,6 +68,10 @@ def _why_not(layer: nn.Module, spec: StatsSpec) -> str | None:
         return "its forward was replaced"
     if is_parametrized(layer):
         return "parametrized"
+    if not spec.affine:
+        return "normalizes by its input beside its running statistics"
+    if spec.mask is not None:
+        return "normalizes by the positions of a mask"
     if not can_freeze(layer):
         return "its class customizes subclassing or copying"
     try:

@@ -28,6 +28,9 @@ from normkit.nn.instancenorm import (
 )
 from normkit.nn.layernorm import LayerNorm, LayerNorm2d, RMSNorm
 from normkit.nn.lazybatchnorm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from normkit.nn.maskedbatchnorm import MaskedBatchNorm1d, MaskedBatchNorm2d
+from normkit.nn.maskedgroupnorm import MaskedGroupNorm
+from normkit.nn.maskedinstancenorm import MaskedInstanceNorm1d, MaskedInstanceNorm2d
 from normkit.nn.scale import Scale
 from normkit.nn.switchablenorm import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 from normkit.nn.syncbatchnorm import SyncBatchNorm
@@ -72,6 +75,11 @@ __all__ = [
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "MaskedBatchNorm1d",
+    "MaskedBatchNorm2d",
+    "MaskedGroupNorm",
+    "MaskedInstanceNorm1d",
+    "MaskedInstanceNorm2d",
     "RMSNorm",
     "Ramp",
     "Scale",

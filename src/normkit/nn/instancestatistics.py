@@ -136,18 +136,21 @@ class InstanceStatistics(Layer, OptionalBias, _InstanceNorm):
     @torch.no_grad()
     def _update_running_stats(self, result: Normalized, n: int, c: int, s: int) -> None:
         """Average the samples' moments into the buffers; PyTorch counts no batches here."""
-        share = self.momentum or 0.0
-        if result.mean is None or result.var is None:
-            return
-        mean, var = (t.reshape(n, c).mean(0) for t in (result.mean, result.var))
+        if result.mean is not None and result.var is not None:
+            mean, var = (t.reshape(n, c).mean(0) for t in (result.mean, result.var))
+            self._average_moments(mean, averages.unbiased(var, s), var, self.momentum or 0.0)
+
+    def _average_moments(
+        self, mean: Tensor, unbiased: Tensor, var: Tensor, share: float | Tensor
+    ) -> None:
+        """Move the buffers towards ``mean`` and ``unbiased``; ``var`` is the biased variance."""
         if self.running_mean is None or self.running_var is None:
             return
         before = self.running_mean, self.running_var
-        values = mean, averages.unbiased(var, s)
         if stats_range.may_exceed(mean, var, self.running_mean):
             after = stats_range.in_float64(before)
-            for running, value in zip(after, values, strict=True):
+            for running, value in zip(after, (mean, unbiased), strict=True):
                 averages.step_towards(running, value, share)
             stats_range.check_update(type(self).__name__, before, after, var)
-        for running, value in zip(before, values, strict=True):
+        for running, value in zip(before, (mean, unbiased), strict=True):
             averages.step_towards(running, value, share)

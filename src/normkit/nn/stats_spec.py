@@ -16,6 +16,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normkit.nn.adapting import ADAPTED, AdaptedMixin
 from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import is_constant
+from normkit.nn.maskedbatchnorm import MaskedBatch
+from normkit.nn.maskedinstancenorm import MaskedInstance
 from normkit.nn.switchablenorm import Switchable
 
 __all__ = [
@@ -64,6 +66,8 @@ class StatsSpec:
             that means something else, such as the share kept.
         affine: whether the layer scales and shifts each channel in evaluation mode, by these
             statistics and nothing of its input; where it does not it cannot be folded.
+        mask: name of the keyword by which the layer's forward gets a boolean mask of the positions
+            to take moments of, (N, \\*) or (N, 1, \\*); None where it takes none.
     """
 
     mean: str = "running_mean"
@@ -73,6 +77,7 @@ class StatsSpec:
     bank: Callable[[Any], int | None] = _no_bank
     momentum: str | None = None
     affine: bool = True
+    mask: str | None = None
 
 
 # Descriptions of classes of other libraries, by qualified name.
@@ -118,7 +123,8 @@ def stats_spec(layer: nn.Module) -> StatsSpec | None:
 def _(layer: _BatchNorm) -> StatsSpec | None:
     if layer.running_mean is None or layer.running_var is None:
         return None
-    return _named_spec(layer) or (None if has_own_forward(layer) else StatsSpec())
+    usual = StatsSpec(mask="mask" if isinstance(layer, MaskedBatch) else None)
+    return _named_spec(layer) or (None if has_own_forward(layer) else usual)
 
 
 def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
@@ -128,6 +134,8 @@ def _with_batch_axis(layer: Any, x: Tensor) -> Tensor:
 @stats_spec.register
 def _(layer: _InstanceNorm) -> StatsSpec | None:
     if not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
+        return None
+    if isinstance(layer, MaskedInstance):  # whose samples have unlike numbers of values
         return None
     usual = StatsSpec(per="sample", values=_with_batch_axis)
     return None if has_own_forward(layer) else usual
@@ -237,6 +245,8 @@ def why_unknown(layer: nn.Module) -> str | None:
         return "a torch.ao module"
     if "forward" in vars(layer) and replaces_forward(layer):
         return "its forward was replaced"
+    if isinstance(layer, MaskedInstance) and not has_own_forward(layer):
+        return "its samples may have unlike numbers of positions, by their masks"
     if isinstance(layer, _InstanceNorm) and not layer.track_running_stats:
         return "normalizes by its input, as its track_running_stats is off"
     kind = "a subclass with its own forward" if isinstance(layer, _NormBase) else "unknown"

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normkit.core.masked import selected
 from normkit.errors import ShapeError, StatisticsError, message
 from normkit.handle import Skipped, list_skipped, place_name
 from normkit.statistics.layers.find import NormLayer
@@ -44,6 +45,7 @@ class LayerInputs:
             self._unread[one.name] = "None" if x is None else f"a {type(x).__name__}"
             return None
         channels = one.tensors[0].shape[-1]
+        mask = None if one.spec.mask is None else kwargs.get(one.spec.mask)
         if values.dim() > 1 and values.shape[1] != channels:
             kind = type(one.layer).__name__
             raise ShapeError(
@@ -54,7 +56,7 @@ class LayerInputs:
                     "the model on them",
                 )
             )
-        return values.detach()
+        return values.detach() if mask is None else selected(values.detach(), mask)
 
     def check_reached(self, measured: Collection[str], batches: int) -> None:
         """Raise if ``batches`` ran and nothing was measured.

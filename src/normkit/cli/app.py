@@ -1,4 +1,4 @@
-"""Commands ``normkit bench``, ``data``, ``doctor``, ``lab``, ``merge`` and ``recalibrate``.
+"""Commands of ``normkit``: bench, data, doctor, fold, lab, merge and recalibrate.
 
 Each imports its modules when it is called, so that ``normkit --help`` is fast.
 """
@@ -13,6 +13,7 @@ import typer
 from normkit.cli.bench import bench
 from normkit.cli.data import app as data_app
 from normkit.cli.doctor import doctor
+from normkit.cli.fold import fold
 from normkit.cli.lab import app as lab_app
 from normkit.cli.merge import merge
 from normkit.cli.recalibrate import recalibrate
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(doctor)
 app.command()(bench)
 app.command()(recalibrate)
+app.command()(fold)
 app.command()(merge)
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")

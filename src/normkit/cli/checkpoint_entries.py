@@ -13,7 +13,7 @@ from normkit.cli.checkpoint import StateDictPart
 from normkit.errors import StatisticsError, message
 from normkit.statistics.layers.find import COUNTER, named_stats
 
-__all__ = ["replace_entries", "replace_stats"]
+__all__ = ["replace_at", "replace_entries", "replace_stats"]
 
 
 def replace_stats(content: Any, part: StateDictPart, model: nn.Module) -> Any:
@@ -67,12 +67,13 @@ def replace_entries(
                     )
                 )
         state[part.prefix + name] = new[storage]  # type: ignore[index]
-    return _replace_at(content, part.path, state)
+    return replace_at(content, part.path, state)
 
 
-def _replace_at(content: Any, path: tuple[str, ...], state: Any) -> Any:
+def replace_at(content: Any, path: tuple[str, ...], state: Any) -> Any:
+    """Copy ``content`` with ``state`` in place of what is at ``path``."""
     if not path:
         return state
     new = copy.copy(content)
-    new[path[0]] = _replace_at(content[path[0]], path[1:], state)
+    new[path[0]] = replace_at(content[path[0]], path[1:], state)
     return new

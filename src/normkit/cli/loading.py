@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
     from normkit.cli.checkpoint import StateDictPart
 
-__all__ = ["load_batches", "load_content", "load_device", "load_model", "read_samples"]
+__all__ = [
+    "load_batches",
+    "load_content",
+    "load_device",
+    "load_example",
+    "load_model",
+    "read_samples",
+]
 
 
 def read_samples(samples: str) -> int | None:
@@ -122,3 +129,44 @@ def load_batches(name: str, option: str, device: torch.device) -> Iterable[Any]:
     if device.type == "cpu":
         return batches  # type: ignore[no-any-return]
     return map_batches(partial(to_device, device=device), batches)
+
+
+def load_example(name: str | None, shape: str | None, device: torch.device) -> Any:
+    """Return the batch called ``name``, or random numbers of a shape, on ``device``.
+
+    Raises:
+        OptionError: neither or both were given, there is no such batch, or it is no shape.
+    """
+    import torch
+
+    from normkit.cli.objects import call_or_return, find_object
+    from normkit.statistics.batches.tensors import tensors_in, to_device
+
+    if (name is None) is (shape is None):
+        raise OptionError(
+            message(
+                "either --example or --shape",
+                "neither" if name is None else "both",
+                "pass e.g. --shape 1,3,224,224",
+            )
+        )
+    if name is not None:
+        example = call_or_return(
+            find_object(name, "--example"),
+            lambda value: bool(tensors_in(value)),
+            "a batch with a tensor",
+            "--example",
+        )
+        return to_device(example, device)
+    try:
+        sizes = [int(size) for size in str(shape).split(",")]
+        assert min(sizes) > 0
+    except (ValueError, AssertionError):
+        raise OptionError(
+            message(
+                "--shape as whole numbers with commas between", repr(shape),
+                "pass e.g. --shape 1,3,224,224",
+            )
+        ) from None  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(sizes, generator=generator).to(device)

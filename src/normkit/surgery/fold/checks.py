@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from normkit.surgery.fold.recording import Value
 
-__all__ = ["distance", "in_float64", "replay", "rounding", "to_float64"]
+__all__ = ["distance", "in_float64", "map_tensors", "replay", "rounding", "to_float64"]
 
 _FLOAT64 = 1e-10
 # Of half types this many units would be a whole: what folding differs by is some percent at most.
@@ -117,18 +117,28 @@ def in_float64(model: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
-def to_float64(batch: Any) -> Any:
-    """Return a batch with its floating-point tensors in float64, however it nests them."""
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch with ``function`` applied to its tensors, however it nests them."""
     if isinstance(batch, Tensor):
-        return batch.double() if batch.is_floating_point() else batch
+        return function(batch)
     if isinstance(batch, Mapping):
-        return {key: to_float64(value) for key, value in batch.items()}
+        return {key: map_tensors(function, value) for key, value in batch.items()}
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {f.name: to_float64(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **fields)
+        names = [field.name for field in dataclasses.fields(batch)]
+        parts = {name: map_tensors(function, getattr(batch, name)) for name in names}
+        return dataclasses.replace(batch, **parts)
     if isinstance(batch, (list, tuple)):
-        parts = [to_float64(part) for part in batch]
+        values = [map_tensors(function, part) for part in batch]
         if isinstance(batch, list):
-            return parts
-        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+            return values
+        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
     return batch
+
+
+def to_float64(batch: Any) -> Any:
+    """Return a batch with its floating-point tensors in float64.
+
+    >>> to_float64([torch.zeros(1), torch.tensor(1)])[0].dtype
+    torch.float64
+    """
+    return map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)

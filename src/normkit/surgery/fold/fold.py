@@ -16,11 +16,12 @@ from normkit.statistics.check_arguments import check_function, check_has_values,
 from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.printing.describe import some
 from normkit.surgery.fold.hosts import is_host
+from normkit.surgery.fold.passes import Passes
 from normkit.surgery.fold.recording import Recording
-from normkit.surgery.fold.trial import Passes, try_folds
+from normkit.surgery.fold.trial import try_folds
 from normkit.surgery.modules import walk
 
-__all__ = ["fold"]
+__all__ = ["check_arguments", "fold", "fold_model"]
 
 
 def fold(model: nn.Module, example: Any, *, forward: Forward | None = None) -> Handle:
@@ -80,8 +81,12 @@ def fold(model: nn.Module, example: Any, *, forward: Forward | None = None) -> H
     >>> type(model[1]) is nn.BatchNorm2d and model[0].bias is None
     True
     """
-    _check_arguments(model, example, forward)
-    passes = Passes(model, example, forward)
+    check_arguments(model, "fold", example, forward)
+    return fold_model(model, Passes(model, example, forward))
+
+
+def fold_model(model: nn.Module, passes: Passes) -> Handle:
+    """Fold a model whose arguments were checked, and which ran on the example."""
     folds, skipped, recording = try_folds(model, passes)
     notes = _notes(model, recording)
     if not folds:
@@ -91,7 +96,7 @@ def fold(model: nn.Module, example: Any, *, forward: Forward | None = None) -> H
     before = passes.run()
     run(steps)
     try:
-        notes.insert(0, passes.check(before, passes.run()))
+        notes.insert(0, passes.check_own(before, passes.run()))
     except BaseException:
         for step in reversed(steps):
             step.undo()
@@ -104,13 +109,13 @@ def fold(model: nn.Module, example: Any, *, forward: Forward | None = None) -> H
     return Handle("fold", changed, skipped, steps, notes)
 
 
-def _check_arguments(model: nn.Module, example: Any, forward: Forward | None) -> None:
+def check_arguments(model: nn.Module, verb: str, example: Any, forward: Forward | None) -> None:
     """Raise where the model cannot be folded, before it is run.
 
     Raises:
         TypeMismatchError, OptionError, StatisticsError, DataError: as :func:`fold`.
     """
-    check_model(model, "fold", example)
+    check_model(model, verb, example)
     check_function(forward, "forward", "forward(model, example)")
     check_has_values(model)
     for name, module in model.named_modules():

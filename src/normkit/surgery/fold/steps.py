@@ -76,7 +76,9 @@ def what_remains(rest: nn.Module) -> str | None:
     """
     if type(rest) is nn.Identity:
         return None
-    return "the addition" if isinstance(rest, AddActivation) else f"the {type(rest).__name__}"
+    if isinstance(rest, AddActivation):
+        return "the addition"
+    return "an activation" if type(rest) is nn.Sequential else f"the {type(rest).__name__}"
 
 
 def merge_step(

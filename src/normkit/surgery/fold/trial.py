@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 
-from normkit.errors import StatisticsError, message
 from normkit.handle import Skipped, Step
+from normkit.nn.foreign import ForeignMixin
 from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
-from normkit.statistics.batches.run_model import Forward, run_model
-from normkit.statistics.batches.tensors import tensors_in
-from normkit.statistics.layers.preserve import preserve_buffers, preserve_rng, run_eagerly
-from normkit.surgery.fold.checks import distance, in_float64, replay, rounding, to_float64
+from normkit.statistics.layers.preserve import preserve_buffers
+from normkit.surgery.fold.checks import distance, replay, rounding
 from normkit.surgery.fold.hosts import Merged, is_host, tensor_table
 from normkit.surgery.fold.norms import is_candidate, why_not_affine
 from normkit.surgery.fold.operations import NotExactError
+from normkit.surgery.fold.passes import Passes
 from normkit.surgery.fold.plan import Context, Merge, find_merge, tensor_owners
 from normkit.surgery.fold.recording import Recording, record
 from normkit.surgery.fold.steps import merge_step, remains, what_remains
 from normkit.surgery.modules import walk
 
-__all__ = ["Fold", "Passes", "try_folds"]
-
-# Units in the last place by which the whole model may differ where nothing tells its own rounding.
-_WHOLE = 128
-# Times the rounding of the model itself.
-_FACTOR = 4.0
+__all__ = ["Fold", "try_folds"]
 
 
 class Fold(NamedTuple):
@@ -44,94 +35,6 @@ class Fold(NamedTuple):
     def step(self) -> Step:
         """Return the step that makes it."""
         return merge_step(self.merge.name, self.merge.module, self.rest, self.merge.hosts)
-
-
-class Passes:
-    """Passes of a model on the example, which leave nothing behind, in two precisions.
-
-    Attributes:
-        wide: whether the model runs in float64; not where its code demands another type.
-        exact: its outputs in float64, or in its own types where ``wide`` is False.
-    """
-
-    def __init__(self, model: nn.Module, example: Any, forward: Forward | None) -> None:
-        self._model, self._forward = model, forward
-        self._example, self._wide_example = example, to_float64(example)
-        self.wide = True
-        try:
-            with self.precision():
-                self.exact = self.run()
-        except Exception:
-            self.wide = False
-            self.exact = self.run()  # an error of the model's own is raised here
-        if not self.exact:
-            raise StatisticsError(
-                message("a model whose output holds a tensor", "one without",
-                        "pass forward=, a function that returns the tensors to compare")
-            )  # fmt: skip
-
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
-        """Run passes in float64 inside, where the model allows it."""
-        with in_float64(self._model) if self.wide else contextlib.nullcontext():
-            self._inside = self.wide
-            try:
-                yield
-            finally:
-                self._inside = False
-
-    _inside = False
-
-    @contextlib.contextmanager
-    def leaving_nothing(self) -> Iterator[None]:
-        """Restore what a pass changes: random state and buffers."""
-        with preserve_rng(), preserve_buffers(self._model), run_eagerly(), torch.no_grad():
-            yield
-
-    def output(self) -> Any:
-        """Run the model and return what it returns."""
-        example = self._wide_example if self._inside else self._example
-        return run_model(self._model, example, self._forward)
-
-    def run(self) -> list[Tensor]:
-        """Run the model and return copies of the tensors in its output."""
-        with self.leaving_nothing():
-            output = self.output()
-        tensors = [t for t in tree_iter(output) if isinstance(t, Tensor)] or tensors_in(output)
-        return [t.detach().clone() for t in tensors]
-
-    def check(self, before: list[Tensor], after: list[Tensor]) -> str:
-        """Compare the outputs of the model in its own types with those before; return the result.
-
-        Raises:
-            StatisticsError: they are further apart than rounding explains.
-        """
-        # Whole numbers may be those of classes, which rounding changes.
-        exact, first, second = (
-            [t for t in tensors if t.is_floating_point()] for tensors in (self.exact, before, after)
-        )
-        allowed = max((rounding(t.dtype, _WHOLE) for t in first), default=0.0)
-        if self.wide:
-            allowed = max(allowed, _FACTOR * distance(exact, first))
-        apart = distance(exact if self.wide else first, second)
-        types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in second}))
-        raise_if_apart(apart, allowed)
-        return f"outputs on the example differ by {apart:.0e} in {types}"
-
-
-def raise_if_apart(apart: float, allowed: float) -> None:
-    """Raise if the outputs of the folded model are too far from what they were.
-
-    Raises:
-        StatisticsError: they are.
-    """
-    if not apart <= allowed:
-        raise StatisticsError(
-            message(f"a folded model that computes what the model did, to {allowed:.0e}",
-                    f"outputs that differ by {apart:.0e} of the largest",
-                    "the model is as it was; fold its parts one by one, nk.fold(model.part, "
-                    "an input of it)")
-        )  # fmt: skip
 
 
 def try_folds(model: nn.Module, passes: Passes) -> tuple[list[Fold], list[Skipped], Recording]:
@@ -147,11 +50,12 @@ def try_folds(model: nn.Module, passes: Passes) -> tuple[list[Fold], list[Skippe
     with passes.precision(), preserve_buffers(model):
         with passes.leaving_nothing():
             recording = record(model, passes.output, _is_recorded)
+        passes.types = recording.dtypes
         context = Context(recording, tensor_owners(model), {})
         try:
             folds, skipped = _try_each(model, context, dtypes, steps)
             if folds:
-                raise_if_apart(distance(passes.exact, passes.run()), _allowed(recording, _WHOLE))
+                passes.check()
         finally:
             for step in reversed(steps):
                 step.undo()
@@ -159,13 +63,13 @@ def try_folds(model: nn.Module, passes: Passes) -> tuple[list[Fold], list[Skippe
 
 
 def _is_recorded(module: nn.Module) -> bool:
-    # This package's layers may be computed by kernels that a recording does not see.
-    return is_host(module) or isinstance(module, (Layer, nn.RMSNorm))
+    # What this package computes by kernels, a recording may not see.
+    return is_host(module) or isinstance(module, (Layer, ForeignMixin, nn.RMSNorm))
 
 
-def _allowed(recording: Recording, units: int) -> float:
+def _allowed(recording: Recording) -> float:
     """Return what may be rounding, by the narrowest type that occurs."""
-    return max((rounding(dtype, units) for dtype in recording.dtypes), default=0.0)
+    return max((rounding(dtype) for dtype in recording.dtypes), default=0.0)
 
 
 def _try_each(
@@ -222,7 +126,7 @@ def _make(fold: Fold, context: Context, dtypes: dict[int, torch.dtype], steps: l
     }
     layers = [merge.module, *(host for host, _ in rounded.values())]
     types = {dtypes.get(id(t), t.dtype) for layer in layers for t in _tensors(layer)}
-    allowed = _allowed(context.recording, 16)
+    allowed = _allowed(context.recording)
     units = max((rounding(dtype) for dtype in types if dtype.is_floating_point), default=allowed)
     for hosts, limit in ((rounded, max(units, allowed)), (merge.hosts, allowed)):
         step = merge_step(merge.name, merge.module, fold.rest, hosts)

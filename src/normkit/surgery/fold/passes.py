@@ -1,0 +1,128 @@
+"""Passes of a model on an example, and what they may differ by."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from normkit.errors import StatisticsError, message
+from normkit.statistics.batches.run_model import Forward, run_model
+from normkit.statistics.batches.tensors import tensors_in
+from normkit.statistics.layers.preserve import preserve_buffers, preserve_rng, run_eagerly
+from normkit.surgery.fold.checks import distance, in_float64, rounding, to_float64
+
+__all__ = ["Passes"]
+
+# Units in the last place by which the whole model may differ where nothing tells its own rounding.
+_WHOLE = 128
+# Times the rounding of the model itself.
+_FACTOR = 4.0
+
+
+class Passes:
+    """Passes of a model on the example, which leave nothing behind, in two precisions.
+
+    Attributes:
+        wide: whether the model runs in float64; not where its code demands another type.
+        exact: its outputs in float64, or in its own types where ``wide`` is False.
+        types: the floating-point types that occur in such a pass, once it was recorded.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, forward: Forward | None) -> None:
+        self._model, self._forward = model, forward
+        self._example, self._wide_example = example, to_float64(example)
+        self.wide, self._inside = True, False
+        self.types: set[torch.dtype] = set()
+        try:
+            with self.precision():
+                self.exact = self.run()
+        except Exception:
+            self.wide = False
+            self.exact = self.run()  # an error of the model's own is raised here
+        if not self.exact:
+            raise StatisticsError(
+                message("a model whose output holds a tensor", "one without",
+                        "pass forward=, a function that returns the tensors to compare")
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Run passes in float64 inside, where the model allows it."""
+        with in_float64(self._model) if self.wide else contextlib.nullcontext():
+            self._inside = self.wide
+            try:
+                yield
+            finally:
+                self._inside = False
+
+    @contextlib.contextmanager
+    def leaving_nothing(self) -> Iterator[None]:
+        """Restore what a pass changes: random state and buffers."""
+        with preserve_rng(), preserve_buffers(self._model), run_eagerly(), torch.no_grad():
+            yield
+
+    def output(self) -> Any:
+        """Run the model and return what it returns."""
+        example = self._wide_example if self._inside else self._example
+        return run_model(self._model, example, self._forward)
+
+    def run(self) -> list[Tensor]:
+        """Run the model and return copies of the tensors in its output."""
+        with self.leaving_nothing():
+            output = self.output()
+        tensors = [t for t in tree_iter(output) if isinstance(t, Tensor)] or tensors_in(output)
+        return [t.detach().clone() for t in tensors]
+
+    def check(self, rounded: bool = False) -> float:
+        """Compare the outputs of the model as it is now with those at first, in float64.
+
+        Args:
+            rounded: whether weights were rounded to their own type since.
+
+        Raises:
+            StatisticsError: they are further apart than rounding explains.
+        """
+        tensors = (*self._model.parameters(), *self._model.buffers()) if rounded else ()
+        types = self.types | {t.dtype for t in tensors if t.is_floating_point()}
+        with self.precision():
+            apart = distance(self.exact, self.run())
+        _raise_if_apart(apart, max((rounding(dtype, _WHOLE) for dtype in types), default=0.0))
+        return apart
+
+    def check_own(self, before: list[Tensor], after: list[Tensor]) -> str:
+        """Compare the outputs of the model in its own types with those before; return the result.
+
+        Raises:
+            StatisticsError: they are further apart than rounding explains.
+        """
+        # Whole numbers may be those of classes, which rounding changes.
+        exact, first, second = (
+            [t for t in tensors if t.is_floating_point()] for tensors in (self.exact, before, after)
+        )
+        allowed = max((rounding(t.dtype, _WHOLE) for t in first), default=0.0)
+        if self.wide:
+            allowed = max(allowed, _FACTOR * distance(exact, first))
+        apart = distance(exact if self.wide else first, second)
+        types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in second}))
+        _raise_if_apart(apart, allowed)
+        return f"outputs on the example differ by {apart:.0e} in {types}"
+
+
+def _raise_if_apart(apart: float, allowed: float) -> None:
+    """Raise if the outputs of the folded model are too far from what they were.
+
+    Raises:
+        StatisticsError: they are.
+    """
+    if not apart <= allowed:
+        raise StatisticsError(
+            message(f"a folded model that computes what the model did, to {allowed:.0e}",
+                    f"outputs that differ by {apart:.0e} of the largest",
+                    "the model is as it was; fold its parts one by one, nk.fold(model.part, "
+                    "an input of it)")
+        )  # fmt: skip

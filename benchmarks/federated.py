@@ -121,7 +121,7 @@ def one_seed(seed: int, rounds: int, images: data.Dataset) -> tuple[dict[str, fl
             client.load_state_dict(server)
             train(client, x[part], y[part], generator)
             states.append({name: value.clone() for name, value in client.state_dict().items()})
-        server = nk.merge(states, sizes)
+        server = nk.merge(states, sizes, start=server)
     sent: list[Any] = []
     for part in parts:
         client = network()

@@ -47,7 +47,7 @@ def test_merges_as_the_function_does(files: list[Path], tmp_path: Path, named: A
     done = run(*files, "--out", out, "--weights", "20,30,40", *named)
     assert done.exit_code == 0, done.output
     assert "3 checkpoints" in done.stdout
-    assert "statistics of 1 layers merged as moments" in done.stdout
+    assert "statistics of 1 layer merged as moments" in done.stdout
     assert "As in the first file: epoch, optimizer" in done.stdout
     assert "recalibrate" not in done.stdout  # the weights are the same
     written = torch.load(out, weights_only=True)
@@ -74,6 +74,30 @@ def test_other_weights_are_said(files: list[Path], tmp_path: Path) -> None:
     assert found["key"] == "state_dict"
 
 
+def test_tied_in_one_file_only(tmp_path: Path) -> None:
+    tied = torch.full((2,), 1.0)
+    torch.save({"e": tied, "h": tied}, tmp_path / "a.pt")
+    torch.save({"e": torch.full((2,), 3.0), "h": torch.full((2,), 5.0)}, tmp_path / "b.pt")
+    done = run(tmp_path / "a.pt", tmp_path / "b.pt", "--out", tmp_path / "c.pt")
+    assert done.exit_code == 0, done.output
+    written = torch.load(tmp_path / "c.pt")
+    assert (written["e"].tolist(), written["h"].tolist()) == ([2.0, 2.0], [3.0, 3.0])
+
+
+def test_other_entries(tmp_path: Path) -> None:
+    """Counts that differ need a rule, and what the model does not hold stays the first file's."""
+    for number in (1, 2):
+        state = {**model().state_dict(), "n_averaged": torch.tensor(number)}
+        torch.save({"net.best": state}, tmp_path / f"{number}.pt")
+    both = [tmp_path / "1.pt", tmp_path / "2.pt", "--out", tmp_path / "out.pt"]
+    done = run(*both)
+    assert done.exit_code != 0
+    assert "--rule n_averaged=first" in " ".join(done.output.split())
+    done = run(*both, "--rule", "n_*=max")
+    assert done.exit_code == 0, done.output
+    assert torch.load(tmp_path / "out.pt")["net.best"]["n_averaged"].item() == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -85,7 +109,9 @@ def test_other_weights_are_said(files: list[Path], tmp_path: Path) -> None:
         (["{0}", "{1}", "--out", "{out}", "--weights", "a,b"], "numbers with commas"),
         (["{0}", "{1}", "--out", "{out}", "--key", "ema"], "--key ema"),
         (["{0}", "gone.pt", "--out", "{out}"], "gone.pt"),
-        (["{0}", "{odd}", "--out", "{out}"], "missing"),
+        (["{0}", "{odd}", "--out", "{out}"], "in {odd}, beside the first: missing"),
+        (["{0}", "{1}", "--out", "{out}", "--rule", "step"], "--rule as NAME=RULE"),
+        (["{0}", "{1}", "--out", "{out}", "--rule", "step=max"], "'step', which fits none"),
         (["{0}", "{two}", "--out", "{out}"], "choose with --key one of model, ema"),
         (["{0}", "{none}", "--out", "{out}"], "a checkpoint with a state dict"),
     ],
@@ -100,6 +126,6 @@ def test_bad_input_writes_nothing(
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     done = run(*(a.format(*files, odd=odd, two=two, none=none, out=out) for a in arguments))
     assert done.exit_code != 0
-    assert says in " ".join(done.output.split())
+    assert says.format(odd=odd) in " ".join(done.output.split())
     assert "Traceback" not in done.output
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

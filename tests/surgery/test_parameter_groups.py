@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,26 @@ class LlamaRMSNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(8))
+
+
+class EvoNorm2dS0(nn.Module):
+    """As timm's: digits and letters behind, and a vector that is no γ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.v = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(1, 8, 1, 1))
+
+
+class LinearNorm(nn.Linear):
+    """Named after what is done to its weight."""
+
+
+class ConditionalNorm(nn.BatchNorm1d):
+    """Batch normalization whose γ another layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__(8, affine=False)
+        self.make = nn.Linear(4, 8)
 
 
 class NormBlock(nn.Module):
@@ -57,6 +78,9 @@ def names(model: nn.Module) -> tuple[set[str], set[str]]:
         (nn.MultiheadAttention(8, 2, add_bias_kv=True), {"in_proj_weight", "out_proj.weight"}),
         (nn.Sequential(nn.Embedding(9, 8), LlamaRMSNorm()), {"0.weight"}),
         (NormBlock(), {"conv.weight"}),
+        (EvoNorm2dS0(), set()),
+        (LinearNorm(8, 8), {"weight"}),
+        (ConditionalNorm(), {"make.weight"}),
         (nn.Sequential(nk.DomainBatchNorm1d(8, 2), nk.BatchRenorm1d(8), nn.Linear(8, 8, False)),
          {"2.weight"}),
         (nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d()), {"0.weight"}),
@@ -132,11 +156,48 @@ def test_bad_input_is_refused(model: Any, decay: Any, says: str) -> None:
         nk.parameter_groups(model, decay)
 
 
-def test_flat_parameters_are_refused() -> None:
-    class FlatParameter(nn.Parameter):
-        pass
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+def test_flat_parameters_of_fsdp_are_refused(tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.distributed import fsdp
 
-    model = nn.Module()
-    model.register_parameter("_flat_param", FlatParameter(torch.zeros(8)))
-    with pytest.raises(nk.TypeMismatchError, match="use_orig_params"):
-        nk.parameter_groups(model, 0.1)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
+    try:
+        for original in (False, True):
+            inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+            model = fsdp.FullyShardedDataParallel(
+                inner,
+                device_id=torch.device("cpu"),
+                use_orig_params=original,
+                sharding_strategy=fsdp.ShardingStrategy.NO_SHARD,
+            )
+            if original:
+                decayed, free = nk.parameter_groups(model, 0.1)
+                assert (len(decayed["params"]), len(free["params"])) == (1, 3)
+                continue
+            with pytest.raises(nk.TypeMismatchError, match="use_orig_params"):
+                nk.parameter_groups(model, 0.1)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_graphs_whose_layers_are_gone_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).eval()
+    exported = torch.export.export(model, (torch.ones(2, 3),)).module()
+    with pytest.raises(nk.TypeMismatchError, match=r"1\.weight may be γ"):
+        nk.parameter_groups(exported, 0.1)
+    traced = torch.fx.symbolic_trace(model)  # whose layers are still there
+    assert names(traced)[0] == {"0.weight"}
+
+
+def test_what_the_model_names_does_not_decay() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.linear = nn.Parameter(torch.ones(1, 9, 8)), nn.Linear(8, 8)
+
+        def no_weight_decay(self) -> set[str]:
+            return {"place", "not_here"}
+
+    assert names(Named())[0] == {"linear.weight"}
+    assert len(names(nn.DataParallel(Named()))[0]) == 1

@@ -117,10 +117,11 @@ def locate_only_part(content: Any, key: str | None = None) -> StateDictPart:
         DataError: there is none.
         OptionError: there are several, or none at ``key``.
     """
-    names = [".".join(path) for path, _ in _state_dicts(content)]
+    paths = {".".join(path): path for path, _ in _state_dicts(content)}
+    names = list(paths)
     fitting = [name for name in names if key is None or name == key]
     if len(fitting) == 1:
-        return StateDictPart(tuple(filter(None, fitting[0].split("."))), "")
+        return StateDictPart(paths[fitting[0]], "")
     if key is None and not names:
         raise DataError(
             message(
@@ -132,8 +133,8 @@ def locate_only_part(content: Any, key: str | None = None) -> StateDictPart:
     raise OptionError(
         message(
             "the key of a state dict in the checkpoint",
-            f"--key {key}" if key is not None else f"several: {', '.join(map(repr, names))}",
-            f"choose with --key one of {', '.join(filter(None, names)) or 'none'}",
+            f"--key {key}" if key is not None else f"several: {_join(names)}",
+            f"choose with --key one of {_join([*filter(None, names)]) or 'none'}",
         )
     )
 

@@ -54,9 +54,10 @@ def replace_entries(
                     "make it a persistent buffer of its layer",
                 )
             )
+        dtype = value.dtype if name in widened else old.dtype
         storage = (old.untyped_storage().data_ptr(), old.storage_offset(), old.shape, old.stride())
-        if storage not in new:
-            dtype = value.dtype if name in widened else old.dtype
+        # Shared still, where the new values are the same too.
+        if storage not in new or not torch.equal(new[storage], value.to(new[storage])):
             new[storage] = torch.empty_like(old, dtype=dtype).copy_(value)
             if not bool(new[storage].isfinite().all()) and bool(value.isfinite().all()):
                 raise StatisticsError(

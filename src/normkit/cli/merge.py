@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from normkit.cli.console import (
     terminated_like_interrupted,
 )
 from normkit.cli.options import Key, Trust
-from normkit.errors import OptionError, message
+from normkit.errors import NormkitError, OptionError, message
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,13 @@ def merge(
             "entries are running statistics where PyTorch's names do not."
         ),
     ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to do with other entries: NAME=mean, first, max or sum; NAME may be a "
+            "pattern such as '*.step'. Repeatable."
+        ),
+    ] = None,
     key: Key = None,
     trust: Trust = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
@@ -63,11 +71,14 @@ def merge(
     If the weights differ, recalibrate the result: no file's statistics are those of the average.
     """
     with errors():
-        numbers = None if weights is None else _read_weights(weights)
+        options = {
+            "weights": None if weights is None else _read_weights(weights),
+            "rules": dict(map(_read_rule, rule)) if rule else None,
+        }
         quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         try:
             with terminated_like_interrupted(), quiet, plain_warnings():
-                summary = _run(checkpoints, out, numbers, model, key, trust or (), force)
+                summary = _run(checkpoints, out, model, key, trust or (), force, options)
         except KeyboardInterrupt:
             console(stderr=True).print("Stopped; nothing was written.")
             raise typer.Exit(INTERRUPTED) from None
@@ -76,19 +87,24 @@ def merge(
         return
     show = console()
     show.print(
-        f"merge: {summary['checkpoints']} checkpoints, {summary['entries']} entries, "
-        f"statistics of {summary['statistics']} layers merged as moments",
+        f"merge: {summary['checkpoints']} checkpoints, {_count(summary['entries'], 'entry')}, "
+        f"statistics of {_count(summary['statistics'], 'layer')} merged as moments",
         soft_wrap=True,
     )
     if summary["weights_differ"] and summary["statistics"]:
         show.print(
             "The weights differ, so these are statistics of none of the networks: "
-            f"normkit recalibrate {out} before it is used",
+            f"normkit recalibrate {out} --model … --batches … before it is used",
             soft_wrap=True,
         )
     if summary["other"]:
         show.print(f"As in the first file: {', '.join(summary['other'])}", soft_wrap=True)
     show.print(f"Wrote {out}", soft_wrap=True)
+
+
+def _count(number: int, what: str) -> str:
+    plural = {"entry": "entries", "layer": "layers"}[what]
+    return f"{number:,} {what if number == 1 else plural}"
 
 
 def _read_weights(text: str) -> list[float]:
@@ -104,14 +120,21 @@ def _read_weights(text: str) -> list[float]:
         ) from None
 
 
+def _read_rule(text: str) -> tuple[str, str]:
+    name, equals, rule = text.rpartition("=")
+    if not (name and equals):
+        raise OptionError(message("--rule as NAME=RULE", repr(text), "pass e.g. --rule step=max"))
+    return name, rule
+
+
 def _run(
     checkpoints: Sequence[Path],
     target: Path,
-    weights: Sequence[float] | None,
     model_name: str | None,
     key: str | None,
     trust: Sequence[str],
     force: bool,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the new checkpoint; return what was done, in plain values."""
     import torch
@@ -121,7 +144,7 @@ def _run(
     from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
     from normkit.cli.loading import load_model
     from normkit.surgery import merge as merge_states
-    from normkit.surgery.stats_entries import find_stats_entries
+    from normkit.surgery.merging.entries import find_stats_entries
 
     for checkpoint in checkpoints:
         check_target(target, checkpoint, force=force)
@@ -129,7 +152,7 @@ def _run(
     contents = [read_checkpoint(checkpoint, trust) for checkpoint in checkpoints]
     parts = [_part(content, model, key) for content in contents]
     states = [state_dict_of(part, content) for part, content in zip(parts, contents, strict=True)]
-    merged = merge_states(states, weights, model=model)
+    merged = _merged(checkpoints, lambda: merge_states(states, model=model, **options))
     entries = find_stats_entries(merged, model)
     statistics = {name for entry in entries for name in entry.names}
     tensors = {name: value for name, value in merged.items() if isinstance(value, torch.Tensor)}
@@ -137,14 +160,15 @@ def _run(
     for checkpoint in checkpoints:
         check_target(target, checkpoint, force=force)  # which may have changed since
     write_checkpoint(target, content)
-    path = parts[0].path
+    (path, prefix), weights = parts[0], options["weights"] or [1.0] * len(checkpoints)
+    whole = parts[0].entries_in(contents[0])
+    kept = [str(name) for name in whole if not str(name).startswith(prefix)]
+    kept += [str(name) for name in contents[0] if name != path[0]] if path else []
     return {
         "path": str(target),
         "key": parts[0].name,
         "checkpoints": len(checkpoints),
-        "weights": [1.0 / len(checkpoints)] * len(checkpoints)
-        if weights is None
-        else [weight / math.fsum(weights) for weight in weights],
+        "weights": [weight / math.fsum(weights) for weight in weights],
         "entries": len(merged),
         "statistics": len(entries),
         "weights_differ": any(
@@ -153,8 +177,20 @@ def _run(
             for name in tensors
             if name not in statistics
         ),
-        "other": [str(name) for name in contents[0] if name != path[0]] if path else [],
+        "other": kept,
     }
+
+
+def _merged(checkpoints: Sequence[Path], merge_states: Callable[[], Any]) -> Any:
+    """Merge; an error names the files that it counts."""
+    try:
+        return merge_states()
+    except NormkitError as error:
+        said = re.sub(
+            r"\bnumber (\d+)", lambda found: str(checkpoints[int(found[1]) - 1]), str(error)
+        )
+        said = re.sub(r'rules=\{"(.*?)": "(\w+)"\}', r"--rule \1=\2", said)
+        raise type(error)(said) from error
 
 
 def _part(content: Any, model: nn.Module | None, key: str | None) -> StateDictPart:

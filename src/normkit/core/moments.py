@@ -121,6 +121,7 @@ def merge_rows(counts: Tensor, means: Tensor, m2s: Tensor) -> Moments:
     # digits.
     origin = means.gather(0, counts.argmax(0, keepdim=True))
     offsets = means - origin
-    offset = (counts * offsets).sum(0) / total.clamp_min(1)
+    # Counts may be weights of less than one.
+    offset = (counts * offsets).sum(0) / torch.where(total > 0, total, 1.0)
     m2 = m2s.sum(0) + (counts * (offsets - offset).square()).sum(0)
     return Moments(total, (origin[0] + offset).to(dtype), m2.to(dtype))

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from normkit.statistics.results.recalibration import Recalibration
-from normkit.surgery.merge_checks import (
+from normkit.surgery.merging.check import (
     State,
-    check_alike,
     check_names,
-    check_rules,
+    check_same,
+    check_state,
     check_states,
-    check_weights,
+    check_stats,
+    check_tensors,
 )
-from normkit.surgery.merge_rules import Rule, apply_rule
-from normkit.surgery.stats_entries import StatsEntry, find_stats_entries, merge_stats
+from normkit.surgery.merging.entries import find_stats_entries
+from normkit.surgery.merging.measured import averages_over_samples, measured_counts
+from normkit.surgery.merging.moments import merge_stats
+from normkit.surgery.merging.rules import Rule, apply_rule, merge_counts, read_rules
+from normkit.surgery.merging.weights import Weights, read_weights
 
 __all__ = ["merge"]
 
 
 def merge(
-    state_dicts: Sequence[State],
-    weights: Sequence[float] | Sequence[Recalibration] | None = None,
+    state_dicts: Iterable[State],
+    weights: Weights | None = None,
     *,
     model: nn.Module | None = None,
+    start: State | None = None,
     rules: Mapping[str, Rule] | None = None,
 ) -> OrderedDict[str, Any]:
     r"""Merge the state dicts of one architecture, as in federated learning or a model soup.
@@ -45,13 +47,14 @@ def merge(
     An average of the variances alone lacks what lies between the means, wherever the parts see
     different data. Counts of batches are added. With what :func:`normkit.recalibrate` returned as
     ``weights``, the unbiased variances :math:`s_k^2` of :math:`n_k` values each merge into that of
-    all :math:`n` exactly,
+    all :math:`n` values exactly,
 
     .. math::
         s^2 = \frac{1}{n - 1} \sum_k \left((n_k - 1) s_k^2 + n_k (\mu_k - \mu)^2\right);
 
-    with numbers the result is off by a share of up to K / n for K parts. A layer that is as new
-    (mean 0, variance 1, no batch counted) counts for nothing in its statistics.
+    with numbers the part within is too large by about 1 / n_k of itself. A layer that is as new
+    (mean 0, variance 1, no batch counted) counts for nothing in its statistics, nor does what a
+    recalibration has not measured, such as other domains.
 
     Statistics belong to weights. Where all state dicts have the same weights, as after one
     recalibration by each client, what is returned is right for them: pass ``layerwise=False`` to
@@ -67,11 +70,13 @@ def merge(
             the parameters by its samples.
         model: a model of this architecture, whose layers tell which entries are running statistics
             and of what kind. Without it PyTorch's names do (``running_mean``, ``running_var``),
-            and they are taken for batch normalization's: instance normalization, whose variances
-            have nothing between them, needs the model.
-        rules: what to do with other entries, by name or pattern (``"*.step"``): ``"mean"``,
-            ``"first"``, ``"max"`` or ``"sum"``. Without one, integers, flags and anything that is
-            no tensor have to be equal in all.
+            and unless recalibrations tell otherwise they are taken for batch normalization's:
+            instance normalization, whose variances have nothing between them, needs the model.
+        start: the state dict that all of them began from, as in a round of federated learning:
+            its batches are counted once. Without it they would be counted K times a round.
+        rules: what to do with entries, by name or pattern (``"*.step"``): ``"mean"``,
+            ``"first"``, ``"max"`` or ``"sum"``; of running means and variances ``"first"`` alone.
+            Without one, integers, flags and anything that is no tensor have to be equal in all.
 
     Returns:
         A new state dict for ``model.load_state_dict``, on the devices of the first.
@@ -79,8 +84,9 @@ def merge(
     Raises:
         TypeMismatchError: an item is no state dict, or an entry is lazy, sharded, on the meta
             device, quantized or sparse.
-        OptionError: fewer than two; ``weights`` do not fit or are all 0; names, shapes or types
-            differ; entries that cannot be averaged differ and have no rule.
+        OptionError: fewer than two, or two that share their tensors; ``weights`` do not fit, are
+            all 0, or are recalibrations of something else; names, shapes or types differ; entries
+            that cannot be averaged differ and have no rule; a rule fits no entry.
         StatisticsError: an entry holds NaN or infinity, or a result exceeds its type. Nothing has
             changed in any of the cases.
 
@@ -98,42 +104,32 @@ def merge(
     (tensor([1.]), tensor([2.]), tensor(6))
     """
     states = check_states(state_dicts)
-    shares, results = check_weights(weights, len(states))
-    check_rules(rules)
+    if start is not None:
+        check_state(start, "start")
+    shares, results = read_weights(weights, len(states))
     check_names(model, states[0])
+    others = {f"number {number}": state for number, state in enumerate(states[1:], start=2)}
+    check_same(states[0], others if start is None else {**others, "start": start})
+    check_tensors(states)
     entries = find_stats_entries(states[0], model)
-    check_alike(states, entries)
+    check_stats(states, entries)
+    by_name = read_rules(rules, states[0].keys(), entries)
+    measured = {} if results is None else measured_counts(entries, states, results)
     merged: dict[str, Any] = {}
     for entry in entries:
-        counts = _counts(entry, states[0], results)
-        merged |= merge_stats(entry, states, shares, counts)
-    counters = {entry.counter for entry in entries}
-    for name in states[0]:
-        if name in merged:
+        if entry.mean in by_name:
             continue
-        rule = _rule(name, rules) or ("sum" if name in counters else None)
-        merged[name] = apply_rule(name, [state[name] for state in states], shares, rule)
+        if results is not None and averages_over_samples(entry, results):
+            entry = entry._replace(per_sample=True)
+        merged |= merge_stats(entry, states, shares, measured.get(entry.layer))
+    counters = {entry.counter for entry in entries} - by_name.keys()
+    for name in states[0].keys() - merged.keys():
+        values = [state[name] for state in states]
+        if name in counters:
+            merged[name] = merge_counts(name, values, None if start is None else start[name])
+        else:
+            merged[name] = apply_rule(name, values, shares, by_name.get(name))
     result = OrderedDict((name, merged[name]) for name in states[0])
     if (versions := getattr(states[0], "_metadata", None)) is not None:
-        result._metadata = versions  # type: ignore[attr-defined]
+        result._metadata = versions.copy()  # type: ignore[attr-defined]
     return result
-
-
-def _rule(name: str, rules: Mapping[str, Rule] | None) -> Rule | None:
-    """Return the first rule whose name or pattern fits."""
-    fitting = (rule for key, rule in (rules or {}).items() if fnmatch.fnmatchcase(name, key))
-    return next(fitting, None)
-
-
-def _counts(
-    entry: StatsEntry, first: State, results: Sequence[Recalibration] | None
-) -> Tensor | None:
-    """Return how many values a layer's statistics come from, in each part; None if unknown."""
-    if results is None:
-        return None
-    shape = first[entry.mean].shape
-    banks = [entry.layer] if len(shape) < 2 else [f"{entry.layer}[{k}]" for k in range(shape[0])]
-    if any(bank not in one.layers for one in results for bank in banks):
-        return None
-    counts = [[one.layers[bank].count for bank in banks] for one in results]
-    return torch.tensor(counts if len(shape) > 1 else [row[0] for row in counts]).double()

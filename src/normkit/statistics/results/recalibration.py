@@ -52,6 +52,8 @@ class Recalibration:
         skipped: layers that were skipped, and why.
         shared: layers that one pass calls several times, on inputs that their one mean and
             variance do not fit; a :class:`SharedLayer` each.
+        per_sample: names of those whose statistics are averages over samples, as instance
+            normalization's are.
         samples, batches, passes, seconds: its cost; of all processes together.
         error_passes: further passes that only the standard errors took.
         avoided_bias: bias that a single pass over these batches would have had, where it was too
@@ -81,6 +83,7 @@ class Recalibration:
         self._units = dict(units)
         by_bank = layers_by_bank(norm_layers)
         self._classes = {name: type(one.layer) for name, one in by_bank.items()}
+        self.per_sample = frozenset(name for name, one in by_bank.items() if one.per_sample)
         self.shifts = {
             name: shift_to(statistics[name], one.stats(row), one.eps)
             for one in norm_layers

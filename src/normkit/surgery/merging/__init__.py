@@ -1,0 +1,1 @@
+"""State dicts merged: what they hold, checks, rules, and statistics as moments."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import Parameter
 
 from normkit.errors import OptionError, message
@@ -11,12 +10,9 @@ from normkit.handle import Skipped
 from normkit.nn.adapting import AdaptedMixin
 from normkit.nn.affine import AFFINE, sources
 from normkit.nn.freezing import FrozenMixin, is_constant
-from normkit.nn.stats_spec import stats_spec
+from normkit.nn.kinds import kind_of
 
 __all__ = ["find_affine"]
-
-_ENDINGS = ("batchnorm", "instancenorm", "groupnorm", "layernorm", "rmsnorm")
-_KINDS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def find_affine(model: nn.Module) -> tuple[list[tuple[str, str, Parameter]], list[Skipped]]:
@@ -54,7 +50,4 @@ def find_affine(model: nn.Module) -> tuple[list[tuple[str, str, Parameter]], lis
 
 def _is_norm(module: nn.Module) -> bool:
     """Return True for known normalization layers, and others whose class is named as one."""
-    if isinstance(module, _KINDS) or stats_spec(module) is not None or is_constant(module):
-        return True
-    leaf = next(module.children(), None) is None
-    return leaf and type(module).__name__.lower().rstrip("0123456789d").endswith(_ENDINGS)
+    return kind_of(module) is not None or is_constant(module)

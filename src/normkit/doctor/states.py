@@ -15,7 +15,9 @@ from normkit.doctor.norms import Norm
 from normkit.doctor.scores import gain_between
 from normkit.doctor.treatments import RECALIBRATE
 from normkit.nn.affine import AFFINE, sources
+from normkit.nn.norm_spec import norm_spec
 from normkit.nn.stats_spec import has_own_forward, stats_spec
+from normkit.nn.zerocenteredrmsnorm import ZeroCenteredRMSNorm
 from normkit.statistics.layers.find import batch_counter
 from normkit.statistics.layers.train_overrides import kept_in_evaluation
 
@@ -31,6 +33,7 @@ __all__ = [
     "never_moved",
     "share",
     "still_in_training",
+    "stores_distance_from_one",
     "suits_training",
     "values_of",
 ]
@@ -167,11 +170,21 @@ def averaging_wrapper(model: object) -> AveragedModel | None:
 def is_known(one: Norm) -> bool:
     """Return whether γ multiplies what the layer normalizes, as it does in ``torch.nn``'s.
 
-    A subclass with its own ``forward`` may multiply by 1 + γ, and is not known.
+    A subclass with its own ``forward`` may multiply by 1 + γ, and is not known unless its formula
+    is.
     """
+    if (formula := norm_spec(one.layer)) is not None:
+        return formula.weight == "weight" and not stores_distance_from_one(one)
     usual = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     known = isinstance(one.layer, usual) and not has_own_forward(one.layer)
     return known or stats_spec(one.layer) is not None
+
+
+def stores_distance_from_one(one: Norm) -> bool:
+    """Return whether γ is 1 more than the layer's weight, which decay then draws to 1."""
+    formula = norm_spec(one.layer)
+    cls = type(one.layer) if formula is None else formula.layer
+    return issubclass(cls, ZeroCenteredRMSNorm) or bool(formula is not None and formula.offset)
 
 
 def count(things: Iterable[object], word: str = "layer") -> str:

@@ -16,7 +16,8 @@ Use instead
 
 When it is right
     In short trainings with little decay it hardly matters; as a means against overfitting it was
-    reported to help in some networks.
+    reported to help in some networks. Layers that store γ as its distance from 1, as Gemma's, are
+    passed over: decay draws them to 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import optim
 
 from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
-from normkit.doctor.states import affine_parameters
+from normkit.doctor.states import affine_parameters, stores_distance_from_one
 
 IN_GRADIENT = (
     optim.SGD, optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad,
@@ -49,7 +50,9 @@ def check(exam: Examination) -> Iterator[Finding]:
         for p in group["params"]
     }
     trained = {
-        one.name: [p for p in affine_parameters(one) if p.requires_grad] for one in exam.norms
+        one.name: [p for p in affine_parameters(one) if p.requires_grad]
+        for one in exam.norms
+        if not stores_distance_from_one(one)
     }
     decayed = {
         name: [p for p in parameters if decays.get(id(p), 0) > 0]

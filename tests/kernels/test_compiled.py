@@ -17,7 +17,11 @@ from torch.autograd import forward_ad
 
 import normkit as nk
 from normkit.compat import tells_exporting
-from normkit.kernels import cpu, operations
+from normkit.core import formula
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
+from normkit.kernels import cpu, dispatch, operations
+from normkit.kernels.call import BatchStats, Call
 from tests.tolerances import error
 
 if cpu.fused is None:
@@ -35,7 +39,10 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "LayerNorm2d": lambda **o: nk.LayerNorm2d(4, **o),
     "RMSNorm": lambda **o: nk.RMSNorm(6, **o),
     "GhostBatchNorm2d": lambda **o: nk.GhostBatchNorm2d(4, 3, **o),
+    "FilterResponseNorm2d": lambda **o: nk.FilterResponseNorm2d(4, tlu=False, **o),
 }
+
+POOLS = [PER_CHANNEL, Pool("ghost", 3), Pool("group", 2), Pool("group", 4), PER_POSITION]
 
 
 def test_the_extension_brings_the_operations() -> None:
@@ -119,6 +126,22 @@ def test_accelerated_pairs_are_one_operation() -> None:
     model[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
     torch.compile(model, backend="eager")(x)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_any_pool_with_and_without_centring(pool: Pool, centred: bool) -> None:
+    x, w, b = torch.randn(6, 4, 5) * 2 + 1, torch.randn(4), torch.randn(4)
+    spec = Spec(pool, 1e-5, None, centred)
+
+    def run(x: Tensor) -> Tensor:
+        return dispatch.normalize(Call(x, spec, w, b, None, BatchStats())).y
+
+    counting = Counting()
+    got = torch.compile(run, fullgraph=True, backend=counting)(x)
+    assert counting.graphs == [1]
+    expected = formula.normalize(x, spec, w, b, None, *formula.stats_of(x, pool, centred))
+    torch.testing.assert_close(got, expected)
 
 
 def test_sizes_that_vary_need_one_more_graph() -> None:

@@ -109,12 +109,13 @@ def _forward(
     """Compute by one operation, or by the moments and what a compiler fuses.
 
     The second where no activation is known: one may follow, and an addition, and these would be
-    passes of their own. Rows are in the nearest cache when they are normalized; a compiler would
+    passes of their own. It has moments about the mean, which layers without centring do not take.
+    Rows are in the nearest cache when they are normalized; a compiler would
     read them from memory once more.
     """
-    pool, groups, eps, act, slope, _ = options
+    pool, groups, eps, act, slope, centred = options
     channels = pool == fused.POOLS["batch"] or (pool == fused.POOLS["group"] and x.dim() > 2)
-    if not channels or act != 0 or slope != 1:
+    if not channels or not centred or act != 0 or slope != 1:
         y, stats = torch.ops.normkit.normalize_forward(x, weight, bias, residual, *options)
         return y, stats
     stats = torch.ops.normkit.normalize_moments(x, pool, groups, eps)

@@ -73,8 +73,8 @@ class _FilterResponse(Layer):
         if self.tau is None:
             return self._normalized(input, residual, self._act)
         y = self._normalized(input, residual, None)
-        # A comparison: rounding τ to the type of y gives what rounding the maximum would.
-        y = torch.maximum(y, self.tau.to(y.dtype).view([1, -1] + [1] * (y.dim() - 2)))
+        # In the wider type, in which the gradient of τ is then summed.
+        y = torch.maximum(y, self.tau.view([1, -1] + [1] * (y.dim() - 2))).to(y.dtype)
         return y if self._act is None else self._act(y)
 
     def _normalized(self, x: Tensor, residual: Tensor | None, act: Act | None) -> Tensor:

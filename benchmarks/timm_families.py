@@ -1,15 +1,17 @@
 """Accelerate one model of each of many families of timm, and compare it with the original.
 
-    python benchmarks/timm_families.py                    # a table; a few minutes
+    python benchmarks/timm_families.py                    # a table; a quarter of an hour
     python benchmarks/timm_families.py vit_tiny_patch16_224 --time
-    python benchmarks/timm_families.py --write            # into docs/other-libraries.md
+    python benchmarks/timm_families.py --others           # torchvision and transformers
+    python benchmarks/timm_families.py --write            # all, into docs/other-libraries.md
 
-Needs timm and its torchvision, for the torch that is installed; weights are random and nothing is
-downloaded. Each model has random γ, β and running statistics. Columns: normalization layers and
-how many of them the kernels compute, with how many activations; the largest relative difference
-from the original, of the output in training and evaluation, of all gradients and of the updated
-statistics, both in float64; and the error in float32 against the original in float64, ours and the
-original's own. ``undo()`` must restore classes, attributes and outputs exactly.
+Needs timm and its torchvision, for the torch that is installed, and transformers for ``--others``;
+weights are random and nothing is downloaded. Each model has random γ, β and running statistics.
+Columns: normalization layers and how many of them the kernels compute, with how many activations;
+the largest relative difference from the original, of the output in training and evaluation, of all
+gradients and of the updated statistics, both in float64; and the error in float32 against the
+original in float64, ours and the original's own. ``undo()`` must restore classes, attributes and
+outputs exactly.
 """
 
 from __future__ import annotations
@@ -20,16 +22,21 @@ import functools
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import normkit as nk
-from normkit.bench.markdown import replace_between_markers
 from normkit.bench.stopwatch import time_interleaved
 
+# A file beside this one, however this one is run.
+sys.path.insert(0, str(Path(__file__).parent))
+import other_libraries
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "other-libraries.md"
+BEGIN = "<!-- results: made by benchmarks/timm_families.py, not by hand -->"
+END = "<!-- end of results -->"
 # The smallest model of each.
 FAMILIES = """
     cait_xxs24_224 coat_tiny convnext_atto convnextv2_atto crossvit_tiny_240
@@ -66,29 +73,9 @@ class Row(NamedTuple):
     undone: bool
 
 
-def timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        sys.exit(
-            f"This program needs timm ({error}). To keep the torch that is installed: "
-            "pip install --no-deps timm torchvision safetensors huggingface_hub pyyaml"
-        )
-    return timm
-
-
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """Return the model with random normalization, and an input that it takes."""
-    size = SIZE
-    try:
-        model = timm().create_model(name, pretrained=False, num_classes=10, img_size=size)
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size))
-    except (TypeError, AssertionError, ValueError, RuntimeError):  # takes any size, or one only
-        model = timm().create_model(name, pretrained=False, num_classes=10)
-        cfg = model.pretrained_cfg
-        fixed = cfg.get("fixed_input_size")
-        size = cfg["input_size"][-1] if fixed else LARGER.get(name, SIZE)
+    model, x = other_libraries.BUILDERS.get(name, functools.partial(build_timm, name))()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in model.modules():
@@ -99,7 +86,28 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
                         tensor.copy_(0.5 + noise)
                     elif tensor.numel() > 1:
                         tensor.add_(0.2 * noise - 0.1)
-    return model, torch.randn(BATCH, 3, size, size, generator=generator)
+    return model, x
+
+
+def build_timm(name: str) -> tuple[nn.Module, Tensor]:
+    try:
+        import timm
+    except ImportError as error:
+        sys.exit(
+            f"This program needs timm ({error}). To keep the torch that is installed: "
+            "pip install --no-deps timm torchvision safetensors huggingface_hub pyyaml"
+        )
+    size = SIZE
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=10, img_size=size)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (TypeError, AssertionError, ValueError, RuntimeError):  # takes any size, or one only
+        model = timm.create_model(name, pretrained=False, num_classes=10)
+        cfg = model.pretrained_cfg
+        fixed = cfg.get("fixed_input_size")
+        size = cfg["input_size"][-1] if fixed else LARGER.get(name, SIZE)
+    return model, torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def step(model: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
@@ -139,8 +147,9 @@ def compare(name: str) -> Row:
     handle = nk.accelerate(ours)
     assert list(ours.state_dict()) == keys, f"{name}: other keys"
     wide = copy.deepcopy(original).double()
-    exact = step(wide, x.double())
-    by_kernels = step(copy.deepcopy(ours).double(), x.double())
+    wide_x = x.double() if x.is_floating_point() else x
+    exact = step(wide, wide_x)
+    by_kernels = step(copy.deepcopy(ours).double(), wide_x)
     ours32, theirs32 = (step(copy.deepcopy(m), x) for m in (ours, original))
     error = [
         max(difference(r[k], exact[k]) for k in ("outputs", "gradients"))
@@ -208,30 +217,46 @@ def cells(row: Row) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="*", help="default: one of each family")
+    parser.add_argument("--others", action="store_true", help="torchvision's and transformers'")
     parser.add_argument("--time", action="store_true", help="also time a few models")
     parser.add_argument("--write", action="store_true", help=f"write both tables into {PAGE.name}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = options.models or FAMILIES.split()
-    rows = []
-    print(table(HEADS, []), flush=True)
-    for name in names:
-        rows.append(compare(name))
-        print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
-    text = table(HEADS, [cells(row) for row in rows])
+    others = [*other_libraries.BUILDERS]
+    names = options.models or (others if options.others else FAMILIES.split())
+    rows = measured(names)
+    parts = [table(HEADS, [cells(row) for row in rows]), total(rows)]
+    if options.write:
+        rows += measured(others)
+        parts += [table(HEADS, [cells(row) for row in rows[-len(others) :]])]
     if options.time or options.write:
         heads = ["model", f"training step, batch of {BATCH}", "evaluation"]
-        timed = table(heads, [times(name) for name in options.models or TIMED.split()])
-        print(f"\n{timed}", flush=True)
-        text = f"{text}\n\n{timed}"
-    changed, layers = sum(row.changed for row in rows), sum(row.layers for row in rows)
-    print(f"\n{changed} of {layers} layers in {len(rows)} models")
+        parts += [table(heads, [times(name) for name in options.models or TIMED.split()])]
+        print(f"\n{parts[-1]}", flush=True)
+    print(f"\n{total(rows)}")
     if options.write:
-        PAGE.write_text(replace_between_markers(PAGE.read_text(), text))
+        before, begin, rest = PAGE.read_text().partition(BEGIN)
+        end = rest.partition(END)[2]
+        text = "\n\n".join([before + begin, *parts, END + end])
+        PAGE.write_text(text)
     if any(
         max(row.outputs, row.gradients, row.statistics) > 1e-6 or not row.undone for row in rows
     ):
         sys.exit("a model differs from its original")
+
+
+def measured(names: list[str]) -> list[Row]:
+    print(table(HEADS, []), flush=True)
+    rows = []
+    for name in names:
+        rows.append(compare(name))
+        print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
+    return rows
+
+
+def total(rows: list[Row]) -> str:
+    changed, layers = sum(row.changed for row in rows), sum(row.layers for row in rows)
+    return f"{changed} of {layers} layers in {len(rows)} models."
 
 
 if __name__ == "__main__":

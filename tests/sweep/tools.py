@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.sweep import bad, behaviour, comparing, contexts, freezing, measuring, surgery
+from tests.sweep import adapting, bad, behaviour, comparing, contexts, freezing, measuring, surgery
 from tests.sweep.fault import Fault
 from tests.sweep.trial import SkipTrial
 
@@ -63,6 +63,10 @@ TOOLS = {
     "batch_statistics": Tool(
         contexts.batch_statistics_cases, contexts.batch_statistics,
         "with nk.batch_statistics(model): model(inputs[0])  # model.eval() within: {}",
+    ),
+    "adapt": Tool(
+        adapting.adapt_cases, adapting.adapt,
+        "with nk.adapt(model, {}, memory={}): model(inputs[0])",
     ),
     "use_domain": Tool(
         contexts.use_domain_cases, contexts.use_domain,

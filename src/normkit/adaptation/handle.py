@@ -45,13 +45,13 @@ class OrderReport:
                 return
             self._warned = True
         warnings.warn(
-            f"the stream looks ordered: the means of its batches are spread {result.ratio:.1f} "
-            f"times as far (in variance) as those of a shuffled stream, where chance gives so much "
-            f"with probability {result.probability:.1g} ({result.groups} batches, at "
-            f"{place_name(layer)}; {100 * result.share:.0f} % of the variance is between batches). "
-            "Sorted by label, batch statistics remove what tells the classes apart: shuffle, "
-            "use larger batches, a larger prior or memory=10_000, or evaluate without adapt. "
-            "If batches are of several domains, each mixed, ignore this",
+            f"the stream looks ordered: the variance between the means of {result.groups} batches "
+            f"is {result.ratio:.1f} times that of a shuffled stream, and "
+            f"{100 * result.share:.0f} % of the whole (at {place_name(layer)}; chance gives so "
+            f"much with probability {max(result.probability, 1e-12):.0e} at most). Where batches "
+            "are sorted by label, their statistics remove what tells the classes apart: shuffle "
+            "them, raise prior to some hundreds, or evaluate without adapt. Where they are of "
+            "several domains, each mixed, ignore this",
             stacklevel=2,
         )
 

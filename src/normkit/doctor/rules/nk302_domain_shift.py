@@ -16,7 +16,8 @@ Example
 
 Use instead
     nk.recalibrate(model, batches_of_the_domain), which needs no labels, mixed as they come in use
-    and not sorted by class.
+    and not sorted by class; nk.adapt(model) where the domain is not known beforehand, which warns
+    of sorted batches.
 
 When it is right
     A gain there needs batches in which classes are mixed as in the domain itself.
@@ -64,7 +65,8 @@ def check(exam: Examination) -> Iterator[Finding]:
         f"{worst.variance:.2f} in the variance from that on the training batches (threshold "
         f"{DIFFERENT} and {1 + DIFFERENT}): another domain."
         + ("" if gain is None else f" Its own statistics: {gain}."),
-        "nk.recalibrate(model, evaluation), without labels, on batches as they come in use",
+        "nk.recalibrate(model, evaluation), without labels, on batches as they come in use; or "
+        "nk.adapt(model), batch by batch",
         worst.mean,
         exam.recalibrate_on_evaluation(),
     )

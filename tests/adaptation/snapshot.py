@@ -12,7 +12,7 @@ def state(model: nn.Module) -> list[Any]:
     found: list[Any] = []
     for module in model.modules():
         own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers")}
-        found.append((type(module), repr(own)))
+        found.append((type(module), repr(sorted(own.items()))))
         for table in (module._parameters, module._buffers):
             for key, tensor in table.items():
                 found.append((key, id(tensor), None if tensor is None else tensor.tolist(),

@@ -466,3 +466,15 @@ def test_a_layer_changed_meanwhile_is_left_by_undo() -> None:
         handle.undo()
     assert type(model[1]) is nn.BatchNorm2d
     handle.undo()
+
+
+def test_masked_and_switchable_layers_are_left_or_recalibrated() -> None:
+    x = torch.randn(6, 3, 5)
+    model = nn.Sequential(nk.MaskedBatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    with nk.adapt(model, 0) as handle:
+        assert [(row.name, row.why) for row in handle.skipped] == [
+            ("0", "normalizes by the positions of a mask")
+        ]
+    with nk.adapt(model, 0, batches=[x]) as handle:
+        assert [row.name for row in handle.changed] == ["0", "1"]
+        torch.testing.assert_close(model[0].running_mean, x.mean((0, 2)))

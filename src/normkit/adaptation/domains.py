@@ -42,8 +42,8 @@ def adapt_domains(
     ``prior`` samples. γ, β and all other weights are shared. Evaluate with
     ``with normkit.use_domain(model, k): model(batch)``; without a choice a layer raises.
 
-    Layers that have no form with banks (3d, instance normalization, those of other libraries) keep
-    their statistics in all domains; they, and frozen ones, are listed.
+    Layers that have no form with banks, such as instance normalization, keep their statistics in
+    all domains; they, and frozen ones, are listed.
 
     Args:
         model: any module with batch normalization of images or sequences.
@@ -81,7 +81,7 @@ def adapt_domains(
     check_function(forward, "forward", "forward(model, batch)")
     loaders = _checked(loaders)
     inner = unwrap(model)
-    layers, skipped = find_adaptable(inner, "adapt_domains")
+    layers, skipped = find_adaptable(inner, "adapt_domains", once=True)
     if any(isinstance(one.layer, Domains) for one in layers):
         raise OptionError(
             message(
@@ -129,7 +129,7 @@ def _measure(
     forward: Forward | None,
 ) -> tuple[list[Replacement], list[int], list[Skipped]]:
     """Measure each bank; return what was replaced, the samples, and layers without banks."""
-    after, _ = find_adaptable(inner, "adapt_domains")
+    after, _ = find_adaptable(inner, "adapt_domains", once=True)
     with_banks = [one for one in after if isinstance(one.layer, Domains)]
     rest = [
         Skipped(one.name, type(one.layer), "has no form with banks: keeps its statistics")
@@ -145,7 +145,7 @@ def _measure(
             freeze_layer(layer)
         for k, loader in enumerate(loaders if with_banks else ()):
             with use_domain(inner, k):
-                statistics, samples = mixed_statistics(inner, with_banks, prior, loader, forward)
+                statistics, samples, _ = mixed_statistics(inner, with_banks, prior, loader, forward)
             chosen = {f"{one.name}[{k}]" for one in with_banks}
             bank = {name: each for name, each in statistics.items() if name in chosen}
             replaced.append(Replacement(with_banks, bank))

@@ -19,8 +19,14 @@ from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 __all__ = ["find_adaptable"]
 
 
-def find_adaptable(model: nn.Module, verb: str) -> tuple[list[NormLayer], list[Skipped]]:
+def find_adaptable(
+    model: nn.Module, verb: str, *, once: bool = False
+) -> tuple[list[NormLayer], list[Skipped]]:
     """Find layers that keep running statistics and may normalize by other ones for a while.
+
+    Args:
+        verb: the function's name, for messages.
+        once: their statistics are replaced once, by ``recalibrate``, which takes more layers.
 
     Raises:
         OptionError: the model is adapted already.
@@ -43,7 +49,7 @@ def find_adaptable(model: nn.Module, verb: str) -> tuple[list[NormLayer], list[S
         if spec is None:
             why = "constant by construction" if is_constant(layer) else why_unknown(layer)
         else:
-            why = KEPT if id(layer) in in_evaluation else _why_not(layer, spec)
+            why = KEPT if id(layer) in in_evaluation else _why_not(layer, spec, once)
         if why is not None:
             skipped.append(Skipped(name, type(layer), why))
         elif spec is not None:
@@ -53,7 +59,7 @@ def find_adaptable(model: nn.Module, verb: str) -> tuple[list[NormLayer], list[S
     return layers, skipped
 
 
-def _why_not(layer: nn.Module, spec: StatsSpec) -> str | None:
+def _why_not(layer: nn.Module, spec: StatsSpec, once: bool) -> str | None:
     if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
         raise StatisticsError(
             message(
@@ -64,6 +70,8 @@ def _why_not(layer: nn.Module, spec: StatsSpec) -> str | None:
         )
     if isinstance(layer, FrozenMixin):
         return "frozen"
+    if once:
+        return None
     if "forward" in vars(layer):
         return "its forward was replaced"
     if is_parametrized(layer):

@@ -11,7 +11,7 @@ from torch import nn
 from normkit.adaptation.handle import Adaptation, set_evaluation
 from normkit.adaptation.layers import find_adaptable
 from normkit.adaptation.moments import mix
-from normkit.handle import Changed, Step, run
+from normkit.handle import Changed, Skipped, Step, run
 from normkit.statistics.batches.run_model import Forward
 from normkit.statistics.estimates.layer_statistics import LayerStatistics
 from normkit.statistics.layers.find import NormLayer, unwrap
@@ -28,10 +28,12 @@ def recalibrate_once(
 ) -> Adaptation:
     """Replace the running statistics of ``model`` by those of ``batches``, mixed with them."""
     inner = unwrap(model)
-    layers, skipped = find_adaptable(inner, "adapt")
+    layers, skipped = find_adaptable(inner, "adapt", once=True)
     if prior:
         check_finite([(one.name, one.layer) for one in layers])
-    statistics, samples = mixed_statistics(model, layers, prior, batches, forward)
+    statistics, samples, unmeasured = mixed_statistics(model, layers, prior, batches, forward)
+    listed = {row.name for row in skipped}
+    skipped += [row for row in unmeasured if row.name not in listed]
     replaced: list[Replacement] = []
 
     def do() -> None:
@@ -59,8 +61,11 @@ def mixed_statistics(
     prior: float,
     batches: Iterable[Any],
     forward: Forward | None,
-) -> tuple[dict[str, LayerStatistics], int]:
-    """Measure statistics of ``batches``, mix them, and leave the model as it was."""
+) -> tuple[dict[str, LayerStatistics], int, Sequence[Skipped]]:
+    """Measure statistics of ``batches``, mix them, and leave the model as it was.
+
+    Returns them by bank, the number of samples, and layers that were not measured.
+    """
     with (
         evaluation_mode(model),
         _without_zero_momentum(layers),
@@ -75,7 +80,7 @@ def mixed_statistics(
                 count = float(result.samples)
                 mean, variance = mix(prior, one.stats(row), count, (new.mean, new.variance))
                 mixed[name] = new._replace(mean=mean, variance=variance)
-    return mixed, result.samples
+    return mixed, result.samples, result.skipped
 
 
 @contextlib.contextmanager

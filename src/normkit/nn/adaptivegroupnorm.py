@@ -53,6 +53,8 @@ class AdaptiveGroupNorm(GroupNorm):
     torch.Size([4, 6, 5, 5])
     """
 
+    _beyond = ("scale and shift of each sample",)
+
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, *, act: ActLike = None
     ) -> None:

@@ -52,6 +52,8 @@ class AdaptiveLayerNorm(LayerNorm):
     torch.Size([4, 16, 8])
     """
 
+    _beyond = ("scale and shift of each sample",)
+
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-6, *, act: ActLike = None
     ) -> None:

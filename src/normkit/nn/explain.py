@@ -15,7 +15,6 @@ from normkit.kernels import cpu, dispatch
 from normkit.kernels.call import Call, Normalized
 from normkit.kernels.modes import recorded
 from normkit.nn.layer import Layer
-from normkit.nn.scale import Scale
 
 __all__ = ["explain"]
 
@@ -72,7 +71,7 @@ def explain(layer: Layer, input: Tensor, residual: Tensor | None = None) -> list
         if not type(layer).forward.__module__.startswith("normkit."):
             return [f"{type(layer).__name__}.forward: used"]
         overridden = recorded(input, residual, *layer._parameters.values())
-        if overridden or input.is_nested or isinstance(layer, Scale) or cpu.fused is None:
+        if overridden or input.is_nested or layer._is_composed(input) or cpu.fused is None:
             return ["PyTorch's operations: used"]
         return [f"{_SHORT_CUT}: used"]
     lines = [f"{_SHORT_CUT}: not used because {_why_slow(layer, input)}"]

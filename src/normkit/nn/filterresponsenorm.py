@@ -78,16 +78,15 @@ class _FilterResponse(Layer):
         return y if self._act is None else self._act(y)
 
     def _normalized(self, x: Tensor, residual: Tensor | None, act: Act | None) -> Tensor:
-        _, c, s = as_ncs(x)
+        _, c, _ = as_ncs(x)
         pool = Pool("group", max(concrete(c), 1))
         weight, bias, eps_l = self.weight, self.bias, self.eps_l
-        alone = concrete(s) == 1 and x.device.type != "mps"
-        if eps_l is None and not alone:
+        if not self._is_composed(x):
             spec = Spec(pool, self.eps, act, centred=False)
             return self._normalize(Call(x, spec, weight, bias, residual, BatchStats())).y
         # The derivative of x/√(x² + ε) is ε/(x² + ε)^1.5, here a difference of two numbers that
         # are nearly equal: float32 would leave no digit of it.
-        wide = x.double() if alone else x.to(accumulator(x.dtype))
+        wide = x.double() if _is_single(x) else x.to(accumulator(x.dtype))
         rest = None if residual is None else residual.to(wide.dtype)
         zero, square = formula.stats_of(wide, pool, centred=False)
         square = square + self.eps
@@ -95,6 +94,9 @@ class _FilterResponse(Layer):
             square = square + eps_l.to(wide.dtype).abs().view(pool.params(concrete(c)))
         spec = Spec(pool, 0.0, act, centred=False)
         return formula.normalize(wide, spec, weight, bias, rest, zero, square).to(x.dtype)
+
+    def _is_composed(self, input: Tensor | None = None) -> bool:
+        return self.eps_l is not None or (input is not None and _is_single(input))
 
     def reset_parameters(self) -> None:
         """Reset γ to 1, β and τ to 0, and the learned part of ε to 1e-4."""
@@ -110,6 +112,11 @@ class _FilterResponse(Layer):
             f"learn_eps={self.learn_eps}"
         )
         return shown if self.act is None else f"{shown}, act={self.act!r}"
+
+
+def _is_single(x: Tensor) -> bool:
+    """Return whether there is one position, and a device with float64 for it."""
+    return concrete(as_ncs(x)[2]) == 1 and x.device.type != "mps"
 
 
 class FilterResponseNorm1d(_FilterResponse):

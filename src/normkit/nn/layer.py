@@ -149,6 +149,10 @@ class Layer(nn.Module):
         option = None if self._act is None else self._act.option
         self._act_option = act if isinstance(act, str) else option
 
+    def _is_composed(self, input: Tensor | None = None) -> bool:
+        """Return whether it is composed of PyTorch's operations and calls no kernel of its own."""
+        return False
+
     @step
     def updates_stats(self) -> bool:
         """Return whether this forward pass updates the statistics: once for each batch.

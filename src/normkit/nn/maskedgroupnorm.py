@@ -42,6 +42,8 @@ class MaskedGroupNorm(GroupNorm):
     (torch.Size([4, 6, 9]), False)
     """
 
+    _beyond = ("mask",)
+
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:

@@ -21,6 +21,8 @@ __all__ = ["MaskedInstance", "MaskedInstanceNorm1d", "MaskedInstanceNorm2d"]
 class MaskedInstance(InstanceStatistics):
     """Shared behaviour of instance normalization with a mask; subclasses fix the input rank."""
 
+    _beyond = ("mask",)
+
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:

@@ -75,6 +75,9 @@ class Scale(Layer):
             y = y + residual
         return y if self._act is None else self._act(y)
 
+    def _is_composed(self, input: Tensor | None = None) -> bool:
+        return True
+
     def reset_parameters(self) -> None:
         """Reset γ to 1 and β to 0."""
         reset_affine(self)

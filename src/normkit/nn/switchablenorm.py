@@ -124,6 +124,9 @@ class Switchable(RunningAverages):
         y = match_layout((z if act is None else act(z)).to(x.dtype).reshape(x.shape), x)
         return y, batch_mean.flatten(), batch_var.flatten()
 
+    def _is_composed(self, input: Tensor | None = None) -> bool:
+        return True
+
     def reset_running_stats(self) -> None:
         """Reset the running mean to 0, the variance to 1 and the count of batches to 0."""
         if self.running_mean is not None:

@@ -22,10 +22,17 @@ from normkit.nn.layer import name_constructor
 from normkit.nn.scripting import layer_as_namesake
 from normkit.nn.symbolic import as_leaf
 
-__all__ = ["WeightStandardizedConv1d", "WeightStandardizedConv2d", "WeightStandardizedConv3d"]
+__all__ = [
+    "WeightStandardized",
+    "WeightStandardizedConv1d",
+    "WeightStandardizedConv2d",
+    "WeightStandardizedConv3d",
+]
 
 
-class _WeightStandardized(nn.modules.conv._ConvNd):
+class WeightStandardized(nn.modules.conv._ConvNd):
+    """Shared behaviour of these convolutions; subclasses fix the input rank."""
+
     weight = cast(Any, GuardedWeight())
 
     _plain: ClassVar[Any]
@@ -122,7 +129,7 @@ class _WeightStandardized(nn.modules.conv._ConvNd):
         return f"{super().extra_repr()}, eps={self.eps}"
 
 
-class WeightStandardizedConv1d(_WeightStandardized, nn.Conv1d):
+class WeightStandardizedConv1d(WeightStandardized, nn.Conv1d):
     """:class:`WeightStandardizedConv2d` for (N, C, L) and (C, L), as ``torch.nn.Conv1d``.
 
     >>> WeightStandardizedConv1d(3, 8, 5)(torch.randn(2, 3, 9)).shape
@@ -132,7 +139,7 @@ class WeightStandardizedConv1d(_WeightStandardized, nn.Conv1d):
     _plain = nn.Conv1d
 
 
-class WeightStandardizedConv2d(_WeightStandardized, nn.Conv2d):
+class WeightStandardizedConv2d(WeightStandardized, nn.Conv2d):
     r"""Convolution of images with a standardized weight: ``torch.nn.Conv2d`` and its arguments.
 
     .. math::
@@ -173,7 +180,7 @@ class WeightStandardizedConv2d(_WeightStandardized, nn.Conv2d):
     _plain = nn.Conv2d
 
 
-class WeightStandardizedConv3d(_WeightStandardized, nn.Conv3d):
+class WeightStandardizedConv3d(WeightStandardized, nn.Conv3d):
     """:class:`WeightStandardizedConv2d` for (N, C, D, H, W), as ``torch.nn.Conv3d``.
 
     >>> WeightStandardizedConv3d(3, 8, 3)(torch.randn(2, 3, 4, 5, 6)).shape

@@ -134,13 +134,17 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
     for layer in layers:
         where = next((t for t in (*layer.parameters(), *layer.buffers())
                       if t.is_floating_point()), torch.empty(0))  # fmt: skip
+        dtype = str(where.dtype).removeprefix("torch.")
+        if isinstance(layer, Layer) and layer._is_composed():
+            line = f"on {where.device} in {dtype} by PyTorch's operations"
+            kinds.setdefault(line, {})[base_class(type(layer)).__name__] = None
+            continue
         cls = computed_class(layer)
         rows = issubclass(cls, (nn.LayerNorm, *UNCENTRED)) and cls not in RANKS
         *lines, used = usual_way(where.device, where.dtype, _spec(cls), rank=2 if rows else 4)
         # Of a call as it usually is, which no tool looks into.
         refusals = [line for line in lines if not line.startswith((Compiled.name, Traced.name))]
         why = f" ({'; '.join(refusals)})" if refusals else ""
-        dtype = str(where.dtype).removeprefix("torch.")
         line = f"on {where.device} in {dtype} by {used.removesuffix(': used')}{why}"
         kinds.setdefault(line, {})[base_class(type(layer)).__name__] = None
     return [f"{', '.join(names)} computed {line}" for line, names in kinds.items()]

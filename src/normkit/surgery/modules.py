@@ -79,6 +79,10 @@ def why_subclass(module: nn.Module) -> str:
         return "parametrized"
     if has_own_forward(module):
         return "a subclass with its own forward"
+    if type(module).__module__.startswith("normkit.nn.") and (
+        beyond := getattr(module, "_beyond", ())
+    ):
+        return f"would lose its {' and '.join(beyond)}"
     return "a subclass defined elsewhere"
 
 

@@ -33,6 +33,7 @@ from normkit.doctor.examination import Examination
 from normkit.doctor.finding import Finding
 from normkit.doctor.norms import Norm
 from normkit.doctor.states import count, still_in_training
+from normkit.nn.stats_spec import stats_spec
 
 
 def check(exam: Examination) -> Iterator[Finding]:
@@ -62,6 +63,9 @@ def _takes_away(exam: Examination, one: Norm, maker: str, before: nn.Module) -> 
     if not isinstance(before, (_ConvNd, nn.Linear)):
         return False
     if before.bias is None or nn.parameter.is_lazy(before.bias):
+        return False
+    spec = stats_spec(one.layer)
+    if spec is not None and not spec.affine:  # a mean over channels leaves what each adds
         return False
     if isinstance(before, _ConvNd):
         return one.kind in ("batch", "instance")

@@ -127,7 +127,10 @@ def why_other(module: nn.Module, target: Target) -> str | None:
         if base_class(type(module)) is nn.LayerNorm or type(module).__name__ == "LayerNorm":
             return "normalizes the last axes, which need not be channels"
         return why_subclass(module)
-    if stats_spec(module) is not None and not isinstance(module, _NormBase):
+    spec = stats_spec(module)
+    if spec is not None and not spec.affine:
+        return "normalizes by its input beside its running statistics"
+    if spec is not None and not isinstance(module, _NormBase):
         return "neither torch.nn's nor normkit's"
     return None if isinstance(module, _NormBase) else why_unknown(module)
 

@@ -25,6 +25,7 @@ from normkit.nn.foreign import original_class
 from normkit.nn.freezing import base_class, is_frozen
 from normkit.nn.layer import Layer
 from normkit.nn.namesakes import namesake
+from normkit.nn.weightstandardization import WeightStandardized
 from normkit.surgery.class_change import class_change
 from normkit.surgery.conversion.activations import put_out, why_not_put_out
 from normkit.surgery.conversion.calls import Calls
@@ -98,6 +99,8 @@ def plan(model: nn.Module, calls: Calls) -> tuple[list[Changed], list[Skipped], 
 def _class_of(module: nn.Module, cls: type) -> StandIn | str | None:
     """Return what ``module`` becomes, why it cannot, or None if it is none of normkit's."""
     if not isinstance(module, Layer):
+        if isinstance(module, WeightStandardized):
+            return "standardizes its weight; its to_conv() returns the plain convolution"
         theirs = original_class(cls)
         if theirs is not cls or is_frozen(module):
             return StandIn(theirs, "")

@@ -53,6 +53,8 @@ def why_not_affine(module: nn.Module) -> str | None:
         )
     if module.training:
         return "in training mode, where it normalizes by its batch"
+    if spec is not None and not spec.affine:
+        return "normalizes by its input beside its running statistics"
     if spec is not None and getattr(module, spec.mean).dim() != 1:
         return "has statistics for each domain: which are to be used is decided in each call"
     if not all(bool(t.isfinite().all()) for t in scale_shift(module)):

@@ -186,11 +186,11 @@ def _merged(checkpoints: Sequence[Path], merge_states: Callable[[], Any]) -> Any
     try:
         return merge_states()
     except NormkitError as error:
-        said = re.sub(
-            r"\bnumber (\d+)", lambda found: str(checkpoints[int(found[1]) - 1]), str(error)
+        text = re.sub(
+            r"\bnumber (\d+)", lambda match: str(checkpoints[int(match[1]) - 1]), str(error)
         )
-        said = re.sub(r'rules=\{"(.*?)": "(\w+)"\}', r"--rule \1=\2", said)
-        raise type(error)(said) from error
+        text = re.sub(r'rules=\{"(.*?)": "(\w+)"\}', r"--rule \1=\2", text)
+        raise type(error)(text) from error
 
 
 def _part(content: Any, model: nn.Module | None, key: str | None) -> StateDictPart:

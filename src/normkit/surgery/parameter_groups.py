@@ -100,17 +100,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _of_norm(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a normalization layer that are its own, not of a layer within."""
+    """Return the parameters of a normalization layer without those of layers in it."""
     if isinstance(module, WEIGHTED):
         return []
-    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
     if is_parametrized(module):
-        own += module.parametrizations.parameters()  # type: ignore[union-attr]
+        parameters += module.parametrizations.parameters()  # type: ignore[union-attr]
     if isinstance(module, Layer) or kind_of(module) is not None:
-        return own
-    named = "norm" in type(module).__name__.lower()
+        return parameters
+    if "norm" not in type(module).__name__.lower():
+        return []
     # A vector has one axis, or others of size 1.
-    return [p for p in own if named and (is_lazy(p) or sum(size > 1 for size in p.shape) < 2)]
+    return [p for p in parameters if is_lazy(p) or sum(size > 1 for size in p.shape) < 2]
 
 
 def _named_by_the_model(model: nn.Module) -> set[int]:

@@ -1,4 +1,4 @@
-"""How many values a layer's statistics come from, by what the recalibrations say."""
+"""Counts of the values that a layer's statistics come from, as the recalibrations say."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def _count(
         for tensor in (state[entry.mean].detach().cpu(), state[entry.var].detach().cpu())
     )
     for name in _names(entry.layer, row):
-        if (own := result.layers.get(name)) is not None:
-            if not _is(own, mean, var):
+        if (one := result.layers.get(name)) is not None:
+            if not _is(one, mean, var):
                 raise _another(number, f"other statistics in {place_name(entry.layer)}")
-            return own.count
+            return one.count
     # A layer in several places is measured by its first name.
     return next((one.count for one in result.layers.values() if _is(one, mean, var)), 0)
 
@@ -89,11 +89,9 @@ def _is(one: LayerStatistics, mean: Tensor, var: Tensor) -> bool:
     """Return True if a state dict's mean and variance are those measured, rounded to their type."""
     pairs = ((one.mean, mean), (one.variance, var))
     return all(
-        measured.shape == kept.shape
-        and torch.allclose(
-            measured.double(), kept.double(), rtol=4 * torch.finfo(kept.dtype).eps, atol=1e-30
-        )
-        for measured, kept in pairs
+        a.shape == b.shape
+        and torch.allclose(a.double(), b.double(), rtol=4 * torch.finfo(b.dtype).eps, atol=1e-30)
+        for a, b in pairs
     )
 
 

@@ -42,7 +42,7 @@ def read_rules(
             )
         )
     moments = {name: entry for entry in entries for name in (entry.mean, entry.var)}
-    found: dict[str, Rule] = {}
+    by_name: dict[str, Rule] = {}
     for pattern, rule in pairs:
         fitting = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not fitting:
@@ -54,7 +54,7 @@ def read_rules(
                 )
             )
         for name in fitting:
-            if name not in found and name in moments and rule != "first":
+            if name not in by_name and name in moments and rule != "first":
                 raise OptionError(
                     message(
                         "running means and variances to be merged as moments, or to be the first's",
@@ -62,9 +62,9 @@ def read_rules(
                         'name other entries in the pattern, or use "first"',
                     )
                 )
-            found.setdefault(name, rule)
+            by_name.setdefault(name, rule)
     for name, entry in moments.items():
-        if name in found and not {entry.mean, entry.var} <= found.keys():
+        if name in by_name and not {entry.mean, entry.var} <= by_name.keys():
             raise OptionError(
                 message(
                     "one rule for a mean and its variance",
@@ -72,7 +72,7 @@ def read_rules(
                     f"name both {entry.mean} and {entry.var}",
                 )
             )
-    return found
+    return by_name
 
 
 def apply_rule(name: str, values: Sequence[Any], weights: Tensor, rule: Rule | None) -> Any:

@@ -1,4 +1,4 @@
-"""How much each state dict counts."""
+"""Weights of the state dicts in a merge."""
 
 from __future__ import annotations
 

@@ -162,8 +162,8 @@ def _run(
     write_checkpoint(target, content)
     (path, prefix), weights = parts[0], options["weights"] or [1.0] * len(checkpoints)
     whole = parts[0].entries_in(contents[0])
-    kept = [str(name) for name in whole if not str(name).startswith(prefix)]
-    kept += [str(name) for name in contents[0] if name != path[0]] if path else []
+    others = [str(name) for name in whole if not str(name).startswith(prefix)]
+    others += [str(name) for name in contents[0] if name != path[0]] if path else []
     return {
         "path": str(target),
         "key": parts[0].name,
@@ -177,7 +177,7 @@ def _run(
             for name in tensors
             if name not in statistics
         ),
-        "other": kept,
+        "other": others,
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.handle import Skipped, Step
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
@@ -19,7 +19,7 @@ KIND_ATTRIBUTES = frozenset({"ghost_size", "process_group", "r_max", "d_max", "_
 
 
 class NewState(NamedTuple):
-    """Class and attributes of a layer after a change; its tensors if they change, else None.
+    """Class and attributes of a layer after a change; its tensors and children, None if they stay.
 
     ``removed``: attributes that the layer loses, of those that it has. ``frozen``: whether its
     statistics are frozen afterwards; None to leave that as it is.
@@ -31,6 +31,7 @@ class NewState(NamedTuple):
     buffers: dict[str, Any] | None = None
     removed: frozenset[str] = KIND_ATTRIBUTES
     frozen: bool | None = None
+    modules: dict[str, Any] | None = None
 
 
 def state_change(name: str, module: nn.Module, new: NewState) -> Step:
@@ -42,9 +43,11 @@ def state_change(name: str, module: nn.Module, new: NewState) -> Step:
     old = {key: vars(module)[key] for key in names}
     tables = {
         key: (vars(module)[key], table)
-        for key, table in (("_parameters", new.parameters), ("_buffers", new.buffers))
+        for key, table in (
+            ("_parameters", new.parameters), ("_buffers", new.buffers), ("_modules", new.modules),
+        )
         if table is not None
-    }
+    }  # fmt: skip
 
     def apply(cls: type, remove: Iterable[str], add: dict[str, Any], which: int) -> None:
         # The class first: if a later line fails, undo goes by it.
@@ -84,7 +87,7 @@ def _device(module: nn.Module) -> torch.device | None:
 def _move(table: dict[str, Any], device: torch.device | None) -> None:
     """Bring tensors that were out of the model to where it was moved meanwhile."""
     for key, tensor in table.items():
-        if tensor is None or tensor.device == device:
+        if not isinstance(tensor, Tensor) or tensor.device == device:
             continue
         if isinstance(tensor, nn.Parameter):
             tensor.data = tensor.data.to(device)

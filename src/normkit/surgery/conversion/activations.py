@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,7 @@ from normkit.core.activations import Act
 from normkit.handle import Skipped, Step
 from normkit.surgery.modules import walk
 
-__all__ = ["put_out", "why_not_put_out"]
+__all__ = ["module_of", "put_out", "why_not_put_out"]
 
 _MODULES: dict[str, Callable[[float], nn.Module]] = {
     "relu": lambda _: nn.ReLU(),
@@ -22,10 +22,18 @@ _MODULES: dict[str, Callable[[float], nn.Module]] = {
 }
 
 
-def why_not_put_out(model: nn.Module, layer: nn.Module, act: Act) -> str | None:
-    """Return why a module after ``layer`` cannot apply ``act`` in its place; None if it can."""
-    if act.name not in _MODULES:
-        return f"torch.nn has no module for its act {act.name!r}"
+def module_of(act: Act) -> nn.Module | None:
+    """Return the module of ``torch.nn`` that computes ``act``, or None.
+
+    >>> module_of(Act("leaky_relu", 0.2))
+    LeakyReLU(negative_slope=0.2)
+    """
+    make = _MODULES.get(act.name)
+    return None if make is None else make(act.slope)
+
+
+def why_not_put_out(model: nn.Module, layer: nn.Module) -> str | None:
+    """Return why modules after ``layer`` cannot do what it did at its end; None if they can."""
     if layer is model or any(key == "_orig_mod" for _, key in _places(model, layer)):
         return "the model itself, with an activation: put it into torch.nn.Sequential(layer) first"
     if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
@@ -36,10 +44,12 @@ def why_not_put_out(model: nn.Module, layer: nn.Module, act: Act) -> str | None:
     return None
 
 
-def put_out(model: nn.Module, name: str, layer: nn.Module, act: Act) -> Step:
-    """Return the step that puts ``Sequential(layer, activation)`` in the place of ``layer``."""
-    both = nn.Sequential(layer, _MODULES[act.name](act.slope))
-    both.training = both[1].training = layer.training
+def put_out(
+    model: nn.Module, name: str, layer: nn.Module, after: Sequence[nn.Module]
+) -> tuple[Step, str]:
+    """Return the step that puts ``Sequential(layer, *after)`` in the place of ``layer``; a note."""
+    both = nn.Sequential(layer, *after)
+    both.training = layer.training
     places = list(_places(model, layer))
 
     def do() -> None:
@@ -53,7 +63,9 @@ def put_out(model: nn.Module, name: str, layer: nn.Module, act: Act) -> Step:
             parent._modules[key] = layer
         return None
 
-    return Step(do, undo)
+    called = ", ".join(type(module).__name__ for module in after)
+    note = f"{called} in a module after it; its own keys begin with {f'{name}.0'!r}"
+    return Step(do, undo), note
 
 
 def _places(model: nn.Module, layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -30,6 +30,7 @@ class Calls:
     def __init__(self) -> None:
         self._ranks: dict[int, set[int]] = {}
         self._residual: set[int] = set()
+        self._single: set[int] = set()
 
     @classmethod
     def observe(cls, model: nn.Module, batch: Any, forward: Forward | None) -> Calls:
@@ -47,8 +48,16 @@ class Calls:
         inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         if inputs:
             self._ranks.setdefault(id(module), set()).add(inputs[0].dim())
+            if inputs[0].shape[2:].numel() == 1:
+                self._single.add(id(module))
         if len(inputs) > 1:
             self._residual.add(id(module))
+
+    def share(self, module: nn.Module, twin: nn.Module) -> None:
+        """Let the calls of ``module`` count for ``twin`` too."""
+        if id(module) in self._ranks:
+            self._ranks[id(twin)] = self._ranks[id(module)]
+            self._single |= {id(twin)} if id(module) in self._single else set()
 
     def __bool__(self) -> bool:
         return bool(self._ranks)
@@ -61,6 +70,10 @@ class Calls:
         """Return the number of spatial axes of its inputs; None if unknown or of several."""
         axes = {max(rank - 2, 1) for rank in self.ranks(module)}
         return axes.pop() if len(axes) == 1 else None
+
+    def without_positions(self, module: nn.Module) -> bool:
+        """Return True if an input of ``module`` had one value for each channel and sample."""
+        return id(module) in self._single
 
     def with_residual(self, module: nn.Module) -> bool:
         """Return True if ``module`` was called with two tensors."""

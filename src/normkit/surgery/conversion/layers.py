@@ -167,12 +167,11 @@ def why_skipped(
 
 def _why_no_positions(module: nn.Module, axes: int | None, calls: Calls) -> str | None:
     """Return why the channels of a layer cannot be normalized by themselves; None if they can."""
+    if calls.without_positions(module):
+        return "one value for each channel and sample, which has no deviation"
     if isinstance(module, (_InstanceNorm, LayerNorm2d)):
         return None
-    ranks = calls.ranks(module)
-    if 2 in ranks:
-        return "one value for each channel and sample, which has no deviation"
-    if axes in (0, 1) and not ranks:
+    if axes in (0, 1) and not calls.ranks(module):
         return (
             "its inputs may be (N, C), with one value for each channel and sample: batches= shows "
             "whether they are"

@@ -24,6 +24,7 @@ from normkit.statistics.batches.tensors import count_samples
 from normkit.statistics.layers.find import unwrap
 from normkit.statistics.layers.preserve import overwrite
 from normkit.surgery.conversion.calls import as_in_evaluation
+from normkit.surgery.conversion.plan import Conversion
 
 __all__ = ["Matching"]
 
@@ -46,7 +47,7 @@ class Matching:
 
     Args:
         model: the model, with its former layers.
-        layers: those that will compute something else, by name.
+        layers: those that will compute something else.
         batches: kept batches.
         forward: as in :func:`normkit.recalibrate`.
     """
@@ -54,13 +55,14 @@ class Matching:
     def __init__(
         self,
         model: nn.Module,
-        layers: Sequence[tuple[str, nn.Module]],
+        layers: Sequence[Conversion],
         batches: Sequence[Any],
         forward: Forward | None,
     ) -> None:
         self._model, self._batches, self._forward = unwrap(model), batches, forward
-        self._layers = dict(layers)
-        self._former = self._observe(self._layers, _outputs)
+        self._layers = {one.name: one.module for one in layers}
+        sources = {id(one.module): one.source for one in layers}
+        self._former = self._observe(self._layers, lambda m, x: _outputs(sources[id(m)], x))
         self._saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         self.distances: dict[str, tuple[float, float]] = {}
         """By layer, how far its outputs are from the former ones, in deviations of those: with γ
@@ -208,6 +210,7 @@ def _twin(layer: nn.Module, parameters: dict[str, Any]) -> Any:
     twin = object.__new__(type(layer))
     vars(twin).update(vars(layer))
     vars(twin)["_parameters"] = {**layer._parameters, **parameters}
+    vars(twin)["training"] = False
     if isinstance(layer, Layer):
         vars(twin).update(_act=None, _act_option=None)
     return twin

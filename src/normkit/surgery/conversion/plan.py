@@ -9,6 +9,8 @@ from torch import nn
 
 from normkit.handle import Changed, Skipped, Step
 from normkit.nn.freezing import base_class, is_constant
+from normkit.nn.norm_spec import equivalent
+from normkit.surgery.conversion.activations import put_out, why_not_put_out
 from normkit.surgery.conversion.calls import Calls
 from normkit.surgery.conversion.groups import check_divides
 from normkit.surgery.conversion.kinds import BATCH, SAMPLE, Target
@@ -23,7 +25,7 @@ from normkit.surgery.conversion.layers import (
     why_skipped,
     why_still_constant,
 )
-from normkit.surgery.conversion.states import converted_state, sizes_note
+from normkit.surgery.conversion.states import as_foreign, converted_state, sizes_note
 from normkit.surgery.conversion.sync_groups import check_group_size, process_group
 from normkit.surgery.freezable import check_finite
 from normkit.surgery.modules import walk
@@ -34,11 +36,17 @@ __all__ = ["Conversion", "Plan", "plan"]
 
 
 class Conversion(NamedTuple):
-    """One layer to convert: its row, and the class that it becomes."""
+    """One layer to convert: its row, and the class that it becomes.
+
+    ``source``: the layer itself, or a twin of this package that computes what a layer of another
+    library does, with the modules ``then`` after it.
+    """
 
     row: Changed
     module: nn.Module
+    source: nn.Module
     after: type[nn.Module]
+    then: list[nn.Module]
 
     @property
     def name(self) -> str:
@@ -58,12 +66,10 @@ class Plan:
         self.skipped: list[Skipped] = []
         self.done = False
 
-    def differing(self, target: Target) -> list[tuple[str, nn.Module]]:
+    def differing(self, target: Target) -> list[Conversion]:
         """Return the layers that will normalize by something else in evaluation than now."""
         return [
-            (one.name, one.module)
-            for one in self.conversions
-            if pool(one.module) != pool_after(one.module, target)
+            one for one in self.conversions if pool(one.source) != pool_after(one.source, target)
         ]
 
     def rows_and_steps(self, model: nn.Module, target: Target) -> tuple[list[Changed], list[Step]]:
@@ -72,13 +78,20 @@ class Plan:
         group = process_group(size) if size and self.conversions else None
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         order = {name: i for i, (name, _) in enumerate(walk(model))}
-        pairs = list(self.constant)
+        pairs: list[tuple[Changed, list[Step]]] = [(row, [step]) for row, step in self.constant]
         for one in self.conversions:
             tensor = next((t for t in one.module._parameters.values() if t is not None), like)
-            new = converted_state(one.module, target, one.after, tensor.detach(), group)
-            pairs.append((one.row, state_change(one.name, one.module, new)))
+            new = converted_state(one.source, target, one.after, tensor.detach(), group)
+            if one.source is not one.module:
+                new = as_foreign(one.module, one.source, new)
+            row, steps = one.row, [state_change(one.name, one.module, new)]
+            if one.then:
+                step, note = put_out(model, one.name, one.module, one.then)
+                steps.append(step)
+                row = row._replace(note="; ".join(filter(None, (row.note, note))))
+            pairs.append((row, steps))
         pairs.sort(key=lambda pair: order[pair[0].name])
-        return [row for row, _ in pairs], [step for _, step in pairs]
+        return [row for row, _ in pairs], [step for _, steps in pairs for step in steps]
 
 
 def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
@@ -100,27 +113,33 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
                 row = Changed(name, before, trainable_class(module), note=NEW_PARAMETERS)
                 result.constant.append((row, state_change(name, module, trainable_state(module))))
             continue
-        known = before in BATCH or (target.kind.converts_all and before in SAMPLE)
+        source, then = equivalent(module) or (module, [])
+        if source is not module:
+            calls.share(module, source)
+        kind = base_class(type(source))
+        known = kind in BATCH or (target.kind.converts_all and kind in SAMPLE)
         if not known and not isinstance(module, nn.modules.batchnorm._BatchNorm):
             if (other := why_other(module, target)) is not None:
                 result.skipped.append(Skipped(name, before, other))
             continue
-        after = form(module, target, calls)
+        after = form(source, target, calls)
         if after is before and _is_done(module, target):
             result.done = True
             continue
-        why = why_skipped(module, target, after, calls)
+        why = why_skipped(source, target, after, calls) or (
+            why_not_put_out(model, module) if then else None
+        )
         if why is not None or after is None:
             result.skipped.append(Skipped(name, before, why or "there is no such layer"))
             continue
-        row = Changed(name, before, after, note=_note(module, target, after))
-        result.conversions.append(Conversion(row, module, after))
+        row = Changed(name, before, after, note=_note(source, target, after))
+        result.conversions.append(Conversion(row, module, source, after, then))
     _check(result, target)
     return result
 
 
 def _check(result: Plan, target: Target) -> None:
-    layers = [(one.name, one.module) for one in result.conversions]
+    layers = [(one.name, one.source) for one in result.conversions]
     if target.name == "group" and target.number is not None:
         check_divides(target.number, [(name, channels(module)) for name, module in layers])
     if target.name == "frozen":

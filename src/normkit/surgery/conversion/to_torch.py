@@ -27,7 +27,7 @@ from normkit.nn.layer import Layer
 from normkit.nn.namesakes import namesake
 from normkit.nn.weightstandardization import WeightStandardized
 from normkit.surgery.class_change import class_change
-from normkit.surgery.conversion.activations import put_out, why_not_put_out
+from normkit.surgery.conversion.activations import module_of, put_out, why_not_put_out
 from normkit.surgery.conversion.calls import Calls
 from normkit.surgery.conversion.layers import CONSTANT
 from normkit.surgery.conversion.states import STATISTICS
@@ -86,13 +86,14 @@ def plan(model: nn.Module, calls: Calls) -> tuple[list[Changed], list[Skipped], 
             skipped.append(Skipped(name, cls, after if isinstance(after, str) else str(why)))
             continue
         row, new = _change(name, module, after)
-        changed.append(row)
         lazy = isinstance(module, LazyModuleMixin)  # and may be initialized before undo
         change = class_change(name, module, new.cls) if lazy else state_change(name, module, new)
         steps.append(change)
-        act = vars(module).get("_act") if isinstance(module, Layer) else None
-        if act is not None:
-            steps.append(put_out(model, name, module, act))
+        if (act := _activation(module)) is not None:
+            step, note = put_out(model, name, module, [act.train(module.training)])
+            steps.append(step)
+            row = row._replace(note="; ".join(filter(None, (row.note, note))))
+        changed.append(row)
     return changed, skipped, steps
 
 
@@ -120,9 +121,11 @@ def _class_of(module: nn.Module, cls: type) -> StandIn | str | None:
 def _why_not(model: nn.Module, module: nn.Module, after: type, calls: Calls) -> str | None:
     if calls.with_residual(module) and isinstance(module, Layer):
         return "called with a residual, which torch.nn's layers do not add"
-    act = vars(module).get("_act") if isinstance(module, Layer) else None
-    if act is not None and (why := why_not_put_out(model, module, act)) is not None:
-        return why
+    if getattr(module, "act", None) is not None and isinstance(module, Layer):
+        if _activation(module) is None:
+            return f"torch.nn has no module for its act={module.act!r}"
+        if (why := why_not_put_out(model, module)) is not None:
+            return why
     return why_not_convertible(module, after)
 
 
@@ -147,11 +150,14 @@ def _change(name: str, module: nn.Module, after: StandIn) -> tuple[Changed, NewS
         notes.append(_EVALUATION)
         attributes["training"], frozen = False, False
         removed |= {"_requested_mode"}
-    if (act := vars(module).get("_act") if ours else None) is not None:
-        inner = f"{name}.0".lstrip(".")
-        notes.append(f"act={act.option!r} in a module after it; its own keys begin with {inner!r}")
     new = NewState(after.cls, attributes, parameters, buffers, frozenset(removed), frozen)
     return Changed(name, cls, after.cls, note="; ".join(dict.fromkeys(notes))), new
+
+
+def _activation(module: nn.Module) -> nn.Module | None:
+    """Return a module that applies the activation of a layer here; None if there is none."""
+    act = module._act if isinstance(module, Layer) else None
+    return None if act is None else module_of(act)
 
 
 def _with_parameters(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -19,6 +19,7 @@ from normkit.surgery.conversion.calls import Calls
 from normkit.surgery.conversion.groups import groups_for
 from normkit.surgery.conversion.kinds import BATCH, SAMPLE, Target
 from normkit.surgery.modules import is_opaque, why_not_convertible, why_opaque, why_subclass
+from normkit.surgery.sequential import LAYERS
 from normkit.surgery.trainable import why_not_trainable
 
 __all__ = [
@@ -126,7 +127,7 @@ def why_other(module: nn.Module, target: Target) -> str | None:
             return "lazy and not yet initialized"
         if base_class(type(module)) is nn.LayerNorm or type(module).__name__ == "LayerNorm":
             return "normalizes the last axes, which need not be channels"
-        return why_subclass(module)
+        return _why_not_exact(module)
     spec = stats_spec(module)
     if spec is not None and not spec.affine:
         return "normalizes by its input beside its running statistics"
@@ -145,7 +146,7 @@ def why_skipped(
     if before not in BATCH and before not in SAMPLE:
         if isinstance(module, LazyModuleMixin):
             return "lazy and not yet initialized"
-        return why_subclass(module)
+        return _why_not_exact(module)
     if isinstance(module, LazyModuleMixin):
         return "lazy and not yet initialized"
     axes = spatial_axes(module, target, calls)
@@ -163,6 +164,13 @@ def why_skipped(
             return why
     shared = OPTIONS if isinstance(module, Layer) else ()
     return why_not_convertible(module, after, shared)
+
+
+def _why_not_exact(module: nn.Module) -> str:
+    """Return why a layer is left whose class is none of the known ones, but derives from one."""
+    if base_class(type(module)) in LAYERS:  # of this package, such as those that take a mask
+        return "has no counterpart among other kinds"
+    return why_subclass(module)
 
 
 def _why_no_positions(module: nn.Module, axes: int | None, calls: Calls) -> str | None:

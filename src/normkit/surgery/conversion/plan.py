@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from normkit.handle import Changed, Skipped, Step
+from normkit.nn.foreign import original_class
 from normkit.nn.freezing import base_class, is_constant
 from normkit.nn.norm_spec import equivalent
+from normkit.nn.stats_spec import overrides_forward
 from normkit.surgery.conversion.activations import put_out, why_not_put_out
 from normkit.surgery.conversion.calls import Calls
 from normkit.surgery.conversion.groups import check_divides
@@ -113,7 +115,7 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
                 row = Changed(name, before, trainable_class(module), note=NEW_PARAMETERS)
                 result.constant.append((row, state_change(name, module, trainable_state(module))))
             continue
-        source, then = equivalent(module) or (module, [])
+        source, then = _source(module)
         if source is not module:
             calls.share(module, source)
         kind = base_class(type(source))
@@ -136,6 +138,16 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
         result.conversions.append(Conversion(row, module, source, after, then))
     _check(result, target)
     return result
+
+
+def _source(module: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """Return a layer here that computes what ``module`` does, and modules to call after it.
+
+    A layer of another library has a twin; all others, and plain subclasses, are their own source.
+    """
+    cls = original_class(base_class(type(module)))
+    twin = equivalent(module) if overrides_forward(cls) else None
+    return twin or (module, [])
 
 
 def _check(result: Plan, target: Target) -> None:

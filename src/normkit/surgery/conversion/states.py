@@ -76,11 +76,10 @@ def as_foreign(module: nn.Module, twin: nn.Module, new: NewState) -> NewState:
     The twin holds its activation, so the modules that applied it leave.
     """
     plain = vars(nn.Module()).keys()
-    own = {key: value for key, value in vars(twin).items() if key not in plain}
-    own = {key: value for key, value in own.items() if key not in new.removed}
+    twins = {k: v for k, v in vars(twin).items() if k not in plain and k not in new.removed}
     parameters = twin._parameters if new.parameters is None else new.parameters
     buffers = twin._buffers if new.buffers is None else new.buffers
-    attributes, frozen, removed = {**own, **new.attributes}, new.frozen, new.removed
+    attributes, frozen, removed = {**twins, **new.attributes}, new.frozen, new.removed
     if is_frozen(module) and "running_mean" not in {k for k, b in buffers.items() if b is not None}:
         attributes["training"], frozen = vars(module)["_requested_mode"], False
         removed |= {"_requested_mode"}

@@ -37,7 +37,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def overrides_forward(layer: nn.Module) -> bool:
     """Return True for a class of a third party that computes something of its own."""
-    by = next(cls for cls in type(layer).__mro__ if "forward" in vars(cls))
+    # accelerate puts a class before the layer's own, which computes the same.
+    classes = [cls for cls in type(layer).__mro__ if "_computes" not in vars(cls)]
+    by = next(cls for cls in classes if "forward" in vars(cls))
     return not by.__module__.startswith(("torch.", "normkit."))
 
 

@@ -23,7 +23,7 @@ from normkit.nn.stats_spec import stats_spec
 from normkit.statistics.check_arguments import check_model
 from normkit.statistics.layers.train_overrides import KEPT, kept_in_evaluation
 from normkit.surgery.freezable import UNMOVED, caveat, check_finite, why_not_frozen
-from normkit.surgery.modules import walk
+from normkit.surgery.modules import PARALLEL, in_parallel, walk
 from normkit.surgery.trainable import thaw, why_not_trainable
 
 __all__ = ["freeze", "unfreeze"]
@@ -125,10 +125,11 @@ def _switch(verb: str, model: nn.Module, statistics: bool, affine: bool) -> Hand
     layers: list[tuple[str, nn.Module]] = []
     constant: list[tuple[str, nn.Module]] = []
     skipped: list[Skipped] = []
+    parallel = in_parallel(model)
     for name, module in walk(model):
         why = why_not_frozen(module, statistics, freezing)
         if not freezing and is_constant(module):
-            why = why_not_trainable(module)
+            why = PARALLEL if id(module) in parallel else why_not_trainable(module)
             if why is None:
                 constant.append((name, module))
                 continue

@@ -7,13 +7,16 @@ from collections.abc import Container, Iterator
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from normkit.nn.freezing import base_class
 from normkit.nn.stats_spec import has_own_forward
 
 __all__ = [
+    "PARALLEL",
     "added_names",
+    "in_parallel",
     "is_opaque",
     "set_class",
     "walk",
@@ -37,6 +40,15 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             prefix = f"{name}." if name else ""
             children = [(prefix + k, m) for k, m in module._modules.items() if m is not None]
             stack += reversed(children)
+
+
+PARALLEL = "within DistributedDataParallel, which would not average gradients of new parameters"
+
+
+def in_parallel(model: nn.Module) -> frozenset[int]:
+    """Return the identities of modules whose gradients are averaged by a list made before."""
+    wrappers = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
+    return frozenset(id(m) for wrapper in wrappers for m in wrapper.modules())
 
 
 def is_opaque(module: nn.Module) -> bool:

@@ -89,7 +89,8 @@ class Matching:
     def summary(self) -> str:
         """Say what was solved, on how much, and how far the outputs are from the former ones."""
         samples = sum(count_samples(batch) or 1 for batch in self._batches)
-        head = f"γ and β of {len(self.distances)} layers solved on {samples} samples"
+        count = len(self.distances)
+        head = f"γ and β of {count} layer{'s' * (count != 1)} solved on {samples} samples"
         rest = len(self._layers) - len(self.distances)
         tail = f"; {rest} not called, with γ and β taken over" if rest else ""
         if not self.distances:

@@ -27,10 +27,11 @@ from normkit.surgery.conversion.layers import (
     why_skipped,
     why_still_constant,
 )
+from normkit.surgery.conversion.parallel import list_buffers
 from normkit.surgery.conversion.states import as_foreign, converted_state, sizes_note
 from normkit.surgery.conversion.sync_groups import check_group_size, process_group
 from normkit.surgery.freezable import check_finite
-from normkit.surgery.modules import walk
+from normkit.surgery.modules import PARALLEL, in_parallel, walk
 from normkit.surgery.new_state import state_change
 from normkit.surgery.trainable import NEW_PARAMETERS, trainable_class, trainable_state
 
@@ -86,14 +87,15 @@ class Plan:
             new = converted_state(one.source, target, one.after, tensor.detach(), group)
             if one.source is not one.module:
                 new = as_foreign(one.module, one.source, new)
-            row, steps = one.row, [state_change(one.name, one.module, new)]
+            row, each = one.row, [state_change(one.name, one.module, new)]
             if one.then:
                 step, note = put_out(model, one.name, one.module, one.then)
-                steps.append(step)
+                each.append(step)
                 row = row._replace(note="; ".join(filter(None, (row.note, note))))
-            pairs.append((row, steps))
+            pairs.append((row, each))
         pairs.sort(key=lambda pair: order[pair[0].name])
-        return [row for row, _ in pairs], [step for _, steps in pairs for step in steps]
+        steps = [step for _, each in pairs for step in each]
+        return [row for row, _ in pairs], [*list_buffers(model), *steps, *list_buffers(model)]
 
 
 def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
@@ -103,7 +105,7 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
         OptionError: groups that do not divide the channels of a layer, or the processes.
         StatisticsError: a layer's statistics are not finite, for "frozen".
     """
-    result = Plan()
+    result, parallel = Plan(), in_parallel(model)
     for name, module in walk(model):
         before = base_class(type(module))
         if is_constant(module):
@@ -111,6 +113,8 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
                 result.done = True
             elif (why := why_still_constant(module, target)) is not None:
                 result.skipped.append(Skipped(name, before, why))
+            elif id(module) in parallel:
+                result.skipped.append(Skipped(name, before, PARALLEL))
             else:
                 row = Changed(name, before, trainable_class(module), note=NEW_PARAMETERS)
                 result.constant.append((row, state_change(name, module, trainable_state(module))))

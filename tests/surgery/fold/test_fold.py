@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import normkit as nk
 from tests.surgery.fold.sweep import RandomNet, settle
@@ -230,6 +231,16 @@ def bn() -> nn.Module:
     return nn.BatchNorm2d(4)
 
 
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def parametrized(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
 def hooked() -> nn.Module:
     layer = conv()
     layer.register_forward_hook(lambda *_: None)
@@ -307,6 +318,13 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "hook around both": (lambda: tapped(nn.Sequential(conv(), bn())), 1),
     "functional": (lambda: Calls(lambda m, x: m.bn(F.conv2d(x, m.conv.weight)),
                                  conv=conv(), bn=bn()), 0),
+    "forward called": (lambda: Calls(lambda m, x: m.bn(m.conv(x)) + m.bn.forward(x),
+                                     conv=conv(), bn=bn()), 0),
+    "statistics used too": (lambda: Calls(lambda m, x: m.bn(m.conv(x)) + m.bn.running_var.sum(),
+                                          conv=conv(), bn=bn()), 0),
+    "other weights": (lambda: Calls(lambda m, x: m.bn(functional_call(
+        m.conv, {"weight": m.conv.weight.detach() * 2}, (x,))), conv=conv(), bn=bn()), 0),
+    "parametrized normalization": (lambda: nn.Sequential(conv(), parametrized(bn())), 1),
     "weight used too": (lambda: Calls(lambda m, x: m.bn(m.conv(x)) + m.conv.weight.sum(),
                                       conv=conv(), bn=bn()), 0),
     "cat": (lambda: Calls(lambda m, x: m.bn(torch.cat([m.a(x), m.b(x)], 1)),

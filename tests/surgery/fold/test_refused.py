@@ -123,6 +123,25 @@ def test_a_model_that_is_wrong_in_its_own_type_is_undone(monkeypatch: pytest.Mon
     assert torch.equal(model(X), before) and type(model[1]) is nn.BatchNorm2d
 
 
+class Asks(nn.Module):
+    """A model whose code asks a layer that could be folded for its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)[:, : self.body[1].num_features]
+
+
+def test_a_model_whose_code_needs_the_layer_is_undone() -> None:
+    model = Asks().eval()
+    before = model(X)
+    with pytest.raises(nk.StatisticsError, match=r"num_features.*ask a folded layer"):
+        nk.fold(model, X)
+    assert torch.equal(model(X), before)
+
+
 class Casts(nn.Module):
     """A model whose code demands float32, as some for images of bytes do."""
 

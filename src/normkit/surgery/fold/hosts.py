@@ -142,8 +142,11 @@ def _checked(call: Event, recording: Recording, owners: dict[int, int]) -> nn.Mo
         tensor = tensor_table(module, key).get(key)
         if tensor is None or why is not None:
             continue
-        if recording.users.get(id(tensor), set()) - {id(module)}:
+        users = recording.users.get(id(tensor), set())
+        if users - {id(module)}:
             why = f"has a {key} that is used elsewhere too"
+        elif not users and id(tensor) in owners:
+            why = f"is called with another {key} than its own"
         elif owners.get(id(tensor), 0) > 1:
             why = f"shares its {key} with another layer"
         elif type(tensor) not in (Tensor, nn.Parameter):

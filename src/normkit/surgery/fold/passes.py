@@ -89,8 +89,15 @@ class Passes:
         """
         tensors = (*self._model.parameters(), *self._model.buffers()) if rounded else ()
         types = self.types | {t.dtype for t in tensors if t.is_floating_point()}
-        with self.precision():
-            apart = distance(self.exact, self.run())
+        try:
+            with self.precision():
+                apart = distance(self.exact, self.run())
+        except Exception as error:
+            raise StatisticsError(
+                message("a folded model that runs", f"{type(error).__name__}: {error}",
+                        "its code may ask a folded layer for something: the model is as it was, "
+                        "fold its other parts, nk.fold(model.part, an input of it)")
+            ) from error  # fmt: skip
         _raise_if_apart(apart, max((rounding(dtype, _WHOLE) for dtype in types), default=0.0))
         return apart
 

@@ -63,6 +63,9 @@ def find_merge(name: str, module: nn.Module, act: str | None, context: Context) 
             raise NotExactError("called with something else than one tensor first")
         if call.outputs[0].maker is not call:
             raise NotExactError("returns its input")
+    for tensor in (*module.parameters(), *module.buffers()):
+        if context.recording.users.get(id(tensor), set()) - {id(module)}:
+            raise NotExactError("its weights or statistics are used elsewhere too")
     try:
         return _merge(name, module, calls, context, _before)
     except NotExactError as error:

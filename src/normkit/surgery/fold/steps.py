@@ -52,7 +52,8 @@ def remains(module: nn.Module, calls: list[Event]) -> nn.Module:
     act = _act_module(getattr(module, "_act", None)) if isinstance(module, Layer) else None
     if act is None and module._modules:
         # Of timm's, which hold a dropout and an activation under these names.
-        inner = [(k, m) for k, m in module._modules.items() if m is not None]
+        names = [k for k in module._modules if k != "parametrizations"]
+        inner = [(k, m) for k in names if (m := module._modules[k]) is not None]
         if all(isinstance(m, nn.Identity) for _, m in inner):
             return nn.Identity()
         return nn.Sequential(OrderedDict(inner))

@@ -1,9 +1,9 @@
 """Accelerate one model of each of many families of timm, and compare it with the original.
 
-    python benchmarks/timm_families.py                    # a table; a quarter of an hour
-    python benchmarks/timm_families.py vit_tiny_patch16_224 --time
-    python benchmarks/timm_families.py --others           # torchvision and transformers
-    python benchmarks/timm_families.py --write            # all, into docs/other-libraries.md
+    python benchmarks/timm_families.py                    # a table; ten minutes
+    python benchmarks/timm_families.py vit_tiny_patch16_224
+    python benchmarks/timm_families.py --others           # of torchvision and transformers
+    python benchmarks/timm_families.py --time --write     # times, into docs/other-libraries.md
 
 Needs timm and its torchvision, for the torch that is installed, and transformers for ``--others``;
 weights are random and nothing is downloaded. Each model has random γ, β and running statistics.
@@ -35,8 +35,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import other_libraries
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "other-libraries.md"
-BEGIN = "<!-- results: made by benchmarks/timm_families.py, not by hand -->"
-END = "<!-- end of results -->"
 # The smallest model of each.
 FAMILIES = """
     cait_xxs24_224 coat_tiny convnext_atto convnextv2_atto crossvit_tiny_240
@@ -218,31 +216,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="*", help="default: one of each family")
     parser.add_argument("--others", action="store_true", help="torchvision's and transformers'")
-    parser.add_argument("--time", action="store_true", help="also time a few models")
-    parser.add_argument("--write", action="store_true", help=f"write both tables into {PAGE.name}")
+    parser.add_argument("--time", action="store_true", help="time a few models instead")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    others = [*other_libraries.BUILDERS]
-    names = options.models or (others if options.others else FAMILIES.split())
-    rows = measured(names)
-    parts = [table(HEADS, [cells(row) for row in rows]), total(rows)]
-    if options.write:
-        rows += measured(others)
-        parts += [table(HEADS, [cells(row) for row in rows[-len(others) :]])]
-    if options.time or options.write:
+    if options.time:
         heads = ["model", f"training step, batch of {BATCH}", "evaluation"]
-        parts += [table(heads, [times(name) for name in options.models or TIMED.split()])]
-        print(f"\n{parts[-1]}", flush=True)
+        text = table(heads, [times(name) for name in options.models or TIMED.split()])
+        print(text)
+        write("times", text, options.write)
+        return
+    others = [*other_libraries.BUILDERS]
+    rows = measured(options.models or (others if options.others else FAMILIES.split()))
     print(f"\n{total(rows)}")
-    if options.write:
-        before, begin, rest = PAGE.read_text().partition(BEGIN)
-        end = rest.partition(END)[2]
-        text = "\n\n".join([before + begin, *parts, END + end])
-        PAGE.write_text(text)
-    if any(
-        max(row.outputs, row.gradients, row.statistics) > 1e-6 or not row.undone for row in rows
-    ):
+    text = "\n\n".join([table(HEADS, [cells(row) for row in rows]), total(rows)])
+    write("others" if options.others else "families", text, options.write)
+    worst = [max(row.outputs, row.gradients, row.statistics) for row in rows]
+    if max(worst) > 1e-6 or not all(row.undone for row in rows):
         sys.exit("a model differs from its original")
+
+
+def write(key: str, text: str, wanted: bool) -> None:
+    """Replace one table of the page, if that is ``wanted``."""
+    if wanted:
+        begin, end = f"<!-- {key}: made by benchmarks/timm_families.py -->", f"<!-- {key} end -->"
+        before, rest = PAGE.read_text().split(begin)
+        PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def measured(names: list[str]) -> list[Row]:

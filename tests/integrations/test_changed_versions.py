@@ -85,6 +85,11 @@ class EvaluationDiffers(known.GroupNorm):
         return y if self.training else y * 1.001
 
 
+class DrawsNumbers(known.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
 class ReturnsTwo(known.LayerNorm):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), x
@@ -98,7 +103,7 @@ class Fails(known.LayerNorm):
 TIMM, TF = "timm.layers.norm", "transformers.models.any.modeling_any"
 CHANGED: list[tuple[type, str, Tensor, str]] = [
     (EpsOutside, f"{TF}.AnyRMSNorm", ROWS, "agrees with none of the 6 formulas"),
-    (OtherEps, "torchvision.ops.misc.FrozenBatchNorm2d", IMAGE, "other outputs in training"),
+    (OtherEps, "torchvision.ops.misc.FrozenBatchNorm2d", IMAGE, "none of the 2"),
     (Unbiased, f"{TIMM}.LayerNorm", ROWS, "other outputs in training"),
     (TwoPlus, f"{TF}.AnyRMSNorm", ROWS, "none of the 6"),
     (ActFirst, f"{TIMM}_act.BatchNormAct2d", IMAGE, "other outputs"),
@@ -107,6 +112,7 @@ CHANGED: list[tuple[type, str, Tensor, str]] = [
     (KeepsOtherStatistics, f"{TIMM}_act.BatchNormAct2d", IMAGE, "other running statistics"),
     (StopsGradient, f"{TIMM}.LayerNorm", ROWS, "other gradients"),
     (EvaluationDiffers, f"{TIMM}.GroupNorm", IMAGE, "other outputs in evaluation"),
+    (DrawsNumbers, f"{TIMM}.LayerNorm", ROWS, "other outputs in training"),
     (ReturnsTwo, f"{TIMM}.LayerNorm", ROWS, "something else than a tensor"),
     (Fails, f"{TIMM}.LayerNorm", ROWS, "NotImplementedError: needs a kernel of its own"),
 ]

@@ -84,3 +84,37 @@ def test_statistics(case: Case) -> None:
         torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-5)
         results.append(expected.detach())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_subclasses_that_inherit_forward_stay_known_to_every_tool() -> None:
+    class Theirs(nn.BatchNorm2d):
+        """As many projects have it, for another default."""
+
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, eps=1e-3)
+
+    model = nn.Sequential(nn.Conv2d(3, C, 1), Theirs(C), nn.ReLU())
+    batches = [torch.randn(8, 3, 4, 4)]
+    before = copy.deepcopy(model).train()(batches[0])
+    handle = nk.accelerate(model)
+    assert [row.name for row in handle.changed] == ["1"] and isinstance(model[1], Theirs)
+    torch.testing.assert_close(model(batches[0]), before, rtol=1e-4, atol=1e-5)
+    assert not nk.recalibrate(model, batches, samples=None, progress=False).skipped
+    assert nk.freeze(model).changed and not nk.accelerate(model).changed
+    with torch.device("meta"):
+        assert nk.accelerate(nn.Sequential(Theirs(3))).changed
+
+
+def test_parametrized_layers_keep_their_class() -> None:
+    from torch.nn.utils import parametrize
+
+    layer, x = build(CASES[0])
+    nk.accelerate(layer)
+    parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    y, other = layer.eval()(x), copy.deepcopy(layer)
+    assert torch.equal(other(x), y) and type(other) is type(layer)
+    plain, _ = build(CASES[0])
+    parametrize.register_parametrization(plain, "weight", nn.Softplus())
+    torch.testing.assert_close(plain.eval()(x), y)
+    (row,) = nk.accelerate(plain).skipped
+    assert row.why == "parametrized"

@@ -13,9 +13,5 @@ register_norm(
     "torchvision.models.convnext.LayerNorm2d",
     NormSpec(LayerNorm2d, shape="normalized_shape", like_torch=True),
 )
-for name in (
-    "torchvision.ops.misc.FrozenBatchNorm2d",
-    "detectron2.layers.batch_norm.FrozenBatchNorm2d",
-    "layers.batch_norm.FrozenBatchNorm2d",
-):
-    register_norm(name, FROZEN)
+# And their many copies in other repositories.
+register_norm("*.FrozenBatchNorm2d", FROZEN, NormSpec(FrozenBatchNorm2d, eps=1e-5))

@@ -48,17 +48,20 @@ class ForeignMixin(nn.Module):
         # By the library's class, which can be imported by its name.
         parts = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         cls = base_class(type(self))
+        if "_computes" not in vars(cls):  # something was put before it, such as parametrizations
+            return parts
         return (_blank, (original_class(cls), cast(Any, cls)._formula), *parts[2:])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled layer, as the library's own if that computes something else now."""
         super().__setstate__(state)
-        if "forward" in vars(self):
+        cls = base_class(type(self))
+        if "forward" in vars(self) or "_computes" not in vars(cls):
             return
         from normkit.nn.norm_spec import norm_spec
 
         spec = norm_spec(self)
-        cls = original_class(base_class(type(self)))
+        cls = original_class(cls)
         if spec is None:
             warnings.warn(
                 f"{cls.__qualname__} is computed by its own library, whose version computes "
@@ -76,7 +79,6 @@ def foreign_class(cls: type[nn.Module], spec: NormSpec) -> type[nn.Module]:
         names: dict[str, Any] = {
             key: getattr(cls, key) for key in ("__module__", "__qualname__", "__doc__")
         }
-        # In the class itself: by the name of the class that defines it, tools know the layer.
         names |= {"_computes": cls, "_formula": spec, "forward": _forward_of(cls, spec)}
         meta: Any = type(cls)
         created = _CREATED.setdefault((cls, spec), meta(cls.__name__, (ForeignMixin, cls), names))

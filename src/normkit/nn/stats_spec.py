@@ -214,8 +214,12 @@ def replaces_forward(layer: nn.Module) -> bool:
 
 
 def definer(cls: type, name: str) -> type:
-    """Return the class among the bases of ``cls`` whose attribute ``name`` it has."""
-    return next(base for base in cls.__mro__ if name in vars(base))
+    """Return the class among the bases of ``cls`` whose attribute ``name`` it has.
+
+    Not one of :mod:`normkit.nn.foreign`, which computes what the class after it does.
+    """
+    bases = (base for base in cls.__mro__ if "_computes" not in vars(base))
+    return next(base for base in bases if name in vars(base))
 
 
 def qualified_name(cls: type) -> str:

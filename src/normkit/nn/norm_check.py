@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ HALF = 0.05
 
 # Sizes up to which layers are compared one by one.
 SMALL = 8
-_NO_OPTIONS = {"training", "_requested_mode", "_stats_updated", "num_features", "num_channels"}
+_NO_OPTIONS = {*vars(nn.Module()), "_requested_mode", "_stats_updated", "num_features",
+               "num_channels"}  # fmt: skip
 
 _known: dict[Any, str | None] = {}
 
@@ -42,9 +45,13 @@ class _Marker(nn.Module):
 def why_differs(layer: nn.Module, cls: type[nn.Module], spec: NormSpec) -> str | None:
     """Return how the ``forward`` of ``cls`` differs from ``spec`` on ``layer``; None if it agrees.
 
-    Each class is compared once for each set of attributes.
+    Each class is compared once for each set of attributes, and each layer anew where attributes
+    cannot be compared themselves.
     """
-    key = cls, cls.forward, spec, _settings(layer)
+    try:
+        key = cls, cls.forward, spec, _settings(layer)
+    except TypeError:
+        return _compare(layer, cls, spec)
     if key not in _known:
         _known[key] = _compare(layer, cls, spec)
     return _known[key]
@@ -55,19 +62,39 @@ def _settings(layer: nn.Module) -> Any:
 
     Layers of other sizes compute the same, apart from very small ones.
     """
-    simple = (int, float, str, bool, type(None))
     values = [
-        (name, value)
-        for name, value in vars(layer).items()
-        if isinstance(value, simple) and name not in _NO_OPTIONS
+        (name, _as_key(value)) for name, value in vars(layer).items() if name not in _NO_OPTIONS
     ]
     tensors = [
         (name, None if t is None else tuple(min(size, SMALL) for size in t.shape))
         for table in (layer._parameters, layer._buffers)
         for name, t in table.items()
     ]
-    children = [(name, type(child)) for name, child in layer._modules.items()]
+    children = [
+        (name, type(child), () if child is None else _settings(child))
+        for name, child in layer._modules.items()
+    ]
     return tuple(values), tuple(tensors), tuple(children)
+
+
+def _as_key(value: Any) -> Any:
+    """Return a value that equals that of another layer only where both mean the same.
+
+    Raises:
+        TypeError: there is none, as of a tensor or an object that may change.
+    """
+    if isinstance(value, dict):
+        return tuple((_as_key(key), _as_key(each)) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_as_key, value))
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(map(_as_key, value))
+    # A key holds its values, so that no other object gets their identity.
+    plain = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device,
+             torch.memory_format, torch.Size, type, FunctionType, BuiltinFunctionType)  # fmt: skip
+    if not isinstance(value, (*plain, Enum)):
+        raise TypeError(type(value).__name__)
+    return type(value), value
 
 
 def _compare(layer: nn.Module, cls: type[nn.Module], spec: NormSpec) -> str | None:

@@ -17,7 +17,8 @@ class MaskedMoments(NamedTuple):
     """Moments of the selected values of each pool, and the input relative to their mean.
 
     Args:
-        centred: input minus ``mean``, 0 where not selected, in float32 or wider, (N, C, \\*).
+        centred: input minus ``mean``, 0 where not selected, in float32 or wider, as the pool views
+            it.
         values: number of selected values, of the shape ``pool.stats(N, C, S)`` as all below.
         mean: their mean; 0 in a pool without any.
         rest: what rounding left in it: the mean of ``centred``, detached.
@@ -52,11 +53,11 @@ def masked_moments(x: Tensor, mask: Tensor, pool: Pool) -> MaskedMoments:
     count = positions * (c // pool.groups if pool.over == "group" else 1)
     total = count.clamp_min(1).to(x4.dtype)
     mean = x4.sum(pool.dims, keepdim=True) / total
-    x4 = torch.where(chosen, x4 - mean, 0.0)
+    x4 = torch.addcmul(x4, mean, chosen.to(x4.dtype), value=-1)
     # Detached, since its derivative is zero but for rounding.
     rest = (x4.sum(pool.dims, keepdim=True) / total).detach()
     var = x4.square().sum(pool.dims, keepdim=True) / total - rest.square()
-    return MaskedMoments(x4.reshape(x.shape), count, mean, rest, var.clamp_min(0))
+    return MaskedMoments(x4, count, mean, rest, var.clamp_min(0))
 
 
 def selected(x: Tensor, mask: Tensor) -> Tensor:

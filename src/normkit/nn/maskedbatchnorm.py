@@ -8,7 +8,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL
 from normkit.errors import ShapeError, message
 from normkit.kernels.call import Normalized
-from normkit.kernels.modes import exporting
+from normkit.kernels.modes import differentiates, exporting
 from normkit.nn.batchnorm import BatchNorm1d, BatchNorm2d
 from normkit.nn.batchstatistics import BatchStatistics
 from normkit.nn.inputs import check_channels, check_eps, prepare
@@ -35,11 +35,14 @@ class MaskedBatch(BatchStatistics):
         self._check_input_dim(input)
         input, residual = prepare(self, input, residual)
         mask = checked_mask(self, mask, input)
-        input = without(input, mask)
-        residual = None if residual is None else without(residual, mask)
         tensors = self._layer_tensors()
         weight, bias, mean, var, _ = tensors
-        if not self.training and mean is not None and var is not None:
+        fixed = not self.training and mean is not None and var is not None
+        # Each value by itself there; but a gradient of 0 times what the padding holds may be NaN.
+        if not fixed or differentiates(input, residual, weight, bias):
+            input = without(input, mask)
+            residual = None if residual is None else without(residual, mask)
+        if fixed:
             return without(super().forward(input, residual), mask)
         check_channels(self, input, weight, mean)
         check_eps(self, self.eps, True)

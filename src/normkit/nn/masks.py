@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.core import formula
 from normkit.core.formula import Spec
 from normkit.core.masked import masked_moments
 from normkit.core.pools import concrete
@@ -82,6 +81,19 @@ def normalize(
         rest = None if residual is None else residual.double()
         y, count, mean, var = normalize(x.double(), mask, spec, weight, bias, rest)
         return y.to(x.dtype), count, mean, var
+    c = concrete(x.shape[1])
+    params = spec.pool.params(c)
+    factor = torch.rsqrt(m.var + spec.eps)
+    if weight is not None:
+        factor = factor * weight.reshape(params).to(factor.dtype)
+    offset = -m.rest * factor
+    if bias is not None:
+        offset = offset + bias.reshape(params).to(factor.dtype)
     # From the centred values, as the mean itself is rounded.
-    y = formula.normalize(m.centred, spec, weight, bias, residual, m.rest, m.var)
-    return without(y.to(x.dtype), mask), m.values, (m.mean + m.rest).detach(), m.var.detach()
+    y = torch.addcmul(offset, m.centred, factor)
+    if residual is not None:
+        y = y + residual.reshape(m.centred.shape).to(y.dtype)
+    if spec.act is not None:
+        y = spec.act(y)
+    y = without(y.reshape(x.shape).to(x.dtype), mask)
+    return y, m.values, (m.mean + m.rest).detach(), m.var.detach()

@@ -118,3 +118,32 @@ def test_parametrized_layers_keep_their_class() -> None:
     torch.testing.assert_close(plain.eval()(x), y)
     (row,) = nk.accelerate(plain).skipped
     assert row.why == "parametrized"
+
+
+CONSTANT = [case for case in CASES if "FrozenBatchNorm" in case.name]
+
+
+@pytest.mark.parametrize("case", CONSTANT, ids=lambda c: c.name)
+def test_constant_layers_learn_again_with_their_activation(case: Case) -> None:
+    for layer, x in both(case):
+        model = nn.Sequential(layer)
+        classes, names = type(layer), vars(layer).keys()
+        expected, state = model(x), layer.state_dict()
+        handle = nk.unfreeze(model)
+        assert [row.name for row in handle.changed] == ["0"] and not handle.skipped
+        assert type(model[0]) is nk.BatchNorm2d and not [*layer.children()]
+        torch.testing.assert_close(model.eval()(x), expected, rtol=1e-4, atol=1e-5)
+        model.train()(x).sum().backward()
+        assert layer.weight.grad is not None
+        handle.undo()
+        assert type(layer) is classes and vars(layer).keys() == names
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(layer.state_dict()[key], value) for key, value in state.items())
+        assert not nk.convert(nn.Sequential(copy.deepcopy(layer)), "batch").skipped
+
+
+def test_a_constant_layer_whose_activation_would_be_lost_stays_constant() -> None:
+    layer, _ = build(next(case for case in CONSTANT if "Act2d" in case.name))
+    layer.act = nn.Hardswish()
+    (row,) = nk.unfreeze(nn.Sequential(layer)).skipped
+    assert row.why == "calls Hardswish after normalizing"

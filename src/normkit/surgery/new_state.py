@@ -12,7 +12,7 @@ from normkit.handle import Skipped, Step
 from normkit.nn.freezing import base_class, frozen_class, is_frozen
 from normkit.surgery.modules import added_names, set_class
 
-__all__ = ["NewState", "state_change"]
+__all__ = ["NewState", "as_foreign", "state_change"]
 
 # Attributes that only some kinds of batch normalization have.
 KIND_ATTRIBUTES = frozenset({"ghost_size", "process_group", "r_max", "d_max", "_last"})
@@ -32,6 +32,22 @@ class NewState(NamedTuple):
     removed: frozenset[str] = KIND_ATTRIBUTES
     frozen: bool | None = None
     modules: dict[str, Any] | None = None
+
+
+def as_foreign(module: nn.Module, twin: nn.Module, new: NewState) -> NewState:
+    """Return the state of a layer of another library by that of its ``twin`` here.
+
+    The twin holds its activation, so the modules that applied it leave.
+    """
+    plain = vars(nn.Module()).keys()
+    twins = {k: v for k, v in vars(twin).items() if k not in plain and k not in new.removed}
+    parameters = twin._parameters if new.parameters is None else new.parameters
+    buffers = twin._buffers if new.buffers is None else new.buffers
+    attributes, frozen, removed = {**twins, **new.attributes}, new.frozen, new.removed
+    if is_frozen(module) and "running_mean" not in {k for k, b in buffers.items() if b is not None}:
+        attributes["training"], frozen = vars(module)["_requested_mode"], False
+        removed |= {"_requested_mode"}
+    return NewState(new.cls, attributes, parameters, buffers, removed, frozen, {})
 
 
 def state_change(name: str, module: nn.Module, new: NewState) -> Step:

@@ -20,8 +20,9 @@ from normkit.nn import (
     FrozenBatchNorm3d,
 )
 from normkit.nn.freezing import base_class, freeze_layer, is_frozen, unfreeze_layer
+from normkit.nn.norm_spec import equivalent
 from normkit.surgery.modules import why_not_convertible
-from normkit.surgery.new_state import NewState, state_change
+from normkit.surgery.new_state import NewState, as_foreign, state_change
 
 __all__ = ["NEW_PARAMETERS", "thaw", "trainable_class", "trainable_state", "why_not_trainable"]
 
@@ -54,6 +55,9 @@ def trainable_class(module: nn.Module) -> type[_BatchNorm]:
 
 def why_not_trainable(module: nn.Module) -> str | None:
     """Return why a constant layer cannot become one that learns; None if it can."""
+    module, then = _twin(module)
+    if then:
+        return f"calls {', '.join(type(one).__name__ for one in then)} after normalizing"
     values = [module._buffers.get(name, module._parameters.get(name)) for name in _TENSORS]
     if any(v is None or v.dim() != 1 or v.shape != values[0].shape for v in values):  # type: ignore[union-attr]
         return "constant by construction, and lacks a weight, bias, mean or variance by channel"
@@ -67,6 +71,17 @@ def why_not_trainable(module: nn.Module) -> str | None:
 
 def trainable_state(module: nn.Module) -> NewState:
     """Return the state of a constant layer as one that learns, in new tensors."""
+    twin, _ = _twin(module)
+    new = _trainable_state(twin)
+    return new if twin is module else as_foreign(module, twin, new)
+
+
+def _twin(module: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """Return a layer here that computes what ``module`` does, or itself, and what it calls then."""
+    return equivalent(module) or (module, [])
+
+
+def _trainable_state(module: nn.Module) -> NewState:
     cls = trainable_class(module)
     weight, bias, mean, var = (getattr(module, name).detach().clone() for name in _TENSORS)
     example = cls(len(weight), eps=_eps(module) or 0.0, device="meta")

@@ -28,11 +28,11 @@ from normkit.surgery.conversion.layers import (
     why_still_constant,
 )
 from normkit.surgery.conversion.parallel import list_buffers
-from normkit.surgery.conversion.states import as_foreign, converted_state, sizes_note
+from normkit.surgery.conversion.states import converted_state, sizes_note
 from normkit.surgery.conversion.sync_groups import check_group_size, process_group
 from normkit.surgery.freezable import check_finite
 from normkit.surgery.modules import PARALLEL, in_parallel, walk
-from normkit.surgery.new_state import state_change
+from normkit.surgery.new_state import as_foreign, state_change
 from normkit.surgery.trainable import NEW_PARAMETERS, trainable_class, trainable_state
 
 __all__ = ["Conversion", "Plan", "plan"]

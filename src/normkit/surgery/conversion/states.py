@@ -15,7 +15,7 @@ from normkit.surgery.conversion.kinds import Target
 from normkit.surgery.conversion.layers import channels, groups_after
 from normkit.surgery.new_state import KIND_ATTRIBUTES, NewState
 
-__all__ = ["STATISTICS", "as_foreign", "converted_state", "sizes_note"]
+__all__ = ["STATISTICS", "converted_state", "sizes_note"]
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -68,22 +68,6 @@ def converted_state(
         issubclass(after, _NormBase)
     ) else _without_statistics(module, after)  # fmt: skip
     return NewState(after, attributes, None, buffers, removed, False if thaws else None)
-
-
-def as_foreign(module: nn.Module, twin: nn.Module, new: NewState) -> NewState:
-    """Return the state of a layer of another library by that of its ``twin`` here.
-
-    The twin holds its activation, so the modules that applied it leave.
-    """
-    plain = vars(nn.Module()).keys()
-    twins = {k: v for k, v in vars(twin).items() if k not in plain and k not in new.removed}
-    parameters = twin._parameters if new.parameters is None else new.parameters
-    buffers = twin._buffers if new.buffers is None else new.buffers
-    attributes, frozen, removed = {**twins, **new.attributes}, new.frozen, new.removed
-    if is_frozen(module) and "running_mean" not in {k for k, b in buffers.items() if b is not None}:
-        attributes["training"], frozen = vars(module)["_requested_mode"], False
-        removed |= {"_requested_mode"}
-    return NewState(new.cls, attributes, parameters, buffers, removed, frozen, {})
 
 
 def sizes_note(module: nn.Module, target: Target, after: type[nn.Module]) -> str:

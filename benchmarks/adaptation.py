@@ -42,7 +42,7 @@ RESULT = HERE / "adaptation.json"
 CACHE = HERE.parent / "build" / "adaptation"
 TRAIN, TEST, BATCH = 10_000, 1_000, 200
 SMALL, PRIORS, OF_SMALL = (1, 2, 4, 8, 16, 200), (0, 4, 16, 64, 256), 200
-ORDER_SIZES, ORDER_TEST = (2, 8, 32, 200), 2_000
+ORDER_SIZES, ORDER_TEST = (8, 32, 200), 1_000
 
 Images = tuple[Tensor, Tensor]
 
@@ -179,7 +179,7 @@ def orders(model: nn.Module, split: data.Split, seed: int) -> list[dict[str, Any
             order = torch.randperm(len(labels), generator=generator)
             order = labels.argsort(stable=True) if how == "sorted" else order
             for size in ORDER_SIZES:
-                with nk.adapt(model, 0 if size > 2 else 16) as handle, torch.no_grad():
+                with nk.adapt(model, 16) as handle, torch.no_grad():
                     for batch in images[order].split(size):
                         model(batch)
                         if handle.order is not None and handle.order.ordered:
@@ -225,8 +225,12 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if not options.print:
         CACHE.mkdir(parents=True, exist_ok=True)
+        seeds = sorted(
+            range(options.seeds), key=lambda seed: (CACHE / f"seed-{seed}.json").exists()
+        )
         with ProcessPoolExecutor(options.workers) as pool:
-            result["seeds"] = list(pool.map(of_seed, range(options.seeds)))
+            of = dict(zip(seeds, pool.map(of_seed, seeds), strict=True))
+        result["seeds"] = [of[seed] for seed in sorted(of)]
         if options.torchcrepe:
             result["torchcrepe"] = adaptation_pitch.measure(options.seeds)
         result["setup"] = {"torch": torch.__version__, "train": TRAIN, "test": TEST, "batch": BATCH}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 
@@ -177,3 +178,28 @@ def test_batches_of_any_sizes(size: Callable[[int], int]) -> None:
             start += size(i)
             results.append(one.add(part, 1) if len(part) else None)
         assert any(each is not None and each.ordered for each in results) is noticed
+
+
+@pytest.mark.parametrize("options", [{"memory": 1000.0}, {"memory": math.inf}, {"prior": 64.0}])
+def test_a_stream_that_is_far_from_training_but_shuffled(options: dict[str, float]) -> None:
+    """What comes to the second layer depends on the size of the batch, or on the time."""
+    model = net()
+    for seed in range(10):
+        x = 30 * stream(LABELS[torch.randperm(640)], 1.0, seed) + 500
+        sizes = [64] * 8 + [8] * 16
+        with nk.adapt(model, **options) as handle, torch.no_grad():
+            for part in x.split(sizes):
+                model(part)
+        assert handle.order is not None
+        assert not handle.order.ordered
+
+
+def test_trained_layers_do_not_look_like_an_ordered_stream() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*net(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    x = stream(LABELS[torch.randperm(640)], 1.0, 0)
+    with nk.tent(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.3)) as handle:
+        for part in x.split(16):
+            model(part)
+    assert handle.order is not None
+    assert not handle.order.ordered

@@ -19,6 +19,7 @@ from normkit.adaptation.handle import (
 from normkit.adaptation.layers import find_adaptable
 from normkit.adaptation.normalizer import MixingNormalizer, PassCounter
 from normkit.adaptation.once import recalibrate_once
+from normkit.adaptation.order import LAYERS
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Step, run
 from normkit.statistics.batches.run_model import Forward
@@ -140,16 +141,28 @@ def adapt(
 
 
 def adaptation_steps(
-    inner: nn.Module, layers: list[NormLayer], prior: float, memory: float, order: OrderReport
+    inner: nn.Module,
+    layers: list[NormLayer],
+    prior: float,
+    memory: float,
+    order: OrderReport,
+    *,
+    constant: bool = True,
 ) -> tuple[list[Changed], list[Step], list[MixingNormalizer]]:
-    """Return rows, steps and normalizers of layers that are to adapt to what they are given."""
+    """Return rows, steps and normalizers of layers that are to adapt to what they are given.
+
+    ``constant``: weights stay.
+    """
     counter = PassCounter()
     normalizers = [
         MixingNormalizer(one, float(prior), float(memory), counter, order) for one in layers
     ]
-    tests = sum(not one.per_sample for one in layers)
-    for each in normalizers:
-        each.tests = tests
+    pooled = [each for one, each in zip(layers, normalizers, strict=True) if not one.per_sample]
+    # Over a stream, and where γ and β change, what comes to later layers changes with time.
+    spread = [round(i * (len(pooled) - 1) / (LAYERS - 1)) for i in range(LAYERS) if pooled]
+    deep = set(spread if constant and not memory else ())
+    for i, each in enumerate(pooled):
+        each.test_order(len(deep) + 1, i in deep)
     changed = [
         Changed(one.name, type(one.layer), type(one.layer), note=_note(one, prior, memory))
         for one in layers

@@ -20,14 +20,21 @@ __all__ = ["MixingNormalizer", "PassCounter"]
 
 
 class PassCounter:
-    """Forward pre-hook that counts the passes of a model."""
+    """Forward pre-hook that counts the passes of a model.
+
+    Attributes:
+        passes: number so far.
+        first: normalizer that was called first in this pass: its input has passed no other.
+    """
 
     def __init__(self) -> None:
         self.passes = 0
+        self.first: object = None
 
     def __call__(self, model: nn.Module, inputs: object) -> None:
         """Count one."""
         self.passes += 1
+        self.first = None
 
 
 class MixingNormalizer:
@@ -52,24 +59,31 @@ class MixingNormalizer:
         self.spec: StatsSpec = one.spec
         self.stream = Stream(memory)
         self.watch = OrderWatch()
-        self.tests = 1
+        self.watch.close()
+        self._tests, self._deep, self._size = 0, False, 0
         self._one, self._prior, self._memory = one, prior, memory
         self._counter, self._report = counter, report
         self._last_pass = 0
-        if one.per_sample:
-            self.watch.close()
 
     def reset(self) -> None:
         """Forget what was seen."""
         self.stream.reset()
-        if not self._one.per_sample:
-            self.watch = OrderWatch()
+        self.test_order(self._tests, self._deep)
+
+    def test_order(self, tests: int, deep: bool) -> None:
+        """Test this layer's input, as one of ``tests``.
+
+        A layer behind others is tested if ``deep``, and by batches of one size alone: there the
+        mean of the batch depends on the size and, over a stream, on what came before.
+        """
+        self._tests, self._deep, self._size = tests, deep, 0
+        self.watch = OrderWatch()
 
     def normalize(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``x`` with the mixed mean and variance taken out, for mean 0 and variance 1."""
         values = self.spec.values(layer, x)
         mean, var = self._moments(layer, values)
-        if not self._one.per_sample and self.watch.open and not transformed(values):
+        if self.watch.open and not transformed(values):
             self._look(values)
         eps = self._one.eps
         # The layer divides by √(1 + ε).
@@ -147,14 +161,18 @@ class MixingNormalizer:
 
     def _look(self, values: Tensor) -> None:
         """Compare this batch with those before it."""
-        passes = self._counter.passes
-        if passes and passes == self._last_pass:
+        counter, samples = self._counter, values.shape[0]
+        if counter.passes and counter.passes == self._last_pass:
             # Several calls for each batch differ by their place in the model.
             self.watch.close()
             return
-        self._last_pass = passes
+        self._last_pass = counter.passes
+        counter.first = counter.first or self
+        self._size = self._size or samples
+        if counter.first is not self and not (self._deep and samples == self._size):
+            return
         # Of one sample each, batches have one label in any order.
-        if values.shape[0] > 1 or (self._memory > 1 and values.shape[0]):
-            result = self.watch.add(values, self.tests)
+        if samples > 1 or (self._memory > 1 and samples):
+            result = self.watch.add(values, self._tests)
             if result is not None:
                 self._report(self._one.name, result)

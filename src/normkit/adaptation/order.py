@@ -2,10 +2,9 @@ r"""Notice a stream whose batches are not mixtures of it, such as one sorted by 
 
 Batch means of a shuffled stream differ by chance alone: the variance between them is that within
 batches over the batch size. In a sorted one each batch has a mean of its own. So it is an analysis
-of variance with the batches as groups, on what a layer normalizes: each sample's mean over space,
-channel by channel. A shift of the whole stream moves all batches alike and leaves it as it is.
-
-With :math:`m_{bi}` of batch b and sample i, each channel divided by its deviation within batches,
+of variance with the batches as groups, on what a layer normalizes: each sample's mean and deviation
+over space, channel by channel. A shift of the whole stream moves all batches alike and leaves it as
+it is. With :math:`m_{bi}` of batch b and sample i, each divided by its deviation within batches,
 
 .. math::
     F = \frac{\sum_c \sum_b n_b\,(\bar m_b - \bar m)^2 / (B - 1)}
@@ -13,8 +12,9 @@ With :math:`m_{bi}` of batch b and sample i, each channel divided by its deviati
 
 which is 1 on average for a shuffled stream. Channels go together, so the degrees of freedom are not
 C times those of one channel but Box's :math:`\nu = C^2 / \lVert R \rVert_F^2` times, for the
-correlation matrix R within batches (Box 1954, theorem 3.1). A layer deeper in the network, whose
-inputs the adapted layers before it have made more alike, tests more strictly, not less.
+correlation matrix R within batches (Box 1954, theorem 3.1). That holds for the first layer, whose
+input does not depend on the batch; deeper in the network batch statistics have made the batches
+more alike, so that tests there give fewer false alarms, not more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ALPHA", "GROUP", "LOOKS", "SHARE", "Order", "OrderWatch"]
+__all__ = ["ALPHA", "GROUP", "LAYERS", "LOOKS", "SHARE", "Order", "OrderWatch"]
 
 ALPHA = 0.01
 """Probability that a shuffled stream is said to be ordered, over all layers and looks together."""
@@ -41,8 +41,11 @@ GROUP = 8
 SHARE = 0.05
 """Least share of the variance between batches that is worth a warning."""
 
-CHANNELS = 32
-"""Channels that are looked at, of a layer that has more."""
+CHANNELS = 16
+"""Channels that are looked at, at most twice as many in layers of more."""
+
+LAYERS = 7
+"""Layers that are looked at beside the one that runs first, of a model that has more."""
 
 
 class Order(NamedTuple):
@@ -86,11 +89,13 @@ class OrderWatch:
             values: what the layer normalizes.
             tests: layers that are tested, by which the probability is multiplied.
         """
-        step = -(-values.shape[1] // CHANNELS)
+        step = max(1, values.shape[1] // CHANNELS)
         chosen = values.detach()[:, ::step].float()
-        means = chosen.flatten(2).mean(2) if values.dim() > 2 else chosen
+        if values.dim() > 2:
+            deviations, means = torch.std_mean(chosen.flatten(2), dim=2, correction=0)
+            chosen = torch.cat([means, deviations], 1)
         # Of this size no accelerator is faster; Apple's have no float64.
-        self._pending.append(means.cpu().double())
+        self._pending.append(chosen.cpu().double())
         if sum(map(len, self._pending)) < GROUP:
             return None
         group = torch.cat(self._pending)

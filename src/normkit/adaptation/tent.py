@@ -136,7 +136,7 @@ def tent(
     if prior:
         check_finite([(one.name, one.layer) for one in layers])
     order = OrderReport()
-    rows, steps, normalizers = adaptation_steps(inner, layers, prior, memory, order)
+    rows, steps, normalizers = adaptation_steps(inner, layers, prior, memory, order, constant=False)
     notes = {row.name: row.note for row in rows}
     by_layer: dict[str, tuple[type, list[str]]] = {}
     # Before classes change.

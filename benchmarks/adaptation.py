@@ -153,6 +153,21 @@ def small_batches(model: nn.Module, split: data.Split) -> dict[str, dict[str, fl
     return found
 
 
+def small_stream(model: nn.Module, split: data.Split) -> dict[str, float]:
+    """Mean accuracy likewise, with all of the stream so far: by size of batch."""
+    each = [images_of(split, kind, 3) for kind in range(1, len(CORRUPTIONS) + 1)]
+    measure = functools.partial(_of_stream, model, each)
+    return {str(size): measure(size) for size in SMALL}
+
+
+def _of_stream(model: nn.Module, each: list[Images], size: int) -> float:
+    figures = []
+    for images in each:  # a stream of one corruption, not of all in turn
+        with nk.adapt(model, 16, memory=math.inf):
+            figures.append(accuracy(model, images, size))
+    return sum(figures) / len(figures)
+
+
 @contextlib.contextmanager
 def merged() -> Iterator[None]:
     """Mix moments as those of one population, with the variance between the two means."""
@@ -204,6 +219,7 @@ def of_seed(seed: int) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         **{way: functools.partial(of_way, way, model, test) for way in WAYS},
         "small": lambda: small_batches(model, test.take(OF_SMALL, seed=seed)),
+        "small, stream": lambda: small_stream(model, test.take(OF_SMALL, seed=seed)),
         "order": lambda: orders(model, images.test.take(ORDER_TEST, seed=seed), seed),
     }
     for name, measure in parts.items():

@@ -28,7 +28,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def ways_of(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was measured by corruption."""
-    return [name for name in seeds[0] if name not in ("small", "order")]
+    return [name for name in seeds[0] if name not in ("small", "small, stream", "order")]
 
 
 def corruptions(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -70,10 +70,11 @@ def small(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     priors = list(seeds[0]["small"][sizes[-1]])
     rows = [
         [size, *(interval([seed["small"][size][p] for seed in seeds])
-                 if p in seeds[0]["small"][size] else "–" for p in priors)]
+                 if p in seeds[0]["small"][size] else "–" for p in priors),
+         interval([seed["small, stream"][size] for seed in seeds])]
         for size in sizes
     ]  # fmt: skip
-    return grid(["batch", *(f"prior {p}" for p in priors)], rows)
+    return grid(["batch", *(f"prior {p}" for p in priors), "stream, prior 16"], rows)
 
 
 def order(seeds: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -24,12 +24,12 @@ class PassCounter:
 
     Attributes:
         passes: number so far.
-        first: normalizer that was called first in this pass: its input has passed no other.
+        first: identity of the normalizer called first in this pass: its input has passed no other.
     """
 
     def __init__(self) -> None:
         self.passes = 0
-        self.first: object = None
+        self.first: int | None = None
 
     def __call__(self, model: nn.Module, inputs: object) -> None:
         """Count one."""
@@ -167,9 +167,9 @@ class MixingNormalizer:
             self.watch.close()
             return
         self._last_pass = counter.passes
-        counter.first = counter.first or self
+        counter.first = counter.first or id(self)
         self._size = self._size or samples
-        if counter.first is not self and not (self._deep and samples == self._size):
+        if counter.first != id(self) and not (self._deep and samples == self._size):
             return
         # Of one sample each, batches have one label in any order.
         if samples > 1 or (self._memory > 1 and samples):

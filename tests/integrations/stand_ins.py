@@ -35,7 +35,7 @@ class BatchNormAct(nn.BatchNorm2d):
         self.act = nn.ReLU(inplace=True) if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
-        assert x.dim() == 4
+        torch._assert(x.dim() == 4, "4D input")
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         momentum = self.momentum

@@ -156,7 +156,8 @@ def test_compiles_to_the_original_graph(case: Case) -> None:
     graphs: list[str] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(str([node.target for node in graph.graph.nodes]))
+        calls = [node.target for node in graph.graph.nodes if node.op != "placeholder"]
+        graphs.append(str(calls))
         return graph.forward
 
     for m in (layer, ours):

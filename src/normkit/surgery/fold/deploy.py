@@ -11,6 +11,7 @@ from torch import nn
 from normkit.handle import Changed, Handle, Skipped, Step
 from normkit.statistics.batches.run_model import Forward
 from normkit.surgery.convert import convert
+from normkit.surgery.fold.attributes import preserve_attributes
 from normkit.surgery.fold.fold import check_arguments, fold_model
 from normkit.surgery.fold.passes import Passes
 from normkit.surgery.fold.timing import Timing, compare_times
@@ -87,7 +88,8 @@ def deploy(
             handles.append(convert(model, "torch"))
         apart = passes.check(rounded=True)
         if before is not None:
-            times = compare_times(before, model, example, forward)
+            with preserve_attributes(model):
+                times = compare_times(before, model, example, forward)
     except BaseException:
         for handle in reversed(handles):
             handle.undo()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
 from normkit.compat import has_global_hooks
-from normkit.errors import OptionError, StatisticsError, message
+from normkit.errors import DataError, OptionError, StatisticsError, message
 from normkit.handle import Changed, Handle, run, warn_skipped
 from normkit.statistics.batches.run_model import Forward, check_batch
+from normkit.statistics.batches.tensors import tensors_in
 from normkit.statistics.check_arguments import check_function, check_has_values, check_model
 from normkit.statistics.layers.preserve import is_sharded
 from normkit.statistics.printing.describe import some
 from normkit.surgery.fold.hosts import is_host
 from normkit.surgery.fold.passes import Passes
+from normkit.surgery.fold.plan import NOT_REACHED
 from normkit.surgery.fold.recording import Recording
 from normkit.surgery.fold.trial import try_folds
 from normkit.surgery.modules import walk
@@ -44,9 +47,12 @@ def fold(model: nn.Module, example: Any, *, forward: Forward | None = None) -> H
     example is run, and its values are followed. Between the two there may be what passes a scale
     and shift: averages, reshaping, concatenation; maxima if no scale is negative; and into the
     layer after, padding with zeros if there is no shift. A layer is folded if that is exact for
-    every use of its neighbour: one that is called several times, whose output is used elsewhere,
-    seen by a hook or written to, whose weights are tied, parametrized or pruned, is left, and the
-    reason listed. What the example does not reach is left too.
+    every use of its neighbour in this pass: one that is called several times, whose output is used
+    elsewhere, seen by a hook or written to, whose weights are tied, parametrized or pruned, is
+    left, and the reason listed. What the example does not reach is left too. Where the model's code
+    takes another path for other inputs (a pad at odd sizes, a layer chosen by an argument), that
+    path is not seen: it is wrong where it uses a layer that has changed, and the handle says so
+    where there are layers that the example did not reach.
 
     Each fold is checked in float64, on random values, and the whole model on the example; a fold
     that fails is reverted and listed.
@@ -96,11 +102,16 @@ def fold_model(model: nn.Module, passes: Passes) -> Handle:
     before = passes.run()
     run(steps)
     try:
-        notes.insert(0, passes.check_own(before, passes.run()))
+        notes.insert(0, passes.check_own(before))
     except BaseException:
         for step in reversed(steps):
             step.undo()
         raise
+    if unreached := [row.name for row in skipped if row.why == NOT_REACHED]:
+        notes.append(
+            f"the example takes one of several paths, without {some(unreached)}: another path is "
+            "wrong where it uses a layer that has changed"
+        )
     notes.append("for evaluation: in training, what was folded does not normalize any more")
     changed = [
         Changed(f.merge.name, f.cls, type(f.rest), note=f"into {', '.join(f.merge.hosts)}")
@@ -145,7 +156,12 @@ def check_arguments(model: nn.Module, verb: str, example: Any, forward: Forward 
         raise OptionError(message("a model in evaluation mode, as only there batch normalization "
                                   "is a scale and shift", "a model in training mode",
                                   "call model.eval() first"))  # fmt: skip
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise OptionError(message("to be called outside autocast, which would round the checks",
+                                  "a call inside it", f"call {verb} before the block"))  # fmt: skip
     check_batch(model, example, forward)
+    if any(tensor.numel() == 0 for tensor in tensors_in(example)[:1]):
+        raise DataError(message("an example with a sample", "an empty one", "pass one sample"))
 
 
 def _notes(model: nn.Module, recording: Recording) -> list[str]:

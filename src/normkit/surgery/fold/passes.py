@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 
 from normkit.errors import StatisticsError, message
 from normkit.statistics.batches.run_model import Forward, run_model
-from normkit.statistics.batches.tensors import tensors_in
 from normkit.statistics.layers.preserve import preserve_buffers, preserve_rng, run_eagerly
+from normkit.surgery.fold.attributes import preserve_attributes
 from normkit.surgery.fold.checks import distance, in_float64, rounding, to_float64
+from normkit.surgery.fold.recording import output_tensors
 
 __all__ = ["Passes"]
 
@@ -38,12 +38,13 @@ class Passes:
         self._example, self._wide_example = example, to_float64(example)
         self.wide, self._inside = True, False
         self.types: set[torch.dtype] = set()
+        own = self.run()  # an error of the model's own is raised here
+        self._own_types = [tensor.dtype for tensor in own]
         try:
             with self.precision():
                 self.exact = self.run()
         except Exception:
-            self.wide = False
-            self.exact = self.run()  # an error of the model's own is raised here
+            self.wide, self.exact = False, own
         if not self.exact:
             raise StatisticsError(
                 message("a model whose output holds a tensor", "one without",
@@ -62,8 +63,13 @@ class Passes:
 
     @contextlib.contextmanager
     def leaving_nothing(self) -> Iterator[None]:
-        """Restore what a pass changes: random state and buffers."""
-        with preserve_rng(), preserve_buffers(self._model), run_eagerly(), torch.no_grad():
+        """Restore what a pass changes: random state, buffers and other attributes."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(preserve_rng())
+            stack.enter_context(preserve_attributes(self._model))
+            stack.enter_context(preserve_buffers(self._model))
+            stack.enter_context(run_eagerly())
+            stack.enter_context(torch.no_grad())
             yield
 
     def output(self) -> Any:
@@ -75,8 +81,7 @@ class Passes:
         """Run the model and return copies of the tensors in its output."""
         with self.leaving_nothing():
             output = self.output()
-        tensors = [t for t in tree_iter(output) if isinstance(t, Tensor)] or tensors_in(output)
-        return [t.detach().clone() for t in tensors]
+        return [t.detach().clone() for t in output_tensors(output)]
 
     def check(self, rounded: bool = False) -> float:
         """Compare the outputs of the model as it is now with those at first, in float64.
@@ -89,27 +94,42 @@ class Passes:
         """
         tensors = (*self._model.parameters(), *self._model.buffers()) if rounded else ()
         types = self.types | {t.dtype for t in tensors if t.is_floating_point()}
+        with self.precision():
+            apart = distance(self.exact, self._run_folded())
+        _raise_if_apart(apart, max((rounding(dtype, _WHOLE) for dtype in types), default=0.0))
+        return apart
+
+    def _run_folded(self) -> list[Tensor]:
+        """Run the model with folds made.
+
+        Raises:
+            StatisticsError: it does not run.
+        """
         try:
-            with self.precision():
-                apart = distance(self.exact, self.run())
+            return self.run()
         except Exception as error:
             raise StatisticsError(
                 message("a folded model that runs", f"{type(error).__name__}: {error}",
                         "its code may ask a folded layer for something: the model is as it was, "
                         "fold its other parts, nk.fold(model.part, an input of it)")
             ) from error  # fmt: skip
-        _raise_if_apart(apart, max((rounding(dtype, _WHOLE) for dtype in types), default=0.0))
-        return apart
 
-    def check_own(self, before: list[Tensor], after: list[Tensor]) -> str:
+    def check_own(self, before: list[Tensor]) -> str:
         """Compare the outputs of the model in its own types with those before; return the result.
 
         Raises:
             StatisticsError: they are further apart than rounding explains.
         """
+        if [tensor.dtype for tensor in before] != self._own_types:
+            raise StatisticsError(
+                message("a model that keeps nothing of a pass in float64",
+                        "one whose outputs have another type since: a cache outside its modules",
+                        "empty that cache, or keep it in an attribute of a module")
+            )  # fmt: skip
         # Whole numbers may be those of classes, which rounding changes.
         exact, first, second = (
-            [t for t in tensors if t.is_floating_point()] for tensors in (self.exact, before, after)
+            [t for t in tensors if t.is_floating_point()]
+            for tensors in (self.exact, before, self._run_folded())
         )
         allowed = max((rounding(t.dtype, _WHOLE) for t in first), default=0.0)
         if self.wide:

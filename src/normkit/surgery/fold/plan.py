@@ -13,7 +13,9 @@ from normkit.surgery.fold.norms import channel_axis, scale_shift
 from normkit.surgery.fold.operations import Affine, NotExactError, backward, expand, forward
 from normkit.surgery.fold.recording import Event, Recording, Value
 
-__all__ = ["Context", "Merge", "find_merge", "tensor_owners"]
+__all__ = ["NOT_REACHED", "Context", "Merge", "find_merge", "tensor_owners"]
+
+NOT_REACHED = "the example does not reach it"
 
 
 class Merge(NamedTuple):
@@ -57,7 +59,9 @@ def find_merge(name: str, module: nn.Module, act: str | None, context: Context) 
     """
     calls = context.recording.calls.get(id(module), [])
     if not calls:
-        raise NotExactError("the example does not reach it")
+        if id(module) in context.recording.reached:
+            raise NotExactError("called within another layer, whose own code it is a part of")
+        raise NotExactError(NOT_REACHED)
     for call in calls:
         if not call.args or not isinstance(call.args[0], Value) or len(call.outputs) != 1:
             raise NotExactError("called with something else than one tensor first")

@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Event", "Recording", "Value", "record", "values_in"]
+from normkit.statistics.batches.tensors import tensors_in
+
+__all__ = ["Event", "Recording", "Value", "output_tensors", "record", "values_in"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,15 +126,34 @@ def record(
         stack.enter_context(_Escapes(recorder))
         stack.enter_context(_Operations(recorder))
         output = run()
-    for value in [recorder.value_of(tensor) for tensor in _tensors(output)]:
+    for value in [recorder.value_of(tensor) for tensor in output_tensors(output)]:
         value.seen_by.append("the model's output")
-    # What is still there once the output is gone was kept by somebody, who may look at it later.
-    del output
     if recorder.alive():
         gc.collect()
+    # What is still there is kept by somebody who may look at it later, such as an object of the
+    # model's own in its output.
     for value in recorder.alive():
         value.seen_by.append("code that keeps it after the pass")
+    del output
     return recorder.recording
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Return the tensors in a model's output, those within dataclasses and objects too.
+
+    >>> from types import SimpleNamespace
+    >>> len(output_tensors((torch.ones(1), SimpleNamespace(boxes=torch.ones(2)))))
+    2
+    """
+    tensors: list[Tensor] = []
+    for leaf in tree_iter(output):
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+        elif inside := tensors_in(leaf):
+            tensors += inside
+        elif not isinstance(leaf, type) and hasattr(leaf, "__dict__"):
+            tensors += tensors_in(list(vars(leaf).values()))
+    return tensors
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """What a trained network loses by ``nk.convert`` to other statistics, and what solving saves.
 
-The lab's convolutional network and a narrow ResNet-18 (16 channels at first) are trained on
+The lab's convolutional network and a narrow ResNet-18 (8 channels at first) are trained on
 Fashion-MNIST with batch normalization and converted. Test accuracy, in percent:
 
 - *before*: with batch normalization;
@@ -9,7 +9,7 @@ Fashion-MNIST with batch normalization and converted. Test accuracy, in percent:
 - *least squares*: γ and β of each layer by regression on the former layer's outputs instead;
 - *+ epoch*: each of these after one more epoch of training at a fifth of the rate.
 
-    python benchmarks/conversion.py [--seeds 5] [--epochs 4] [--models convnet4] [--json FILE]
+    python benchmarks/conversion.py [--seeds 0 1 2] [--epochs 4] [--models NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch.nn import functional as F
 import normkit as nk
 from normkit.lab import data, models
 
-OPTIONS: dict[str, dict[str, int]] = {"convnet4": {}, "resnet18": {"width": 16}}
-KINDS = ("group", "layer", "instance")
+OPTIONS: dict[str, dict[str, int]] = {"convnet4": {}, "resnet18": {"width": 8}}
+KINDS = {"convnet4": ("group", "layer", "instance"), "resnet18": ("group",)}
 IMAGES, BATCH, RATE, SAMPLES = 5_000, 100, 0.05, 512
 
 Images = tuple[Tensor, Tensor]
@@ -110,7 +110,7 @@ def one_seed(name: str, seed: int, epochs: int, images: data.Dataset) -> dict[st
     result = {"before": accuracy(network, test)}
 
     def arms() -> Iterator[tuple[str, nn.Module]]:
-        for kind in KINDS:
+        for kind in KINDS[name]:
             yield f"{kind}, taken over", converted(kind)
             yield f"{kind}, solved", converted(kind, batches=batches)
         yield "group, least squares", least_squares(converted("group"), network, training[0][:512])
@@ -128,7 +128,7 @@ def one_seed(name: str, seed: int, epochs: int, images: data.Dataset) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--models", nargs="*", default=list(OPTIONS), choices=list(OPTIONS))
     parser.add_argument("--json", type=Path)
@@ -138,12 +138,12 @@ def main() -> None:
     table: dict[str, dict[str, list[float]]] = {}
     for name in options.models:
         columns: dict[str, list[float]] = {}
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
             for arm, value in one_seed(name, seed, options.epochs, images).items():
                 columns.setdefault(arm, []).append(value)
         table[name] = columns
-        print(f"{name}: mean and deviation over {options.seeds} seeds, %")
+        print(f"{name}: mean and deviation over {len(options.seeds)} seeds, %")
         for arm, values in columns.items():
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             print(f"  {arm:32} {statistics.mean(values):5.1f} ± {spread:.1f}", flush=True)

@@ -125,7 +125,7 @@ def why_other(module: nn.Module, target: Target) -> str | None:
     if target.kind.converts_all and isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
         if isinstance(module, LazyModuleMixin):
             return "lazy and not yet initialized"
-        if base_class(type(module)) is nn.LayerNorm or type(module).__name__ == "LayerNorm":
+        if isinstance(module, nn.LayerNorm):
             return "normalizes the last axes, which need not be channels"
         return _why_not_exact(module)
     spec = stats_spec(module)

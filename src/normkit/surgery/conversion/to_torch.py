@@ -46,7 +46,7 @@ class StandIn(NamedTuple):
 
 
 # Attributes of instances alone, which classes here have no default of.
-OWN = ("domains", "share_affine", "ghost_size", "r_max", "d_max", "_average", "_domain")
+KIND_ONLY = ("domains", "share_affine", "ghost_size", "r_max", "d_max", "_average", "_domain")
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _EVALUATION = "constant in evaluation mode alone, which it is in now"
@@ -133,7 +133,7 @@ def _change(name: str, module: nn.Module, after: StandIn) -> tuple[Changed, NewS
     cls = base_class(type(module))
     notes = [after.note] if after.note else []
     ours = isinstance(module, Layer)
-    removed = {*added_names(cls, after.cls), *OWN} if ours else {"_stats_updated"}
+    removed = {*added_names(cls, after.cls), *KIND_ONLY} if ours else {"_stats_updated"}
     attributes: dict[str, Any] = {}
     parameters = buffers = None
     if cls in CONSTANT:

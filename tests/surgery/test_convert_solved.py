@@ -186,6 +186,12 @@ def test_inputs_without_positions_are_no_instances() -> None:
         nk.convert(model, "instance")
     with pytest.warns(UserWarning, match="one value for each channel and sample"):
         nk.convert(model, "instance", batches=[x])
+    with pytest.warns(UserWarning, match=r"its inputs may be \(N, C\)"):  # a channel each
+        nk.convert(model, ("group", 4))
+    assert nk.convert(model, ("group", 2)).changed
+    unbatched = nn.Sequential(nn.InstanceNorm2d(3))
+    with pytest.warns(UserWarning, match="without a batch axis"):
+        nk.convert(unbatched, "layer", batches=[torch.randn(3, 3, 5)])
     rows = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.SyncBatchNorm(4))
     assert len(nk.convert(rows, "instance", batches=[torch.randn(6, 3, 5)]).changed) == 2
     assert [type(m) for m in rows[1:]] == [nk.InstanceNorm1d] * 2

@@ -196,4 +196,8 @@ def test_tools_see_torch_alone() -> None:
     assert nn.BatchNorm2d in kinds and not any(issubclass(k, Layer) for k in kinds)
     fused = torch.nn.utils.fusion.fuse_conv_bn_eval(model[0], model[1][0])
     torch.testing.assert_close(fused(x).relu(), model[:2](x), rtol=1e-4, atol=1e-5)
+    names = [["0", "1.0", "1.1"], ["2", "3"]]
+    quantizable = torch.ao.quantization.fuse_modules(copy.deepcopy(model), names)
+    assert type(quantizable[0]) is torch.ao.nn.intrinsic.ConvReLU2d
+    torch.testing.assert_close(quantizable(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)

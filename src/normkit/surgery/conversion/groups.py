@@ -21,13 +21,14 @@ def groups_for(channels: int) -> int:
     """Return the number of groups with about :data:`GROUP_OF` channels each.
 
     Of the divisors of ``channels`` the one whose ratio to it is nearest to 1; of two, the larger.
+    None has a single channel, which alone may have a single value.
 
-    >>> [groups_for(n) for n in (64, 24, 20, 17, 16, 3)]
-    [4, 2, 1, 1, 1, 1]
+    >>> [groups_for(n) for n in (64, 24, 20, 17, 16, 3, 521)]
+    [4, 2, 1, 1, 1, 1, 1]
     """
-    sizes = [size for size in range(channels, 0, -1) if channels % size == 0]
+    sizes = [size for size in range(channels, 1, -1) if channels % size == 0]
     size = min(sizes, key=lambda size: max(size / GROUP_OF, GROUP_OF / size), default=1)
-    return channels // size or 1
+    return max(channels // size, 1)
 
 
 def check_divides(groups: int, layers: Sequence[tuple[str, int]]) -> None:

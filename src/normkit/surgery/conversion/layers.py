@@ -155,8 +155,12 @@ def why_skipped(
         if axes:
             return f"{no_form} {axes} spatial axes"
         return f"{no_form} any number of spatial axes; batches= shows how many they have"
-    if target.name == "instance" and (why := _why_no_positions(module, axes, calls)):
+    groups = groups_after(module, target)
+    alone = groups == channels(module) and groups != pool(module)  # each channel by itself
+    if alone and (why := _why_no_positions(module, axes, calls)):
         return why
+    if isinstance(module, _InstanceNorm) and SAMPLE[before] + 1 in calls.ranks(module):
+        return "gets inputs without a batch axis, which other kinds need"
     if target.name == "frozen":
         if not keeps_stats(module):
             return "has no running statistics"

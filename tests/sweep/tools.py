@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.sweep import adapting, bad, behaviour, comparing, contexts, freezing, measuring, surgery
+from tests.sweep import (
+    adapting,
+    bad,
+    behaviour,
+    comparing,
+    contexts,
+    folding,
+    freezing,
+    measuring,
+    surgery,
+)
 from tests.sweep.fault import Fault
 from tests.sweep.trial import SkipTrial
 
@@ -51,6 +61,10 @@ TOOLS = {
     ),
     "accelerate": Tool(
         surgery.accelerate_cases, surgery.accelerate, "print(nk.accelerate(model))  # training: {}"
+    ),
+    "fold": Tool(
+        folding.fold_cases, folding.fold,
+        "model.eval(); print(nk.fold(model, inputs[0]))",
     ),
     "scale_momentum": Tool(
         surgery.scale_momentum_cases, surgery.scale_momentum,

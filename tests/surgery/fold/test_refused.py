@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import normkit as nk
 from normkit.surgery.fold import trial
 from tests.surgery.fold.sweep import settle
+from tests.surgery.fold.test_fold import TRAPS
 
 X = torch.randn(2, 3, 5, 5)
 
@@ -170,3 +172,15 @@ def test_random_state_buffers_and_modes_are_as_before() -> None:
     handle = nk.fold(model, X)
     assert torch.equal(torch.rand(3), expected) and len(handle.changed) == 1
     assert model[2].training and not model[0]._forward_hooks
+
+
+def test_weights_that_a_hook_computes_and_tensors_kept_are_as_before() -> None:
+    model = net().append(nn.Conv2d(4, 4, 1))
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    weight = model[2].weight
+    nk.fold(model, X)
+    assert model[2].weight is weight and weight.dtype == torch.float32
+    keeping = settle(TRAPS["output kept"][0]())
+    with pytest.warns(UserWarning, match="code that keeps it after the pass"):
+        nk.fold(keeping, torch.randn(2, 4, 5, 5))
+    assert not hasattr(keeping, "kept")

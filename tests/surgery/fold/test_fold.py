@@ -533,7 +533,7 @@ def test_examples(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore:fold changed nothing")
 def test_random_networks_are_folded_exactly_or_not_at_all() -> None:
     folded = 0
-    for seed in range(60):
+    for seed in range(40):
         net = RandomNet(seed)
         x, other = (torch.randn(n, net.channels[0], 6, s).double() for n, s in ((2, 6), (3, 7)))
         try:
@@ -544,7 +544,7 @@ def test_random_networks_are_folded_exactly_or_not_at_all() -> None:
         # The check of each fold is for what the search cannot know; here it can.
         assert not any("folded, it" in row.why for row in handle.skipped), (seed, handle)
         folded += len(handle.changed)
-    assert folded > 30
+    assert folded > 20
 
 
 def nk_fold_count(net: nn.Module, x: Tensor) -> tuple[Any, ...]:

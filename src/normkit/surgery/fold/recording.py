@@ -128,8 +128,8 @@ def record(
         output = run()
     for value in [recorder.value_of(tensor) for tensor in output_tensors(output)]:
         value.seen_by.append("the model's output")
-    if recorder.alive():
-        gc.collect()
+    if any(not value.seen_by for value in recorder.alive()):
+        gc.collect()  # which takes a good part of a second
     # What is still there is kept by somebody who may look at it later, such as an object of the
     # model's own in its output.
     for value in recorder.alive():

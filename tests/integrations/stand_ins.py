@@ -153,6 +153,18 @@ class ConvNextNorm(nn.LayerNorm):
         return super().forward(x)
 
 
+class SamNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C))
+        self.eps = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        y = centred / (centred.pow(2).mean(1, keepdim=True) + self.eps).sqrt()
+        return self.weight[:, None, None] * y + self.bias[:, None, None]
+
+
 class RmsNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -301,6 +313,8 @@ CASES = [
     _case(f"{_TF}.convnext.modeling_convnext.ConvNextLayerNorm", ConvNextNorm, (2, 3, 5, C),
           "channels_last"),
     _case(f"{_TF}.detr.modeling_detr.DetrFrozenBatchNorm2d", DetrFrozen, IMAGE),
+    _case("segment_anything.modeling.common.LayerNorm2d", SamNorm, IMAGE),
+    _case("model.RMSNorm", LlamaNorm, ROWS),
     _case("timm.models.metaformer.LayerNormNoBias", Inherited, ROWS),
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ module.
 """
 
 from normkit.integrations import (
+    copies,
     inplace_abn,
     quantization,
     sync_batchnorm,
@@ -14,6 +15,7 @@ from normkit.integrations import (
 )
 
 __all__ = [
+    "copies",
     "inplace_abn",
     "quantization",
     "sync_batchnorm",

@@ -48,7 +48,7 @@ NOT_CENTRED = "divides by the deviation without subtracting the mean, as no laye
 FILTER = "construct the model with normkit.FilterResponseNorm2d"
 EVO = "an EvoNorm, which normkit has no layer for"
 OTHERS = {
-    "norm_act.SyncBatchNormAct": "pools over processes, which PyTorch's own function does",
+    "norm_act.SyncBatchNormAct": 'pools over processes: use convert(model, "sync") in its place',
     "split_batchnorm.SplitBatchNorm2d": "has statistics for each part of the batch",
     "grn.GlobalResponseNorm": "compares channels by their norms, as no layer here does",
     "inplace_abn.InplaceAbn": "its own kernel writes over its input",

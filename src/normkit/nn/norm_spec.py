@@ -157,6 +157,8 @@ def _inherited(layer: nn.Module, cls: type[nn.Module]) -> tuple[NormSpec, ...] |
 
 
 def _registered(name: str) -> tuple[NormSpec, ...] | str | None:
+    if name.startswith("torch."):
+        return None
     parts = name.split(".")
     for i in range(len(parts) - 1):
         if (entry := _BY_NAME.get(".".join(parts[i:]))) is not None:

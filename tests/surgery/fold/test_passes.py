@@ -175,3 +175,87 @@ def test_empty_examples_and_autocast_are_refused() -> None:
         nk.fold(Block(), torch.randn(0, 3, 8, 8))
     with pytest.raises(nk.OptionError, match="outside autocast"), torch.autocast("cpu"):
         nk.fold(Block(), torch.randn(1, 3, 8, 8))
+
+
+class PadsBefore(Block):
+    """The normalization goes into the layer after, which pads at odd sizes."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = x.repeat(1, 2, 1, 1)[:, :4]
+        y = self.bn(x)
+        if y.shape[-1] % 2:
+            y = nn.functional.pad(y, (0, 1, 0, 1))
+        return self.tail(y)
+
+
+class FirstOfSequence(nn.Module):
+    """Of one token, nothing is left that would not be normalized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(9, 4), nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Any:
+        first, others = self.linear(self.embed(x)).split([1, x.shape[1] - 1], 1)
+        return torch.cat([self.norm(first[:, 0])[:, None], others], 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (PadsBefore(), torch.randn(1, 3, 8, 8)),
+        (FirstOfSequence().eval(), torch.ones(2, 1, dtype=torch.int64)),
+    ],
+)
+def test_other_sizes_take_the_same_path(model: nn.Module, example: Tensor) -> None:
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(nk.StatisticsError, match="inputs of every size"):
+        nk.fold(model, example)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_parts_of_the_output_that_forward_drops() -> None:
+    class Two(Block):
+        def forward(self, x: Tensor) -> Any:
+            y = self.conv(x)
+            return self.bn(y), y
+
+    with pytest.warns(UserWarning, match="fold changed nothing"):
+        nk.fold(Two(), torch.randn(2, 3, 8, 8), forward=lambda model, x: model(x)[0])
+
+
+def test_residuals_that_may_be_none() -> None:
+    class Maybe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nk.BatchNorm2d(3, act="relu")
+
+        def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+            y: Tensor = self.bn(self.conv(x), residual)
+            return y
+
+    model, x = Maybe().eval(), torch.randn(2, 3, 4, 4)
+    expected, added = model(x), model(x, x)
+    assert len(nk.fold(model, x).changed) == 1
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(x, x), added, rtol=1e-5, atol=1e-5)
+
+
+def test_for_tools_with_a_residual() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nk.GroupNorm(2, 4, act="relu")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            z: Tensor = self.norm(y, residual=y)
+            return z
+
+    model, x = Adds().eval(), torch.randn(2, 3, 4, 4)
+    expected = model(x)
+    handle = nk.deploy(model, x, for_tools=True)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert [row.name for row in handle.skipped] == ["norm"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,11 @@ def deploy(
     times: list[Timing] = []
     try:
         if for_tools:
-            handles.append(convert(model, "torch"))
+            with warnings.catch_warnings():  # the handle lists what stays
+                warnings.simplefilter("ignore", UserWarning)
+                # The example shows which layers are called with a residual.
+                back = convert(model, "torch", batches=[example], forward=forward)
+            handles.append(back)
         apart = passes.check(rounded=True)
         if before is not None:
             with preserve_attributes(model):

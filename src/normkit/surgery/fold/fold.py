@@ -50,9 +50,9 @@ def fold(model: nn.Module, example: Any, *, forward: Forward | None = None) -> H
     every use of its neighbour in this pass: one that is called several times, whose output is used
     elsewhere, seen by a hook or written to, whose weights are tied, parametrized or pruned, is
     left, and the reason listed. What the example does not reach is left too. Where the model's code
-    takes another path for other inputs (a pad at odd sizes, a layer chosen by an argument), that
-    path is not seen: it is wrong where it uses a layer that has changed, and the handle says so
-    where there are layers that the example did not reach.
+    takes another path for other inputs (a layer chosen by an argument), that path is not seen: it
+    is wrong where it uses a layer that has changed, and the handle says so where there are layers
+    that the example did not reach. Twice the samples and images larger by 1 are tried too.
 
     Each fold is checked in float64, on random values, and the whole model on the example; a fold
     that fails is reverted and listed.

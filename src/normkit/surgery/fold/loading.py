@@ -26,7 +26,9 @@ def load_folded(model: nn.Module, state_dict: Mapping[str, Any]) -> Handle:
     """Load the ``state_dict`` of a folded model into one that is not folded, in place.
 
     Layers whose entries are missing were folded and are removed, as :func:`normkit.fold` leaves
-    them; layers that got a bias by it get one. Then all entries are loaded, strictly.
+    them; layers that got a bias by it get one. Then all entries are loaded, strictly. Entries that
+    are missing for another reason, as of a checkpoint without normalization, look the same: compare
+    outputs where you do not know that it was folded.
 
     Args:
         model: built as the model was before it was folded, in evaluation mode.
@@ -49,6 +51,7 @@ def load_folded(model: nn.Module, state_dict: Mapping[str, Any]) -> Handle:
     >>> print(load_folded(model, folded.state_dict()))
     load_folded: 1 changed, 0 skipped
       1  nn.BatchNorm2d → nn.Identity
+      taken for folded, as their entries are missing
     >>> torch.equal(model(x), folded(x))
     True
     """
@@ -80,7 +83,8 @@ def load_folded(model: nn.Module, state_dict: Mapping[str, Any]) -> Handle:
         for step in reversed(steps):
             step.undo()
         raise
-    return Handle("load_folded", changed, [], steps)
+    notes = ["taken for folded, as their entries are missing"] if changed else []
+    return Handle("load_folded", changed, [], steps, notes)
 
 
 def _added(module: nn.Module, prefix: str, state_dict: Mapping[str, Any]) -> list[Step]:

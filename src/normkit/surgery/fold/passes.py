@@ -38,13 +38,15 @@ class Passes:
         self._example, self._wide_example = example, to_float64(example)
         self.wide, self._inside = True, False
         self.types: set[torch.dtype] = set()
-        own = self.run()  # an error of the model's own is raised here
-        self._own_types = [tensor.dtype for tensor in own]
+        outputs = self.run()  # an error of the model's own is raised here
+        self._own_types = [tensor.dtype for tensor in outputs]
         try:
             with self.precision():
                 self.exact = self.run()
         except Exception:
-            self.wide, self.exact = False, own
+            self.wide, self.exact = False, outputs
+        with self.precision():
+            self._others = [(other, self._try(other)) for other in other_sizes(self._input())]
         if not self.exact:
             raise StatisticsError(
                 message("a model whose output holds a tensor", "one without",
@@ -72,10 +74,21 @@ class Passes:
             stack.enter_context(torch.no_grad())
             yield
 
+    def _input(self) -> Any:
+        return self._wide_example if self._inside else self._example
+
     def output(self) -> Any:
         """Run the model and return what it returns."""
-        example = self._wide_example if self._inside else self._example
-        return run_model(self._model, example, self._forward)
+        return run_model(self._model, self._input(), self._forward)
+
+    def _try(self, example: Any) -> list[Tensor]:
+        """Run the model on another example; return nothing where it takes none such."""
+        try:
+            with self.leaving_nothing():
+                output = run_model(self._model, example, self._forward)
+        except Exception:  # whatever a model says of sizes that it was not made for
+            return []
+        return [t.detach().clone() for t in output_tensors(output)]
 
     def run(self) -> list[Tensor]:
         """Run the model and return copies of the tensors in its output."""
@@ -94,9 +107,17 @@ class Passes:
         """
         tensors = (*self._model.parameters(), *self._model.buffers()) if rounded else ()
         types = self.types | {t.dtype for t in tensors if t.is_floating_point()}
+        allowed = max((rounding(dtype, _WHOLE) for dtype in types), default=0.0)
         with self.precision():
             apart = distance(self.exact, self._run_folded())
-        _raise_if_apart(apart, max((rounding(dtype, _WHOLE) for dtype in types), default=0.0))
+            _raise_if_apart(apart, allowed)
+            for other, before in self._others:
+                if before and not distance(before, self._try(other)) <= allowed:
+                    raise StatisticsError(
+                        message("a model that takes the same path for inputs of every size",
+                                "one that does not: folded, it is right on the example alone",
+                                "fold those parts that do, nk.fold(model.part, an input of it)")
+                    )  # fmt: skip
         return apart
 
     def _run_folded(self) -> list[Tensor]:
@@ -153,3 +174,20 @@ def _raise_if_apart(apart: float, allowed: float) -> None:
                     "the model is as it was; fold its parts one by one, nk.fold(model.part, "
                     "an input of it)")
         )  # fmt: skip
+
+
+def other_sizes(example: Any) -> list[Any]:
+    """Return examples of other sizes: twice the samples, and axes behind the channels longer by 1.
+
+    >>> [tuple(each.shape) for each in other_sizes(torch.ones(1, 3, 8, 8))]
+    [(2, 3, 8, 8), (1, 3, 9, 9)]
+    """
+    if isinstance(example, (list, tuple)) and example and isinstance(example[0], Tensor):
+        return [type(example)([one, *example[1:]]) for one in other_sizes(example[0])
+                if not hasattr(example, "_fields")]  # fmt: skip
+    if not isinstance(example, Tensor) or example.dim() == 0:
+        return []
+    longer = example
+    for axis in range(2 if example.is_floating_point() else 1, example.dim()):
+        longer = torch.cat([longer, longer.narrow(axis, 0, 1)], axis)
+    return [torch.cat([example, example]), *([longer] if longer is not example else [])]

@@ -114,7 +114,13 @@ def record(
         is_layer: whether a module's call is recorded as a whole.
     """
     recorder = _Recorder({id(t) for t in (*model.parameters(), *model.buffers())})
+    # What runs the model may drop a part of what it returns, which others will not.
+    whole: list[Tensor] = []
     with contextlib.ExitStack() as stack:
+        end = model.register_forward_hook(
+            lambda _, args, output: whole.extend(output_tensors(output))
+        )
+        stack.callback(end.remove)
         hooked = [(name, m) for name, m in model.named_modules() if _has_hooks(m)]
         for name, module in model.named_modules():
             # Operations of a scripted one are seen all the same.
@@ -126,8 +132,9 @@ def record(
         stack.enter_context(_Escapes(recorder))
         stack.enter_context(_Operations(recorder))
         output = run()
-    for value in [recorder.value_of(tensor) for tensor in output_tensors(output)]:
-        value.seen_by.append("the model's output")
+    for tensor in (*output_tensors(output), *whole):
+        recorder.value_of(tensor).seen_by.append("the model's output")
+    del whole[:]
     if any(not value.seen_by for value in recorder.alive()):
         gc.collect()  # which takes a good part of a second
     # What is still there is kept by somebody who may look at it later, such as an object of the

@@ -57,7 +57,9 @@ def remains(module: nn.Module, calls: list[Event]) -> nn.Module:
         if all(isinstance(m, nn.Identity) for _, m in inner):
             return nn.Identity()
         return nn.Sequential(OrderedDict(inner))
-    if any(len(call.inputs) > 1 for call in calls):
+    if any(
+        len(call.args) + len(call.kwargs) > 1 for call in calls
+    ):  # a residual, which may be None
         return AddActivation(act or nn.Identity())
     return act or nn.Identity()
 

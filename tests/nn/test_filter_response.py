@@ -93,6 +93,25 @@ def test_the_threshold_takes_the_place_of_relu() -> None:
     assert float(layer(x).detach().min()) == -0.5
 
 
+def test_where_both_are_equal_the_gradient_is_that_of_the_threshold() -> None:
+    """As at the start, where an input of 0 meets β = τ = 0; compiled too."""
+    layer = nk.FilterResponseNorm2d(6)
+    x = torch.relu(torch.randn(4, 6, 5, 5))
+    for call in (layer, lambda x: torch.func.functional_call(layer, {}, (x.as_subclass(Plain),))):
+        layer.zero_grad()
+        call(x).sum().backward()
+        zeros = (x == 0).sum((0, 2, 3)).float()
+        torch.testing.assert_close(layer.tau.grad, zeros)
+        torch.testing.assert_close(layer.bias.grad, 100 - zeros)
+    bad = x.clone()
+    bad[0, 0, 0, 0] = float("nan")
+    assert bool(layer(bad)[0, 0].isnan().all())
+
+
+class Plain(Tensor):
+    """A tensor subclass, for which layers take the traced way."""
+
+
 def test_no_batch_and_no_mode_matters() -> None:
     layer, x = _made("FilterResponseNorm2d"), torch.randn(4, 6, 5, 5)
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))

@@ -13,6 +13,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.kernels.call import BatchStats, Call
+from normkit.kernels.modes import differentiates, transformed
 from normkit.nn.arguments import ATTRIBUTES, Check, flag
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
 from normkit.nn.layer import Layer, affine_parameters, reset_affine
@@ -73,8 +74,7 @@ class _FilterResponse(Layer):
         if self.tau is None:
             return self._normalized(input, residual, self._act)
         y = self._normalized(input, residual, None)
-        # In the wider type, in which the gradient of τ is then summed.
-        y = torch.maximum(y, self.tau.view([1, -1] + [1] * (y.dim() - 2))).to(y.dtype)
+        y = _threshold(y, self.tau.view([1, -1] + [1] * (y.dim() - 2)))
         return y if self._act is None else self._act(y)
 
     def _normalized(self, x: Tensor, residual: Tensor | None, act: Act | None) -> Tensor:
@@ -112,6 +112,34 @@ class _FilterResponse(Layer):
             f"learn_eps={self.learn_eps}"
         )
         return shown if self.act is None else f"{shown}, act={self.act!r}"
+
+
+def _threshold(y: Tensor, tau: Tensor) -> Tensor:
+    """Return max(y, τ); where they are equal the gradient is that of τ, as a ReLU has it."""
+    if transformed(y, tau):
+        return torch.where(y <= tau, tau, y).to(y.dtype)
+    if not differentiates(y, tau):
+        return torch.maximum(y, tau.to(y.dtype))
+    z: Tensor = _Threshold.apply(y, tau)
+    return z
+
+
+class _Threshold(torch.autograd.Function):
+    """Maximum whose backward costs a third of that of ``torch.maximum``, which halves at ties."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, tau: Tensor) -> Tensor:
+        # A comparison: rounding τ to the type of y gives what rounding the maximum would.
+        z = torch.maximum(y, tau.to(y.dtype))
+        ctx.save_for_backward(z, tau)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor]:
+        z, tau = ctx.saved_tensors
+        dy = dz * ~(z <= tau.to(z.dtype))
+        axes = [0, *range(2, z.dim())]
+        return dy, (dz - dy).sum(axes, keepdim=True, dtype=accumulator(z.dtype)).to(tau.dtype)
 
 
 def _is_single(x: Tensor) -> bool:

@@ -70,6 +70,8 @@ def ours(draw: Draw, shape: Shape) -> str:
     kinds += ["Instance", "RMS"] if rank and spatial else []
     kinds += ["Layer2d", "Frozen"] if rank == 2 else []
     kinds += ["Half"] if rank == 2 and spatial else []
+    kinds += ["Response", "Masked"]
+    kinds += ["ZeroCentered", "Adaptive", "Switchable"] if rank and spatial else []
     kind = draw(st.sampled_from(kinds))
     batch = (BATCH, AVERAGE, ACT)
     if kind == "Batch":
@@ -79,6 +81,18 @@ def ours(draw: Draw, shape: Shape) -> str:
         return f"nk.BatchNorm{d}d({c}{_options(draw, BATCH, ACT)}{average})"
     if kind == "Sync":
         return f"nk.SyncBatchNorm({c}{_options(draw, *batch)})"
+    if kind == "Response":
+        options = {"learn_eps": ["True"], "tlu": ["False"], "affine": ["False"], "eps": ["0.5"]}
+        return f"nk.FilterResponseNorm{d}d({c}{_options(draw, options, ACT)})"
+    if kind == "Masked" and rank < 3:
+        return f"nk.MaskedBatchNorm{d}d({c}{_options(draw, *batch)})"
+    if kind in ("Masked", "Adaptive"):
+        options = _options(draw, {"eps": ["1e-3"]}, ACT)
+        return f"nk.{kind}GroupNorm({draw(st.sampled_from([1, c]))}, {c}{options})"
+    if kind == "Switchable":
+        return f"nk.SwitchableNorm{d}d({c}{_options(draw, *batch)})"
+    if kind == "ZeroCentered":
+        return _last_axes(draw, "nk", "ZeroCenteredRMS", shape)
     if kind == "Ghost":
         size = draw(st.sampled_from([2, 3, 8]))
         return f"nk.GhostBatchNorm{d}d({c}, {size}{_options(draw, *batch)})"

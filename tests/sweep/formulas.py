@@ -92,6 +92,27 @@ class Formulas:
         z = z if layer.weight is None else z * layer.weight
         return finish(layer, z, residual)
 
+    def _zero_centered(
+        self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        axes = list(range(input.dim() - len(layer.normalized_shape), input.dim()))
+        z = input / (input.square().mean(axes, keepdim=True) + layer.eps).sqrt()
+        return finish(layer, z if layer.weight is None else z * (1 + layer.weight), residual)
+
+    def _response(
+        self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        square = input.square().flatten(2) if input.dim() > 2 else input.square()[..., None]
+        eps = layer.eps if layer.eps_l is None else layer.eps + view(layer.eps_l.abs(), input)
+        mean = square.mean(2).reshape(*input.shape[:2], *[1] * (input.dim() - 2))
+        z = input / (mean + eps).sqrt()
+        z = z if layer.weight is None else z * view(layer.weight, z)
+        z = z if layer.bias is None else z + view(layer.bias, z)
+        if layer.tau is not None:
+            z = z if residual is None else z + residual
+            z, residual = torch.maximum(z, view(layer.tau, z)), None
+        return finish(layer, z, residual)
+
     def _channels(
         self, _: str, layer: Any, input: Tensor, residual: Tensor | None = None
     ) -> Tensor:

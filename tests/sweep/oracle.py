@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 import normkit as nk
+from normkit.nn.filterresponsenorm import FilterResponse
+from normkit.nn.switchablenorm import Switchable
 from tests.sweep import pieces
 from tests.sweep.formulas import Formulas, finish, view
 
@@ -91,6 +93,8 @@ class Oracle(Formulas):
     def _function(self, layer: nn.Module) -> Callable[..., Tensor] | None:
         known: list[tuple[Any, Callable[..., Tensor]]] = [
             (pieces.Registered, self._batch), (_BatchNorm, self._batch),
+            (Switchable, self._switchable), (nk.ZeroCenteredRMSNorm, self._zero_centered),
+            (FilterResponse, self._response),
             (_InstanceNorm, self._instance), (nn.GroupNorm, self._group),
             (nk.LayerNorm2d, self._channels), (nn.LayerNorm, self._layer), (nn.RMSNorm, self._rms),
             (nk.FrozenBatchNorm2d, self._constant), (nk.HalfInstanceNorm2d, self._half),
@@ -213,6 +217,36 @@ class Oracle(Formulas):
             share = m
         for running, value in zip(self._stats(layer), (mean, var), strict=True):
             running.copy_((1 - share) * running + share * value)
+
+    def _switchable(
+        self, name: str, layer: Any, input: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        rows = input.movedim(1, -1).flatten(0, -2)
+        mean, var = rows.mean(0), rows.var(0, unbiased=False)
+        tracks = keeps_statistics(layer)
+        if layer.training and tracks and layer.track_running_stats and self.updates:
+            self._update(layer, rows.detach().mean(0), rows.detach().var(0))
+        elif tracks and not layer.training:
+            if name in self.measured:
+                self._batch_seen.setdefault(name, []).append(input.detach())
+            if name in self.fixed or name not in self.measured or self.mode == "eval":
+                mean, var = self.fixed.get(name, self._stats(layer))
+        space = list(range(2, input.dim()))
+        moments = [
+            (input.mean(axes, keepdim=True), input.var(axes, unbiased=False, keepdim=True))
+            for axes in (space, [1, *space])
+        ]
+        moments.append((view(mean, input), view(var, input)))
+        shares = layer.mean_weight.softmax(0), layer.var_weight.softmax(0)
+        mixed, spread = (
+            sum(share * moment[i] for share, moment in zip(shares[i], moments, strict=True))
+            for i in (0, 1)
+        )
+        self._note(mixed, spread, layer.eps)  # type: ignore[arg-type]
+        z = (input - mixed) / (spread + layer.eps).sqrt()
+        z = z if layer.weight is None else z * view(layer.weight, z)
+        z = z if layer.bias is None else z + view(layer.bias, z)
+        return finish(layer, z, residual)
 
     def _instance(
         self, name: str, layer: Any, input: Tensor, residual: Tensor | None = None

@@ -19,12 +19,19 @@ from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
 from normkit.nn.layer import Layer, affine_parameters, reset_affine
 from normkit.nn.symbolic import as_leaf
 
-__all__ = ["FilterResponseNorm1d", "FilterResponseNorm2d", "FilterResponseNorm3d"]
+__all__ = [
+    "FilterResponse",
+    "FilterResponseNorm1d",
+    "FilterResponseNorm2d",
+    "FilterResponseNorm3d",
+]
 
 _EPS_L = 1e-4  # what the learned part of ε starts from, in the paper
 
 
-class _FilterResponse(Layer):
+class FilterResponse(Layer):
+    """Shared behaviour of filter response normalization; subclasses fix the input rank."""
+
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     tau: nn.Parameter | None
@@ -147,7 +154,7 @@ def _is_single(x: Tensor) -> bool:
     return concrete(as_ncs(x)[2]) == 1 and x.device.type != "mps"
 
 
-class FilterResponseNorm1d(_FilterResponse):
+class FilterResponseNorm1d(FilterResponse):
     """:class:`FilterResponseNorm2d` for (N, C) and (N, C, L).
 
     >>> FilterResponseNorm1d(3)(torch.randn(10, 3, 7)).shape
@@ -158,7 +165,7 @@ class FilterResponseNorm1d(_FilterResponse):
     _shape = "(N, C) or (N, C, L)"
 
 
-class FilterResponseNorm2d(_FilterResponse):
+class FilterResponseNorm2d(FilterResponse):
     r"""Filter response normalization with its thresholded linear unit, for images.
 
     .. math::
@@ -201,7 +208,7 @@ class FilterResponseNorm2d(_FilterResponse):
     _shape = "(N, C, H, W)"
 
 
-class FilterResponseNorm3d(_FilterResponse):
+class FilterResponseNorm3d(FilterResponse):
     """:class:`FilterResponseNorm2d` for (N, C, D, H, W).
 
     >>> FilterResponseNorm3d(3)(torch.randn(2, 3, 4, 5, 5)).shape

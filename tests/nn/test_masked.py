@@ -329,6 +329,11 @@ def test_frozen_converted_and_adapted() -> None:
         nk.adapt(model)
     with pytest.raises(nk.TypeMismatchError, match="drop the mask"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    with pytest.warns(UserWarning, match="by the positions of a mask"):
+        nk.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert type(model.norm) is nk.MaskedBatchNorm1d
+    with pytest.raises(nk.TypeMismatchError, match="a batch normalization of"):
+        nk.FrozenBatchNorm1d.from_batch_norm(model.norm)
     with pytest.warns(UserWarning, match="would lose its mask"):
         handle = nk.convert(model, "batch")
     assert not handle.changed

@@ -22,6 +22,7 @@ from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.guards import GuardedVariance
 from normkit.nn.inputs import check_channels, check_eps, check_rank, prepare
 from normkit.nn.layer import Layer, reset_affine
+from normkit.nn.maskedbatchnorm import MaskedBatch
 from normkit.nn.stats_spec import has_own_forward
 from normkit.nn.symbolic import as_leaf
 
@@ -76,7 +77,7 @@ class FrozenBatchNorm(Layer):
                 subclass with its own ``forward``, or keeps no running statistics, or those of
                 several domains.
         """
-        others = (*(plain for plain in _PLAIN if plain is not cls._plain), Domains)
+        others = (*(plain for plain in _PLAIN if plain is not cls._plain), Domains, MaskedBatch)
         mean = getattr(layer, "running_mean", None)
         if not isinstance(layer, _BatchNorm) or isinstance(layer, others) or mean is None:
             raise TypeMismatchError(

@@ -24,6 +24,7 @@ from normkit.nn.domainbatchnorm import Domains
 from normkit.nn.freezing import FrozenMixin, freeze_layer
 from normkit.nn.inputs import check_batch_axis
 from normkit.nn.layer import step
+from normkit.nn.maskedbatchnorm import MaskedBatch
 from normkit.nn.stats_spec import has_own_forward
 
 __all__ = ["SyncBatchNorm"]
@@ -209,6 +210,8 @@ def _why_skipped(layer: nn.Module) -> str | None:
         return "lazy and not yet initialized"
     if isinstance(layer, BatchStatistics) and not layer._pools_whole_batch:
         return "normalizes with other moments than the whole batch's"
+    if isinstance(layer, MaskedBatch):
+        return "normalizes by the positions of a mask"
     if has_own_forward(layer):
         return "a subclass with its own forward"
     tensors = {name for t in (layer._parameters, layer._buffers) for name in t} - {"running_var"}

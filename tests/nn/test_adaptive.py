@@ -214,3 +214,12 @@ def test_autocast_and_mixed_types(name: str) -> None:
 
 def test_explain_of_the_unmodulated_layer() -> None:
     assert explain.explain(nk.AdaptiveLayerNorm(5), torch.randn(3, 5))[-1].endswith("used")
+
+
+def test_one_sample_without_a_batch_axis() -> None:
+    layer, x = nk.AdaptiveLayerNorm(8), torch.randn(8)
+    scale, shift = torch.randn(8), torch.randn(8)
+    y = layer(x, scale=scale, shift=shift)
+    assert y.shape == x.shape
+    expected = layer(x[None], scale=scale, shift=shift)[0]
+    torch.testing.assert_close(y, expected)

@@ -38,8 +38,8 @@ def fitted(
     sizes = [concrete(size) for size in x.shape]
     before, after = [1] * (axis - 1), [1] * (x.dim() - axis - len(features))
     if shape == [*features]:
-        return value.reshape([1, *before, *features, *after])
-    if shape in ([sizes[0], *features], [1, *features]):
+        return value.reshape([*[1] * axis, *features, *after])
+    if axis and shape in ([sizes[0], *features], [1, *features]):
         return value.reshape([value.shape[0], *before, *features, *after])
     same = len(shape) == len(sizes) and shape[axis : axis + len(features)] == [*features]
     if same and all(a in (1, b) for a, b in zip(shape, sizes, strict=True)):

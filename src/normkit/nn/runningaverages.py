@@ -93,7 +93,9 @@ class RunningAverages(Layer):
         # PyTorch counts empty batches, and so does its drop-in. The averages that PyTorch lacks
         # divide by the count, so there an empty batch must not count.
         if tracked is not None and not (empty and self.average != "exponential"):
-            tracked.add_(1)
+            # Of several processes, or behind a mask, a tensor holds the count.
+            unknown = isinstance(count, Tensor) and self.average != "exponential"
+            tracked.add_((count > 0).to(tracked.dtype) if unknown else 1)
         if mean is not None and var is not None:
             # Not around all of this: an exported graph would hold a block for nothing.
             with torch.no_grad():
@@ -123,7 +125,9 @@ class RunningAverages(Layer):
         if isinstance(count, Tensor):
             # Counted across processes. If all were empty the step has length zero, so that no
             # device has to be waited for.
-            share, count = share * (count > 0).to(wide), count.clamp_min(2)
+            if not isinstance(share, Tensor):
+                share = torch.full((), share, dtype=wide, device=var.device)
+            share, count = torch.where(count > 0, share, 0.0), count.clamp_min(2)
         if tensors.mean is not None and tensors.var is not None:
             averages.step_towards(tensors.mean, mean, share)
             # Biased to normalize with, unbiased to remember, as PyTorch does.

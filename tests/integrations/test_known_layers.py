@@ -16,7 +16,7 @@ import normkit as nk
 from normkit.nn.foreign import compute, original_class
 from normkit.nn.freezing import base_class, is_frozen
 from normkit.nn.norm_spec import equivalent, norm_spec
-from tests.integrations.stand_ins import CASES, C, Case, build, installed
+from tests.integrations.stand_ins import CASES, IMAGE, C, Case, build, installed
 from tests.tolerances import assert_accurate
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.name}-{c.shape}")
@@ -46,6 +46,11 @@ def test_results_are_those_of_the_original(case: Case, dtype: torch.dtype) -> No
     assert isinstance(ours, case.cls) and type(ours).__qualname__ == case.cls.__qualname__
     assert list(ours.state_dict()) == keys and repr(ours) == repr_before
     assert compute(ours, norm_spec(ours), x) is not None, "left to the library's own forward"
+    assert ours(x).stride() == layer(x).stride()
+    if case.shape == IMAGE:
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert ours(x).stride() == layer(x).stride()
+        x = x.contiguous()
     for training in (True, False):
         ours.load_state_dict(layer.state_dict())
         results = step(ours, x, training), step(copy.deepcopy(layer), x, training)

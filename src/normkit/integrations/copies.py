@@ -17,11 +17,7 @@ register_norm(
     NormSpec(FrozenBatchNorm2d),
     NormSpec(FrozenBatchNorm2d, eps=1e-5),
 )
-# Of ConvNeXt, and of SAM, which has no normalized_shape.
-register_norm(
-    "*.LayerNorm2d",
-    NormSpec(LayerNorm2d, shape="normalized_shape"),
-    NormSpec(LayerNorm2d),
-)
+# Of ConvNeXt, which moves the channels to the end and back, and of SAM, which does not.
+register_norm("*.LayerNorm2d", NormSpec(LayerNorm2d, channels_last=True), NormSpec(LayerNorm2d))
 # Of Llama and Gemma.
 register_norm("*.RMSNorm", *RMS)

@@ -20,10 +20,10 @@ FROZEN = NormSpec(FrozenBatchNorm2d)
 # finds them out.
 GROUP = NormSpec(GroupNorm, like_torch=True)
 ROWS = NormSpec(LayerNorm, shape="normalized_shape", like_torch=True)
-PIXELS = NormSpec(LayerNorm2d, shape="normalized_shape", like_torch=True)
+PIXELS = NormSpec(LayerNorm2d, shape="normalized_shape", like_torch=True, channels_last=True)
 # Computed in float32, or by hand, and returned in the input's type: under autocast unlike torch.nn.
 ROWS_WIDE = NormSpec(LayerNorm, shape="normalized_shape")
-PIXELS_WIDE = NormSpec(LayerNorm2d, shape="normalized_shape")
+PIXELS_WIDE = NormSpec(LayerNorm2d, shape="normalized_shape", channels_last=True)
 RMS_ROWS = NormSpec(RMSNorm, bias=None, shape="normalized_shape")
 RMS_PIXELS = NormSpec(RMSNorm2d, bias=None, shape="normalized_shape")
 

@@ -9,5 +9,5 @@ __all__: list[str] = []
 
 register_norm(
     "torchvision.models.convnext.LayerNorm2d",
-    NormSpec(LayerNorm2d, shape="normalized_shape", like_torch=True),
+    NormSpec(LayerNorm2d, shape="normalized_shape", like_torch=True, channels_last=True),
 )

@@ -29,7 +29,7 @@ RMS = (
 )
 LAYER = (
     NormSpec(LayerNorm, shape="normalized_shape"),
-    NormSpec(LayerNorm2d, shape="normalized_shape"),
+    NormSpec(LayerNorm2d, shape="normalized_shape", channels_last=True),
     *(NormSpec(LayerNorm, eps, bias=bias) for eps in EPSILONS for bias in ("bias", None)),
     NormSpec(LayerNorm, offset=1.0),
     NormSpec(LayerNorm, eps=1e-5),

@@ -123,6 +123,8 @@ def compute(layer: nn.Module, spec: NormSpec, x: Any) -> Tensor | None:
     if transformed(*tensors) or not _fits(layer, spec, x, tensors):
         return None
     act, rest = activation(layer, spec)
+    if spec.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     ours = as_ours(layer, spec, act, x)
     y: Tensor = ours.forward(x)
     if ours._stats_updated:

@@ -120,7 +120,8 @@ def _compare(layer: nn.Module, cls: type[nn.Module], spec: NormSpec) -> str | No
 
 def _differs(layer: nn.Module, cls: type[nn.Module], spec: NormSpec, training: bool) -> str | None:
     x, scale = _input(layer, spec)
-    results = []
+    results: list[Any] = []
+    strides: list[Any] = []
     for ours in (False, True):
         copy = _copy(layer, cls, spec, scale, training, torch.float64)
         at = x.clone().requires_grad_()
@@ -129,6 +130,7 @@ def _differs(layer: nn.Module, cls: type[nn.Module], spec: NormSpec, training: b
             return "has no form that is computed here"
         if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
             return "returns something else than a tensor like its input"
+        strides.append(y.stride())
         weighted = (y * _random(x.shape, 3)).sum()
         parameters = [p for p in copy._parameters.values() if p is not None and p.requires_grad]
         leaves = [at, *parameters]
@@ -142,6 +144,9 @@ def _differs(layer: nn.Module, cls: type[nn.Module], spec: NormSpec, training: b
             if b is not None
         ]
         results.append(((y,), (grads[0] * scale, *grads[1:]), updated))
+    # Of a size of one every stride is right.
+    if x.dim() == 4 and x.shape[1] > 1 and strides[0] != strides[1]:
+        return "returns another memory format than the formula known for it"
     names = ("outputs", OUTPUT), ("gradients", GRADIENT), ("running statistics", OUTPUT)
     for (name, limit), theirs, others in zip(names, *results, strict=True):
         for a, b in zip(theirs, others, strict=True):

@@ -57,6 +57,8 @@ class NormSpec:
         like_torch: whether it treats autocast and inputs of another type than γ as ``torch.nn``
             does. Otherwise it is taken over for inputs of γ's type outside autocast, and computes
             the others itself.
+        channels_last: whether an image comes out in that memory format whatever its own is, as
+            from layers that move the channels to the end and back.
     """
 
     layer: type[Layer]
@@ -67,6 +69,7 @@ class NormSpec:
     shape: str | None = None
     then: tuple[str, ...] = ()
     like_torch: bool = False
+    channels_last: bool = False
 
     @functools.cached_property
     def has_moments(self) -> bool:

@@ -94,8 +94,10 @@ class RunningAverages(Layer):
         # divide by the count, so there an empty batch must not count.
         if tracked is not None and not (empty and self.average != "exponential"):
             # Of several processes, or behind a mask, a tensor holds the count.
-            unknown = isinstance(count, Tensor) and self.average != "exponential"
-            tracked.add_((count > 0).to(tracked.dtype) if unknown else 1)
+            if isinstance(count, Tensor) and self.average != "exponential":
+                tracked.add_((count > 0).to(tracked.dtype))
+            else:
+                tracked.add_(1)
         if mean is not None and var is not None:
             # Not around all of this: an exported graph would hold a block for nothing.
             with torch.no_grad():

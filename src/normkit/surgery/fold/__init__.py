@@ -1,6 +1,6 @@
 """Fold normalization into neighbouring layers: found by the values of an example, and checked.
 
-``recording`` follows the values of a pass, ``norms`` says what a layer scales and shifts,
+``recording`` follows the ``values`` of a pass, ``norms`` says what a layer scales and shifts,
 ``operations`` what lets that pass, ``hosts`` which layers take it and how, ``plan`` where it goes,
 ``steps`` changes and restores, ``checks``, ``passes`` and ``trial`` test it; ``deploy`` adds the
 rest of the way into production.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from normkit.surgery.fold.recording import Value
+from normkit.surgery.fold.values import Value
 
 __all__ = ["distance", "in_float64", "map_tensors", "replay", "rounding", "to_float64"]
 

@@ -20,8 +20,8 @@ from normkit.statistics.printing.describe import some
 from normkit.surgery.fold.hosts import is_host
 from normkit.surgery.fold.passes import Passes
 from normkit.surgery.fold.plan import NOT_REACHED
-from normkit.surgery.fold.recording import Recording
 from normkit.surgery.fold.trial import try_folds
+from normkit.surgery.fold.values import Recording
 from normkit.surgery.modules import walk
 
 __all__ = ["check_arguments", "fold", "fold_model"]

@@ -22,7 +22,7 @@ from normkit.nn.scale import Scale
 from normkit.nn.stats_spec import has_own_forward, stats_spec
 from normkit.surgery.fold.norms import channel_axis, is_candidate
 from normkit.surgery.fold.operations import Affine, NotExactError, per_channel
-from normkit.surgery.fold.recording import Event, Recording, Value
+from normkit.surgery.fold.values import Event, Recording, Value
 
 __all__ = ["Merged", "after", "before", "is_host", "tensor_table"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from normkit.surgery.fold.recording import Event, Value
+from normkit.surgery.fold.values import Event, Value
 
 __all__ = ["Affine", "NotExactError", "backward", "expand", "forward", "per_channel"]
 

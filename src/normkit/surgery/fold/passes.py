@@ -14,7 +14,7 @@ from normkit.statistics.batches.run_model import Forward, run_model
 from normkit.statistics.layers.preserve import preserve_buffers, preserve_rng, run_eagerly
 from normkit.surgery.fold.attributes import preserve_attributes
 from normkit.surgery.fold.checks import distance, in_float64, rounding, to_float64
-from normkit.surgery.fold.recording import output_tensors
+from normkit.surgery.fold.values import output_tensors
 
 __all__ = ["Passes"]
 

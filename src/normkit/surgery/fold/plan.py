@@ -11,7 +11,7 @@ from torch import nn
 from normkit.surgery.fold.hosts import Merged, after, before, is_host
 from normkit.surgery.fold.norms import channel_axis, scale_shift
 from normkit.surgery.fold.operations import Affine, NotExactError, backward, expand, forward
-from normkit.surgery.fold.recording import Event, Recording, Value
+from normkit.surgery.fold.values import Event, Recording, Value
 
 __all__ = ["NOT_REACHED", "Context", "Merge", "find_merge", "tensor_owners"]
 

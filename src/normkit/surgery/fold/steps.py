@@ -13,7 +13,7 @@ from normkit.handle import Skipped, Step
 from normkit.nn.layer import Layer
 from normkit.statistics.layers.preserve import tensor_version
 from normkit.surgery.fold.hosts import Merged, tensor_table
-from normkit.surgery.fold.recording import Event
+from normkit.surgery.fold.values import Event
 from normkit.surgery.modules import set_class
 
 __all__ = ["AddActivation", "merge_step", "remains", "what_remains"]

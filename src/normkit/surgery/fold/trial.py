@@ -18,8 +18,9 @@ from normkit.surgery.fold.norms import is_candidate, why_not_affine
 from normkit.surgery.fold.operations import NotExactError
 from normkit.surgery.fold.passes import Passes
 from normkit.surgery.fold.plan import Context, Merge, find_merge, tensor_owners
-from normkit.surgery.fold.recording import Recording, record
+from normkit.surgery.fold.recording import record
 from normkit.surgery.fold.steps import merge_step, remains, what_remains
+from normkit.surgery.fold.values import Recording
 from normkit.surgery.modules import walk
 
 __all__ = ["Fold", "try_folds"]

@@ -355,6 +355,8 @@ def test_traps(name: str) -> None:
     assert all(row.why for row in handle.skipped)
     # None depends on its check: they are recognised.
     assert not any("folded, it" in row.why for row in handle.skipped), handle
+    if name == "output returned":
+        assert "the output of conv is seen by the model's output" in str(handle)
     if name == "not reached":
         assert "the example does not reach it" in str(handle) and "not reached" in str(handle)
 

@@ -40,11 +40,11 @@ def record(
     # What runs the model may drop a part of what it returns, which others will not.
     whole: list[Tensor] = []
     with contextlib.ExitStack() as stack:
+        hooked = [(name, m) for name, m in model.named_modules() if _has_hooks(m)]
         end = model.register_forward_hook(
             lambda _, args, output: whole.extend(output_tensors(output))
         )
         stack.callback(end.remove)
-        hooked = [(name, m) for name, m in model.named_modules() if _has_hooks(m)]
         for name, module in model.named_modules():
             # Operations of a scripted one are seen all the same.
             if not isinstance(module, torch.jit.ScriptModule):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import dataclasses
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -50,6 +52,7 @@ class EntropyMinimizer:
         ]
         self._optimizer = self._new()
         self._checked = False
+        self._lock = threading.RLock()
         # Within a compiled model a step runs eagerly. Importing the compiler takes seconds.
         compiled = "torch._dynamo" in sys.modules
         self.run = torch.compiler.disable(self._run) if compiled else self._run
@@ -79,7 +82,10 @@ class EntropyMinimizer:
 
     def _run(self, model: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the model, make a step, and return the output that it had before."""
-        with torch.inference_mode(False), torch.enable_grad(), self._only_these(model):
+        # One thread at a time: a step changes what another one's gradients are of.
+        with (
+            self._lock, torch.inference_mode(False), torch.enable_grad(), self._only_these(model)
+        ):  # fmt: skip
             output = forward(*_map(_usable, args), **_map(_usable, kwargs))
             logits = logits_of(output, self._logits)
             if logits.numel():
@@ -143,11 +149,8 @@ class _MinimizingMixin(nn.Module):
         parts = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         state = {k: v for k, v in vars(self).items() if k not in ("_minimizer", "_normalizer")}
         base: type = vars(type(self))["_minimizing_from"]
-        return (_blank, (vars(base).get("_adapted_from", base),), state, *parts[3:])
-
-
-def _blank(cls: type[nn.Module]) -> nn.Module:
-    return cls.__new__(cls)
+        make = copyreg._reconstructor  # type: ignore[attr-defined]
+        return (make, (vars(base).get("_adapted_from", base), object, None), state, *parts[3:])
 
 
 def _minimizing_class(cls: type[nn.Module]) -> type[nn.Module]:

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from normkit.adaptation.moments import Stream, mix, moments_of
+from normkit.adaptation.moments import Stream, mix, moments_of, widest
 from normkit.adaptation.order import Order, OrderWatch
+from normkit.adaptation.standardize import standardize
 from normkit.errors import StatisticsError, message
 from normkit.handle import place_name
-from normkit.kernels.modes import recomputing, transformed
+from normkit.kernels.modes import exporting, recomputing, transformed
 from normkit.nn.stats_spec import StatsSpec
 from normkit.statistics.layers.find import NormLayer
+
+functorch_active = torch._C._are_functorch_transforms_active
 
 __all__ = ["MixingNormalizer", "PassCounter"]
 
 
 class PassCounter:
-    """Forward pre-hook that counts the passes of a model.
+    """Forward pre-hook that notes which normalizers are called in a pass of a model.
 
-    Attributes:
-        passes: number so far.
-        first: identity of the normalizer called first in this pass: its input has passed no other.
+    Each thread has passes of its own.
     """
 
     def __init__(self) -> None:
-        self.passes = 0
-        self.first: int | None = None
+        self._here = threading.local()
 
     def __call__(self, model: nn.Module, inputs: object) -> None:
-        """Count one."""
-        self.passes += 1
-        self.first = None
+        """Begin a pass."""
+        if not torch.compiler.is_compiling():  # a value that changes compiles each batch anew
+            self._here.called = {}
+
+    def call(self, key: tuple[int, int | None]) -> tuple[bool, bool]:
+        """Note a call; return whether it is the first of the pass, and whether it is repeated."""
+        # Empty where a part of the model is called by itself.
+        called: dict[Any, None] = getattr(self._here, "called", {})
+        repeated = key in called
+        called[key] = None
+        return next(iter(called)) == key, repeated
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # In a copy or a pickle of the model: a hook that returns its input, of builtins alone, so
+        # that it loads without this package.
+        return getattr, ({}, "get")
+
+
+class _Seen:
+    """Data that one bank of a layer has seen."""
+
+    def __init__(self, memory: float) -> None:
+        self.stream, self.watch, self.size = Stream(memory), OrderWatch(), 0
+        self.lock = threading.Lock()
+        self.watch.close()
 
 
 class MixingNormalizer:
@@ -57,17 +81,16 @@ class MixingNormalizer:
         report: Callable[[str, Order], None],
     ) -> None:
         self.spec: StatsSpec = one.spec
-        self.stream = Stream(memory)
-        self.watch = OrderWatch()
-        self.watch.close()
-        self._tests, self._deep, self._size = 0, False, 0
+        # Each bank is of a domain of its own. Made here, as the compiler cannot make them.
+        self._banks = {row: _Seen(memory) for _, row in one.banks}
+        self._tests, self._deep = 0, False
         self._one, self._prior, self._memory = one, prior, memory
         self._counter, self._report = counter, report
-        self._last_pass = 0
 
     def reset(self) -> None:
         """Forget what was seen."""
-        self.stream.reset()
+        for seen in self._banks.values():
+            seen.stream.reset()
         self.test_order(self._tests, self._deep)
 
     def test_order(self, tests: int, deep: bool) -> None:
@@ -76,78 +99,64 @@ class MixingNormalizer:
         A layer behind others is tested if ``deep``, and by batches of one size alone: there the
         mean of the batch depends on the size and, over a stream, on what came before.
         """
-        self._tests, self._deep, self._size = tests, deep, 0
-        self.watch = OrderWatch()
+        self._tests, self._deep = tests, deep
+        for seen in self._banks.values():
+            seen.watch, seen.size = OrderWatch(), 0
 
     def normalize(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``x`` with the mixed mean and variance taken out, for mean 0 and variance 1."""
-        values = self.spec.values(layer, x)
-        mean, var = self._moments(layer, values)
-        if self.watch.open and not transformed(values):
-            self._look(values)
-        eps = self._one.eps
-        # The layer divides by √(1 + ε).
-        scale = (var + eps).clamp_min(torch.finfo(var.dtype).tiny).rsqrt() * math.sqrt(1 + eps)
-        shape = (*mean.shape[:-1], -1) if mean.dim() > 1 else (1, -1)
-        shape = (*shape, *[1] * (values.dim() - 2))
-        mean, scale = mean.reshape(shape), scale.reshape(shape)
-        if values is x:
-            return ((x - mean) * scale).to(x.dtype)
-        y = x.to(mean.dtype, copy=True)
-        view = self.spec.values(layer, y)
-        if view.data_ptr() != y.data_ptr() and view.numel():
-            raise StatisticsError(
-                message(
-                    f"values of {place_name(self._one.name)} that are a view of its input, such as "
-                    "x.movedim(-1, 1), to be normalized in place",
-                    "a copy",
-                    "freeze the layer first, normkit.freeze(layer), and adapt the others",
-                )
-            )
-        view.sub_(mean).mul_(scale)
-        return y.to(x.dtype)
+        values, row = self.spec.values(layer, x), self.spec.bank(layer)
+        seen = self._banks[row]
+        mean, var = self._moments(layer, row, seen, values)
+        if not transformed(values) and seen.watch.open and not recomputing():
+            with seen.lock:
+                self._look(row, seen, values)
+        return standardize(layer, self.spec, x, (mean, var), self._one.eps)
 
-    def _remembered(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
-        row = self.spec.bank(layer)
+    def _remembered(self, layer: nn.Module, row: int | None) -> tuple[Tensor, Tensor]:
         both = getattr(layer, self.spec.mean), getattr(layer, self.spec.var)
         mean, var = both if row is None else (both[0][row], both[1][row])
         return mean, var
 
-    def _moments(self, layer: nn.Module, values: Tensor) -> tuple[Tensor, Tensor]:
-        remembered = self._remembered(layer)
-        samples, wide = values.shape[0], torch.promote_types(torch.float32, values.dtype)
+    def _moments(
+        self, layer: nn.Module, row: int | None, seen: _Seen, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        remembered, samples = self._remembered(layer, row), values.shape[0]
+        with_stream = self._memory > 0 and not self._one.per_sample
+        if with_stream:
+            self._check_stream(values)
         if values.numel() == 0:
-            mean, var = self.stream.moments or remembered
-            return mean.detach().to(wide), var.detach().to(wide)
+            mean, var = seen.stream.moments or remembered
+            return mean.detach().to(widest(values)), var.detach().to(widest(values))
         if self._one.per_sample:
             self._check_count(values[0, 0].numel(), "values per channel and sample")
             return mix(self._prior, remembered, 1.0, moments_of(values, True))
         batch = moments_of(values, False)
-        if self._memory == 0:
+        if not with_stream or seen.stream.count is None:
             self._check_count(values.numel() // values.shape[1], "values per channel")
-            return mix(self._prior, remembered, float(samples), batch)
-        return self._over_stream(remembered, samples, values, batch)
+        if not with_stream:
+            return mix(self._prior, remembered, samples, batch)
+        count, mean, var = seen.stream.add(samples, batch, recomputing())
+        return mix(self._prior, remembered, count, (mean, var))
 
-    def _over_stream(
-        self,
-        remembered: tuple[Tensor, Tensor],
-        samples: int,
-        values: Tensor,
-        batch: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        if not recomputing():
-            first = self.stream.count is None
-            self.stream.add(samples, batch)
-            if first:
-                self._check_count(values.numel() // values.shape[1], "values per channel")
-        count, merged = self.stream.count, self.stream.moments
-        assert count is not None and merged is not None
-        # Gradients go through this batch's part.
-        share = samples / count
-        target = tuple(
-            all_ + share * (now - now.detach()) for all_, now in zip(merged, batch, strict=True)
-        ) if torch.is_grad_enabled() else merged  # fmt: skip
-        return mix(self._prior, remembered, count, target)  # type: ignore[arg-type]
+    def _check_stream(self, values: Tensor) -> None:
+        """Raise where values are not of a stream, but stand for others."""
+        compiling = torch.compiler.is_compiling()
+        symbolic = not compiling and (
+            functorch_active()
+            or forward_ad._current_level >= 0
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+            or type(values).__module__.startswith("torch._subclasses")
+        )
+        if symbolic or exporting():
+            raise StatisticsError(
+                message(
+                    "plain batches, one after another, with memory",
+                    "a call within torch.export, torch.jit.trace or a transform of torch.func",
+                    "use memory=0 there, or normkit.adapt(model, batches=stream), which adapts the "
+                    "model once",
+                )
+            )
 
     def _check_count(self, count: int, what: str) -> None:
         if self._prior == 0 and count < 2:
@@ -159,20 +168,19 @@ class MixingNormalizer:
                 )
             )
 
-    def _look(self, values: Tensor) -> None:
+    def _look(self, row: int | None, seen: _Seen, values: Tensor) -> None:
         """Compare this batch with those before it."""
-        counter, samples = self._counter, values.shape[0]
-        if counter.passes and counter.passes == self._last_pass:
+        samples = values.shape[0]
+        first, repeated = self._counter.call((id(self), row))
+        if repeated:
             # Several calls for each batch differ by their place in the model.
-            self.watch.close()
+            seen.watch.close()
             return
-        self._last_pass = counter.passes
-        counter.first = counter.first or id(self)
-        self._size = self._size or samples
-        if counter.first != id(self) and not (self._deep and samples == self._size):
+        seen.size = seen.size or samples
+        if not first and not (self._deep and samples == seen.size):
             return
         # Of one sample each, batches have one label in any order.
         if samples > 1 or (self._memory > 1 and samples):
-            result = self.watch.add(values, self._tests)
+            result = seen.watch.add(values, self._tests * len(self._banks))
             if result is not None:
                 self._report(self._one.name, result)

@@ -1,13 +1,14 @@
 """Let a layer normalize its input by other moments than those it remembers, while it is adapted.
 
 An adapted layer has a subclass of its class, made by :func:`adapted_class`, which normalizes the
-input and gives it to the layer with mean 0 and variance 1 in place of the remembered ones. So γ, β,
-activation and residual stay the layer's own, gradients pass through the moments, and the remembered
-tensors are not written. Test for it with ``isinstance(layer, AdaptedMixin)``.
+input and gives it to a twin of the layer, with mean 0 and variance 1 in place of the remembered
+ones. So γ, β, activation and residual stay the layer's own, gradients pass through the moments, and
+the remembered tensors are not written. Test for it with ``isinstance(layer, AdaptedMixin)``.
 """
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -40,30 +41,19 @@ class AdaptedMixin(nn.Module):
     """Mixin that :func:`adapted_class` puts before a layer's class.
 
     The layer stays in evaluation mode, whatever ``train()`` asks for. Copies and pickles are of the
-    layer without adaptation.
+    layer without adaptation. Nothing of the layer is written in a call, so several threads may
+    call it.
     """
 
     _normalizer: Normalizer
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Normalize ``input`` by the mixed moments, and let the layer do the rest."""
-        normalizer = self._normalizer
-        x = normalizer.normalize(self, input)
-        names = normalizer.spec.mean, normalizer.spec.var
-        tables = [tensor_table(self, name) for name in names]
-        before = [table[name] for table, name in zip(tables, names, strict=True)]
-        mode = self.training
-        try:
-            for table, name, make in zip(
-                tables, names, (torch.zeros_like, torch.ones_like), strict=True
-            ):
-                table[name] = make(table[name].detach())
-            self.training = False
-            return super().forward(x, *args, **kwargs)
-        finally:
-            self.training = mode
-            for table, name, tensor in zip(tables, names, before, strict=True):
-                table[name] = tensor
+        x = self._normalizer.normalize(self, input)
+        base = next(
+            vars(c)["_adapted_from"] for c in type(self).__mro__ if "_adapted_from" in vars(c)
+        )
+        return base.forward(_twin(self, base, self._normalizer.spec), x, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
         """Stay in evaluation mode; modules inside the layer follow ``mode``."""
@@ -75,7 +65,9 @@ class AdaptedMixin(nn.Module):
         parts = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         state = {key: value for key, value in vars(self).items() if key != "_normalizer"}
         base: type = vars(type(self))["_adapted_from"]
-        return (_blank, (base,), state, *parts[3:])
+        # Of builtins alone, so that it loads without this package.
+        make = copyreg._reconstructor  # type: ignore[attr-defined]
+        return (make, (base, object, None), state, *parts[3:])
 
 
 def adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -104,5 +96,19 @@ def tensor_table(layer: nn.Module, name: str) -> MutableMapping[str, Any]:
     raise KeyError(name)
 
 
-def _blank(cls: type[nn.Module]) -> nn.Module:
-    return cls.__new__(cls)
+def _twin(layer: nn.Module, cls: type[nn.Module], spec: StatsSpec) -> nn.Module:
+    """Return an object of ``cls`` that shares all of ``layer`` but its statistics and its mode.
+
+    It is made for each call: attributes and tensors of the layer may change from one to the next.
+    """
+    own = dict(layer.__dict__)
+    for table in ("_buffers", "_parameters"):
+        own[table] = dict(own[table])
+    own.pop("_normalizer", None)
+    own["training"] = False
+    twin = object.__new__(cls)
+    twin.__dict__.update(own)
+    for name, make in ((spec.mean, torch.zeros_like), (spec.var, torch.ones_like)):
+        table = tensor_table(twin, name)
+        table[name] = make(table[name].detach())
+    return twin

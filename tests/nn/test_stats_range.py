@@ -80,7 +80,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_all_layers_with_running_statistics_are_here() -> None:
     assert TRACKING.keys() == {
         "BatchNorm2d", "GhostBatchNorm2d", "BatchRenorm2d", "DomainBatchNorm2d", "SyncBatchNorm",
-        "InstanceNorm2d",
+        "InstanceNorm2d", "MaskedBatchNorm2d", "MaskedInstanceNorm2d",
     }  # fmt: skip
 
 

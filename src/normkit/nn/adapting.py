@@ -109,6 +109,6 @@ def _twin(layer: nn.Module, cls: type[nn.Module], spec: StatsSpec) -> nn.Module:
     twin = object.__new__(cls)
     twin.__dict__.update(own)
     for name, make in ((spec.mean, torch.zeros_like), (spec.var, torch.ones_like)):
-        table = tensor_table(twin, name)
-        table[name] = make(table[name].detach())
+        tensors = tensor_table(twin, name)
+        tensors[name] = make(tensors[name].detach())
     return twin

@@ -192,6 +192,20 @@ def test_no_samples(name: str, training: bool) -> None:
             assert torch.equal(value, before[key]), key
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n.startswith(("Filter", "Switch", "Zero"))])
+def test_squares_beyond_float32(name: str, scale: float) -> None:
+    sample, options = SAMPLES[name]
+    layer = sample.make(**options, eps=0.0 if scale < 1 else 1e-6).eval()
+    if "Switchable" in name:
+        layer = sample.make(track_running_stats=False, eps=layer.eps or 1e-60).eval()
+    if "learning" in name:
+        nn.init.zeros_(layer.eps_l)
+    x = torch.randn(sample.shape)
+    expected = copy.deepcopy(layer).double()(x.double())
+    torch.testing.assert_close(layer(x * scale).double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_copies_pickles_and_graphs(name: str) -> None:
     layer, x = _made(name, act=("leaky_relu", 0.3))

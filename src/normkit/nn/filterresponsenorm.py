@@ -14,6 +14,7 @@ from normkit.core.moments import accumulator
 from normkit.core.pools import Pool, as_ncs, concrete
 from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import differentiates, transformed
+from normkit.kernels.wide import beyond_float32
 from normkit.nn.arguments import ATTRIBUTES, Check, flag
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
 from normkit.nn.layer import Layer, affine_parameters, reset_affine
@@ -99,6 +100,9 @@ class FilterResponse(Layer):
         square = square + self.eps
         if eps_l is not None:
             square = square + eps_l.to(wide.dtype).abs().view(pool.params(concrete(c)))
+        looks = wide.dtype == torch.float32 and x.is_cpu and not transformed(x)
+        if looks and beyond_float32(torch.rsqrt(square)):  # see normkit.kernels.wide
+            return self._normalized(x.double(), residual, act).to(x.dtype)
         spec = Spec(pool, 0.0, act, centred=False)
         return formula.normalize(wide, spec, weight, bias, rest, zero, square).to(x.dtype)
 

@@ -11,7 +11,8 @@ from normkit.core.activations import Act, ActLike
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs, concrete
 from normkit.kernels.call import Normalized
-from normkit.kernels.modes import exporting
+from normkit.kernels.modes import exporting, transformed
+from normkit.kernels.wide import beyond_float32
 from normkit.nn import averages
 from normkit.nn.inputs import check_count, check_eps, check_more_than_one, check_rank, prepare
 from normkit.nn.layer import affine_parameters, match_layout, reset_affine, warn_if_recorded
@@ -113,6 +114,10 @@ class Switchable(RunningAverages):
         mean = _mixed(self.mean_weight.to(wide), rest, of_layer, of_batch)
         variance = _mixed(self.var_weight.to(wide), var, layer_var, batch_var)
         factor = torch.rsqrt(variance + self.eps)
+        looks = wide == torch.float32 and x.is_cpu and not transformed(x)
+        if looks and beyond_float32(factor):  # squares beyond float32, see normkit.kernels.wide
+            y, batch_mean, batch_var = self._normalized(x.double(), residual, remembered, act)
+            return y.to(x.dtype), batch_mean, batch_var
         if self.weight is not None:
             factor = factor * self.weight.to(wide).reshape(c, 1)
         offset = -mean * factor

@@ -192,7 +192,6 @@ def test_a_model_in_training_mode_evaluates_and_returns_to_it() -> None:
     handle = nk.adapt(model)
     for mode in (model.eval, model.train):
         mode()
-        model[0].eval()
         near(model(x), expected)
     handle.undo()
     assert state(model) == before

@@ -65,8 +65,10 @@ def adapt(
     The model is in evaluation mode meanwhile, dropout is off, and its weights, buffers and
     counters are not written (with ``batches``, running statistics are, and restored by undo).
     It works after ``model.eval()`` or ``model.train()``, under ``no_grad``, ``inference_mode`` and
-    ``autocast``; gradients, where recorded, pass through the batch's moments. A compiled model is
-    compiled again.
+    ``autocast``; gradients, where recorded, pass through the batch's moments. Several threads may
+    call it. A compiled model is compiled again, once or, with ``memory``, twice. ``memory`` is of
+    plain batches: within ``torch.export``, ``torch.jit.trace`` and ``torch.func`` it is refused. A
+    layer with banks has a stream for each; one called several times for a batch has one of all.
 
     A stream sorted by label is harmed by batch statistics. So the spread of batch means is compared
     with that of a shuffled stream, at 4, 8, 16, 32 and 64 batches (:mod:`normkit.adaptation.order`;
@@ -75,7 +77,8 @@ def adapt(
     not compared.
 
     Skipped and listed: frozen and constant layers, those that the model's own ``train()`` keeps in
-    evaluation mode, unknown, parametrized and scripted ones, those with a replaced forward.
+    evaluation mode, unknown, parametrized and scripted ones, those with a replaced forward, and
+    registered ones that compute another formula than (x − μ)/√(σ² + ε), tried on a few samples.
 
     Args:
         model: any module with a layer that keeps running statistics, in any mode.

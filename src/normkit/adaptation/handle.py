@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -52,8 +53,18 @@ class OrderReport:
             "are sorted by label, their statistics remove what tells the classes apart: shuffle "
             "them, use prior=256 and memory=math.inf, or evaluate without adapt. Where they are "
             "of several domains, each mixed, ignore this",
-            stacklevel=2,
+            stacklevel=_levels_to_user(),
         )
+
+
+def _levels_to_user() -> int:
+    """Return the ``stacklevel`` of the first frame that is neither this package's nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while (outer := frame.f_back) is not None and (
+        frame.f_globals.get("__name__", "").split(".")[0] in ("normkit", "torch", "contextlib")
+    ):
+        frame, level = outer, level + 1
+    return level
 
 
 class Adaptation(Handle):

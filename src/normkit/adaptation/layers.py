@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
+from normkit.adaptation.probe import why_other_formula
 from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped, list_skipped
 from normkit.nn.adapting import AdaptedMixin, tensor_table
@@ -20,13 +21,14 @@ __all__ = ["find_adaptable"]
 
 
 def find_adaptable(
-    model: nn.Module, verb: str, *, once: bool = False
+    model: nn.Module, verb: str, *, once: bool = False, required: bool = True
 ) -> tuple[list[NormLayer], list[Skipped]]:
     """Find layers that keep running statistics and may normalize by other ones for a while.
 
     Args:
         verb: the function's name, for messages.
         once: their statistics are replaced once, by ``recalibrate``, which takes more layers.
+        required: a model without one is an error.
 
     Raises:
         OptionError: the model is adapted already.
@@ -49,17 +51,17 @@ def find_adaptable(
         if spec is None:
             why = "constant by construction" if is_constant(layer) else why_unknown(layer)
         else:
-            why = KEPT if id(layer) in in_evaluation else _why_not(layer, spec, once)
+            why = KEPT if id(layer) in in_evaluation else _why_not(name, layer, spec, once)
         if why is not None:
             skipped.append(Skipped(name, type(layer), why))
         elif spec is not None:
             layers.append(NormLayer(name, layer, spec))
-    if not layers:
+    if required and not layers:
         raise _none(model, skipped, verb)
     return layers, skipped
 
 
-def _why_not(layer: nn.Module, spec: StatsSpec, once: bool) -> str | None:
+def _why_not(name: str, layer: nn.Module, spec: StatsSpec, once: bool) -> str | None:
     if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
         raise StatisticsError(
             message(
@@ -88,7 +90,7 @@ def _why_not(layer: nn.Module, spec: StatsSpec, once: bool) -> str | None:
         return "its statistics are computed from other tensors"
     if any(hasattr(tensor, "device_mesh") for tensor in tensors):
         return "its statistics are distributed; adapt the model before distributing them"
-    return None
+    return why_other_formula(NormLayer(name, layer, spec))
 
 
 def _none(model: nn.Module, skipped: list[Skipped], verb: str) -> StatisticsError:
@@ -98,7 +100,10 @@ def _none(model: nn.Module, skipped: list[Skipped], verb: str) -> StatisticsErro
         for m in model.modules()
     )
     if skipped:
-        fix = "normkit.unfreeze(model) first, or evaluate it as it is"
+        fix = (
+            "normkit.unfreeze(model) where frozen, normkit.adapt(model, batches=stream) for other "
+            "formulas, or evaluate it as it is"
+        )
     elif untracked:
         fix = f"nothing is needed: {untracked} layers normalize by each batch already"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import dataclasses
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from normkit.adaptation.entropy import Logits, are_probabilities, logits_of, mean_entropy
-from normkit.errors import OptionError, message
+from normkit.errors import OptionError, StatisticsError, message
 from normkit.handle import Skipped, Step
 from normkit.statistics.layers.preserve import overwrite
 
@@ -36,6 +37,7 @@ class EntropyMinimizer:
     Attributes:
         steps: updates since the start or the last reset.
         entropy: of the last batch, in nats; None before the first.
+        unreached: number of γ and β that the last batch gave no gradient.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class EntropyMinimizer:
         # Within a compiled model a step runs eagerly. Importing the compiler takes seconds.
         compiled = "torch._dynamo" in sys.modules
         self.run = torch.compiler.disable(self._run) if compiled else self._run
-        self.steps = 0
+        self.steps = self.unreached = 0
         self.entropy: float | None = None
 
     def reset(self) -> None:
@@ -78,6 +80,24 @@ class EntropyMinimizer:
                     "pass optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)",
                 )
             )
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise OptionError(
+                message(
+                    "an optimizer that makes a step of one gradient",
+                    f"{type(optimizer).__name__}, which calls the model again for each step",
+                    "pass optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)",
+                )
+            )
+        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in optimized for p in self._trained):
+            raise OptionError(
+                message(
+                    "an optimizer of the parameters that the function is given",
+                    f"a {type(optimizer).__name__} that has none of them",
+                    "pass optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)",
+                )
+            )
         return optimizer
 
     def _run(self, model: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -91,7 +111,17 @@ class EntropyMinimizer:
             if logits.numel():
                 self._check(logits)
                 loss = mean_entropy(logits)
+                if not loss.requires_grad:
+                    raise StatisticsError(
+                        message(
+                            "predictions whose gradients reach γ and β",
+                            "some computed without gradients, as under torch.no_grad() within "
+                            "the model's forward",
+                            "remove that there, or adapt statistics alone: normkit.adapt(model)",
+                        )
+                    )
                 gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+                self.unreached = sum(g is None for g in gradients)
                 self._step(loss, gradients)
         return _map(Tensor.detach, output)
 

@@ -1,4 +1,4 @@
-"""Normalizer of one adapted layer: its options, what it has seen, and its formula."""
+"""Normalizer of one adapted layer: its options, what it has bank, and its formula."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class PassCounter:
         self._here = threading.local()
 
     def __call__(self, model: nn.Module, inputs: object) -> None:
-        """Begin a pass."""
+        """Begin a pass, in evaluation mode, whatever ``train()`` has asked for meanwhile."""
+        if model.training:
+            for module in model.modules():
+                module.training = False
         if not torch.compiler.is_compiling():  # a value that changes compiles each batch anew
             self._here.called = {}
 
@@ -52,8 +55,8 @@ class PassCounter:
         return getattr, ({}, "get")
 
 
-class _Seen:
-    """Data that one bank of a layer has seen."""
+class _Bank:
+    """Stream of one bank of a layer, and the watch on its order."""
 
     def __init__(self, memory: float) -> None:
         self.stream, self.watch, self.size = Stream(memory), OrderWatch(), 0
@@ -82,15 +85,15 @@ class MixingNormalizer:
     ) -> None:
         self.spec: StatsSpec = one.spec
         # Each bank is of a domain of its own. Made here, as the compiler cannot make them.
-        self._banks = {row: _Seen(memory) for _, row in one.banks}
+        self._banks = {row: _Bank(memory) for _, row in one.banks}
         self._tests, self._deep = 0, False
         self._one, self._prior, self._memory = one, prior, memory
         self._counter, self._report = counter, report
 
     def reset(self) -> None:
         """Forget what was seen."""
-        for seen in self._banks.values():
-            seen.stream.reset()
+        for bank in self._banks.values():
+            bank.stream.reset()
         self.test_order(self._tests, self._deep)
 
     def test_order(self, tests: int, deep: bool) -> None:
@@ -100,17 +103,17 @@ class MixingNormalizer:
         mean of the batch depends on the size and, over a stream, on what came before.
         """
         self._tests, self._deep = tests, deep
-        for seen in self._banks.values():
-            seen.watch, seen.size = OrderWatch(), 0
+        for bank in self._banks.values():
+            bank.watch, bank.size = OrderWatch(), 0
 
     def normalize(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return ``x`` with the mixed mean and variance taken out, for mean 0 and variance 1."""
         values, row = self.spec.values(layer, x), self.spec.bank(layer)
-        seen = self._banks[row]
-        mean, var = self._moments(layer, row, seen, values)
-        if not transformed(values) and seen.watch.open and not recomputing():
-            with seen.lock:
-                self._look(row, seen, values)
+        bank = self._banks[row]
+        mean, var = self._moments(layer, row, bank, values)
+        if not transformed(values) and bank.watch.open and not recomputing():
+            with bank.lock:
+                self._look(row, bank, values)
         return standardize(layer, self.spec, x, (mean, var), self._one.eps)
 
     def _remembered(self, layer: nn.Module, row: int | None) -> tuple[Tensor, Tensor]:
@@ -119,24 +122,24 @@ class MixingNormalizer:
         return mean, var
 
     def _moments(
-        self, layer: nn.Module, row: int | None, seen: _Seen, values: Tensor
+        self, layer: nn.Module, row: int | None, bank: _Bank, values: Tensor
     ) -> tuple[Tensor, Tensor]:
         remembered, samples = self._remembered(layer, row), values.shape[0]
         with_stream = self._memory > 0 and not self._one.per_sample
         if with_stream:
             self._check_stream(values)
         if values.numel() == 0:
-            mean, var = seen.stream.moments or remembered
+            mean, var = bank.stream.moments or remembered
             return mean.detach().to(widest(values)), var.detach().to(widest(values))
         if self._one.per_sample:
             self._check_count(values[0, 0].numel(), "values per channel and sample")
             return mix(self._prior, remembered, 1.0, moments_of(values, True))
         batch = moments_of(values, False)
-        if not with_stream or seen.stream.count is None:
+        if not with_stream or bank.stream.count is None:
             self._check_count(values.numel() // values.shape[1], "values per channel")
         if not with_stream:
             return mix(self._prior, remembered, samples, batch)
-        count, mean, var = seen.stream.add(samples, batch, recomputing())
+        count, mean, var = bank.stream.add(samples, batch, recomputing())
         return mix(self._prior, remembered, count, (mean, var))
 
     def _check_stream(self, values: Tensor) -> None:
@@ -168,19 +171,19 @@ class MixingNormalizer:
                 )
             )
 
-    def _look(self, row: int | None, seen: _Seen, values: Tensor) -> None:
+    def _look(self, row: int | None, bank: _Bank, values: Tensor) -> None:
         """Compare this batch with those before it."""
         samples = values.shape[0]
         first, repeated = self._counter.call((id(self), row))
         if repeated:
             # Several calls for each batch differ by their place in the model.
-            seen.watch.close()
+            bank.watch.close()
             return
-        seen.size = seen.size or samples
-        if not first and not (self._deep and samples == seen.size):
+        bank.size = bank.size or samples
+        if not first and not (self._deep and samples == bank.size):
             return
         # Of one sample each, batches have one label in any order.
         if samples > 1 or (self._memory > 1 and samples):
-            result = seen.watch.add(values, self._tests * len(self._banks))
+            result = bank.watch.add(values, self._tests * len(self._banks))
             if result is not None:
                 self._report(self._one.name, result)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import Parameter
+from torch.nn.parameter import Parameter, is_lazy
 
 from normkit.adaptation.adapt import adaptation_steps
 from normkit.adaptation.affine import find_affine
@@ -51,7 +50,12 @@ class Tent(Adaptation):
 
     def _rows(self) -> list[str]:
         now = "" if self.entropy is None else f", entropy of the last batch {self.entropy:.3f} nats"
-        return [*super()._rows(), f"  {self.steps} updates{now}"]
+        rows = [*super()._rows(), f"  {self.steps} updates{now}"]
+        if unreached := self._minimizer.unreached:
+            rows.append(
+                f"  {unreached} of the γ and β got no gradient from the last batch: unmoved"
+            )
+        return rows
 
 
 def tent(
@@ -79,8 +83,9 @@ def tent(
     empty batch.
 
     Over a long stream predictions may collapse onto few classes; call ``reset()`` now and then,
-    after each batch for the episodic form. A stream in order is noticed as in ``adapt``, from at
-    least four batches between resets. γ and β of half types are trained in float32.
+    after each batch for the episodic form. Where statistics are adapted, a stream in order is
+    noticed as in ``adapt``, from at least four batches between resets. γ and β of half types are
+    trained in float32. Several threads take turns.
 
     Args:
         model: a classifier, or one of each position, in any mode.
@@ -97,8 +102,8 @@ def tent(
 
     Raises:
         TypeMismatchError: ``model`` is not a module, or is scripted; within a call: no logits.
-        OptionError: an argument outside its range; a model that is adapted already; within the
-            first call: outputs that are probabilities.
+        OptionError: an argument outside its range; an optimizer without γ and β, or one that calls
+            a closure; a model that is adapted already; within the first call: probabilities.
         StatisticsError: no γ or β to train; weights that are sharded, or were made in inference
             mode; running statistics that are not finite. The model is unchanged.
 
@@ -130,22 +135,23 @@ def tent(
                 message(f"{name} as a function", type(function).__name__, f"pass {name}={example}")
             )
     inner = unwrap(model)
+    layers, unadapted = find_adaptable(inner, "tent", required=False)
     affine, skipped = find_affine(inner)
     _check(inner, [p for _, _, p in affine], skipped)
-    layers, unadapted = _with_statistics(inner)
     if prior:
         check_finite([(one.name, one.layer) for one in layers])
     order = OrderReport()
     rows, steps, normalizers = adaptation_steps(inner, layers, prior, memory, order, constant=False)
-    notes = {row.name: row.note for row in rows}
+    notes = {row.name: f"{row.note}, " for row in rows}
+    notes_on_statistics = {row.name: f"; statistics as remembered: {row.why}" for row in unadapted}
     by_layer: dict[str, tuple[type, list[str]]] = {}
     # Before classes change.
     for name, label, _ in affine:
         layer = inner.get_submodule(name)
         by_layer.setdefault(name, (type(layer), []))[1].append(label)
     changed = [
-        Changed(name, cls, cls, note=", ".join(filter(None, (notes.pop(name, ""),
-                                                             f"{' and '.join(labels)} trained"))))
+        Changed(name, cls, cls, note=f"{notes.pop(name, '')}{' and '.join(labels)} trained"
+                                     f"{notes_on_statistics.get(name, '')}")
         for name, (cls, labels) in by_layer.items()
     ]  # fmt: skip
     changed += [row for row in rows if row.name in notes]
@@ -167,16 +173,6 @@ def _adam(parameters: list[Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
-def _with_statistics(inner: nn.Module) -> tuple[list[Any], list[Skipped]]:
-    """Return layers whose statistics are adapted too; none is no error here."""
-    try:
-        return find_adaptable(inner, "tent")
-    except OptionError:
-        raise
-    except StatisticsError:
-        return [], []
-
-
 def _check(inner: nn.Module, parameters: Sequence[Parameter], skipped: Sequence[Skipped]) -> None:
     if not parameters:
         raise StatisticsError(
@@ -185,6 +181,14 @@ def _check(inner: nn.Module, parameters: Sequence[Parameter], skipped: Sequence[
                 f"a {type(inner).__name__} without one"
                 + (f" ({list_skipped(skipped)})" if skipped else ""),
                 "normkit.unfreeze(model) first, or adapt statistics alone: normkit.adapt(model)",
+            )
+        )
+    if any(is_lazy(p) for p in inner.parameters()):
+        raise StatisticsError(
+            message(
+                "lazy layers to be initialized, as their first input sets their sizes",
+                f"a {type(inner).__name__} with some that have had no input",
+                "run the model once on any batch",
             )
         )
     if is_sharded(inner) or any(hasattr(p, "device_mesh") for p in parameters):

@@ -101,13 +101,13 @@ def _twin(layer: nn.Module, cls: type[nn.Module], spec: StatsSpec) -> nn.Module:
 
     It is made for each call: attributes and tensors of the layer may change from one to the next.
     """
-    own = dict(layer.__dict__)
-    for table in ("_buffers", "_parameters"):
-        own[table] = dict(own[table])
-    own.pop("_normalizer", None)
-    own["training"] = False
+    state = dict(layer.__dict__)
+    for kind in ("_buffers", "_parameters"):
+        state[kind] = dict(state[kind])
+    state.pop("_normalizer", None)
+    state["training"] = False
     twin = object.__new__(cls)
-    twin.__dict__.update(own)
+    twin.__dict__.update(state)
     for name, make in ((spec.mean, torch.zeros_like), (spec.var, torch.ones_like)):
         tensors = tensor_table(twin, name)
         tensors[name] = make(tensors[name].detach())

@@ -40,7 +40,8 @@ def standardize(
     low = (mean - high).to(wide).reshape(shape)
     high, scale = high.reshape(shape), scale.to(wide).reshape(shape)
     if values is x:
-        return ((x - high - low) * scale).to(x.dtype)
+        # (x − high − low) · scale in two passes over x.
+        return torch.addcmul(-low * scale, x - high, scale).to(x.dtype)
     y = x.to(wide, copy=True)
     view = spec.values(layer, y)
     if view.data_ptr() != y.data_ptr() and view.numel():

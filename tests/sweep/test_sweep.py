@@ -11,7 +11,7 @@ import pytest
 
 from tests.sweep.tools import TOOLS, hunt
 
-EXAMPLES = {"recalibrate": 80, "consistency": 60, "layers": 100, "accelerate": 60,
+EXAMPLES = {"recalibrate": 80, "consistency": 60, "layers": 100, "accelerate": 300,
             "bad input": 100}  # fmt: skip
 OTHERS = 40
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.core.activations import Act
 from normkit.handle import Skipped, Step
@@ -39,7 +41,7 @@ def why_not_put_out(model: nn.Module, layer: nn.Module) -> str | None:
     if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks that see its activation: remove them first"
     for name, module in walk(model):
-        if _holds(vars(module), layer):
+        if module is not layer and _holds(vars(module), layer):
             return f"an attribute of {name or 'the model'} refers to it, past its modules"
     return None
 
@@ -75,16 +77,27 @@ def _places(model: nn.Module, layer: nn.Module) -> Iterator[tuple[nn.Module, str
                 yield module, key
 
 
-def _holds(value: Any, layer: nn.Module, depth: int = 3) -> bool:
-    """Return whether ``value`` holds ``layer`` in attributes, lists or mappings."""
+def _holds(value: Any, layer: nn.Module, depth: int = 4) -> bool:
+    """Return whether ``value`` leads to ``layer``, past the modules of the model."""
     if value is layer:
         return True
-    if not depth:
-        return False
+    return depth > 0 and any(_holds(part, layer, depth - 1) for part in _parts(value))
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a value holds, as far as one can look into it."""
     if isinstance(value, dict):
-        parts = [v for key, v in value.items() if key != "_modules"]
-    elif isinstance(value, (list, tuple, set)):
-        parts = list(value)
-    else:
-        return False
-    return any(_holds(part, layer, depth - 1) for part in parts)
+        return [v for key, v in value.items() if key != "_modules"]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+    # Modules are visited themselves.
+    if isinstance(value, (nn.Module, Tensor, type, ModuleType)):
+        return []
+    slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
+    return [*slots, vars(value)] if hasattr(value, "__dict__") else slots

@@ -10,7 +10,7 @@ import torch
 
 from tests.together import context
 
-pytest_plugins = ["tests.budget"]
+pytest_plugins = ["tests.budget", "tests.compiler"]
 
 
 @pytest.fixture(autouse=True)

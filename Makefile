@@ -33,7 +33,7 @@ OTHER   := build/torch-$(RELEASE)-$(notdir $(PYTHON))
 # Tools to build a wheel with: neither torch nor anything else of .venv is needed for it.
 WHEEL_TOOLS := build/wheel-tools-$(notdir $(PYTHON))
 
-.PHONY: help demo quick full test test-layers test-torch test-slow sweep wheel check lint types sanitize clean
+.PHONY: help demo quick full test test-layers test-torch test-slow sweep wheel check lint types site sanitize clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,7 @@ wheel: $(WHEEL_TOOLS)/tools.stamp  ## dist/normkit-*.whl: for every torch, witho
 		--exclude 'libtorch*.so' --exclude libc10.so -w dist build/wheel/*.whl
 	@ls -l dist/*.whl
 
-check: lint types test  ## lint, types and tests, as in CI
+check: lint types site test  ## lint, types, links of the guides and tests, as in CI
 
 lint: $(VENV)/dev.stamp  ## ruff
 	$(BIN)/ruff check
@@ -90,6 +90,10 @@ lint: $(VENV)/dev.stamp  ## ruff
 
 types: $(VENV)/dev.stamp  ## mypy
 	$(BIN)/mypy
+
+# The variable silences a notice that the theme prints; PATH is where ruff formats signatures from.
+site: $(VENV)/dev.stamp  ## the guides as a site, build/site/index.html; fails on a lost link
+	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/python -m mkdocs build --strict --quiet
 
 # The sanitizers' runtime must be loaded before Python, and libstdc++ with it, or exceptions that
 # torch throws are not caught.

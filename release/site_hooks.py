@@ -1,0 +1,54 @@
+"""Hooks of mkdocs: patterns in the navigation, and links to files that are not pages of the site.
+
+A guide that is read in the repository may link to `../benchmarks/x.json`. The site has no such
+page, and the repository has no address that the site could name, so there the text stays and the
+path of the file stands behind it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Replace links that leave docs/ by their text and the path of the file."""
+    folder = posixpath.dirname(f"docs/{page.file.src_uri}")
+
+    def outside(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link[2]))
+        if path.startswith("docs/") or not (ROOT / path).exists():
+            return link[0]  # a page, or a mistake that mkdocs reports
+        return f"{link[1]} (`{path}`)" if f"`{path}`" != link[1] else link[1]
+
+    return LINK.sub(outside, markdown)
+
+
+def on_config(config: Any) -> None:
+    """Expand entries of the navigation with a `*`; the Chinese pages come with the English ones."""
+    folder, listed = Path(config["docs_dir"]), set()
+
+    def matching(pattern: str) -> list[str]:
+        if "*" not in pattern:
+            return [pattern]
+        files = (path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern)))
+        return [file for file in files if ".zh." not in file and file not in listed]
+
+    def expand(entries: list[Any]) -> list[Any]:
+        expanded: list[Any] = []
+        for entry in entries:
+            title, what = next(iter(entry.items())) if isinstance(entry, dict) else (None, entry)
+            found = expand(what) if isinstance(what, list) else matching(what)
+            listed.update(each for each in found if isinstance(each, str))
+            if isinstance(what, list):
+                expanded += [{title: found}] if found else []
+            else:
+                expanded += [{title: file} if title else file for file in found]
+        return expanded
+
+    config["nav"] = expand(config["nav"])

@@ -33,7 +33,8 @@ OTHER   := build/torch-$(RELEASE)-$(notdir $(PYTHON))
 # Tools to build a wheel with: neither torch nor anything else of .venv is needed for it.
 WHEEL_TOOLS := build/wheel-tools-$(notdir $(PYTHON))
 
-.PHONY: help demo quick full test test-layers test-torch test-slow sweep wheel check lint types site sanitize clean
+.PHONY: help demo quick full tables test test-layers test-torch test-slow sweep wheel check lint types site sanitize \
+	clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +47,19 @@ quick: $(VENV)/lab.stamp  ## seven claims with more training, half an hour on tw
 
 full: $(VENV)/lab.stamp  ## every claim, about two hours on two cores; rewrites docs/report.html and the tables
 	$(BIN)/normkit lab run all $(FULL) --report docs/report.html
+	@$(MAKE) --no-print-directory tables
+
+# A walk-through has the same table in both languages.
+define article
+	$(BIN)/normkit lab verdicts $(2) $(FULL) --into docs/articles/$(1).md
+	$(BIN)/normkit lab verdicts $(2) $(FULL) --into docs/articles/$(1).zh.md
+endef
+
+tables: $(VENV)/lab.stamp  ## the tables of verdicts in README and docs, from the runs of make full
 	$(BIN)/normkit lab verdicts $(FULL) --into docs/claims.md
 	$(BIN)/normkit lab verdicts $(FULL) --short --into README.md
+	$(call article,bayes,C6 C7 C9 C10 C11 C12 C25 C26)
+	$(call article,comparison,C20)
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)

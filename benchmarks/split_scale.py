@@ -1,7 +1,7 @@
-"""Time Caffe's two layers, batch normalization without γ and β and then Scale, against the merged one.
+"""Time Caffe's two layers, batch normalization without γ and β and then Scale, and the merged one.
 
-In one process in turn, on one thread: a training step's forward and backward, and an evaluation without
-gradients. Prints the rows of the table in docs/articles/bayes.md::
+In one process in turn, on one thread: a training step's forward and backward, and an evaluation
+without gradients. Prints rows for docs/articles/bayes.md::
 
     python benchmarks/split_scale.py
 """

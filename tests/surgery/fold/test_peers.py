@@ -113,12 +113,30 @@ def test_right_where_the_order_of_definition_is_wrong(order: str) -> None:
         assert handle.changed[0][0] == "bn2" and handle.changed[0].note == "into out"
 
 
-def test_affine_off_and_training_mode() -> None:
-    """Others read a γ of None, or fold statistics that the model does not use."""
-    check(
-        settle(nn.Sequential(conv(bias=False), nn.BatchNorm2d(4, affine=False))).double(), IMAGES, 1
-    )
+def unchecked(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """Fold by the formula alone, as mmengine does: of any mode, with a γ that has to be there."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    factor = bn.weight / (bn.running_var + bn.eps).sqrt()
+    fused = copy.deepcopy(conv)
+    fused.weight = nn.Parameter(conv.weight * factor[:, None, None, None])
+    bias = 0 if conv.bias is None else conv.bias
+    fused.bias = nn.Parameter((bias - bn.running_mean) * factor + bn.bias)
+    return fused
+
+
+def test_right_where_the_formula_alone_is_wrong_in_training_mode() -> None:
     model = settle(nn.Sequential(conv(), bn())).double().train()
+    with torch.no_grad():
+        batch = copy.deepcopy(model)(IMAGES)
+        assert float((unchecked(model[0], model[1])(IMAGES) - batch).abs().max()) > 0.05
     with pytest.raises(nk.OptionError, match=r"model\.eval"):
         nk.fold(model, IMAGES)
     assert model.training and type(model[1]) is nn.BatchNorm2d
+    check(model.eval(), IMAGES, 1)
+
+
+def test_right_where_the_formula_alone_fails_without_affine() -> None:
+    model = nn.Sequential(conv(bias=False), nn.BatchNorm2d(4, affine=False))
+    with pytest.raises(TypeError):
+        unchecked(model[0], model[1])
+    check(settle(model).double(), IMAGES, 1)

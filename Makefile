@@ -60,6 +60,9 @@ tables: $(VENV)/lab.stamp  ## the tables of verdicts in README and docs, from th
 	$(BIN)/normkit lab verdicts $(FULL) --short --into README.md
 	$(call article,bayes,C6 C7 C9 C10 C11 C12 C25 C26)
 	$(call article,comparison,C20)
+	$(call article,implementation,C1 C2 C3 C4 C5)
+	$(call article,rethinking,C15 C16 C17 C18 C19 C23)
+	$(call article,residual,C21 C22 C24)
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)

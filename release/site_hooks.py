@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+SWITCH = re.compile(r"^\[(?:中文|English)\]\([^)\s]+\)(?: · )?", re.MULTILINE)
+"""The link from a page to the same in another language, for which the site has a menu."""
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
 
 
@@ -26,7 +28,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             return link[0]  # a page, or a mistake that mkdocs reports
         return f"{link[1]} (`{path}`)" if f"`{path}`" != link[1] else link[1]
 
-    return LINK.sub(outside, markdown)
+    return LINK.sub(outside, SWITCH.sub("", markdown))
 
 
 def on_config(config: Any) -> None:

@@ -3,7 +3,9 @@
     python -W ignore -m tests.golden.guide
 
 docs/doctor.md holds train.py itself, its log, the command, its output as text and as a picture, and
-figures of that output within sentences, which are for the author to read again.
+figures of that output within sentences, which are for the author to read again. The picture of the
+README, docs/first-screen.svg, is the command without --mend, and then with it, without what it prints
+again, which a line says.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from normkit.cli.doctor_screen import diagnosis_lines, outcome_lines
 
 GUIDE = Path(__file__).parents[2] / "docs" / "doctor.md"
 PICTURE = GUIDE.with_suffix(".svg")
+FIRST_SCREEN = GUIDE.with_name("first-screen.svg")
 COLUMNS = {"text": 96, "picture": 100}
 
 
@@ -61,16 +64,27 @@ def lines(command: str) -> dict[str, list[Text]]:
     }
 
 
-def picture(command: str, printed: list[Text]) -> str:
-    """The terminal as SVG, without fonts from elsewhere."""
+def picture(title: str, *dialogue: tuple[str, list[Text]]) -> str:
+    """The terminal as SVG, without fonts from elsewhere: commands, each with what it prints."""
     console = Console(record=True, width=COLUMNS["picture"], file=io.StringIO())
-    console.print(Text.assemble(("$ ", "green"), command.rstrip()), soft_wrap=True)
-    for line in printed:
-        if line.plain.startswith("check"):  # longer than a terminal is wide; the text has it
-            continue
-        console.print(line, soft_wrap=True)
-    svg = console.export_svg(title="normkit doctor")
+    for command, printed in dialogue:
+        console.print(Text.assemble(("$ ", "green"), command.rstrip()), soft_wrap=True)
+        for line in printed:
+            if line.plain.startswith(
+                ("mend ", "check")
+            ):  # longer than a terminal is wide; the text has it
+                continue
+            console.print(line, soft_wrap=True)
+    svg = console.export_svg(title=title)
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
+
+
+def rest(seen: list[Text], printed: list[Text]) -> list[Text]:
+    """What a command prints that another did not, from the file that it wrote on."""
+    start = next(n for n, line in enumerate(printed) if line.plain.startswith("Wrote"))
+    assert [line.plain for line in seen[3:9]] == [line.plain for line in printed[3:9]]
+    end = next(n for n, line in enumerate(printed) if n > start and not line.plain)
+    return [Text("⋮ the same findings", "dim"), *printed[start:end]]
 
 
 def main() -> None:
@@ -87,6 +101,8 @@ def main() -> None:
         os.chdir(folder)
         sys.path.insert(0, folder)
         printed = lines(command)
+        look = command.replace(" --mend mended.pt", "")
+        seen = lines(look)["picture"]
         os.chdir(GUIDE.parent)
     text = "\n".join(
         part
@@ -97,7 +113,12 @@ def main() -> None:
         or [""]
     )
     GUIDE.write_text(written(written(guide, 2, text + "\n"), 0, log))
-    PICTURE.write_text(picture(command, printed["picture"]))
+    PICTURE.write_text(picture("normkit doctor", (command, printed["picture"])))
+    FIRST_SCREEN.write_text(
+        picture(
+            "normkit doctor", (look, [*seen, Text()]), (command, rest(seen, printed["picture"]))
+        )
+    )
     print(text)
 
 

@@ -58,6 +58,7 @@ endef
 tables: $(VENV)/lab.stamp  ## the tables of verdicts in README and docs, from the runs of make full
 	$(BIN)/normkit lab verdicts $(FULL) --into docs/claims.md
 	$(BIN)/normkit lab verdicts $(FULL) --short --into README.md
+	$(BIN)/normkit lab verdicts $(FULL) --short --into README.zh.md
 	$(call article,bayes,C6 C7 C9 C10 C11 C12 C25 C26)
 	$(call article,comparison,C20)
 	$(call article,implementation,C1 C2 C3 C4 C5)

@@ -4,8 +4,8 @@
 
 docs/doctor.md holds train.py itself, its log, the command, its output as text and as a picture, and
 figures of that output within sentences, which are for the author to read again. The picture of the
-README, docs/first-screen.svg, is the command without --mend, and then with it, without what it prints
-again, which a line says.
+README, docs/first-screen.svg, is the command without --mend, and then with it; a line stands for
+what it prints again.
 """
 
 from __future__ import annotations

@@ -71,17 +71,21 @@ def test_each_of_several_parts_has_its_word() -> None:
     assert "would decide it<br>1 of 3 parts not measured | 5 |" in row
 
 
-def test_short_rows_have_the_first_part_those_not_confirmed_and_what_to_do() -> None:
+def test_short_rows_have_the_first_part_and_those_not_confirmed() -> None:
     opposite = dataclasses.replace(FASTER, question="Lower?", word="opposite")
     third = dataclasses.replace(FASTER, question="Third?")
     both = dataclasses.replace(finding(FASTER, opposite, third), practice="Use it.")
-    row = table([both], "", short=True).splitlines()[2]
+    head, line, row, *_ = table([both], "", short=True).splitlines()
+    assert head.count("|") == line.count("|") == row.count("|") == 4
     assert "| Faster: how much higher is it? 13.6 [11.3, 15.9] points<br>Lower? 13.6 " in row
-    assert row.endswith("points; opposite | Use it. |")
+    assert row.endswith("points; opposite |")
     assert "Third?" not in row
     row = table([finding(opposite, FASTER)], "", short=True).splitlines()[2]
     assert "Lower? 13.6 [11.3, 15.9] points; opposite |" in row
     assert "Faster" not in row
+    unsure = dataclasses.replace(FASTER, word="open", needed=(7, 12))
+    row = table([finding(unsure)], "", short=True).splitlines()[2]
+    assert row.endswith("points; open |")
 
 
 def test_all_parts_together_are_counted() -> None:

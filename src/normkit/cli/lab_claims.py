@@ -165,7 +165,7 @@ def verdicts(
         typer.Option(help="Write the table into this file, between its two marks."),
     ] = None,
     short: Annotated[
-        bool, typer.Option("--short", help="Only the claims of the README, with what to do.")
+        bool, typer.Option("--short", help="Only the claims of the README, with one effect.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

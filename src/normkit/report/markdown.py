@@ -20,11 +20,10 @@ END = "<!-- normkit lab verdicts: end -->"
 def table(findings: Sequence[Finding], caption: str, *, short: bool = False) -> str:
     """One row for each claim: its verdict, its parts with intervals, from how many seeds.
 
-    A ``short`` table has of each claim the first part, with those that are not confirmed, and what
-    to do in practice.
+    A ``short`` table has of each claim the first part, and those that are not confirmed.
     """
-    last = "in practice" if short else "seeds"
-    rows = [f"| claim | verdict | deciding effects [95 % CI] | {last} |", "|---|---|---|---|"]
+    head = ["claim", "verdict", "deciding effects [95 % CI]", *(() if short else ("seeds",))]
+    rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for finding in findings:
         deciding = [each for each in finding.comparisons if each.decides]
         missing = len(finding.records) - finding.runs
@@ -32,15 +31,14 @@ def table(findings: Sequence[Finding], caption: str, *, short: bool = False) -> 
         if short:
             others = [each for each in deciding[1:] if each.word != "confirmed"]
             shown = (*deciding[:1], *others)
-            effects = [_part(each, alone=each.word == "confirmed") for each in shown]
+            effects = [_part(each, alone=each.word == "confirmed", remarks=False) for each in shown]
         else:
             effects = [_part(each, alone=finding.parts < 2) for each in deciding]
             if unmeasured := finding.parts - len(deciding):
                 effects.append(f"{unmeasured} of {finding.parts} parts not measured")
         rows.append(
             f"| {finding.key} {_cell(finding.title)} | {finding.verdict}{progress} "
-            f"| {'<br>'.join(map(_cell, effects))} "
-            f"| {_cell(finding.practice) if short else _seeds(deciding)} |"
+            f"| {'<br>'.join(map(_cell, effects))} |" + ("" if short else f" {_seeds(deciding)} |")
         )
     return "\n".join([*rows, "", caption])
 
@@ -50,12 +48,12 @@ def _seeds(parts: Sequence[Comparison]) -> str:
     return "–".join(str(each) for each in dict.fromkeys((*counts[:1], *counts[-1:])))
 
 
-def _part(comparison: Comparison, *, alone: bool) -> str:
+def _part(comparison: Comparison, *, alone: bool, remarks: bool = True) -> str:
     """An effect with its word and a remark; one that is alone has the claim's word."""
     words = [effect(comparison)]
     if not alone:
         words.append(comparison.word)
-    if remark := intervals.remark(comparison):
+    if remarks and (remark := intervals.remark(comparison)):
         words.append(remark)
     return "; ".join(words)
 

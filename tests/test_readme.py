@@ -68,3 +68,86 @@ def test_commands_exist() -> None:
     for line in re.findall(r"^normkit (\w+ \w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
         result = runner.invoke(app, [*line.split(), "--help"])
         assert result.exit_code == 0, line
+
+
+def test_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    rows = re.findall(r"^\| C\d+ .*", text, re.MULTILINE)
+    assert 0 < len(rows) <= 8
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_first_screen_shows_the_two_commands_and_what_they_print(name: str) -> None:
+    """The picture is a recording: its figures are those of the text, its commands those above."""
+    first = "".join((ROOT / name).read_text().split("\n## ")[:2])
+    commands = re.findall(r"^```\n(normkit doctor .*?)^```", first, re.MULTILINE | re.DOTALL)[0]
+    (says,) = re.findall(r"!\[(.*?)\]\(docs/first-screen.svg\)", first)
+    drawn = (ROOT / "docs/first-screen.svg").read_text()
+    printed = " ".join(re.sub(r"<[^>]*>", " ", drawn).replace("&#160;", " ").split())
+    for command in commands.replace("\\\n", " ").splitlines():
+        words = command.split()
+        assert " ".join(words) in printed.replace(" \\ ", " "), command
+    for figure in re.findall(r"\d+\.\d", says):
+        assert f"{figure} %" in printed, figure
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_table_of_speed_is_that_of_the_benchmarks(name: str) -> None:
+    measured = (ROOT / "docs/benchmarks.md").read_text()
+    table = re.search(r"(?<=\|---\|---\|\n)(?:\| .* \| [\d.]+ \|\n)+", (ROOT / name).read_text())
+    assert table
+    rows = re.findall(r"^\| (.*) \| ([\d.]+) \|$", table[0], re.MULTILINE)
+    assert len(rows) == 7
+    for what, factor in rows:
+        step = next((net for net in ("DenseNet", "ResNet-18") if net in what), None)
+        row = (
+            rf"training step of {step.replace('-', '').lower()}, \S+, contiguous, default"
+            if step
+            else rf"{what} \+ ReLU, forward and backward, tuned"
+        )
+        assert re.search(rf"^\| {row} allocator \| \*\*{factor}\*\* ", measured, re.MULTILINE), what
+
+
+FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2", re.MULTILINE | re.DOTALL)
+PAGES = sorted(
+    page
+    for page in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("benchmarks/**/*.md"),
+    )
+)
+
+
+def _anchors(page: Path) -> set[str]:
+    """What a link may name in a page: its headings, as GitHub and the site write them."""
+    headings = re.findall(r"^#+ +(.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", each.strip().lower()).replace(" ", "-") for each in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    lost = []
+    text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        if not other.exists() or (
+            anchor and other.suffix == ".md" and anchor not in _anchors(other)
+        ):
+            lost.append(target)
+    assert lost == []
+
+
+def test_each_guide_is_listed() -> None:
+    """In the index and in the navigation, so that a reader finds it."""
+    index, site = (ROOT / "docs/README.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        if page.name == "README.md" or page.name.endswith(".zh.md"):
+            continue
+        assert f"({page.name})" in index, page.name
+        assert f"- {page.name}\n" in site, page.name

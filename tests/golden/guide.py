@@ -112,7 +112,8 @@ def main() -> None:
         )
         or [""]
     )
-    GUIDE.write_text(written(written(guide, 2, text + "\n"), 0, log))
+    for page in (GUIDE, GUIDE.with_suffix(".zh.md")):
+        page.write_text(written(written(page.read_text(), 2, text + "\n"), 0, log))
     PICTURE.write_text(picture("normkit doctor", (command, printed["picture"])))
     FIRST_SCREEN.write_text(
         picture(

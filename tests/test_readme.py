@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shlex
 import socket
 from pathlib import Path
 
@@ -59,15 +60,30 @@ def _rank(rank: str, port: str, folder: Path) -> None:
     runpy.run_path("train.py", run_name="__main__")
 
 
-def test_commands_exist() -> None:
-    from typer.testing import CliRunner
+def test_commands_exist_with_their_options() -> None:
+    from typer.main import get_command
 
     from normkit.cli.app import app
 
-    runner = CliRunner()
-    for line in re.findall(r"^normkit (\w+ \w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
-        result = runner.invoke(app, [*line.split(), "--help"])
-        assert result.exit_code == 0, line
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    lines = [
+        (page.name, line)
+        for page in pages
+        if page.name != "log.md"  # what was typed then
+        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), re.M | re.S)
+        for line in re.findall(r"^normkit .*", block.replace("\\\n", " "), re.MULTILINE)
+    ]
+    assert len(lines) > 20
+    for name, line in lines:
+        command, words = get_command(app), shlex.split(line, comments=True)[1:]
+        if words[0] == "computes":  # no command, but what one prints
+            continue
+        while words and words[0] in getattr(command, "commands", ()):
+            command = command.commands[words.pop(0)]
+        assert not hasattr(command, "commands"), f"{name}: {line}"
+        options = {each for one in command.params for each in one.opts}
+        used = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert used <= options, f"{name}: {line}"
 
 
 def test_readme_is_short() -> None:

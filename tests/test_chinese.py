@@ -159,6 +159,22 @@ def test_links_of_a_chinese_page_lead_somewhere(path: Path) -> None:
     assert not lost, report(path, (f"link to what is not there: {each}" for each in lost))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_a_chinese_page_leads_to_chinese_pages(path: Path) -> None:
+    """Where there is one; but for the link to the page's own English."""
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    local = {link.partition("#")[0] for link in LINK.findall(prose) if "://" not in link}
+    english = path.name.replace(".zh.md", ".md")
+    better = [
+        f"{link}: there is {chinese}"
+        for link in sorted(local)
+        if link != english
+        and (chinese := re.sub(r"(?<!\.zh)\.(md|ipynb)$", r".zh.\1", link)) != link
+        and (path.parent / chinese).exists()
+    ]
+    assert not better, report(path, better)
+
+
 PAGE = """# Title
 
 Accuracy was .841 after 1,000 steps ([why](lab.md#rules)), 95 % interval [−0.1, 5.2], on 3 May 2026.

@@ -9,6 +9,7 @@ import typer
 
 from normkit.cli.console import errors, needs_lab, print_json
 from normkit.cli.lab_claims import list_claims, nothing_to_judge, verdicts
+from normkit.cli.lab_live import live
 from normkit.cli.lab_options import (
     REPORT,
     STORE,
@@ -27,7 +28,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Test the claims about normalization.", no_args_is_help=True)
 
 app.command("list")(list_claims)
-for command in (run, tour, verdicts, export, tensorboard, compare, salvage):
+for command in (run, tour, verdicts, live, export, tensorboard, compare, salvage):
     app.command()(command)
 
 

@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from normkit.errors import StoreError, message
 from normkit.report import intervals, payload, text
 
-__all__ = ["check_target", "render_page", "write_page"]
+__all__ = ["check_target", "content_policy", "render_page", "write_page"]
 
 # plotly.js brings the style sheet of its maps, which no chart here needs and the policy refuses.
 # It leaves it out where an element with the sheet's name exists.
@@ -73,7 +73,7 @@ def render_page(template: str, *, sheets: Sequence[str] = (), **context: Any) ->
     }
     return environment.get_template(template).render(
         placeholders=sorted(set(OWN_SHEETS.findall(scripts["plotly"]))),
-        policy=_policy(scripts.values(), styles.values()),
+        policy=content_policy(scripts.values(), styles.values()),
         scripts={name: Markup(source) for name, source in scripts.items()}
         | {"plotly": Markup(_packed_plotly())},
         styles={name: Markup(source) for name, source in styles.items()},
@@ -159,7 +159,9 @@ def _source(environment: jinja2.Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+def content_policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+    """Return a policy that runs these scripts and styles alone, and forbids the network."""
+
     def hashes(sources: Any) -> str:
         digests = (hashlib.sha256(source.encode()).digest() for source in sources)
         return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

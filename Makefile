@@ -33,7 +33,7 @@ OTHER   := build/torch-$(RELEASE)-$(notdir $(PYTHON))
 # Tools to build a wheel with: neither torch nor anything else of .venv is needed for it.
 WHEEL_TOOLS := build/wheel-tools-$(notdir $(PYTHON))
 
-.PHONY: help demo quick full tables test test-layers test-torch test-slow sweep wheel check lint types site sanitize \
+.PHONY: help demo quick full tables live test test-layers test-torch test-slow sweep wheel check lint types site sanitize \
 	clean
 
 help:  ## print the targets
@@ -64,6 +64,10 @@ tables: $(VENV)/lab.stamp  ## the tables of verdicts in README and docs, from th
 	$(call article,implementation,C1 C2 C3 C4 C5)
 	$(call article,rethinking,C15 C16 C17 C18 C19 C23)
 	$(call article,residual,C21 C22 C24)
+
+live: $(VENV)/lab.stamp  ## trains the network of docs/live.html anew, two minutes, and rewrites the page
+	$(BIN)/python -m normkit.report.live.record src/normkit/report/live/recording.npz
+	$(BIN)/normkit lab live --out docs/live.html
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_each_text_is_used_and_each_used_text_exists() -> None:
     used |= {f"{stem}{k}" for stem in ("layer", "story") for k in range(1, 6)}
     used |= {f"{stem}_{pool}" for stem in ("axes", "pool") for pool in ("bn", "ln", "gn", "in")}
     used |= {f"class{k}" for k in range(10)} | {f"story{k}_says" for k in range(1, 6)}
-    used |= {name for name in re.findall(r'key\("\w+", "[^"]+", "(\w+)"', sources)}
+    used |= set(re.findall(r'key\("\w+", "[^"]+", "(\w+)"', sources))
     used |= {"bn", "ln", "gn", "in", "pool_in_1", *page.MODES, *load_kinds()}
     assert set(TEXTS) - used == set()
     keys = re.findall(r'say\("(\w+)"', sources) + re.findall(r"texts\.(\w+)\[", sources)
@@ -127,12 +128,19 @@ def test_recording_says_what_the_batches_and_averages_were() -> None:
     )
 
 
+def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+    """Return True if both have the same arrays."""
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) for name in one
+    )
+
+
 def test_recording_survives_a_file(tmp_path: Path) -> None:
     recording = load()
     save(recording, tmp_path / "copy.npz")
     copy = load(tmp_path / "copy.npz")
     assert copy.facts == recording.facts
-    assert all(np.array_equal(copy.arrays[name], array) for name, array in recording.arrays.items())
+    assert same(copy.arrays, recording.arrays)
     (tmp_path / "copy.npz").write_bytes(b"no recording")
     with pytest.raises(DataError, match="normkit lab live --train"):
         load(tmp_path / "copy.npz")

@@ -8,12 +8,12 @@
   const SIZES = values("n"), PRIORS = values("prior");
   const STORIES = [
     { severity: 0, n: 64, mode: "remembered" },
-    { kind: "contrast", severity: 2, n: 64, mode: "remembered" },
-    { kind: "contrast", severity: 2, n: 64, mode: "batch" },
-    { kind: "contrast", severity: 2, n: 2, mode: "batch" },
-    { kind: "contrast", severity: 2, n: 2, mode: "mixed", prior: 16 },
+    { kind: "fog", severity: 3, n: 64, mode: "remembered" },
+    { kind: "fog", severity: 3, n: 64, mode: "batch" },
+    { kind: "fog", severity: 3, n: 2, mode: "batch" },
+    { kind: "fog", severity: 3, n: 2, mode: "mixed", prior: 4 },
   ];
-  const state = { n: 64, kind: "contrast", severity: 0, mode: "remembered", prior: 16, draw: 0, look: 0, story: 0 };
+  const state = { n: 64, kind: "fog", severity: 0, mode: "remembered", prior: 16, draw: 0, look: 0, story: 0 };
   let shown = null, others = { means: [], right: [0, 0, 0], images: 0 };
 
   // ---- asking -------------------------------------------------------------------------------
@@ -160,7 +160,7 @@
     id("kind").value = state.kind;
     MODES.forEach((mode) => (document.querySelector(`[name=mode][value=${mode}]`).checked = mode === state.mode));
     all("[data-story]").forEach((it) => it.setAttribute("aria-pressed", String(Number(it.dataset.story) === state.story)));
-    const story = state.story ? say(`story${state.story}_says`) : "";
+    const story = state.story ? say(`story${state.story}_says`, { prior }) : "";
     if (id("told").textContent !== story) id("told").textContent = story;
   }
   function tellSurvey() {

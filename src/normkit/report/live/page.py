@@ -76,8 +76,15 @@ def render(recording: Recording) -> str:
         sizes=SIZES,
         priors=PRIORS,
         steps=len(recording.arrays["sizes"]),
-        rest=int(np.argmin(recording.arrays["sizes"])) + 1,
+        first_step=_first_step(recording),
     )
+
+
+def _first_step(recording: Recording) -> int:
+    """Return the step, from 1, on an incomplete batch after which the two accuracies differ most."""
+    accuracy, sizes = recording.arrays["accuracy"], recording.arrays["sizes"]
+    off = np.abs(accuracy[:, 1] - accuracy[:, 0])
+    return int(np.where(sizes < sizes.max(), off, -1).argmax()) + 1
 
 
 def _values(recording: Recording) -> dict[str, str]:

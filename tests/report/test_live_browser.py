@@ -253,9 +253,11 @@ def test_keyboard_and_screen_reader_get_everything(visit: Callable[..., Any]) ->
                     getComputedStyle(it).outlineStyle !== "none", (label ?? "").trim()];
             }"""
         )
+        if name == "BODY":  # after the last one
+            continue
         names.add(name)
         assert ring, name
-        assert label or name == "BODY", name
+        assert label, name
     assert names >= {
         "language", "theme", "which", "1", "5", "mode", "n", "kind", "severity", "prior", "next",
         "play", "layer", "pool", "save", "record-layer", "moment", "step", "to-rest",

@@ -233,10 +233,15 @@
   Page.translate();
   Page.onLanguage(redraw);
   Page.onTheme(redraw);
-  new ResizeObserver(() => requestAnimationFrame(() => {
-    drawResult();
-    Training.draw();
-  })).observe(document.getElementById("main"));
+  let width = 0;
+  new ResizeObserver(([{ contentRect }]) => {
+    if (width === contentRect.width) return;
+    width = contentRect.width;
+    requestAnimationFrame(() => {
+      drawResult();
+      Training.draw();
+    });
+  }).observe(id("main"));
   change({ story: 1 });
   redraw();
 })();

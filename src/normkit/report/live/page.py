@@ -81,7 +81,7 @@ def render(recording: Recording) -> str:
 
 
 def _first_step(recording: Recording) -> int:
-    """Return the step, from 1, on an incomplete batch after which the two accuracies differ most."""
+    """Return the step (from 1) on an incomplete batch after which the accuracies differ most."""
     accuracy, sizes = recording.arrays["accuracy"], recording.arrays["sizes"]
     off = np.abs(accuracy[:, 1] - accuracy[:, 0])
     return int(np.where(sizes < sizes.max(), off, -1).argmax()) + 1

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ class _Recorder:
             under = _remembered(self.model)
             self.accuracy.append((moving, self._accuracy()))
         for name in LAYERS:
-            momentum = self.model.get_submodule(name).momentum
+            momentum = _layer(self.model, name).momentum or 0.1
             # What the batch must have been for the average to move as it did.
             batch = (now[name] - (1 - momentum) * self.before[name]) / momentum
             self.moments[name].append(torch.stack([batch, now[name], under[name]]))
@@ -167,6 +167,10 @@ class _Recorder:
             "means": np.ascontiguousarray(moments[..., 0].numpy(), dtype=np.float32),
             "variances": np.ascontiguousarray(moments[..., 1].numpy(), dtype=np.float32),
         }
+
+
+def _layer(model: nn.Module, name: str) -> nn.BatchNorm2d:
+    return cast("nn.BatchNorm2d", model.get_submodule(name))
 
 
 def _remembered(model: nn.Module) -> dict[str, Tensor]:
@@ -204,7 +208,7 @@ def _facts(
         "classes": list(dataset.classes),
         "mean": float(test.mean[0]) if test.mean else 0.0,
         "std": float(test.std[0]) if test.std else 1.0,
-        "eps": [model.get_submodule(name).eps for name in LAYERS],
+        "eps": [_layer(model, name).eps for name in LAYERS],
         "channels": channels,
         "seed": config.seed,
         "epochs": config.epochs,

@@ -82,7 +82,7 @@ def record(
             set_rate(optimizer, config, len(recorder.sizes))
             loss = nn.functional.cross_entropy(model(images), targets)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             recorder.step(len(targets))
             progress(len(recorder.sizes), config.steps)
@@ -132,7 +132,7 @@ class _Recorder:
             under = _remembered(self.model)
             self.accuracy.append((moving, self._accuracy()))
         for name in LAYERS:
-            momentum = _layer(self.model, name).momentum or 0.1
+            momentum = cast("float", _layer(self.model, name).momentum)
             # What the batch must have been for the average to move as it did.
             batch = (now[name] - (1 - momentum) * self.before[name]) / momentum
             self.moments[name].append(torch.stack([batch, now[name], under[name]]))

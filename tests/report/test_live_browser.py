@@ -348,8 +348,9 @@ def test_frames_while_a_slider_moves(browser: Any, path: Path, capsys: Any) -> N
             gaps = page.evaluate(MOVE, name)
             with capsys.disabled():
                 print(
-                    f"\n{'without limit' if limits else '60 Hz'}, {name}: median "
-                    f"{statistics.median(gaps):.2f} ms, 95 % {gaps[284]:.2f}, longest {gaps[-1]:.1f}"
+                    f"\n{'without limit' if limits else '60 Hz'}, {name}: frames of "
+                    f"{statistics.median(gaps):.2f} ms (median), {gaps[284]:.2f} (95 %), "
+                    f"{gaps[-1]:.1f} (longest)"
                 )
             assert len(gaps) == 300
         free.close()

@@ -207,10 +207,10 @@
   });
   id("wrong").addEventListener("toggle", () => shown && listWrong());
   id("save").addEventListener("click", () => {
-    const { question, logits, layers, pixels, answers } = shown;
+    const { question: { what, ...taken }, logits, layers, pixels, answers } = shown;
     const list = (moments) => ({ mean: [...moments.mean], variance: [...moments.variance] });
     const content = {
-      ...settings(), ...question, labels: answers.map(({ label }) => label), pixels: [...pixels], logits: [...logits],
+      ...taken, labels: answers.map(({ label }) => label), pixels: [...pixels], logits: [...logits],
       layers: layers.map(({ batch, used }) => ({ batch: list(batch), used: list(used) })),
     };
     const link = document.createElement("a");

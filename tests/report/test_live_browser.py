@@ -187,7 +187,7 @@ def test_survey_is_of_all_images_in_batches_of_that_size(visit: Callable[..., An
             count += len(labels)
         hits.append(f"{100 * right / count:.1f}")
     assert said == hits
-    assert f"all {count} images" in (page.locator("#surveyed").text_content() or "")
+    assert f"in {count} images, in batches of 32" in (page.locator("#surveyed").text_content() or "")
     # What the first three steps of the page tell.
     assert float(hits[1]) > float(hits[0]) + 5
 

@@ -1,7 +1,7 @@
 "use strict";
 // The two charts, as SVG as wide as their place. What moves is drawn as one path for each kind.
 const Charts = (() => {
-  const HEIGHT = { means: 190, record: 300 };
+  const HEIGHT = { means: 190, record: 330 };
   const dot = ([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}h0`;
   const diamond = ([x, y]) => `M${x.toFixed(1)} ${(y - 5).toFixed(1)}l5 5-5 5-5-5Z`;
   const label = (x, y, text, anchor = "middle", kind = "tick") =>
@@ -63,37 +63,39 @@ const Charts = (() => {
     }
     return ticks;
   }
-  const curve = (rows, x, y) => rows.map((value, i) =>
-    `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  const curve = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
   // data: batch, moving, population by step; accuracy and recalibrated in %; rests: the steps on
-  // incomplete batches. at: the step that is looked at, from 0.
-  function record(svg, data, at, words) {
-    const height = HEIGHT.record, left = 44, right = 10, steps = data.moving.length;
-    const upper = [22, 150], lower = [186, 268];
-    const across = (width) => (i) => left + (width - left - right) * i / (steps - 1);
-    const width = stage(svg, height, words.key, (wide) => {
-      const x = across(wide);
+  // incomplete batches. at: the step that is looked at; first to last: those that are drawn; from 0.
+  function record(svg, data, at, [first, last], words) {
+    const height = HEIGHT.record, left = 44, right = 10;
+    const upper = [22, 140], lower = [178, 290];
+    const across = (width) => (i) => left + (width - left - right) * (i - first) / (last - first);
+    const width = stage(svg, height, [words.key, first, last].join(), (wide) => {
+      const x = across(wide), drawn = Array.from({ length: last - first + 1 }, (_, i) => first + i);
       // Batches scatter far; what matters are the curves, and batches beyond the edge stay on it.
-      const curves = [...data.moving, ...data.population], all = [...curves].sort((a, b) => a - b);
-      const room = 0.6 * (all.at(-1) - all[0]);
-      const ends = [Math.max(all[0] - room, Math.min(...data.batch)), Math.min(all.at(-1) + room, Math.max(...data.batch))];
-      const [low, high] = [Math.min(ends[0], all[0]), Math.max(ends[1], all.at(-1))];
-      const down = ([from, to], least, most) => (value) =>
-        to - (to - from) * (Math.min(most, Math.max(least, value)) - least) / (most - least);
+      const curves = [...data.moving, ...data.population], least = Math.min(...curves), most = Math.max(...curves);
+      const room = 0.3 * (most - least);
+      const low = Math.min(least, Math.max(least - room, Math.min(...data.batch)));
+      const high = Math.max(most, Math.min(most + room, Math.max(...data.batch)));
+      const down = ([from, to], bottom, top) => (value) =>
+        to - (to - from) * (Math.min(top, Math.max(bottom, value)) - bottom) / (top - bottom);
       const y = down(upper, low, high), z = down(lower, 0, 100);
       const panel = (ticks, scale, name, top) =>
         ticks.map((tick) => line("grid", left, scale(tick), wide - right, scale(tick))
           + label(left - 6, scale(tick) + 4, minus(tick), "end")).join("")
         + label(left - 36, top - 9, name, "start", "name");
-      return data.rests.map((i) => line("rest", x(i), upper[0], x(i), lower[1])).join("")
-        + panel(nice(low, high), y, words.upper, upper[0]) + panel([0, 50, 100], z, words.lower, lower[0])
-        + `<path class="others" d="${data.batch.map((value, i) => dot([x(i), y(value)])).join("")}"/>`
-        + `<path class="population" d="${curve(data.population, x, y)}"/><path class="moving" d="${curve(data.moving, x, y)}"/>`
-        + `<path class="population" d="${curve(data.recalibrated, x, z)}"/><path class="moving" d="${curve(data.accuracy, x, z)}"/>`
-        + label(wide - right, height - 4, words.x, "end", "name") + label(left, height - 16, "1")
-        + label(x(steps - 1), height - 16, steps, "end")
-        + `<path class="cursor"/>`;
+      const path = (kind, rows, scale) =>
+        `<path class="${kind}" d="${curve(drawn.map((i) => [x(i), scale(rows[i])]))}"/>`;
+      const rests = data.rests.filter((i) => i >= first && i <= last);
+      return rests.map((i) => line("rest", x(i), upper[0], x(i), lower[1])).join("")
+        + panel(nice(low, high), y, words.upper, upper[0])
+        + panel([0, 25, 50, 75, 100], z, words.lower, lower[0])
+        + `<path class="others" d="${drawn.map((i) => dot([x(i), y(data.batch[i])])).join("")}"/>`
+        + path("population", data.population, y) + path("moving", data.moving, y)
+        + path("population", data.recalibrated, z) + path("moving", data.accuracy, z)
+        + label(left, height - 22, first + 1) + label(x(last), height - 22, last + 1, "end")
+        + label(wide - right, height - 6, words.x, "end", "name") + `<path class="cursor"/>`;
     });
     const x = across(width)(at).toFixed(1);
     move(svg, "cursor", `M${x} ${upper[0] - 6}V${lower[1]}`);

@@ -14,7 +14,7 @@ const Drawing = (() => {
     let best = { columns: 1, cell: 0 };
     for (let columns = 1; columns <= n; columns++) {
       const cell = Math.min(width / columns, height / Math.ceil(n / columns), 120);
-      if (cell > best.cell + 0.01) best = { columns, cell };
+      if (cell > best.cell - 0.01) best = { columns, cell };
     }
     return best;
   }

@@ -2,7 +2,7 @@
 // One recorded training, and the slider over its steps.
 const Training = (() => {
   const { id, all, facts, arrays, say, still } = Page;
-  const steps = arrays.sizes.length;
+  const AROUND = 20, steps = arrays.sizes.length;
   const rests = Array.from(arrays.sizes, (size, i) => (size < facts.batch_size ? i : -1)).filter((i) => i >= 0);
   // The recorded arrays are (layer, step, of batch, moving average or population).
   const column = (name, layer, which) =>
@@ -21,7 +21,9 @@ const Training = (() => {
     };
     const upper = say(moment === "means" ? "mean" : "variance");
     const words = { upper, lower: say("accuracy_y"), x: say("step"), key: [layer, moment, upper].join() };
-    Charts.record(id("record"), data, at, words);
+    const from = Math.min(Math.max(0, at - AROUND), steps - 1 - 2 * AROUND);
+    const span = id("around").checked && steps > 2 * AROUND ? [from, from + 2 * AROUND] : [0, steps - 1];
+    Charts.record(id("record"), data, at, span, words);
     const mean = (which) => arrays.means[(layer * steps + at) * 3 + which];
     const deviation = Math.sqrt(arrays.variances[(layer * steps + at) * 3 + 2]);
     id("step-value").textContent = say("step_value", { step: at + 1, steps });
@@ -43,6 +45,7 @@ const Training = (() => {
   id("record-layer").innerHTML = facts.channels.map((_, k) => `<option value="${k}"></option>`).join("");
   id("record-layer").addEventListener("change", draw);
   all("[name=moment]").forEach((it) => it.addEventListener("change", draw));
+  id("around").addEventListener("change", draw);
   id("step").addEventListener("input", draw);
   id("to-rest").addEventListener("click", () => {
     const at = Number(id("step").value) - 1;

@@ -187,7 +187,9 @@ def test_survey_is_of_all_images_in_batches_of_that_size(visit: Callable[..., An
             count += len(labels)
         hits.append(f"{100 * right / count:.1f}")
     assert said == hits
-    assert f"in {count} images, in batches of 32" in (page.locator("#surveyed").text_content() or "")
+    assert f"in {count} images, in batches of 32" in (
+        page.locator("#surveyed").text_content() or ""
+    )
     # What the first three steps of the page tell.
     assert float(hits[1]) > float(hits[0]) + 5
 
@@ -237,7 +239,10 @@ def test_chinese_is_a_switch_away_and_nothing_stays_english(visit: Callable[...,
     assert words == ["English"]
     page.locator("#language").click()
     assert page.locator("h1").text_content() == "Normalization, live"
-    assert visit("?lang=zh").locator("h1").text_content() == "归一化，实时演示"
+    # By the address, or else by the browser's own language.
+    for options in ({"query": "?lang=zh"}, {"locale": "zh-CN"}):
+        assert visit(**options).locator("h1").text_content() == "归一化，实时演示"
+    assert visit("?lang=en", locale="zh-CN").locator("h1").text_content() == "Normalization, live"
 
 
 def test_keyboard_and_screen_reader_get_everything(visit: Callable[..., Any]) -> None:

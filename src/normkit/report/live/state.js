@@ -32,7 +32,8 @@ const Page = (() => {
   // ---- language -----------------------------------------------------------------------------
 
   const texts = read("texts");
-  let language = new URLSearchParams(location.search).get("lang") === "zh" ? 1 : 0;
+  const wanted = new URLSearchParams(location.search).get("lang") ?? navigator.language;
+  let language = wanted.startsWith("zh") ? 1 : 0;
   const say = (key, values = facts.values) =>
     texts[key][language].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
   function translate() {

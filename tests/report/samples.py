@@ -132,6 +132,7 @@ def c1() -> Finding:
     )
     return Finding(
         key="C1",
+        topic="training",
         title="Batch normalization converges faster and lower",
         statement="With batch normalization after each convolution and dense layer, a network "
         "reaches a given accuracy in fewer epochs, and ends with a lower loss.",
@@ -259,6 +260,7 @@ def c2() -> Finding:
     }
     return Finding(
         key="C2",
+        topic="training",
         title="Batch normalization keeps each layer’s input close to N(0, 1), and steady",
         statement="Activations before the nonlinearity stay close to a standard normal "
         "distribution in every layer, and do not drift while training goes on.",
@@ -350,6 +352,7 @@ def c3() -> Finding:
     )
     return Finding(
         key="C3",
+        topic="training",
         title="Batch normalization bears larger learning rates",
         statement="A network with BN trains at learning rates at which the plain one diverges.",
         sources=(Reference("Article, §3.3", "At 0.5 the plain network stops near loss 2.25"),),
@@ -400,6 +403,7 @@ def c11() -> Finding:
     return dataclasses.replace(
         c1(),
         key="C11",
+        topic="statistics",
         title="ε = 1e-5 is too large on CIFAR-10, 1e-10 is better",
         statement="A smaller ε, and γ and β started just off 1 and 0, train better.",
         prediction="No difference that ten seeds can show.",
@@ -484,6 +488,7 @@ def begun() -> Finding:
     return dataclasses.replace(
         base,
         key="C16",
+        topic="small batches",
         title="The normalization batch size sets noise and inconsistency",
         word="open",
         sentence="So far 7 of 20 runs are done (13 missing). Training error is higher by 1.6 "
@@ -499,8 +504,8 @@ def begun() -> Finding:
 def planned() -> Finding:
     """A study of which no run is done."""
     return dataclasses.replace(
-        begun(), key="C24", title="The textbook’s noisy test scores are the moving average’s "
-        "fault", comparisons=(), charts=(), tables=(), runs=0, here=None, holds="", seconds=0.0,
+        begun(), key="C24", topic="statistics",
+        title="The textbook’s noisy test scores are the moving average’s fault", comparisons=(), charts=(), tables=(), runs=0, here=None, holds="", seconds=0.0,
         sentence="So far 0 of 20 runs are done (20 missing).",
     )  # fmt: skip
 
@@ -517,6 +522,7 @@ def c13() -> Finding:
     }  # fmt: skip
     return Finding(
         key="C13",
+        topic="architecture",
         title="BN after dense layers adds little where BN follows the convolutions",
         statement="Once the convolutions are normalised, normalising the dense layers too changes "
         "next to nothing.",
@@ -598,6 +604,7 @@ def c20() -> Finding:
     ln = runs(lambda b: 12.6 + 0 * b, sizes, 0.25, 10, 32)
     return Finding(
         key="C20",
+        topic="small batches",
         title="At small batches GroupNorm keeps its accuracy and BatchNorm does not",
         statement="BN’s error grows as the batch shrinks below 8; that of GroupNorm, LayerNorm and "
         "InstanceNorm does not depend on the batch.",

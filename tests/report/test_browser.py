@@ -7,8 +7,6 @@ import dataclasses
 import io
 import itertools
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,27 +16,17 @@ import pytest
 
 from normkit.lab.findings import Chart, Line
 from normkit.report import write
+from tests.report.browsing import Visit, chromium
 
 api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[api.Browser]:
-    """Chromium, for the tests of this file only: it leaves an event loop running meanwhile."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        message = f"none of {', '.join(NAMES)} is installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=ARGS)
+    """Chromium, for the tests of this file only."""
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -59,39 +47,6 @@ def files(
             ("many", odd.many(samples.c1()), samples.ABOUT),
         )
     }
-
-
-class Visit:
-    """A page that is watched: all that it asks for and all that it complains about."""
-
-    def __init__(self, browser: api.Browser, path: Path, **options: object) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda said: self.complaints.append(said.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.uri = path.as_uri()
-        self.page.goto(self.uri)
-
-    def read(self) -> None:
-        """Bring every chart before the eye once, and wait until it is drawn."""
-        for figure in self.page.locator("figure.chart").all():
-            figure.evaluate("it => it.scrollIntoView({behavior: 'instant', block: 'center'})")
-            figure.locator(".plot.drawn").wait_for(state="attached")
-        # Another width is another drawing.
-        self.page.wait_for_function(
-            """() => [...document.querySelectorAll(".plot.drawn")].every(
-                it => it.querySelector(".main-svg").clientWidth === it.clientWidth)"""
-        )
-
-    def check(self) -> None:
-        """No complaint, and no request but for the page itself and what it made."""
-        assert self.complaints == []
-        outside = [u for u in self.requests if not u.startswith((self.uri, "blob:", "data:"))]
-        assert outside == []
 
 
 @pytest.fixture(scope="module")
@@ -118,34 +73,30 @@ def visit(browser: api.Browser, files: dict[str, Path]) -> Iterator[object]:
         each.context.close()
 
 
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [1280, 768, 360])
 def test_charts_are_drawn_and_nothing_sticks_out(desk: Visit, width: int) -> None:
     page = desk.page
     page.set_viewport_size({"width": width, "height": 800})
-    desk.read()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for figure in page.locator("figure.chart").all():
-            curves = figure.locator(".scatterlayer .trace").count()
-            assert curves >= figure.locator(".legend button").count()
-            assert figure.locator(".plot").evaluate("it => it.scrollWidth <= it.clientWidth")
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        # Not even what is drawn past its box: every part lies within the window, or in a box that
-        # scrolls.
-        beyond = page.evaluate(
-            """() => [...document.querySelectorAll("main *")]
-                .filter(it => !it.closest(".scroll, .unseen, thead, .plot, pre")
-                    && it.getBoundingClientRect().right > innerWidth + 1)
-                .map(it => it.outerHTML.slice(0, 80))"""
-        )
-        assert beyond == []
+        for key in desk.claims():
+            article = desk.open(key)
+            desk.read()
+            for figure in article.locator("figure.chart").all():
+                curves = figure.locator(".scatterlayer .trace").count()
+                assert curves >= figure.locator(".legend button").count()
+                assert figure.locator(".plot").evaluate("it => it.scrollWidth <= it.clientWidth")
+            desk.unfold()
+            assert desk.faults() == {}, key
+        desk.close()
+        assert desk.faults() == {}
     page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_curves_are_named_at_their_ends_where_there_is_room(desk: Visit) -> None:
     desk.page.set_viewport_size({"width": 1280, "height": 800})
+    figure = desk.open("C20").locator("figure")
     desk.read()
-    figure = desk.page.locator("#C20 figure")
     names = figure.locator(".annotation-text")
     said = ["GroupNorm, ImageNet, published", "LayerNorm", "GroupNorm", "BatchNorm"]
     assert {name.rstrip("…")[:14] for name in names.all_text_contents()} >= {
@@ -165,7 +116,7 @@ def test_marks_of_an_axis_do_not_run_into_each_other(browser: api.Browser, odd, 
     lines = tuple(Line(f"{size}", (size,), (1.0,)) for size in sizes)
     chart = Chart("k", "Parameters", "parameters", "accuracy", lines, "", x_log=True)
     finding = dataclasses.replace(odd.bare(), charts=(chart,))
-    visited = Visit(browser, write([finding], tmp_path / "r.html", about={}))
+    visited = Visit(browser, write([finding], tmp_path / "r.html", about={}), "#C7")
     visited.read()
     ticks = visited.page.locator(".xtick text")
     boxes = sorted(box["x"] for tick in ticks.all() for box in [tick.bounding_box()] if box)
@@ -176,13 +127,14 @@ def test_marks_of_an_axis_do_not_run_into_each_other(browser: api.Browser, odd, 
 
 
 def test_a_failure_is_seen_and_told(desk: Visit) -> None:
-    desk.read()
-    rates, dots = (desk.page.locator(name) for name in ("#C3 figure", "#C13 figure >> nth=1"))
-    for figure, crosses in ((rates, 3), (dots, 1)):
+    for key, nth, crosses in (("C3", 0, 3), ("C13", 1, 1)):
+        figure = desk.open(key).locator("figure").nth(nth)
+        desk.read()
         assert figure.get_by_text("diverged or did not learn").first.is_visible()
         thin = figure.locator(".xy2 .point, .x2y .point")
         assert thin.count() == crosses
     # Seen without colour: a cross is no other curve's sign.
+    dots = desk.page.locator("#C13 figure >> nth=1")
     dots.evaluate("it => it.scrollIntoView({behavior: 'instant', block: 'center'})")
     box = dots.locator(".x2y .point").first.bounding_box()
     assert box is not None
@@ -197,11 +149,13 @@ def test_a_failure_is_seen_and_told(desk: Visit) -> None:
 def test_a_page_of_many_claims_draws_what_is_near(visit, files: dict[str, Path]) -> None:
     assert files["many"].stat().st_size < 15_000_000
     page = visit("many", viewport={"width": 1280, "height": 800})
-    page.page.locator("#verdicts").wait_for()
-    # Only what is near has been drawn.
-    assert page.page.locator(".plot.drawn").count() < 6
+    page.page.locator("#title").wait_for()
+    # Cards have pictures of their own, and only what is opened is drawn.
+    assert page.page.locator(".plot.drawn").count() == 0
+    page.open("C24")
     page.page.locator("#C24 figure").last.scroll_into_view_if_needed()
     page.page.locator("#C24 .plot.drawn").last.wait_for()
+    assert page.page.locator(".plot.drawn").count() <= 2
     with page.page.expect_download() as waiting:
         page.page.locator("#C24 [data-save=csv]").click()
     rows = waiting.value.path().read_text(encoding="utf-8").splitlines()
@@ -220,35 +174,29 @@ def test_a_whole_study_in_one_page(
     begun = time.perf_counter()
     visited = Visit(browser, path, viewport={"width": 1280, "height": 800})
     loaded = time.perf_counter() - begun
+    tall = visited.page.evaluate("document.documentElement.scrollHeight") / 800
     begun = time.perf_counter()
-    visited.read()
+    for key in visited.claims():
+        visited.open(key)
+        visited.read()
     drawn = time.perf_counter() - begun
     charts = visited.page.locator("figure.chart").count()
     with capsys.disabled():
         print(
             f"\n{size / 1e6:.2f} MB, of which data {(size - bare) / 1e6:.2f} MB; "
-            f"opened in {loaded:.1f} s; all {charts} charts drawn in {drawn:.1f} s"
+            f"{tall:.1f} screens; opened in {loaded:.1f} s; "
+            f"all {charts} charts drawn in {drawn:.1f} s"
         )
     assert size < 15_000_000
     assert loaded < 5
+    assert tall < 20
     visited.check()
     visited.context.close()
 
 
-def test_claims_are_ordered_by_verdict(desk: Visit, samples: ModuleType) -> None:
-    rows = desk.page.locator("#overview tbody tr th .id")
-    planned = [finding.key for finding in samples.realistic()]
-    assert rows.all_text_contents() == planned
-    desk.page.get_by_role("button", name="verdict", exact=True).click()
-    assert rows.all_text_contents() == ["C1", "C2", "C3", "C20", "C4", "C13", "C11"]
-    button = desk.page.get_by_role("button", name="number", exact=True)
-    button.click()
-    assert rows.all_text_contents() == planned
-    assert button.get_attribute("aria-pressed") == "true"
-
-
 def test_downloads_hold_the_data(desk: Visit, samples: ModuleType) -> None:
     page = desk.page
+    desk.open("C1")
     with page.expect_download() as waiting:
         page.locator("#C1 [data-save=csv]").click()
     assert waiting.value.suggested_filename == "normkit-C1.csv"
@@ -266,11 +214,13 @@ def test_downloads_hold_the_data(desk: Visit, samples: ModuleType) -> None:
     data = json.loads(waiting.value.path().read_text(encoding="utf-8"))
     assert data["claim"] == "C1"
     assert data["records"] == list(samples.c1().records)
+    desk.close()
     with page.expect_download() as waiting:
-        page.locator("#verdicts ~ .download [data-save=csv]").click()
+        page.locator("#wall [data-save=csv]").click()
     found = list(csv.DictReader(io.StringIO(waiting.value.path().read_text(encoding="utf-8"))))
     assert " ".join(row["claim"] for row in found) == "C1 C1 C1 C2 C2 C3 C4 C4 C4 C4 C4 C11 C13 C20"
     assert found[5]["high"] == ""
+    desk.open("C1")
     with page.expect_download() as waiting:
         page.locator("#C1 [data-act=picture]").first.click()
     assert waiting.value.suggested_filename == "normkit-C1-chart-1.png"
@@ -283,7 +233,7 @@ def test_a_spreadsheet_finds_no_formula(browser: api.Browser, odd: ModuleType, t
         {"=cmd|'/c calc'!A1": "＝1", "n": None, "t": [1.5, None, 2], "__proto__": "-2+3"},
     )
     finding = dataclasses.replace(odd.bare(), records=rows)
-    page = Visit(browser, write([finding], tmp_path / "r.html", about={}))
+    page = Visit(browser, write([finding], tmp_path / "r.html", about={}), "#C7")
     with page.page.expect_download() as waiting:
         page.page.locator("#C7 [data-save=csv]").click()
     text = waiting.value.path().read_bytes().decode()
@@ -301,6 +251,8 @@ def test_a_spreadsheet_finds_no_formula(browser: api.Browser, odd: ModuleType, t
 
 def test_hostile_text_runs_nothing(visit) -> None:
     page = visit("hostile", viewport={"width": 360, "height": 900})
+    assert page.faults() == {}
+    page.page.locator(".card a").click()
     page.read()
     for plot in page.page.locator(".plot").all():
         plot.scroll_into_view_if_needed()
@@ -320,46 +272,61 @@ def test_hostile_text_runs_nothing(visit) -> None:
     # Long words break rather than widen the page.
     assert page.page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.page.locator("img, iframe, object, embed, a[href^=javascript]").count() == 0
-    assert page.page.evaluate("document.scripts.length") == 4 + 4
+    assert page.page.evaluate("document.scripts.length") == 5 + 4
 
 
 def test_partial_and_empty_pages_open(visit) -> None:
     page = visit("bare")
+    page.open("C7")
     page.read()
     assert page.page.locator("#C7 figure .main-svg").count() > 0
     tour = visit("tour", viewport={"width": 390, "height": 844}).page
-    assert tour.locator("#overview").get_by_text("7 of 20 runs done").is_visible()
+    assert tour.locator(".cards").get_by_text("7 of 20 runs done").is_visible()
     assert tour.evaluate("document.documentElement.scrollWidth") == 390
     assert visit("empty").page.get_by_text("normkit lab run --preset quick").is_visible()
 
 
 def test_the_keyboard_reaches_everything(visit) -> None:
-    page = visit("realistic", viewport={"width": 1280, "height": 800}).page
-    seen = []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        seen.append(
-            page.evaluate(
+    visited = visit("realistic", viewport={"width": 1280, "height": 800})
+    page = visited.page
+
+    def tabs(count: int) -> list[str]:
+        seen = []
+        for _ in range(count):
+            page.keyboard.press("Tab")
+            name, ring = page.evaluate(
                 """() => {
                     const it = document.activeElement;
-                    const ring = getComputedStyle(it).outlineStyle !== "none";
-                    return [it.getAttribute("href") || it.id || it.textContent.trim(), ring];
+                    const drawn = (one) => getComputedStyle(one).outlineStyle !== "none";
+                    return [it.getAttribute("href") || it.id || it.textContent.trim(),
+                        drawn(it) || drawn(it.closest(".card") ?? it)];
                 }"""
             )
-        )
-    names = [name for name, _ in seen]
+            assert ring, name
+            seen.append(name)
+        return seen
+
+    names = tabs(40)
     assert names[0] == "#main"
-    assert {"theme", "#C1", "#C20", "Verdicts as CSV", "with BN"} <= set(names)
-    assert all(ring for _, ring in seen)
+    assert {"theme", "search", "#C1", "#C20", "#rule", "Verdicts as CSV"} <= set(names)
+    # Into a claim by the keyboard, through it, and back to its card.
+    page.locator(".card a").first.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "C1"
+    assert {"#claims", "with BN", "Save picture", "Data as CSV"} <= set(tabs(30))
+    page.keyboard.press("Escape")
+    page.locator("#wall").wait_for()
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#C1"
     page.locator(".skip").press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     # A box with nothing to scroll is no stop.
-    assert page.locator(".scroll[tabindex]").count() < page.locator(".scroll").count()
+    visited.open("C1")
+    assert page.locator("#C1 .scroll[tabindex]").count() < page.locator("#C1 .scroll").count()
 
 
 def test_the_theme_is_chosen_kept_and_reaches_the_charts(visit) -> None:
     visited = visit("tour", color_scheme="light")
     page = visited.page
+    visited.open("C1")
     visited.read()
     tick = page.locator(".xtick text").first
 
@@ -371,13 +338,14 @@ def test_the_theme_is_chosen_kept_and_reaches_the_charts(visit) -> None:
         ]
 
     light = look()
-    toggle = page.get_by_role("button", name="Dark theme")
-    assert toggle.get_attribute("aria-pressed") == "false"
+    # The button says what it does.
+    toggle = page.locator("#theme")
+    assert toggle.text_content() == "Dark theme"
     toggle.press("Enter")
-    assert toggle.get_attribute("aria-pressed") == "true"
+    assert toggle.text_content() == "Light theme"
     assert all(a != b for a, b in zip(light, look(), strict=True))
     page.reload()
-    assert toggle.get_attribute("aria-pressed") == "true"
+    assert toggle.text_content() == "Light theme"
     toggle.click()
     visited.read()
     assert look() == light
@@ -385,6 +353,7 @@ def test_the_theme_is_chosen_kept_and_reaches_the_charts(visit) -> None:
 
 def test_a_curve_can_be_hidden_and_a_view_undone(desk: Visit) -> None:
     page = desk.page
+    desk.open("C1")
     figure = page.locator("#C1 figure").first
     figure.scroll_into_view_if_needed()
     figure.locator(".plot.drawn").wait_for()
@@ -409,14 +378,24 @@ def test_a_curve_can_be_hidden_and_a_view_undone(desk: Visit) -> None:
 
 
 def test_paper_gets_every_chart_in_light(visit) -> None:
-    page = visit("tour", color_scheme="dark", viewport={"width": 1280, "height": 800}).page
+    visited = visit("tour", color_scheme="dark", viewport={"width": 1280, "height": 800})
+    page = visited.page
+    visited.open("C1")
     page.locator("#C1 figure").first.scroll_into_view_if_needed()
     page.locator("#C1 .plot.drawn").first.wait_for()
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".plot.drawn").count() == page.locator("figure.chart").count()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    page.emulate_media(media="print")
+    for part in ("#wall .card", "#C1 .ground", "#C16 .ground", "#C24 .ground"):
+        assert page.locator(part).first.is_visible(), part
+    page.emulate_media(media="screen")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("document.documentElement.dataset.theme") is None
+    # What is not shown is drawn when it is.
+    assert page.locator(".plot.drawn").count() == page.locator("#C1 figure").count()
+    visited.open("C16")
+    visited.read()
     assert page.pdf()[:4] == b"%PDF"
 
 
@@ -424,5 +403,7 @@ def test_without_scripts_the_figures_remain(visit) -> None:
     page = visit("realistic", java_script_enabled=False).page
     assert page.get_by_text("need JavaScript").is_visible()
     assert page.locator("#theme").is_hidden()
+    assert page.locator("#filters").is_hidden()
+    assert page.locator(".card").first.is_visible()
     page.locator("#C1 summary").first.click()
     assert page.locator("#C1 details table").first.is_visible()

@@ -9,9 +9,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from normkit.lab.claims.registry import all_claims
 from normkit.lab.findings import Chart, Line
+from normkit.lab.judge import finding
 from normkit.report import charts
+from normkit.report.arms import ARMS
 from normkit.report.page import render
+from tests.lab.claims.invented import evidence
 
 Theme = dict[str, np.ndarray]
 
@@ -49,7 +53,7 @@ def test_an_arm_keeps_its_colour_and_no_chart_shows_one_twice(samples: ModuleTyp
     # Several curves of one arm share its colour and nothing else.
     alike = Chart("k", "t", "x", "y", tuple(Line(f"{i}", (), (), arm="a") for i in range(5)), "")
     drawn = charts.keys(alike, charts.palette([alike]))
-    assert {key.colour for key in drawn} == {0}
+    assert len({key.colour for key in drawn}) == 1
     assert len({key.sign for key in drawn}) == 5
     # More arms than colours, two at a time: no two of one chart are alike.
     pairs = [
@@ -58,6 +62,28 @@ def test_an_arm_keeps_its_colour_and_no_chart_shows_one_twice(samples: ModuleTyp
     ]
     colours = charts.palette(pairs)
     assert all(colours[f"{i}"] != colours[f"{i + 1}"] for i in range(30))
+
+
+def test_an_arm_has_one_colour_on_every_page() -> None:
+    charts_of = {
+        claim.key: [
+            chart
+            for preset in claim.presets
+            if preset != "paper"
+            for chart in finding(claim, evidence(claim, preset), data="").charts
+        ]
+        for claim in all_claims().values()
+    }
+    alone = {key: charts.palette(drawn) for key, drawn in charts_of.items()}
+    together = charts.palette(chart for drawn in charts_of.values() for chart in drawn)
+    for key, drawn in charts_of.items():
+        # Whatever else is on the page.
+        assert alone[key] == {arm: together[arm] for arm in alone[key]}
+        for chart in drawn:
+            arms = {charts.arm(line) for line in chart.lines if charts.arm(line)}
+            assert arms <= ARMS.keys(), (key, chart.key)
+            own = {charts.arm(line) for line in chart.lines if line.role == "data"}
+            assert len({ARMS[arm] for arm in own}) == len(own), (key, chart.key)
 
 
 def test_bands_end_where_a_logarithmic_axis_does() -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 __all__ = [
     "TAIL",
+    "TOPICS",
     "AtScale",
     "Chart",
     "Comparison",
@@ -24,6 +25,7 @@ __all__ = [
     "Reference",
     "ScaleWord",
     "Table",
+    "Topic",
     "Verdict",
 ]
 
@@ -38,6 +40,11 @@ PartWord = Literal["confirmed", "too small to matter", "opposite", "open"]
 
 Verdict = Literal["confirmed", "partly", "refuted", "open"]
 """Of a claim; :func:`normkit.lab.verdicts.decide` has the rule."""
+
+Topic = Literal["training", "statistics", "small batches", "domains", "cost", "architecture"]
+"""Subject of a claim, by which readers look for it."""
+
+TOPICS: tuple[Topic, ...] = get_args(Topic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +233,7 @@ class Finding:
     # When the claim holds and when not, by our own arms; and what to do. A sentence each.
     holds: str = ""
     practice: str = ""
+    topic: Topic | Literal[""] = ""
 
     @property
     def complete(self) -> bool:

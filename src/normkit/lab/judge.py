@@ -151,6 +151,7 @@ def finding(claim: Claim, evidence: Evidence, *, data: str) -> Finding:
         at_scale=claim.at_scale,
         holds=judgement.holds,
         practice=judgement.practice,
+        topic=claim.topic,
     )
 
 

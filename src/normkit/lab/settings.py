@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from normkit.errors import OptionError
 from normkit.lab import models
+from normkit.lab import setting_words as words
 from normkit.lab.building import network_of, outline
 from normkit.lab.claims.claim import SETUP, Claim, Evidence
 from normkit.lab.config import RunConfig
@@ -17,35 +19,39 @@ __all__ = ["here", "images", "setup"]
 
 
 def setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
-    """List the settings of the runs: each value that occurs, once."""
+    """List the settings of the runs in words: each value that occurs, once."""
     configs = [planned.run.config for planned in evidence.planned]
 
-    def values(name: str) -> str:
-        return ", ".join(dict.fromkeys(f"{getattr(config, name)}" for config in configs))
+    def each(name: str) -> list[Any]:
+        return list(dict.fromkeys(getattr(config, name) for config in configs))
 
-    options = dict.fromkeys(
-        f"{name} {value}" for config in configs for name, value in config.model_options
-    )
-    schedules, frozen = values("schedule"), values("frozen_epochs")
-    noisy = [config for config in configs if config.noise]
+    def join(values: Iterable[object]) -> str:
+        return ", ".join(map(str, values))
+
+    spreads = each("noise_spread")
+    noises = list(dict.fromkeys(config.noise for config in configs if config.noise))
+    options = words.network_options(configs)
+    data_sets = [spec_of(name).title for name in each("data")]
+    frozen = each("frozen_epochs")
+    schedules = each("schedule")
     rows = [
-        *([("data sets", values("data"))] if len({config.data for config in configs}) > 1 else []),
-        *([("task", f"{values('task')}, noise {values('noise')}")] if noisy else []),
-        *([("spread of the noise", spread)] if (spread := values("noise_spread")) != "0.0" else []),
-        ("model", values("model")),
-        *([("model options", ", ".join(options))] if options else []),
-        ("image size", f"{values('size')} pixels"),
-        ("activation", values("act")),
+        *([("data sets", join(data_sets))] if len(data_sets) > 1 else []),
+        *([("task", f"{join(each('task'))}, noise {words.listed(noises)}")] if noises else []),
+        *([("spread of the noise", words.listed(spreads))] if spreads != [0.0] else []),
+        ("network", words.networks(each("model"))),
+        *([("its options", options)] if options else []),
+        ("image size", f"{join(each('size'))} pixels"),
+        ("activation", join(map(words.activation, each("act")))),
         ("normalizer by arm", _norms(evidence)),
-        ("optimizer", values("optimizer")),
-        ("learning rate", values("lr")),
-        *([] if schedules == "constant" else [("schedule", schedules)]),
-        ("momentum", values("momentum")),
-        ("weight decay", values("weight_decay")),
-        ("batch size", values("batch_size")),
+        ("optimizer", join(map(words.optimizer, each("optimizer")))),
+        ("learning rate", words.listed(each("lr"))),
+        *([] if schedules == ["constant"] else [("schedule", join(schedules))]),
+        ("momentum", words.listed(each("momentum"))),
+        ("weight decay", words.listed(each("weight_decay"))),
+        ("batch size", join(each("batch_size"))),
         *_last_batch(configs),
-        ("epochs", values("epochs")),
-        *([] if frozen == "0" else [("frozen epochs", frozen)]),
+        ("epochs", join(each("epochs"))),
+        *([] if frozen == [0] else [("last epochs with fixed statistics", words.listed(frozen))]),
         ("seeds", str(len(evidence.seeds))),
         ("preset", evidence.preset),
         ("decided by", claim.decision),
@@ -61,12 +67,15 @@ def _last_batch(configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
 
 
 def _norms(evidence: Evidence) -> str:
-    def norm(config: RunConfig) -> str:
-        options = ", ".join(f"{name} {value}" for name, value in config.norm_options)
-        return f"{config.norm} ({options})" if options else config.norm
-
-    pairs = dict.fromkeys((planned.arm, norm(planned.run.config)) for planned in evidence.planned)
-    return "; ".join(f"{arm}: {norm}" for arm, norm in pairs)
+    """Say what normalizes in each arm, in brackets the arms; one for all needs no names."""
+    arms: dict[str, list[str]] = {}
+    for planned in evidence.planned:
+        named = arms.setdefault(words.normalizer(planned.run.config), [])
+        if planned.arm not in named:
+            named.append(planned.arm)
+    if len(arms) == 1:
+        return next(iter(arms))
+    return "; ".join(f"{norm} ({', '.join(of)})" for norm, of in arms.items())
 
 
 def images(evidence: Evidence, data: str) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from normkit.lab.findings import Chart, Line
-from normkit.report.text import decimals, shorten
+from normkit.report.arms import ARMS
+from normkit.report.text import decimals, shorten, tidy
 from normkit.report.ticks import logarithmic, rounded, ticks
 
 __all__ = ["COLOURS", "INK", "Key", "Numbers", "keys", "numbers", "palette", "spec"]
@@ -100,30 +101,29 @@ def arm(line: Line) -> str:
 def palette(charts: Iterable[Chart]) -> dict[str, int]:
     """A colour for each arm of a page, the same wherever the arm appears.
 
-    Arms are served in the order in which they come up. Where there are more arms than colours,
-    two share one only if no chart shows both, as far as that can be had.
+    The lab's arms have theirs on every page (:data:`normkit.report.arms.ARMS`). Others are served
+    in the order in which they come up: two share a colour only if no chart shows both, as far as
+    that can be had.
 
-    >>> bn, plain = (Line(name, (1.0,), (2.0,), arm=name) for name in ("with BN", "plain"))
-    >>> palette([Chart("loss", "Loss", "epoch", "loss", (bn, plain), "")])
-    {'with BN': 0, 'plain': 1}
+    >>> bn, other = (Line(name, (1.0,), (2.0,), arm=name) for name in ("with BN", "of mine"))
+    >>> palette([Chart("loss", "Loss", "epoch", "loss", (bn, other), "")])
+    {'with BN': 0, 'of mine': 2}
     """
     together: dict[str, set[str]] = {}
     for chart in charts:
         names = {name: None for line in chart.lines if (name := arm(line))}
         for name in names:
             together.setdefault(name, set()).update(names)
-    chosen: dict[str, int] = {}
-    used: Counter[int] = Counter()
+    chosen = {name: ARMS[name] for name in together if name in ARMS}
+    used = Counter(chosen.values())
+    # The two that stand in nearly every claim keep theirs to themselves where it can be had.
+    reserved = {ARMS["with BN"], ARMS["without BN"]}
     for name, neighbours in together.items():
+        if name in chosen:
+            continue
         used_nearby = {chosen[other] for other in neighbours if other in chosen}
         free = [colour for colour in range(COLOURS) if colour not in used_nearby]
-        # The two that stand in nearly every claim keep theirs to themselves where it can be had.
-        reserved = {chosen[one] for one in ("with BN", "without BN") if one in chosen}
-
-        def rank(one: int, reserved: set[int] = reserved) -> tuple[bool, int, int]:
-            return one in reserved, used[one], one
-
-        colour = min(free or range(COLOURS), key=rank)
+        colour = min(free or range(COLOURS), key=lambda one: (one in reserved, used[one], one))
         chosen[name] = colour
         used[colour] += 1
     return chosen
@@ -141,7 +141,7 @@ def keys(chart: Chart, colours: dict[str, int]) -> list[Key]:
         dash = {"published": "dash", "theory": "dot"}.get(line.role)
         chosen.append(
             Key(
-                label=line.label or name or line.role,
+                label=tidy(line.label or name or line.role),
                 colour=colour,
                 # Several curves of one arm share its colour, so they part by sign and stroke.
                 sign=(max(colour, 0) + nth) % COLOURS,
@@ -163,13 +163,13 @@ def spec(chart: Chart, colours: dict[str, int]) -> dict[str, Any]:
     dots = chart.kind == "dots"
     return {
         "kind": chart.kind,
-        "title": chart.title,
-        "x": chart.x_label,
-        "y": chart.y_label,
+        "title": tidy(chart.title),
+        "x": tidy(chart.x_label),
+        "y": tidy(chart.y_label),
         "xlog": chart.x_log and not dots,
         "ylog": chart.y_log,
         "markers": chart.markers,
-        "rows": list(chart.rows),
+        "rows": list(map(tidy, chart.rows)),
         "xticks": None if dots else ticks(chart),
         "yticks": logarithmic(positive) if chart.y_log else None,
         "lines": [
@@ -203,7 +203,7 @@ def numbers(chart: Chart) -> Numbers | None:
         columns=(chart.x_label, *(key.name for key in keys(chart, {}))),
         rows=tuple(
             (
-                chart.rows[int(x)] if chart.kind == "dots" else x,
+                tidy(chart.rows[int(x)]) if chart.kind == "dots" else x,
                 tuple(cells.get(x) for cells in rows),
             )
             for x in places

@@ -9,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from normkit.lab.findings import Family, Finding, PartWord, Verdict
+from normkit.lab.findings import TOPICS, Family, Finding, PartWord, Verdict
 from normkit.report import intervals, payload, views
 from normkit.report.shell import check_target, render_page, write_page
+from normkit.report.surprises import RULE, surprises
 
 __all__ = ["check_target", "render", "write"]
 
@@ -68,12 +69,15 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         for record in finding.records
         if record.get("status") in ("done", "diverged") and "key" in record
     }
-    tally = [(word, [one for one in claims if one.finding.word == word]) for word in _WORDS]
     return render_page(
         "page.html.j2",
+        sheets=("wall.css", "claim.css"),
+        programs=("wall.js",),
         claims=claims,
-        tally=tally,
-        words=_WORDS,
+        tally=_counts(_WORDS, [finding.word for finding in findings]),
+        topics=_counts(TOPICS, [finding.topic for finding in findings]),
+        surprises=_surprises(claims),
+        surprising=RULE,
         part_words=_PART_WORDS,
         rules=_RULES,
         family=Family.of(findings),
@@ -85,6 +89,18 @@ def render(findings: Sequence[Finding], *, about: Mapping[str, str]) -> str:
         verdicts=_verdicts(findings),
         effects=sum(max(1, len(finding.comparisons)) for finding in findings),
     )
+
+
+def _counts(words: Sequence[str], of: Sequence[str]) -> list[tuple[str, int]]:
+    """Count words, in their own order, and leave out those that do not occur."""
+    return [(word, of.count(word)) for word in words if word in of]
+
+
+def _surprises(claims: Sequence[views.ClaimView]) -> list[tuple[views.ClaimView, views.Part]]:
+    """Choose the results for the first screen, each with its claim."""
+    chosen = surprises([claim.finding for claim in claims])
+    by_finding = {id(claim.finding): claim for claim in claims}
+    return [(by_finding[id(finding)], *views.parts([part])) for finding, part in chosen]
 
 
 def _verdicts(findings: Sequence[Finding]) -> Markup:

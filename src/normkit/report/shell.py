@@ -33,11 +33,14 @@ OWN_SHEETS = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
 MARK, MARKED = b'name="generator" content="normkit"', 4096
 
 
-def render_page(template: str, *, sheets: Sequence[str] = (), **context: Any) -> str:
+def render_page(
+    template: str, *, sheets: Sequence[str] = (), programs: Sequence[str] = (), **context: Any
+) -> str:
     """Render a template that extends ``layout.html.j2``.
 
     Args:
         sheets: further style sheets of the templates' folder.
+        programs: further scripts of that folder, which run after the page's own.
         context: what the template prints.
     """
     environment = jinja2.Environment(
@@ -54,6 +57,7 @@ def render_page(template: str, *, sheets: Sequence[str] = (), **context: Any) ->
         decimals=text.decimals,
         duration=text.duration,
         few=text.few,
+        first_sentence=text.first_sentence,
         label=text.label,
         safe_url=text.safe_url,
         shorten=text.shorten,
@@ -64,6 +68,7 @@ def render_page(template: str, *, sheets: Sequence[str] = (), **context: Any) ->
         "plotly": get_plotlyjs(),
         "charts": _source(environment, "charts.js"),
         "page": _source(environment, "page.js"),
+        **{name: _source(environment, name) for name in programs},
     }
     styles = {
         "page": "\n".join(_source(environment, name) for name in ("style.css", *sheets)),
@@ -72,6 +77,7 @@ def render_page(template: str, *, sheets: Sequence[str] = (), **context: Any) ->
         "plotly": "/* rules of plotly.js */",
     }
     return environment.get_template(template).render(
+        programs=programs,
         placeholders=sorted(set(OWN_SHEETS.findall(scripts["plotly"]))),
         policy=content_policy(scripts.values(), styles.values()),
         scripts={name: Markup(source) for name, source in scripts.items()}

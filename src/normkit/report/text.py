@@ -11,6 +11,7 @@ __all__ = [
     "decimals",
     "duration",
     "few",
+    "first_sentence",
     "label",
     "number",
     "safe_url",
@@ -147,9 +148,30 @@ def shorten(text: str, limit: int = 96) -> str:
 
 
 def tidy(text: str) -> str:
-    """Keep a percent sign on the line of its number, and give numbers a real minus.
+    """Give numbers a real minus and powers of ten, and keep a percent sign on their line.
 
-    >>> tidy("87 % of 5 %"), tidy("-0.3 [-1, 2], 1e-5, C1-2")
-    ('87\\xa0% of 5\\xa0%', '−0.3 [−1, 2], 1e-5, C1-2')
+    >>> tidy("87 % of 5 %"), tidy("-0.3 [-1, 2], C1-2")
+    ('87\\xa0% of 5\\xa0%', '−0.3 [−1, 2], C1-2')
+    >>> tidy("1e-5 and -2.5e-10")
+    '10⁻⁵ and −2.5×10⁻¹⁰'
     """
-    return re.sub(r"(?<!\w)-(?=\d)", "−", text.replace(" %", "\u00a0%"))
+    text = _POWER.sub(_power, text.replace(" %", "\u00a0%"))
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
+
+_POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?\d+)(?![\w.]*\w)")
+
+
+def _power(match: re.Match[str]) -> str:
+    mantissa, exponent = match.groups()
+    power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa}×{power}"
+
+
+def first_sentence(text: str) -> str:
+    """Cut a text after its first sentence.
+
+    >>> first_sentence("Use nk.freeze (Li et al. 2018). Then test.")
+    'Use nk.freeze (Li et al. 2018).'
+    """
+    return re.split(r"(?<=[.!?])\s+(?=[A-ZΑ-Ω])", text.strip(), maxsplit=1)[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from normkit.lab.findings import Chart
 
-__all__ = ["logarithmic", "rounded", "ticks"]
+__all__ = ["linear", "logarithmic", "rounded", "ticks"]
 
 _TICKS = 12
 
@@ -52,3 +52,18 @@ def rounded(value: float | None, digits: int = 6) -> float | int | None:
         return None
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def linear(low: float, high: float, count: int = 4) -> list[float]:
+    """Round places within a linear axis, about ``count`` of them.
+
+    >>> linear(0.3, 9.7), linear(-0.02, 0.05)
+    ([2, 4, 6, 8], [-0.02, 0, 0.02, 0.04])
+    """
+    width = (high - low) / count
+    if not (width > 0 and math.isfinite(width)):
+        return []
+    power = 10.0 ** math.floor(math.log10(width))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.7 * width)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [rounded(index * step) or 0 for index in range(first, last + 1)]

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from normkit.lab.findings import Chart, Comparison, Finding, PartWord
 from normkit.report import charts, intervals, payload, text
+from normkit.report.thumbnails import Thumbnail, thumbnail
 
 __all__ = ["ChartView", "ClaimView", "Part", "claims", "parts"]
 
@@ -72,6 +73,7 @@ class ClaimView:
     parts: list[Part]
     information: list[Part]
     download: payload.Download
+    small: Thumbnail | None
 
     @property
     def progress(self) -> str:
@@ -126,6 +128,7 @@ def claims(findings: Sequence[Finding]) -> list[ClaimView]:
                 parts=[part for part in shown if part.comparison.decides],
                 information=[part for part in shown if not part.comparison.decides],
                 download=download,
+                small=next(filter(None, (thumbnail(c, colours) for c in finding.charts)), None),
             )
         )
     return views
@@ -140,8 +143,9 @@ def _unique(names: list[str]) -> list[str]:
     """Make names unique by a number, ignoring case: they become file names too."""
     # The page's own identifiers come first.
     uses: Counter[str] = Counter(
-        ("main", "overview", "plotly", "rule", "theme", "title", "top", "verdicts")
-    )
+        ("claims", "filters", "main", "matches", "nothing", "plotly", "rule", "search",
+         "surprises", "theme", "title", "top", "verdicts", "wall")
+    )  # fmt: skip
     unique = []
     for name in names:
         uses[name.lower()] += 1

@@ -14,6 +14,7 @@ from normkit.lab.runs import Planned, Points, Run
 WORLDS = ("clear", "broken", "partial")
 """All runs are there; some diverged; some are missing."""
 WORDS: dict[str, Any] = {
+    "topic": "training",
     "source_setup": dict.fromkeys(SETUP, "as here"),
     "figures": "",
     "at_scale": (),

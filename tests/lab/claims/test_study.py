@@ -10,6 +10,7 @@ import pytest
 
 from normkit.errors import OptionError
 from normkit.lab.claims.claim import Available, Claim, Evidence
+from normkit.lab.claims.registry import all_claims
 from normkit.lab.claims.sources import IOFFE
 from normkit.lab.claims.study import (
     ON_AND_OFF,
@@ -30,7 +31,7 @@ from normkit.lab.claims.study import (
     values_of,
 )
 from normkit.lab.config import RunConfig
-from normkit.lab.findings import AtScale
+from normkit.lab.findings import TOPICS, AtScale
 from normkit.lab.judge import finding
 from tests.lab.claims.invented import WORDS
 
@@ -195,6 +196,12 @@ def test_here_stands_beside_the_source(synthetic: Synthetic) -> None:
 def test_templates_name_what_there_is(wrong: dict[str, str]) -> None:
     with pytest.raises(OptionError, match="gian"):
         claim(**wrong)
+
+
+def test_topic_is_one_of_those_readers_filter_by() -> None:
+    assert {each.topic for each in all_claims().values()} == set(TOPICS)
+    with pytest.raises(OptionError, match=r"topic of C0 among training.*'magic'.*Fix: choose"):
+        claim(topic="magic")
 
 
 @pytest.mark.parametrize("setup", [{}, {"network": "LeNet"}, dict.fromkeys("abcd", "")])

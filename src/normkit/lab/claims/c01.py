@@ -51,6 +51,7 @@ PLAN = Plan(
 CLAIM = define(
     key="C1",
     title="Batch normalization converges faster and lower",
+    topic="training",
     statement="A network with batch normalization learns in fewer steps, and reaches a lower loss, "
     "than the same network without it.",
     sources=(

@@ -35,6 +35,7 @@ EVERY: dict[Preset, int] = {"quick": 12, "full": 40, "paper": 50}
 CLAIM = define(
     key="C2",
     title="Batch normalization keeps each layer's inputs near N(0, 1)",
+    topic="training",
     statement="With batch normalization, what each layer's nonlinearity is given keeps mean 0 and "
     "standard deviation 1, and changes little while the network trains.",
     sources=(
@@ -109,7 +110,6 @@ CLAIM = define(
     practice="Do not take steady activations for the reason why batch normalization helps (C25), "
     "and do not take unsteady ones for a fault.",
     charts=(
-        *map(density_chart, LAYERS),
         Curves(
             "distance",
             "Distance of the nonlinearities' inputs to N(0, 1)",
@@ -119,6 +119,7 @@ CLAIM = define(
             DISTANCE.curve,
             markers=False,
         ),
+        *map(density_chart, LAYERS),
         *(
             along_steps(
                 f"activation{layer}_std",

@@ -49,6 +49,7 @@ PLAN = Plan(
 CLAIM = define(
     key="C3",
     title="Batch normalization tolerates larger learning rates",
+    topic="training",
     statement="With batch normalization a network still trains at learning rates at which the same "
     "network without it does not learn at all.",
     sources=(

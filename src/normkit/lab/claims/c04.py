@@ -16,6 +16,7 @@ from normkit.lab.claims.study import Endpoint, Seeds, define, learned
 CLAIM = define(
     key="C4",
     title="Batch normalization generalises better",
+    topic="training",
     statement="Trained until both know their training images, AlexNet with batch normalization and "
     "no dropout scores higher on unseen images than plain AlexNet with dropout.",
     sources=(

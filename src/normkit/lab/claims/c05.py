@@ -47,6 +47,7 @@ def means(evidence: Evidence) -> str:
 CLAIM = define(
     key="C5",
     title="Batch normalization makes sigmoid networks trainable",
+    topic="training",
     statement="A network with sigmoid activations hardly learns, because a sigmoid far from zero "
     "passes almost no gradient. Batch normalization keeps its inputs near zero, and the network "
     "learns.",
@@ -120,8 +121,8 @@ CLAIM = define(
             "Test accuracy after each epoch, sigmoid, learning rate 1.0",
             "test accuracy",
             series=(
-                Series(WITH, RECALIBRATED.curve, "with BN, population statistics", WITH),
-                Series(WITH, TEST.curve, "with BN, moving average"),
+                Series(WITH, RECALIBRATED.curve, "with BN, population statistics"),
+                Series(WITH, TEST.curve, "with BN, moving average", WITH),
                 Series(WITHOUT, TEST.curve),
             ),
         ),

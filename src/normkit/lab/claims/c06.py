@@ -46,6 +46,7 @@ def smaller(question: str, measure: Measure, act: str) -> Endpoint:
 CLAIM = define(
     key="C6",
     title="Batch normalization slows the decay of gradients, for ReLU too",
+    topic="training",
     statement="A gradient that goes back through many layers is multiplied by each layer's weights "
     "and by the slope of its nonlinearity, and decays. Batch normalization slows the decay, not "
     "only for a sigmoid, which it keeps away from its flat ends, but for ReLU too. It does so, the "

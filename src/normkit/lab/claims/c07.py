@@ -58,6 +58,7 @@ def fits(act: str) -> Endpoint:
 CLAIM = define(
     key="C7",
     title="γ and β give back capacity that normalising takes",
+    topic="architecture",
     statement="Normalising a layer's output limits what the network can represent: a sigmoid whose "
     "inputs have mean 0 and variance 1 stays in its linear part. γ and β give that capacity back.",
     sources=(

@@ -27,6 +27,7 @@ EARLY_TEST = quarter(TEST, "early test accuracy", late=False)
 CLAIM = define(
     key="C8",
     title="Batch normalization regularises, but does not replace dropout late in training",
+    topic="training",
     statement="Batch normalization narrows the gap between training and test. In a large network "
     "that trains for long it is not enough: late in training dropout still helps.",
     sources=(
@@ -127,8 +128,6 @@ CLAIM = define(
     "that it helps, and try it behind the last normalization: before one, the variance in "
     "training is not that in evaluation (Li et al. 2018).",
     charts=(
-        alexnet.GAP_CHART,
-        alexnet.TEST_CHART,
         along(
             TEST_LOSS,
             "Test loss after each epoch: where it rises, the network overfits",
@@ -137,6 +136,8 @@ CLAIM = define(
             band="range",
             y_log=True,
         ),
+        alexnet.TEST_CHART,
+        alexnet.GAP_CHART,
     ),
     tables=(
         alexnet.LATE_TABLE,

@@ -70,6 +70,7 @@ def far(arm: str) -> Endpoint:
 CLAIM = define(
     key="C9",
     title="A larger learning rate works, an unbounded one does not, and adaptive methods help",
+    topic="training",
     statement="With batch normalization a somewhat larger learning rate works, but not an "
     "arbitrarily large one. Adaptive methods, Adadelta and RMSProp, take the choice away.",
     sources=(

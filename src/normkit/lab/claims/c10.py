@@ -56,6 +56,7 @@ CAFFE_NETWORK = {
 CLAIM = define(
     key="C10",
     title="A plain cumulative average of the statistics fails as training goes on",
+    topic="statistics",
     statement="Statistics averaged over all batches since the start, each with the same weight, "
     "describe weights that the network no longer has. Evaluation with them gets worse as training "
     "goes on. With an average that forgets, with a decay of 0.95, it does not.",

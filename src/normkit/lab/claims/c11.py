@@ -62,6 +62,7 @@ def endpoint(question: str, change: str, measure: Measure = BATCH) -> Endpoint:
 CLAIM = define(
     key="C11",
     title="An ε of 1e-10 is better than 1e-5, and γ, β are better started beside 1 and 0",
+    topic="statistics",
     statement="On CIFAR-10 an ε of 1e-5 is already too large, and 1e-10 is better; γ and β started "
     "at 1.0000001 and 1e-7 are better than at 1 and 0.",
     sources=(

@@ -81,6 +81,7 @@ def spread_table(evidence: Evidence) -> Table:
 CLAIM = define(
     key="C12",
     title="With batch normalization, early results vary more from run to run",
+    topic="training",
     statement="Trained again with other random numbers, a network with batch normalization gives "
     "results after its first epochs that differ more than those of the same network without.",
     sources=(
@@ -143,11 +144,11 @@ CLAIM = define(
     practice="Judge early results of any network by several seeds. With batch normalization, look "
     "at population statistics before you call a run unlucky.",
     charts=(
-        along(TEST, "How far apart the seeds are after each epoch", "test accuracy", band="range"),
         Curves(
             "spread", "Standard deviation of test accuracy over the seeds", "epoch",
             "standard deviation", POINTS, TEST.curve, band="deviation",
         ),
+        along(TEST, "How far apart the seeds are after each epoch", "test accuracy", band="range"),
     ),
     tables=(
         spread_table,

@@ -50,6 +50,7 @@ SEEDS = {"quick": 3, "full": 5, "paper": 20}
 CLAIM = define(
     key="C13",
     title="After fully connected layers BN adds little where it follows the convolutions",
+    topic="architecture",
     statement="Batch normalization after the convolutions gives most of its benefit; normalizing "
     "after the fully connected layers as well adds little.",
     sources=(
@@ -152,7 +153,10 @@ CLAIM = define(
             "Test accuracy after each epoch, with population statistics where there are any",
             "test accuracy",
             key="accuracy",
-            series=[Series(arm, (TEST if arm == NONE else RECALIBRATED).curve) for arm in ARMS],
+            series=[
+                Series(arm, (TEST if arm == NONE else RECALIBRATED).curve, words, arm)
+                for arm, words in ARMS.items()
+            ],
         ),
     ),
     tables=(

@@ -44,6 +44,7 @@ def fields(model: str) -> dict[str, object]:
 CLAIM = define(
     key="C14",
     title="Batch normalization costs more than it looks",
+    topic="cost",
     statement="Batch normalization does few operations and takes much time all the same: more than "
     "the convolutions, and on a CPU more than it has to.",
     sources=(

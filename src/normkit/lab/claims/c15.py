@@ -55,6 +55,7 @@ def more(first: Measure, second: Measure, arms: Sequence[str] = (SMALL, LARGE)) 
 CLAIM = define(
     key="C15",
     title="Population statistics are steadier than a moving average, and 1,000 images give them",
+    topic="statistics",
     statement="Population statistics, computed for the weights as they are, evaluate more steadily "
     "than the moving average along training, which is worst at large batches. They should not be "
     "estimated in very small batches, where errors add up from layer to layer, and a thousand to "

@@ -33,6 +33,7 @@ def noisy(arm: str = ghosts.BN) -> Quantity:
 CLAIM = define(
     key="C16",
     title="The normalization batch size sets noise and inconsistency",
+    topic="small batches",
     statement="How many images are normalized together decides how noisy training is, and how well "
     "population statistics in the test agree with it. Few make training noisy and the test "
     "inconsistent with it; very many regularise less.",
@@ -110,6 +111,7 @@ CLAIM = define(
     "before you trust an evaluation.",
     charts=(
         ghosts.chart("sizes", "Error after training by normalization batch size", *NAMES),
+        ghosts.source_chart(*NAMES),
         ghosts.chart("even", "The same at even light", *EVENLY),
     ),
     tables=(

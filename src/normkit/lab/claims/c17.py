@@ -37,6 +37,7 @@ def by_freezing(size: int, arm: str = BN, frozen: str = FROZEN) -> Quantity:
 CLAIM = define(
     key="C17",
     title="Two cures repair what small normalization batches cost in the test",
+    topic="small batches",
     statement="Where few images are normalized together in training, test error is lower if the "
     "test uses the statistics of its own batches, and also if the last part of training already "
     "uses the population statistics of the test.",
@@ -107,6 +108,7 @@ CLAIM = define(
     "training.",
     charts=(
         ghosts.chart("cures", "Test error by normalization batch size, and two cures", *NAMES),
+        ghosts.source_chart(*NAMES),
     ),
     tables=(ghosts.table(*NAMES), Seeds((ghosts.SIZE, POPULATION, BATCH))),
     setup=(

@@ -77,6 +77,7 @@ def beside_published(evidence: Evidence) -> Table:
 CLAIM = define(
     key="C19",
     title="Batches composed by label leak it through batch normalization",
+    topic="statistics",
     statement="Where the composition of a batch depends on the labels, a network with batch "
     "normalization learns to read them off the batch: training looks good and the test fails, "
     "unless the images are shuffled first, normalized over more of them, or normalized one by one.",

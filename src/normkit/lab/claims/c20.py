@@ -31,9 +31,11 @@ from normkit.lab.claims.measures.small_batches import (
 )
 from normkit.lab.claims.sources import COMPARED, WU_HE, WU_JOHNSON, figures
 from normkit.lab.claims.study import (
+    PERCENT,
     WITH,
     BySetting,
     Endpoint,
+    Quoted,
     Seeds,
     Series,
     by_setting,
@@ -46,6 +48,7 @@ from normkit.lab.claims.study import (
 CLAIM = define(
     key="C20",
     title="At small batches GroupNorm keeps its accuracy, and BN does not",
+    topic="small batches",
     statement="Batch normalization loses accuracy as the batch gets smaller. Group, layer and "
     "instance normalization use the statistics of one image at a time, and do not.",
     sources=(
@@ -157,7 +160,15 @@ CLAIM = define(
                 Series(BN, over(size_of, OF_BATCH), "BN, batch statistics"),
                 Series(BN, over(size_of, REPAIRED), "BN, population statistics"),
             ],
-            extra=[published(arm, errors, note="ImageNet") for arm, errors in PUBLISHED.items()],
+        ),
+        Quoted(
+            "published",
+            "The source's errors, ResNet-50 on ImageNet",
+            "batch size",
+            "test error",
+            PERCENT,
+            [published(arm, errors) for arm, errors in PUBLISHED.items()],
+            x_log=True,
         ),
     ),
     tables=(
@@ -176,7 +187,7 @@ CLAIM = define(
         ),
         Seeds((BATCH_SIZE, ERROR, REPAIRED)),
     ),
-    colours={BN: WITH, "GN": "GroupNorm"},
+    colours={BN: WITH, "GN": "GroupNorm", "LN": "LayerNorm"},
     setup=(("normalizers stand", "after the convolutions"), ("learning rate", "∝ batch size")),
     demo=False,
     differs="The source trains ResNet-50 on ImageNet for a hundred epochs, where the noise of the "

@@ -56,6 +56,7 @@ def shortcuts(residual: bool) -> dict[str, object]:
 CLAIM = define(
     key="C21",
     title="Plain deep networks get worse with depth, residual ones do not",
+    topic="architecture",
     statement="Adding layers to a plain network raises even its training error. With shortcuts "
     "around every two layers the deeper network is at least as good as the shallower one.",
     sources=(

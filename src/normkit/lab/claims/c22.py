@@ -56,6 +56,7 @@ def less(measure: Measure, arm: str) -> Quantity:
 CLAIM = define(
     key="C22",
     title="DenseNet reaches ResNet's accuracy with fewer parameters",
+    topic="architecture",
     statement="A DenseNet, in which each layer sees the outputs of all layers before it and adds "
     "few channels, is as accurate as a ResNet that has many times its parameters.",
     sources=(

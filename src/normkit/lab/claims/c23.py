@@ -78,6 +78,7 @@ def arms_table(evidence: Evidence) -> Table:
 CLAIM = define(
     key="C23",
     title="Half instance normalization helps restoration",
+    topic="architecture",
     statement="A network that restores images does so better if half of the channels of its "
     "encoder are instance-normalized and the other half keep what normalization would remove.",
     sources=(

@@ -66,6 +66,7 @@ def noise(arm: str) -> Endpoint:
 CLAIM = define(
     key="C24",
     title="Noisy test scores are the moving average's fault, and recalibration fixes them",
+    topic="statistics",
     statement="The textbook's LeNet with batch normalization has test scores that jump from epoch "
     "to epoch and from build to build, while its training accuracy does not. The weights are "
     "better than the scores; what is wrong is the moving average that evaluation normalizes with, "

@@ -71,6 +71,7 @@ def faster(question: str, arm: str, against: str) -> Endpoint:
 CLAIM = define(
     key="C25",
     title="Batch normalization smooths the loss; it need not steady the inputs",
+    topic="training",
     statement="From first weights from which both train, loss and gradient change less along the "
     "gradient with batch normalization, so that a step does what the gradient says. Stable "
     "distributions of the layers' inputs are not what makes it fast: with noise after BN that "

@@ -74,6 +74,7 @@ def kinds_table(evidence: Evidence) -> Table:
 CLAIM = define(
     key="C26",
     title="Statistics of the test batch undo corruption, unless the batches come sorted",
+    topic="domains",
     statement="On corrupted images a network with batch normalization is more accurate with the "
     "statistics of the test batches than with those of training, as long as each batch is a "
     "mixture of the classes.",

@@ -28,7 +28,6 @@ from normkit.lab.claims.sources import ALEKSEEV, CHEN_DERF, VERMA, ZHU
 from normkit.lab.claims.study import (
     TEST,
     TRAIN,
-    WITH,
     WITHOUT,
     At,
     ByArm,
@@ -82,6 +81,7 @@ def gain(question: str, arm: str, against: str, **rule: Any) -> Endpoint:
 CLAIM = define(
     key="C27",
     title="A tanh or an erf does what LayerNorm does in a transformer",
+    topic="architecture",
     statement="LayerNorm in a transformer can be replaced by a function of each value alone, "
     "γ·tanh(αx) + β or γ·erf(αx + s) + β with a learned α: no mean and no variance are needed, and "
     "nothing is lost, in a network that needs something there.",
@@ -232,7 +232,7 @@ CLAIM = define(
         ),
         Seeds((TEST, TRAIN)),
     ),
-    colours={NONE: WITHOUT, LN: WITH},
+    colours={NONE: WITHOUT},
     setup=(
         ("first weights", "He's normal (kaiming, fan in), or PyTorch's own where the arm says so"),
         ("α", "one for each layer, learned; starts at 0.5, or at 2 where the arm says so"),

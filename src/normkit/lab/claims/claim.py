@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from normkit.lab.config import Edition, RunConfig
-from normkit.lab.findings import AtScale, Chart, Comparison, Reference, Table
+from normkit.lab.findings import AtScale, Chart, Comparison, Reference, Table, Topic
 from normkit.lab.runs import Planned, Run
 
 __all__ = [
@@ -160,6 +160,9 @@ class Judgement:
 class Claim:
     """A claim: see the module's text.
 
+    ``topic`` is its subject, one of :data:`normkit.lab.findings.TOPICS`: the page and its readers
+    filter by it.
+
     ``plan(preset, available)`` gives its runs by arm, none at a preset that the claim is not part
     of; ``judge(evidence)`` looks at what there is of them, which may be nothing yet, and trains
     nothing. ``decision`` says which endpoint
@@ -175,6 +178,7 @@ class Claim:
 
     key: str
     title: str
+    topic: Topic
     statement: str
     sources: tuple[Reference, ...]
     prediction: str

@@ -57,7 +57,7 @@
   const widths = new ResizeObserver((entries) => requestAnimationFrame(() => entries.forEach(({ target }) => {
     const figure = target.closest("figure");
     const state = figures.get(figure);
-    if (!state.width && state.size !== target.clientWidth) draw(figure);
+    if (!state.width && target.clientWidth && state.size !== target.clientWidth) draw(figure);
   })));
 
   // The picture stands alone, so it carries what the page says around the chart.
@@ -110,24 +110,38 @@
     });
   });
 
+  // What is not shown has no width to be drawn for: it is drawn anew when it comes up.
+  function forget(figure) {
+    const state = figures.get(figure);
+    const plot = figure.querySelector(".plot");
+    if (!state.drawn) return;
+    widths.unobserve(plot);
+    Plotly.purge(plot);
+    plot.classList.remove("drawn");
+    Object.assign(state, { drawn: false, width: 0, size: 0 });
+    near.observe(figure);
+  }
+  const shown = (figure) => !figure.closest("[hidden], details:not([open])");
+
   // A page of many claims draws what comes near.
   const near = new IntersectionObserver(
     (entries) => entries.forEach((entry) => {
-      if (!entry.isIntersecting) return;
+      if (!entry.isIntersecting || !shown(entry.target)) return;
       near.unobserve(entry.target);
       if (!figures.get(entry.target).drawn) draw(entry.target);
     }),
     { rootMargin: "900px 0px" },
   );
   ready.then(() => figures.forEach((_, figure) => near.observe(figure)));
-  const redraw = () => figures.forEach((state, figure) => state.drawn && draw(figure));
+  const redraw = () => figures.forEach((state, figure) =>
+    state.drawn && (shown(figure) ? draw(figure) : forget(figure)));
 
   // ---- theme --------------------------------------------------------------------------------
 
   const toggle = document.getElementById("theme");
   const system = window.matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const mark = () => toggle.setAttribute("aria-pressed", String(isDark()));
+  const mark = () => (toggle.querySelector("span").textContent = isDark() ? "Light theme" : "Dark theme");
   toggle.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     try {
@@ -166,7 +180,8 @@
     before = null;
     figures.forEach((state, figure) => {
       state.width = 0;
-      draw(figure);
+      if (shown(figure)) draw(figure);
+      else forget(figure);
     });
   });
 
@@ -227,22 +242,12 @@
     const over = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
     if (over) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
+    box.classList.toggle("over", box.scrollWidth > box.clientWidth + 1);
   };
   const sizes = new ResizeObserver((entries) => entries.forEach((entry) => fit(entry.target)));
   all(".scroll").forEach((box) => sizes.observe(box));
 
-  // The overview in the order of the claims, or of their verdicts.
-  const orders = all("[data-order]");
-  const rows = all("#overview tbody tr");
-  orders.forEach((button) => button.addEventListener("click", () => {
-    const place = new Map(rows.map((row, index) => [row, index]));
-    const by = (row) => (button.dataset.order === "verdict" ? Number(row.dataset.verdict) : 0);
-    const sorted = [...rows].sort((a, b) => by(a) - by(b) || place.get(a) - place.get(b));
-    document.querySelector("#overview tbody").append(...sorted);
-    orders.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-  }));
-
-  // Which claim is being read.
+  // Which finding is being read.
   const links = new Map(all(".rail a").map((link) => [link.hash.slice(1), link]));
   const reading = new IntersectionObserver(
     (entries) => entries.forEach((entry) => {

@@ -44,6 +44,7 @@ from normkit.lab.claims.study import (
     Measure,
     Plan,
     Quantity,
+    Quoted,
     Scale,
     Series,
     either,
@@ -192,7 +193,7 @@ def _published(name: str) -> dict[int, float]:
 
 
 def chart(key: str, title: str, *names: str) -> Curves:
-    """Error over normalization batch size, ours and the published."""
+    """Error over normalization batch size."""
     return Curves(
         key,
         title,
@@ -204,16 +205,19 @@ def chart(key: str, title: str, *names: str) -> Curves:
             for name, (arm, measure, colour) in CURVES.items()
             if name in names
         ],
-        extra=[
-            published(
-                name,
-                _published(name),
-                colour=CURVES[name][2],
-                note="ResNet-50 on ImageNet",
-            )
-            for name in names
-            if name in PUBLISHED
-        ],
+        x_log=True,
+    )
+
+
+def source_chart(*names: str) -> Quoted:
+    """The source's errors over normalization batch size."""
+    return Quoted(
+        "published",
+        "The source's errors, ResNet-50 on ImageNet",
+        "normalization batch size",
+        "error",
+        PERCENT,
+        [published(name, _published(name), colour=CURVES[name][2] or name) for name in names],
         x_log=True,
     )
 

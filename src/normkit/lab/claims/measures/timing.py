@@ -8,6 +8,7 @@ from statistics import fmean
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study import NUMBER, PERCENT, Dots, Measure, Quantity, Seeds, Unit, mean_of
 from normkit.lab.findings import Table
+from normkit.lab.models import TITLES
 from normkit.lab.runs import Run
 
 __all__ = [
@@ -78,7 +79,7 @@ def parts_chart(arm: str) -> Dots:
 
     return Dots(
         f"parts-{arm}",
-        f"A training step of {arm}, by kind of layer",
+        f"A training step of {TITLES[arm]}, by kind of layer",
         "kind of layer",
         "time in a step",
         {
@@ -102,7 +103,7 @@ def times_table(evidence: Evidence) -> Table:
             for kind, word in KINDS.items():
                 ways = (_mean(runs, f"{side}_{kind}_{way}") for way in ("forward", "backward"))
                 part = PERCENT.cell(mean_of(runs, share(side, kind)), 1)
-                rows.append((arm, layers, word, *map(MS.cell, ways), part))
+                rows.append((TITLES[arm], layers, word, *map(MS.cell, ways), part))
     return Table(
         "times",
         "Where a training step goes (the rest includes loss and update; normkit's normalization "

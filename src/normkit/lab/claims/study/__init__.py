@@ -43,6 +43,7 @@ from normkit.lab.claims.study.plan import (
     population,
 )
 from normkit.lab.claims.study.quantities import Quantity, mean
+from normkit.lab.claims.study.quoted import Quoted
 from normkit.lab.claims.study.tables import (
     ByArm,
     BySetting,
@@ -89,6 +90,7 @@ __all__ = [
     "Measure",
     "Plan",
     "Quantity",
+    "Quoted",
     "Scale",
     "Seeds",
     "Series",

@@ -10,7 +10,7 @@ from typing import Any
 from normkit.errors import OptionError, message
 from normkit.lab.claims.claim import SETUP, Arms, Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.study.endpoints import Effect, Endpoint
-from normkit.lab.findings import AtScale, Chart, Table
+from normkit.lab.findings import TOPICS, AtScale, Chart, Table, Topic
 
 __all__ = ["define"]
 
@@ -19,6 +19,7 @@ Words = Callable[[Evidence], str]
 
 def define(
     *,
+    topic: Topic,
     plan: Callable[[Preset, Available], Arms],
     decides: Mapping[str, Endpoint],
     information: Mapping[str, Endpoint] | None = None,
@@ -38,6 +39,7 @@ def define(
     """Build the claim that these declarations describe.
 
     Args:
+        topic: the subject of the claim, one of :data:`normkit.lab.findings.TOPICS`.
         plan: usually a :class:`~normkit.lab.claims.study.plan.Plan`.
         decides: the endpoints that must all hold, by the key under which ``sentence`` names them.
         information: endpoints that decide nothing.
@@ -66,6 +68,14 @@ def define(
     }  # fmt: skip
     for name, template in templates.items():
         _check_names(f"{name} of {fields['key']}", template, known)
+    if topic not in TOPICS:
+        raise OptionError(
+            message(
+                f"a topic of {fields['key']} among {', '.join(TOPICS)}",
+                repr(topic),
+                "choose the one under which a reader would look for the claim",
+            )
+        )
     if set(source_setup) != set(SETUP):
         raise OptionError(
             message(
@@ -98,6 +108,7 @@ def define(
 
     questions = " ".join(endpoint.rule for endpoint in decides.values())
     return Claim(
+        topic=topic,
         plan=plan,
         judge=judge,
         decision=f"{questions} {rule}.",

@@ -22,8 +22,8 @@ _TEXTS = """
         const found = [];
         for (let node = walker.nextNode(); node; node = walker.nextNode()) {
             const it = node.parentElement;
-            if (!node.data.trim() || it.closest(".unseen, .small .word, .skip, script, style, title")
-                || !shown(it)) continue;
+            if (!node.data.trim() || !shown(it)
+                || it.closest(".unseen, .small .word, .skip, script, style, title")) continue;
             found.push([node, it]);
         }
         return found;

@@ -505,7 +505,8 @@ def planned() -> Finding:
     """A study of which no run is done."""
     return dataclasses.replace(
         begun(), key="C24", topic="statistics",
-        title="The textbook’s noisy test scores are the moving average’s fault", comparisons=(), charts=(), tables=(), runs=0, here=None, holds="", seconds=0.0,
+        title="The textbook’s noisy test scores are the moving average’s fault", comparisons=(),
+        charts=(), tables=(), runs=0, here=None, holds="", seconds=0.0,
         sentence="So far 0 of 20 runs are done (20 missing).",
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from normkit.report.scales import (
     marks_of,
     reach,
 )
-from normkit.report.text import number
+from normkit.report.text import number, tidy
 
 __all__ = ["HEIGHT", "WIDTH", "Curve", "Thumbnail", "thumbnail"]
 
@@ -71,7 +71,7 @@ class Thumbnail:
     def legend(self) -> bool:
         """True if the curves need names: rows may be their names, or there may be one alone."""
         if self.chart.kind == "dots":
-            return {curve.key.label for curve in self.curves} != set(self.chart.rows)
+            return {curve.key.label for curve in self.curves} != set(map(tidy, self.chart.rows))
         return len(self.curves) > 1
 
 
@@ -82,7 +82,7 @@ def thumbnail(chart: Chart, colours: dict[str, int]) -> Thumbnail | None:
     >>> line = Line("with BN", (1.0, 2.0), (80.0, 90.0), arm="with BN")
     >>> small = thumbnail(Chart("k", "t", "epoch", "accuracy", (line,), ""), {"with BN": 0})
     >>> small.curves[0].line
-    'M34.1 161.2L339.7 14.8'
+    'M34 161.2L339.8 14.8'
     """
     data = [line for line in chart.lines if line.role == "data"][:CURVES]
     theory = [line for line in chart.lines if line.role == "theory"][:1]

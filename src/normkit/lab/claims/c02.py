@@ -15,7 +15,7 @@ from normkit.lab.claims.claim import Preset
 from normkit.lab.claims.measures.densities import DISTANCE, LAYERS, WANDERING, density_chart
 from normkit.lab.claims.sources import ARTICLE, IOFFE, SANTURKAR
 from normkit.lab.claims.study import (
-    NUMBER,
+    MAGNITUDE,
     ON_AND_OFF,
     TEST,
     WITH,
@@ -115,7 +115,7 @@ CLAIM = define(
             "Distance of the nonlinearities' inputs to N(0, 1)",
             "step",
             "Wasserstein-1 distance, mean of four layers",
-            NUMBER,
+            MAGNITUDE,
             DISTANCE.curve,
             markers=False,
         ),
@@ -125,7 +125,7 @@ CLAIM = define(
                 f"activation{layer}_std",
                 f"Standard deviation of what follows convolution {layer}",
                 "standard deviation",
-                NUMBER,
+                MAGNITUDE,
             )
             for layer in LAYERS
         ),

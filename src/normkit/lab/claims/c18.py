@@ -146,8 +146,8 @@ CLAIM = define(
             "test accuracy, mean of both domains",
             PERCENT,
             series=[Series(arm, accuracy.curve, name, arm) for arm, name, accuracy, _ in WAYS],
-            more="Shared or specific are the statistics of SGD, those of population and test, and γ "
-            "and β. Broken lines are those whose phases disagree.",
+            more="Shared or specific are the statistics of SGD, those of population and test, "
+            "and γ and β. Broken lines are those whose phases disagree.",
         ),
     ),
     tables=(ways_table, Seeds((SHARED, SPECIFIC, TEST))),

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, pstdev
 
-from normkit.lab.claims.study import NUMBER, Curves, Measure
+from normkit.lab.claims.study import MAGNITUDE, Curves, Measure
 from normkit.lab.findings import Line
 from normkit.lab.probes import HISTOGRAM_EDGES, normal_quantiles
 from normkit.lab.runs import Run
@@ -59,10 +59,10 @@ def _wandering(run: Run) -> float | None:
     return fmean(distances) if distances else None
 
 
-DISTANCE = Measure("distance to N(0, 1)", _distance, NUMBER, _distances)
+DISTANCE = Measure("distance to N(0, 1)", _distance, MAGNITUDE, _distances)
 """The Wasserstein-1 distance to N(0, 1), averaged over layers and steps."""
 
-WANDERING = Measure("wandering", _wandering, NUMBER)
+WANDERING = Measure("wandering", _wandering, MAGNITUDE)
 """The mean Wasserstein-1 distance to a layer's average distribution (its Wasserstein barycentre,
 the mean of the quantiles) in standard deviations of that average, so that a layer is not called
 steady for being small; averaged over the layers."""
@@ -82,7 +82,7 @@ def density_chart(layer: int) -> Curves:
         f"Input of the nonlinearity after convolution {layer}, end of training",
         "value",
         "density",
-        NUMBER,
+        MAGNITUDE,
         curve,
         extra=[normal],
         markers=False,

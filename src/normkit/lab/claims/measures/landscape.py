@@ -17,7 +17,7 @@ from normkit.lab.runs import Run
 __all__ = ["CHANGE", "CHARTS", "FACTORS", "RANGE", "RELATIVE", "SHIFT", "SMOOTHNESS"]
 
 LAYERS = (1, 2, 3, 4)
-DEVIATIONS = Unit("standard deviations", digits=3)
+DEVIATIONS = Unit("standard deviations", digits=3, least=0.0)
 
 
 def _logarithm(what: str, name: str) -> Measure:

@@ -23,7 +23,7 @@ __all__ = [
 
 SIDES = {"torch": "PyTorch's layers", "ours": "normkit's layers"}
 KINDS = {"norm": "normalization", "convolution": "convolution", "rest": "the rest"}
-MS = Unit("ms", 1e3, digits=2)
+MS = Unit("ms", 1e3, digits=2, least=0.0)
 
 
 def seconds(run: Run, side: str, kind: str) -> float:

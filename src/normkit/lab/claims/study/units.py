@@ -5,7 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
-__all__ = ["DB", "DECADES", "HALVINGS", "NATS", "NUMBER", "PERCENT", "POINTS", "Unit", "decimal"]
+__all__ = [
+    "DB",
+    "DECADES",
+    "HALVINGS",
+    "MAGNITUDE",
+    "NATS",
+    "NUMBER",
+    "PERCENT",
+    "POINTS",
+    "Unit",
+    "decimal",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +95,5 @@ DB = Unit("dB", digits=3)
 DECADES = Unit("decades")
 HALVINGS = Unit("halvings")
 NUMBER = Unit("")
+MAGNITUDE = Unit("", least=0.0)
+"""Of a number that cannot be negative, such as a distance or a standard deviation."""

@@ -40,9 +40,8 @@ class ChartView:
         """True if curves need a legend: rows may be their names, or the axis says what one is."""
         if len(self.keys) == 1 and self.keys[0].label == self.chart.y_label:
             return False
-        return not self.rows or {key.label for key in self.keys} != set(
-            map(text.tidy, self.chart.rows)
-        )
+        rows = set(map(text.tidy, self.chart.rows))
+        return not self.rows or {key.label for key in self.keys} != rows
 
     @property
     def upright(self) -> tuple[str, bool]:

@@ -100,7 +100,7 @@ def _surprises(claims: Sequence[views.ClaimView]) -> list[tuple[views.ClaimView,
     """Choose the results for the first screen, each with its claim."""
     chosen = surprises([claim.finding for claim in claims])
     by_finding = {id(claim.finding): claim for claim in claims}
-    return [(by_finding[id(finding)], *views.parts([part])) for finding, part in chosen]
+    return [(by_finding[id(finding)], views.parts([part])[0]) for finding, part in chosen]
 
 
 def _verdicts(findings: Sequence[Finding]) -> Markup:
@@ -109,6 +109,7 @@ def _verdicts(findings: Sequence[Finding]) -> Markup:
         {
             "claim": finding.key,
             "title": finding.title,
+            "topic": finding.topic,
             "verdict": finding.word,
             "confirmed_parts": finding.confirmed,
             "parts": finding.parts,

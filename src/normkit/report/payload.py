@@ -101,6 +101,7 @@ def about(finding: Finding) -> dict[str, Any]:
     return {
         "claim": finding.key,
         "title": finding.title,
+        "topic": finding.topic,
         "statement": finding.statement,
         "prediction": finding.prediction,
         "verdict": finding.word,

@@ -53,7 +53,7 @@
   }
   window.addEventListener("hashchange", follow);
   claims.forEach((article, id) => article.addEventListener("beforematch", () => {
-    if (reading !== article) location.hash = id;
+    if (reading !== article && named()?.closest("article.whole") !== article) location.hash = id;
   }));
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && reading && !event.defaultPrevented) location.hash = "claims";
@@ -79,7 +79,7 @@
     });
     const count = cards.filter((card) => !card.hidden).length;
     document.getElementById("matches").textContent =
-      count === cards.length ? `${count} claims` : `${count} of ${cards.length} claims`;
+      `${count === cards.length ? "" : `${count} of `}${cards.length} claim${cards.length === 1 ? "" : "s"}`;
     document.getElementById("nothing").hidden = count > 0;
     buttons.forEach((button) =>
       button.setAttribute("aria-pressed", String(chosen[button.dataset.filter] === button.dataset.value)));

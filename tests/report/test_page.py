@@ -131,7 +131,7 @@ def test_the_first_screen_counts_parts_and_verdicts(outline: Outline, page: str)
     score = page[page.index('<div class="score"') : page.index('<div class="surprises"')]
     said = Outline(score).words()
     assert said == (
-        "Verdicts 6 of 12 parts confirmed 7 claims: 4 confirmed 1 partly 1 refuted 1 open "
+        "Verdicts 6 of 11 parts confirmed 7 claims: 4 confirmed 1 partly 1 refuted 1 open "
         "How claims are judged"
     )
 

@@ -66,7 +66,8 @@ def ends(values: Iterable[float], log: bool) -> Point:
 def marks_of(chosen: list[float] | None, low: float, high: float, log: bool) -> list[float]:
     if chosen is not None:
         return chosen
-    return [10**tick for tick in linear(low, high)] if log else linear(low, high)
+    # Within a decade: round values, not round powers.
+    return linear(10**low, 10**high) if log else linear(low, high)
 
 
 def apart(marks: Sequence[Mark]) -> list[Mark]:

@@ -25,7 +25,7 @@ from normkit.report.scales import (
     marks_of,
     reach,
 )
-from normkit.report.text import number, tidy
+from normkit.report.text import number
 
 __all__ = ["HEIGHT", "WIDTH", "Curve", "Thumbnail", "thumbnail"]
 
@@ -69,9 +69,9 @@ class Thumbnail:
 
     @property
     def legend(self) -> bool:
-        """True if the curves need names: rows may be their names, or there may be one alone."""
+        """True if the curves need names: rows are names, where each has one curve."""
         if self.chart.kind == "dots":
-            return {curve.key.label for curve in self.curves} != set(map(tidy, self.chart.rows))
+            return sum(len(curve.marks) for curve in self.curves) > len(self.up)
         return len(self.curves) > 1
 
 
@@ -82,9 +82,11 @@ def thumbnail(chart: Chart, colours: dict[str, int]) -> Thumbnail | None:
     >>> line = Line("with BN", (1.0, 2.0), (80.0, 90.0), arm="with BN")
     >>> small = thumbnail(Chart("k", "t", "epoch", "accuracy", (line,), ""), {"with BN": 0})
     >>> small.curves[0].line
-    'M34 161.2L339.8 14.8'
+    'M34 161.4L339.8 17.6'
     """
-    data = [line for line in chart.lines if line.role == "data"][:CURVES]
+    data = [line for line in chart.lines if line.role == "data"]
+    if chart.kind == "line":
+        data = data[:CURVES]
     theory = [line for line in chart.lines if line.role == "theory"][:1]
     small = dataclasses.replace(chart, lines=(*data, *theory) if data else chart.lines[:CURVES])
     spec = charts.spec(small, colours)
@@ -99,23 +101,23 @@ def _lines(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thu
     log_x, log_y = spec["xlog"], spec["ylog"]
     low, high = reach(spec["lines"], log_y)
     bottom = HEIGHT - 20
-    y = Scale(low, high, bottom, 6, log_y)
+    y = Scale(low, high, bottom, 9, log_y)
     ticks = [tick for tick in marks_of(spec["yticks"], low, high, log_y) if y.holds(tick)]
-    left = 8 + LETTER * max((len(number(tick)) for tick in ticks), default=1)
+    left = 8 + LETTER * max((len(_figure(tick)) for tick in ticks), default=1)
     places = [x for line in spec["lines"] for x in line["at"]]
     first, last = ends(places, log_x)
     margin = 0.04 * (last - first) or 0.5
     x = Scale(first - margin, last + margin, left, WIDTH - 8, log_x)
     marks = marks_of(spec["xticks"], x.low, x.high, log_x)
     # A mark at the very edge has its figure within the picture.
-    across = apart([(x.at(tick), number(tick)) for tick in marks if x.holds(tick)])
+    across = apart([(x.at(tick), _figure(tick)) for tick in marks if x.holds(tick)])
     return Thumbnail(
         chart=chart,
         curves=tuple(
             _curve(key, line, x, y) for key, line in zip(keys, spec["lines"], strict=True)
         ),
         across=tuple(across),
-        up=tuple((y.at(tick), (number(tick),)) for tick in ticks),
+        up=tuple((y.at(tick), (_figure(tick),)) for tick in ticks),
         left=round(left, 1),
         bottom=bottom,
         omitted=omitted,
@@ -199,13 +201,18 @@ def _dots(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thum
     return Thumbnail(
         chart=chart,
         curves=tuple(curves),
-        across=tuple(apart([(x.at(tick), number(tick)) for tick in ticks])),
+        across=tuple(apart([(x.at(tick), _figure(tick)) for tick in ticks])),
         up=tuple((y(i), name) for i, name in enumerate(names)),
         left=round(left, 1),
         bottom=bottom,
         omitted=omitted,
         zero=x.at(0.0) if not log and x.holds(0.0) else None,
     )
+
+
+def _figure(tick: float) -> str:
+    """Return the figure at a mark; a power of ten without its factor of one."""
+    return number(tick).replace("1×10", "10")
 
 
 def _path(points: Sequence[Point]) -> str:

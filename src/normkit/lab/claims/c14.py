@@ -100,7 +100,7 @@ CLAIM = define(
     },
     rule="95 % t intervals over the repetitions",
     sentence="With PyTorch's layers, the share of a training step in batch normalization minus "
-    "that in convolution is {more} points. Its share is {share} %; "
+    "that in convolution is {more} points. Its share is {share:level} %; "
     "normkit's layers take {saved} % off it (negative: they add to it)",
     source_setup={
         "network": "not named",
@@ -108,7 +108,8 @@ CLAIM = define(
         "steps": "not named",
         "figures": "none: no times",
     },
-    figures="share of a step in BN minus that in convolution: {more} points; share in BN {share} %",
+    figures="share of a step in BN minus that in convolution: {more} points; share in BN "
+    "{share:level} %",
     at_scale=(
         GITMAN.agrees(
             "as to the time: batch normalization takes a significant part of training, bound by "
@@ -123,7 +124,7 @@ CLAIM = define(
     ),
     holds="It depends on the network. On one thread of this CPU, the share of normalization minus "
     "that of convolution is {lenet5} points in LeNet-5, {resnet18} in ResNet-18 and {densenet} in "
-    "DenseNet; on average normalization takes {share} % of a step.",
+    "DenseNet; on average normalization takes {share:level} % of a step.",
     practice="On a CPU, fuse normalization with the activation that follows (nk.accelerate), and "
     "time a step of your own network before and after.",
     charts=[parts_chart(model) for model in NETWORKS],

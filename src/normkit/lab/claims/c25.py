@@ -43,7 +43,7 @@ from normkit.lab.claims.study import (
     mean_of_epochs,
 )
 
-NOISY, NOISE = "with BN, noise after it", "without BN, the same noise"
+NOISY, NOISE = "with BN, noise after it", landscape.NOISE
 FLAT, FLAT_BN = "without BN, PyTorch's weights", "with BN, PyTorch's weights"
 HE = {"model_options": (("init", "kaiming"),)}
 FEWER: dict[Preset, int] = {"quick": 3, "full": 4, "paper": 5}

@@ -5,7 +5,17 @@ const Drawing = (() => {
   // plotly.js reads labels as a small markup of its own; this leaves it nothing to read.
   const plain = (text) =>
     String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;") || " ";
-  const short = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
+  // A real minus, and powers of ten as the page's own text has them.
+  const raised = (power) => String(power).replace(/[-0-9]/g, (sign) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
+  const short = (value) => {
+    const [, sign, mantissa, power] = /^(-?)([^e]+)(?:e([+-]\d+))?$/.exec(String(Number(value.toPrecision(4))));
+    const size = Math.abs(Number(value.toPrecision(3)));
+    if (size >= 1e-4 && power === undefined) return sign.replace("-", "−") + mantissa;
+    if (!size || !Number.isFinite(size)) return String(value).replace("-", "−");
+    const at = Math.floor(Math.log10(size) + 1e-9);
+    const factor = Number((size / 10 ** at).toPrecision(3));
+    return `${sign.replace("-", "−")}${factor === 1 ? "" : `${factor}×`}10${raised(at)}`;
+  };
   const brief = (value) =>
     Math.abs(value) < 1e4 ? short(value)
       : value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 4 });

@@ -10,11 +10,15 @@ import itertools
 import math
 from statistics import fmean
 
-from normkit.lab.claims.study import HALVINGS, NUMBER, Curves, Measure, Unit
+from normkit.lab.claims.claim import Evidence
+from normkit.lab.claims.study import HALVINGS, NUMBER, Curves, Measure, Series, Unit
 from normkit.lab.claims.study.measures import Points
 from normkit.lab.runs import Run
 
-__all__ = ["CHANGE", "CHARTS", "FACTORS", "RANGE", "RELATIVE", "SHIFT", "SMOOTHNESS"]
+__all__ = ["CHANGE", "CHARTS", "FACTORS", "NOISE", "RANGE", "RELATIVE", "SHIFT", "SMOOTHNESS"]
+
+NOISE = "without BN, the same noise"
+"""The arm whose loss jumps over many decades: charts have it last."""
 
 LAYERS = (1, 2, 3, 4)
 DEVIATIONS = Unit("standard deviations", digits=3, least=0.0)
@@ -89,8 +93,19 @@ def _along_training(what: str, title: str, y: str) -> Curves:
         points = run.metrics.get(f"landscape_{what}", ())
         return [(step, math.log10(value) if value else None) for step, _, value in points]
 
+    def series(evidence: Evidence) -> list[Series]:
+        return [Series(arm, curve) for arm in sorted(evidence.arms, key=NOISE.__eq__)]
+
     return Curves(
-        what, title, "step", y, NUMBER, curve, band="geometric", y_log=True, markers=False
+        what,
+        title,
+        "step",
+        y,
+        NUMBER,
+        series=series,
+        band="geometric",
+        y_log=True,
+        markers=False,
     )
 
 

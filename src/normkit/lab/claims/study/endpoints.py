@@ -80,13 +80,14 @@ class Effect:
 
     ``{gain}`` prints the effect and its interval, ``{gain:plain}`` the effect alone, and
     ``{gain:x2}`` the number of which it is the logarithm (``x10`` to base ten). ``{gain:number}``
-    is for a unit that follows.
+    is for a unit that follows; ``{share:level}`` prints what is no difference, without a plus.
 
     >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "confirmed")
     >>> f"{Effect(found)}; {Effect(found):plain}; {Effect(found):x2}; {Effect(None)}"
     '+1.0 [+0.5, +1.5]; +1.0; 2.0 [1.4, 2.8]; not yet known'
-    >>> f"{Effect(None):number} halvings"
+    >>> f"{Effect(None):number} halvings"; f"{Effect(found):level}"
     'an unknown number of halvings'
+    '1.0 [0.5, 1.5]'
     """
 
     of: Comparison | None
@@ -99,7 +100,7 @@ class Effect:
         if spec.startswith("x"):
             comparison = _power(float(spec[1:]), comparison)
         places = 2 if comparison.decimals is None else comparison.decimals
-        shown = _ratio if spec.startswith("x") else _signed
+        shown = _ratio if spec.startswith("x") else _level if spec == "level" else _signed
         middle, low, high = (
             shown(end, places) for end in (comparison.effect, comparison.low, comparison.high)
         )
@@ -122,6 +123,10 @@ def _power(base: float, comparison: Comparison) -> Comparison:
 
 def _ratio(value: float, places: int) -> str:
     return "more than 10¹⁵" if value == math.inf else decimal(value, places)
+
+
+def _level(value: float, places: int) -> str:
+    return _signed(value, places).removeprefix("+")
 
 
 def _signed(value: float, places: int) -> str:

@@ -298,10 +298,13 @@ def test_the_keyboard_reaches_everything(visit) -> None:
                 """() => {
                     const it = document.activeElement;
                     const drawn = (one) => getComputedStyle(one).outlineStyle !== "none";
-                    return [it.getAttribute("href") || it.id || it.textContent.trim(),
-                        drawn(it) || drawn(it.closest(".card") ?? it)];
+                    const name = it.getAttribute("href") || it.id || it.textContent.trim();
+                    return [it === document.body ? "" : name, drawn(it)
+                        || drawn(it.closest(".card") ?? it)];
                 }"""
             )
+            if not name:  # past the last stop
+                break
             assert ring, name
             seen.append(name)
         return seen

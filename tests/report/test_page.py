@@ -199,7 +199,12 @@ def test_a_small_chart_has_the_first_curves_and_their_marks(samples: ModuleType)
     dots = thumbnail(samples.c13().charts[1], {})
     assert dots is not None
     assert [" ".join(words) for _, words in dots.up] == list(dots.chart.rows)
-    assert dots.zero is not None
+    assert dots.zero is None
+    lines = (Line("a", (0.0, 1.0), (-1.0, 2.0)),)
+    around = thumbnail(Chart("k", "t", "x", "y", lines, "", kind="dots", rows=("p", "q")), {})
+    assert around is not None
+    assert around.zero is not None
+    assert around.curves[0].marks[0][0] < around.zero < around.curves[0].marks[1][0]
     assert sum(len(curve.crosses) for curve in dots.curves) == 1
     for each in (small, failed, dots):
         for curve in each.curves:
@@ -337,7 +342,7 @@ def test_hostile_text_stays_text(samples: ModuleType, odd: ModuleType) -> None:
         assert not any(name.startswith("on") for name in attrs)
     assert len(blocks(poisoned)) == len(blocks(harmless))
     specs = [block for block in blocks(poisoned) if isinstance(block, dict) and "lines" in block]
-    assert specs[0]["title"] == odd.POISON
+    assert specs[0]["title"] == tidy(odd.POISON)
 
 
 def test_says_what_to_do_when_nothing_was_judged() -> None:
@@ -349,12 +354,12 @@ def test_says_what_to_do_when_nothing_was_judged() -> None:
 
 def test_partial_findings_pass(odd: ModuleType) -> None:
     outline = Outline(render([odd.bare(), odd.bare()], about={"preset": "quick"}))
-    assert "not measured yet" in outline.words()
+    assert "0 of 1 runs done" in outline.words()
     assert "−∞ to +∞" in outline.words()
     names = [block["name"] for block in blocks(outline) if "name" in block]  # type: ignore[operator,index]
     assert names == ["normkit-verdicts", "normkit-C7", "normkit-C7--2"]
     without = dataclasses.replace(odd.bare(), comparisons=(), charts=(), records=())
-    assert "not measured" in Outline(render([without], about={})).words()
+    assert "No chart yet." in Outline(render([without], about={})).words()
 
 
 @pytest.mark.parametrize("key", ["main", "Title", "verdicts", "wall", "Claims", "search"])

@@ -8,7 +8,15 @@ from types import MappingProxyType
 from normkit.lab import models
 from normkit.lab.config import RunConfig
 
-__all__ = ["activation", "listed", "network_options", "networks", "normalizer", "optimizer"]
+__all__ = [
+    "activation",
+    "listed",
+    "network_options",
+    "networks",
+    "normalizer",
+    "optimizer",
+    "option",
+]
 
 Value = str | int | float | bool | None
 
@@ -126,7 +134,7 @@ def option(name: str, value: Value) -> str:
     >>> option("hidden", 1024), option("dropout", 0.0), option("eps", 1e-10)
     ('1,024 units in each dense layer', 'no dropout', 'ε 1e-10')
     """
-    known = _CHOICES.get((name, value))  # type: ignore[arg-type]
+    known = _CHOICES.get((name, value))
     if known is not None:
         return known
     shown = f"{value:,}" if isinstance(value, int) else f"{value}"

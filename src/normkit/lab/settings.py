@@ -35,7 +35,7 @@ def setup(claim: Claim, evidence: Evidence) -> tuple[tuple[str, str], ...]:
     frozen = each("frozen_epochs")
     schedules = each("schedule")
     rows = [
-        *([("data sets", join(data_sets))] if len(data_sets) > 1 else []),
+        *([("data sets", "; ".join(data_sets))] if len(data_sets) > 1 else []),
         *([("task", f"{join(each('task'))}, noise {words.listed(noises)}")] if noises else []),
         *([("spread of the noise", words.listed(spreads))] if spreads != [0.0] else []),
         ("network", words.networks(each("model"))),

@@ -53,7 +53,7 @@ class Curve:
 class Thumbnail:
     """A chart as a small picture.
 
-    ``across`` and ``up`` are the marks of the axes, with their words in lines; ``left`` is where
+    ``across`` and ``up`` are the marks of the axes, with their words in lines; ``inset`` is where
     the plot begins; ``omitted`` how many of the chart's curves it leaves out; ``zero`` the place of
     zero in a dot plot.
     """
@@ -62,7 +62,7 @@ class Thumbnail:
     curves: tuple[Curve, ...]
     across: tuple[Mark, ...]
     up: tuple[tuple[float, tuple[str, ...]], ...]
-    left: float
+    inset: float
     bottom: float
     omitted: int
     zero: float | None = None
@@ -103,11 +103,11 @@ def _lines(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thu
     bottom = HEIGHT - 20
     y = Scale(low, high, bottom, 9, log_y)
     ticks = [tick for tick in marks_of(spec["yticks"], low, high, log_y) if y.holds(tick)]
-    left = 8 + LETTER * max((len(_figure(tick)) for tick in ticks), default=1)
+    inset = 8 + LETTER * max((len(_figure(tick)) for tick in ticks), default=1)
     places = [x for line in spec["lines"] for x in line["at"]]
     first, last = ends(places, log_x)
     margin = 0.04 * (last - first) or 0.5
-    x = Scale(first - margin, last + margin, left, WIDTH - 8, log_x)
+    x = Scale(first - margin, last + margin, inset, WIDTH - 8, log_x)
     marks = marks_of(spec["xticks"], x.low, x.high, log_x)
     # A mark at the very edge has its figure within the picture.
     across = apart([(x.at(tick), _figure(tick)) for tick in marks if x.holds(tick)])
@@ -118,7 +118,7 @@ def _lines(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thu
         ),
         across=tuple(across),
         up=tuple((y.at(tick), (_figure(tick),)) for tick in ticks),
-        left=round(left, 1),
+        inset=round(inset, 1),
         bottom=bottom,
         omitted=omitted,
     )
@@ -157,7 +157,7 @@ def _curve(key: charts.Key, line: Any, x: Scale, y: Scale) -> Curve:
 def _dots(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thumbnail:
     rows = spec["rows"][:ROWS]
     names = [_wrapped(row) for row in rows]
-    left = 10 + LETTER * max(len(part) for name in names for part in name)
+    inset = 10 + LETTER * max(len(part) for name in names for part in name)
     values = [
         value
         for line in spec["lines"]
@@ -169,7 +169,7 @@ def _dots(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thum
     first, last = ends(values, log)
     margin = 0.06 * (last - first) or 0.5
     bottom = HEIGHT - 20
-    x = Scale(first - margin, last + margin, left, WIDTH - 8, log)
+    x = Scale(first - margin, last + margin, inset, WIDTH - 8, log)
     step = (bottom - 4) / len(rows)
 
     def y(place: float) -> float:
@@ -203,7 +203,7 @@ def _dots(chart: Chart, spec: Any, keys: list[charts.Key], omitted: int) -> Thum
         curves=tuple(curves),
         across=tuple(apart([(x.at(tick), _figure(tick)) for tick in ticks])),
         up=tuple((y(i), name) for i, name in enumerate(names)),
-        left=round(left, 1),
+        inset=round(inset, 1),
         bottom=bottom,
         omitted=omitted,
         zero=x.at(0.0) if not log and x.holds(0.0) else None,

@@ -159,7 +159,7 @@ def test_c14_reads_shares_of_a_step(synthetic: Synthetic) -> None:
     effects = [-10, 30, 50, -10, -10, -10]
     assert [each.effect for each in found.comparisons] == pytest.approx(effects)
     times = next(table for table in found.tables if table.key == "times")
-    assert times.rows[0][:3] == ("lenet5", "PyTorch's layers", "normalization")
+    assert times.rows[0][:3] == ("LeNet-5", "PyTorch's layers", "normalization")
     assert times.rows[0][5] == pytest.approx(30)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from normkit.errors import OptionError
+from normkit.lab import setting_words
 from normkit.lab.claims.claim import Available, Claim, Evidence
 from normkit.lab.claims.registry import all_claims
 from normkit.lab.claims.sources import IOFFE
@@ -154,7 +155,7 @@ def test_arms_may_be_on_data_sets_of_the_same_files(synthetic: Synthetic) -> Non
     assert {config.edition for _, config in runs} == {"subset"}
     found = finding(both, synthetic(both, lambda arm, config: None), data="invented")
     assert found.data == "invented: 1,000 training and 500 test images"
-    assert ("data sets", "fashion-mnist, fashion-mnist-lit") in found.setup
+    assert ("data sets", "Fashion-MNIST; Fashion-MNIST, lit") in found.setup
     with pytest.raises(OptionError, match=r"same files as cifar-10; received 'fashion-mnist-lit'"):
         both.plan("quick", Available.whole("cifar-10"))
 
@@ -196,6 +197,33 @@ def test_here_stands_beside_the_source(synthetic: Synthetic) -> None:
 def test_templates_name_what_there_is(wrong: dict[str, str]) -> None:
     with pytest.raises(OptionError, match="gian"):
         claim(**wrong)
+
+
+def test_settings_are_in_words(synthetic: Synthetic) -> None:
+    arms = {
+        "small": {"norm": "ghost", "norm_options": (("ghost_size", 2),), "optimizer": "adam"},
+        "none": {"norm": "none", "model_options": (("pool", "avg"), ("padding", 0))},
+    }
+    both = claim(dataclasses.replace(PLAN, arms=arms))
+    setup = dict(finding(both, synthetic(both, lambda arm, config: None), data="").setup)
+    assert setup["network"] == "LeNet-5"
+    assert setup["its options"] == "average pooling; no padding"
+    assert setup["normalizer by arm"] == (
+        "batch normalization in ghost batches: 2 images normalized together (small); none (none)"
+    )
+    assert (setup["optimizer"], setup["momentum"]) == ("Adam, SGD", "none")
+    # No name of a setting reaches a reader as the code has it.
+    every = [one for each in all_claims().values() for one in runs_of(each)]
+    assert {config.norm for config in every} <= setting_words.NORMS.keys()
+    assert {config.optimizer for config in every} <= setting_words.OPTIMIZERS.keys()
+    assert {config.act for config in every} <= setting_words.ACTIVATIONS.keys()
+    options = {pair for config in every for pair in (*config.model_options, *config.norm_options)}
+    assert not [pair for pair in options if "_" in setting_words.option(*pair)]
+
+
+def runs_of(claim: Claim) -> list[RunConfig]:
+    whole = Available.whole(claim.data)
+    return [config for preset in claim.presets for _, config in claim.plan(preset, whole)]
 
 
 def test_topic_is_one_of_those_readers_filter_by() -> None:

@@ -1,24 +1,26 @@
 """Time Caffe's two layers, batch normalization without γ and β and then Scale, and the merged one.
 
 In one process in turn, on one thread: a training step's forward and backward, and an evaluation
-without gradients. Prints rows for docs/articles/bayes.md::
+without gradients. Processor time, which other programs change less than time on the clock. Prints
+rows for docs/articles/bayes.md::
 
     python benchmarks/split_scale.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 import normkit as nk
-from normkit.bench.stopwatch import time_interleaved
+from normkit.bench.stopwatch import Times
 from normkit.kernels import cpu
 
 SHAPES = {"LeNet-5": (256, 6, 28, 28), "ResNet-18": (32, 64, 56, 56)}
-SECONDS = 2.0
+ROUNDS = 40
 
 
 def pair(kind: type[nn.BatchNorm2d], channels: int) -> tuple[nn.Module, nn.Module]:
@@ -48,6 +50,17 @@ def evaluation(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
+def measure(sides: Mapping[str, Callable[[], None]]) -> Times:
+    """Run all sides once per round, after two rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS + 2):
+        for name, run in sides.items():
+            begin = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - begin)
+    return Times({name: tuple(each[2:]) for name, each in seconds.items()})
+
+
 def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {cpu.describe()}")
@@ -58,7 +71,7 @@ def main() -> None:
             for make in (step, evaluation):
                 x = torch.randn(shape)
                 two, merged = (make(layer, x) for layer in pair(kind, shape[1]))
-                times = time_interleaved({"two": two, "merged": merged}, seconds=SECONDS)
+                times = measure({"two": two, "merged": merged})
                 ms = [f"{times.of(side) * 1e3:.2f}" for side in ("two", "merged")]
                 middle, low, high = times.ratio("two", "merged")
                 cells += [f"{', '.join(ms)} ms", f"{middle:.2f} [{low:.2f}, {high:.2f}]"]

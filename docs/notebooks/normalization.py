@@ -441,8 +441,8 @@ print(nk.consistency(model, batches))
 
 # %% [markdown] lang="en"
 # *Off by* is the distance between the running statistics and the layer's input in training. The
-# losses in the second line belong to the same weights and the same training images: what the
-# second loss is higher than the first is due to the running statistics alone.
+# losses in the second line belong to the same weights and the same training images: any excess of
+# the second loss over the first is due to the running statistics alone.
 #
 # `nk.recalibrate` replaces the running statistics by population statistics: mean and variance of
 # the training images under the present weights. It uses no labels and leaves the weights alone.
@@ -540,10 +540,10 @@ chart("The textbook's LeNet, mended", "epoch", "test accuracy, %", lines)
 # takes it away. Group normalization takes its means within one image, so they do not depend on
 # the batch size.
 #
-# The images of Fashion-MNIST all have the same light, so that the statistics of two of them are
-# nearly those of many. Photographs are not like that. In `fashion-mnist-lit` each image has a
-# contrast and a brightness of its own ([data](../data.md)). The network is LeNet with ReLU and
-# max pooling, with normalizers after the convolutions only, for images of 16 × 16 pixels. Its
+# The images of Fashion-MNIST have a black ground and one exposure, so any two batches have nearly
+# the same mean. Photographs are not like that. In `fashion-mnist-lit` each image has a contrast
+# and a brightness of its own ([data](../data.md)). The network is LeNet with ReLU and max
+# pooling, with normalizers after the convolutions only, for images of 16 × 16 pixels. Its
 # learning rate is in proportion to the batch size; it is trained for two epochs, with two seeds.
 
 # %% [markdown] lang="zh"
@@ -553,7 +553,7 @@ chart("The textbook's LeNet, mended", "epoch", "test accuracy, %", lines)
 #
 # 两幅图像的统计量噪声很大。这种噪声存在于训练本身，重新校准无法消除。组归一化在一幅图像内部取均值，因此这些均值不依赖批量大小。
 #
-# Fashion-MNIST 的图像光照都一样，所以两幅图像的统计量与很多幅的几乎相同，而照片并非如此。在 `fashion-mnist-lit` 中，每幅图像都有自己的对比度和亮度（[数据](../data.md)）。网络是采用 ReLU 和最大汇聚的 LeNet，只在卷积之后归一化，输入是 16 × 16 像素的图像。学习率与批量大小成正比，训练两轮，使用两个随机种子。
+# Fashion-MNIST 的图像都是黑色背景和同一种曝光，所以任意两个小批量的均值几乎相同，而照片并非如此。在 `fashion-mnist-lit` 中，每幅图像都有自己的对比度和亮度（[数据](../data.md)）。网络是采用 ReLU 和最大汇聚的 LeNet，只在卷积之后归一化，输入是 16 × 16 像素的图像。学习率与批量大小成正比，训练两轮，使用两个随机种子。
 
 
 # %%

@@ -19,7 +19,7 @@
 # %% [markdown] lang="zh"
 # # 归一化：从五行代码到修好的网络
 #
-# 本笔记本先手写批量归一化（batch normalization），再说明四种归一化方法分别让哪些数共用一个均值；然后训练《动手学深度学习》中的 LeNet，找出其测试精度跳动的原因，并加以修复。最后是课堂练习和答案。
+# 本笔记本先手写批量归一化（batch normalization），再说明四种归一化方法分别让哪些数共用一个均值；然后训练《动手学深度学习》中的 LeNet，找出其测试准确率跳动的原因，并加以修复。最后是课堂练习和答案。
 #
 # 在两个 CPU 核上从头运行到尾不超过五分钟，不需要 GPU，也不需要联网。运行前请安装 [normkit](../../README.md) 及其 `notebooks` 附加依赖（在克隆的仓库中执行 `pip install --no-build-isolation ".[notebooks]"`）。读者应当了解 PyTorch 的张量、模块和训练循环。
 #
@@ -139,15 +139,15 @@ for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
 #
 # | | 训练模式 `model.train()` | 评估模式 `model.eval()` |
 # |---|---|---|
-# | 均值和方差 | 来自当前小批量 | 运行均值（running mean）和运行方差（running variance） |
+# | 均值和方差 | 来自当前小批量 | 移动均值（running mean）和移动方差（running variance） |
 # | 一幅图像的输出取决于 | 小批量中的所有图像 | 该图像本身 |
-# | 运行统计量 | 更新 | 不变 |
+# | 移动统计量 | 更新 | 不变 |
 #
-# 运行统计量是动量为 $m$ 的指数移动平均（exponential moving average）：
+# 移动统计量是动量为 $m$ 的指数移动平均（exponential moving average）：
 #
 # $$\text{running} \leftarrow (1 - m)\cdot\text{running} + m\cdot\text{batch},$$
 #
-# PyTorch 的默认值是 $m = 0.1$。有些教材和框架把 $1 - m$ 叫作动量。运行方差平均的是各小批量的*无偏*方差，而该层对小批量做归一化时用的是有偏方差。
+# PyTorch 的默认值是 $m = 0.1$。有些教材和框架把 $1 - m$ 叫作动量。移动方差平均的是各小批量的*无偏*方差，而该层对小批量做归一化时用的是有偏方差。
 
 # %%
 layer = nn.BatchNorm2d(4)
@@ -182,11 +182,11 @@ for mode in (True, False):
 # less and is noisier.
 
 # %% [markdown] lang="zh"
-# 数值的均值是 3，但三个小批量之后运行均值还远低于它：其中 $0.9^3 = 0.729$ 仍是初始值 0。`nk.BatchNorm2d(4, average="debiased")` 的移动平均会校正初始值的影响。
+# 数值的均值是 3，但三个小批量之后移动均值还远低于它：其中 $0.9^3 = 0.729$ 仍是初始值 0。`nk.BatchNorm2d(4, average="debiased")` 的移动平均会校正初始值的影响。
 #
 # ## 3. 滞后的移动平均
 #
-# 训练时网络的权重每一步都在变，各层所计算的数值的均值也随之改变，移动平均则跟在后面。下面的通道均值每一步上升 0.05，两个层以大小为 32 的小批量观察它。动量为 $m$ 时，运行均值落后 $(1 - m)/m$ 步：动量 0.1 落后九步，动量 0.5 落后一步。动量越大，滞后越小，噪声越大。
+# 训练时网络的权重每一步都在变，各层所计算的数值的均值也随之改变，移动平均则跟在后面。下面的通道均值每一步上升 0.05，两个层以大小为 32 的小批量观察它。动量为 $m$ 时，移动均值落后 $(1 - m)/m$ 步：动量 0.1 落后九步，动量 0.5 落后一步。动量越大，滞后越小，噪声越大。
 
 # %%
 SLOPE, STEPS = 0.05, 100
@@ -222,7 +222,7 @@ chart(
 # 19 batches of 256 values and one of 8. Dots mark the running mean right after the small batch.
 
 # %% [markdown] lang="zh"
-# 第二个弱点：无论小批量有多小，权重都一样。如果图像数不是批量大小的整数倍，每轮的最后一个小批量就比较小，其均值噪声较大，而它恰好是评估之前的最后一个。下面的通道均值始终为 0；每轮有 19 个大小为 256 的小批量和一个大小为 8 的小批量。圆点标出了这个最小的小批量刚过之后的运行均值。
+# 第二个弱点：无论小批量有多小，权重都一样。如果图像数不是批量大小的整数倍，每轮的最后一个小批量就比较小，其均值噪声较大，而它恰好是评估之前的最后一个。下面的通道均值始终为 0；每轮有 19 个大小为 256 的小批量和一个大小为 8 的小批量。圆点标出了这个最小的小批量刚过之后的移动均值。
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -254,7 +254,7 @@ figure.show()
 # %% [markdown] lang="zh"
 # ## 4. 四种归一化，四组均值
 #
-# 批量归一化、层归一化（layer normalization）、组归一化（group normalization）和实例归一化（instance normalization）用的是同一个公式，区别在于哪些数共用一个均值和一个方差。下面的张量有三个样本、四个通道和两个位置；一起归一化的数编号和颜色相同。只有批量归一化会混合不同的样本，所以也只有它在评估时需要运行统计量。
+# 批量归一化、层归一化（layer normalization）、组归一化（group normalization）和实例归一化（instance normalization）用的是同一个公式，区别在于哪些数共用一个均值和一个方差。下面的张量有三个样本、四个通道和两个位置；一起归一化的数编号和颜色相同。只有批量归一化会混合不同的样本，所以也只有它在评估时需要移动统计量。
 
 # %%
 N, C, S, GROUPS = 3, 4, 2, 2
@@ -328,7 +328,7 @@ for name, pool in pools.items():
 # %% [markdown] lang="zh"
 # ## 5. 教材中的 LeNet
 #
-# 《动手学深度学习》在 LeNet 中加入批量归一化：sigmoid 激活函数、平均汇聚、学习率为 1.0 的 SGD、批量大小 256，在 Fashion-MNIST 上训练十轮。在该书公开的各次构建中，训练精度每次都是 90 到 91 %，而测试精度从 57.1 到 89.2 % 都有（[85 次构建](../noisy-test-accuracy.md)）。
+# 《动手学深度学习》在 LeNet 中加入批量归一化：sigmoid 激活函数、平均汇聚、学习率为 1.0 的 SGD、批量大小 256，在 Fashion-MNIST 上训练十轮。在该书公开的各次构建中，训练准确率每次都是 90 到 91 %，而测试准确率从 57.1 到 89.2 % 都有（[85 次构建](../noisy-test-accuracy.md)）。
 #
 # 我们用同样的方法训练同样的网络，只是图像较少：60,000 幅中的 4,960 幅，训练 20 个较短的轮次。4,960 幅图像分为 19 个大小为 256 的小批量和一个大小为 96 的小批量；60,000 幅图像的最后一个小批量也是 96。`offline=True` 使用本机上的数据集；如果本机没有，就使用随 normkit 附带的 5,000 + 1,000 幅图像（[数据](../data.md)）。
 
@@ -426,11 +426,11 @@ chart(
 # the second half.
 
 # %% [markdown] lang="zh"
-# 训练精度几乎一路上升，测试精度却在相邻两轮之间跳动好几个百分点。过拟合不是这个样子：它会使差距稳定地扩大。
+# 训练准确率几乎一路上升，测试准确率却在相邻两轮之间跳动好几个百分点。过拟合不是这个样子：它会使差距稳定地扩大。
 #
 # ## 6. 诊断
 #
-# 训练精度是在训练模式下测得的，测试精度是在评估模式下测得的。所以首先要在*相同*的训练图像上比较两种模式。`nk.consistency` 让每个小批量通过模型两次，一次用小批量自己的统计量，一次用运行统计量，并指出两者从哪里开始不同。我们检查后半段训练中测试精度最低那一轮之后的网络。
+# 训练准确率是在训练模式下测得的，测试准确率是在评估模式下测得的。所以首先要在*相同*的训练图像上比较两种模式。`nk.consistency` 让每个小批量通过模型两次，一次用小批量自己的统计量，一次用移动统计量，并指出两者从哪里开始不同。我们检查后半段训练中测试准确率最低那一轮之后的网络。
 
 # %%
 batches = list(data.batches(train, 256, seed=0, drop_last=True))
@@ -449,9 +449,9 @@ print(nk.consistency(model, batches))
 # As the weights are the same, the accuracy that it gives back was lost by the statistics.
 
 # %% [markdown] lang="zh"
-# 表中的 *off by* 是运行统计量与该层在训练时的输入之间的距离。第二行的两个损失来自相同的权重和相同的训练图像：第二个损失比第一个高出的部分完全由运行统计量造成。
+# 表中的 *off by* 是移动统计量与该层在训练时的输入之间的距离。第二行的两个损失来自相同的权重和相同的训练图像：第二个损失比第一个高出的部分完全由移动统计量造成。
 #
-# `nk.recalibrate` 用总体统计量（population statistics），即训练图像在当前权重下的均值和方差，替换运行统计量。它不需要标签，也不改变权重。既然权重不变，由此恢复的精度就是统计量所损失的精度。
+# `nk.recalibrate` 用总体统计量（population statistics），即训练图像在当前权重下的均值和方差，替换移动统计量。它不需要标签，也不改变权重。既然权重不变，由此恢复的准确率就是统计量所损失的部分。
 
 # %%
 print(nk.recalibrate(model, batches, progress=False))
@@ -547,7 +547,7 @@ chart("The textbook's LeNet, mended", "epoch", "test accuracy, %", lines)
 # learning rate is in proportion to the batch size; it is trained for two epochs, with two seeds.
 
 # %% [markdown] lang="zh"
-# 三个随机种子和 1,000 幅测试图像只能说明方向。在整个数据集上用十个随机种子得到的效果大小及其置信区间，见[跳动的测试精度](../noisy-test-accuracy.md)。`normkit doctor` 用一条命令完成这两项测量（[指南](../doctor.md)）。
+# 三个随机种子和 1,000 幅测试图像只能说明方向。在整个数据集上用十个随机种子得到的效果大小及其置信区间，见[跳动的测试准确率](../noisy-test-accuracy.md)。`normkit doctor` 用一条命令完成这两项测量（[指南](../doctor.md)）。
 #
 # ## 8. 小批量与组归一化
 #
@@ -690,7 +690,7 @@ assert torch.allclose(model(x), before, atol=1e-4)
 #    a convolution? And if another convolution follows?
 
 # %% [markdown] lang="zh"
-# 每个批量归一化都变成了 `nn.Identity`。折叠后的网络只能用于评估：如果再训练它，就不再有任何归一化。而且折叠会把运行统计量永久写入权重，不论对错。所以应当先重新校准，最后折叠；`handle.undo()` 可以恢复网络。
+# 每个批量归一化都变成了 `nn.Identity`。折叠后的网络只能用于评估：如果再训练它，就不再有任何归一化。而且折叠会把移动统计量永久写入权重，不论对错。所以应当先重新校准，最后折叠；`handle.undo()` 可以恢复网络。
 #
 # ## 小结
 #
@@ -703,7 +703,7 @@ assert torch.allclose(model(x), before, atol=1e-4)
 # ## 练习
 #
 # 1. 推导批量归一化对其输入的梯度，并用自动微分验证。
-# 2. 动量为 0.1 和 0.01 时，最近多少个小批量构成运行均值的一半？
+# 2. 动量为 0.1 和 0.01 时，最近多少个小批量构成移动均值的一半？
 # 3. 组归一化取多少个组时就是第 4 节的层归一化？取多少个组时就是实例归一化？
 # 4. 批量归一化之前有一个没有偏置的卷积。把它的权重乘以 10，输出会怎样？对权重的梯度会怎样？
 # 5. 在训练模式下，如果小批量只有一幅图像，全连接层之后的 `nn.BatchNorm1d` 会怎样？`nn.BatchNorm2d` 会怎样？
@@ -824,7 +824,7 @@ print(f"gradient, times as large: {(gradients[1].norm() / gradients[0].norm()).i
 # %% [markdown] lang="zh"
 # ### 练习 5
 #
-# 在全连接层之后，一幅图像的一个通道只有一个数。它的方差是 0，所有输出都会是 $\beta$，所以 PyTorch 拒绝执行。`nn.BatchNorm2d` 在这一幅图像的所有位置上取均值，也就是做实例归一化。评估时它改用运行统计量，即多幅图像的平均，而训练时没有一幅图像用它做过归一化。
+# 在全连接层之后，一幅图像的一个通道只有一个数。它的方差是 0，所有输出都会是 $\beta$，所以 PyTorch 拒绝执行。`nn.BatchNorm2d` 在这一幅图像的所有位置上取均值，也就是做实例归一化。评估时它改用移动统计量，即多幅图像的平均，而训练时没有一幅图像用它做过归一化。
 
 # %%
 try:

@@ -90,7 +90,7 @@ test-slow: $(VENV)/dev.stamp  ## the tests left out, one after the other; some t
 sweep: $(VENV)/dev.stamp  ## models and batches by grammar against every tool, for an hour
 	$(BIN)/python -m tests.sweep --minutes 60 --seed $$(date +%j) --jobs 1
 
-notebooks: $(VENV)/dev.stamp  ## execute docs/notebooks and write them with their outputs: about four minutes
+notebooks: $(VENV)/dev.stamp  ## execute docs/notebooks and write them with their outputs: about three minutes
 	$(BIN)/python docs/notebooks/make_notebooks.py
 
 # docs/releasing.md. The audit renames the wheel for the systems that it runs on, and fails where it needs

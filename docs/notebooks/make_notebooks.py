@@ -1,6 +1,7 @@
 """Write the notebooks of this folder from their source, executed.
 
     python docs/notebooks/make_notebooks.py          # write both, with the outputs of one run
+    python docs/notebooks/make_notebooks.py --texts  # write both with the outputs that they have
     python docs/notebooks/make_notebooks.py --check  # execute, and write nothing
 
 `normalization.py` has both languages in jupytext's percent format: code cells once, texts in pairs,
@@ -125,14 +126,27 @@ def draw(outputs: Sequence[list[Any]]) -> None:
             data["text/plain"] = f"<chart: {title}>" if title else "<chart>"
 
 
+def present() -> list[list[Any]]:
+    """Return the outputs that the English notebook has, if its code is that of the source."""
+    book = json.loads(NOTEBOOKS["en"].read_text(encoding="utf-8"))
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    source = [cell.text for cell in cells_of(SOURCE.read_text("utf-8")) if cell.kind == "code"]
+    if ["".join(cell["source"]) for cell in code] != source:
+        sys.exit("The code has changed: leave out --texts, to execute it.")
+    return [cell["outputs"] for cell in code]
+
+
 def main() -> None:
-    """Execute; write the notebooks unless they are only to be checked."""
-    start = time.perf_counter()
-    outputs = execute()
-    print(f"{len(outputs)} cells executed in {time.perf_counter() - start:.0f} s")
-    if sys.argv[1:] == ["--check"]:
-        return
-    draw(outputs)
+    """Do what the command line says."""
+    if sys.argv[1:] == ["--texts"]:
+        outputs = present()
+    else:
+        start = time.perf_counter()
+        outputs = execute()
+        print(f"{len(outputs)} cells executed in {time.perf_counter() - start:.0f} s")
+        if sys.argv[1:] == ["--check"]:
+            return
+        draw(outputs)
     for language, path in NOTEBOOKS.items():
         text = json.dumps(notebook(language, outputs), indent=1, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@
 # accuracy jumps, and mends it. Exercises for a class and their answers are at the end.
 #
 # It runs from top to bottom in less than five minutes on two cores, without a GPU and without a
-# network connection. It needs [normkit](../../README.md) with its extra `notebooks` (`pip install
+# network connection. It needs [normkit](../install.md) with its extra `notebooks` (`pip install
 # --no-build-isolation ".[notebooks]"` in a clone) and a reader who knows tensors, modules and
 # training loops of PyTorch.
 #
@@ -21,7 +21,7 @@
 #
 # 本笔记本先手写批量归一化（batch normalization），再说明四种归一化方法分别让哪些数共用一个均值；然后训练《动手学深度学习》中的 LeNet，找出其测试准确率跳动的原因，并加以修复。最后是课堂练习和答案。
 #
-# 在两个 CPU 核上从头运行到尾不超过五分钟，不需要 GPU，也不需要联网。运行前请安装 [normkit](../../README.md) 及其 `notebooks` 附加依赖（在克隆的仓库中执行 `pip install --no-build-isolation ".[notebooks]"`）。读者应当了解 PyTorch 的张量、模块和训练循环。
+# 在两个 CPU 核上从头运行到尾不超过五分钟，不需要 GPU，也不需要联网。运行前请安装 [normkit](../install.zh.md) 及其 `notebooks` 附加依赖（在克隆的仓库中执行 `pip install --no-build-isolation ".[notebooks]"`）。读者应当了解 PyTorch 的张量、模块和训练循环。
 #
 # *教师须知*：分发给学生之前，请删除“答案”一节。中英文两个版本的单元格完全一致。
 
@@ -335,7 +335,7 @@ for name, pool in pools.items():
 # %% [markdown] lang="zh"
 # ## 5. 教材中的 LeNet
 #
-# 《动手学深度学习》在 LeNet 中加入批量归一化：sigmoid 激活函数、平均汇聚、学习率为 1.0 的 SGD、批量大小 256，在 Fashion-MNIST 上训练十轮。在该书公开的各次构建中，训练准确率每次都是 90 到 91 %，而测试准确率从 57.1 到 89.2 % 都有（[85 次构建](../noisy-test-accuracy.md)）。
+# 《动手学深度学习》在 LeNet 中加入批量归一化：sigmoid 激活函数、平均汇聚、学习率为 1.0 的 SGD、批量大小 256，在 Fashion-MNIST 上训练十轮。在该书公开的各次构建中，训练准确率每次都是 90 到 91 %，而测试准确率从 57.1 到 89.2 % 都有（[85 次构建](../noisy-test-accuracy.zh.md)）。
 #
 # 我们用同样的方法训练同样的网络，只是图像较少：60,000 幅中的 4,960 幅，训练 16 个较短的轮次。4,960 幅图像分为 19 个大小为 256 的小批量和一个大小为 96 的小批量；60,000 幅图像的最后一个小批量也是 96。`offline=True` 使用本机上的数据集；如果本机没有，就使用随 normkit 附带的 5,000 + 1,000 幅图像（[数据](../data.md)）。
 
@@ -562,7 +562,7 @@ chart("The textbook's LeNet, mended", "epoch", "test accuracy, %", lines)
 # %% [markdown] lang="zh"
 # 在这里给出的运行结果中，对每个随机种子，表格最后一行的平均值都最高。最初几轮中余下的跳动来自权重本身，因为学习率是 1.0；练习 6 会降低它。
 #
-# 三个随机种子和 1,000 幅测试图像只能说明方向。在整个数据集上用十个随机种子得到的效果大小及其置信区间，见[跳动的测试准确率](../noisy-test-accuracy.md)。`normkit doctor` 用一条命令完成这两项测量（[指南](../doctor.md)）。
+# 三个随机种子和 1,000 幅测试图像只能说明方向。在整个数据集上用十个随机种子得到的效果大小及其置信区间，见[跳动的测试准确率](../noisy-test-accuracy.zh.md)。`normkit doctor` 用一条命令完成这两项测量（[指南](../doctor.zh.md)）。
 #
 # ## 8. 小批量与组归一化
 #

@@ -168,6 +168,10 @@ def test_verdicts_go_into_a_readme(store: Path, tmp_path: Path) -> None:
     table = call("verdicts", "c5", "--store", store, "--preset", "full")
     assert "(`full` preset: " in table
     assert "on " in table
+    short = call("verdicts", "--store", store, "--preset", "full", "--short")
+    assert "preset" not in short
+    assert short.startswith("| claim | verdict | deciding effects [95 % CI] |\n")
+    assert "| C5 " not in short  # no claim of the README
 
 
 def test_verdicts_of_a_preset_that_was_not_run(store: Path) -> None:

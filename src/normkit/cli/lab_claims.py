@@ -186,8 +186,10 @@ def verdicts(
         findings, runs = judged
         if into:
             _check_planned(findings, str(name))
-        caption = f"{markdown.together(findings)}\n\n{_caption(runs, str(name))}"
-        if short:
+        caption = markdown.together(findings)
+        if not short:
+            caption += f"\n\n{_caption(runs, str(name))}"
+        else:
             headlines = {claim.key for claim in all_claims().values() if claim.headline}
             findings = [finding for finding in findings if finding.key in headlines]
         text = markdown.table(findings, caption, short=short)

@@ -115,8 +115,9 @@ types: $(VENV)/dev.stamp  ## mypy
 	$(BIN)/mypy
 
 # The variable silences a notice that the theme prints; PATH is where ruff formats signatures from.
+# Not --quiet: --strict would not see warnings that are not printed.
 site: $(VENV)/dev.stamp  ## the guides as a site, build/site/index.html; fails on a lost link
-	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PATH="$(BIN):$$PATH" $(BIN)/python -m mkdocs build --strict
 
 # The sanitizers' runtime must be loaded before Python, and libstdc++ with it, or exceptions that
 # torch throws are not caught.

@@ -6,9 +6,11 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --progress-bar off
 
-ANNOUNCE = echo "Installing normkit; compiling its kernels for this processor (about a minute)"
+# Says what a step of the set-up does, how long it has taken so far, and what it is at.
+STEP    := $(PYTHON) tools/step.py
+COMPILE := Installing normkit: its kernels are compiled for this processor, in about a minute
 DESCRIBE = $(BIN)/python -c "from normkit.kernels import cpu; print(cpu.describe())"
 # Sources of the fused kernels; a change rebuilds them.
 KERNELS := $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.h) setup.py
@@ -131,10 +133,9 @@ sanitize: $(VENV)/dev.stamp  ## tests of the kernels under the address and undef
 		$(PYTEST) tests/kernels tests/nn/test_oracle.py tests/nn/test_fused_path.py
 
 $(VENV)/torch.stamp:
-	@echo "Setting up $(VENV): $(TORCH) first (a minute or two)"
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install "$(TORCH)"
-	$(PIP) install "setuptools>=77" wheel
+	@$(STEP) "Making an environment in $(VENV)" -- $(PYTHON) -m venv $(VENV)
+	@$(STEP) "Downloading and installing $(TORCH), in a minute or two" -- $(PIP) install "$(TORCH)"
+	@$(STEP) "Installing what builds normkit" -- $(PIP) install "setuptools>=77" wheel
 	@touch $@
 
 $(OTHER)/torch.stamp:
@@ -149,14 +150,12 @@ $(WHEEL_TOOLS)/tools.stamp:
 
 # --no-build-isolation: an isolated build environment would download a second torch.
 $(VENV)/lab.stamp: $(VENV)/torch.stamp pyproject.toml $(KERNELS)
-	@$(ANNOUNCE)
-	$(PIP) install --no-build-isolation -e ".[lab]"
+	@$(STEP) "$(COMPILE)" -- $(PIP) install --no-build-isolation -e ".[lab]"
 	@$(DESCRIBE)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml $(KERNELS)
-	@$(ANNOUNCE)
-	$(PIP) install --no-build-isolation -e ".[dev]"
+	@$(STEP) "$(COMPILE)" -- $(PIP) install --no-build-isolation -e ".[dev]"
 	@$(DESCRIBE)
 	@touch $@ $(VENV)/lab.stamp
 

@@ -15,6 +15,7 @@ Environment:
     NORMKIT_TORCHES         a folder with the headers of several releases of torch, each in
                             VERSION/include; default: the torch that is installed
     NORMKIT_SANITIZE        sanitizers to build with, such as "address,undefined"
+    NORMKIT_PROGRESS        a file to write to what the build is at, for tools/step.py
     CXX, CXXFLAGS, LDFLAGS  as usual
 """
 
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,6 +235,23 @@ def _fresh(made: Path, rules: Path) -> bool:
         return False
 
 
+class Counter:
+    """Count the compiled files, and tell who waits for them."""
+
+    def __init__(self, whole: int) -> None:
+        self.whole, self.done, self.lock = whole, 0, threading.Lock()
+        self.tell()
+
+    def tell(self) -> None:
+        if path := os.environ.get("NORMKIT_PROGRESS"):
+            Path(path).write_text(f"compiled {self.done} of {self.whole} files")
+
+    def count(self) -> None:
+        with self.lock:
+            self.done += 1
+            self.tell()
+
+
 def _compile(command: list[str], source: Path, objects: Path, stem: str) -> Path:
     # The name holds all that the object depends on besides the sources.
     matters = [word for word in command if not word.startswith("-Wno-")]
@@ -346,8 +365,14 @@ def build(folder: Path, scratch: Path, native: bool) -> dict[str, object]:
     objects = _objects(scratch)
     suffix = hashlib.sha256(compiler_line.encode()).hexdigest()[:6]
     work = [*kernels[: len(builds)], *modules, *kernels[len(builds) :]]
+    counter = Counter(len(work))
+
+    def compile_one(job: tuple[list[str], Path, str]) -> Path:
+        made = _compile(job[0], job[1], objects, f"{job[2]}-{suffix}")
+        counter.count()
+        return made
+
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        compile_one = lambda job: _compile(job[0], job[1], objects, f"{job[2]}-{suffix}")  # noqa: E731
         compiled = dict(zip((job[2] for job in work), pool.map(compile_one, work), strict=True))
 
     mac = sys.platform == "darwin"

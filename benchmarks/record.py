@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     path = ROOT / "benchmarks" / f"{options.name}.json"
     if not options.redraw:
-        command = ["bench", "--preset", options.preset, "--steps", "--json", str(path)]
+        command = ["bench", "--preset", options.preset, "--steps", "--out", str(path)]
         subprocess.run([sys.executable, "-m", "normkit.cli.main", *command], check=True)
     results = results_file.read(path)
     write_image(speed_chart(results["cases"]), DOCS / "benchmarks-speed.svg")

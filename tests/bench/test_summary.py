@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from normkit.bench import markdown, results_file, terminal
+from normkit.bench.advice import advice
 from normkit.bench.chart import speed_chart, steps_chart
 from normkit.bench.summary import Figure, geometric_mean, summarize
 from normkit.errors import OptionError
+from tests.bench import records as made
 
 MIB = 2**20
 
@@ -154,16 +156,36 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         results_file.read(path)
 
 
-def test_terminal_shows_reached_targets(results: dict) -> None:
+def test_terminal_ends_in_advice_and_tells_no_targets(results: dict) -> None:
     out = Console(record=True, width=200, markup=False)
     terminal.print_results(out, results, results_file.figures(results))
     said = out.export_text()
     assert "bn resnet18… 32×64×56×56" in said
-    assert "2.00 times as fast as torch.nn (target at least 5: not reached)" in said
+    assert "forward and backward, default allocator: 2.00 times as fast as torch.nn" in said
     assert "training step of resnet18, 64×1×96×96" in said
-    assert "(target at least 1.25: reached)" in said
     assert "1.50 compile" in said
     assert "normkit.keep_freed_memory()" in said
+    assert "target" not in said and "reached" not in said
+    assert said.index("What to do:") > said.index("training step of")
+
+
+def test_advice_is_by_what_was_measured() -> None:
+    cases = [made.case(), made.case(norm="gn", ratio=0.8, ratio_interval=[0.7, 0.9])]
+    cases.append(made.case(allocator="tuned", ms={"torch": 3.0, "ours": 1.0, "copy": 0.5}))
+    results = {"machine": made.MACHINE, "cases": cases, "steps": [made.step()]}
+    gain, memory, slower = advice(results)
+    assert "nk.accelerate(model)" in gain
+    assert "BatchNorm 2.0" in gain and "GroupNorm" not in gain
+    assert "Whole training steps: resnet18 1.30." in gain
+    assert "nk.keep_freed_memory()" in memory and "2.0 times as fast" in memory
+    assert slower.startswith("1 of 3 measurements are slower than torch.nn, the slowest GroupNorm")
+
+    missing = {**made.MACHINE, "kernels": "portable: the fused kernels are not built (torch 2.13)"}
+    (first, *_) = advice({**results, "machine": missing})
+    assert first == "The fused kernels were not used: the fused kernels are not built (torch 2.13)."
+    busy = [made.case(ratio_interval=[1.0, 3.0])]
+    assert "measure again when it is idle" in advice({**results, "cases": busy})[-1]
+    assert advice({"machine": made.MACHINE, "cases": [], "steps": []}) == []
 
 
 def test_text_between_markers_is_replaced(results: dict) -> None:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 
 from normkit.lab import data, judge
-from normkit.lab.claims import c01, c05, registry
+from normkit.lab.claims import c05, registry
 from normkit.lab.claims.claim import Arms, Available, Claim, Preset
-from normkit.lab.config import RunConfig
-
-
-def small(config: RunConfig) -> RunConfig:
-    """Return the same run on a few images: less than a second."""
-    return dataclasses.replace(
-        config,
-        train_images=128,
-        test_images=50,
-        batch_size=64,
-        epochs=2,
-        evaluations=tuple((name, 128, 64) for name, *_ in config.evaluations),
-    )
+from tests.cli.touring import claims as touring_claims
+from tests.cli.touring import small
 
 
 def shown(claims: dict[str, Claim], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,17 +39,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, forked_workers: None) -> Claim:
 def touring(tiny: Claim, monkeypatch: pytest.MonkeyPatch) -> dict[str, Claim]:
     """A tour of two claims with four runs each."""
 
-    def plan(claim: Claim) -> Callable[[Preset, Available], Arms]:
-        def runs(preset: Preset, available: Available) -> Arms:
-            if preset != "tour":
-                return []
-            arms = claim.plan("quick", available)
-            return [(arm, small(config)) for arm, config in arms if config.seed < 2]
-
-        return runs
-
-    claims = {
-        claim.key: dataclasses.replace(claim, plan=plan(claim)) for claim in (c01.CLAIM, c05.CLAIM)
-    }
+    claims = touring_claims()
     shown(claims, monkeypatch)
     return claims

@@ -38,7 +38,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_from_options_to_figures(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    done = bench(*TINY, "--json", str(path))
+    done = bench(*TINY, "--out", str(path))
     assert done.exit_code == 0, done.output
     assert "BatchNorm + ReLU, forward and backward, default allocator" in done.output
     results = json.loads(path.read_text())
@@ -50,6 +50,9 @@ def test_from_options_to_figures(tmp_path: Path) -> None:
     again = bench("--from", str(path))
     assert again.exit_code == 0
     assert "bn dense 64×512" in again.output
+    assert "target" not in again.output
+    as_data = bench("--from", str(path), "--json")
+    assert json.loads(as_data.stdout) == results
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -58,8 +61,8 @@ def test_from_options_to_figures(tmp_path: Path) -> None:
     [
         (["--norm", "batch"], "normalizers out of bn"),
         (["--cases", "vgg"], "none for 'vgg'"),
-        (["--json", "/nowhere/r.json"], "existing, writable folder"),
-        (["--json", "."], "a file name in an existing"),
+        (["--out", "/nowhere/r.json"], "existing, writable folder"),
+        (["--out", "."], "a file name in an existing"),
         (["--from", "/nowhere/r.json"], "a JSON file of results"),
         (["--threads", "0"], "greater than or equal to 1"),
         (["--allocator", "jemalloc"], "jemalloc"),
@@ -88,7 +91,7 @@ def test_interruption_keeps_results_so_far(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(bench_run, "run_jobs", interrupted)
     path = tmp_path / "r.json"
-    done = bench(*TINY, "--json", str(path))
+    done = bench(*TINY, "--out", str(path))
     assert done.exit_code == 130
     assert "Stopped" in done.output
     results = json.loads(path.read_text())
@@ -103,7 +106,7 @@ def test_interruption_before_the_first_result(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench_run, "run_jobs", interrupted)
-    done = bench(*TINY, "--json", str(tmp_path / "r.json"))
+    done = bench(*TINY, "--out", str(tmp_path / "r.json"))
     assert done.exit_code == 130
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from normkit.cli import lab_claims
+from normkit.cli import lab_list
 from normkit.cli.app import app
 from normkit.lab import judge as lab_judge
 from normkit.lab import store as lab_store
@@ -139,8 +139,8 @@ def test_list_keeps_its_lines_whole(
     store: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = Console(width=width, markup=False, highlight=False, force_terminal=False)
-    monkeypatch.setattr(lab_claims, "console", lambda: made)
-    lab_claims.list_claims(store=store)
+    monkeypatch.setattr(lab_list, "console", lambda: made)
+    lab_list.list_claims(store=store)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     (first,) = [number for number, line in enumerate(lines) if line.startswith("C5  ")]

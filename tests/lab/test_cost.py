@@ -7,7 +7,7 @@ import pytest
 from normkit.lab.claims.claim import PRESETS, Available
 from normkit.lab.claims.registry import all_claims
 from normkit.lab.config import RunConfig
-from normkit.lab.cost import STEP, expected_seconds
+from normkit.lab.cost import STEP, expected_seconds, size_of
 
 
 def run(**fields: object) -> RunConfig:
@@ -33,7 +33,7 @@ def test_evaluations_count() -> None:
 
 
 def test_what_cannot_be_computed_costs_its_steps() -> None:
-    assert expected_seconds(run(norm="no such layer")) == pytest.approx(8 * STEP)
+    assert expected_seconds(run(model="no such network")) == pytest.approx(8 * STEP)
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "paper"])
@@ -45,5 +45,5 @@ def test_every_network_of_every_claim_is_counted(preset: str) -> None:
         if config.seed == 0 and config.kind == "training"
     }
     for config in configs:
-        # More than its steps alone: nothing was passed over in silence.
-        assert expected_seconds(config) > config.steps * STEP * 1.01, config
+        # Raises where expected_seconds falls back to the steps.
+        assert min(size_of(config)) > 0, config

@@ -17,7 +17,8 @@ from normkit.lab.config import RunConfig
 from normkit.lab.executors import EndedJob, LocalPool
 from normkit.lab.judge import judge
 from normkit.lab.leases import acquire
-from normkit.lab.runner import Progress, work
+from normkit.lab.progress import Progress
+from normkit.lab.runner import work
 from normkit.lab.store import Store
 from tests.lab.claims.invented import WORDS
 
@@ -83,6 +84,48 @@ def test_only_unfinished_runs_are_trained(store: Store, make_config: Make) -> No
     assert set(seen[-1].shares.values()) == {1.0}
     third = work(store, keys, Inline())
     assert (third.known, third.finished) == (3, [])
+
+
+class Watched:
+    """An executor with room for two, which ends the older one; it notes what ran at once."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.together: list[list[str]] = []
+
+    @property
+    def free(self) -> int:
+        return 2 - len(self.running)
+
+    @property
+    def busy(self) -> int:
+        return len(self.running)
+
+    def submit(self, argument: str) -> None:
+        self.running.append(argument)
+        self.together.append([worker.key_of(each) for each in self.running])
+
+    def wait(self, seconds: float) -> list[EndedJob]:
+        argument = self.running.pop(0)
+        return [EndedJob(argument, worker.run(argument, lambda: False))]
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_nothing_runs_beside_a_measurement_of_time(store: Store, make_config: Make) -> None:
+    timed = [make_config(kind="timing", seed=seed, drop_last=False) for seed in range(2)]
+    trained = [make_config(seed=seed) for seed in range(3)]
+    keys = plan(store, trained[0], *timed, *trained[1:])
+    executor = Watched()
+    assert work(store, keys, executor).failed == []
+    alone = {config.key for config in timed}
+    assert executor.together[:2] == [[timed[0].key], [timed[1].key]]
+    assert all(len(keys) == 1 for keys in executor.together if alone & set(keys))
+    assert any(len(keys) == 2 for keys in executor.together)
 
 
 def test_failed_runs_are_retried_by_next_call(store: Store, make_config: Make) -> None:

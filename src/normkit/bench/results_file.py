@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
             message(
                 "a JSON file of results",
                 f"{path} ({error})",
-                "create one with normkit bench --json FILE",
+                "create one with normkit bench --out FILE",
             )
         ) from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
@@ -95,7 +95,7 @@ def read(path: Path) -> dict[str, Any]:
             message(
                 f"results in format {FORMAT}",
                 f"{path} in another",
-                "create the file with normkit bench --json FILE",
+                "create the file with normkit bench --out FILE",
             )
         )
     try:
@@ -105,7 +105,7 @@ def read(path: Path) -> dict[str, Any]:
             message(
                 "results as normkit bench wrote them",
                 f"{path}, which was changed or lacks a part ({type(error).__name__}: {error})",
-                "create the file again with normkit bench --json FILE",
+                "create the file again with normkit bench --out FILE",
             )
         ) from error
     return results

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
-__all__ = ["MIN_RATIO", "NAMES", "Figure", "geometric_mean", "ratio_target", "summarize"]
+__all__ = [
+    "MIN_RATIO",
+    "NAMES",
+    "Figure",
+    "geometric_mean",
+    "ratio_target",
+    "summarize",
+    "tuned_gain",
+]
 
 Record = Mapping[str, Any]
 
@@ -91,7 +99,7 @@ def summarize(
         *_slow(cases),
         *_copies([r for r in cases if r["bytes"] > (l2_bytes or 2**20)], l2_bytes or 2**20),
         *_compiled(cases),
-        *(_tuned(cases, steps) if libc.startswith("glibc") else ()),
+        *filter(None, [tuned_gain(cases, steps, libc=libc)]),
         *_steps(steps),
     ]
 
@@ -190,17 +198,20 @@ def _compiled(cases: Sequence[Record]) -> Iterable[Figure]:
             )
 
 
-def _tuned(cases: Sequence[Record], steps: Sequence[Record]) -> Iterable[Figure]:
-    """Compare the allocator's settings, which are measured one after the other."""
+def tuned_gain(cases: Sequence[Record], steps: Sequence[Record], *, libc: str) -> Figure | None:
+    """Compare the allocator's settings, which are measured one after the other.
+
+    None where not both were measured, or the C library has no such setting.
+    """
     pairs = _by_allocator(_select(cases, mode="train"), "case", "measure")
     pairs = pairs or _by_allocator(steps, "network", "layout")
-    if not pairs:
-        return
+    if not pairs or not libc.startswith("glibc"):
+        return None
     ours, theirs = (
         geometric_mean([default["ms"][side] / tuned["ms"][side] for default, tuned in pairs])
         for side in ("ours", "torch")
     )
-    yield Figure(
+    return Figure(
         key="tuned",
         text="tuned allocator, as normkit.keep_freed_memory() sets it in a program",
         value=ours,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normkit.bench.advice import advice
 from normkit.bench.summary import Figure
 
 __all__ = ["case_table", "figure_line", "format_value", "print_results", "short_name"]
@@ -65,17 +66,8 @@ def format_value(figure: Figure) -> str:
 
 
 def figure_line(figure: Figure) -> Text:
-    """Return a line with a figure, its target, and whether it is reached."""
-    word, style = {
-        None: ("", ""),
-        True: ("reached", "green"),
-        False: ("not reached", "bold red"),
-    }[figure.reached]
+    """Return a figure with what it was computed from; targets are for the documentation."""
     line = Text(f"{figure.text}: {format_value(figure)} {figure.unit}")
-    if figure.target is not None:
-        line.append(f" (target {figure.bound} {figure.target:g}: ")
-        line.append(word, style=style)
-        line.append(")")
     if figure.note:
         line.append(f"\n    {figure.note}", style="dim")
     return line
@@ -84,12 +76,12 @@ def figure_line(figure: Figure) -> Text:
 def print_results(
     out: Console, results: Mapping[str, Any], figures: Sequence[Figure], *, table: bool = True
 ) -> None:
-    """Print the table, what computed it, the machine, and the figures with their targets."""
+    """Print the table, what computed it, the machine, the speed beside torch.nn, and advice."""
     if table and results["cases"]:
         out.print(case_table(results["cases"]))
     ways = Counter(r["computed_by"][-1] for r in results["cases"] if "computed_by" in r)
-    for line, rows in ways.items():
-        out.print(f"computed by {line.removesuffix(': used')}: {rows} of {len(results['cases'])}",
+    for way, rows in ways.items():
+        out.print(f"computed by {way.removesuffix(': used')}: {rows} of {len(results['cases'])}",
                   soft_wrap=True)  # fmt: skip
     about = results["machine"]
     out.print(
@@ -98,4 +90,10 @@ def print_results(
         soft_wrap=True,
     )
     for figure in figures:
-        out.print(figure_line(figure), soft_wrap=True)
+        if figure.unit.startswith("times as fast"):
+            out.print(figure_line(figure), soft_wrap=True)
+    lines = advice(results)
+    if lines:
+        out.print("What to do:", style="bold")
+    for line in lines:
+        out.print(f"- {line}", soft_wrap=True)

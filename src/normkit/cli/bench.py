@@ -15,8 +15,10 @@ from normkit.cli.console import (
     console,
     errors,
     print_error,
+    print_json,
     terminated_like_interrupted,
 )
+from normkit.cli.options import Json
 
 if TYPE_CHECKING:
     from normkit.bench.planning import Network
@@ -51,39 +53,50 @@ def bench(
     cases: Annotated[
         str | None,
         typer.Option(
-            help="Measure the cases whose name matches this pattern, of all there are; see --list."
+            metavar="PATTERN",
+            help="Measure the cases whose name matches this pattern, of all there are; see --list.",
         ),
     ] = None,
     norm: Annotated[
-        list[str] | None, typer.Option(help="Measure only bn, gn, ln, in or rms; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NORM", help="Measure only bn, gn, ln, in or rms; repeatable."),
     ] = None,
     allocator: Annotated[
-        AllocatorName, typer.Option(help="The system's default, or tuned to keep large blocks.")
+        AllocatorName,
+        typer.Option(help="Memory allocator: the system's default, or tuned to keep large blocks."),
     ] = AllocatorName.both,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch. Default: torch's choice.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads of torch. Default: torch's choice."),
     ] = None,
     compiled: Annotated[
         bool | None,
         typer.Option(
-            "--compile/--no-compile", help="Compare with torch.compile too, in a few cases."
+            "--compile/--no-compile",
+            metavar="",
+            help="Compare with torch.compile too, in a few cases.",
         ),
     ] = None,
     steps: Annotated[
-        bool | None, typer.Option("--steps/--no-steps", help="Measure whole training steps too.")
+        bool | None,
+        typer.Option("--steps/--no-steps", metavar="", help="Measure whole training steps too."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all results to this JSON file.")
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write all results to this file, for --from."),
     ] = None,
     from_file: Annotated[
         Path | None,
-        typer.Option("--from", help="Print the results in this file without measuring."),
+        typer.Option(
+            "--from", metavar="FILE", help="Print the results in this file; measure nothing."
+        ),
     ] = None,
     listing: Annotated[
-        bool, typer.Option("--list", help="List the cases without measuring.")
+        bool, typer.Option("--list", metavar="", help="List the cases; measure nothing.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Compare the layers' speed with torch.nn's and with the speed of copying.
+    """Measure how fast normkit's layers are here, beside torch.nn's, and what to do for speed.
 
     Ctrl-C stops and prints the results so far.
     """
@@ -92,19 +105,25 @@ def bench(
         from normkit.bench.terminal import print_results
         from normkit.cli.bench_run import Measurement
 
-        out = console()
+        out = console(stderr=as_json)
+
+        def show(results: dict[str, Any]) -> None:
+            if as_json:
+                print_json(results)
+            else:
+                print_results(out, results, results_file.figures(results))
+
         if from_file is not None:
-            results = results_file.read(from_file)
-            print_results(out, results, results_file.figures(results))
+            show(results_file.read(from_file))
             return
         extent = planning.PRESETS[preset.value]
         selected = planning.select_cases(preset.value, pattern=cases, norms=norm or ())
         if listing:
-            for case in selected:
-                typer.echo(case.name)
+            listed = [case.name for case in selected]
+            print_json(listed) if as_json else typer.echo("\n".join(listed))
             return
-        if json_file is not None:
-            results_file.check_target(json_file)
+        if out_file is not None:
+            results_file.check_target(out_file)
         names = ("default", "tuned") if allocator is AllocatorName.both else (allocator.value,)
         with_steps = (bool(extent.steps) and cases is None and not norm) if steps is None else steps
         measurement = Measurement(
@@ -130,10 +149,10 @@ def bench(
                 date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
                 complete=not (measurement.interrupted or measurement.failures),
             )  # fmt: skip
-            print_results(out, results, results_file.figures(results))
-            if json_file is not None:
-                results_file.write(json_file, results)
-                out.print(f"Results written to {json_file}", soft_wrap=True)
+            show(results)
+            if out_file is not None:
+                results_file.write(out_file, results)
+                out.print(f"Results written to {out_file}", soft_wrap=True)
     for failure in measurement.failures:
         print_error(failure)
     if measurement.interrupted:

@@ -9,17 +9,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from normkit.cli.commands import add
 from normkit.cli.console import console, errors, needs_lab, print_json
+from normkit.cli.options import Json
 
 __all__ = ["app"]
 
 app = typer.Typer(help="List and fetch the data sets of the lab.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-@app.command("list")
-def list_data(as_json: JsonOption = False) -> None:
+def list_data(as_json: Json = False) -> None:
     """List the data sets and their location on this machine. Downloads nothing."""
     needs_lab()
     with errors():
@@ -36,14 +35,15 @@ def list_data(as_json: JsonOption = False) -> None:
     console().print(table)
 
 
-@app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of the data set.")] = "fashion-mnist",
     folder: Annotated[
         Path | None,
-        typer.Option(help="Store the files in this folder instead of the system's cache."),
+        typer.Option(
+            metavar="FOLDER", help="Store the files in this folder instead of the system's cache."
+        ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: Json = False,
 ) -> None:
     """Download a data set unless it is on this machine already."""
     needs_lab()
@@ -61,3 +61,7 @@ def fetch(
     out.print(f"{dataset.name}: {dataset.where}", soft_wrap=True)
     if folder is not None:
         out.print(f"To use that folder: export NORMKIT_CACHE={folder.absolute()}", soft_wrap=True)
+
+
+add(app, list_data, name="list")
+add(app, fetch)

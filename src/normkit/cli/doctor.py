@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normkit.cli.console import (
-    INTERRUPTED,
-    console,
-    errors,
-    needs,
-    plain_warnings,
-    print_json,
-    terminated_like_interrupted,
-)
-from normkit.cli.options import Device, Key, Trust
+from normkit.cli.console import console, errors, needs, print_json
+from normkit.cli.options import Device, Json, Key, Trust
+from normkit.cli.rewriting import users_code
 from normkit.errors import OptionError, message
 
 if TYPE_CHECKING:
@@ -37,85 +29,102 @@ LEVELS = ("error", "warning", "note", NEVER)
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(help="package.module:attribute, a module or a function that returns one."),
+        typer.Argument(
+            metavar="MODULE:NAME",
+            help="The model, such as train:model for `model` in train.py; or a function that makes "
+            "it.",
+        ),
     ] = None,
     train: Annotated[
         str | None,
-        typer.Option(help="Training batches, as package.module:attribute, as training takes them."),
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Training batches, such as train:loader: examine the running statistics too.",
+        ),
     ] = None,
     test: Annotated[
         str | None,
-        typer.Option(help="Evaluation batches with labels, likewise: measure what mending brings."),
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Evaluation batches with labels: measure what mending brings.",
+        ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File by torch.save to load into the model.")
+        Path | None, typer.Option(metavar="FILE", help="File by torch.save to load into the model.")
     ] = None,
     key: Key = None,
     trust: Trust = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="package.module:attribute, an optimizer or a function of the model."),
+        typer.Option(
+            metavar="MODULE:NAME", help="The optimizer, or a function that makes it of the model."
+        ),
     ] = None,
     samples: Annotated[
-        str, typer.Option(help="Read up to this many samples of each, or 'all'.")
+        str, typer.Option(metavar="N", help="Samples to read of each, at most; or 'all'.")
     ] = "10000",
     forward: Annotated[
         str | None,
-        typer.Option(help="package.module:function, called with the model and a batch."),
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Function of the model and a batch, where model(inputs) is not how it is called.",
+        ),
     ] = None,
     loss: Annotated[
         str | None,
         typer.Option(
-            help="package.module:function, called with the output and a batch: score by it."
+            metavar="MODULE:NAME",
+            help="Function of the output and a batch that returns a loss: score by it.",
         ),
     ] = None,
     device: Device = "cpu",
     mend: Annotated[
         Path | None,
-        typer.Option(help="Mend what a checkpoint can hold, and write it to this new file."),
+        typer.Option(
+            metavar="FILE", help="Mend what a checkpoint can hold, and write it to this new file."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
-    page: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Overwrite existing files.")
+    ] = False,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page.")] = None,
     sarif: Annotated[
-        Path | None, typer.Option(help="Write SARIF 2.1.0, for code review services.")
+        Path | None, typer.Option(metavar="FILE", help="Write SARIF 2.1.0, for code review.")
     ] = None,
     fail_on: Annotated[
         str,
-        typer.Option(help="Exit with 1 at a finding so severe: error, warning, note or never."),
+        typer.Option(
+            metavar="LEVEL",
+            help="Exit with 1 at a finding so severe: error, warning, note or never.",
+        ),
     ] = "error",
     explain: Annotated[
         str | None,
-        typer.Option(help="Print the explanation of a rule, such as NK104, or 'all' their titles."),
+        typer.Option(
+            metavar="RULE",
+            help="Explain a rule, such as NK104; 'all' lists them. Runs nothing else.",
+        ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, for a program to read.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what is wrong with a model's normalization, and what mending it brings.
 
-    MODEL alone is examined in a second; --train examines its running statistics too.
+    normkit doctor train:model --train train:loader --test train:test_loader
 
-    --test measures what mending brings: it is tried on the same samples, and undone.
+    examines `model` in the train.py of this folder. The model alone takes a second; with --train
+    its running statistics are examined, and with --test what mending brings is measured: it is
+    tried on the same samples, and undone.
 
-    All are imported from the current directory or the installed packages.
-
-    Exit codes: 1 at a finding as severe as --fail-on that was not mended; else 0.
-
-    2 if an option or a file is wrong; 130 if interrupted.
+    Exit codes: 1 at a finding as severe as --fail-on that was not mended; else 0. 2 if an option or
+    a file is wrong; 130 if interrupted.
     """
     with errors():
         if explain is not None:
             _explain(explain, as_json)
             return
         request = _request(locals())
-        # Standard output is for a program; what the user's modules print goes to standard error.
-        quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-        try:
-            with terminated_like_interrupted(), quiet, plain_warnings():
-                outcome = _run(request)
-        except KeyboardInterrupt:
-            console(stderr=True).print("Stopped; nothing was written.")
-            raise typer.Exit(INTERRUPTED) from None
+        with users_code(as_json):
+            outcome = _run(request)
     if as_json:
         print_json(outcome.to_json())
     else:

@@ -53,7 +53,10 @@ ExecutorOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="Address of the Ray cluster. Default: this machine's cluster, or a new one."),
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address of the Ray cluster. Default: this machine's cluster, or a new one.",
+    ),
 ]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Device to train on.")]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normkit.cli.console import console, errors, needs_lab, print_json
-from normkit.cli.lab_options import JsonOption
+from normkit.cli.options import Json
 
 if TYPE_CHECKING:
     from normkit.report.live.recording import Recording
@@ -19,16 +19,17 @@ LIVE = Path("runs") / "live.html"
 
 
 def live(
-    out: Annotated[Path, typer.Option(help="Where to write the page.")] = LIVE,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")] = LIVE,
     train: Annotated[
         bool,
         typer.Option(
             "--train",
+            metavar="",
             help="Train the network now, two minutes on one core, instead of using the training "
             "that normkit ships.",
         ),
     ] = False,
-    as_json: JsonOption = False,
+    as_json: Json = False,
 ) -> None:
     """Write a page on which a network with batch normalization runs live, and print its path.
 

@@ -13,11 +13,12 @@ __all__ = [
     "STORE",
     "WORD_STYLE",
     "ClaimsArgument",
-    "JsonOption",
     "OfClaimsArgument",
     "PresetName",
+    "PresetOption",
     "ReportOption",
     "StoreOption",
+    "VerboseOption",
     "WorkersOption",
 ]
 
@@ -35,18 +36,32 @@ class PresetName(str, enum.Enum):
     paper = "paper"
 
 
-StoreOption = Annotated[Path, typer.Option("--store", help="The store: the file with all runs.")]
-ReportOption = Annotated[Path, typer.Option("--report", help="Where to write the report.")]
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", metavar="FILE", help="The store: the file with all runs."),
+]
+ReportOption = Annotated[
+    Path, typer.Option("--report", metavar="FILE", help="HTML page to write the report to.")
+]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Maximum number of runs at once. Default: one per core."),
+    typer.Option(min=1, metavar="N", help="Most runs at once. Default: one per core."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", metavar="", help="Print a line for each run that ends.")
+]
+PresetOption = Annotated[
+    PresetName | None, typer.Option("--preset", help="Default: the preset last run.")
+]
 OfClaimsArgument = Annotated[
     list[str] | None,
-    typer.Argument(help='Claim keys such as C1, or "all", which is the default.'),
+    typer.Argument(metavar="CLAIM", help="Claims, such as C1 C5. Default: all of them."),
 ]
 ClaimsArgument = Annotated[
     list[str] | None,
-    typer.Argument(help='Claim keys such as C1, or "all". Default: those that `lab list` says.'),
+    typer.Argument(
+        metavar="CLAIM",
+        help='Claims to test, such as C1 C5, or "all". Default: those that `normkit lab list` '
+        "marks with *.",
+    ),
 ]

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
     from normkit.lab.judge import Judged
     from normkit.lab.runs import Run
 
-__all__ = ["as_data", "check_report", "line", "print_findings", "print_page", "write"]
+__all__ = [
+    "as_data",
+    "check_report",
+    "line",
+    "print_findings",
+    "print_page",
+    "print_sentences",
+    "short_title",
+    "write",
+]
 
 LINE = 230
 """Characters of a verdict in one line."""
+FEW = 8
+"""Claims whose findings are printed in full."""
 
 
 def check_report(report: Path, store: Path) -> None:
@@ -34,7 +45,7 @@ def check_report(report: Path, store: Path) -> None:
             message(
                 "the report and the store to be two files",
                 f"{report} for both",
-                "name another file with --report (lab run, lab tour) or --out (lab report)",
+                "name another file with --report",
             )
         )
     check_target(report)
@@ -93,15 +104,35 @@ def as_data(findings: Sequence[Finding], path: Path) -> dict[str, Any]:
     }
 
 
+def short_title(title: str) -> str:
+    """Return a claim's title for a narrow column, with the field's abbreviation.
+
+    >>> short_title("Batch normalization tolerates larger learning rates")
+    'BN tolerates larger learning rates'
+    """
+    return title.replace("Batch normalization", "BN").replace("batch normalization", "BN")
+
+
 def line(finding: Finding) -> Text:
-    """Say the verdict in one line: the word, how many parts, and the sentence, shortened."""
+    """Say the verdict in one line: the claim, the word, how many parts, the sentence, shortened."""
     from normkit.report.text import shorten
 
     return Text.assemble(
         (f"{finding.key:<4}", "bold"),
+        f"{short_title(finding.title)}: ",
         (finding.verdict, WORD_STYLE[finding.word]),
-        f": {shorten(finding.sentence, LINE)}",
+        f". {shorten(finding.sentence, LINE)}",
     )
+
+
+def print_sentences(findings: Sequence[Finding]) -> None:
+    """Print what was found, a paragraph a claim; of many claims, where that is to be read."""
+    out = console()
+    if len(findings) > FEW:
+        out.print("normkit lab show C1 prints all about a claim.")
+        return
+    for finding in findings:
+        out.print(Text.assemble((f"{finding.key:<4}", "bold"), finding.sentence))
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

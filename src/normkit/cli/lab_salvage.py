@@ -9,15 +9,17 @@ from typing import Annotated
 import typer
 
 from normkit.cli.console import console, errors, needs_lab, print_json
-from normkit.cli.lab_options import JsonOption
+from normkit.cli.options import Json
 
 __all__ = ["salvage"]
 
 
 def salvage(
-    damaged: Annotated[Path, typer.Argument(help="The damaged store; left unchanged.")],
-    out: Annotated[Path, typer.Option(help="The new store, for what is readable.")],
-    as_json: JsonOption = False,
+    damaged: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The damaged store; left unchanged.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The new store, for what is readable.")],
+    as_json: Json = False,
 ) -> None:
     """Copy the readable runs of a damaged store into a new one; plan the others again."""
     needs_lab()

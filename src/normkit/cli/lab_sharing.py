@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from normkit.cli.console import console, errors, needs, needs_lab, print_json
-from normkit.cli.lab_options import STORE, WORD_STYLE, JsonOption, StoreOption
+from normkit.cli.lab_options import STORE, WORD_STYLE, StoreOption
+from normkit.cli.options import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,12 +35,12 @@ class FormatName(str, enum.Enum):
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="The folder to write the tables to.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write the tables to.")],
     store: StoreOption = STORE,
     kind: Annotated[
         FormatName, typer.Option("--format", help="CSV text, or typed and compressed Parquet.")
     ] = FormatName.csv,
-    as_json: JsonOption = False,
+    as_json: Json = False,
 ) -> None:
     """Export runs, measurements and verdicts as CSV or Parquet tables."""
     needs_lab()
@@ -58,9 +59,9 @@ def export(
 
 
 def tensorboard(
-    out: Annotated[Path, typer.Option(help="The folder to write the event files to.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write them to.")],
     store: StoreOption = STORE,
-    as_json: JsonOption = False,
+    as_json: Json = False,
 ) -> None:
     """Export all runs as TensorBoard event files, one folder per run."""
     needs_lab()
@@ -80,9 +81,9 @@ def tensorboard(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="A store.")],
-    second: Annotated[Path, typer.Argument(help="The store to compare it with.")],
-    as_json: JsonOption = False,
+    first: Annotated[Path, typer.Argument(metavar="FILE", help="A store.")],
+    second: Annotated[Path, typer.Argument(metavar="FILE", help="The store to compare it with.")],
+    as_json: Json = False,
 ) -> None:
     """Compare two stores: verdicts, effects, and the differences between equal runs."""
     needs_lab()

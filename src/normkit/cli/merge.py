@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normkit.cli.console import (
-    INTERRUPTED,
-    console,
-    errors,
-    plain_warnings,
-    print_json,
-    terminated_like_interrupted,
-)
-from normkit.cli.options import Key, Trust
+from normkit.cli.console import console, print_json
+from normkit.cli.options import Force, Json, Key, Trust
+from normkit.cli.rewriting import users_code, write_checked
 from normkit.errors import NormkitError, OptionError, message
 
 if TYPE_CHECKING:
@@ -33,55 +25,55 @@ __all__ = ["merge"]
 
 def merge(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Two files or more by torch.save; they are not changed.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Two files or more by torch.save; they are not changed."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="File to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")],
     weights: Annotated[
         str | None,
         typer.Option(
+            metavar="W,W,...",
             help="How much each counts, in the files' order, such as their samples: 600,200,200. "
-            "Default: all the same."
+            "Default: all the same.",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="package.module:attribute, a module or a function that returns one. Tells which "
-            "entries are running statistics where PyTorch's names do not."
+            metavar="MODULE:NAME",
+            help="The model, such as train:model: tells which entries are running statistics where "
+            "PyTorch's names do not.",
         ),
     ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="NAME=RULE",
             help="What to do with other entries: NAME=mean, first, max or sum; NAME may be a "
-            "pattern such as '*.step'. Repeatable."
+            "pattern such as '*.step'. Repeatable.",
         ),
     ] = None,
     key: Key = None,
     trust: Trust = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, for a program to read.")
-    ] = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
-    """Average checkpoints' weights, and merge their running statistics as moments of data.
+    """Make one checkpoint of several: average the weights, merge the running statistics.
+
+    normkit merge a.pt b.pt --weights 600,200 --out merged.pt
 
     Everything else in the new file, such as an optimizer's state, is the first file's.
 
     If the weights differ, recalibrate the result: no file's statistics are those of the average.
     """
-    with errors():
+    with users_code(as_json):
         options = {
             "weights": None if weights is None else _read_weights(weights),
             "rules": dict(map(_read_rule, rule)) if rule else None,
         }
-        quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-        try:
-            with terminated_like_interrupted(), quiet, plain_warnings():
-                summary = _run(checkpoints, out, model, key, trust or (), force, options)
-        except KeyboardInterrupt:
-            console(stderr=True).print("Stopped; nothing was written.")
-            raise typer.Exit(INTERRUPTED) from None
+        summary = _run(checkpoints, out, model, key, trust or (), force, options)
     if as_json:
         print_json(summary)
         return
@@ -141,7 +133,7 @@ def _run(
 
     from normkit.cli.checkpoint import state_dict_of
     from normkit.cli.checkpoint_entries import replace_entries
-    from normkit.cli.checkpoint_files import check_target, read_checkpoint, write_checkpoint
+    from normkit.cli.checkpoint_files import check_target, read_checkpoint
     from normkit.cli.loading import load_model
     from normkit.surgery import merge as merge_states
     from normkit.surgery.merging.entries import find_stats_entries
@@ -157,9 +149,7 @@ def _run(
     statistics = {name for entry in entries for name in entry.names}
     tensors = {name: value for name, value in merged.items() if isinstance(value, torch.Tensor)}
     content = replace_entries(contents[0], parts[0], tensors)
-    for checkpoint in checkpoints:
-        check_target(target, checkpoint, force=force)  # which may have changed since
-    write_checkpoint(target, content)
+    write_checked(target, content, checkpoints, force=force)
     (path, prefix), weights = parts[0], options["weights"] or [1.0] * len(checkpoints)
     whole = parts[0].entries_in(contents[0])
     others = [str(name) for name in whole if not str(name).startswith(prefix)]

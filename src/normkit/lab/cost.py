@@ -1,20 +1,20 @@
-"""Expected time of runs, in proportion, from what their networks compute.
+"""Expected time of runs, from what their networks compute.
 
-A training step takes a time of its own, and each image a time for the multiplications and for the
-memory that its values pass through. With the three constants below, fitted by least squares of the
-relative error to 718 runs of the full preset on two cores (six models, networks of 0.01 to 90
-million operations an image), half of the runs took 0.88 to 1.27 times the expected, and the time
-left of a whole study was never off by more than a quarter. By the number of steps alone it was off
-by factors of 0.2 to 5, as images of one network cost a hundred times those of another.
+A step takes a time for each layer and each parameter, and each image a time for the values that its
+layers put out and for a change of its size. (Multiplications told nothing more.) The constants
+below were fitted by least squares of the relative error to 819 finished trainings of the full
+preset, two at once on two cores: half of them took 0.91 to 1.14 times the expected, nine in ten
+0.76 to 1.30 times. By the number of steps alone it was off by factors of 0.2 to 5, as images of one
+network cost a hundred times those of another. How fast a machine is, and which networks it is
+fastest with, differs: :mod:`normkit.lab.remaining` learns that while runs end.
 """
 
 from __future__ import annotations
 
-import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from normkit.lab.building import network_of, outline
 from normkit.lab.conditions import CONDITIONS, Condition
@@ -23,42 +23,75 @@ from normkit.lab.data.catalogue import spec_of
 from normkit.lab.data.domains import DOMAINS
 from normkit.lab.domains import as_domain
 
-__all__ = ["expected_seconds"]
+__all__ = ["Size", "expected_seconds", "kind_of", "size_of"]
 
 BATCH = 8
 """Images to count with; more than one, as some layers ask for."""
 
 STEP = 2.9e-3
-"""Seconds of a training step, whatever its batch."""
-OPERATION = 5.7e-13
-"""Seconds of a floating-point operation."""
-VALUE = 1.9e-9
-"""Seconds of a value that some layer puts out."""
+"""Seconds of a step of a network that cannot be built to be counted."""
+LAYER = 9.1e-5
+"""Seconds of a layer in a training step, whatever the batch; a third of it in evaluation."""
+PARAMETER = 2.9e-8
+"""Seconds of a parameter in a training step."""
+VALUE = 1.8e-9
+"""Seconds of a value that some layer puts out in a forward pass."""
+RESIZED = 1.8e-5
+"""Seconds of an image whose size is changed."""
 BACKWARD = 2
 """Forward passes that a backward pass costs."""
-TIMING = 1.0
+FACTORS = {
+    "alexnet": 0.67, "cifar10-quick": 0.9, "convnet4": 1.17, "denoiser": 1.75, "resnet18": 1.13,
+    "resnet34": 0.93, "vit": 1.4,
+}  # fmt: skip
+"""What remains between networks: some have layers that are faster, for their size."""
+ACTIVATIONS = {"sigmoid": 1.4}
+"""What an activation costs that takes an exponential."""
+TIMING, TIMINGS = 3.0, {"lenet5": 0.6, "resnet18": 6.0, "densenet": 3.3}
 """Seconds of a run that measures a step's time instead of training."""
 
 
+class Size(NamedTuple):
+    """What a network computes: values that its layers put out for an image, layers, parameters."""
+
+    values: float
+    layers: int
+    parameters: int
+
+
+def kind_of(config: RunConfig) -> str:
+    """Return what runs have in common that are off from the expected time by a like factor."""
+    return f"{config.kind} {config.model} {config.norm} {config.act}"
+
+
 def expected_seconds(config: RunConfig) -> float:
-    """Return the processor seconds that a run takes on a machine like ours.
+    """Return the seconds that a run takes on one core of a machine like ours.
 
     >>> import dataclasses
     >>> run = RunConfig(model="lenet5", norm="batch", lr=0.1, train_images=512, test_images=256,
     ...                 batch_size=128, epochs=2, seed=0)
     >>> twice = dataclasses.replace(run, train_images=1024, test_images=512)
-    >>> expected_seconds(twice) / expected_seconds(run)
+    >>> round(expected_seconds(twice) / expected_seconds(run), 6)
     2.0
     """
     if config.kind == "timing":
-        return TIMING
+        return TIMINGS.get(config.model, TIMING)
     try:
-        operations, values = _per_image(network_of(config))
+        size = size_of(config)
     except Exception:  # it fails when its turn comes, and says why
-        operations = values = 0.0
-    images = (1 + BACKWARD) * config.images + _evaluated(config)
+        return config.steps * STEP
+    evaluated = _evaluated(config)
+    forward = (1 + BACKWARD) * config.images + evaluated
+    layers = size.layers * (config.steps + evaluated / config.batch_size / (1 + BACKWARD))
+    resized = spec_of(config.data).shape[-1] != config.size
+    seconds = (
+        layers * LAYER
+        + forward * size.values * VALUE
+        + (config.images + evaluated) * RESIZED * resized
+    )
     views = len(DOMAINS[config.domains]) if config.domains else 1
-    return config.steps * STEP + views * images * (operations * OPERATION + values * VALUE)
+    seconds = views * seconds + config.steps * size.parameters * PARAMETER
+    return seconds * FACTORS.get(config.model, 1.0) * ACTIVATIONS.get(config.act, 1.0)
 
 
 def _evaluated(config: RunConfig) -> int:
@@ -76,9 +109,22 @@ def _under(condition: Condition, config: RunConfig) -> int:
     return int(numbers.get("samples", 0)) + int(numbers.get("images", config.test_images))
 
 
-@functools.cache
-def _per_image(config: RunConfig) -> tuple[float, float]:
-    """Count the floating-point operations of an image's forward pass, and the values put out."""
+_sizes: dict[tuple[object, ...], Size] = {}
+
+
+def size_of(config: RunConfig) -> Size:
+    """Count what the forward pass of an image takes; normalizers make little difference.
+
+    Raises:
+        OptionError: the network cannot be built.
+    """
+    known = (config.model, config.model_options, config.size, config.data)
+    if known not in _sizes:
+        _sizes[known] = _count(network_of(config))
+    return _sizes[known]
+
+
+def _count(config: RunConfig) -> Size:
     model = outline(config).eval()
     values = 0
 
@@ -86,12 +132,12 @@ def _per_image(config: RunConfig) -> tuple[float, float]:
         nonlocal values
         values += output.numel() if isinstance(output, Tensor) else 0
 
-    for module in model.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
+    leaves = [module for module in model.modules() if not list(module.children())]
+    for module in leaves:
+        module.register_forward_hook(count)
     channels, _, _ = spec_of(config.data).shape
     images = torch.empty(BATCH, channels, config.size, config.size, device="meta")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, as_domain(model, 0):
+    with torch.no_grad(), as_domain(model, 0):
         model(images)
-    return counter.get_total_flops() / BATCH, values / BATCH
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Size(values / BATCH, len(leaves), parameters)

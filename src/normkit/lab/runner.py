@@ -3,6 +3,8 @@
 All state is in the store, so a call that is stopped, killed or repeated does only what is missing,
 and two calls at once share the work: a run that another process holds is left to it, and taken
 over if that process dies.
+
+Runs that measure the time of a step come first, one at a time: nothing else runs beside them here.
 """
 
 from __future__ import annotations
@@ -16,32 +18,16 @@ from normkit.errors import DataError, message
 from normkit.lab import data, worker
 from normkit.lab.claims.claim import Available, Claim, Preset
 from normkit.lab.executors import Executor
+from normkit.lab.progress import RESULTS, Progress, progress_of
 from normkit.lab.runs import Run
 from normkit.lab.store import Store
 
-__all__ = ["Progress", "Queue", "Summary", "datasets", "plan", "progress_of", "work"]
+__all__ = ["Queue", "Summary", "datasets", "plan", "work"]
 
 ATTEMPTS = 2
 """After so many deaths of its worker without progress in between, a run has failed."""
 
-RESULTS = ("done", "diverged")
-
 TICK_SECONDS = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """The state of a study: runs done, of how many.
-
-    Attributes:
-        shares: of each run the share of its steps that is done, by key.
-        ended: keys of the runs that have ended, those that failed too.
-    """
-
-    runs_done: int
-    runs: int
-    shares: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-    ended: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclasses.dataclass
@@ -149,6 +135,7 @@ class Queue:
 
     Attributes:
         waiting: keys of the runs to submit, in order.
+        alone: keys of those that nothing may run beside.
         elsewhere: keys of the runs that another process has taken.
     """
 
@@ -164,8 +151,13 @@ class Queue:
         self.on_run, self.on_progress = on_run, on_progress
         state = store.progress(keys)
         unfinished = [key for key in keys if state[key][0] not in RESULTS]
+        configs = store.configs(unfinished)
+        self.alone = {key for key, config in configs.items() if config.kind == "timing"}
         # What failed before comes last: if a failure ends everything, the others are done by then.
-        self.waiting = deque(sorted(unfinished, key=lambda key: state[key][0] == "failed"))
+        self.waiting = deque(
+            sorted(unfinished, key=lambda key: (state[key][0] == "failed", key not in self.alone))
+        )
+        self._here: set[str] = set()
         self.elsewhere: deque[str] = deque()
         self.summary = Summary(known=len(keys) - len(unfinished))
         self._deaths: Counter[str] = Counter()
@@ -189,11 +181,20 @@ class Queue:
 
     def step(self) -> None:
         """Submit what the executor has room for, and take in what has ended."""
-        while self.waiting and self.executor.free:
-            self.executor.submit(worker.argument(self.store.path, self.waiting.popleft()))
+        while self.waiting and self.executor.free and self.may_start(self.waiting[0]):
+            key = self.waiting.popleft()
+            self._here.add(key)
+            self.executor.submit(worker.argument(self.store.path, key))
         for job in self.executor.wait(TICK_SECONDS):
-            self.end(worker.key_of(job.argument), job.result)
-        self.on_progress(progress_of(self.store, self.keys))
+            key = worker.key_of(job.argument)
+            self._here.discard(key)
+            self.end(key, job.result)
+        stopping = self.summary.interrupted
+        self.on_progress(progress_of(self.store, self.keys, stopping=stopping))
+
+    def may_start(self, key: str) -> bool:
+        """Return False while a run that measures time would not be the only one here."""
+        return not self._here if key in self.alone else self._here.isdisjoint(self.alone)
 
     def end(self, key: str, result: str | None) -> None:
         """Take in the end of a run; a ``result`` of None means that its worker died."""
@@ -239,16 +240,3 @@ class Queue:
         self.elsewhere.clear()
         if self.waiting:
             time.sleep(2 * TICK_SECONDS)
-
-
-def progress_of(store: Store, keys: Sequence[str]) -> Progress:
-    """Read how far these runs have come."""
-    state = store.progress(keys)
-    ended = frozenset(key for key, entry in state.items() if entry[0] in (*RESULTS, "failed"))
-    done = {key: steps if key in ended else step for key, (_, step, steps) in state.items()}
-    return Progress(
-        runs_done=len(ended),
-        runs=len(state),
-        shares={key: done[key] / steps for key, (_, _, steps) in state.items()},
-        ended=ended,
-    )

@@ -167,6 +167,19 @@ class Store:
             if row["key"] in wanted
         }
 
+    def times(self, keys: Iterable[str]) -> dict[str, tuple[float, bool]]:
+        """Return the seconds of each run with a result, and whether it took all its steps."""
+        with guarded(self.path):
+            rows = self.connection.execute(
+                "SELECT key, seconds, status FROM runs WHERE status IN ('done', 'diverged')"
+            ).fetchall()
+        wanted = set(keys)
+        return {
+            row["key"]: (row["seconds"], row["status"] == "done")
+            for row in rows
+            if row["key"] in wanted
+        }
+
     def planned(
         self, claim: str, preset: str, known: dict[str, Run] | None = None
     ) -> list[Planned]:

@@ -97,7 +97,7 @@ def test_difference_of_shares_is_in_points() -> None:
 def test_single_pair_has_a_dot_without_whiskers(synthetic: Synthetic) -> None:
     found = finding(claim(), synthetic(claim(), gained), data="invented")
     assert found.comparisons == ()
-    assert "Higher by not yet known points (1 of 3 seeds" in found.sentence
+    assert "No effect is known yet (1 of 3 seeds" in found.sentence
     curve, dots = found.charts
     assert dots.y_label == "gain, points"
     assert dots.lines[0].y == pytest.approx((5.0,))

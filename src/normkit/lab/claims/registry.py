@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import normkit.lab.claims
 from normkit.errors import OptionError, message
-from normkit.lab.claims.claim import Claim, Preset
+from normkit.lab.claims.claim import Arms, Available, Claim, Preset
 from normkit.lab.data.catalogue import spec_of
 
-__all__ = ["ALL", "all_claims", "forms", "select"]
+__all__ = ["ALL", "all_claims", "forms", "select", "with_seeds"]
 
 ALL = "ALL"
 """Asks for every claim, in place of a key."""
@@ -100,3 +100,27 @@ def select(
         )
     chosen = forms([every[key] for key in wanted], present)
     return list({claim.key: claim for claim in chosen}.values())
+
+
+def with_seeds(claim: Claim, seeds: int) -> Claim:
+    """The claim with so many seeds in place of a preset's.
+
+    Arms that a preset gives fewer seeds than others, since they decide nothing, get no more.
+
+    >>> claim = with_seeds(all_claims()["C1"], 3)
+    >>> [config.seed for _, config in claim.plan("quick", Available.whole(claim.data))]
+    [0, 0, 1, 1, 2, 2]
+    """
+
+    def plan(preset: Preset, available: Available) -> Arms:
+        arms = claim.plan(preset, available)
+        planned = len({config.seed for _, config in arms})
+        rows = [(arm, config) for arm, config in arms if config.seed < seeds]
+        last = [(arm, config) for arm, config in arms if config.seed == planned - 1]
+        return rows + [
+            (arm, dataclasses.replace(config, seed=seed))
+            for seed in range(planned, seeds)
+            for arm, config in last
+        ]
+
+    return dataclasses.replace(claim, plan=plan)

@@ -19,6 +19,7 @@ from normkit.lab.claims.study import (
     mean_of,
     over,
 )
+from normkit.lab.claims.study.units import UNKNOWN
 from normkit.lab.findings import Line, Table
 from normkit.lab.runs import Run
 
@@ -112,8 +113,7 @@ def widths(evidence: Evidence) -> str:
     """The mean width of each optimizer's range."""
     of = {arm: width.shown(evidence) for arm, width in WIDTHS.items()}
     return ", ".join(
-        f"{arm} {f'{fmean(values):.1f}' if values else 'not yet known'}"
-        for arm, values in of.items()
+        f"{arm} {f'{fmean(values):.1f}' if values else UNKNOWN}" for arm, values in of.items()
     )
 
 

@@ -19,6 +19,7 @@ from normkit.lab.claims.study import (
     last,
     mean_of,
 )
+from normkit.lab.claims.study.units import UNKNOWN
 from normkit.lab.config import RunConfig
 from normkit.lab.findings import Chart, Table
 from normkit.lab.runs import Run
@@ -97,7 +98,7 @@ def times(evidence: Evidence) -> str:
     """Return the duration of DenseNet's epochs over that of ResNet-18's."""
     dense, res = (SECONDS.at(arm).shown(evidence) for arm in (DENSENET, RESNET))
     if not dense or not res:
-        return "an unknown multiple of"
+        return UNKNOWN
     return f"{median(dense) / median(res):.1f} times"
 
 

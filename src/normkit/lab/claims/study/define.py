@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import string
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from normkit.errors import OptionError, message
 from normkit.lab.claims.claim import SETUP, Arms, Available, Claim, Evidence, Judgement, Preset
 from normkit.lab.claims.study.endpoints import Effect, Endpoint
+from normkit.lab.claims.study.sentences import fill, names_in
 from normkit.lab.findings import TOPICS, AtScale, Chart, Table, Topic
 
 __all__ = ["define"]
@@ -88,15 +88,16 @@ def define(
     def judge(evidence: Evidence) -> Judgement:
         comparisons = {key: endpoint.compare(evidence) for key, endpoint in endpoints.items()}
         counts = (len(endpoint.of.by_seed(evidence)) for endpoint in decides.values())
-        seeds = min(filter(None, counts), default=0)  # an effect of none says "not yet known"
-        values = {
+        seeds = min(filter(None, counts), default=0)  # of those that anything is known of
+        values: dict[str, Effect | str] = {
             **{key: Effect(each) for key, each in comparisons.items()},
             **{key: each(evidence) for key, each in words.items()},
         }
-        text = {name: template.format(**values) for name, template in templates.items()}
+        text = {name: fill(template, values) for name, template in templates.items()}
+        found = text["sentence"].rstrip(".") or "No effect is known yet"
         drawn = [chart for draw in charts if (chart := draw(evidence))]
         return Judgement(
-            sentence=f"{text['sentence']} ({evidence.coverage(seeds)}, 95 % intervals).",
+            sentence=f"{found} ({evidence.coverage(seeds)}, 95 % intervals).",
             decides=[comparisons[key] for key in decides],
             information=[comparisons[key] for key in information or ()],
             charts=[_coloured(chart, colours) for chart in drawn] if colours else drawn,
@@ -120,8 +121,7 @@ def define(
 
 def _check_names(what: str, template: str, known: Set[str]) -> None:
     """Raise if a template names something else than endpoints and words."""
-    names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-    if unknown := names - known:
+    if unknown := set(names_in(template)) - known:
         raise OptionError(
             message(
                 f"names of endpoints or of `say` in the {what}",

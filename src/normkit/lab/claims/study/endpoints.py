@@ -84,19 +84,24 @@ class Effect:
 
     >>> found = Comparison("", "halvings", 1.0, 0.5, 1.5, 5, "confirmed")
     >>> f"{Effect(found)}; {Effect(found):plain}; {Effect(found):x2}; {Effect(None)}"
-    '+1.0 [+0.5, +1.5]; +1.0; 2.0 [1.4, 2.8]; not yet known'
-    >>> f"{Effect(None):number} halvings"; f"{Effect(found):level}"
-    'an unknown number of halvings'
+    '+1.0 [+0.5, +1.5]; +1.0; 2.0 [1.4, 2.8]; —'
+    >>> f"{Effect(found):level}"
     '1.0 [0.5, 1.5]'
     """
 
     of: Comparison | None
 
+    @property
+    def answer(self) -> str:
+        """The question and its answer, as a sentence of their own."""
+        if self.of is None:
+            return ""
+        return f"{self.of.question} {self} {self.of.unit}".rstrip() + "."
+
     def __format__(self, spec: str) -> str:
         comparison = self.of
         if comparison is None:
-            counted = spec == "number" or spec.startswith("x")
-            return "an unknown number of" if counted else "not yet known"
+            return "—"
         if spec.startswith("x"):
             comparison = _power(float(spec[1:]), comparison)
         places = 2 if comparison.decimals is None else comparison.decimals

@@ -14,9 +14,13 @@ __all__ = [
     "NUMBER",
     "PERCENT",
     "POINTS",
+    "UNKNOWN",
     "Unit",
     "decimal",
 ]
+
+UNKNOWN = "not yet known"
+"""Of a value without a measurement; no sentence is printed that has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Unit:
     def text(self, value: float | None, digits: int | None = None) -> str:
         """Return the printed value with its unit, for a sentence."""
         if value is None:
-            return "not yet known"
+            return UNKNOWN
         places = self.digits - 1 if digits is None else digits
         return f"{decimal(self.scale * value, places)} {self.name}".rstrip()
 

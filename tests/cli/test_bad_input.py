@@ -257,7 +257,7 @@ def test_errors_of_the_users_code_pass_with_a_note(option: str, name: str) -> No
         ["bench", "--cases", "nothing-like-it"],
         ["bench", "--from", "nowhere.json"],
         ["bench", "--from", "good.pt"],
-        ["bench", "--json", "nowhere/results.json"],
+        ["bench", "--out", "nowhere/results.json"],
     ],
     ids=" ".join,
 )
@@ -279,7 +279,7 @@ def test_a_failing_report_leaves_no_folder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["recalibrate"], "Missing argument 'checkpoint'. Fix: see normkit recalibrate --help."),
+        (["recalibrate"], "Missing argument 'FILE'. Fix: see normkit recalibrate --help."),
         (["recalibrate", "--sampels", "3"], "No such option: --sampels"),
         (["lab", "shwo"], "No such command 'shwo'"),
         (["bench", "--preset", "[bold]"], "'[bold]' is not one of 'quick', 'default', 'full'."),

@@ -1,4 +1,4 @@
-"""What a user does about the results of a benchmark."""
+"""Advice from the results of a benchmark."""
 
 from __future__ import annotations
 

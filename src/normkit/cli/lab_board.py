@@ -142,13 +142,13 @@ def total_line(study: Study, width: int) -> Text:
     """Return the line of the whole study: share, runs, remaining time, time so far."""
     now = study.progress
     parts = [f"{percent(study.share)} of the work", f"{now.runs_done} of {now.runs} runs"]
-    left = study.remaining.shown
+    remaining = study.remaining.shown
     if now.stopping:
         parts.append("stopping: runs save their state")
-    elif left is None:
+    elif remaining is None:
         parts.append("estimating the time left")
     elif now.runs_done < now.runs:
-        parts.append(f"about {duration_text(about(left))} left")
+        parts.append(f"about {duration_text(about(remaining))} left")
     else:
         parts.append("0 s left")
     parts.append(f"{duration_text(int(study.elapsed))} so far" if width >= 72 else "")

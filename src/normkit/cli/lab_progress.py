@@ -115,7 +115,7 @@ class _Lines:
 
 def progress_line(study: Study) -> str:
     """Say in one line how far the study has come, and which claims are in progress."""
-    now, left = study.progress, study.remaining.shown
+    now, remaining = study.progress, study.remaining.shown
     running = [
         f"{each.key} ({each.ended} of {each.runs} runs)"
         for each in study.standings.values()
@@ -124,7 +124,7 @@ def progress_line(study: Study) -> str:
     more = f" and {len(running) - 4} more" if len(running) > 4 else ""
     parts = [
         f"{now.runs_done} of {now.runs} runs, {percent(study.share)} of the work",
-        f"about {duration_text(about(left))} left" if left is not None else "",
+        f"about {duration_text(about(remaining))} left" if remaining is not None else "",
         f"in progress: {', '.join(running[:4])}{more}" if running else "",
     ]
     return "; ".join(filter(None, parts))

@@ -83,11 +83,11 @@ def _as_data(claim: Claim, finding: Finding | None) -> dict[str, Any]:
         "decision": claim.decision,
         "source_setup": dict(claim.source_setup),
         "at_scale": [dataclasses.asdict(each) for each in claim.at_scale],
-        "finding": None if finding is None else _found(finding),
+        "finding": None if finding is None else _finding_data(finding),
     }
 
 
-def _found(finding: Finding) -> dict[str, Any]:
+def _finding_data(finding: Finding) -> dict[str, Any]:
     whole = dataclasses.asdict(finding)
     known = ("key", "title", "statement", "sources", "prediction", "at_scale", "charts", "records")
     return {name: value for name, value in whole.items() if name not in known} | {
@@ -115,7 +115,7 @@ class _Page:
         if finding is None:
             self.paragraph("decided by", claim.decision)
         else:
-            self.found(finding)
+            self.outcome(finding)
         self.at_scale(claim.at_scale)
         if finding is not None:
             self.figures(finding)
@@ -132,7 +132,7 @@ class _Page:
         words.append(f"  ({about.get('preset')} preset, {rests})", "dim")
         self.paragraph("verdict", words)
 
-    def found(self, finding: Finding) -> None:
+    def outcome(self, finding: Finding) -> None:
         """Print what came out: in a sentence, part by part, beside the source, in practice."""
         self.paragraph("found", finding.sentence)
         for deciding in (True, False):

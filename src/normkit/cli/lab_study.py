@@ -22,7 +22,7 @@ __all__ = ["Standing", "Study"]
 
 @dataclasses.dataclass
 class Standing:
-    """How far a claim has come.
+    """Progress of a claim.
 
     Attributes:
         share: of its expected time.

@@ -52,7 +52,7 @@ TIMING, TIMINGS = 3.0, {"lenet5": 0.6, "resnet18": 6.0, "densenet": 3.3}
 
 
 class Size(NamedTuple):
-    """What a network computes: values that its layers put out for an image, layers, parameters."""
+    """Size of a network: values that its layers put out for an image, layers, parameters."""
 
     values: float
     layers: int

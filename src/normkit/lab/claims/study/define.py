@@ -94,10 +94,10 @@ def define(
             **{key: each(evidence) for key, each in words.items()},
         }
         text = {name: fill(template, values) for name, template in templates.items()}
-        found = text["sentence"].rstrip(".") or "No effect is known yet"
+        outcome = text["sentence"].rstrip(".") or "No effect is known yet"
         drawn = [chart for draw in charts if (chart := draw(evidence))]
         return Judgement(
-            sentence=f"{found} ({evidence.coverage(seeds)}, 95 % intervals).",
+            sentence=f"{outcome} ({evidence.coverage(seeds)}, 95 % intervals).",
             decides=[comparisons[key] for key in decides],
             information=[comparisons[key] for key in information or ()],
             charts=[_coloured(chart, colours) for chart in drawn] if colours else drawn,

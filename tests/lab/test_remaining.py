@@ -129,7 +129,7 @@ def of(preset: str, *claims: str) -> list[Row]:
 
 
 STUDIES = {
-    "tour": of("tour"),
+    "tour's claims": of("full", "C1", "C3", "C16", "C19", "C24"),
     "full": of("full"),
     "seven": of("full", "C1", "C3", "C5", "C6", "C10", "C16", "C19"),
     "C24": of("full", "C24"),
@@ -151,7 +151,7 @@ def test_never_rises_by_more_than_a_tenth_and_ends_at_zero(name: str, part: floa
 
 @pytest.mark.parametrize("part", [0.0, 0.5])
 def test_is_honest(part: float) -> None:
-    for name in ("tour", "full", "seven", "C24"):
+    for name in ("tour's claims", "full", "seven", "C24"):
         rows = STUDIES[name]
         errors = sorted(replay(rows, done=int(part * len(rows))).errors())
         assert errors[len(errors) // 2] < 0.07, name

@@ -1,7 +1,6 @@
 """Record what runs were expected to take, and what they took.
 
     python -W ignore -m tests.lab.recorded.costs runs/lab.sqlite full
-    python -W ignore -m tests.lab.recorded.costs runs/tour.sqlite tour
 
 ``costs.json`` has for each preset its runs in the order of the queue: claims, kind, whether nothing
 ran beside it, expected seconds, measured seconds, and whether it took all its steps.

@@ -147,6 +147,27 @@ def test_wide_tables_say_that_they_scroll(browser: api.Browser, path: Path) -> N
     visit.context.close()
 
 
+def test_what_is_measured_would_be_noticed(browser: api.Browser, path: Path) -> None:
+    visit = Visit(browser, path, **DESK)
+    assert visit.faults() == {}
+    visit.page.evaluate(
+        """() => {
+            const put = (css, text) => {
+                const it = document.body.appendChild(document.createElement("p"));
+                it.textContent = text;
+                it.style.cssText = `position: absolute; left: 40px; ${css}`;
+            };
+            const {top} = document.getElementById("title").getBoundingClientRect();
+            put(`top: ${top + 4}px`, "over the title");
+            put("top: 0; color: #999", "faint");
+            put("top: 0; left: 1200px; width: 300px", "beyond");
+            document.querySelector(".small-chart text").setAttribute("x", "-9");
+        }"""
+    )
+    assert {*visit.faults()} == {"overlap", "faint", "beyond", "cut", "sideways"}
+    visit.context.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="without the documents")
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -170,7 +170,7 @@ CLAIM = define(
             ARMS,
             (2, 2, 2, 3),
         ),
-        Seeds((MEAN_RECALIBRATED, ACCURACY, TEST, TRAIN_LOSS)),
+        Seeds((MEAN_RECALIBRATED, ACCURACY, TEST, TRAIN_LOSS), arms=ARMS),
     ),
     colours={NONE: WITHOUT, BOTH: WITH},
     setup=(("BN stands", "by arm: " + "; ".join(f"{k}: {v}" for k, v in ARMS.items())),),

@@ -122,4 +122,5 @@ repetitions_table = Seeds(
         SAVED,
     ),
     "Repetition by repetition",
+    arms=TITLES,
 )

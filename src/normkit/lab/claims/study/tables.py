@@ -35,17 +35,21 @@ def settings_of(setting: Callable[[Run], int]) -> Callable[[Evidence], list[int]
 
 @dataclasses.dataclass(frozen=True)
 class Seeds:
-    """One row for each run: arm, seed, how it ended, and its measures."""
+    """One row for each run: arm, seed, how it ended, and its measures.
+
+    ``arms`` names the arms where their own names do not say enough.
+    """
 
     measures: Sequence[Measure]
     title: str = "Seed by seed"
     digits: int | None = None
+    arms: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __call__(self, evidence: Evidence) -> Table:
         """Tabulate."""
         rows = tuple(
             (
-                planned.arm,
+                self.arms.get(planned.arm, planned.arm),
                 planned.run.config.seed,
                 planned.run.ending,
                 *(

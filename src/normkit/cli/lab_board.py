@@ -26,7 +26,7 @@ def about(seconds: float) -> float:
     """Round a time to what it is known to: a second, five, ten, half a minute, a minute.
 
     >>> [about(s) for s in (0, 7.6, 62, 318, 1003, 5000)]
-    [0, 8, 60, 320, 1020, 5040]
+    [0, 8, 60, 320, 990, 4980]
     """
     steps = ((60, 1), (200, 5), (600, 10), (1200, 30))
     step = next((step for limit, step in steps if seconds < limit), 60)

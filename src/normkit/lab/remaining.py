@@ -37,14 +37,15 @@ PRIOR_RUNS = 2.0
 """Weight of all runs' ratio in that of a kind, in runs of the kind."""
 PRIOR_SECONDS = 4.0
 """Weight of the expected time beside what is measured, in seconds of one worker."""
-BETWEEN, BETWEEN_SECONDS = 1.08, 20.0
+BETWEEN, BETWEEN_SECONDS = 1.08, 10.0
 """Time of a worker over that of its runs, before it is measured, and its weight."""
 START_SECONDS = 3.0
 """Time until the workers have begun."""
 ALLOWANCE = 0.15
 """Share added for runs of kinds without a measurement."""
-FIRST_SECONDS = 8.0
-"""Seconds of work that are measured before anything is shown."""
+FIRST_SECONDS, PATIENCE = 8.0, 60.0
+"""Expected seconds of work of each worker that are measured before anything is shown: by a machine
+that is slower than expected, over a longer time. But no longer than this."""
 SMOOTH_SECONDS = 10.0
 
 
@@ -171,7 +172,12 @@ class Remaining:
         self._least = min(self._least, self.shown)
 
     def _is_known(self) -> bool:
-        return self._learned + self._busy >= FIRST_SECONDS * self.workers
+        measured = self._learned + sum(
+            (share - self._before.get(key, 0.0)) * self.runs[key].seconds
+            for key, share in self._shares.items()
+            if self._begin is not None and key in self.runs
+        )
+        return max(measured / FIRST_SECONDS, self._busy / PATIENCE) >= self.workers
 
     # Estimation -----------------------------------------------------------------------------
 

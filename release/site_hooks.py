@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         path = posixpath.normpath(posixpath.join(folder, link[2]))
         if path.startswith("docs/") or not (ROOT / path).exists():
             return link[0]  # a page, or a mistake that mkdocs reports
-        return f"{link[1]} (`{path}`)" if f"`{path}`" != link[1] else link[1]
+        return f"{link[1]} (`{path}`)" if link[1].strip("`") != path else link[1]
 
     return LINK.sub(outside, SWITCH.sub("", markdown))
 

@@ -1,7 +1,7 @@
 """Momentum is the share kept, not the share replaced.
 
 What it checks
-    Whether the momentum of a layer whose running statistics move in training is 0.5 or more.
+    Whether the momentum of a layer whose running statistics move in training is above 0.5.
 
 Why it is bad
     In PyTorch the momentum is the share of the running statistics that each batch replaces, 0.1 by
@@ -36,7 +36,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     still = still_in_training(exam)
     norms = [
         one for one in exam.norms
-        if one.stats is not None and (one.momentum or 0) >= LARGE and id(one.layer) not in still
+        if one.stats is not None and (one.momentum or 0) > LARGE and id(one.layer) not in still
     ]  # fmt: skip
     if not norms:
         return

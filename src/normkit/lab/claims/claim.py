@@ -31,8 +31,8 @@ __all__ = [
 Preset = Literal["tour", "quick", "full", "paper"]
 PRESETS: tuple[Preset, ...] = ("tour", "quick", "full", "paper")
 """``tour`` has five claims, which take three minutes on two cores, all together; ``quick`` takes
-minutes; ``full`` has at least five seeds for every claim and is made to fit into ninety minutes on
-two cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
+minutes; ``full`` has at least five seeds for every claim and takes about two hours on two
+cores, all claims together; ``paper`` is the sources' own scale, for a GPU."""
 
 SETUP = ("network", "data", "steps", "figures")
 """What is set beside the source's: the keys of :attr:`Claim.source_setup`, in order."""

@@ -56,4 +56,5 @@ def test_terminal_shows_what_the_step_is_at() -> None:
     terminal = Terminal(100, 5)
     terminal.write(seen.decode().replace("\r\n", "\n"))
     assert b"compiled 1 of 2 files" in seen  # as the build says, rather than its last line
-    assert terminal.everything[0].startswith("Installing: done, ")
+    assert terminal.everything[0] == "Installing"
+    assert terminal.everything[1].startswith("  done, ")

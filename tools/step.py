@@ -2,8 +2,8 @@
 
     python3 tools/step.py "Installing torch (a minute or two)" -- pip install torch
 
-On a terminal one line shows the time so far and what the step is at; elsewhere (CI, a pipe) a line
-comes every half minute. Needs nothing but Python: it runs before anything is installed.
+On a terminal a line below shows the time so far and what the step is at; elsewhere (CI, a pipe) a
+line comes every half minute. Needs nothing but Python: it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def stage(output: Path, progress: Path) -> str:
 def run(what: str, command: list[str]) -> int:
     begin = printed = time.monotonic()
     on_terminal = sys.stdout.isatty()
-    print(what if not on_terminal else "", end="" if on_terminal else "\n", flush=True)
+    print(what, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         output, progress = Path(folder, "output"), Path(folder, "progress")
         progress.touch()
@@ -60,7 +60,7 @@ def run(what: str, command: list[str]) -> int:
                     time.sleep(0.2)
                     elapsed = duration(time.monotonic() - begin)
                     if on_terminal:
-                        line = f"{what} … {elapsed}  {stage(output, progress)}"
+                        line = f"  {elapsed}  {stage(output, progress)}"
                         width = shutil.get_terminal_size().columns - 1
                         print(f"\r\x1b[K{line[:width]}", end="", flush=True)
                     elif time.monotonic() - printed > LINE_SECONDS:
@@ -73,10 +73,8 @@ def run(what: str, command: list[str]) -> int:
                 return 130
         elapsed = duration(time.monotonic() - begin)
         end = "done" if process.returncode == 0 else "failed"
-        print(
-            f"\r\x1b[K{what}: {end}, {elapsed}" if on_terminal else f"  {end}, {elapsed}",
-            flush=True,
-        )
+        erase = "\r\x1b[K" if on_terminal else ""
+        print(f"{erase}  {end}, {elapsed}", flush=True)
         if process.returncode:
             lines = output.read_text(errors="replace").splitlines()
             print("\n".join(lines[-LAST_LINES:]), file=sys.stderr)

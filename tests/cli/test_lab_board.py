@@ -108,7 +108,7 @@ def test_remaining_time_is_told_in_all_its_states() -> None:
     assert "0 s left" in board(done, 80)[-1].plain
     stopping = study(3)
     stopping.progress = Progress(60, 540, stopping=True)
-    assert "stopping: runs save their state" in board(stopping, 80)[-1].plain
+    assert "stopping, saving state" in board(stopping, 80)[-1].plain
 
 
 def test_plain_line_names_claims_in_progress() -> None:

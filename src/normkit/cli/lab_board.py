@@ -144,7 +144,7 @@ def total_line(study: Study, width: int) -> Text:
     parts = [f"{percent(study.share)} of the work", f"{now.runs_done} of {now.runs} runs"]
     remaining = study.remaining.shown
     if now.stopping:
-        parts.append("stopping: runs save their state")
+        parts.append("stopping, saving state")
     elif remaining is None:
         parts.append("estimating the time left")
     elif now.runs_done < now.runs:

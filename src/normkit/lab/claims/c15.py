@@ -96,24 +96,26 @@ CLAIM = define(
     ),
     decides={
         "steadier": Endpoint(
-            "Steadier: how much less does the test error jump from epoch to epoch, after the "
-            "second?",
+            "Steadier: on images lit differently, how much less does the test error jump from "
+            "epoch to epoch, after the second?",
             JUMPS.at(LARGE) - JUMPS_POPULATION.at(LARGE),
             matters=0.5,
         ),
         "worst": Endpoint(
-            "Worst at large batches: how much more does the moving average lose at 256 than at 64, "
-            "from the second epoch on?",
+            "Worst at large batches: on images lit differently, how much more does the moving "
+            "average lose at 256 than at 64, from the second epoch on?",
             EXCESS.at(LARGE) - EXCESS.at(SMALL),
             matters=0.5,
         ),
         "accumulate": Endpoint(
-            "Small batches accumulate error: how much higher is it with batches of 2 than of 100?",
+            "Small batches accumulate error: on images lit differently, how much higher is it with "
+            "batches of 2 than of 100?",
             more(estimated(batch=2), estimated()),
             matters=0.5,
         ),
         "enough": Endpoint(
-            "1,000 images are enough: how much lower is the error with 1,000 than with 10,000?",
+            "1,000 images are enough: on images lit differently, how much lower is the error with "
+            "1,000 than with 10,000?",
             more(estimated(most), estimated()),
             margin=0.5,
         ),

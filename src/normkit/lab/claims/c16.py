@@ -51,19 +51,20 @@ CLAIM = define(
     plan=ghosts.plan(ghosts.BN, EVEN, tour=Scale(seeds=3, train=2_560, test=1_024, epochs=10)),
     decides={
         "noisy": Endpoint(
-            f"Noisy: how much higher is training error at {SMALL} than at {LARGE}?",
+            f"Noisy: on images lit differently, how much higher is training error at {SMALL} than "
+            f"at {LARGE}?",
             noisy(),
             matters=1,
         ),
         "inconsistent": Endpoint(
-            "Inconsistent: how much more does test error rise from batch to population statistics "
-            f"at {SMALL} than at {LARGE}?",
+            "Inconsistent: on images lit differently, how much more does test error rise from "
+            f"batch to population statistics at {SMALL} than at {LARGE}?",
             inconsistent(),
             matters=0.5,
         ),
         "regularises": Endpoint(
-            "Regularises less: how much wider is the gap from training to test error, both without "
-            f"noise, at {LARGE} than at {MIDDLE}?",
+            "Regularises less: on images lit differently, how much wider is the gap from training "
+            f"to test error, both without noise, at {LARGE} than at {MIDDLE}?",
             at(ghosts.GAP, LARGE) - at(ghosts.GAP, MIDDLE),
             matters=0.5,
         ),

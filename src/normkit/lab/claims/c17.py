@@ -54,12 +54,14 @@ CLAIM = define(
     plan=ghosts.plan(BN, FROZEN, EVEN, EVEN_FROZEN),
     decides={
         "batch": Endpoint(
-            f"Batch statistics in the test: how much lower is test error at {SMALL}?",
+            "Batch statistics in the test: on images lit differently, how much lower is test error "
+            f"at {SMALL}?",
             by_batch(SMALL),
             matters=0.5,
         ),
         "frozen": Endpoint(
-            f"Frozen for the last fifth of the epochs: how much lower is test error at {SMALL}?",
+            "Frozen for the last fifth of the epochs: on images lit differently, how much lower is "
+            f"test error at {SMALL}?",
             by_freezing(SMALL),
             matters=0.5,
         ),

@@ -50,10 +50,10 @@ TRAIN_PSNR = last("epoch_train_psnr", "training PSNR, last epoch", DB)
 REPAIRED = last("test_psnr", "test PSNR, population statistics", DB, under=final("population"))
 
 
-def gain(arm: str, against: str) -> Endpoint:
+def gain(arm: str, against: str, where: str = "") -> Endpoint:
     """Compare the PSNR of two arms."""
     return Endpoint(
-        f"How much higher is test PSNR with {arm} than with {against}?",
+        f"How much higher is test PSNR with {arm} than with {against}{where}?",
         PSNR.at(arm) - PSNR.at(against),
         matters=0.1,
     )
@@ -113,7 +113,7 @@ CLAIM = define(
             "paper": {"model_options": (("width", 64), ("depth", 3)), "batch_size": 64, "lr": 2e-4},
         },
     ),
-    decides={"helps": gain(HALF, NONE)},
+    decides={"helps": gain(HALF, NONE, ", on images that differ in light and noise")},
     information={
         "even": gain(EVEN_HALF, EVEN_NONE),
         "instance": gain(HALF, IN),

@@ -383,9 +383,7 @@ def test_a_curve_can_be_hidden_and_a_view_undone(desk: Visit) -> None:
 def test_paper_gets_every_chart_in_light(visit) -> None:
     visited = visit("tour", color_scheme="dark", viewport={"width": 1280, "height": 800})
     page = visited.page
-    visited.open("C1")
-    page.locator("#C1 figure").first.scroll_into_view_if_needed()
-    page.locator("#C1 .plot.drawn").first.wait_for()
+    visited.read()
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".plot.drawn").count() == page.locator("figure.chart").count()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
@@ -396,10 +394,21 @@ def test_paper_gets_every_chart_in_light(visit) -> None:
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("document.documentElement.dataset.theme") is None
     # What is not shown is drawn when it is.
-    assert page.locator(".plot.drawn").count() == page.locator("#C1 figure").count()
+    assert page.locator(".plot.drawn").count() == 0
+    everything = page.pdf()
+    assert everything[:4] == b"%PDF"
+    # A claim that is open is printed alone.
     visited.open("C16")
     visited.read()
-    assert page.pdf()[:4] == b"%PDF"
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".plot.drawn").count() == page.locator("#C16 figure").count()
+    page.emulate_media(media="print")
+    assert page.locator("#C16 .ground").is_visible()
+    for part in ("#wall .card", "#C1 .ground", "#C24 .ground"):
+        assert not page.locator(part).first.is_visible(), part
+    page.emulate_media(media="screen")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert 3 * len(page.pdf()) < 2 * len(everything)
 
 
 def test_without_scripts_the_figures_remain(visit) -> None:

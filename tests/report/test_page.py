@@ -150,7 +150,9 @@ def test_surprises_are_chosen_by_the_rule_beside_them(samples: ModuleType) -> No
     assert surprises([samples.begun(), samples.planned()]) == []
     words = read(samples.realistic())
     assert "Results that stand out" in words
-    assert "opposite −5.9 points (95 % interval −8.4 to −3.4) No wider gap" in words
+    # What was claimed and asked comes before the answer, lest the claim be taken for the result.
+    before, _, _ = words.partition("opposite −5.9 points (95 % interval −8.4 to −3.4)")
+    assert before.rindex("C4 claims: ") < before.rindex("No wider gap")
     assert RULE in words
     against = [dataclasses.replace(samples.c13(), key=f"C{i}") for i in range(3)]
     assert "Results that surprise" in read(against)

@@ -80,12 +80,16 @@ def test_an_address_opens_its_claim_and_back_leads_back(
     page.locator("#C13 h2").wait_for()
     page.locator("#C13").get_by_role("link", name="How to read this").click()
     assert page.locator("#rule").is_visible()
+    assert page.evaluate("document.activeElement.id") == "rule"
     # From elsewhere, too, and to a part of a claim.
     other = Visit(browser, path, "#C4", **DESK)
     assert other.page.locator("#C4 h2").is_visible()
     assert not other.page.locator(".card").first.is_visible()
     other.check()
     other.context.close()
+    small = Visit(browser, path, "#c13", **DESK)
+    assert small.page.locator("#C13 h2").is_visible()
+    small.context.close()
     part = Visit(browser, path, "#C1-table-1", **DESK)
     assert part.page.locator("#C1-table-1").is_visible()
     part.context.close()
@@ -109,6 +113,13 @@ def test_filters_and_search_work_together(desk: Visit) -> None:
     page.get_by_role("button", name="Show all claims").click()
     assert shown(desk) == every
     assert page.evaluate("document.activeElement.id") == "search"
+    # A claim by its key, and not those whose keys begin with it; numbers as one types them.
+    page.locator("#search").fill("c1")
+    assert shown(desk) == ["C1"]
+    for typed in ("1e-10", "10^-10", "10⁻¹⁰"):
+        page.locator("#search").fill(typed)
+        assert shown(desk) == ["C11"], typed
+    page.locator("#search").fill("")
     # A claim that is filtered out can still be opened, and left.
     page.get_by_role("button", name="architecture").click()
     desk.open("C1")

@@ -62,6 +62,7 @@ def render_page(
         safe_url=text.safe_url,
         shorten=text.shorten,
         tidy=text.tidy,
+        whole=text.whole,
     )
     scripts = {
         "theme": _source(environment, "theme.js"),

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from markupsafe import Markup, escape
+
 __all__ = [
     "decimals",
     "duration",
@@ -18,6 +20,7 @@ __all__ = [
     "shorten",
     "slug",
     "tidy",
+    "whole",
 ]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -166,6 +169,18 @@ def _power(match: re.Match[str]) -> str:
     mantissa, exponent = match.groups()
     power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     return power if mantissa == "1" else f"{mantissa}×{power}"
+
+
+def whole(text: str) -> Markup:
+    """Tidy a heading, and keep a name with a number on one line.
+
+    >>> whole("A step of LeNet-5, and N(0, 1) & more")
+    Markup('A step of <span class="nowrap">LeNet-5,</span> and N(0,\\xa01) &amp; more')
+    """
+    text = tidy(text).replace("N(0, 1)", "N(0,\u00a01)")
+    return Markup(
+        re.sub(r"\b[A-Za-z]+-\d\S*", r'<span class="nowrap">\g<0></span>', str(escape(text)))
+    )
 
 
 def first_sentence(text: str) -> str:

@@ -145,8 +145,8 @@ CLAIM = define(
     "GN's is {lit_less}. At 8 images GN's test error minus BN's is {eight} points, and at 4 "
     "{four}.",
     practice="Where a device sees only a few images, compare BN with GroupNorm and LayerNorm, or "
-    "normalize across devices. Recalibrate a network that is trained already first: it gives back "
-    "what the statistics cost, not what noise cost training.",
+    "normalize across devices. If the network is already trained, recalibrate it first: that gives "
+    "back what the statistics cost, not what noise cost training.",
     charts=(
         by_setting(
             size_of,

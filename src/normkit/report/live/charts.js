@@ -41,7 +41,7 @@ const Charts = (() => {
       return ticks.map((tick) => line(tick ? "grid" : "remembered", left, y(tick), wide - right, y(tick))
           + label(left - 6, y(tick) + 4, minus(tick), "end")).join("")
         + batch.map((_, i) => label(x(i), height - bottom + 15, i + 1)).join("")
-        + label(left, 11, words.y, "start", "name") + label(wide - right, height - 4, words.x, "end", "name")
+        + label(wide < 340 ? 0 : left, 11, words.y, "start", "name") + label(wide - right, height - 4, words.x, "end", "name")
         + ["others", "batch", "used"].map((kind) => `<path class="${kind}"/>`).join("");
     });
     x ??= place(width);

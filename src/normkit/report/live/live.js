@@ -10,8 +10,9 @@
     { severity: 0, n: 64, mode: "remembered" },
     { kind: "fog", severity: 3, n: 64, mode: "remembered" },
     { kind: "fog", severity: 3, n: 64, mode: "batch" },
-    { kind: "fog", severity: 3, n: 2, mode: "batch" },
-    { kind: "fog", severity: 3, n: 2, mode: "mixed", prior: 4 },
+    // Two images for which the mixture helps, as it does for most: the bars count all.
+    { kind: "fog", severity: 3, n: 2, mode: "batch", draw: 3 },
+    { kind: "fog", severity: 3, n: 2, mode: "mixed", prior: 4, draw: 3 },
   ];
   const state = { n: 64, kind: "fog", severity: 0, mode: "remembered", prior: 16, draw: 0, look: 0, story: 0 };
   let shown = null, others = { means: [], right: [0, 0, 0], images: 0 };
@@ -147,6 +148,8 @@
 
   // ---- controls -----------------------------------------------------------------------------
 
+  // Hundred is all of it, and less is not.
+  const share = (part) => (part > 0.99 && part < 1 ? 99 : Math.round(100 * part));
   function tellControls() {
     const slide = (slider, place, text) => {
       id(slider).value = place;
@@ -156,7 +159,7 @@
     const { n, prior, severity } = state;
     slide("n", SIZES.indexOf(n), images(n));
     slide("severity", severity, say(severity ? "strength_n" : "strength_0", { n: severity }));
-    slide("prior", PRIORS.indexOf(prior), say("prior_value", { prior, share: Math.round(100 * prior / (prior + n)) }));
+    slide("prior", PRIORS.indexOf(prior), say("prior_value", { prior, share: share(prior / (prior + n)) }));
     id("kind").value = state.kind;
     MODES.forEach((mode) => (document.querySelector(`[name=mode][value=${mode}]`).checked = mode === state.mode));
     all("[data-story]").forEach((it) => it.setAttribute("aria-pressed", String(Number(it.dataset.story) === state.story)));
@@ -187,7 +190,7 @@
   all("[name=pool]").forEach((it) => it.addEventListener("change", drawCube));
   all("[data-story]").forEach((it) => it.addEventListener("click", () => {
     const story = Number(it.dataset.story);
-    change({ ...STORIES[story - 1], draw: 0, story });
+    change({ draw: 0, ...STORIES[story - 1], story });
   }));
   id("layer").addEventListener("change", () => {
     drawMeans();

@@ -167,7 +167,9 @@
     before = { theme: root.dataset.theme, closed: all("details.long:not([open])") };
     before.closed.forEach((details) => (details.open = true));
     root.dataset.theme = "light";
+    // An open claim is printed alone; see claim.css.
     figures.forEach((state, figure) => {
+      if (root.dataset.reading && !shown(figure)) return;
       state.width = PAPER.width;
       draw(figure);
     });

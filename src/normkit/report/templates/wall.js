@@ -25,7 +25,7 @@
     } catch {
       // Not of our making; nothing has such a name.
     }
-    return id ? document.getElementById(id) : null;
+    return id ? document.getElementById(id) ?? claims.get(id.toUpperCase()) ?? null : null;
   }
 
   // The address decides, so links into the page, back and forward need nothing more.
@@ -36,6 +36,8 @@
     reading = claim;
     claims.forEach((article) => (article === claim ? open(article) : close(article)));
     wall.hidden = Boolean(claim);
+    if (claim) root.dataset.reading = claim.id;
+    else delete root.dataset.reading;
     document.title = claim ? `${claim.querySelector("h2").textContent.trim()} · normkit` : titled;
     if (claim) {
       for (let it = place.parentElement; it !== claim.parentElement && it; it = it.parentElement)
@@ -49,7 +51,10 @@
       if (card.hidden) return document.getElementById("claims").scrollIntoView({ behavior: "instant" });
       card.scrollIntoView({ behavior: "instant", block: "center" });
       card.querySelector("a").focus({ preventScroll: true });
-    } else if (place) place.scrollIntoView({ behavior: "instant" });
+    } else if (place) {
+      place.scrollIntoView({ behavior: "instant" });
+      place.focus({ preventScroll: true });
+    }
   }
   window.addEventListener("hashchange", follow);
   claims.forEach((article, id) => article.addEventListener("beforematch", () => {
@@ -65,17 +70,22 @@
   const buttons = all("[data-filter]");
   const search = document.getElementById("search");
   const chosen = { topic: "", verdict: "" };
+  // As one types it: 1e-10 or 10^-10 for a power, no signs of other kinds.
+  const plain = (text) => text.normalize("NFKC").toLowerCase().replace(/\u2212/g, "-").replace(/\^/g, "")
+    .replace(/’/g, "'").replace(/\b1e(?=-?\d)/g, "10");
+  // C1 is not C10.
+  const has = (text, word) => /^c\d+$/.test(word) ? text.split(/\W+/).includes(word) : text.includes(word);
   const texts = new Map(cards.map((card) => {
     const article = claims.get(card.dataset.claim);
     const words = [card, ...all("header, .sentence, .comparisons, .said, .beside, .differs, .sources, .scale", article)];
-    return [card, words.map((part) => part.textContent).join(" ").toLowerCase()];
+    return [card, plain(words.map((part) => part.textContent).join(" "))];
   }));
 
   function sift() {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = plain(search.value).split(/\s+/).filter(Boolean);
     cards.forEach((card) => {
       const fits = Object.entries(chosen).every(([name, value]) => !value || card.dataset[name] === value);
-      card.hidden = !fits || !words.every((word) => texts.get(card).includes(word));
+      card.hidden = !fits || !words.every((word) => has(texts.get(card), word));
     });
     const count = cards.filter((card) => !card.hidden).length;
     document.getElementById("matches").textContent =

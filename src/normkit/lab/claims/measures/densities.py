@@ -86,4 +86,6 @@ def density_chart(layer: int) -> Curves:
         curve,
         extra=[normal],
         markers=False,
+        peaks=True,
+        more="The normal density N(0, 1) is highest at 0, 0.399.",
     )

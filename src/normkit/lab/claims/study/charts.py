@@ -112,7 +112,8 @@ class Curves:
 
     Points of the runs of one series are gathered by their x. ``extra`` lines, published or
     theory, are in the unit that is printed; ``more`` is said after the text that is derived.
-    At an x where ``failed`` holds for half of the runs there, or more, stands a cross.
+    At an x where ``failed`` holds for half of the runs there, or more, stands a cross. The text
+    says where each curve begins and ends, or with ``peaks`` where it is highest.
     """
 
     key: str
@@ -129,13 +130,15 @@ class Curves:
     x_log: bool = False
     y_log: bool = False
     markers: bool = True
+    peaks: bool = False
 
     def __call__(self, evidence: Evidence) -> Chart | None:
         """Draw the chart, or return None where nothing was measured."""
         drawn = [line for each in self._series(evidence) if (line := self._line(evidence, each))]
         if not drawn:
             return None
-        words = "; ".join(f"{line.label} {self._ends(line)}" for line in drawn)
+        says = self._peak if self.peaks else self._ends
+        words = "; ".join(f"{line.label} {says(line)}" for line in drawn)
         return Chart(
             key=self.key,
             title=self.title,
@@ -180,6 +183,12 @@ class Curves:
             failed=tuple(x for x, failed in failures.items() if 2 * sum(failed) >= len(failed)),
             note=f"{_MIDDLES[self.band]} of {min(count, seeds)}",
         )  # fmt: skip
+
+    def _peak(self, line: Line) -> str:
+        value, x = max(
+            (value, x) for x, value in zip(line.x, line.y, strict=True) if value is not None
+        )
+        return f"highest at {x:.2g}, {printed(value, self.unit)}"
 
     def _ends(self, line: Line) -> str:
         first, last = line.y[0], line.y[-1]

@@ -115,6 +115,7 @@ def test_finding_is_complete_and_plain(claim: Claim, preset: Preset) -> None:
     assert found.charts
     assert found.tables
     assert " seeds" in found.sentence
+    assert not re.search(r"(?<![\w–])-\d", found.sentence)  # the minus is −
     assert any(each.decides for each in found.comparisons)
     assert dict(found.setup)["decided by"] == claim.decision
     assert found.parts >= sum(each.decides for each in found.comparisons)

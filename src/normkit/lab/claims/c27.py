@@ -203,9 +203,9 @@ CLAIM = define(
     "nothing there changes it by {spared}, and Dynamic Tanh by {small} with the sources' first α "
     "of 0.5 and by {larger} with 2. With the first weights that suit each, Dynamic Tanh minus "
     "LayerNorm is {best}.",
-    practice="A lead after minutes of training is no reason to replace LayerNorm: keep it unless its "
-    "cost hurts. If you replace it, tune α and the scale of the first weights together, and compare "
-    "with nothing in its place.",
+    practice="A lead after minutes of training is no reason to replace LayerNorm: keep it unless "
+    "its cost hurts. If you replace it, tune α and the scale of the first weights together, and "
+    "compare with nothing in its place.",
     charts=(
         along(TEST, "Test accuracy after each epoch", "test accuracy"),
         Dots(

@@ -14,7 +14,7 @@ from statistics import fmean, linear_regression
 from normkit.lab.claims.claim import Evidence
 from normkit.lab.claims.study import NUMBER, WITH, WITHOUT, Curves, Measure, Unit, mean_of
 from normkit.lab.claims.study.measures import Points
-from normkit.lab.claims.study.units import UNKNOWN
+from normkit.lab.claims.study.units import UNKNOWN, decimal
 from normkit.lab.runs import Run
 
 __all__ = [
@@ -108,7 +108,7 @@ def decays(act: str) -> Callable[[Evidence], str]:
     def text(evidence: Evidence) -> str:
         means = {arm: mean_of(evidence.of(f"{act} {arm}"), DECAY) for arm in (WITHOUT, WITH)}
         shown = {
-            arm: UNKNOWN if mean is None else "unknown" if math.isnan(mean) else f"{mean:+.2f}"
+            arm: UNKNOWN if mean is None else ("+" if mean > 0 else "") + decimal(mean, 2)
             for arm, mean in means.items()
         }
         return ", ".join(f"{arm} {mean}" for arm, mean in shown.items())

@@ -81,14 +81,14 @@ class Unit:
 def decimal(value: float, places: int) -> str:
     """Return a number with so many decimals; in words or as a sign where it is not finite.
 
-    >>> decimal(2 / 3, 2), decimal(float("-inf"), 2), decimal(float("nan"), 2)
-    ('0.67', '−∞', 'unknown')
+    >>> decimal(-2 / 3, 2), decimal(float("-inf"), 2), decimal(float("nan"), 2)
+    ('−0.67', '−∞', 'unknown')
     """
     if math.isnan(value):
         return "unknown"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.{places}f}"
+    return f"{value:.{places}f}".replace("-", "−")
 
 
 PERCENT = Unit("%", 100, digits=2, difference="points", least=0.0, most=1.0)

@@ -6,7 +6,9 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --progress-bar off
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Not as an option: where it stands differs between versions of pip.
+export PIP_PROGRESS_BAR := off
 
 # Says what a step of the set-up does, how long it has taken so far, and what it is at.
 STEP    := $(PYTHON) tools/step.py

@@ -166,7 +166,7 @@ def test_resumed_study_shows_a_time_at_once_and_a_new_one_does_not() -> None:
 
 
 def test_a_machine_that_becomes_much_slower_is_told() -> None:
-    shown = replay(STUDIES["seven"], slower=(300.0, 4.0))
+    shown = replay(STUDIES["seven"], slower=(300.0, 8.0))
     assert shown.restarts > 0
     assert shown.rise > 1.1
     assert shown.shown[-1] == 0.0

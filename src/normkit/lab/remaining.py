@@ -5,7 +5,7 @@ runs go on, or read from those that the store has already:
 
 * per kind of run (model, normalizer, activation), the ratio of measured to expected time, drawn
   towards that of all runs where there are few;
-* the time between runs, and that of two workers in each other's way, by what got done per second;
+* the time of a worker between two runs, which counts where runs take a second;
 * what is left of a run in progress, by its own pace.
 
 The runs that are left are then dealt to the workers in order, which gives the time until the last
@@ -33,6 +33,18 @@ RISE = 1.05
 to what a person reads (``about`` of the board), a tenth."""
 RESTART, RESTART_SECONDS = 1.6, 30.0
 """From this many times what is shown on, for so long, a rise is shown after all."""
+MEMORY = 1.0
+"""Weight of a run in what is measured, relative to the run after it: a machine's speed changes."""
+PRIOR_RUNS = 2.0
+"""Weight of all runs' ratio in that of a kind, in runs of the kind."""
+PRIOR_SECONDS = 4.0
+"""Weight of the expected time beside what is measured, in seconds of one worker."""
+BETWEEN, BETWEEN_RUNS = 0.2, 5.0
+"""Seconds of a worker between two runs, before they are measured, and their weight in runs."""
+START_SECONDS = 1.6, 30.0
+"""From this many times what is shown on, for so long, a rise is shown after all."""
+MEMORY = 1.0
+"""Weight of a run in what is measured, relative to the run after it: a machine's speed changes."""
 PRIOR_RUNS = 2.0
 """Weight of all runs' ratio in that of a kind, in runs of the kind."""
 PRIOR_SECONDS = 4.0
@@ -185,9 +197,9 @@ class Remaining:
         """Return the time until the last run ends, if all goes as so far."""
         ratio = self._ratios(now)
         took = {key: cost.seconds * ratio[cost.kind] for key, cost in self.runs.items()}
-        between = self._between(took)
+        between = self._between(took, now)
         rest = [
-            (self._rest(key, took[key] * between, now), self.runs[key].alone)
+            (self._rest(key, took[key], between, now), self.runs[key].alone)
             for key in sorted(self.runs.keys() - self._ended, key=self._order)
         ]
         start = 0.0
@@ -201,9 +213,11 @@ class Remaining:
     def _ratios(self, now: float) -> dict[str, float]:
         """Return measured over expected time of each kind, with its allowance."""
         measured: dict[str, list[tuple[float, float]]] = {kind: [] for kind in self._typical}
-        for key, (seconds, expected) in self._measured.items():
+        weight = 1.0
+        for key, (seconds, expected) in reversed(self._measured.items()):
             if expected:
-                measured[self.runs[key].kind].append((seconds, expected))
+                measured[self.runs[key].kind].append((weight * seconds, weight * expected))
+                weight *= MEMORY
         for key, pace in self._paces.items():
             work = (pace.share - pace.first) * self.runs[key].seconds
             if work > 0 and pace.last_seen > pace.began:
@@ -220,21 +234,18 @@ class Remaining:
             ratios[kind] = ratio * (1 + ALLOWANCE * unseen)
         return ratios
 
-    def _between(self, took: Mapping[str, float]) -> float:
-        """Return the time of the workers over that of what they got done."""
-        done = 0.0
-        for key, share in self._shares.items():
-            before = self._before.get(key, 0.0)
-            if self._begin is None or share <= before:
-                continue
-            if key in self._measured and key in self._ended:
-                done += max(0.0, 1 - before) * self._measured[key][0]
-            else:
-                done += (share - before) * took[key]
-        prior = BETWEEN_SECONDS * self.workers
-        return min(5.0, max(0.5, (self._busy + BETWEEN * prior) / (done + prior)))
+    def _between(self, took: Mapping[str, float], now: float) -> float:
+        """Return the seconds of a worker between two runs."""
+        here = [key for key in self._ended if self._before.get(key, 0.0) < 1]
+        working = sum(
+            (1 - self._before.get(key, 0.0)) * self._measured.get(key, (took[key], 0.0))[0]
+            for key in here
+        )
+        working += sum(now - pace.began for pace in self._paces.values())
+        idle = max(0.0, self._busy - working)
+        return (idle + BETWEEN * BETWEEN_RUNS) / (len(here) + BETWEEN_RUNS)
 
-    def _rest(self, key: str, seconds: float, now: float) -> float:
+    def _rest(self, key: str, seconds: float, between: float, now: float) -> float:
         share = self._shares.get(key, 0.0)
         if (pace := self._paces.get(key)) is not None:
             # Between two reports it goes on, as far as it went between the last two.
@@ -242,7 +253,7 @@ class Remaining:
             if pace.share > pace.first and pace.last_seen > pace.began:
                 pace_of_run = (pace.last_seen - pace.began) / (pace.share - pace.first)
                 seconds = pace.share * pace_of_run + (1 - pace.share) * seconds
-        return max(0.0, 1 - share) * seconds
+        return max(0.0, 1 - share) * seconds + (0.0 if share > 0 else between)
 
 
 def _makespan(runs: Iterable[tuple[float, bool]], workers: int) -> float:

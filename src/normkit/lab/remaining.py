@@ -33,24 +33,12 @@ RISE = 1.05
 to what a person reads (``about`` of the board), a tenth."""
 RESTART, RESTART_SECONDS = 1.6, 30.0
 """From this many times what is shown on, for so long, a rise is shown after all."""
-MEMORY = 1.0
-"""Weight of a run in what is measured, relative to the run after it: a machine's speed changes."""
 PRIOR_RUNS = 2.0
 """Weight of all runs' ratio in that of a kind, in runs of the kind."""
 PRIOR_SECONDS = 4.0
 """Weight of the expected time beside what is measured, in seconds of one worker."""
 BETWEEN, BETWEEN_RUNS = 0.2, 5.0
 """Seconds of a worker between two runs, before they are measured, and their weight in runs."""
-START_SECONDS = 1.6, 30.0
-"""From this many times what is shown on, for so long, a rise is shown after all."""
-MEMORY = 1.0
-"""Weight of a run in what is measured, relative to the run after it: a machine's speed changes."""
-PRIOR_RUNS = 2.0
-"""Weight of all runs' ratio in that of a kind, in runs of the kind."""
-PRIOR_SECONDS = 4.0
-"""Weight of the expected time beside what is measured, in seconds of one worker."""
-BETWEEN, BETWEEN_SECONDS = 1.08, 10.0
-"""Time of a worker over that of its runs, before it is measured, and its weight."""
 START_SECONDS = 3.0
 """Time until the workers have begun."""
 ALLOWANCE = 0.15
@@ -213,11 +201,9 @@ class Remaining:
     def _ratios(self, now: float) -> dict[str, float]:
         """Return measured over expected time of each kind, with its allowance."""
         measured: dict[str, list[tuple[float, float]]] = {kind: [] for kind in self._typical}
-        weight = 1.0
-        for key, (seconds, expected) in reversed(self._measured.items()):
+        for key, (seconds, expected) in self._measured.items():
             if expected:
-                measured[self.runs[key].kind].append((weight * seconds, weight * expected))
-                weight *= MEMORY
+                measured[self.runs[key].kind].append((seconds, expected))
         for key, pace in self._paces.items():
             work = (pace.share - pace.first) * self.runs[key].seconds
             if work > 0 and pace.last_seen > pace.began:

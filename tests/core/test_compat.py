@@ -18,8 +18,8 @@ from normkit import compat
 PACKAGE = Path(nk.__file__).parent
 # A release asked for, or a name asked for before it is used.
 ASKS = re.compile(r"torch\.__version__|torch\.version|TORCH_VERSION|(get|has)attr\(torch")
-# Which torch the kernels were built for, and with which a lab's run or a benchmark was made.
-RECORDS = ("kernels/cpu/__init__.py", "bench/", "lab/")
+# Which torch the kernels were built for, and with which a run, a page or a benchmark was made.
+RECORDS = ("kernels/cpu/__init__.py", "bench/", "lab/", "report/live/record.py")
 
 
 def test_releases_are_asked_for_in_one_file() -> None:

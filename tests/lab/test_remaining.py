@@ -138,7 +138,9 @@ STUDIES = {
 }
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "full")) for n in STUDIES]
+)
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.9])
 def test_never_rises_by_more_than_a_tenth_and_ends_at_zero(name: str, part: float) -> None:
     rows = STUDIES[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,13 @@ import torch
 from tests.together import context
 
 pytest_plugins = ["tests.budget", "tests.compiler"]
+
+
+def pytest_configure() -> None:
+    # The images that come with the package for every test and its processes, whatever this machine
+    # has or one of them would download while others train. No folder can be made there.
+    os.environ["NORMKIT_CACHE"] = f"{os.devnull}/normkit"
+    os.environ.pop("NORMKIT_DATA", None)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from normkit.bench import planning, results_file
 from normkit.cli.app import app
 from normkit.lab.claims.claim import Claim
+from normkit.lab.data import catalogue
 from tests.bench import records
+from tests.lab.data import small
 
 MODULE = """
 import torch
@@ -71,6 +73,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set that is on the machine already."""
+    images = small.make(absent=tmp_path / "no-package")
+    monkeypatch.setitem(catalogue.SPECS, "fashion-mnist", images.spec)
+    monkeypatch.setenv("NORMKIT_CACHE", str(images.write(tmp_path / "fashion-mnist").parent))
+
+
 MODEL = ("--model", "mine:net")
 CALLS: dict[str, tuple[str, ...]] = {
     "bench": ("--from", "bench.json"),
@@ -103,7 +113,7 @@ def test_every_command_is_called() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("lab ")])
-def test_output_of_commands_for_models_is_json(name: str, folder: Path) -> None:
+def test_output_of_commands_for_models_is_json(name: str, folder: Path, cached: None) -> None:
     assert called(name) not in ({}, [])
 
 

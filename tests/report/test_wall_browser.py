@@ -63,7 +63,7 @@ def test_an_address_opens_its_claim_and_back_leads_back(
     assert page.locator("#C13 h2").is_visible()
     assert page.locator("#wall").is_hidden()
     assert page.title().startswith("C13 ")
-    assert page.evaluate("scrollY") == 0
+    page.wait_for_function("scrollY === 0")
     page.locator("#C13 .turn >> nth=0").get_by_role("link", name="C11").click()
     assert page.locator("#C11 h2").is_visible()
     assert not page.locator("#C13 h2").is_visible()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
-import hashlib
 import io
 import socket
 import subprocess
@@ -15,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from normkit.lab.data import catalogue, idx
-from normkit.lab.data.catalogue import File, Spec
+from normkit.lab.data import catalogue
+from tests.lab.data.small import Small, make
 
 torch.set_num_threads(1)
 
@@ -61,52 +58,12 @@ def no_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@dataclasses.dataclass(frozen=True)
-class Small:
-    """A small Fashion-MNIST: its description, and its files by name, compressed."""
-
-    spec: Spec
-    files: dict[str, bytes]
-
-    def write(self, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files.items():
-            (folder / name).write_bytes(data)
-        return folder
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Small:
-    """20 + 10 random images of 28×28, which ``load("fashion-mnist")`` takes for the whole set."""
-    generator = torch.Generator().manual_seed(0)
-    spec = catalogue.SPECS["fashion-mnist"]
-    files: list[File] = []
-    packed: dict[str, bytes] = {}
-    for file, count in zip(spec.files, (20, 20, 10, 10), strict=True):
-        if "images" in file.name:
-            values = torch.randint(0, 256, (count, 28, 28), generator=generator)
-        else:
-            values = torch.arange(count) % 10
-        data = idx.encode(values.to(torch.uint8))
-        packed[f"{file.name}.gz"] = gzip.compress(data, mtime=0)
-        files.append(
-            dataclasses.replace(
-                file,
-                sha256=hashlib.sha256(data).hexdigest(),
-                size=len(data),
-                md5=hashlib.md5(packed[f"{file.name}.gz"]).hexdigest(),
-            )
-        )
-    changed = dataclasses.replace(
-        spec,
-        files=tuple(files),
-        counts=(20, 10),
-        mirrors=("http://127.0.0.1:1/",),
-        # Not there, whatever this machine has installed.
-        folder=tmp_path / "usr/share/datasets/fashion-mnist",
-    )
-    monkeypatch.setitem(catalogue.SPECS, "fashion-mnist", changed)
-    return Small(changed, packed)
+    """A small Fashion-MNIST, which ``load("fashion-mnist")`` takes for the whole set."""
+    made = make(absent=tmp_path / "usr/share/datasets/fashion-mnist")
+    monkeypatch.setitem(catalogue.SPECS, "fashion-mnist", made.spec)
+    return made
 
 
 @pytest.fixture

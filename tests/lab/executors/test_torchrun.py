@@ -91,7 +91,7 @@ def test_several_processes_train_as_one(
         make_config(
             **images | {"norm": "torch-batch", "act": "tanh"}, frozen_epochs=1, drop_last=True
         ),
-        make_config(train_images=130, norm="group", momentum=0.9, lr=0.05, epochs=3),
+        make_config(train_images=130, norm="group", momentum=0.9, lr=0.02, epochs=3),
         make_config(train_images=130, norm="none", optimizer="adam", lr=1e-3),
     ][which]  # fmt: skip
     found = together(tmp_path, size, configs)

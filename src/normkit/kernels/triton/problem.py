@@ -1,0 +1,55 @@
+"""One normalization as the kernels take it: numbers and names, no tensors."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from normkit.core.formula import Spec
+from normkit.core.pools import Pool
+from normkit.kernels import fused
+
+__all__ = ["FILL", "Problem", "of_spec"]
+
+FILL = 1024
+"""Programs that keep any GPU of today busy: a few for each of 108 to 304 multiprocessors.
+
+A constant, so that results do not depend on the device's size: how often a sum is split decides
+its rounding.
+"""
+
+
+class Problem(NamedTuple):
+    """Normalization of a tensor (N, C, \\*): everything but the tensors.
+
+    Args:
+        over, groups: the pool, as in :class:`normkit.core.pools.Pool`.
+        eps: added to the variance.
+        act: activation by its number: 0 a slope below zero (1 none, 0 ReLU), 1 SiLU, 2 GELU,
+            3 ReLU6.
+        slope: of activation 0.
+        centred: False for RMS normalization: mean and what rounding took from it are 0, and the
+            variance is the mean square.
+    """
+
+    over: Literal["batch", "ghost", "group", "position"]
+    groups: int
+    eps: float
+    act: int = 0
+    slope: float = 1.0
+    centred: bool = True
+
+    @property
+    def pool(self) -> Pool:
+        """Pool of the moments."""
+        return Pool(self.over, self.groups)
+
+    @property
+    def has_act(self) -> bool:
+        """Return whether there is an activation."""
+        return self.act != 0 or self.slope != 1
+
+
+def of_spec(spec: Spec) -> Problem:
+    """Return ``spec`` as the kernels take it."""
+    act, slope = fused.act_numbers(spec.act)
+    return Problem(spec.pool.over, spec.pool.groups, spec.eps, act, slope, spec.centred)

@@ -64,10 +64,11 @@ def test_activations(act: Act | None) -> None:
     truth = wide * 1 if act is None else act(wide)
     truth.backward(dy.double())
     assert wide.grad is not None
-    assert (y - truth).abs().max() < 1e-6
-    assert (dz - wide.grad).abs().max() < 1e-6
+    assert (y - truth).abs().max() < 1e-6 * z.abs().max()
+    assert (dz - wide.grad).abs().max() < 1e-6 * (z * dy).abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in both branches
 def test_infinite_values_do_not_become_nan() -> None:
     z = torch.tensor([-torch.inf, torch.inf, torch.nan, -1.0] * 4)
     y, dz = torch.zeros(2, 16).unbind()

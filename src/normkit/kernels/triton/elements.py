@@ -96,6 +96,9 @@ def merge(count_a, mean_a, low_a, m2_a, count_b, mean_b, low_b, m2_b):
     """Merge the moments of two disjoint sets of values (Chan); usable in ``tl.reduce``."""
     count = count_a + count_b
     share = tl.where(count > 0, count_b / tl.maximum(count, 1), 0.0)
+    # An empty set's mean would be an origin far from all values.
+    mean_a = tl.where(count_a > 0, mean_a, mean_b)
+    low_a = tl.where(count_a > 0, low_a, low_b)
     delta = (mean_b - mean_a) + (low_b - low_a)
     m2 = m2_a + m2_b + delta * delta * (count_a * share)
     rest = low_a + delta * share

@@ -40,6 +40,7 @@ from normkit.surgery import (
     load_folded,
     merge,
     parameter_groups,
+    save_memory,
     scale_momentum,
     unfreeze,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "merge",
     "parameter_groups",
     "recalibrate",
+    "save_memory",
     "scale_momentum",
     "tent",
     "unfreeze",

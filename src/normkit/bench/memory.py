@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["peak_bytes", "peak_rss_bytes"]
+__all__ = ["live_bytes", "peak_bytes", "peak_rss_bytes"]
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -21,20 +21,38 @@ def peak_bytes(run: Callable[[], object]) -> int:
     >>> peak_bytes(lambda: [torch.ones(1000).exp() for _ in range(3)])  # 3 results, 1 temporary
     16000
     """
+    live = peak = 0
+    for change in _changes(run):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def live_bytes(run: Callable[[], object]) -> int:
+    """Return the bytes of tensors alive after ``run()`` that were not before, its result's too.
+
+    Exact, as :func:`peak_bytes`.
+
+    >>> import torch
+    >>> live_bytes(lambda: torch.ones(1000).exp())
+    4000
+    """
+    return sum(_changes(run))
+
+
+def _changes(run: Callable[[], object]) -> list[int]:
+    """Return the bytes of each allocation, negative for a release, in order."""
     from torch.profiler import ProfilerActivity, profile
 
     with (
         _without_garbage(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
-        run()
+        result = run()
     events: Any = profiler.profiler.kineto_results.events()
+    del result
     steps = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    live = peak = 0
-    for _, change in sorted(steps, key=lambda step: step[0]):
-        live += change
-        peak = max(peak, live)
-    return peak
+    return [change for _, change in sorted(steps, key=lambda step: step[0])]
 
 
 def peak_rss_bytes(run: Callable[[], object]) -> int | None:

@@ -16,6 +16,7 @@ from normkit.errors import ShapeError, StatisticsError, message
 from normkit.kernels.call import Call, Normalized, dense
 from normkit.kernels.contract import Pair
 from normkit.kernels.modes import batched
+from normkit.kernels.outputs import listening, offer
 
 __all__ = ["run_pair"]
 
@@ -28,6 +29,15 @@ def run_pair(pair: Pair, call: Call) -> Normalized:
         x, call.weight, call.bias, call.residual, *(fixed or (None, None)), spec, call.group, pair
     )
     mean, var = fixed or (mean, var)
+    if listening.listener is not None:
+        # Of the values again where they alone gave the moments: rounded ones give other bits.
+        again = (mean, var) if fixed or call.group is not None else None
+
+        def repeat(x: Tensor, *others: Tensor | None) -> Tensor:
+            weight, bias, residual = others
+            return pair.forward(x, weight, bias, residual, again, spec).y
+
+        offer(y, x, call.weight, call.bias, call.residual, repeat)
     return Normalized(y, mean, var, spec.pool.count(*as_ncs(x)) if total is None else total)
 
 

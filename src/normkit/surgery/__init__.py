@@ -6,6 +6,7 @@ from normkit.surgery.backend import Backend
 from normkit.surgery.convert import convert
 from normkit.surgery.fold import Deployment, deploy, fold, load_folded
 from normkit.surgery.freeze import freeze, unfreeze
+from normkit.surgery.memory import save_memory
 from normkit.surgery.merge import merge
 from normkit.surgery.momentum import scale_momentum
 from normkit.surgery.parameter_groups import parameter_groups
@@ -24,6 +25,7 @@ __all__ = [
     "load_folded",
     "merge",
     "parameter_groups",
+    "save_memory",
     "scale_momentum",
     "unfreeze",
 ]

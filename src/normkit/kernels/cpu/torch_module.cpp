@@ -4,6 +4,7 @@
 // Without it torch's headers declare all of its operations, which takes a third of the time to
 // compile. Those that are not methods of a tensor need an include of their own, <ATen/ops/NAME.h>.
 #define AT_PER_OPERATOR_HEADERS
+#include "torch_again.h"
 #include "torch_operations.h"
 
 namespace normkit {
@@ -167,6 +168,8 @@ PyMethodDef methods[] = {
      "Normalize by the fused kernels, or return None."},
     {"moments", fast(moments), METH_FASTCALL, "Mean and variance alone, or None."},
     {"layer", fast(layer), METH_FASTCALL, "All of a layer's forward pass, or None."},
+    {"kept", kept, METH_O, "What the node of an output keeps beside tensors, or None."},
+    {"again", fast(again), METH_FASTCALL, "An output computed again, without a graph."},
     {"use", use, METH_O, "Choose a build by name."},
     {"assume_cache", assume_cache, METH_O, "Assume a size of the last cache; return the old one."},
     {"in_use", in_use, METH_NOARGS, "Name of the build in use."},

@@ -1,0 +1,41 @@
+"""Operations after a normalization that are computed again with it, by their nodes' names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["activation", "adds"]
+
+_ACTIVATIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
+    "ReluBackward0": lambda _: torch.relu,
+    "HardtanhBackward0": lambda node: partial(
+        F.hardtanh, min_val=node._saved_min_val, max_val=node._saved_max_val
+    ),
+    "LeakyReluBackward0": lambda node: partial(
+        F.leaky_relu, negative_slope=node._saved_negative_slope
+    ),
+    "SiluBackward0": lambda _: F.silu,
+    "GeluBackward0": lambda node: partial(F.gelu, approximate=node._saved_approximate),
+    "HardswishBackward0": lambda _: F.hardswish,
+}
+_SAVE_RESULT = frozenset(("ReluBackward0",))
+
+
+def activation(node: Any) -> tuple[Callable[[Tensor], Tensor], bool] | None:
+    """Return the activation that ``node`` is of, and whether it saves its input; None if none."""
+    name = node.name()
+    make = _ACTIVATIONS.get(name)
+    return None if make is None else (make(node), name not in _SAVE_RESULT)
+
+
+def adds(node: Any) -> bool:
+    """Return whether ``node`` is of a plain sum of two tensors."""
+    return bool(
+        node.name() == "AddBackward0" and len(node.next_functions) == 2 and node._saved_alpha == 1
+    )

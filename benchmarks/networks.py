@@ -1,8 +1,8 @@
 """Networks written as torchvision writes them: layers called in ``forward``, hardly a Sequential.
 
-ResNet (He et al. 2015, arXiv 1512.03385), DenseNet (Huang et al. 2016, arXiv 1608.06993) and
-MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), of ``torch.nn`` alone. ``width`` scales the
-channels, 1 is the paper's; tests use a fraction.
+ResNet (He et al. 2015, arXiv 1512.03385), DenseNet (Huang et al. 2016, arXiv 1608.06993),
+MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) and VGG16 with batch normalization, of
+``torch.nn`` alone. ``width`` scales the channels, 1 is the paper's; tests use a fraction.
 """
 
 from __future__ import annotations
@@ -196,10 +196,37 @@ class MobileNetV2(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
+class VGG(nn.Module):
+    # Channels of configuration D (Simonyan & Zisserman 2014, arXiv 1409.1556), with pooling after
+    # each row.
+    ROWS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
+
+    def __init__(self, width: float = 1, classes: int = 1000) -> None:
+        super().__init__()
+        layers, before = [], 3
+        for row in self.ROWS:
+            for channels in row:
+                after = int(channels * width)
+                layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after),
+                           nn.ReLU(inplace=True)]  # fmt: skip
+                before = after
+            layers.append(nn.MaxPool2d(2))
+        self.features, hidden = nn.Sequential(*layers), int(4096 * width)
+        self.classifier = nn.Sequential(
+            nn.Linear(before * 49, hidden), nn.ReLU(True), nn.Dropout(),
+            nn.Linear(hidden, hidden), nn.ReLU(True), nn.Dropout(), nn.Linear(hidden, classes),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.features(x), 7)
+        return self.classifier(torch.flatten(x, 1))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
     "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
     "densenet121": lambda: DenseNet((6, 12, 24, 16)),
     "mobilenet_v2": MobileNetV2,
+    "vgg16_bn": VGG,
 }
 """The published networks, by torchvision's names."""

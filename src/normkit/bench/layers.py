@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit.bench.cases import GROUPS, Case
 
-__all__ = ["MEASURES", "Inputs", "functions", "inputs", "sides"]
+__all__ = ["MEASURES", "Inputs", "SeparateModules", "functions", "inputs", "sides"]
 
 MEASURES = ("act", "alone", "residual")
 """Normalizer and ReLU; the normalizer alone; normalizer, sum with a residual and ReLU."""
@@ -28,12 +28,12 @@ class _Permuted(nn.LayerNorm):
 
 
 class SeparateModules(nn.Module):
-    """Normalizer, then a sum, then the activation, the last two in place."""
+    """Normalizer, then a sum, then the activation; the sum in place."""
 
-    def __init__(self, norm: nn.Module, act: bool) -> None:
+    def __init__(self, norm: nn.Module, act: nn.Module | None) -> None:
         super().__init__()
         self.norm = norm
-        self.act = nn.ReLU(inplace=True) if act else None
+        self.act = act
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y: Tensor = self.norm(x)
@@ -46,7 +46,8 @@ def sides(case: Case, measure: str) -> dict[str, nn.Module]:
     """Return PyTorch's layer for a case ("torch") and normkit's ("ours")."""
     act = "relu" if measure != "alone" else None
     theirs, ours = _layers(case, act)
-    return {"torch": SeparateModules(theirs, act is not None), "ours": ours}
+    activation = None if act is None else nn.ReLU(inplace=True)
+    return {"torch": SeparateModules(theirs, activation), "ours": ours}
 
 
 def _layers(case: Case, act: str | None) -> tuple[nn.Module, nn.Module]:

@@ -10,7 +10,7 @@ from normkit.bench.results_file import figures
 from normkit.bench.terminal import format_value, short_name
 from normkit.errors import OptionError, message
 
-__all__ = ["BEGIN", "CHARTS", "END", "replace_between_markers", "tables"]
+__all__ = ["BEGIN", "CHARTS", "END", "replace_between_markers", "table", "tables"]
 
 BEGIN = "<!-- results: made by benchmarks/record.py, not by hand -->"
 END = "<!-- end of results -->"
@@ -65,7 +65,7 @@ def _figures(results: Record) -> str:
         word = {None: "", True: "reached", False: "**not reached**"}[figure.reached]
         note = figure.note.replace("|", "\\|")
         rows.append((figure.text, f"**{format_value(figure)}** {figure.unit}", target, word, note))
-    return _table(("what", "result", "target", "", "more"), rows)
+    return table(("what", "result", "target", "", "more"), rows)
 
 
 def _cases(cases: Sequence[Record]) -> str:
@@ -90,9 +90,10 @@ def _cases(cases: Sequence[Record]) -> str:
     head = ("layer", "what", "allocator", "torch.nn, ms", "normkit, ms", "times as fast",
             "copies", "GB/s", "% of limit")  # fmt: skip
     title = "Layers with ReLU, of the default preset (cl: channels-last)"
-    return f"<details><summary>{title}</summary>\n\n{_table(head, rows)}\n\n</details>"
+    return f"<details><summary>{title}</summary>\n\n{table(head, rows)}\n\n</details>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a table; cells must not contain a bare vertical bar."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

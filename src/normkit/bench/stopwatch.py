@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 
-__all__ = ["Times", "median_interval", "time_interleaved"]
+__all__ = ["Times", "median_interval", "time_interleaved", "wall_seconds"]
 
 CHECK_EVERY = 8
 
@@ -58,6 +58,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return median(ordered), ordered[low], ordered[count - 1 - low]
 
 
+def wall_seconds(run: Callable[[], None]) -> float:
+    """Return the seconds that a function takes on the clock of this process."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     # A collection during one side's run would be counted as that side's time.
@@ -80,6 +87,7 @@ def time_interleaved(
     warmup: int = 2,
     precision: float = 0.01,
     pair: tuple[str, str] | None = None,
+    measure: Callable[[Callable[[], None]], float] = wall_seconds,
 ) -> Times:
     """Run all sides once per round, in rotating order, until the ratio is precise enough.
 
@@ -93,6 +101,7 @@ def time_interleaved(
         warmup: rounds to run first, uncounted; only one if they take long.
         precision: stop once the interval of the ratio is within this fraction of it.
         pair: the two sides of that ratio; default: the first two.
+        measure: returns the seconds of one call of a function; another device has another clock.
     """
     names = list(sides)
     first, second = pair or (names[0], names[1])
@@ -115,10 +124,7 @@ def time_interleaved(
                     break
             first_index = done % len(names)
             for name in (*names[first_index:], *names[:first_index]):
-                run = sides[name]
-                begin = clock()
-                run()
-                seconds_of[name].append(clock() - begin)
+                seconds_of[name].append(measure(sides[name]))
     return Times(_as_tuples(seconds_of))
 
 

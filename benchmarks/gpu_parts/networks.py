@@ -38,7 +38,7 @@ def _group_norm(side: str) -> Norm:
     def make(channels: int) -> nn.Module:
         if side == "ours":
             return nk.GroupNorm(GROUPS, channels, act="silu")
-        return SeparateModules(nn.GroupNorm(GROUPS, channels), nn.SiLU(inplace=True))
+        return SeparateModules(nn.GroupNorm(GROUPS, channels), nn.SiLU())
 
     return make
 

@@ -11,10 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 import normkit as nk
-from normkit.core import reference
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
@@ -23,6 +21,7 @@ from normkit.kernels import cpu
 from normkit.kernels.call import Call
 from normkit.kernels.dispatch import normalize
 from tests.kernels.builds import BUILDS
+from tests.kernels.oracle import Results, by_oracle, results, terms
 from tests.tolerances import assert_accurate
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
@@ -43,63 +42,13 @@ def as_it_was() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-Results = dict[str, Tensor]
-
-
-def _by_oracle(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> Results:
-    wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
-    x, w, b, r = wide
-    assert x is not None
-    pool, eps = spec.pool, spec.eps
-    if not spec.centred:
-        y = _rms(x, w, b, spec)
-    elif pool.over == "ghost":
-        y = reference.ghost_batch_norm(x, [len(x) // pool.groups] * pool.groups, w, b, eps)
-    elif pool.over == "group":
-        y = reference.group_norm(x, pool.groups, w, b, eps)
-    else:
-        oracle = {"batch": reference.batch_norm, "position": reference.layer_norm_2d}[pool.over]
-        y = oracle(x, w, b, eps)
-    y = y if r is None else y + r
-    if spec.act is not None:
-        acts = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu}
-        slope = spec.act.slope
-        y = F.leaky_relu(y, slope) if spec.act.name == "leaky_relu" else acts[spec.act.name](y)
-    y.backward(dy.double())
-    return _results(y, wide)
-
-
-def _pooled(x: Tensor, spec: Spec) -> tuple[Tensor, tuple[int, ...]]:
-    """The numbers that share one mean as rows; the axes of the view that they came from."""
-    x4 = x.reshape(spec.pool.view(x.shape[0], x.shape[1], x[0, 0].numel()))
-    order = tuple(d for d in range(4) if d not in spec.pool.dims) + spec.pool.dims
-    return x4.permute(order).flatten(4 - len(spec.pool.dims)), order
-
-
-def _rms(x: Tensor, w: Tensor | None, b: Tensor | None, spec: Spec) -> Tensor:
-    rows, order = _pooled(x, spec)
-    view = spec.pool.view(x.shape[0], x.shape[1], x[0, 0].numel())
-    y = reference.rms_norm(rows, 1, None, spec.eps).reshape([view[d] for d in order])
-    y = y.permute([order.index(d) for d in range(4)]).reshape(x.shape)
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    y = y if w is None else y * w.reshape(shape)
-    return y if b is None else y + b.reshape(shape)
-
-
 def _by_layer(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> Results:
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     x, w, b, r = leaves
     assert x is not None
     y = normalize(Call(x, spec, w, b, r)).y
     y.backward(dy)
-    return _results(y, leaves)
-
-
-def _results(y: Tensor, leaves: list[Tensor | None]) -> Results:
-    names = ("dx", "dweight", "dbias", "dresidual")
-    found = {n: t.grad for n, t in zip(names, leaves, strict=True) if t is not None}
-    assert all(g is not None for g in found.values())
-    return {"y": y.detach()} | {n: g for n, g in found.items() if g is not None}
+    return results(y, leaves)
 
 
 @st.composite
@@ -156,23 +105,17 @@ def test_any_problem(
         return  # x̂ is rounding alone; tests/nn/test_oracle.py has it
     if spec.act is not None and spec.act.derivative_from_output:
         # No gradient where rounding decides on which side of the kink a value lies.
-        z = _by_oracle(dataclasses.replace(spec, act=None), tensors, dy)["y"]
+        z = by_oracle(dataclasses.replace(spec, act=None), tensors, dy)["y"]
         dy = dy.masked_fill(z.abs() < 1e-4, 0)
     cpu.fused.use(build)
     cpu.fused.assume_cache(0 if past else 2**60)  # results written past it, or not
-    truth, got = _by_oracle(spec, tensors, dy), _by_layer(spec, tensors, dy)
+    truth, got = by_oracle(spec, tensors, dy), _by_layer(spec, tensors, dy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "fused", None)
         portable = _by_layer(spec, tensors, dy)
-    each = float(dy.double().abs().transpose(0, 1).flatten(1).sum(1).max())
-    # dx is what is left of γ·r·dz: nothing, in a pool of two values.
-    rows, _ = _pooled(x.double(), spec)
-    var = rows.var(-1, correction=0) if spec.centred else rows.square().mean(-1)
-    gamma = 1.0 if tensors[1] is None else float(tensors[1].abs().max())
-    slope = float((var + spec.eps).rsqrt().max()) * gamma * float(dy.abs().max())
-    terms = {"dweight": each, "dbias": each, "dx": slope}
+    limits = terms(spec, tensors, dy)
     for name, value in got.items():
-        assert_accurate(value, truth[name], portable[name], name, terms.get(name, 0.0))
+        assert_accurate(value, truth[name], portable[name], name, limits.get(name, 0.0))
 
 
 @pytest.mark.parametrize("last", [False, True])

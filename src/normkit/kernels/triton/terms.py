@@ -1,0 +1,85 @@
+"""Terms of one value, and of a program's tiles, that runs and columns have in common."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+
+from normkit.kernels.triton.elements import activate, activation_gradient, load
+
+__all__ = ["coefficients", "dz_of", "parameter", "span", "store_moments", "y_of"]
+
+
+@triton.jit
+def span(start, size, BLOCK: tl.constexpr):
+    """Return the offsets of a block that begins at ``start``, its mask, and how many are inside.
+
+    Positions have 64 bits and are added once for a block; comparisons have 32.
+    """
+    here = tl.arange(0, BLOCK)
+    inside = tl.maximum(tl.minimum(size - start, BLOCK), 0).to(tl.int32)
+    return start + here, here < inside, inside
+
+
+@triton.jit
+def parameter(pointer, index, mask, DEFAULT: tl.constexpr):
+    """Load γ or β in float32, or return ``DEFAULT`` where there is none."""
+    if pointer is None:
+        value = tl.full(index.shape, DEFAULT, tl.float32)
+    else:
+        value = load(pointer + index, mask)
+    return value
+
+
+@triton.jit
+def coefficients(stats, weight, bias, pool, channel, pools, mask):
+    """Load mean, what rounding took from it, γ/√(σ² + ε) and β."""
+    mean = load(stats + pool, mask)
+    low = load(stats + pools + pool, mask)
+    rstd = load(stats + 2 * pools + pool, mask)
+    scale = rstd * parameter(weight, channel, mask, 1.0)
+    return mean, low, scale, parameter(bias, channel, mask, 0.0)
+
+
+@triton.jit
+def y_of(d, scale, shift, residual, at, mask, ACT: tl.constexpr, slope, HAS_ACT: tl.constexpr):
+    """Return y, where ``d`` is x − μ."""
+    z = d * scale + shift
+    if residual is not None:
+        z += load(residual + at, mask)
+    if HAS_ACT:
+        z = activate(z, ACT, slope)
+    return z
+
+
+@triton.jit
+def dz_of(
+    dy, d, scale, shift, other, at, mask, ACT: tl.constexpr, slope, HAS_ACT: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """Return dz, where ``d`` is x − μ and ``other`` the residual, the output or None."""
+    dz = load(dy + at, mask)
+    if HAS_ACT:
+        if FROM_OUTPUT:
+            z = load(other + at, mask)
+        else:
+            z = d * scale + shift
+            if other is not None:
+                z += load(other + at, mask)
+        dz = activation_gradient(dz, z, ACT, slope)
+    return dz
+
+
+@triton.jit
+def store_moments(partials, total, count, pivot, d, dd, mask):
+    """Store count, mean, low and m2 of values whose sums about ``pivot`` are ``d`` and ``dd``."""
+    rest = d / count
+    mean = pivot + rest
+    m2 = dd - rest * d
+    tl.store(partials, count * 1.0, mask)
+    tl.store(partials + total, mean, mask)
+    tl.store(partials + 2 * total, rest - (mean - pivot), mask)
+    # By a comparison, which lets NaN through.
+    tl.store(partials + 3 * total, tl.where(m2 < 0.0, 0.0, m2), mask)

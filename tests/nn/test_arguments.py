@@ -81,7 +81,7 @@ def _means_something(sample: Sample, argument: str, value: Any) -> bool:
     if argument == "act":
         return value is None or type(value) is nn.ReLU
     if argument in ("affine", "bias", "track_running_stats", "share_affine", "elementwise_affine",
-                    "tlu", "learn_eps"):  # fmt: skip
+                    "tlu", "learn_eps", "memory_efficient"):  # fmt: skip
         if isinstance(value, torch.Tensor):
             return value.dtype == torch.bool
         return value is None or isinstance(value, bool | np.bool_) or value in (0, 1)

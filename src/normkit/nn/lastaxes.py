@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,17 +11,51 @@ from torch import Tensor
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, concrete
-from normkit.errors import ShapeError, message
+from normkit.errors import OptionError, ShapeError, message
 from normkit.kernels import functions, fused
 from normkit.kernels.call import BatchStats, Call
+from normkit.kernels.from_output import rows_from_output
 from normkit.kernels.modes import autocast_wide, recorded, transformed
-from normkit.nn.layer import is_channels_last, match_layout
+from normkit.nn.arguments import ATTRIBUTES, Check, flag
+from normkit.nn.layer import Layer, is_channels_last, match_layout
 
-__all__ = ["CENTRED", "UNCENTRED", "check_weight", "over_last"]
+__all__ = ["CENTRED", "UNCENTRED", "LastAxes", "check_weight", "over_last"]
 
 # Signatures for the fused call.
 CENTRED = fused.signature("group", range(1, 33), rows=True)
 UNCENTRED = fused.signature("group", range(1, 33), centred=False, rows=True)
+
+
+class LastAxes(Layer):
+    """Mixin of layers over the last axes, with what their nodes may keep."""
+
+    _checked: ClassVar[dict[str, Check]] = {**ATTRIBUTES, "memory_efficient": flag}
+    # A class attribute, so that a layer unpickled from before it existed still has it.
+    memory_efficient: bool = False
+
+    def _keep_output(self, memory_efficient: Any) -> None:
+        """Store the option, which needs an output without an activation."""
+        if flag(type(self).__name__, "memory_efficient", memory_efficient):
+            self.memory_efficient = True
+        if self.memory_efficient and self.act is not None:
+            name = type(self).__name__
+            raise OptionError(
+                message(
+                    f"memory_efficient=True of {name} without an activation, whose output does not "
+                    "tell its input",
+                    f"act={self.act!r}",
+                    f"omit act, or keep it and call normkit.save_memory(model), which computes the "
+                    f"output of {name} again",
+                )
+            )
+
+    def _keeps_output(self) -> bool:
+        """Return whether a node of this forward pass would keep the output."""
+        return self.memory_efficient and torch.is_grad_enabled()
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return f"{shown}, memory_efficient=True" if self.memory_efficient else shown
 
 
 def over_last(
@@ -60,7 +94,11 @@ def over_last(
     spec = Spec(Pool("group", 1), eps, act, centred)
     rows = None if rest is None else rest.reshape(view)
     flat = wide if (x.dim(), axes) == (2, 1) else wide.reshape(view)
-    y = layer._normalize(Call(flat, spec, weight, bias, rows, BatchStats())).y
+    y = None
+    if rows is None and getattr(layer, "memory_efficient", False):
+        y = rows_from_output(flat, spec, weight, bias)
+    if y is None:
+        y = layer._normalize(Call(flat, spec, weight, bias, rows, BatchStats())).y
     return y if flat is wide else match_layout(y.reshape(x.shape), x)
 
 

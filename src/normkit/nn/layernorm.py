@@ -17,7 +17,6 @@ from normkit.kernels import functions, fused
 from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.modes import autocast_wide
 from normkit.nn.arguments import (
-    ATTRIBUTES,
     CHANNEL_COUNT,
     Check,
     check_options,
@@ -25,8 +24,8 @@ from normkit.nn.arguments import (
     shape,
 )
 from normkit.nn.inputs import check_count, check_eps, check_rank, prepare
-from normkit.nn.lastaxes import CENTRED, UNCENTRED, check_weight, over_last
-from normkit.nn.layer import Layer, nested
+from normkit.nn.lastaxes import CENTRED, UNCENTRED, LastAxes, check_weight, over_last
+from normkit.nn.layer import nested
 from normkit.nn.symbolic import as_leaf
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
@@ -34,7 +33,7 @@ __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm"]
 _AT_PIXELS = fused.signature("position", (4,))
 
 
-class LayerNorm(Layer, nn.LayerNorm):
+class LayerNorm(LastAxes, nn.LayerNorm):
     r"""Layer normalization over the last axes: ``torch.nn.LayerNorm`` and more.
 
     .. math::
@@ -49,6 +48,10 @@ class LayerNorm(Layer, nn.LayerNorm):
         eps: added to the variance, in squared units of the input.
         elementwise_affine: learn γ and, unless ``bias=False``, β.
         act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+        memory_efficient: keep the output for the backward pass, not the input: the layer after it
+            keeps the output anyway. Where it does not tell the input, in a call with a residual or
+            where a γ is 0 or less than a quarter of its β, the input is kept. Gradients differ by
+            a rounding of the output's type, and cannot be differentiated again.
 
     Shape:
         input, residual and output: (\*, normalized_shape).
@@ -56,7 +59,8 @@ class LayerNorm(Layer, nn.LayerNorm):
     Raises:
         ShapeError: the input does not end in ``normalized_shape``.
         TypeMismatchError: not a floating-point tensor.
-        OptionError: unknown ``act``; ``eps`` below 0, in forward. Arguments are validated as
+        OptionError: unknown ``act``, or one with ``memory_efficient``; ``eps`` below 0, in
+            forward. Arguments are validated as
             :class:`normkit.BatchNorm1d`'s are.
 
     Source: Ba, Kiros & Hinton 2016, arXiv 1607.06450.
@@ -66,7 +70,7 @@ class LayerNorm(Layer, nn.LayerNorm):
             [-1.0000,  1.0000]])
     """
 
-    _checked: ClassVar[dict[str, Check]] = {**ATTRIBUTES, "normalized_shape": shape}
+    _checked: ClassVar[dict[str, Check]] = {**LastAxes._checked, "normalized_shape": shape}
 
     def __init__(
         self,
@@ -78,15 +82,17 @@ class LayerNorm(Layer, nn.LayerNorm):
         dtype: Any = None,
         *,
         act: ActLike = None,
+        memory_efficient: bool = False,
     ) -> None:
         check_options(self, device, dtype, bias)
         normalized_shape = shape(type(self).__name__, "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.act = act
+        self._keep_output(memory_efficient)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``input``, add ``residual`` (same shape) if given, apply the activation."""
-        if not is_compiling():
+        if not (is_compiling() or self._keeps_output()):
             y = fused.layer(input, residual, self._parameters, None, CENTRED, 1,
                             self.normalized_shape, self.eps, self._act)  # fmt: skip
             if y is not None:
@@ -165,7 +171,7 @@ class LayerNorm2d(LayerNorm):
         return self._normalize(Call(x, spec, self.weight, self.bias, rest, BatchStats())).y
 
 
-class RMSNorm(Layer, nn.RMSNorm):
+class RMSNorm(LastAxes, nn.RMSNorm):
     r"""Root mean square normalization over the last axes: ``torch.nn.RMSNorm`` and more.
 
     .. math::
@@ -180,6 +186,7 @@ class RMSNorm(Layer, nn.RMSNorm):
             kept in: 2⁻²³ for float32 and the half types, 2⁻⁵² for float64.
         elementwise_affine: learn γ.
         act: activation to apply, as in :class:`normkit.BatchNorm1d`.
+        memory_efficient: keep the output in place of the input, as in :class:`normkit.LayerNorm`.
 
     Shape:
         input, residual and output: (\*, normalized_shape).
@@ -195,7 +202,7 @@ class RMSNorm(Layer, nn.RMSNorm):
     """
 
     _checked: ClassVar[dict[str, Check]] = {
-        **ATTRIBUTES,
+        **LastAxes._checked,
         "normalized_shape": shape,
         "eps": optional_eps,
     }
@@ -209,15 +216,17 @@ class RMSNorm(Layer, nn.RMSNorm):
         dtype: Any = None,
         *,
         act: ActLike = None,
+        memory_efficient: bool = False,
     ) -> None:
         check_options(self, device, dtype)
         normalized_shape = shape(type(self).__name__, "normalized_shape", normalized_shape)
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self.act = act
+        self._keep_output(memory_efficient)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize ``x``, add ``residual`` (same shape) if given, apply the activation."""
-        if not is_compiling():
+        if not (is_compiling() or self._keeps_output()):
             y = fused.layer(x, residual, self._parameters, None, UNCENTRED, 1,
                             self.normalized_shape, self.eps, self._act)  # fmt: skip
             if y is not None:

@@ -11,10 +11,13 @@ from normkit.kernels.compiled import Compiled
 from normkit.kernels.fused import FusedCPU
 from normkit.kernels.native import TorchNative
 from normkit.kernels.traced import Traced
+from normkit.kernels.triton.gpu import TritonGPU
 
 __all__ = ["WAYS", "choose", "explain", "normalize", "usual_way"]
 
-WAYS: tuple[Way, ...] = (Compiled(), Traced(), FusedCPU(), TorchNative(), Portable())
+WAYS: tuple[Way, ...] = (
+    Compiled(), Traced(), FusedCPU(), TritonGPU(), TorchNative(), Portable(),
+)  # fmt: skip
 """In order of preference; the last one takes everything."""
 
 
@@ -42,9 +45,10 @@ def explain(call: Call) -> list[str]:
     >>> call = Call(torch.ones(4, 3, device="meta"), Spec(PER_POSITION, 1e-5))
     >>> for line in explain(call):
     ...     print(line)
-    fused C++ kernels in a compiled graph: not used because ...
+    fused kernels in a compiled graph: not used because ...
     traced formula: not used because nothing traces or transforms this call
     fused C++ kernels: not used because ...
+    Triton kernels: not used because they run on a GPU and the input is on meta
     PyTorch's kernels: not used because PyTorch has no kernel for pools over position
     portable operations: used
     """

@@ -1,7 +1,8 @@
 """Register the kernels as operations that a compiled graph keeps, such as ``normkit::normalize``.
 
-The extension brings what they compute (``cpu/torch_operations.h``); here are the schemas, what a
-compiler has to know of the results, and the gradients. The operations are functional, so running
+The extension brings what they compute on a CPU (``cpu/torch_operations.h``),
+:mod:`normkit.kernels.triton.operations` on a GPU; here are the schemas, what a compiler has to know
+of the results, and the gradients. The operations are functional, so running
 statistics are averaged by operations around them, which the compiler fuses.
 """
 
@@ -12,22 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import Pool, as_ncs
-from normkit.kernels import fused
+from normkit.kernels import fused, node
 from normkit.kernels.call import dense
-from normkit.kernels.modes import batched, differentiates
+from normkit.kernels.node import Constants, Options
+from normkit.kernels.triton import operations as on_gpu
 
-__all__ = ["available", "normalize"]
+__all__ = ["available", "normalize", "options_of"]
 
 # Pool and activation by their numbers in the extension; linear with a slope of 1 is no activation.
 _OPTIONS = "int pool, SymInt groups, float eps, int act, float slope, bool centred"
 # The kernels read both memory formats, so a compiler need not copy for the one that it has seen.
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
-
-_RELU6, _ = fused.act_numbers(Act("relu6"))
 
 _library = torch.library.Library("normkit", "DEF")
 _INPUTS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
@@ -48,16 +47,22 @@ _library.define(
 def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, spec: Spec
 ) -> tuple[Tensor, Tensor]:
-    """Normalize ``x``, which is on a CPU, by its own moments; return the output and the moments.
+    """Normalize ``x`` by its own moments; return the output and the moments.
 
     These are (4, pools): mean, what rounding took from it, 1/√(σ² + ε), biased variance.
     """
-    act, slope = fused.act_numbers(spec.act)
-    y, stats = torch.ops.normkit.normalize(
-        x, weight, bias, residual, fused.POOLS[spec.pool.over], spec.pool.groups, spec.eps, act,
-        slope, spec.centred,
-    )  # fmt: skip
+    operations = torch.ops.normkit
+    # The first is in the extension, which has a node for tensors of a CPU.
+    operation = operations.normalize if x.device.type == "cpu" else operations.normalize_traced
+    y, stats = operation(x, weight, bias, residual, *options_of(spec))
     return y, stats
+
+
+def options_of(spec: Spec) -> Options:
+    """Return ``spec`` as the operations take it."""
+    act, slope = fused.act_numbers(spec.act)
+    pool = spec.pool
+    return fused.POOLS[pool.over], pool.groups, spec.eps, act, slope, spec.centred
 
 
 def _fake_forward(
@@ -138,53 +143,57 @@ def _forward(
     return z.to(x.dtype), stats
 
 
-class _Normalize(torch.autograd.Function):
-    """Forward and backward, as the kernels' own node has them (``torch_node.h``)."""
+class _Operations:
+    """Engine of the graph: both passes as operations that a compiler keeps."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        x, weight, bias, residual, *ctx.options = inputs
-        y, stats = _forward(*inputs)
-        _, _, _, act, slope, _ = ctx.options
-        # What torch_forward.h saves: the next layer keeps the output anyway, but perhaps nothing
-        # keeps the residual.
-        ctx.has_act = act != 0 or slope != 1
-        from_output = act == _RELU6 or (act == 0 and slope >= 0)
-        ctx.other_is_output = residual is not None and ctx.has_act and from_output
-        other = y if ctx.other_is_output else residual if ctx.has_act else None
-        ctx.save_for_backward(x, weight, bias, other, stats)
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        return y, stats
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        constants: Constants,
+        options: Options,
+    ) -> tuple[Tensor, Tensor]:
+        return _forward(x, weight, bias, residual, *options)
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Any, ...]:
-        needs, unused = ctx.needs_input_grad[:4], (None,) * len(ctx.options)
-        if dy is None:
-            return (*(None,) * 4, *unused)
-        x, weight, bias, other, stats = ctx.saved_tensors
-        if torch.is_grad_enabled() or batched(dy):
-            y, residual = (other, None) if ctx.other_is_output else (None, other)
-            inputs, options = (x, y, weight, bias, residual, stats), (*ctx.options, 0)
-            return (*fused.differentiable(dy, *inputs, True, needs, options), *unused)
-        # Without an activation the residual's gradient is dy, which no operation may return.
-        computed = (*needs[:3], needs[3] and ctx.has_act)
-        results = torch.ops.normkit.normalize_backward(
-            dy, x, weight, bias, other, stats, ctx.other_is_output,
-            sum(need << i for i, need in enumerate(computed)), *ctx.options,
-        )  # fmt: skip
-        grads = [g if need else None for g, need in zip(results, computed, strict=True)]
-        if needs[3] and not ctx.has_act:
-            grads[3] = dy
-        return (*grads, *unused)
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        other: Tensor | None,
+        stats: Tensor,
+        other_is_output: bool,
+        needs: tuple[bool, bool, bool, bool],
+        own_stats: bool,
+        options: Options,
+    ) -> tuple[Tensor | None, ...]:
+        marked = sum(need << i for i, need in enumerate(needs))
+        results: tuple[Tensor, ...] = torch.ops.normkit.normalize_backward(
+            dy, x, weight, bias, other, stats, other_is_output, marked, *options
+        )
+        return results
 
 
-def _traced(*inputs: Any) -> tuple[Tensor, Tensor]:
-    if differentiates(*inputs[:4]):
-        y, stats = _Normalize.apply(*inputs)
-    else:
-        y, stats = _forward(*inputs)
-    return y, stats
+_OPERATIONS = _Operations()
+
+
+def _traced(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    pool: int,
+    groups: int,
+    eps: float,
+    act: int,
+    slope: float,
+    centred: bool,
+) -> tuple[Tensor, Tensor]:
+    options = (pool, groups, eps, act, slope, centred)
+    return node.normalize(_OPERATIONS, x, weight, bias, residual, Constants(), options)
 
 
 # By its parts and not by a gradient registered for it, which lies in Python and would be asked in
@@ -193,8 +202,10 @@ _library.impl("normalize_traced", _traced, "CompositeImplicitAutograd")
 torch.library.register_fake("normkit::normalize_forward", _fake_forward, lib=_library)
 torch.library.register_fake("normkit::normalize_moments", _fake_moments, lib=_library)
 torch.library.register_fake("normkit::normalize_backward", _fake_backward, lib=_library)
+for _name, _kernel in on_gpu.KERNELS.items():
+    _library.impl(_name, _kernel, "CUDA")
 
 available: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
     "normkit::normalize_moments", "CPU"
 )
-"""Whether the extension brings them: there may be none, or that of an earlier version."""
+"""Whether the extension brings them for a CPU: there may be none, or an earlier version's."""

@@ -8,10 +8,16 @@ for it by ``pytestmark = pytest.mark.usefixtures("interpreted")``.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import Tensor
+
+from normkit.kernels import cpu
+from normkit.kernels import triton as kernels
 
 triton = pytest.importorskip("triton", reason="the kernels for GPUs are written in Triton")
 
@@ -21,6 +27,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpret every kernel that is launched on tensors of a CPU."""
     from triton.runtime import interpreter
     from triton.runtime.jit import JITFunction
+
+    # Kernels that are defined from here on would be interpreted for good.
+    importlib.import_module("normkit.kernels.triton.schedule")
 
     def function(kernel: Any) -> Any:
         if not hasattr(kernel, "interpreted_form"):
@@ -44,3 +53,57 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JITFunction, "__call__", call)
     # Functions of constants return plain numbers to the interpreter.
     monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+
+
+@pytest.fixture
+def by_triton(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have layers and calls on a CPU computed by the kernels, interpreted."""
+    monkeypatch.setattr(cpu, "fused", None)
+    monkeypatch.setattr(kernels, "takes_cpu", True)
+
+
+class Memory:
+    """Values that kernels load and store, by their addresses."""
+
+    def __init__(self) -> None:
+        self.loads: list[Any] = []
+        self.stores: list[Any] = []
+
+    def loaded(self, t: Tensor) -> int:
+        """Count values loaded from ``t``."""
+        return self._within(self.loads, t)
+
+    def stored(self, t: Tensor) -> int:
+        """Count values stored to ``t``."""
+        return self._within(self.stores, t)
+
+    def stored_twice(self) -> int:
+        """Count stores to where something was stored before."""
+        addresses = np.concatenate(self.stores)
+        return len(addresses) - len(np.unique(addresses))
+
+    @staticmethod
+    def _within(lists: list[Any], t: Tensor) -> int:
+        begin = t.data_ptr()
+        end = begin + t.numel() * t.element_size()
+        return sum(int(((a >= begin) & (a < end)).sum()) for a in lists)
+
+
+@pytest.fixture
+def memory(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> Memory:
+    """Record what the interpreted kernels load and store."""
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
+
+    record, load, store = Memory(), Builder.create_masked_load, Builder.create_masked_store
+
+    def recorded_load(self: Any, ptrs: Any, mask: Any, *others: Any) -> Any:
+        record.loads.append(ptrs.data[mask.data])
+        return load(self, ptrs, mask, *others)
+
+    def recorded_store(self: Any, ptrs: Any, value: Any, mask: Any, *others: Any) -> Any:
+        record.stores.append(ptrs.data[mask.data])
+        return store(self, ptrs, value, mask, *others)
+
+    monkeypatch.setattr(Builder, "create_masked_load", recorded_load)
+    monkeypatch.setattr(Builder, "create_masked_store", recorded_store)
+    return record

@@ -1,0 +1,154 @@
+r"""Pools whose values have one stride: where they lie, and how tiles and programs divide them.
+
+Two kinds are the same to the kernels, which see tiles of pools × values and their strides:
+
+- *rows*, adjacent values: groups of channels without space, positions in channels-last;
+- *columns* of a sample, values S apart: positions of a contiguous tensor (N, C, S).
+
+Nothing here depends on the device, since how often a sum is split decides its rounding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from normkit.core.pools import as_ncs
+from normkit.kernels.triton.problem import FILL, Problem
+
+__all__ = ["Lines", "Plan", "lines_of", "plan", "plan_long"]
+
+TILE = 2048
+"""Values of a tile where pools are short: 16 for each of 128 threads."""
+
+MOST_FORWARD = 16384
+"""Values of the largest tile that is read once: 32 for each of 512 threads, in their registers."""
+
+MOST_BACKWARD = 4096
+"""The same where two inputs and two sums are in registers: 16 for each of 256 threads."""
+
+LINE = 64
+"""Bytes of adjacent pools that a tile of columns reads at least: two sectors of memory."""
+
+LONG = 4096
+"""Values of a tile of pools that are read in a loop."""
+
+LEAST = 128
+"""Programs of a backward pass at least, where there are as many tiles."""
+
+
+class Lines(NamedTuple):
+    """Layout of pools with one stride.
+
+    Args:
+        samples, inner: pools of a group are numbered by both; ``inner`` varies first.
+        groups: groups of channels, for each of these pools.
+        length: values of a pool.
+        step: elements from one value of a pool to the next.
+        pools_apart, values_apart: from one ``inner`` to the next, in pools and in elements.
+    """
+
+    samples: int
+    inner: int
+    groups: int
+    length: int
+    step: int
+    pools_apart: int
+    values_apart: int
+
+    @property
+    def pools(self) -> int:
+        """Return the number of pools."""
+        return self.samples * self.inner * self.groups
+
+    @property
+    def width(self) -> int:
+        """Return the number of channels."""
+        return self.groups * self.length
+
+    def arguments(self, plan: Plan) -> tuple[int, ...]:
+        """Return the arguments of the kernels that say where a tile lies."""
+        return (
+            self.groups, plan.blocks, self.inner, self.inner * self.pools_apart,
+            self.inner * self.length if self.step > 1 else 0, self.pools_apart, self.values_apart,
+            self.length, self.step,
+        )  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """Division of pools into tiles, and of tiles among programs.
+
+    Args:
+        pools, values: size of a tile, powers of two.
+        blocks: tiles along ``Lines.inner``.
+        tiles: tiles of a group.
+        warps: groups of 32 threads of a program.
+        parts: programs that share the tiles of a group in a backward pass.
+    """
+
+    pools: int
+    values: int
+    blocks: int
+    tiles: int
+    warps: int
+    parts: int
+
+
+def lines_of(x: Tensor, problem: Problem) -> Lines:
+    """Return where the pools of ``x`` lie: contiguous or channels-last, over group or position."""
+    n, c, s = as_ncs(x)
+    if problem.over == "position" and s > 1 and x.is_contiguous():
+        return Lines(n, s, 1, c, s, 1, 1)
+    rows = n * s if problem.over == "position" else n
+    return Lines(1, rows, problem.groups, c // problem.groups, 1, problem.groups, c)
+
+
+def plan(lines: Lines, itemsize: int, most: int) -> Plan | None:
+    """Divide pools into tiles that hold whole ones, or return None where these exceed ``most``.
+
+    >>> plan(Lines(1, 8192, 1, 768, 1, 1, 768), 2, MOST_FORWARD)
+    Plan(pools=2, values=1024, blocks=4096, tiles=4096, warps=4, parts=256)
+    >>> plan(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2, MOST_FORWARD)
+    """
+    values = _power(lines.length)
+    least = _least(lines, itemsize)
+    if least * values > most:
+        return None
+    pools = min(max(TILE // values, least), _power(lines.inner))
+    while pools > least and _tiles(lines, pools) * lines.groups < FILL:
+        pools //= 2
+    return _plan(lines, itemsize, pools, values)
+
+
+def plan_long(lines: Lines, itemsize: int) -> Plan:
+    """Divide pools into tiles that hold a part of them.
+
+    >>> plan_long(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2)
+    Plan(pools=1, values=4096, blocks=8, tiles=8, warps=8, parts=8)
+    """
+    pools = _least(lines, itemsize)
+    return _plan(lines, itemsize, pools, min(LONG // pools, _power(lines.length)))
+
+
+def _plan(lines: Lines, itemsize: int, pools: int, values: int) -> Plan:
+    tiles = _tiles(lines, pools)
+    # Each part writes a float32 sum for γ and one for β, of every channel. So few that these are
+    # a sixteenth of what the pass reads, where that leaves enough.
+    few = lines.samples * lines.inner * itemsize // 64
+    parts = min(tiles, max(LEAST, min(few, FILL)))
+    blocks = -(-lines.inner // pools)
+    return Plan(pools, values, blocks, tiles, min(max(pools * values // 512, 1), 16), parts)
+
+
+def _least(lines: Lines, itemsize: int) -> int:
+    return 1 if lines.step == 1 else min(LINE // itemsize, _power(lines.inner))
+
+
+def _tiles(lines: Lines, pools: int) -> int:
+    return lines.samples * -(-lines.inner // pools)
+
+
+def _power(n: int) -> int:
+    """Return the smallest power of two that is not smaller."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,245 @@
+"""Rows and positions against the oracle, in the interpreter: any layout, type and division."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from normkit.core.activations import Act
+from normkit.core.formula import Spec
+from normkit.core.moments import accumulator
+from normkit.core.pools import PER_POSITION, Pool
+from normkit.kernels import triton as kernels
+from normkit.kernels.call import Call, layout
+from normkit.kernels.dispatch import normalize
+from normkit.kernels.triton import lines, longrows, rows, schedule
+from normkit.kernels.triton.lines import Lines, plan, plan_long
+from normkit.kernels.triton.problem import of_spec
+from tests.kernels.oracle import by_oracle, results, terms
+from tests.kernels.triton.conftest import Memory
+from tests.tolerances import assert_accurate
+
+pytestmark = pytest.mark.usefixtures("by_triton")
+
+LAST = torch.channels_last
+ACTS = [None, Act("relu"), Act("relu6"), Act("leaky_relu", 0.2), Act("silu"), Act("gelu")]
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Division of toy shapes into several tiles and programs, and pools longer than a tile.
+SMALL = {"TILE": 32, "LEAST": 2, "FILL": 4, "LINE": 8}
+LONG = {**SMALL, "MOST_FORWARD": 0, "MOST_BACKWARD": 0, "LONG": 16}
+DIVISIONS: dict[str, dict[str, int]] = {"usual": {}, "small": SMALL, "long": LONG}
+
+
+def _divide(patch: pytest.MonkeyPatch, division: str) -> None:
+    for name, value in DIVISIONS[division].items():
+        patch.setattr(lines, name, value)
+        if hasattr(rows, name):
+            patch.setattr(rows, name, value)
+    if division == "long":
+        patch.setattr(schedule, "FILL", 0)
+
+
+def _by_call(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> dict[str, Tensor]:
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    x, w, b, r = leaves
+    assert x is not None
+    y = normalize(Call(x, spec, w, b, r)).y
+    assert y.is_contiguous(memory_format=layout(x))
+    y.backward(dy)
+    return results(y, leaves)
+
+
+def _assert_accurate(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> None:
+    if spec.act is not None and spec.act.derivative_from_output:
+        # No gradient where rounding decides on which side of the kink a value lies.
+        z = by_oracle(dataclasses.replace(spec, act=None), tensors, dy)["y"]
+        dy = dy.masked_fill((z.abs() < 1e-3) | ((z - 6).abs() < 1e-2), 0)
+    truth, got = by_oracle(spec, tensors, dy), _by_call(spec, tensors, dy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "takes_cpu", False)
+        portable = _by_call(spec, tensors, dy)
+    limits = terms(spec, tensors, dy)
+    for name, value in got.items():
+        assert value.dtype == portable[name].dtype
+        assert_accurate(value, truth[name], portable[name], name, limits.get(name, 0.0))
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
+    n, c = draw(st.integers(1, 6)), draw(st.integers(2, 40))
+    space = draw(st.sampled_from([(), (1, 1), (3,), (3, 3), (5, 13), (2, 3, 4)]))
+    divisors = [g for g in range(1, c) if c % g == 0]
+    pool = PER_POSITION
+    if len(space) != 1 and space in ((), (1, 1)) and draw(st.booleans()):
+        pool = Pool("group", draw(st.sampled_from(divisors)))
+    dtype, seed = draw(st.sampled_from(TYPES)), draw(st.integers(0, 2**31))
+    spec = Spec(pool, 1e-5, draw(st.sampled_from(ACTS)), draw(st.booleans()))
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x = random(n, c, *space) * 2 + draw(st.sampled_from([0, 3]))
+    last = {4: LAST, 5: torch.channels_last_3d}.get(x.dim())
+    if last and draw(st.booleans()):
+        x = x.contiguous(memory_format=last)
+    if draw(st.booleans()):  # every second sample of a larger tensor
+        x = x.repeat_interleave(2, 0)[::2]
+    wide = draw(st.sampled_from([accumulator(dtype), dtype]))
+    weight = random(c).to(wide) if draw(st.booleans()) else None
+    bias = random(c).to(wide) if draw(st.booleans()) else None
+    residual = random(n, c, *space) if draw(st.booleans()) else None
+    return spec, [x, weight, bias, residual], random(n, c, *space)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(problem=problems(), division=st.sampled_from(list(DIVISIONS)))
+def test_any_problem(problem: tuple[Spec, list[Tensor | None], Tensor], division: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _divide(patch, division)
+        _assert_accurate(*problem)
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("last", [False, True])
+def test_far_from_zero(division: str, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean of 10⁴ and a deviation of 0.1: what rounding takes from the mean is half a percent."""
+    _divide(monkeypatch, division)
+    x = torch.randn(2, 30, 3, 3) * 0.1 + 1e4
+    x = x.contiguous(memory_format=LAST) if last else x
+    spec = Spec(PER_POSITION, 1e-5)
+    _assert_accurate(spec, [x, torch.randn(30), torch.randn(30), None], torch.randn(2, 30, 3, 3))
+    stats = schedule.moments(x, of_spec(spec))
+    wide = x.double()
+    mean = wide.mean(1).flatten()
+    assert float((stats[0].double() + stats[1].double() - mean).abs().max()) < 1e-6
+    var = wide.var(1, correction=0).flatten()
+    torch.testing.assert_close(stats[3].double(), var, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("act", [None, Act("silu"), Act("relu")], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("division", ["small", "long"])
+def test_each_value_is_moved_as_often_as_stated(
+    division: str, last: bool, act: Act | None, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one tile once; in a loop once for the sums and once for the result."""
+    _divide(monkeypatch, division)
+    passes = 2 if division == "long" else 1
+    problem = of_spec(Spec(PER_POSITION, 1e-5, act))
+    x, residual, dy = torch.randn(3, 2, 23, 5, 3).unbind()
+    if last:
+        x, residual, dy = (t.contiguous(memory_format=LAST) for t in (x, residual, dy))
+    weight, bias = torch.randn(2, 23).unbind()
+    y, stats = schedule.forward(x, weight, bias, residual, problem)
+    assert memory.loaded(x) == passes * x.numel()
+    assert memory.loaded(residual) == memory.stored(y) == x.numel()
+    assert memory.stored(stats) == stats.numel()
+    assert memory.stored_twice() == 0
+    memory.loads.clear()
+    memory.stores.clear()
+    needs = (True, True, True, act is not None)
+    from_output = act == Act("relu")
+    other = y if from_output else residual if act else None
+    grads = schedule.backward(dy, x, weight, bias, other, stats, from_output, needs, problem)
+    assert memory.loaded(x) == memory.loaded(dy) == passes * x.numel()
+    if other is not None:
+        assert memory.loaded(other) == passes * x.numel()
+    for gradient in (grads[0], grads[3]):
+        if gradient is not None:
+            assert memory.stored(gradient) == x.numel()
+    assert memory.stored_twice() == 0
+
+
+LINES = [
+    Lines(1, 8192, 1, 4096, 1, 1, 4096), Lines(1, 8, 1, 768, 1, 1, 768),
+    Lines(1, 1, 1, 1, 1, 1, 1), Lines(1, 100_003, 1, 7, 1, 1, 7), Lines(1, 64, 8, 96, 1, 8, 768),
+    Lines(1, 32, 1, 16384, 1, 1, 16384), Lines(2, 56 * 56, 1, 96, 56 * 56, 1, 1),
+    Lines(64, 49, 1, 768, 49, 1, 1), Lines(1, 1, 1, 5, 1, 1, 5), Lines(3, 7, 1, 2000, 7, 1, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("layout", LINES, ids=str)
+def test_plans_cover_every_pool_within_the_limits(layout: Lines, itemsize: int) -> None:
+    for most in (lines.MOST_FORWARD, lines.MOST_BACKWARD):
+        tiles = plan(layout, itemsize, most)
+        if tiles is None:
+            assert layout.length * (1 if layout.step == 1 else 16) > most // 2
+            tiles = plan_long(layout, itemsize)
+        else:
+            assert tiles.values >= layout.length
+        assert tiles.pools * tiles.values <= most
+        for size in (tiles.pools, tiles.values, tiles.warps):
+            assert size & (size - 1) == 0
+        assert tiles.blocks * tiles.pools >= layout.inner > (tiles.blocks - 1) * tiles.pools
+        assert tiles.tiles == layout.samples * tiles.blocks
+        assert 1 <= tiles.parts <= tiles.tiles
+        assert tiles.pools * tiles.values <= tiles.warps * 32 * 32
+        if layout.step > 1 and layout.inner >= 64 // itemsize:
+            assert tiles.pools * itemsize >= 64  # whole sectors of memory
+        # As many programs as fill a device, unless a tile is as small as it can be.
+        smallest = tiles.pools == (1 if layout.step == 1 else 64 // itemsize)
+        assert tiles.tiles * layout.groups >= lines.FILL or smallest or layout.inner < 64
+
+
+def test_sums_of_parts_are_little_beside_the_data() -> None:
+    """They are written and read: 16 bytes for each channel of a part."""
+    for layout in LINES:
+        tiles = plan(layout, 2, lines.MOST_BACKWARD) or plan_long(layout, 2)
+        data = layout.pools * layout.length * 2 * 3  # x, dy, dx
+        if tiles.parts > lines.LEAST:
+            assert tiles.parts * layout.width * 16 <= data / 8
+
+
+@triton.jit
+def _offsets(out, sample_values, values_apart, POOLS: tl.constexpr):  # type: ignore[no-untyped-def]
+    pool, begin, here = rows.place(5, 0, 2, 7, 3, sample_values, 1, values_apart, 4, POOLS)
+    i = tl.arange(0, POOLS)[:, None]
+    tl.store(out + i, pool, here)
+    tl.store(out + POOLS + i, begin, here)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    out = torch.full((2, 4), -1)
+    _offsets[(1,)](out, 2**33, 2**32, POOLS=4)
+    # Tile 5 of two in a sample is the second of sample 2; of its four pools three exist.
+    assert out.tolist() == [
+        [10, 11, 12, -1],
+        [2 * 2**33 + 4 * 2**32, 2 * 2**33 + 5 * 2**32, 2 * 2**33 + 6 * 2**32, -1],
+    ]
+
+
+def test_which_kernels_take_which_layout() -> None:
+    position, layer = of_spec(Spec(PER_POSITION, 1e-5)), of_spec(Spec(Pool("group", 1), 1e-5))
+    long = torch.empty(3, lines.MOST_FORWARD + 1)
+    many = torch.empty(1, 1).expand(2000, lines.MOST_BACKWARD + 1)
+    for x, problem, backward, expected in (
+        (torch.empty(2, 8, 3, 3), position, False, rows),
+        (torch.empty(2, 8, 3, 3).contiguous(memory_format=LAST), position, True, rows),
+        (torch.empty(2, 5000, 3, 3), position, False, longrows),
+        (torch.empty(2, 8), layer, True, rows),
+        (many, layer, False, rows),
+        (many, layer, True, longrows),
+    ):
+        assert schedule.kernels_for(x, problem, backward) is expected
+    assert schedule.kernels_for(long, layer).__name__.endswith(".runs")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible_division() -> Iterator[None]:
+    before = {name: getattr(lines, name) for name in LONG}
+    yield
+    assert before == {name: getattr(lines, name) for name in LONG}

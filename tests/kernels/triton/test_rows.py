@@ -74,8 +74,8 @@ def _assert_accurate(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> No
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
-    n, c = draw(st.integers(1, 6)), draw(st.integers(2, 40))
-    space = draw(st.sampled_from([(), (1, 1), (3,), (3, 3), (5, 13), (2, 3, 4)]))
+    n, c = draw(st.integers(1, 4)), draw(st.integers(2, 40))
+    space = draw(st.sampled_from([(), (1, 1), (3,), (3, 3), (5, 7), (2, 3, 2)]))
     divisors = [g for g in range(1, c) if c % g == 0]
     pool = PER_POSITION
     if len(space) != 1 and space in ((), (1, 1)) and draw(st.booleans()):
@@ -101,7 +101,7 @@ def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
 
 
 @settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -172,41 +172,43 @@ LINES = [
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
-@pytest.mark.parametrize("layout", LINES, ids=str)
-def test_plans_cover_every_pool_within_the_limits(layout: Lines, itemsize: int) -> None:
+@pytest.mark.parametrize("each", LINES, ids=str)
+def test_plans_cover_every_pool_within_the_limits(each: Lines, itemsize: int) -> None:
     for most in (lines.MOST_FORWARD, lines.MOST_BACKWARD):
-        tiles = plan(layout, itemsize, most)
+        tiles = plan(each, itemsize, most)
         if tiles is None:
-            assert layout.length * (1 if layout.step == 1 else 16) > most // 2
-            tiles = plan_long(layout, itemsize)
+            assert each.length * (1 if each.step == 1 else 16) > most // 2
+            tiles = plan_long(each, itemsize)
         else:
-            assert tiles.values >= layout.length
+            assert tiles.values >= each.length
         assert tiles.pools * tiles.values <= most
         for size in (tiles.pools, tiles.values, tiles.warps):
             assert size & (size - 1) == 0
-        assert tiles.blocks * tiles.pools >= layout.inner > (tiles.blocks - 1) * tiles.pools
-        assert tiles.tiles == layout.samples * tiles.blocks
+        assert tiles.blocks * tiles.pools >= each.inner > (tiles.blocks - 1) * tiles.pools
+        assert tiles.tiles == each.samples * tiles.blocks
         assert 1 <= tiles.parts <= tiles.tiles
         assert tiles.pools * tiles.values <= tiles.warps * 32 * 32
-        if layout.step > 1 and layout.inner >= 64 // itemsize:
+        if each.step > 1 and each.inner >= 64 // itemsize:
             assert tiles.pools * itemsize >= 64  # whole sectors of memory
         # As many programs as fill a device, unless a tile is as small as it can be.
-        smallest = tiles.pools == (1 if layout.step == 1 else 64 // itemsize)
-        assert tiles.tiles * layout.groups >= lines.FILL or smallest or layout.inner < 64
+        smallest = tiles.pools == (1 if each.step == 1 else 64 // itemsize)
+        assert tiles.tiles * each.groups >= lines.FILL or smallest or each.inner < 64
 
 
 def test_sums_of_parts_are_little_beside_the_data() -> None:
     """They are written and read: 16 bytes for each channel of a part."""
-    for layout in LINES:
-        tiles = plan(layout, 2, lines.MOST_BACKWARD) or plan_long(layout, 2)
-        data = layout.pools * layout.length * 2 * 3  # x, dy, dx
+    for each in LINES:
+        tiles = plan(each, 2, lines.MOST_BACKWARD) or plan_long(each, 2)
+        data = each.pools * each.length * 2 * 3  # x, dy, dx
         if tiles.parts > lines.LEAST:
-            assert tiles.parts * layout.width * 16 <= data / 8
+            assert tiles.parts * each.width * 16 <= data / 8
 
 
 @triton.jit
 def _offsets(out, sample_values, values_apart, POOLS: tl.constexpr):  # type: ignore[no-untyped-def]
-    pool, begin, here = rows.place(5, 0, 2, 7, 3, sample_values, 1, values_apart, 4, POOLS)
+    pool, begin, here = rows.place(
+        tl.program_id(0) + 5, 0, 2, 7, 3, sample_values, 1, values_apart, 4, POOLS
+    )
     i = tl.arange(0, POOLS)[:, None]
     tl.store(out + i, pool, here)
     tl.store(out + POOLS + i, begin, here)

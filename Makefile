@@ -10,6 +10,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Not as an option: where it stands differs between versions of pip.
 export PIP_PROGRESS_BAR := off
 
+# Where it is set, each of the hundreds of processes that tests start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Says what a step of the set-up does, how long it has taken so far, and what it is at.
 STEP    := $(PYTHON) tools/step.py
 COMPILE := Installing normkit: its kernels are compiled for this processor, in about a minute

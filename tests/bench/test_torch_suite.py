@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import torch_suite
 from benchmarks.torch_suite import MISSING, Result, differences, mentions_norm, read_results
 
@@ -39,6 +41,7 @@ def test_docstrings() -> None:
     assert doctest.testmod(torch_suite, optionflags=options).failed == 0
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_suite(tmp_path: Path) -> None:
     (tmp_path / "test_small.py").write_text(TESTS)
     (tmp_path / "test_absent.py").write_text("import a_module_that_is_not_there\n")

@@ -73,7 +73,7 @@ def visit(browser: api.Browser, files: dict[str, Path]) -> Iterator[object]:
         each.context.close()
 
 
-@pytest.mark.parametrize("width", [1280, 768, 360])
+@pytest.mark.parametrize("width", [1280, pytest.param(768, marks=pytest.mark.slow), 360])
 def test_charts_are_drawn_and_nothing_sticks_out(desk: Visit, width: int) -> None:
     page = desk.page
     page.set_viewport_size({"width": width, "height": 800})

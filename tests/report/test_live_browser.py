@@ -200,8 +200,17 @@ def test_page_computes_without_a_worker(visit: Callable[..., Any]) -> None:
     assert alone["logits"] == saved["logits"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 768, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        (1280, "light"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [(390, "light"), (768, "light"), (768, "dark"), (1280, "dark")]
+        ),
+    ],
+)
 def test_nothing_sticks_out_and_the_result_is_seen_first(
     visit: Callable[..., Any], width: int, scheme: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ WORDS: dict[str, Any] = {
 STEPS = (1, 5, 10, 50, 100, 200)
 
 
+@functools.lru_cache(maxsize=1 << 18)
 def uniform(*parts: object) -> float:
     """A number in [0, 1) that these parts decide."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
@@ -77,20 +79,36 @@ class Metrics(Mapping[str, Points]):
         return True
 
 
+class Vector(Mapping[int, tuple[float, ...]]):
+    """One vector by step, computed when it is read."""
+
+    def __init__(self, config: RunConfig, arm: str, name: str) -> None:
+        self._config, self._arm, self._name = config, arm, name
+
+    def __getitem__(self, step: int) -> tuple[float, ...]:
+        if step not in STEPS:
+            raise KeyError(step)
+        name = self._name
+        scale = 0.5 + 2 * uniform(self._arm, name, step) + 0.1 * uniform(self._config.seed, step)
+        if name.endswith("density"):
+            return tuple(scale * uniform(name, i) for i in range(60))
+        return tuple(scale * (i - 49.5) / 25 for i in range(100))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(STEPS)
+
+    def __len__(self) -> int:
+        return len(STEPS)
+
+
 class Vectors(Mapping[str, Any]):
     """Whatever vector is asked for, at every step: increasing numbers."""
 
     def __init__(self, config: RunConfig, arm: str) -> None:
         self._config, self._arm = config, arm
 
-    def __getitem__(self, name: str) -> Mapping[int, tuple[float, ...]]:
-        return {step: self._numbers(name, step) for step in STEPS}
-
-    def _numbers(self, name: str, step: int) -> tuple[float, ...]:
-        scale = 0.5 + 2 * uniform(self._arm, name, step) + 0.1 * uniform(self._config.seed, step)
-        if name.endswith("density"):
-            return tuple(scale * uniform(name, i) for i in range(60))
-        return tuple(scale * (i - 49.5) / 25 for i in range(100))
+    def __getitem__(self, name: str) -> Vector:
+        return Vector(self._config, self._arm, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(())

@@ -16,7 +16,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import Pool
 from normkit.kernels import fused
-from normkit.kernels.call import Call
+from normkit.kernels.call import Call, layout
 from normkit.kernels.dispatch import normalize
 from normkit.kernels.triton import columns, geometry, runs
 from normkit.kernels.triton.problem import Problem, of_spec
@@ -48,7 +48,8 @@ def _schedule(x: Tensor, problem: Problem) -> ModuleType:
 def _by_kernels(spec: Spec, tensors: list[Tensor | None], dy: Tensor, by: ModuleType) -> Results:
     x, weight, bias, residual = tensors
     assert x is not None
-    problem = of_spec(spec)
+    problem, dy = of_spec(spec), dy.contiguous(memory_format=layout(x))
+    residual = None if residual is None else residual.contiguous(memory_format=layout(x))
     y, stats = by.forward(x, weight, bias, residual, problem)
     assert y.stride() == x.stride()
     from_output = residual is not None and problem.act in (0, 3) and problem.has_act

@@ -13,14 +13,19 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from normkit.kernels.call import Running, layout
+from normkit.kernels.call import Running
 from normkit.kernels.triton.elements import load
 from normkit.kernels.triton.finish import finish_moments, finish_sums
 from normkit.kernels.triton.geometry import Columns, plan_columns
 from normkit.kernels.triton.problem import Problem
-from normkit.kernels.triton.terms import coefficients, dz_of, span, store_moments, y_of
+from normkit.kernels.triton.terms import ANY, coefficients, dz_of, span, store_moments, y_of
 
 __all__ = ["backward", "forward", "moments"]
+
+
+# Where a pool is a channel, a thread loads the coefficients of its columns together.
+_NOT_ALIGNED = ["members", "spread"]
+_NOT = [name for name in ANY if name not in ("pools", *_NOT_ALIGNED)]
 
 
 @triton.jit
@@ -34,7 +39,7 @@ def _place(width, blocks, splits, walk, rows, BLOCK_R: tl.constexpr, BLOCK_C: tl
     return part, split, column, begin, split.to(tl.int64) * walk * BLOCK_R
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _moments(
     x, partials, rows, width, blocks, splits, walk, total, CENTRED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -65,7 +70,7 @@ def _moments(
     store_moments(at, total, count + column * 0, pivot, rest, tl.sum(dd, 0), present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _normalize(
     x, residual, weight, bias, stats, y, pools, rows, width, blocks, splits, walk, members, spread,
     slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -85,7 +90,7 @@ def _normalize(
         tl.store(y + at, z, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _sums(
     dy, x, other, weight, bias, stats, sums, pools, rows, width, blocks, splits, walk, members,
     spread, total, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr,
@@ -113,7 +118,7 @@ def _sums(
     tl.store(to + total, tl.sum(dzx, 0), present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _gradients(
     dy, x, other, weight, bias, stats, slopes, dx, dresidual, pools, rows, width, blocks, splits,
     walk, members, spread, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
@@ -150,7 +155,7 @@ def _stats(x: Tensor, problem: Problem, plan: Columns, update: Running | None = 
     partials = x.new_empty((4, form.total), dtype=torch.float32)
     _moments[(plan.parts * tiles.programs,)](
         x, partials, plan.rows, plan.width, tiles.blocks, tiles.splits, tiles.walk, form.total,
-        CENTRED=problem.centred, BLOCK_R=tiles.rows, BLOCK_C=tiles.cols, num_warps=tiles.warps,
+        CENTRED=problem.centred, **tiles.options,
     )  # fmt: skip
     return finish_moments(partials, form, problem, update)
 
@@ -178,12 +183,10 @@ def forward(
     plan = plan_columns(x, problem)
     stats = _stats(x, problem, plan, update) if fixed is None else fixed
     y, tiles = torch.empty_like(x), plan.tiles
-    residual = None if residual is None else residual.contiguous(memory_format=layout(x))
     _normalize[(plan.parts * tiles.programs,)](
         x, residual, weight, bias, stats, y, stats.shape[1], plan.rows, plan.width, tiles.blocks,
         tiles.splits, tiles.walk, plan.partials.members, plan.partials.spread, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, BLOCK_R=tiles.rows, BLOCK_C=tiles.cols,
-        num_warps=tiles.warps,
+        ACT=problem.act, HAS_ACT=problem.has_act, **tiles.options,
     )  # fmt: skip
     return y, stats
 
@@ -202,19 +205,15 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, bias and residual that ``needs`` marks.
 
-    That of the residual is ``dy`` itself where there is no activation.
-
     Args:
         other: the residual or, with ``other_is_output``, the output; None without an activation.
         own_stats: the statistics are those of ``x``, so that they have a gradient.
     """
     plan = plan_columns(x, problem)
     tiles, partials, grid = plan.tiles, plan.partials, (plan.parts * plan.tiles.programs,)
-    dy = dy.to(x.dtype).contiguous(memory_format=layout(x))
-    other = None if other is None else other.contiguous(memory_format=layout(x))
     common = {
         "ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output,
-        "BLOCK_R": tiles.rows, "BLOCK_C": tiles.cols, "num_warps": tiles.warps,
+        **tiles.options,
     }  # fmt: skip
     size = (stats.shape[1], plan.rows, plan.width, tiles.blocks, tiles.splits, tiles.walk,
             partials.members, partials.spread)  # fmt: skip
@@ -227,10 +226,10 @@ def backward(
         )
         slopes, dweight, dbias = finish_sums(sums, partials, problem, stats, weight, bias, wanted)
     dx = torch.empty_like(x) if needs[0] else None
-    dresidual = torch.empty_like(x) if needs[3] and problem.has_act else None
+    dresidual = torch.empty_like(x) if needs[3] else None
     if dx is not None or dresidual is not None:
         _gradients[grid](
             dy, x, other, weight, bias, stats, slopes, dx, dresidual, *size, problem.slope,
             **common,
         )  # fmt: skip
-    return dx, dweight, dbias, dy if needs[3] and dresidual is None else dresidual
+    return dx, dweight, dbias, dresidual

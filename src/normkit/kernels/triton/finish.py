@@ -19,21 +19,24 @@ from normkit.kernels.call import Running
 from normkit.kernels.triton.elements import load, merge, merge_along, reciprocal_deviation
 from normkit.kernels.triton.geometry import Partials, blocks
 from normkit.kernels.triton.problem import Problem
+from normkit.kernels.triton.terms import ANY
 
 __all__ = ["Slopes", "finish_moments", "finish_sums"]
 
 AT_ONCE = 1024
 """Partial results that one program merges in a step."""
 
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
-@triton.jit
+
+@triton.jit(do_not_specialize=[*ANY, "width"])
 def _merge_moments(
-    partials, stats, running_mean, running_var, pools, of_part, splits, width, members, total,
+    partials, stats, running_mean, running_var, pools, pools_of_part, splits, width, members, total,
     size, unbiasing, share, rest, eps, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     pool = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     present = pool < pools
-    first = pool // of_part * (splits * width) + pool % of_part * members
+    first = pool // pools_of_part * (splits * width) + pool % pools_of_part * members
     items = splits * members
     i = tl.arange(0, BLOCK_I)
     at = partials + first[:, None] + (i // members * width + i % members)[None, :]
@@ -66,15 +69,16 @@ def _merge_moments(
         tl.store(running_var + pool, r * rest + var * unbiasing * share, present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*ANY, "width"])
 def _merge_slopes(
-    sums, stats, weight, slopes, dweight, dbias, pools, of_part, splits, width, members, spread,
-    channels, total, size, CENTRED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
+    sums, stats, weight, slopes, dweight, dbias, pools, pools_of_part, splits, width, members,
+    spread, channels, total, size, CENTRED: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     pool = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     present = pool < pools
-    column = pool % of_part * members
-    first = pool // of_part * (splits * width) + column
+    column = pool % pools_of_part * members
+    first = pool // pools_of_part * (splits * width) + column
     items = splits * members
     dz = tl.zeros([BLOCK_P, BLOCK_I], tl.float32)
     dzx, g1, g2 = dz, dz, dz
@@ -109,10 +113,10 @@ def _merge_slopes(
         tl.store(slopes + pools + pool, -rstd * (rstd * scaled), present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*ANY, "width"])
 def _merge_parameters(
-    sums, stats, dweight, dbias, pools, of_part, parts, splits, width, members, spread, channels,
-    total, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
+    sums, stats, dweight, dbias, pools, pools_of_part, parts, splits, width, members, spread,
+    channels, total, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = channel < channels
@@ -129,7 +133,7 @@ def _merge_parameters(
         mask = (i < items)[:, None] & present[None, :]
         at = sums + (row * width)[:, None] + column
         if dweight is not None:
-            pool = (row // splits * of_part)[:, None] + column // members
+            pool = (row // splits * pools_of_part)[:, None] + column // members
             dw += load(at + total, mask) * load(stats + 2 * pools + pool, mask)
         if dbias is not None:
             db += load(at, mask)
@@ -175,7 +179,7 @@ def finish_moments(
     _merge_moments[(blocks(layout.pools, of_pools),)](
         partials, stats, running_mean, running_var, layout.pools, layout.pools_of_part,
         layout.splits, layout.width, layout.members, layout.total, float(layout.size), unbiasing,
-        share, 1 - share, problem.eps, BLOCK_P=of_pools, BLOCK_I=of_items, num_warps=4,
+        share, 1 - share, problem.eps, BLOCK_P=of_pools, BLOCK_I=of_items, **_OPTIONS,
     )  # fmt: skip
     return stats
 
@@ -205,13 +209,13 @@ def finish_sums(
             sums, stats, weight, slopes, dweight if pool_is_channel else None,
             dbias if pool_is_channel else None, *common, layout.splits, layout.width,
             layout.members, layout.spread, layout.channels, layout.total, float(layout.size),
-            CENTRED=problem.centred, BLOCK_P=of_pools, BLOCK_I=of_items, num_warps=4,
+            CENTRED=problem.centred, BLOCK_P=of_pools, BLOCK_I=of_items, **_OPTIONS,
         )  # fmt: skip
     if not pool_is_channel and (dweight is not None or dbias is not None):
         of_channels = 16
         _merge_parameters[(blocks(layout.channels, of_channels),)](
             sums, stats, dweight, dbias, *common, layout.parts, layout.splits, layout.width,
             layout.members, layout.spread, layout.channels, layout.total, BLOCK_I=64,
-            BLOCK_C=of_channels, num_warps=4,
+            BLOCK_C=of_channels, **_OPTIONS,
         )  # fmt: skip
     return Slopes(slopes, dweight, dbias)

@@ -15,7 +15,7 @@ a sum is split decides its rounding.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -69,9 +69,14 @@ class Tiles(NamedTuple):
         return self.splits * self.blocks
 
     @property
-    def warps(self) -> int:
-        """Warps of a program: 8 values or more for each thread."""
-        return max(1, min(4, self.rows * self.cols // 256))
+    def options(self) -> dict[str, Any]:
+        """Constants and options of a launch; 8 values or more for each thread.
+
+        Products and sums are fused, as Triton does by default up to 3.9, which then warns.
+        """
+        warps = max(1, min(4, self.rows * self.cols // 256))
+        return {"BLOCK_R": self.rows, "BLOCK_C": self.cols, "num_warps": warps,
+                "enable_fp_fusion": True}  # fmt: skip
 
 
 class Partials(NamedTuple):
@@ -108,9 +113,9 @@ class Partials(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Rows of a run reduction: ``units`` of them, each with ``rows`` rows.
+    """Rows that a reduction of runs takes together: ``rows`` for each of ``units``.
 
-    Unit u begins at ``u // inner * outer + u % inner * S``; its rows are ``step`` values apart.
+    Row r of unit u is row ``u // inner * outer + u % inner + r * step`` of the input.
     """
 
     units: int
@@ -201,12 +206,12 @@ def plan_runs(x: Tensor, problem: Problem) -> Runs:
     rows = n * c
     if over == "group":
         members = c // groups
-        pools = Matrix(n * groups, 1, members * s, s, members)
+        pools = Matrix(n * groups, 1, members, 1, members)
         rows_of_part, pools_of_part = c, groups
     else:
         parts = groups if over == "ghost" else 1
         members, rows_of_part, pools_of_part = 1, rows // parts, c
-        pools = Matrix(parts * c, c, n // parts * c * s, c * s, n // parts)
+        pools = Matrix(parts * c, c, rows_of_part, c, n // parts)
     tiles = _along_rows(pools.units, pools.rows, s)
     # A pool's programs are its splits; its partial results lie a row of pools apart.
     partials = Partials(1, tiles.blocks * tiles.splits, pools.units, 1, 1, c, size)
@@ -214,7 +219,7 @@ def plan_runs(x: Tensor, problem: Problem) -> Runs:
     every = _along_rows(1, rows, s)
     if over == "group":
         each = Partials(1, every.splits, rows, members, 1, c, size)
-        sums = (Matrix(1, 1, 0, s, rows), every, each)
+        sums = (Matrix(1, 1, 0, 1, rows), every, each)
     maps = every._replace(walk=1, splits=blocks(s, every.cols))
     return Runs(rows, s, c, members, rows_of_part, pools_of_part, moments, sums,
                 over == "group", maps)  # fmt: skip

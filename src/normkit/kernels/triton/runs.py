@@ -18,7 +18,7 @@ from normkit.kernels.triton.elements import load
 from normkit.kernels.triton.finish import finish_moments, finish_sums
 from normkit.kernels.triton.geometry import Runs, plan_runs
 from normkit.kernels.triton.problem import Problem
-from normkit.kernels.triton.terms import coefficients, dz_of, span, store_moments, y_of
+from normkit.kernels.triton.terms import ANY, coefficients, dz_of, span, store_moments, y_of
 
 __all__ = ["backward", "forward", "moments"]
 
@@ -26,11 +26,10 @@ __all__ = ["backward", "forward", "moments"]
 @triton.jit
 def _begin(unit, row, inner, outer, step, cols):
     """Return where the rows of a unit begin."""
-    of_unit = (unit // inner).to(tl.int64) * outer + (unit % inner).to(tl.int64) * cols
-    return of_unit + row.to(tl.int64) * step
+    return (unit // inner * outer + unit % inner + row * step).to(tl.int64) * cols
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def _moments(
     x, partials, units, inner, outer, step, rows, cols, splits, walk, total,
     CENTRED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -65,7 +64,7 @@ def _moments(
     store_moments(at, total, down * across, pivot, tl.sum(d) if CENTRED else 0.0, tl.sum(dd), None)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def _normalize(
     x, residual, weight, bias, stats, y, pools, rows, cols, splits, channels, members,
     rows_of_part, pools_of_part, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
@@ -85,7 +84,7 @@ def _normalize(
     tl.store(y + at, z, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def _sums(
     dy, x, other, weight, bias, stats, sums, pools, units, inner, outer, step, rows, cols, splits,
     walk, channels, members, total, slope, BY_ROW: tl.constexpr, ACT: tl.constexpr,
@@ -127,7 +126,7 @@ def _sums(
         tl.store(to + total, tl.sum(dzx))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def _gradients(
     dy, x, other, weight, bias, stats, slopes, dx, dresidual, pools, rows, cols, splits, channels,
     members, rows_of_part, pools_of_part, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
@@ -162,7 +161,7 @@ def _stats(x: Tensor, problem: Problem, plan: Runs, update: Running | None = Non
     partials = x.new_empty((4, form.total), dtype=torch.float32)
     _moments[(matrix.units * tiles.programs,)](
         x, partials, *matrix, plan.cols, tiles.splits, tiles.walk, form.total,
-        CENTRED=problem.centred, BLOCK_R=tiles.rows, BLOCK_C=tiles.cols, num_warps=tiles.warps,
+        CENTRED=problem.centred, **tiles.options,
     )  # fmt: skip
     return finish_moments(partials, form, problem, update)
 
@@ -190,12 +189,10 @@ def forward(
     plan = plan_runs(x, problem)
     stats = _stats(x, problem, plan, update) if fixed is None else fixed
     y, tiles = torch.empty_like(x), plan.maps
-    residual = None if residual is None else residual.contiguous()
     _normalize[(tiles.programs,)](
         x, residual, weight, bias, stats, y, stats.shape[1], plan.rows, plan.cols, tiles.splits,
         plan.channels, plan.members, plan.rows_of_part, plan.pools_of_part, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, BLOCK_R=tiles.rows, BLOCK_C=tiles.cols,
-        num_warps=tiles.warps,
+        ACT=problem.act, HAS_ACT=problem.has_act, **tiles.options,
     )  # fmt: skip
     return y, stats
 
@@ -214,15 +211,11 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, bias and residual that ``needs`` marks.
 
-    That of the residual is ``dy`` itself where there is no activation.
-
     Args:
         other: the residual or, with ``other_is_output``, the output; None without an activation.
         own_stats: the statistics are those of ``x``, so that they have a gradient.
     """
     plan = plan_runs(x, problem)
-    dy = dy.to(x.dtype).contiguous()
-    other = None if other is None else other.contiguous()
     act = {"ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output}
     slopes = dweight = dbias = None
     wanted = needs[0] and own_stats, needs[1] and weight is not None, needs[2] and bias is not None
@@ -232,18 +225,16 @@ def backward(
         _sums[(matrix.units * tiles.programs,)](
             dy, x, other, weight, bias, stats, sums, stats.shape[1], *matrix, plan.cols,
             tiles.splits, tiles.walk, plan.channels, plan.members, form.total, problem.slope,
-            BY_ROW=plan.by_row, **act, BLOCK_R=tiles.rows, BLOCK_C=tiles.cols,
-            num_warps=tiles.warps,
+            BY_ROW=plan.by_row, **act, **tiles.options,
         )  # fmt: skip
         slopes, dweight, dbias = finish_sums(sums, form, problem, stats, weight, bias, wanted)
     dx = torch.empty_like(x) if needs[0] else None
-    dresidual = torch.empty_like(x) if needs[3] and problem.has_act else None
+    dresidual = torch.empty_like(x) if needs[3] else None
     if dx is not None or dresidual is not None:
         tiles = plan.maps
         _gradients[(tiles.programs,)](
             dy, x, other, weight, bias, stats, slopes, dx, dresidual, stats.shape[1], plan.rows,
             plan.cols, tiles.splits, plan.channels, plan.members, plan.rows_of_part,
-            plan.pools_of_part, problem.slope, **act, BLOCK_R=tiles.rows, BLOCK_C=tiles.cols,
-            num_warps=tiles.warps,
+            plan.pools_of_part, problem.slope, **act, **tiles.options,
         )  # fmt: skip
-    return dx, dweight, dbias, dy if needs[3] and dresidual is None else dresidual
+    return dx, dweight, dbias, dresidual

@@ -9,7 +9,14 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 from normkit.kernels.triton.elements import activate, activation_gradient, load
 
-__all__ = ["coefficients", "dz_of", "parameter", "span", "store_moments", "y_of"]
+__all__ = ["ANY", "coefficients", "dz_of", "parameter", "span", "store_moments", "y_of"]
+
+ANY = ["pools", "units", "inner", "outer", "step", "rows", "splits", "walk", "blocks", "channels",
+       "members", "spread", "total", "parts", "rows_of_part", "pools_of_part"]  # fmt: skip
+"""Arguments of kernels whose divisibility by 16 lets no access to memory be wider.
+
+Triton would compile a kernel again for each combination.
+"""
 
 
 @triton.jit

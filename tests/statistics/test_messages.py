@@ -77,6 +77,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "unfreeze": nk.unfreeze,
     "accelerate": nk.accelerate,
     "convert": lambda model: nk.convert(model, "group"),
+    "save_memory": nk.save_memory,
     "scale_momentum": lambda model: nk.scale_momentum(model, 2),
 }
 

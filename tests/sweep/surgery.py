@@ -1,4 +1,4 @@
-"""``convert``, ``accelerate`` and ``scale_momentum`` held to their promises."""
+"""``convert``, ``accelerate``, ``save_memory``, ``scale_momentum`` held to their promises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 import normkit as nk
 from normkit.nn.norm_spec import norm_spec
 from tests.sweep import pieces
-from tests.sweep.behaviour import FINITE, MODES, check_behaviour
+from tests.sweep.behaviour import FINITE, MODES, behave, check_behaviour
 from tests.sweep.fault import Fault
 from tests.sweep.grammar import programs
 from tests.sweep.handles import Cases, is_named, names_in, use_handle
@@ -19,8 +19,8 @@ from tests.sweep.program import Built, Program
 from tests.sweep.trial import SkipTrial
 
 __all__ = [
-    "accelerate", "accelerate_cases", "convert", "convert_cases", "scale_momentum",
-    "scale_momentum_cases",
+    "accelerate", "accelerate_cases", "convert", "convert_cases", "save_memory",
+    "save_memory_cases", "scale_momentum", "scale_momentum_cases",
 ]  # fmt: skip
 
 KINDS: dict[str, str | tuple[str, ...]] = {
@@ -56,6 +56,47 @@ def accelerate(program: Program, training: bool) -> str:
         raise SkipTrial("needs a GPU")
     check_behaviour(program, tool, training, lambda one: nk.accelerate(one.model), lambda _: None)
     return f"changed {min(len(changed), 3)}, left {min(len(skipped), 3)}"
+
+
+def save_memory_cases() -> Cases:
+    """Draw a program, whether blocks are computed again, and a mode."""
+    return st.tuples(
+        programs(kinds="torch torch ours foreign", values=FINITE, small=8), st.booleans(), MODES
+    )
+
+
+def save_memory(program: Program, blocks: bool, training: bool) -> str:
+    """Hold ``save_memory``: outputs, gradients and buffers to the last bit; layers named."""
+    tool, built = "save_memory", program.build()
+    nk.accelerate(built.model)
+    outcome = use_handle(tool, built, lambda: nk.save_memory(built.model, blocks=blocks))
+    if outcome.result is None:
+        raise Fault(tool, "refused", str(outcome.error))
+    if "nn.SyncBatchNorm" in program.model and training:
+        raise SkipTrial("needs a GPU")
+    results = []
+    for saves in (False, True):
+        built = program.build()
+        if any(t.is_meta for t in (*built.model.parameters(), *built.model.buffers())):
+            raise SkipTrial("has no values")
+        nk.accelerate(built.model)
+        if saves:
+            nk.save_memory(built.model, blocks=blocks)
+        try:
+            results.append(behave(program, built, training))
+        except Exception as error:
+            if saves:
+                raise Fault(tool, "does not run", str(error)) from error
+            raise SkipTrial(f"the model does not run: {type(error).__name__}") from error
+    before, after = results
+    for what in ("gradients", "buffers"):
+        a, b = getattr(before, what), getattr(after, what)
+        if a.keys() != b.keys():
+            raise Fault(tool, f"other {what}", str(a.keys() ^ b.keys()))
+        for key, value in a.items():
+            if not value.equal(b[key]) and not value.isnan().any():
+                raise Fault(tool, f"other bits of {what}", key)
+    return f"changed {min(len(outcome.result.changed), 3)}, blocks {blocks}"
 
 
 def convert_cases() -> Cases:

@@ -62,6 +62,10 @@ TOOLS = {
     "accelerate": Tool(
         surgery.accelerate_cases, surgery.accelerate, "print(nk.accelerate(model))  # training: {}"
     ),
+    "save_memory": Tool(
+        surgery.save_memory_cases, surgery.save_memory,
+        "nk.accelerate(model); print(nk.save_memory(model, blocks={}))  # training: {}",
+    ),
     "fold": Tool(
         folding.fold_cases, folding.fold,
         "model.eval(); print(nk.fold(model, inputs[0]))",

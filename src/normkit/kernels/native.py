@@ -6,6 +6,8 @@ and activation and residual follow in place where the backward allows it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from normkit.core.formula import Spec
 from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
 from normkit.kernels.call import BatchStats, Call, Normalized, dense, layout
+from normkit.kernels.outputs import listening, offer
 from normkit.kernels.wide import beyond_float32, has_wider_stats, in_float64, may_exceed
 
 __all__ = ["TorchNative"]
@@ -87,10 +90,32 @@ class TorchNative:
             rstd = torch.rsqrt(var + spec.eps) if looks else None
         if rstd is not None and beyond_float32(rstd):
             return in_float64(self.run, call)
+        if listening.listener is not None:
+            self._offer(z, x, gamma, beta, spec, None if fixed is None else (mean, var))
         if call.residual is not None:
             z = z.add_(call.residual)
         y = z if spec.act is None else spec.act.onto(z)
         return Normalized(y, mean, var, spec.pool.count(n, c, s))
+
+    def _offer(
+        self,
+        z: Tensor,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        spec: Spec,
+        fixed: tuple[Tensor | None, Tensor | None] | None,
+    ) -> None:
+        """Offer the kernel's output, before what follows in place; computed by the same kernel."""
+        cudnn = torch.backends.cudnn.enabled
+        mean, var = fixed or (None, None)
+
+        def repeat(x: Tensor, gamma: Tensor | None, beta: Tensor | None, _: Any) -> Tensor:
+            if spec.pool.over == "group":
+                return _group_norm(x, spec, gamma, beta, False)[0]
+            return torch.batch_norm(x, gamma, beta, mean, var, fixed is None, 0.0, spec.eps, cudnn)
+
+        offer(z, x, gamma, beta, None, repeat)
 
 
 def _group_norm(

@@ -32,7 +32,7 @@ from normkit.surgery.foreign import (
 from normkit.surgery.modules import is_opaque, walk, why_not_convertible, why_opaque, why_subclass
 from normkit.surgery.sequential import LAYERS, can_fuse, fusing_class, pairs
 
-__all__ = ["FAMILY", "accelerate", "way_of"]
+__all__ = ["FAMILY", "accelerate"]
 
 # Exact type to exact type. SyncBatchNorm is missing: ours does not subclass its namesake.
 NAMESAKES: dict[type, type] = {
@@ -132,37 +132,22 @@ def _computed_by(layers: list[nn.Module]) -> list[str]:
     """Describe what computes the layers on each device and in each type, and why nothing faster."""
     kinds: dict[str, dict[str, None]] = {}
     for layer in layers:
-        where = _where(layer)
+        where = next((t for t in (*layer.parameters(), *layer.buffers())
+                      if t.is_floating_point()), torch.empty(0))  # fmt: skip
         dtype = str(where.dtype).removeprefix("torch.")
         if isinstance(layer, Layer) and layer._is_composed():
             line = f"on {where.device} in {dtype} by PyTorch's operations"
             kinds.setdefault(line, {})[base_class(type(layer)).__name__] = None
             continue
-        *lines, used = _considered(layer, where)
+        cls = computed_class(layer)
+        rows = issubclass(cls, (nn.LayerNorm, *UNCENTRED)) and cls not in RANKS
+        *lines, used = usual_way(where.device, where.dtype, _spec(cls), rank=2 if rows else 4)
         # Of a call as it usually is, which no tool looks into.
         refusals = [line for line in lines if not line.startswith((Compiled.name, Traced.name))]
         why = f" ({'; '.join(refusals)})" if refusals else ""
         line = f"on {where.device} in {dtype} by {used.removesuffix(': used')}{why}"
         kinds.setdefault(line, {})[base_class(type(layer)).__name__] = None
     return [f"{', '.join(names)} computed {line}" for line, names in kinds.items()]
-
-
-def _considered(layer: nn.Module, where: torch.Tensor) -> list[str]:
-    """Explain what computes a layer on the device and in the type of ``where``."""
-    cls = computed_class(layer)
-    rows = issubclass(cls, (nn.LayerNorm, *UNCENTRED)) and cls not in RANKS
-    return usual_way(where.device, where.dtype, _spec(cls), rank=2 if rows else 4)
-
-
-def way_of(layer: nn.Module) -> str:
-    """Return the name of the way that computes a layer where its tensors are."""
-    return _considered(layer, _where(layer))[-1].removesuffix(": used")
-
-
-def _where(layer: nn.Module) -> torch.Tensor:
-    """Return a tensor of the layer's, whose device and type its inputs have."""
-    tensors = (*layer.parameters(), *layer.buffers())
-    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 def _spec(cls: type[nn.Module]) -> Spec:

@@ -13,24 +13,25 @@ from torch.nn import functional as F
 __all__ = ["activation", "adds"]
 
 _ACTIVATIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "ReluBackward0": lambda _: torch.relu,
-    "HardtanhBackward0": lambda node: partial(
+    "ReluBackward": lambda _: torch.relu,
+    "HardtanhBackward": lambda node: partial(
         F.hardtanh, min_val=node._saved_min_val, max_val=node._saved_max_val
     ),
-    "LeakyReluBackward0": lambda node: partial(
+    "LeakyReluBackward": lambda node: partial(
         F.leaky_relu, negative_slope=node._saved_negative_slope
     ),
-    "SiluBackward0": lambda _: F.silu,
-    "GeluBackward0": lambda node: partial(F.gelu, approximate=node._saved_approximate),
-    "HardswishBackward0": lambda _: F.hardswish,
+    "SiluBackward": lambda _: F.silu,
+    "GeluBackward": lambda node: partial(F.gelu, approximate=node._saved_approximate),
+    "HardswishBackward": lambda _: F.hardswish,
 }
-_SAVE_RESULT = frozenset(("ReluBackward0",))
+# Of these nodes the result is saved: of ReLU, and where the names of the nodes in place differ.
+_SAVE_RESULT = frozenset(("ReluBackward0", "LeakyReluBackward1", "HardtanhBackward1"))
 
 
 def activation(node: Any) -> tuple[Callable[[Tensor], Tensor], bool] | None:
     """Return the activation that ``node`` is of, and whether it saves its input; None if none."""
     name = node.name()
-    make = _ACTIVATIONS.get(name)
+    make = _ACTIVATIONS.get(name.rstrip("01"))
     return None if make is None else (make(node), name not in _SAVE_RESULT)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +20,15 @@ __all__ = ["Enter", "is_active", "leave"]
 _hooks_allowed = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True)
 
 
-class _Frame(NamedTuple):
+class _Call(NamedTuple):
     module: nn.Module
     recorder: Recorder | None
+    frame: FrameType
 
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.frames: list[_Frame] = []
+        self.calls: list[_Call] = []
 
 
 _thread = _Thread()
@@ -44,6 +47,7 @@ class Enter:
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        _end_interrupted()
         recorder = None
         if (
             torch.is_grad_enabled()
@@ -54,19 +58,39 @@ class Enter:
             recorder = Recorder(self.blocks)
             recorder.hooks.__enter__()
             listening.listener = recorder
-        _thread.frames.append(_Frame(module, recorder))
+        _thread.calls.append(_Call(module, recorder, sys._getframe(1)))
 
 
 def leave(module: nn.Module, args: Any, output: Any) -> None:
     """Stop recording after a forward pass, also one that raised."""
-    frames = _thread.frames
-    if torch.compiler.is_compiling() or not frames or frames[-1].module is not module:
-        return
-    recorder = frames.pop().recorder
-    if recorder is not None:
+    calls = _thread.calls
+    if not torch.compiler.is_compiling() and calls and calls[-1].module is module:
+        _end(calls.pop())
+
+
+def _end(call: _Call) -> None:
+    if call.recorder is not None:
         listening.listener = None
-        recorder.hooks.__exit__()
-        recorder.close()
+        call.recorder.hooks.__exit__()
+        call.recorder.close()
+
+
+def _end_interrupted() -> None:
+    """End calls that a KeyboardInterrupt has left, after which PyTorch calls no hooks."""
+    calls = _thread.calls
+    while calls and not _runs(calls[-1].frame):
+        recorder = calls[-1].recorder
+        if recorder is not None and not recorder.active():
+            return  # within hooks of somebody else's, which are to be removed first
+        _end(calls.pop())
+
+
+def _runs(frame: FrameType) -> bool:
+    """Return whether ``frame`` is among those that run in this thread."""
+    running: FrameType | None = sys._getframe(1)
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
 
 
 def is_active(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from normkit.kernels import cpu
 from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
 from normkit.statistics.check_arguments import check_model
-from normkit.surgery.accelerate import FAMILY, way_of
+from normkit.surgery.accelerate import FAMILY
 from normkit.surgery.memory.hooks import Enter, is_active, leave
 from normkit.surgery.modules import walk
 
@@ -126,9 +126,6 @@ def _check_surroundings(model: nn.Module) -> None:
 def _why_skipped(layer: Layer) -> str | None:
     if layer._is_composed():
         return "composed of PyTorch's operations"
-    way = way_of(layer)
-    if way == "PyTorch's kernels":
-        return "computed by PyTorch's kernels, which tell no moments to compute it again from"
-    if way == "fused C++ kernels" and not hasattr(cpu.fused, "again"):
-        return "computed by fused kernels of an earlier build: install normkit again"
+    if cpu.fused is not None and not hasattr(cpu.fused, "again"):
+        return "its kernels are of an earlier build: install normkit again"
     return None

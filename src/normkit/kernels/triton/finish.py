@@ -18,7 +18,7 @@ from torch import Tensor
 from normkit.kernels.call import Running
 from normkit.kernels.triton.elements import load, merge, merge_along, reciprocal_deviation
 from normkit.kernels.triton.geometry import Partials, blocks
-from normkit.kernels.triton.problem import Problem
+from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.terms import ANY
 
 __all__ = ["Slopes", "finish_moments", "finish_sums"]
@@ -26,7 +26,7 @@ __all__ = ["Slopes", "finish_moments", "finish_sums"]
 AT_ONCE = 1024
 """Partial results that one program merges in a step."""
 
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+_OPTIONS = launch_options(4)
 
 
 @triton.jit(do_not_specialize=[*ANY, "width"])

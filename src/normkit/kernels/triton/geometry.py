@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from normkit.core.pools import as_ncs
-from normkit.kernels.triton.problem import FILL, Problem
+from normkit.kernels.triton.problem import FILL, Problem, launch_options
 
 __all__ = ["Columns", "Matrix", "Partials", "Runs", "Tiles", "blocks", "in_columns",
            "plan_columns", "plan_runs"]  # fmt: skip
@@ -70,13 +70,9 @@ class Tiles(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Constants and options of a launch; 8 values or more for each thread.
-
-        Products and sums are fused, as Triton does by default up to 3.9, which then warns.
-        """
+        """Constants and options of a launch; 8 values or more for each thread."""
         warps = max(1, min(4, self.rows * self.cols // 256))
-        return {"BLOCK_R": self.rows, "BLOCK_C": self.cols, "num_warps": warps,
-                "enable_fp_fusion": True}  # fmt: skip
+        return {"BLOCK_R": self.rows, "BLOCK_C": self.cols, **launch_options(warps)}
 
 
 class Partials(NamedTuple):

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from normkit.kernels.triton.elements import load, merge, moments_along, reciprocal_deviation
 from normkit.kernels.triton.lines import lines_of, plan_long
-from normkit.kernels.triton.problem import Problem
-from normkit.kernels.triton.rows import place, sums_of
+from normkit.kernels.triton.problem import Problem, launch_options
+from normkit.kernels.triton.rows import COUNTS, place, sums_of
 from normkit.kernels.triton.terms import dz_of, parameter, y_of
 
 __all__ = ["backward", "forward", "moments"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _moments(
     x, stats,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
@@ -51,7 +51,7 @@ def _moments(
     tl.store(stats + 3 * pools + pool, var, here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _normalize(
     x, weight, bias, residual, y, stats,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
@@ -73,7 +73,7 @@ def _normalize(
     tl.store(y + at, y_of(d, scale, shift, residual, at, mask, ACT, slope, HAS_ACT), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _sums(
     dy, x, weight, bias, other, stats, sums,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
@@ -104,7 +104,7 @@ def _sums(
     tl.store(sums + pools + pool, tl.sum(g2, 1, keep_dims=True), here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _backward(
     dy, x, weight, bias, other, stats, sums, dx, dresidual, partials,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
@@ -155,7 +155,7 @@ def moments(x: Tensor, problem: Problem) -> Tensor:
     stats = x.new_empty((4, lines.pools), dtype=torch.float32)
     _moments[(tiles.tiles * lines.groups,)](
         x, stats, *lines.arguments(tiles), lines.pools, problem.eps, CENTRED=problem.centred,
-        POOLS=tiles.pools, VALUES=tiles.values, num_warps=tiles.warps,
+        POOLS=tiles.pools, VALUES=tiles.values, **launch_options(tiles.warps),
     )  # fmt: skip
     return stats
 
@@ -176,7 +176,7 @@ def forward(
     _normalize[(tiles.tiles * lines.groups, triton.cdiv(lines.length, tiles.values))](
         x, weight, bias, residual, y, stats, *lines.arguments(tiles), lines.pools, problem.slope,
         ACT=problem.act, HAS_ACT=problem.has_act, POOLS=tiles.pools, VALUES=tiles.values,
-        num_warps=tiles.warps,
+        **launch_options(tiles.warps),
     )  # fmt: skip
     return y, stats
 
@@ -198,7 +198,7 @@ def backward(
     tiles = plan_long(lines, x.element_size())
     options = {
         "ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output,
-        "POOLS": tiles.pools, "VALUES": tiles.values, "num_warps": tiles.warps,
+        "POOLS": tiles.pools, "VALUES": tiles.values, **launch_options(tiles.warps),
     }  # fmt: skip
     sums = None
     if needs[0] and own_stats:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool
 from normkit.kernels import fused
 
-__all__ = ["FILL", "Problem", "of_spec"]
+__all__ = ["FILL", "Problem", "launch_options", "of_spec"]
 
 FILL = 1024
 """Programs that keep any GPU of today busy: a few for each of 108 to 304 multiprocessors.
@@ -53,3 +53,12 @@ def of_spec(spec: Spec) -> Problem:
     """Return ``spec`` as the kernels take it."""
     act, slope = fused.act_numbers(spec.act)
     return Problem(spec.pool.over, spec.pool.groups, spec.eps, act, slope, spec.centred)
+
+
+def launch_options(warps: int) -> dict[str, Any]:
+    """Return the options of each launch of a kernel with so many warps.
+
+    Products and sums are fused, which rounds once where two operations round twice. Triton's
+    default changes with 3.10, and 3.9 warns of that.
+    """
+    return {"num_warps": warps, "enable_fp_fusion": True}

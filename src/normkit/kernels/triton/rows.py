@@ -15,10 +15,25 @@ from torch import Tensor
 
 from normkit.kernels.triton.elements import load, moments_along, reciprocal_deviation
 from normkit.kernels.triton.lines import MOST_BACKWARD, MOST_FORWARD, lines_of, plan
-from normkit.kernels.triton.problem import Problem
+from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.terms import dz_of, parameter, y_of
 
-__all__ = ["backward", "fits_backward", "fits_forward", "forward", "moments", "place", "sums_of"]
+__all__ = [
+    "COUNTS",
+    "backward",
+    "fits_backward",
+    "fits_forward",
+    "forward",
+    "moments",
+    "place",
+    "sums_of",
+]
+
+COUNTS = ["blocks", "inner", "pools", "sample_pools", "tiles", "parts"]
+"""Arguments of kernels on which no access to memory depends.
+
+Triton would compile a kernel again where one of them is 1, or divisible by 16.
+"""
 
 
 @triton.jit
@@ -36,7 +51,7 @@ def place(
     return pool, begin, here
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _forward(
     x, weight, bias, residual, y, stats,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
@@ -72,7 +87,7 @@ def _forward(
         tl.store(y + at, y_of(d, scale, shift, residual, at, mask, ACT, slope, HAS_ACT), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _backward(
     dy, x, weight, bias, other, stats, dx, dresidual, partials,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
@@ -168,7 +183,8 @@ def _launch_forward(
     _forward[(tiles.tiles * lines.groups,)](
         x, weight, bias, residual, y, stats, *lines.arguments(tiles), lines.pools, problem.eps,
         problem.slope, FIXED=fixed, CENTRED=problem.centred, ACT=problem.act,
-        HAS_ACT=problem.has_act, POOLS=tiles.pools, VALUES=tiles.values, num_warps=tiles.warps,
+        HAS_ACT=problem.has_act, POOLS=tiles.pools, VALUES=tiles.values,
+        **launch_options(tiles.warps),
     )  # fmt: skip
 
 
@@ -197,7 +213,8 @@ def backward(
         dy, x, weight, bias, other, stats, dx, dresidual, partials, *lines.arguments(tiles),
         lines.pools, tiles.tiles, tiles.parts, problem.slope, OWN_STATS=own_stats,
         CENTRED=problem.centred, ACT=problem.act, HAS_ACT=problem.has_act,
-        FROM_OUTPUT=other_is_output, POOLS=tiles.pools, VALUES=tiles.values, num_warps=tiles.warps,
+        FROM_OUTPUT=other_is_output, POOLS=tiles.pools, VALUES=tiles.values,
+        **launch_options(tiles.warps),
     )  # fmt: skip
     return dx, *sums_of(partials, weight, bias, needs), dresidual
 

@@ -31,7 +31,7 @@ from normkit.kernels.triton import columns, longrows, rows, runs
 from normkit.kernels.triton.elements import load, reciprocal_deviation
 from normkit.kernels.triton.geometry import in_columns
 from normkit.kernels.triton.lines import lines_of
-from normkit.kernels.triton.problem import FILL, Problem
+from normkit.kernels.triton.problem import FILL, Problem, launch_options
 
 __all__ = ["backward", "fixed_stats", "forward", "moments"]
 
@@ -128,7 +128,7 @@ def fixed_stats(mean: Tensor, var: Tensor, eps: float) -> Tensor:
     stats = mean.new_empty((4, mean.numel()), dtype=torch.float32)
     with _on(mean):
         _fixed[(triton.cdiv(mean.numel(), 256),)](
-            _flat(mean), _flat(var), stats, mean.numel(), eps, SIZE=256, num_warps=1
+            _flat(mean), _flat(var), stats, mean.numel(), eps, SIZE=256, **launch_options(1)
         )
     return stats
 

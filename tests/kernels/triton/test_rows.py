@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -15,23 +14,16 @@ from torch import Tensor
 
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
-from normkit.core.moments import accumulator
 from normkit.core.pools import PER_POSITION, Pool
-from normkit.kernels import triton as kernels
-from normkit.kernels.call import Call, layout
-from normkit.kernels.dispatch import normalize
 from normkit.kernels.triton import lines, longrows, rows, schedule
 from normkit.kernels.triton.lines import Lines, plan, plan_long
 from normkit.kernels.triton.problem import of_spec
-from tests.kernels.oracle import by_oracle, results, terms
+from tests.kernels.triton.agreement import ACTS, assert_as_by_oracle, draw_tensors
 from tests.kernels.triton.conftest import Memory
-from tests.tolerances import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("by_triton")
 
 LAST = torch.channels_last
-ACTS = [None, Act("relu"), Act("relu6"), Act("leaky_relu", 0.2), Act("silu"), Act("gelu")]
-TYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Division of toy shapes into several tiles and programs, and pools longer than a tile.
 SMALL = {"TILE": 32, "LEAST": 2, "FILL": 4, "LINE": 8}
 LONG = {**SMALL, "MOST_FORWARD": 0, "MOST_BACKWARD": 0, "LONG": 16}
@@ -47,31 +39,6 @@ def _divide(patch: pytest.MonkeyPatch, division: str) -> None:
         patch.setattr(schedule, "FILL", 0)
 
 
-def _by_call(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> dict[str, Tensor]:
-    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    x, w, b, r = leaves
-    assert x is not None
-    y = normalize(Call(x, spec, w, b, r)).y
-    assert y.is_contiguous(memory_format=layout(x))
-    y.backward(dy)
-    return results(y, leaves)
-
-
-def _assert_accurate(spec: Spec, tensors: list[Tensor | None], dy: Tensor) -> None:
-    if spec.act is not None and spec.act.derivative_from_output:
-        # No gradient where rounding decides on which side of the kink a value lies.
-        z = by_oracle(dataclasses.replace(spec, act=None), tensors, dy)["y"]
-        dy = dy.masked_fill((z.abs() < 1e-3) | ((z - 6).abs() < 1e-2), 0)
-    truth, got = by_oracle(spec, tensors, dy), _by_call(spec, tensors, dy)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "takes_cpu", False)
-        portable = _by_call(spec, tensors, dy)
-    limits = terms(spec, tensors, dy)
-    for name, value in got.items():
-        assert value.dtype == portable[name].dtype
-        assert_accurate(value, truth[name], portable[name], name, limits.get(name, 0.0))
-
-
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
     n, c = draw(st.integers(1, 4)), draw(st.integers(2, 40))
@@ -80,24 +47,8 @@ def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
     pool = PER_POSITION
     if len(space) != 1 and space in ((), (1, 1)) and draw(st.booleans()):
         pool = Pool("group", draw(st.sampled_from(divisors)))
-    dtype, seed = draw(st.sampled_from(TYPES)), draw(st.integers(0, 2**31))
-    spec = Spec(pool, 1e-5, draw(st.sampled_from(ACTS)), draw(st.booleans()))
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    x = random(n, c, *space) * 2 + draw(st.sampled_from([0, 3]))
-    last = {4: LAST, 5: torch.channels_last_3d}.get(x.dim())
-    if last and draw(st.booleans()):
-        x = x.contiguous(memory_format=last)
-    if draw(st.booleans()):  # every second sample of a larger tensor
-        x = x.repeat_interleave(2, 0)[::2]
-    wide = draw(st.sampled_from([accumulator(dtype), dtype]))
-    weight = random(c).to(wide) if draw(st.booleans()) else None
-    bias = random(c).to(wide) if draw(st.booleans()) else None
-    residual = random(n, c, *space) if draw(st.booleans()) else None
-    return spec, [x, weight, bias, residual], random(n, c, *space)
+    act, centred = draw(st.sampled_from(ACTS)), draw(st.booleans())
+    return Spec(pool, 1e-5, act, centred), *draw_tensors(draw, (n, c, *space))
 
 
 @settings(
@@ -109,7 +60,7 @@ def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
 def test_any_problem(problem: tuple[Spec, list[Tensor | None], Tensor], division: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _divide(patch, division)
-        _assert_accurate(*problem)
+        assert_as_by_oracle(*problem)
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
@@ -120,7 +71,7 @@ def test_far_from_zero(division: str, last: bool, monkeypatch: pytest.MonkeyPatc
     x = torch.randn(2, 30, 3, 3) * 0.1 + 1e4
     x = x.contiguous(memory_format=LAST) if last else x
     spec = Spec(PER_POSITION, 1e-5)
-    _assert_accurate(spec, [x, torch.randn(30), torch.randn(30), None], torch.randn(2, 30, 3, 3))
+    assert_as_by_oracle(spec, [x, torch.randn(30), torch.randn(30), None], torch.randn(2, 30, 3, 3))
     stats = schedule.moments(x, of_spec(spec))
     wide = x.double()
     mean = wide.mean(1).flatten()

@@ -24,7 +24,7 @@ __all__ = ["backward", "forward", "moments"]
 
 
 @triton.jit
-def _begin(unit, row, inner, outer, step, cols):
+def begin_of(unit, row, inner, outer, step, cols):
     """Return where the rows of a unit begin."""
     return (unit // inner * outer + unit % inner + row * step).to(tl.int64) * cols
 
@@ -39,7 +39,7 @@ def _moments(
     unit = pid // splits % units
     block = pid // splits // units
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    begin = _begin(unit, row, inner, outer, step, cols)
+    begin = begin_of(unit, row, inner, outer, step, cols)
     present = row < rows
     down = tl.minimum(rows - block * BLOCK_R, BLOCK_R)
     first = split.to(tl.int64) * walk
@@ -95,7 +95,7 @@ def _sums(
     unit = pid // splits % units
     block = pid // splits // units
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    begin = _begin(unit, row, inner, outer, step, cols)
+    begin = begin_of(unit, row, inner, outer, step, cols)
     present = row < rows
     if BY_ROW:
         pool = row // members

@@ -219,6 +219,7 @@ def test_offsets_beyond_32_bits() -> None:
     assert out[4:].tolist() == [2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3, 3]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_infinite_values_stay_in_their_pool(pool: Pool, last: bool, divided: None) -> None:

@@ -45,3 +45,8 @@ def pytest_collection_finish() -> None:
     # garbage collection, of which many tests ask for one, would take a third of a second.
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    # Libraries report at the exit what the collector was kept from.
+    gc.unfreeze()

@@ -105,11 +105,6 @@ def resources(kernel: Any, target: str) -> Resources:
     return Resources(number["REG"], number["STACK"] + number["LOCAL"], kernel.metadata.shared)
 
 
-def tensors(x: Tensor, *extra: Tensor | None) -> int:
-    """Return the bytes of tensors."""
-    return sum(t.numel() * t.element_size() for t in (x, *extra) if t is not None)
-
-
 def meta(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> Tensor:
     """Return a tensor without memory; channels-last if ``last``."""
     t = torch.empty(shape, dtype=dtype, device="meta")

@@ -17,7 +17,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import Pool
 from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.dispatch import normalize
-from normkit.kernels.triton import columns, geometry, runs, schedule
+from normkit.kernels.triton import columns, finish, geometry, runs, schedule
 from normkit.kernels.triton.problem import Problem, of_spec
 from normkit.kernels.triton.terms import span
 from tests.kernels.oracle import by_oracle
@@ -34,6 +34,9 @@ def _divide(patch: pytest.MonkeyPatch) -> None:
     """Have toy shapes split into several programs, and these walk over several tiles."""
     for name, value in {"TILE": 64, "LEAST": 32, "LINE": 16, "LEAST_ROWS": 8, "FILL": 6}.items():
         patch.setattr(geometry, name, value)
+    patch.setattr(finish, "AT_ONCE", (2, 4, 8))
+    patch.setattr(finish, "OF_CHANNELS", (4, 4))
+    patch.setattr(finish, "MANY", 4)
 
 
 @pytest.fixture

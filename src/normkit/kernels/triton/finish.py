@@ -23,8 +23,14 @@ from normkit.kernels.triton.terms import ANY
 
 __all__ = ["Slopes", "finish_moments", "finish_sums"]
 
-AT_ONCE = 1024
-"""Partial results that one program merges in a step."""
+AT_ONCE = (16, 128, 1024)
+"""Partial results of a pool that a program merges in a step. Few sizes: each is compiled."""
+
+OF_CHANNELS = (64, 16)
+"""Partial results, and channels, of a step towards the gradients of γ and β."""
+
+MANY = 4096
+"""Pools above which a program finishes several."""
 
 _OPTIONS = launch_options(4)
 
@@ -157,9 +163,8 @@ class Slopes(NamedTuple):
 
 def _tile(pools: int, items: int) -> tuple[int, int]:
     """Return how many pools a program finishes, and how many partial results it takes at once."""
-    of_items = min(AT_ONCE, triton.next_power_of_2(items))
-    # A program for each pool where there are few: they take one step each, at the same time.
-    return max(1, min(AT_ONCE // of_items, triton.next_power_of_2(pools) // 64)), of_items
+    of_items = next((size for size in AT_ONCE if items <= size), AT_ONCE[-1])
+    return 1 if pools <= MANY else AT_ONCE[-1] // of_items, of_items
 
 
 def finish_moments(
@@ -212,10 +217,10 @@ def finish_sums(
             CENTRED=problem.centred, BLOCK_P=of_pools, BLOCK_I=of_items, **_OPTIONS,
         )  # fmt: skip
     if not pool_is_channel and (dweight is not None or dbias is not None):
-        of_channels = 16
+        of_items, of_channels = OF_CHANNELS
         _merge_parameters[(blocks(layout.channels, of_channels),)](
             sums, stats, dweight, dbias, *common, layout.parts, layout.splits, layout.width,
-            layout.members, layout.spread, layout.channels, layout.total, BLOCK_I=64,
+            layout.members, layout.spread, layout.channels, layout.total, BLOCK_I=of_items,
             BLOCK_C=of_channels, **_OPTIONS,
         )  # fmt: skip
     return Slopes(slopes, dweight, dbias)

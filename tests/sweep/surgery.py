@@ -67,6 +67,8 @@ def save_memory_cases() -> Cases:
 
 def save_memory(program: Program, blocks: bool, training: bool) -> str:
     """Hold ``save_memory``: outputs, gradients and buffers to the last bit; layers named."""
+    if "torch.compile" in program.model:
+        raise SkipTrial("refused where it is compiled")
     tool, built = "save_memory", program.build()
     nk.accelerate(built.model)
     outcome = use_handle(tool, built, lambda: nk.save_memory(built.model, blocks=blocks))

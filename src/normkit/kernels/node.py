@@ -15,6 +15,7 @@ from normkit.core.activations import Act
 from normkit.kernels import fused
 from normkit.kernels.call import Running
 from normkit.kernels.modes import batched, differentiates
+from normkit.kernels.outputs import listening, offer
 
 __all__ = ["Constants", "Engine", "Options", "normalize"]
 
@@ -85,6 +86,14 @@ def normalize(
     if not differentiates(x, weight, bias, residual):
         return engine.forward(x, weight, bias, residual, constants, options)
     y, stats = _Normalize.apply(x, weight, bias, residual, constants, options, engine)
+    if listening.listener is not None:
+        again = Constants(fixed=stats)
+
+        def repeat(x: Tensor, *others: Tensor | None) -> Tensor:
+            weight, bias, residual = others
+            return engine.forward(x, weight, bias, residual, again, options)[0]
+
+        offer(y, x, weight, bias, residual, repeat)
     return y, stats
 
 

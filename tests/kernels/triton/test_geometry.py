@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import triton
 
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
@@ -11,7 +15,7 @@ from normkit.core.pools import Pool, as_ncs
 from normkit.kernels.triton import geometry, schedule
 from normkit.kernels.triton.geometry import Tiles, plan_columns, plan_runs
 from normkit.kernels.triton.problem import FILL, of_spec
-from tests.kernels.triton.launches import Launch, meta, recorded
+from tests.kernels.triton.launches import Launch, compiled, meta, recorded
 
 BATCH, GHOST, GROUPS = Pool("batch"), Pool("ghost", 4), Pool("group", 32)
 # Networks' shapes, and sizes that no power of two divides.
@@ -25,7 +29,7 @@ DECODERS = [(1, 512, 64, 64), (1, 512, 128, 128), (1, 256, 256, 256), (1, 128, 5
 
 
 def _covers(tiles: Tiles, across: int, along: int, block: int, step: int) -> None:
-    for size in (tiles.rows, tiles.cols, tiles.options["num_warps"]):
+    for size in (tiles.rows, tiles.cols, tiles.warps):
         assert size & (size - 1) == 0
     assert tiles.blocks * block >= across > (tiles.blocks - 1) * block
     reach = step * tiles.walk
@@ -121,3 +125,30 @@ def test_few_kernels_are_compiled_anew_for_another_shape(last: bool) -> None:
             constants = [v for k, v in launch.options.items() if k.isupper()]
             variants.add((launch.name, *constants))
     assert len(variants) <= 14
+
+
+@pytest.mark.parametrize("pool", [BATCH, GROUPS], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "last", "wide"),
+    [((4, 64, 56, 56), False, 4), ((4, 64, 14, 14), False, 2), ((4, 96, 14, 14), True, 4)],
+    ids=str,
+)
+def test_accesses_to_memory_are_wide(
+    shape: tuple[int, ...], last: bool, wide: int, pool: Pool, tmp_path: Path
+) -> None:
+    """Of 16 bytes a thread; of 8 where rows of 16-bit values begin at multiples of 8 bytes.
+
+    And no sum depends on which program is first.
+    """
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path)
+        for launch in _step(pool, shape, torch.bfloat16, last):
+            if not launch.name.endswith("_gradients") and not launch.name.endswith("_moments"):
+                continue
+            ptx = compiled(launch, "sm_90").asm["ptx"]
+            assert not re.search(r"\b(atom|red)\.", ptx)
+            if launch.name.startswith("finish"):
+                continue
+            assert f"ld.global.v{wide}.b32" in ptx, launch.name
+            if launch.name.endswith("_gradients"):
+                assert f"st.global.v{wide}.b32" in ptx

@@ -18,7 +18,15 @@ from normkit.kernels.triton.elements import load
 from normkit.kernels.triton.finish import finish_moments, finish_sums
 from normkit.kernels.triton.geometry import Columns, plan_columns
 from normkit.kernels.triton.problem import Problem
-from normkit.kernels.triton.terms import ANY, coefficients, dz_of, span, store_moments, y_of
+from normkit.kernels.triton.terms import (
+    ANY,
+    coefficients,
+    dz_of,
+    multiple,
+    span,
+    store_moments,
+    y_of,
+)
 
 __all__ = ["backward", "forward", "moments"]
 
@@ -42,8 +50,9 @@ def _place(width, blocks, splits, walk, rows, BLOCK_R: tl.constexpr, BLOCK_C: tl
 @triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _moments(
     x, partials, rows, width, blocks, splits, walk, total, CENTRED: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    width = multiple(width, ALIGN)
     part, split, column, begin, first = _place(width, blocks, splits, walk, rows, BLOCK_R, BLOCK_C)
     present = column < width
     here = x + begin + column[None, :]
@@ -73,8 +82,10 @@ def _moments(
 @triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _normalize(
     x, residual, weight, bias, stats, y, pools, rows, width, blocks, splits, walk, members, spread,
-    slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    width = multiple(width, ALIGN)
     part, _, column, begin, first = _place(width, blocks, splits, walk, rows, BLOCK_R, BLOCK_C)
     present = column < width
     pool = part * (width // members) + column // members
@@ -94,8 +105,9 @@ def _normalize(
 def _sums(
     dy, x, other, weight, bias, stats, sums, pools, rows, width, blocks, splits, walk, members,
     spread, total, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    width = multiple(width, ALIGN)
     part, split, column, begin, first = _place(width, blocks, splits, walk, rows, BLOCK_R, BLOCK_C)
     present = column < width
     pool = part * (width // members) + column // members
@@ -122,8 +134,9 @@ def _sums(
 def _gradients(
     dy, x, other, weight, bias, stats, slopes, dx, dresidual, pools, rows, width, blocks, splits,
     walk, members, spread, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
-    FROM_OUTPUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    width = multiple(width, ALIGN)
     part, _, column, begin, first = _place(width, blocks, splits, walk, rows, BLOCK_R, BLOCK_C)
     present = column < width
     pool = part * (width // members) + column // members
@@ -155,7 +168,7 @@ def _stats(x: Tensor, problem: Problem, plan: Columns, update: Running | None = 
     partials = x.new_empty((4, form.total), dtype=torch.float32)
     _moments[(plan.parts * tiles.programs,)](
         x, partials, plan.rows, plan.width, tiles.blocks, tiles.splits, tiles.walk, form.total,
-        CENTRED=problem.centred, **tiles.options,
+        CENTRED=problem.centred, **plan.options(tiles),
     )  # fmt: skip
     return finish_moments(partials, form, problem, update)
 
@@ -186,7 +199,7 @@ def forward(
     _normalize[(plan.parts * tiles.programs,)](
         x, residual, weight, bias, stats, y, stats.shape[1], plan.rows, plan.width, tiles.blocks,
         tiles.splits, tiles.walk, plan.partials.members, plan.partials.spread, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, **tiles.options,
+        ACT=problem.act, HAS_ACT=problem.has_act, **plan.options(tiles),
     )  # fmt: skip
     return y, stats
 
@@ -213,7 +226,7 @@ def backward(
     tiles, partials, grid = plan.tiles, plan.partials, (plan.parts * plan.tiles.programs,)
     common = {
         "ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output,
-        **tiles.options,
+        **plan.options(tiles),
     }  # fmt: skip
     size = (stats.shape[1], plan.rows, plan.width, tiles.blocks, tiles.splits, tiles.walk,
             partials.members, partials.spread)  # fmt: skip

@@ -35,7 +35,7 @@ MANY = 4096
 _OPTIONS = launch_options(4)
 
 
-@triton.jit(do_not_specialize=[*ANY, "width"])
+@triton.jit(do_not_specialize=ANY)
 def _merge_moments(
     partials, stats, running_mean, running_var, pools, pools_of_part, splits, width, members, total,
     size, unbiasing, share, rest, eps, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
@@ -75,7 +75,7 @@ def _merge_moments(
         tl.store(running_var + pool, r * rest + var * unbiasing * share, present)
 
 
-@triton.jit(do_not_specialize=[*ANY, "width"])
+@triton.jit(do_not_specialize=ANY)
 def _merge_slopes(
     sums, stats, weight, slopes, dweight, dbias, pools, pools_of_part, splits, width, members,
     spread, channels, total, size, CENTRED: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -119,7 +119,7 @@ def _merge_slopes(
         tl.store(slopes + pools + pool, -rstd * (rstd * scaled), present)
 
 
-@triton.jit(do_not_specialize=[*ANY, "width"])
+@triton.jit(do_not_specialize=ANY)
 def _merge_parameters(
     sums, stats, dweight, dbias, pools, pools_of_part, parts, splits, width, members, spread,
     channels, total, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,

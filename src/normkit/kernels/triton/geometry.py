@@ -15,6 +15,7 @@ a sum is split decides its rounding.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -69,10 +70,9 @@ class Tiles(NamedTuple):
         return self.splits * self.blocks
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Constants and options of a launch; 8 values or more for each thread."""
-        warps = max(1, min(4, self.rows * self.cols // 256))
-        return {"BLOCK_R": self.rows, "BLOCK_C": self.cols, **launch_options(warps)}
+    def warps(self) -> int:
+        """Warps of a program, with 8 values or more for each thread."""
+        return max(1, min(4, self.rows * self.cols // 256))
 
 
 class Partials(NamedTuple):
@@ -145,6 +145,10 @@ class Runs(NamedTuple):
     by_row: bool
     maps: Tiles
 
+    def options(self, tiles: Tiles) -> dict[str, Any]:
+        """Return constants and options of a launch."""
+        return _options(tiles, self.cols)
+
 
 class Columns(NamedTuple):
     """Plan of an input that is read by columns: ``parts`` matrices of ``rows`` × ``width``."""
@@ -155,10 +159,23 @@ class Columns(NamedTuple):
     tiles: Tiles
     partials: Partials
 
+    def options(self, tiles: Tiles) -> dict[str, Any]:
+        """Return constants and options of a launch."""
+        return _options(tiles, self.width)
+
 
 def blocks(size: int, block: int) -> int:
     """Return how many blocks cover ``size``."""
     return -(-size // block)
+
+
+def _options(tiles: Tiles, row: int) -> dict[str, Any]:
+    """Return the options of a launch, with a constant of which the length of a row is a multiple.
+
+    A thread reads so many adjacent values at once.
+    """
+    sizes = {"BLOCK_R": tiles.rows, "BLOCK_C": tiles.cols, "ALIGN": math.gcd(row, 16)}
+    return {**sizes, **launch_options(tiles.warps)}
 
 
 def _power(size: int) -> int:

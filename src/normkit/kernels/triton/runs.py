@@ -18,7 +18,15 @@ from normkit.kernels.triton.elements import load
 from normkit.kernels.triton.finish import finish_moments, finish_sums
 from normkit.kernels.triton.geometry import Runs, plan_runs
 from normkit.kernels.triton.problem import Problem
-from normkit.kernels.triton.terms import ANY, coefficients, dz_of, span, store_moments, y_of
+from normkit.kernels.triton.terms import (
+    ANY,
+    coefficients,
+    dz_of,
+    multiple,
+    span,
+    store_moments,
+    y_of,
+)
 
 __all__ = ["backward", "forward", "moments"]
 
@@ -32,8 +40,9 @@ def begin_of(unit, row, inner, outer, step, cols):
 @triton.jit(do_not_specialize=ANY)
 def _moments(
     x, partials, units, inner, outer, step, rows, cols, splits, walk, total,
-    CENTRED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    CENTRED: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    cols = multiple(cols, ALIGN)
     pid = tl.program_id(0)
     split = pid % splits
     unit = pid // splits % units
@@ -68,8 +77,9 @@ def _moments(
 def _normalize(
     x, residual, weight, bias, stats, y, pools, rows, cols, splits, channels, members,
     rows_of_part, pools_of_part, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    cols = multiple(cols, ALIGN)
     pid = tl.program_id(0)
     row = pid // splits * BLOCK_R + tl.arange(0, BLOCK_R)
     present = row < rows
@@ -88,8 +98,10 @@ def _normalize(
 def _sums(
     dy, x, other, weight, bias, stats, sums, pools, units, inner, outer, step, rows, cols, splits,
     walk, channels, members, total, slope, BY_ROW: tl.constexpr, ACT: tl.constexpr,
-    HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    cols = multiple(cols, ALIGN)
     pid = tl.program_id(0)
     split = pid % splits
     unit = pid // splits % units
@@ -130,8 +142,9 @@ def _sums(
 def _gradients(
     dy, x, other, weight, bias, stats, slopes, dx, dresidual, pools, rows, cols, splits, channels,
     members, rows_of_part, pools_of_part, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
-    FROM_OUTPUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    cols = multiple(cols, ALIGN)
     pid = tl.program_id(0)
     row = pid // splits * BLOCK_R + tl.arange(0, BLOCK_R)
     present = row < rows
@@ -161,7 +174,7 @@ def _stats(x: Tensor, problem: Problem, plan: Runs, update: Running | None = Non
     partials = x.new_empty((4, form.total), dtype=torch.float32)
     _moments[(matrix.units * tiles.programs,)](
         x, partials, *matrix, plan.cols, tiles.splits, tiles.walk, form.total,
-        CENTRED=problem.centred, **tiles.options,
+        CENTRED=problem.centred, **plan.options(tiles),
     )  # fmt: skip
     return finish_moments(partials, form, problem, update)
 
@@ -192,7 +205,7 @@ def forward(
     _normalize[(tiles.programs,)](
         x, residual, weight, bias, stats, y, stats.shape[1], plan.rows, plan.cols, tiles.splits,
         plan.channels, plan.members, plan.rows_of_part, plan.pools_of_part, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, **tiles.options,
+        ACT=problem.act, HAS_ACT=problem.has_act, **plan.options(tiles),
     )  # fmt: skip
     return y, stats
 
@@ -225,7 +238,7 @@ def backward(
         _sums[(matrix.units * tiles.programs,)](
             dy, x, other, weight, bias, stats, sums, stats.shape[1], *matrix, plan.cols,
             tiles.splits, tiles.walk, plan.channels, plan.members, form.total, problem.slope,
-            BY_ROW=plan.by_row, **act, **tiles.options,
+            BY_ROW=plan.by_row, **act, **plan.options(tiles),
         )  # fmt: skip
         slopes, dweight, dbias = finish_sums(sums, form, problem, stats, weight, bias, wanted)
     dx = torch.empty_like(x) if needs[0] else None
@@ -235,6 +248,6 @@ def backward(
         _gradients[(tiles.programs,)](
             dy, x, other, weight, bias, stats, slopes, dx, dresidual, stats.shape[1], plan.rows,
             plan.cols, tiles.splits, plan.channels, plan.members, plan.rows_of_part,
-            plan.pools_of_part, problem.slope, **act, **tiles.options,
+            plan.pools_of_part, problem.slope, **act, **plan.options(tiles),
         )  # fmt: skip
     return dx, dweight, dbias, dresidual

@@ -9,14 +9,18 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 from normkit.kernels.triton.elements import activate, activation_gradient, load
 
-__all__ = ["ANY", "coefficients", "dz_of", "parameter", "span", "store_moments", "y_of"]
+__all__ = ["ANY", "coefficients", "dz_of", "multiple", "parameter", "span", "store_moments", "y_of"]
 
 ANY = ["pools", "units", "inner", "outer", "step", "rows", "splits", "walk", "blocks", "channels",
-       "members", "spread", "total", "parts", "rows_of_part", "pools_of_part"]  # fmt: skip
-"""Arguments of kernels whose divisibility by 16 lets no access to memory be wider.
+       "members", "spread", "total", "parts", "cols", "width", "rows_of_part",
+       "pools_of_part"]  # fmt: skip
+"""Arguments of which Triton is not to compile a variant where they are 1 or divisible by 16."""
 
-Triton would compile a kernel again for each combination.
-"""
+
+@triton.jit
+def multiple(size, ALIGN: tl.constexpr):
+    """Return ``size``, for the compiler to see that it is a multiple of ``ALIGN``."""
+    return size // ALIGN * ALIGN
 
 
 @triton.jit

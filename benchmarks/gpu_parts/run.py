@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -21,6 +22,8 @@ from benchmarks.gpu_parts.networks import NETWORKS, time_steps
 from benchmarks.gpu_parts.page import limits, lines, page
 from benchmarks.gpu_parts.timing import clock, time_case
 from normkit.bench.results_file import write
+from normkit.kernels import triton
+from normkit.kernels.triton.gpu import TritonGPU
 
 __all__ = ["Run"]
 
@@ -50,6 +53,7 @@ class Run:
         self.budget = Budget(seconds)
         self.started = time.monotonic()
         self.measure = clock(device)
+        self.expects_triton = device.type == "cuda" or triton.takes_cpu
         self.results: dict[str, Any] = {
             "machine": machine, "toy": toy, "complete": False, "parts": {}, "correctness": {},
             "layers": [], "compiled": [], "steps": [], "skipped": self.budget.skipped,
@@ -109,13 +113,17 @@ class Run:
         return self.budget.fits(label, 0.0 if self.toy else seconds)
 
     def _correctness(self) -> str:
-        result = check_all(self.device, self.budget, CORRECTNESS, few=self.toy)
+        with mock.patch.object(triton, "takes_cpu", True):
+            # Also on a GPU: then inputs too small to be worth a launch are computed by them too.
+            result = check_all(self.device, self.budget, CORRECTNESS, few=self.toy)
         self.results["correctness"] = result
         for failure in result["failures"]:
             print(f"WRONG {failure}", flush=True)
         ways = ", ".join(f"{n} by {way}" for way, n in sorted(result["ways"].items()))
         text = f"{result['checked']} of {result['problems']} problems against float64: {ways}"
         assert not result["failures"], f"{len(result['failures'])} wrong; {text}"
+        if self.expects_triton:
+            assert TritonGPU.name in result["ways"], f"none by {TritonGPU.name}; {text}"
         return text
 
     def _cases(self) -> list[Case]:
@@ -165,7 +173,7 @@ class Run:
     def _time_steps(self, needed: float, compiler: str | None) -> str:
         words = []
         for network in NETWORKS:
-            for layout in ("channels-last", "contiguous"):
+            for layout in ("channels-last", "contiguous")[: 1 if self.toy and compiler else 2]:
                 label = f"step{' compiled' if compiler else ''}: {network.name} {layout}"
                 if not self._fits(label, needed):
                     continue
@@ -198,7 +206,10 @@ class Run:
         return summary.strip("= ")
 
     def _lab(self) -> str:
-        return check_lab(self.device) if self._fits("lab", LAB) else "skipped"
+        if not self._fits("lab", LAB):
+            return "skipped"
+        with mock.patch.object(triton, "takes_cpu", False):  # an interpreter would take minutes
+            return check_lab(self.device)
 
     def _process(
         self, part: str, command: list[str], seconds: float

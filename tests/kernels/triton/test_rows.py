@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_POSITION, Pool
 from normkit.kernels.triton import lines, longrows, rows, schedule
-from normkit.kernels.triton.lines import Lines, plan, plan_long
+from normkit.kernels.triton.lines import Limits, Lines, plan, plan_long
 from normkit.kernels.triton.problem import of_spec
 from tests.kernels.triton.agreement import ACTS, assert_as_by_oracle, draw_tensors
 from tests.kernels.triton.conftest import Memory
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.usefixtures("by_triton")
 
 LAST = torch.channels_last
 # Division of toy shapes into several tiles and programs, and pools longer than a tile.
-SMALL = {"TILE": 32, "LEAST": 2, "FILL": 4, "LINE": 8}
-LONG = {**SMALL, "MOST_FORWARD": 0, "MOST_BACKWARD": 0, "LONG": 16}
-DIVISIONS: dict[str, dict[str, int]] = {"usual": {}, "small": SMALL, "long": LONG}
+SMALL: dict[str, Any] = {"TILE": 32, "LEAST": 2, "FILL": 4, "LINE": 8}
+NONE = Limits(0, 8)
+LONG: dict[str, Any] = {**SMALL, "FORWARD": NONE, "BACKWARD": NONE, "LONG": 16}
+DIVISIONS: dict[str, dict[str, Any]] = {"usual": {}, "small": SMALL, "long": LONG}
 
 
 def _divide(patch: pytest.MonkeyPatch, division: str) -> None:
@@ -125,8 +127,9 @@ LINES = [
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("each", LINES, ids=str)
 def test_plans_cover_every_pool_within_the_limits(each: Lines, itemsize: int) -> None:
-    for most in (lines.MOST_FORWARD, lines.MOST_BACKWARD):
-        tiles = plan(each, itemsize, most)
+    for limits in (lines.FORWARD, lines.BACKWARD):
+        most = limits.most
+        tiles = plan(each, itemsize, limits)
         if tiles is None:
             assert each.length * (1 if each.step == 1 else 16) > most // 2
             tiles = plan_long(each, itemsize)
@@ -149,7 +152,7 @@ def test_plans_cover_every_pool_within_the_limits(each: Lines, itemsize: int) ->
 def test_sums_of_parts_are_little_beside_the_data() -> None:
     """They are written and read: 16 bytes for each channel of a part."""
     for each in LINES:
-        tiles = plan(each, 2, lines.MOST_BACKWARD) or plan_long(each, 2)
+        tiles = plan(each, 2, lines.BACKWARD) or plan_long(each, 2)
         data = each.pools * each.length * 2 * 3  # x, dy, dx
         if tiles.parts > lines.LEAST:
             assert tiles.parts * each.width * 16 <= data / 8
@@ -177,8 +180,8 @@ def test_offsets_beyond_32_bits() -> None:
 
 def test_which_kernels_take_which_layout() -> None:
     position, layer = of_spec(Spec(PER_POSITION, 1e-5)), of_spec(Spec(Pool("group", 1), 1e-5))
-    long = torch.empty(3, lines.MOST_FORWARD + 1)
-    many = torch.empty(1, 1).expand(2000, lines.MOST_BACKWARD + 1)
+    long = torch.empty(3, lines.FORWARD.most + 1)
+    many = torch.empty(1, 1).expand(2000, lines.BACKWARD.most + 1)
     for x, problem, backward, expected in (
         (torch.empty(2, 8, 3, 3), position, False, rows),
         (torch.empty(2, 8, 3, 3).contiguous(memory_format=LAST), position, True, rows),

@@ -17,21 +17,36 @@ from torch import Tensor
 from normkit.core.pools import as_ncs
 from normkit.kernels.triton.problem import FILL, Problem
 
-__all__ = ["Lines", "Plan", "lines_of", "plan", "plan_long"]
+__all__ = ["BACKWARD", "FORWARD", "Limits", "Lines", "Plan", "lines_of", "plan", "plan_long"]
 
 TILE = 2048
-"""Values of a tile where pools are short: 16 for each of 128 threads."""
+"""Values of a tile where pools are short."""
 
-MOST_FORWARD = 16384
-"""Values of the largest tile that is read once: 32 for each of 512 threads, in their registers."""
 
-MOST_BACKWARD = 4096
-"""The same where two inputs and two sums are in registers: 16 for each of 256 threads."""
+class Limits(NamedTuple):
+    """Registers that a pass needs for each value decide how large its tiles are.
+
+    Args:
+        most: values of the largest tile.
+        each: values for each thread, where threads suffice.
+    """
+
+    most: int
+    each: int
+
+
+FORWARD = Limits(8192, 16)
+"""The input and the residual are in registers."""
+
+BACKWARD = Limits(4096, 8)
+"""Two inputs, the residual and two sums are in registers, and where rows are not aligned the
+address of each value. Tests compile the largest tiles and refuse registers that are spilled.
+"""
 
 LINE = 64
 """Bytes of adjacent pools that a tile of columns reads at least: two sectors of memory."""
 
-LONG = 4096
+LONG = 2048
 """Values of a tile of pools that are read in a loop."""
 
 LEAST = 128
@@ -104,41 +119,42 @@ def lines_of(x: Tensor, problem: Problem) -> Lines:
     return Lines(1, rows, problem.groups, c // problem.groups, 1, problem.groups, c)
 
 
-def plan(lines: Lines, itemsize: int, most: int) -> Plan | None:
-    """Divide pools into tiles that hold whole ones, or return None where these exceed ``most``.
+def plan(lines: Lines, itemsize: int, limits: Limits) -> Plan | None:
+    """Divide pools into tiles that hold whole ones, or return None where these exceed the limits.
 
-    >>> plan(Lines(1, 8192, 1, 768, 1, 1, 768), 2, MOST_FORWARD)
+    >>> plan(Lines(1, 8192, 1, 768, 1, 1, 768), 2, FORWARD)
     Plan(pools=2, values=1024, blocks=4096, tiles=4096, warps=4, parts=256)
-    >>> plan(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2, MOST_FORWARD)
+    >>> plan(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2, FORWARD)
     """
     values = _power(lines.length)
     least = _least(lines, itemsize)
-    if least * values > most:
+    if least * values > limits.most:
         return None
     pools = min(max(TILE // values, least), _power(lines.inner))
     while pools > least and _tiles(lines, pools) * lines.groups < FILL:
         pools //= 2
-    return _plan(lines, itemsize, pools, values)
+    return _plan(lines, itemsize, pools, values, limits.each)
 
 
 def plan_long(lines: Lines, itemsize: int) -> Plan:
     """Divide pools into tiles that hold a part of them.
 
     >>> plan_long(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2)
-    Plan(pools=1, values=4096, blocks=8, tiles=8, warps=8, parts=8)
+    Plan(pools=1, values=2048, blocks=8, tiles=8, warps=8, parts=8)
     """
     pools = _least(lines, itemsize)
-    return _plan(lines, itemsize, pools, min(LONG // pools, _power(lines.length)))
+    return _plan(lines, itemsize, pools, min(LONG // pools, _power(lines.length)), BACKWARD.each)
 
 
-def _plan(lines: Lines, itemsize: int, pools: int, values: int) -> Plan:
+def _plan(lines: Lines, itemsize: int, pools: int, values: int, each: int) -> Plan:
     tiles = _tiles(lines, pools)
     # Each part writes a float32 sum for γ and one for β, of every channel. So few that these are
     # a sixteenth of what the pass reads, where that leaves enough.
     few = lines.samples * lines.inner * itemsize // 64
     parts = min(tiles, max(LEAST, min(few, FILL)))
     blocks = -(-lines.inner // pools)
-    return Plan(pools, values, blocks, tiles, min(max(pools * values // 512, 1), 16), parts)
+    warps = min(max(pools * values // (32 * each), 1), 16)
+    return Plan(pools, values, blocks, tiles, warps, parts)
 
 
 def _least(lines: Lines, itemsize: int) -> int:

@@ -14,7 +14,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from normkit.kernels.triton.elements import load, moments_along, reciprocal_deviation
-from normkit.kernels.triton.lines import MOST_BACKWARD, MOST_FORWARD, lines_of, plan
+from normkit.kernels.triton.lines import BACKWARD, FORWARD, lines_of, plan
 from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.terms import dz_of, parameter, y_of
 
@@ -135,12 +135,12 @@ def _backward(
 
 def fits_forward(x: Tensor, problem: Problem) -> bool:
     """Return whether the pools of ``x`` fit into a forward pass's tile."""
-    return plan(lines_of(x, problem), x.element_size(), MOST_FORWARD) is not None
+    return plan(lines_of(x, problem), x.element_size(), FORWARD) is not None
 
 
 def fits_backward(x: Tensor, problem: Problem) -> bool:
     """Return whether the pools of ``x`` fit into a backward pass's tile."""
-    return plan(lines_of(x, problem), x.element_size(), MOST_BACKWARD) is not None
+    return plan(lines_of(x, problem), x.element_size(), BACKWARD) is not None
 
 
 def moments(x: Tensor, problem: Problem) -> Tensor:
@@ -178,7 +178,7 @@ def _launch_forward(
     fixed: bool,
 ) -> None:
     lines = lines_of(x, problem)
-    tiles = plan(lines, x.element_size(), MOST_FORWARD)
+    tiles = plan(lines, x.element_size(), FORWARD)
     assert tiles is not None
     _forward[(tiles.tiles * lines.groups,)](
         x, weight, bias, residual, y, stats, *lines.arguments(tiles), lines.pools, problem.eps,
@@ -202,7 +202,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, weight, bias and residual that ``needs`` marks."""
     lines = lines_of(x, problem)
-    tiles = plan(lines, x.element_size(), MOST_BACKWARD)
+    tiles = plan(lines, x.element_size(), BACKWARD)
     assert tiles is not None
     dx = torch.empty_like(x) if needs[0] else None
     dresidual = torch.empty_like(x) if needs[3] else None

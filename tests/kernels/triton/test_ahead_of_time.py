@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Pool, tuple[int, ...], bool]] = {
 
 
 def _launches(case: str, act: Act | None, dtype: torch.dtype) -> list[Launch]:
-    """Record a step with a residual, a step without, and an evaluation."""
+    """Record a step with a residual, a step without, and one with fixed moments."""
     pool, shape, last = CASES[case]
     x = meta(*shape, dtype=dtype, last=last)
     weight, bias, mean, var = meta(4, shape[1]).unbind()
@@ -63,9 +63,11 @@ def _launches(case: str, act: Act | None, dtype: torch.dtype) -> list[Launch]:
             other = None if act is None or residual is None else y if from_output else residual
             needs = (True, True, True, other is not None)
             schedule.backward(x, x, weight, bias, other, stats, other is y, needs, problem)
-        if pool.over == "batch":
-            fixed = schedule.fixed_stats(mean, var, 1e-5)
-            schedule.forward(x, weight, bias, None, problem, fixed)
+        # With constants, as in evaluation, or when an output is computed again.
+        schedule.fixed_stats(mean, var, 1e-5)
+        schedule.forward(x, weight, bias, None, problem, stats)
+        schedule.backward(x, x, weight, bias, None, stats, False, (True, True, True, False),
+                          problem, own_stats=False)  # fmt: skip
     return launches
 
 

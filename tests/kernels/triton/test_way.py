@@ -21,6 +21,7 @@ from normkit.kernels import triton as kernels
 from normkit.kernels.call import BatchStats, Call, FixedStats
 from normkit.kernels.compiled import Compiled
 from normkit.kernels.dispatch import explain, normalize
+from normkit.kernels.triton import gpu
 from normkit.kernels.triton.gpu import TritonGPU
 from normkit.kernels.triton.operations import KERNELS
 
@@ -155,6 +156,7 @@ def _on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def test_which_calls_are_refused(fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without values, which pretend to be on a GPU."""
+    monkeypatch.setattr(gpu, "failure", lambda _: None)
     x, w = _on_gpu(8, 64, 56, 56), _on_gpu(64)
     assert TritonGPU().refuses(Call(x, BATCH, w, w, x)) is None
     half = _on_gpu(8, 64, 56, 56, dtype=torch.bfloat16)
@@ -183,6 +185,15 @@ def test_which_calls_are_refused(fake: FakeTensorMode, monkeypatch: pytest.Monke
     assert TritonGPU().refuses(Call(small, Spec(PER_POSITION, 1e-5))) is None
     monkeypatch.setattr(kernels, "_INSTALLED", False)
     assert "pip install triton" in str(TritonGPU().refuses(Call(x, BATCH)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_where_triton_fails_calls_are_refused(fake: FakeTensorMode) -> None:
+    """Here there is no GPU; elsewhere there may be no compiler."""
+    gpu.failure.cache_clear()
+    reason = TritonGPU().refuses(Call(_on_gpu(8, 64, 56, 56), BATCH))
+    gpu.failure.cache_clear()
+    assert reason is not None and reason.startswith("Triton does not run on cuda:0 (")
 
 
 def test_it_explains_itself() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -14,7 +16,7 @@ from normkit.kernels.node import Constants, Options
 from normkit.kernels.operations import options_of
 from normkit.kernels.triton.operations import problem_of
 
-__all__ = ["TYPES", "TritonGPU"]
+__all__ = ["TYPES", "TritonGPU", "failure"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,6 +44,9 @@ class TritonGPU:
             return missing
         if x.dtype not in TYPES:
             return f"they have no code for {x.dtype}"
+        failed = failure(x.device)
+        if failed is not None:
+            return failed
         if x.dim() < 2 or x.numel() == 0:
             return "the input is empty or has fewer than two axes"
         n, c, s = as_ncs(x)
@@ -85,6 +90,24 @@ class TritonGPU:
             return Normalized(y, None, None, count)
         shape = spec.pool.stats(n, c, s)
         return Normalized(y, moments[0].reshape(shape), moments[3].reshape(shape), count)
+
+
+@functools.cache
+def failure(device: torch.device) -> str | None:
+    """Return why Triton cannot launch on ``device``, as a clause after 'because', or None.
+
+    Tried once: a GPU may be too old for this Triton, and many a container lacks the C compiler that
+    Triton may want, where PyTorch's kernels work.
+    """
+    try:
+        from normkit.kernels.triton import schedule
+
+        one = torch.ones(1, dtype=torch.bfloat16, device=device)
+        schedule.fixed_stats(one, one, 1.0)
+    except Exception as error:  # of whatever kind: the call is computed without Triton
+        reason = (str(error).splitlines() or [""])[0]
+        return f"Triton does not run on {device} ({type(error).__name__}: {reason})"
+    return None
 
 
 class _Kernels:

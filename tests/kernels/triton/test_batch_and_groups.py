@@ -17,7 +17,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import Pool
 from normkit.kernels.call import BatchStats, Call
 from normkit.kernels.dispatch import normalize
-from normkit.kernels.triton import columns, finish, geometry, runs, schedule
+from normkit.kernels.triton import columns, finish, geometry, runs, schedule, whole
 from normkit.kernels.triton.problem import Problem, of_spec
 from normkit.kernels.triton.terms import span
 from tests.kernels.oracle import by_oracle
@@ -65,23 +65,32 @@ def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(problem=problems(), divided=st.booleans())
-def test_any_problem(problem: tuple[Spec, list[Tensor | None], Tensor], divided: bool) -> None:
+@given(problem=problems(), division=st.sampled_from(["usual", "small", "whole"]))
+def test_any_problem(problem: tuple[Spec, list[Tensor | None], Tensor], division: str) -> None:
     spec, tensors, dy = problem
     x = tensors[0]
     assert x is not None
     if spec.pool.count(x.shape[0], x.shape[1], x[0, 0].numel()) == 1:
         return  # x̂ is rounding alone
     with pytest.MonkeyPatch.context() as patch:
-        if divided:
+        if division == "small":
             _divide(patch)
+        if division == "whole":
+            patch.setattr(whole, "WARPS", 0)
         assert_as_by_oracle(spec, tensors, dy)
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("pool", POOLS[:3], ids=str)
-def test_far_from_zero(pool: Pool, last: bool, divided: None) -> None:
+@pytest.mark.parametrize(
+    ("pool", "last", "warps"),
+    [*((pool, last, whole.WARPS) for pool in POOLS[:3] for last in (False, True)),
+     (POOLS[2], False, 0)],
+    ids=str,
+)  # fmt: skip
+def test_far_from_zero(
+    pool: Pool, last: bool, warps: int, divided: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mean of 10⁴ and a deviation of 0.1: what rounding takes from the mean is half a percent."""
+    monkeypatch.setattr(whole, "WARPS", warps)  # of a group read as a whole: 0
     x = torch.randn(4, 6, 7, 9) * 0.1 + 1e4
     x = x.contiguous(memory_format=LAST) if last else x
     spec, dy = Spec(pool, 1e-5), torch.randn(4, 6, 7, 9)
@@ -164,13 +173,13 @@ def test_each_gradient_alone_is_that_of_all(pool: Pool, last: bool) -> None:
     together = schedule.backward(*fixed, (True,) * 4, problem)
     for needs in itertools.product([False, True], repeat=4):
         a, b, c, d = needs
-        for gradient, whole, need in zip(
+        for gradient, other, need in zip(
             schedule.backward(*fixed, (a, b, c, d), problem), together, needs, strict=True
         ):
             if not need:
                 assert gradient is None
             else:
-                assert gradient is not None and whole is not None and torch.equal(gradient, whole)
+                assert gradient is not None and other is not None and torch.equal(gradient, other)
 
 
 @pytest.mark.parametrize("act", [None, Act("silu"), Act("relu")], ids=str)
@@ -202,6 +211,28 @@ def test_each_value_is_moved_as_often_as_stated(
     for gradient in grads:
         if gradient is not None:
             assert memory.stored(gradient) == gradient.numel()
+    assert memory.stored_twice() == 0
+
+
+@pytest.mark.parametrize("act", [None, Act("silu"), Act("relu")], ids=str)
+def test_groups_that_fit_into_a_tile_are_read_once(
+    act: Act | None, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole, "WARPS", 0)
+    problem = of_spec(Spec(Pool("group", 3), 1e-5, act))
+    x, residual, dy = torch.randn(3, 2, 6, 5, 13).unbind()
+    weight, bias = torch.randn(2, 6).unbind()
+    y, stats = schedule.forward(x, weight, bias, residual, problem)
+    assert memory.loaded(x) == memory.loaded(residual) == memory.stored(y) == x.numel()
+    memory.loads.clear()
+    memory.stores.clear()
+    from_output = act == Act("relu")
+    other = y if from_output else residual if act else None
+    needs = (True, True, True, act is not None)
+    grads = schedule.backward(dy, x, weight, bias, other, stats, from_output, needs, problem)
+    assert memory.loaded(x) == memory.loaded(dy) == x.numel()
+    assert other is None or memory.loaded(other) == x.numel()
+    assert all(g is None or memory.stored(g) == g.numel() for g in grads)
     assert memory.stored_twice() == 0
 
 
@@ -239,10 +270,14 @@ def test_infinite_values_stay_in_their_pool(pool: Pool, last: bool, divided: Non
 def test_which_kernels_take_which_layout() -> None:
     batch, group = Problem("batch", 1, 1e-5), Problem("group", 2, 1e-5)
     x, short = torch.empty(2, 4, 8, 8), torch.empty(2, 4, 3, 3)
+    many = torch.empty(2048, 4, 8, 8, device="meta")
     for t, problem, expected in (
         (x, batch, runs), (short, batch, columns), (torch.empty(2, 4), batch, columns),
-        (x, group, runs), (short, group, runs),
+        (x, group, runs), (short, group, runs), (many, group, whole),
         (x.contiguous(memory_format=LAST), batch, columns),
         (x.contiguous(memory_format=LAST), group, columns),
     ):  # fmt: skip
         assert schedule.kernels_for(t, problem) is expected
+    large = torch.empty(2048, 4, 64, 64, device="meta")
+    assert schedule.kernels_for(large, group) is whole
+    assert schedule.kernels_for(large, group, backward=True) is runs

@@ -10,7 +10,7 @@ position                     ``rows``           ``rows``
 ===========================  =================  ====================================
 
 ``longrows`` takes the place of ``rows`` where a pool does not fit into one tile, and ``runs`` where
-there are few such pools.
+there are few such pools; ``whole`` that of ``runs`` where groups are many and fit into one tile.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from normkit.core.pools import as_ncs
 from normkit.kernels.call import Running, dense, layout
-from normkit.kernels.triton import columns, longrows, rows, runs
+from normkit.kernels.triton import columns, longrows, rows, runs, whole
 from normkit.kernels.triton.elements import load, reciprocal_deviation
 from normkit.kernels.triton.geometry import in_columns
 from normkit.kernels.triton.lines import lines_of
@@ -36,7 +36,7 @@ from normkit.kernels.triton.problem import FILL, Problem, launch_options
 __all__ = ["backward", "fixed_stats", "forward", "moments"]
 
 
-def kernels_for(x: Tensor, problem: Problem, backward: bool = False) -> Any:
+def kernels_for(x: Tensor, problem: Problem, backward: bool = False, fixed: bool = False) -> Any:
     """Return the module whose kernels take dense ``x``."""
     if problem.over == "position" or (problem.over == "group" and as_ncs(x)[2] == 1):
         fits = rows.fits_backward if backward else rows.fits_forward
@@ -44,7 +44,10 @@ def kernels_for(x: Tensor, problem: Problem, backward: bool = False) -> Any:
             return rows
         few = problem.over == "group" and lines_of(x, problem).pools < FILL
         return runs if few and x.is_contiguous() else longrows
-    return columns if in_columns(x, problem) else runs
+    if in_columns(x, problem):
+        return columns
+    whole_fits = whole.fits_backward if backward else whole.fits_forward
+    return whole if problem.over == "group" and not fixed and whole_fits(x, problem) else runs
 
 
 def moments(x: Tensor, problem: Problem) -> Tensor:
@@ -76,7 +79,7 @@ def forward(
     x = dense(x)
     options = () if update is None else (update,)
     with _on(x):
-        y, stats = kernels_for(x, problem).forward(
+        y, stats = kernels_for(x, problem, fixed=fixed is not None).forward(
             x, _flat(weight), _flat(bias), _like(residual, x), problem, fixed, *options
         )
     return y, stats
@@ -105,7 +108,8 @@ def backward(
     x = dense(x)
     needed = (needs[0], needs[1] and weight is not None, needs[2] and bias is not None, needs[3])
     with _on(x):
-        dx, dweight, dbias, dresidual = kernels_for(x, problem, backward=True).backward(
+        kernels = kernels_for(x, problem, backward=True, fixed=not own_stats)
+        dx, dweight, dbias, dresidual = kernels.backward(
             _like(dy, x), x, _flat(weight), _flat(bias), _like(other, x), stats, other_is_output,
             needed, problem, own_stats,
         )  # fmt: skip

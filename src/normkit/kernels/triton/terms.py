@@ -12,7 +12,7 @@ from normkit.kernels.triton.elements import activate, activation_gradient, load
 __all__ = ["ANY", "coefficients", "dz_of", "multiple", "parameter", "span", "store_moments", "y_of"]
 
 ANY = ["pools", "units", "inner", "outer", "step", "rows", "splits", "walk", "blocks", "channels",
-       "members", "spread", "total", "parts", "cols", "width", "rows_of_part",
+       "members", "groups", "spread", "total", "parts", "cols", "width", "rows_of_part",
        "pools_of_part"]  # fmt: skip
 """Arguments of which Triton is not to compile a variant where they are 1 or divisible by 16."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
-from normkit.kernels.triton import columns, finish, longrows, rows, runs, schedule
+from normkit.kernels.triton import columns, finish, longrows, rows, runs, schedule, whole
 from normkit.kernels.triton.problem import of_spec
 from tests.kernels.triton.launches import (
     SHARED,
@@ -35,6 +35,9 @@ CASES: dict[str, tuple[Pool, tuple[int, ...], bool]] = {
     "batch, little space": (PER_CHANNEL, (64, 2048, 1, 1), False),
     "ghost batch": (GHOST, (32, 64, 28, 28), False),
     "group": (GROUPS, (1, 512, 128, 128), False),
+    "many groups": (GROUPS, (64, 320, 32, 32), False),
+    "smaller groups": (GROUPS, (64, 320, 16, 16), False),
+    "channels of a sample": (Pool("group", 256), (32, 256, 56, 56), False),
     "group, channels-last": (GROUPS, (1, 512, 128, 128), True),
     "rows": (LAYER, (8192, 4096), False),
     "short rows": (LAYER, (65536, 96), False),
@@ -124,7 +127,7 @@ def test_the_cases_launch_every_kernel() -> None:
     launched = {
         launch.kernel for case in CASES for launch in _launches(case, Act("silu"), torch.bfloat16)
     }
-    for module in (rows, longrows, runs, columns, finish, schedule):
+    for module in (rows, longrows, runs, whole, columns, finish, schedule):
         for name, kernel in vars(module).items():
             # Helpers are called within kernels, and return what they compute.
             kernels = isinstance(kernel, triton.runtime.JITFunction) and "return" not in kernel.src

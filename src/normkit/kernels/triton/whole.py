@@ -25,11 +25,11 @@ from normkit.kernels.triton.terms import ANY, dz_of, multiple, parameter, y_of
 
 __all__ = ["backward", "fits_backward", "fits_forward", "forward", "moments"]
 
-_FORWARD = 16384, 1024
-"""Values of a tile at most, and of a warp: 32 for each thread, in its registers."""
+_FORWARD = 16384, 512
+"""Values of a tile at most, and of a warp: 16 for each thread; 32 where 16 warps have them all."""
 
-_BACKWARD = 4096, 512
-"""The same where two inputs and their products are in registers: 16 for each thread."""
+_BACKWARD = 4096, 256
+"""The same where two inputs and their products are in registers."""
 
 WARPS = 2 * FILL
 """Warps of all programs together, at least: a quarter of what the largest GPU of today holds."""
@@ -115,7 +115,7 @@ def _plan(x: Tensor, problem: Problem, most: int, of_warp: int) -> dict[str, Any
     """Return constants and options of a launch, or None where the groups are too large or few."""
     n, c, s = as_ncs(x)
     rows, cols = (triton.next_power_of_2(size) for size in (c // problem.groups, s))
-    warps = max(1, rows * cols // of_warp)
+    warps = max(1, min(16, rows * cols // of_warp))
     if rows * cols > most or n * problem.groups * warps < WARPS:
         return None
     return {"ROWS": rows, "COLS": cols, "ALIGN": math.gcd(s, 16), **launch_options(warps)}

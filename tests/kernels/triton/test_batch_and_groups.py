@@ -267,6 +267,18 @@ def test_infinite_values_stay_in_their_pool(pool: Pool, last: bool, divided: Non
     torch.testing.assert_close(y.double(), truth, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of NumPy
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("shape", [(4, 6, 5, 5), (4, 6), (2, 6, 9, 9)], ids=str)
+@pytest.mark.parametrize("pool", [*POOLS[:3], Pool("position")], ids=str)
+def test_squares_beyond_float32_are_not_passed_over(pool: Pool, shape: tuple[int, ...]) -> None:
+    """PyTorch's kernels return β alone, as 1/σ becomes zero."""
+    x = torch.randn(shape) * 1e30
+    for last in (False, True):
+        t = x.contiguous(memory_format=LAST) if last and x.dim() == 4 else x
+        assert bool(normalize(Call(t, Spec(pool, 1e-5))).y.isnan().all())
+
+
 def test_which_kernels_take_which_layout() -> None:
     batch, group = Problem("batch", 1, 1e-5), Problem("group", 2, 1e-5)
     x, short = torch.empty(2, 4, 8, 8), torch.empty(2, 4, 3, 3)

@@ -21,6 +21,7 @@ __all__ = [
     "merge_along",
     "moments_along",
     "reciprocal_deviation",
+    "rstd_of",
 ]
 
 
@@ -66,6 +67,15 @@ def activation_gradient(dy, z, ACT: tl.constexpr, slope):
 def reciprocal_deviation(var, eps):
     """Return 1/√(σ² + ε), rounded once for each operation."""
     return tl.math.div_rn(tl.full(var.shape, 1.0, tl.float32), tl.sqrt_rn(var + eps))
+
+
+@triton.jit
+def rstd_of(var, eps):
+    """Return 1/√(σ² + ε) of computed moments; NaN where the squares exceed float32.
+
+    Zero would pass for a result: outputs would be β alone.
+    """
+    return tl.where(var == float("inf"), float("nan"), reciprocal_deviation(var, eps))
 
 
 @triton.jit

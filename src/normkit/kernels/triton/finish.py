@@ -16,7 +16,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from normkit.kernels.call import Running
-from normkit.kernels.triton.elements import load, merge, merge_along, reciprocal_deviation
+from normkit.kernels.triton.elements import load, merge, merge_along, rstd_of
 from normkit.kernels.triton.geometry import Partials, blocks
 from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.terms import ANY
@@ -64,7 +64,7 @@ def _merge_moments(
     var = m2 / size
     tl.store(stats + pool, mean, present)
     tl.store(stats + pools + pool, low, present)
-    tl.store(stats + 2 * pools + pool, reciprocal_deviation(var, eps), present)
+    tl.store(stats + 2 * pools + pool, rstd_of(var, eps), present)
     tl.store(stats + 3 * pools + pool, var, present)
     if running_mean is not None:
         # Weighed, not r + (v - r) * share: with a share near 1 that would leave of a small value

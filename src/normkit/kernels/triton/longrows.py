@@ -13,7 +13,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from normkit.kernels.triton.elements import load, merge, moments_along, reciprocal_deviation
+from normkit.kernels.triton.elements import load, merge, moments_along, rstd_of
 from normkit.kernels.triton.lines import lines_of, plan_long
 from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.rows import COUNTS, place, sums_of
@@ -47,7 +47,7 @@ def _moments(
     var = m2 / length
     tl.store(stats + pool, mean, here)
     tl.store(stats + pools + pool, low, here)
-    tl.store(stats + 2 * pools + pool, reciprocal_deviation(var, eps), here)
+    tl.store(stats + 2 * pools + pool, rstd_of(var, eps), here)
     tl.store(stats + 3 * pools + pool, var, here)
 
 

@@ -13,7 +13,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from normkit.kernels.triton.elements import load, moments_along, reciprocal_deviation
+from normkit.kernels.triton.elements import load, moments_along, rstd_of
 from normkit.kernels.triton.lines import BACKWARD, FORWARD, lines_of, plan
 from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.terms import dz_of, parameter, y_of
@@ -74,7 +74,7 @@ def _forward(
     else:
         mean, low, m2 = moments_along(value, mask, length, 1, CENTRED)
         var = m2 / length
-        rstd = reciprocal_deviation(var, eps)
+        rstd = rstd_of(var, eps)
         tl.store(stats + pool, mean, here)
         tl.store(stats + pools + pool, low, here)
         tl.store(stats + 2 * pools + pool, rstd, here)

@@ -17,7 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from normkit.core.pools import as_ncs
-from normkit.kernels.triton.elements import load, reciprocal_deviation
+from normkit.kernels.triton.elements import load, rstd_of
 from normkit.kernels.triton.finish import finish_sums
 from normkit.kernels.triton.geometry import Partials
 from normkit.kernels.triton.problem import FILL, Problem, launch_options
@@ -65,7 +65,7 @@ def _forward(
         d = tl.where(mask, d - low, 0.0)
     one = tl.arange(0, 1)
     var = tl.sum(d * d) / size + tl.zeros([1], tl.float32)
-    rstd = reciprocal_deviation(var, eps)
+    rstd = rstd_of(var, eps)
     tl.store(stats + pool + one, mean + one * 0.0)
     tl.store(stats + pools + pool + one, low + one * 0.0)
     tl.store(stats + 2 * pools + pool + one, rstd)

@@ -107,7 +107,7 @@ def replay(
                 active.discard(key)
                 ended.add(key)
                 shares[key] = 1.0
-                remaining.learn(key, seconds[key], whole=row_of[key].whole)
+                remaining.learn(key, end[key] - begin[key], whole=row_of[key].whole)
             else:
                 part = (now - begin[key]) / (end[key] - begin[key])
                 shares[key] = math.floor(part * REPORTS) / REPORTS
@@ -167,8 +167,9 @@ def test_resumed_study_shows_a_time_at_once_and_a_new_one_does_not() -> None:
     assert replay(rows).shown[0] is None
 
 
-def test_a_machine_that_becomes_much_slower_is_told() -> None:
-    shown = replay(STUDIES["seven"], slower=(300.0, 8.0))
+@pytest.mark.parametrize("name", ["seven", "tour's claims", "C24"])
+def test_a_machine_that_becomes_much_slower_is_told(name: str) -> None:
+    shown = replay(STUDIES[name], slower=(300.0, 4.0))
     assert shown.restarts > 0
     assert shown.rise > 1.1
     assert shown.shown[-1] == 0.0

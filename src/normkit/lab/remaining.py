@@ -4,7 +4,8 @@
 runs go on, or read from those that the store has already:
 
 * per kind of run (model, normalizer, activation), the ratio of measured to expected time, drawn
-  towards that of all runs where there are few;
+  towards that of all runs where there are few, of which later ones count more: the machine may have
+  become slower;
 * the time of a worker between two runs, which counts where runs take a second;
 * what is left of a run in progress, by its own pace.
 
@@ -41,6 +42,8 @@ BETWEEN, BETWEEN_RUNS = 0.2, 5.0
 """Seconds of a worker between two runs, before they are measured, and their weight in runs."""
 START_SECONDS = 3.0
 """Time until the workers have begun."""
+HALF_LIFE = 600.0
+"""Expected seconds of each worker after which a run counts half in the ratio of all runs."""
 ALLOWANCE = 0.15
 """Share added for runs of kinds without a measurement."""
 FIRST_SECONDS, PATIENCE = 8.0, 60.0
@@ -91,6 +94,8 @@ class Remaining:
             of_kind.setdefault(cost.kind, []).append(cost.seconds)
         self._typical = {kind: sum(each) / len(each) for kind, each in of_kind.items()}
         self._measured: dict[str, tuple[float, float]] = {}
+        self._work = 0.0
+        self._learned_at: dict[str, float] = {}
         self._begin: float | None = None
         self._started: float | None = None
         self._now: float | None = None
@@ -108,6 +113,9 @@ class Remaining:
     def learn(self, key: str, seconds: float, *, whole: bool = True) -> None:
         """Take in what a run has taken; not ``whole`` where it may have ended early."""
         if key in self.runs and seconds > 0:
+            if self._begin is not None:
+                self._work += self.runs[key].seconds / self.workers
+            self._learned_at[key] = self._work
             self._measured[key] = seconds, self.runs[key].seconds if whole else 0.0
             if self._begin is None and whole:
                 self._learned += seconds
@@ -201,22 +209,26 @@ class Remaining:
     def _ratios(self, now: float) -> dict[str, float]:
         """Return measured over expected time of each kind, with its allowance."""
         measured: dict[str, list[tuple[float, float]]] = {kind: [] for kind in self._typical}
+        all_seconds = all_expected = PRIOR_SECONDS * self.workers
         for key, (seconds, expected) in self._measured.items():
             if expected:
                 measured[self.runs[key].kind].append((seconds, expected))
+                counts = 0.5 ** ((self._work - self._learned_at[key]) / HALF_LIFE)
+                all_seconds += counts * seconds
+                all_expected += counts * expected
         for key, pace in self._paces.items():
             work = (pace.share - pace.first) * self.runs[key].seconds
             if work > 0 and pace.last_seen > pace.began:
                 measured[self.runs[key].kind].append((pace.last_seen - pace.began, work))
-        pairs = [pair for of in measured.values() for pair in of]
-        prior = PRIOR_SECONDS * self.workers
-        everything = (sum(s for s, _ in pairs) + prior) / (sum(e for _, e in pairs) + prior)
+                all_seconds += pace.last_seen - pace.began
+                all_expected += work
+        of_all = all_seconds / all_expected
         ratios = {}
         for kind, of in measured.items():
             weight = PRIOR_RUNS * self._typical[kind]
             seconds, expected = sum(s for s, _ in of), sum(e for _, e in of)
             unseen = weight / (weight + expected)
-            ratio = (seconds + weight * everything) / (expected + weight)
+            ratio = (seconds + weight * of_all) / (expected + weight)
             ratios[kind] = ratio * (1 + ALLOWANCE * unseen)
         return ratios
 

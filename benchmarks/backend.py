@@ -2,15 +2,15 @@
 
     python -m benchmarks.backend                            # twenty minutes on two idle cores
     python -m benchmarks.backend --networks resnet18 --seconds 30 --allocators tuned
-    python -m benchmarks.backend --by inductor --networks resnet18 vit lenet5
+    python -m benchmarks.backend --by inductor --networks resnet18 mobilenet_v2
 
 Two questions. By ``backend``: ``torch.compile(model, backend="normkit")`` beside the model as it
-is. By ``inductor``: ``torch.compile(model)`` after ``nk.accelerate(model)``, beside it without. The
-networks are ResNet-18 and 50, DenseNet-121 and MobileNetV2 as torchvision writes them
-(networks.py), on random images, and those of the lab, on random images of 32×32. A step resets the
-gradients and runs forward, loss, backward and SGD with momentum; an evaluation is forward without
-gradients. Both sides start from the same weights and take turns in one process, in rotating order.
-The ratio is taken round by round; its median is printed with the 95 % interval of the median. Each
+is. By ``inductor``: ``torch.compile(model)`` after ``nk.accelerate(model)``, beside it without, and
+beside the accelerated model that is not compiled (``eager``). The networks are ResNet-18 and 50,
+DenseNet-121 and MobileNetV2 as torchvision writes them (networks.py), on random images, and those
+of the lab, on random images of 32×32. A step resets the gradients and runs forward, loss, backward
+and SGD with momentum; an evaluation is forward without gradients. All sides start from the same weights and take turns in one process, in rotating order.
+Ratios are taken round by round; the median is printed with the 95 % interval of the median. Each
 allocator has a process of its own. The losses of the first two steps are printed too, since they
 must agree.
 """
@@ -39,7 +39,6 @@ from normkit.bench.stopwatch import time_interleaved
 from normkit.lab import models
 
 ROOT = Path(__file__).parents[1]
-SIDES = ("torch", "normkit")
 
 
 LAB = {
@@ -68,15 +67,20 @@ def _compile(by: str, model: nn.Module) -> tuple[dict[str, Any], list[Any]]:
         backend = nk.Backend()
         return {"torch": model, "normkit": torch.compile(twin, backend=backend)}, backend.graphs
     handle = nk.accelerate(twin)
-    return {"torch": torch.compile(model), "normkit": torch.compile(twin)}, [handle]
+    eager = copy.deepcopy(twin)
+    return {
+        "torch": torch.compile(model), "normkit": torch.compile(twin), "eager": eager
+    }, [handle]  # fmt: skip
 
 
 def measure(by: str, name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
-    """Time both sides of a network, in training and in evaluation."""
+    """Time all sides of a network, in training and in evaluation."""
     torch.manual_seed(0)
     model, images, labels = _build(name, batch, size)
     compiled, reports = _compile(by, model)
-    optimizers = {side: torch.optim.SGD(compiled[side].parameters(), 1e-3, 0.9) for side in SIDES}
+    optimizers = {
+        side: torch.optim.SGD(each.parameters(), 1e-3, 0.9) for side, each in compiled.items()
+    }
     loss_of = F.mse_loss if labels is images else F.cross_entropy
 
     def step(side: str) -> float:
@@ -91,21 +95,27 @@ def measure(by: str, name: str, batch: int, size: int, seconds: float) -> dict[s
         with torch.no_grad():
             compiled[side](images)
 
-    losses = [[step(side) for side in SIDES] for _ in range(2)]
+    losses = [[step(side) for side in compiled] for _ in range(2)]
     record: dict[str, Any] = {"network": name, "shape": list(images.shape), "losses": losses}
     for mode, run in (("train", step), ("eval", evaluate)):
         for each in compiled.values():
             each.train(mode == "train")
-        record[mode] = _time(run, seconds)
+        record[mode] = _time(run, list(compiled), seconds)
     record["fused"] = [str(report).splitlines()[0] for report in reports]
     return record
 
 
-def _time(run: Callable[[str], Any], seconds: float) -> dict[str, Any]:
-    times = time_interleaved({side: lambda side=side: run(side) for side in SIDES}, seconds=seconds)
-    ratio, low, high = times.ratio(*SIDES)
-    ms = {side: 1e3 * times.of(side) for side in SIDES}
-    return {"ms": ms, "ratio": ratio, "interval": [low, high], "rounds": times.rounds}
+def _time(run: Callable[[str], Any], sides: list[str], seconds: float) -> dict[str, Any]:
+    """Return the milliseconds of each side, and their ratios to those of ours."""
+    times = time_interleaved({side: lambda side=side: run(side) for side in sides}, seconds=seconds)
+    ratio, low, high = times.ratio("torch", "normkit")
+    record: dict[str, Any] = {
+        "ms": {side: 1e3 * times.of(side) for side in sides},
+        "ratio": ratio, "interval": [low, high], "rounds": times.rounds,
+    }  # fmt: skip
+    if "eager" in sides:
+        record["eager"] = list(times.ratio("eager", "normkit"))
+    return record
 
 
 def main() -> None:
@@ -151,11 +161,15 @@ def main() -> None:
 def _print(record: dict[str, Any]) -> None:
     for mode in ("train", "eval"):
         times = record[mode]
-        low, high = times["interval"]
+        ms = "".join(f"{side} {ms:.0f} ms, " for side, ms in times["ms"].items())
+        ratios = "torch over normkit {:.2f} [{:.2f}, {:.2f}]".format(
+            times["ratio"], *times["interval"]
+        )
+        if "eager" in times:
+            ratios += "; eager over normkit {:.2f} [{:.2f}, {:.2f}]".format(*times["eager"])
         print(
-            f"{record['allocator']:8}{record['network']:13}{mode:6}"
-            f"{times['ms']['torch']:8.0f} ms{times['ms']['normkit']:8.0f} ms"
-            f"{times['ratio']:7.2f} [{low:.2f}, {high:.2f}] of {times['rounds']} rounds",
+            f"{record['allocator']:8}{record['network']:13}{mode:6}{ms}{ratios}; "
+            f"{times['rounds']} rounds",
             flush=True,
         )
     print(f"        losses {record['losses']}; {'; '.join(record['fused'])}", flush=True)

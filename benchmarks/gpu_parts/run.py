@@ -173,7 +173,7 @@ class Run:
     def _time_steps(self, needed: float, compiler: str | None) -> str:
         words = []
         for network in NETWORKS:
-            for layout in ("channels-last", "contiguous")[: 1 if self.toy and compiler else 2]:
+            for layout in ("channels-last", "contiguous")[: 1 if self.toy else 2]:
                 label = f"step{' compiled' if compiler else ''}: {network.name} {layout}"
                 if not self._fits(label, needed):
                     continue

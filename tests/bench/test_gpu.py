@@ -151,7 +151,8 @@ def test_without_a_gpu_the_way_out_is_named() -> None:
 
 @pytest.mark.slow
 def test_whole_script_at_toy_sizes(tmp_path: Path) -> None:
-    done = _script("--device", "cpu", "--interpret", "--toy", "--out", str(tmp_path))
+    budget = ("--seconds", "1200")  # other tests run meanwhile
+    done = _script("--device", "cpu", "--interpret", "--toy", "--out", str(tmp_path), *budget)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["complete"]

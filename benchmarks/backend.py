@@ -9,10 +9,10 @@ is. By ``inductor``: ``torch.compile(model)`` after ``nk.accelerate(model)``, be
 beside the accelerated model that is not compiled (``eager``). The networks are ResNet-18 and 50,
 DenseNet-121 and MobileNetV2 as torchvision writes them (networks.py), on random images, and those
 of the lab, on random images of 32×32. A step resets the gradients and runs forward, loss, backward
-and SGD with momentum; an evaluation is forward without gradients. All sides start from the same weights and take turns in one process, in rotating order.
-Ratios are taken round by round; the median is printed with the 95 % interval of the median. Each
-allocator has a process of its own. The losses of the first two steps are printed too, since they
-must agree.
+and SGD with momentum; an evaluation is forward without gradients. All sides start from the same
+weights and take turns in one process, in rotating order. Ratios are taken round by round; the
+median is printed with the 95 % interval of the median. Each allocator has a process of its own. The
+losses of the first two steps are printed too, since they must agree.
 """
 
 from __future__ import annotations

@@ -35,12 +35,13 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
     computed again from these when it is first read, by one elementwise pass, shared by all that
     read it, and dropped. Gradients are equal to the last bit. Activations computed with a layer
     (``act=``) and ones that follow it at once (ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish) are
-    computed again with it.
+    computed again with it. Where PyTorch's kernels compute a layer, and for pools within a sample
+    on a CPU, the moments are computed once more too.
 
     It applies to layers of this package, in eager mode: call :func:`normkit.accelerate` first for
-    those of ``torch.nn``. What a tensor is, is told by the node of the graph that it comes from and
-    its version, so a tensor changed in place since is kept. While the model runs it has hooks on
-    saved tensors; where others are active, as within ``torch.utils.checkpoint`` or
+    those of ``torch.nn``. A tensor is recognised by the node of the graph that it comes from and by
+    its version, so one that was changed in place since is kept. While the model runs it has hooks
+    on saved tensors; where others are active, as within ``torch.utils.checkpoint`` or
     ``save_on_cpu``, those have precedence.
 
     Args:
@@ -59,8 +60,9 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
             other hooks are active.
 
     Note:
-        A tensor that is modified in place after it was saved raises as without hooks, in the
-        backward pass. ``torch.func`` transforms within the model refuse hooks on saved tensors.
+        A tensor that is modified in place after it was saved raises in the backward pass, as
+        without hooks; with ``blocks`` also a residual. ``torch.func`` transforms within the model
+        refuse hooks on saved tensors.
 
     Source: Bulò et al. 2018, arXiv 1712.02616 (In-Place Activated BatchNorm, which keeps y).
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.bench.memory import live_bytes
+from normkit.compat import release
 from normkit.kernels import cpu, from_output
 
 LAYERS: dict[str, Callable[..., Any]] = {"LayerNorm": nk.LayerNorm, "RMSNorm": nk.RMSNorm}
@@ -173,6 +174,7 @@ def test_batched_gradients_and_transforms(name: str, kernels: str) -> None:
     torch.testing.assert_close(compiled(x), other(x))
 
 
+@pytest.mark.skipif(release(torch.__version__) < (2, 8), reason="needs torch 2.8")
 def test_with_save_memory_and_autocast() -> None:
     model = nn.Sequential(
         nn.Linear(8, 16), nk.LayerNorm(16, memory_efficient=True), nn.Linear(16, 8), nk.RMSNorm(8)

@@ -20,11 +20,15 @@ from torch.utils.checkpoint import checkpoint
 import normkit as nk
 from benchmarks.networks import BasicBlock, Bottleneck, DenseNet, MobileNetV2, ResNet
 from normkit.bench.memory import live_bytes
+from normkit.compat import release
 from normkit.kernels import cpu
 
-pytestmark = pytest.mark.skipif(
-    cpu.fused is None or not hasattr(cpu.fused, "again"), reason="no kernels that repeat a pass"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        cpu.fused is None or not hasattr(cpu.fused, "again"), reason="no kernels that repeat a pass"
+    ),
+    pytest.mark.skipif(release(torch.__version__) < (2, 8), reason="needs torch 2.8"),
+]
 
 Grads = dict[str, Tensor]
 

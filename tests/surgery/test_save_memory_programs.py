@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normkit as nk
+from normkit.compat import release
 from normkit.kernels import cpu
 
-pytestmark = pytest.mark.skipif(
-    cpu.fused is None or not hasattr(cpu.fused, "again"), reason="no kernels that repeat a pass"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        cpu.fused is None or not hasattr(cpu.fused, "again"), reason="no kernels that repeat a pass"
+    ),
+    pytest.mark.skipif(release(torch.__version__) < (2, 8), reason="needs torch 2.8"),
+]
 
 SHAPE = (2, 6, 5, 5)
 ACTS = [F.relu, F.relu_, F.silu, F.gelu, F.hardtanh, F.hardswish, F.leaky_relu, F.leaky_relu_,

@@ -117,3 +117,23 @@ def test_the_model_trains_as_before(kind: str, tool: str) -> None:
     for net in (model, twin):
         train(net)
     torch.testing.assert_close(list(values(model).values()), list(values(twin).values()))
+
+
+@NO_FSDP2
+@pytest.mark.skipif(release(torch.__version__) < (2, 8), reason="needs torch 2.8")
+@pytest.mark.parametrize("each", [False, True])
+def test_save_memory_gives_the_same_bits(each: bool) -> None:
+    results = []
+    for saves in (False, True):
+        model = network()
+        nk.accelerate(model)
+        for layer in model if each else ():
+            if list(layer.parameters()):
+                fully_shard(layer)
+        fully_shard(model)
+        if saves:
+            assert len(nk.save_memory(model, blocks=True).changed) == 2
+        model(X).square().sum().backward()
+        results.append([p.grad.full_tensor() for p in model.parameters()])  # type: ignore[union-attr]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

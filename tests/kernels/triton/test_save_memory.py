@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.bench.memory import live_bytes
+from normkit.compat import release
 
-pytestmark = pytest.mark.usefixtures("by_triton")
+pytestmark = [
+    pytest.mark.usefixtures("by_triton"),
+    pytest.mark.skipif(release(torch.__version__) < (2, 8), reason="needs torch 2.8"),
+]
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: nk.BatchNorm2d(8, act="silu"),

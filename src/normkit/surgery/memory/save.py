@@ -88,7 +88,10 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
             else:
                 skipped.append(Skipped(name, type(module), why))
         elif isinstance(module, FAMILY):
-            why = "a layer of torch.nn: call normkit.accelerate(model) first"
+            plain = type(module).__module__.startswith("torch.nn.modules.")
+            what = "a layer of torch.nn" if plain else "a subclass of torch.nn's"
+            before = "first" if plain else "first, before anything wraps its layers"
+            why = f"{what}: call normkit.accelerate(model) {before}"
             skipped.append(Skipped(name, type(module), why))
     if changed and is_active(model):
         skipped = [Skipped(row.name, row.after, "computed again already") for row in changed]

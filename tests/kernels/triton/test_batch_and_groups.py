@@ -34,6 +34,8 @@ def _divide(patch: pytest.MonkeyPatch) -> None:
     """Have toy shapes split into several programs, and these walk over several tiles."""
     for name, value in {"TILE": 64, "LEAST": 32, "LINE": 16, "LEAST_ROWS": 8, "FILL": 6}.items():
         patch.setattr(geometry, name, value)
+    for plan in ("_runs", "_columns"):  # without what is remembered of other tests
+        patch.setattr(geometry, plan, getattr(geometry, plan).__wrapped__)
     patch.setattr(finish, "AT_ONCE", (2, 4, 8))
     patch.setattr(finish, "OF_CHANNELS", (4, 4))
     patch.setattr(finish, "MANY", 4)
@@ -293,3 +295,18 @@ def test_which_kernels_take_which_layout() -> None:
     large = torch.empty(2048, 4, 64, 64, device="meta")
     assert schedule.kernels_for(large, group) is whole
     assert schedule.kernels_for(large, group, backward=True) is runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pool", [*POOLS, Pool("group", 96)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 96, 56, 56), (16, 96, 14, 14), (2, 96, 65, 67)], ids=str)
+def test_sizes_of_networks(
+    shape: tuple[int, ...], pool: Pool, last: bool, dtype: torch.dtype
+) -> None:
+    """As large as an interpreter may be asked for, divided as on a GPU."""
+    x, residual, dy = (t.to(dtype) for t in (torch.randn(3, *shape) * 2 + 1).unbind())
+    x = x.contiguous(memory_format=LAST) if last else x
+    weight, bias = torch.randn(2, shape[1]).unbind()
+    assert_as_by_oracle(Spec(pool, 1e-5, Act("silu")), [x, weight, bias, residual], dy)

@@ -16,11 +16,12 @@ a sum is split decides its rounding.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from normkit.core.pools import as_ncs
+from normkit.core.pools import Pool, as_ncs
 from normkit.kernels.triton.problem import FILL, Problem, launch_options
 
 __all__ = ["Columns", "Matrix", "Partials", "Runs", "Tiles", "blocks", "in_columns",
@@ -213,9 +214,13 @@ def _along_rows(units: int, rows: int, cols: int) -> Tiles:
 
 def plan_runs(x: Tensor, problem: Problem) -> Runs:
     """Plan for contiguous ``x``, its pools over the batch, ghost batches or groups."""
-    n, c, s = as_ncs(x)
-    over, groups = problem.over, problem.groups
-    size = problem.pool.count(n, c, s)
+    return _runs(*as_ncs(x), problem.pool)
+
+
+@lru_cache(4096)
+def _runs(n: int, c: int, s: int, pool: Pool) -> Runs:
+    over, groups = pool.over, pool.groups
+    size = pool.count(n, c, s)
     rows = n * c
     if over == "group":
         members = c // groups
@@ -240,9 +245,13 @@ def plan_runs(x: Tensor, problem: Problem) -> Runs:
 
 def plan_columns(x: Tensor, problem: Problem) -> Columns:
     """Plan for ``x`` channels-last, or contiguous with pools that span samples."""
-    n, c, s = as_ncs(x)
-    spread = s if x.is_contiguous() else 1
-    parts = {"batch": 1, "ghost": problem.groups}.get(problem.over, n)
+    return _columns(*as_ncs(x), problem.pool, x.is_contiguous())
+
+
+@lru_cache(4096)
+def _columns(n: int, c: int, s: int, pool: Pool, contiguous: bool) -> Columns:
+    spread = s if contiguous else 1
+    parts = {"batch": 1, "ghost": pool.groups}.get(pool.over, n)
     rows, width = n * c * s // (parts * c * spread), c * spread
     block = min(LINE, _power(width))
     of_rows = min(_power(rows), TILE // block)
@@ -250,8 +259,8 @@ def plan_columns(x: Tensor, problem: Problem) -> Columns:
     walk = max(blocks(LEAST_ROWS, of_rows), min(WALK, programs // FILL))
     walk = min(walk, blocks(rows, of_rows))
     splits = blocks(rows, of_rows * walk)
-    members = c // problem.groups if problem.over == "group" else spread
-    size = problem.pool.count(n, c, s)
+    members = c // pool.groups if pool.over == "group" else spread
+    size = pool.count(n, c, s)
     return Columns(
         parts, rows, width,
         Tiles(of_rows, block, walk, splits, blocks(width, block)),

@@ -9,6 +9,7 @@ One program for each group. Where there are too few of them to fill a GPU, or th
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -111,24 +112,30 @@ def _backward(
         tl.store(dx + at, g, mask)
 
 
-def _plan(x: Tensor, problem: Problem, most: int, of_warp: int) -> dict[str, Any] | None:
+def _plan(x: Tensor, problem: Problem, limits: tuple[int, int]) -> dict[str, Any] | None:
     """Return constants and options of a launch, or None where the groups are too large or few."""
-    n, c, s = as_ncs(x)
-    rows, cols = (triton.next_power_of_2(size) for size in (c // problem.groups, s))
+    return _options(*as_ncs(x), problem.groups, *limits, WARPS)
+
+
+@lru_cache(4096)
+def _options(
+    n: int, c: int, s: int, groups: int, most: int, of_warp: int, least: int
+) -> dict[str, Any] | None:
+    rows, cols = (triton.next_power_of_2(size) for size in (c // groups, s))
     warps = max(1, min(16, rows * cols // of_warp))
-    if rows * cols > most or n * problem.groups * warps < WARPS:
+    if rows * cols > most or n * groups * warps < least:
         return None
     return {"ROWS": rows, "COLS": cols, "ALIGN": math.gcd(s, 16), **launch_options(warps)}
 
 
 def fits_forward(x: Tensor, problem: Problem) -> bool:
     """Return whether the groups of contiguous ``x`` are for a forward pass of these kernels."""
-    return _plan(x, problem, *_FORWARD) is not None
+    return _plan(x, problem, _FORWARD) is not None
 
 
 def fits_backward(x: Tensor, problem: Problem) -> bool:
     """Return whether the groups of contiguous ``x`` are for a backward pass of these kernels."""
-    return _plan(x, problem, *_BACKWARD) is not None
+    return _plan(x, problem, _BACKWARD) is not None
 
 
 def _launch(
@@ -140,7 +147,7 @@ def _launch(
     problem: Problem,
 ) -> Tensor:
     n, c, s = as_ncs(x)
-    plan, pools = _plan(x, problem, *_FORWARD), n * problem.groups
+    plan, pools = _plan(x, problem, _FORWARD), n * problem.groups
     assert plan is not None
     stats = x.new_empty((4, pools), dtype=torch.float32)
     _forward[(pools,)](
@@ -185,7 +192,7 @@ def backward(
     """Return the gradients of x, weight, bias and residual that ``needs`` marks."""
     assert own_stats, "a group's moments are not remembered"
     n, c, s = as_ncs(x)
-    plan, pools, members = _plan(x, problem, *_BACKWARD), n * problem.groups, c // problem.groups
+    plan, pools, members = _plan(x, problem, _BACKWARD), n * problem.groups, c // problem.groups
     assert plan is not None
     wanted = False, needs[1] and weight is not None, needs[2] and bias is not None
     sums = x.new_empty((2, n * c), dtype=torch.float32) if any(wanted) else None

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -575,6 +576,36 @@ def test_an_error_within_the_model_switches_it_off() -> None:
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     before = step(copy.deepcopy(model), X)
     assert_same_bits(step(model, X), before)
+
+
+def accumulated(model: nn.Module) -> list[Tensor]:
+    """Return gradients of several forward passes before the first backward pass."""
+    losses = [model(X + i).square().sum() for i in range(3)]
+    grads = [torch.autograd.grad(loss, list(model.parameters())) for loss in reversed(losses)]
+    return [torch.stack(g).sum(0) for g in zip(*grads, strict=True)]
+
+
+def test_accumulation_threads_and_hooks() -> None:
+    model = fused()
+    before = accumulated(copy.deepcopy(model))
+    nk.save_memory(model)
+    results = {0: accumulated(copy.deepcopy(model))}
+
+    def work(i: int) -> None:
+        results[i] = accumulated(copy.deepcopy(model))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with torch.autograd.graph.save_on_cpu():
+        results[3] = accumulated(copy.deepcopy(model))
+    model[1].register_full_backward_hook(lambda *_: None)
+    results[4] = accumulated(model)
+    assert len(results) == 5
+    for result in results.values():
+        assert all(torch.equal(a, b) for a, b in zip(before, result, strict=True))
 
 
 def test_copies_and_pickles_save_too() -> None:

@@ -29,7 +29,9 @@ LAST = torch.channels_last
 SMALL: dict[str, Any] = {"TILE": 32, "LEAST": 2, "FILL": 4, "LINE": 8}
 NONE = Limits(0, 8)
 LONG: dict[str, Any] = {**SMALL, "FORWARD": NONE, "BACKWARD": NONE, "LONG": 16}
-DIVISIONS: dict[str, dict[str, Any]] = {"usual": {}, "small": SMALL, "long": LONG}
+DIVISIONS: dict[str, dict[str, Any]] = {
+    "usual": {}, "small": SMALL, "long": LONG, "split": {**LONG, "FILL": 400},
+}  # fmt: skip
 
 
 def _divide(patch: pytest.MonkeyPatch, division: str) -> None:
@@ -37,8 +39,6 @@ def _divide(patch: pytest.MonkeyPatch, division: str) -> None:
         patch.setattr(lines, name, value)
         if hasattr(rows, name):
             patch.setattr(rows, name, value)
-    if division == "long":
-        patch.setattr(schedule, "FILL", 0)
 
 
 @st.composite
@@ -84,13 +84,13 @@ def test_far_from_zero(division: str, last: bool, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("act", [None, Act("silu"), Act("relu")], ids=str)
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("division", ["small", "long"])
+@pytest.mark.parametrize("division", ["small", "long", "split"])
 def test_each_value_is_moved_as_often_as_stated(
     division: str, last: bool, act: Act | None, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one tile once; in a loop once for the sums and once for the result."""
     _divide(monkeypatch, division)
-    passes = 2 if division == "long" else 1
+    passes = 1 if division == "small" else 2
     problem = of_spec(Spec(PER_POSITION, 1e-5, act))
     x, residual, dy = torch.randn(3, 2, 23, 5, 3).unbind()
     if last:
@@ -131,6 +131,9 @@ def test_plans_cover_every_pool_within_the_limits(each: Lines, itemsize: int) ->
         most = limits.most
         tiles = plan(each, itemsize, limits)
         if tiles is None:
+            long = plan_long(each, itemsize)
+            assert long.splits * long.walk >= each.length > (long.splits - 1) * long.walk
+            assert long.walk % long.values == 0
             assert each.length * (1 if each.step == 1 else 16) > most // 2
             tiles = plan_long(each, itemsize)
         else:
@@ -191,7 +194,7 @@ def test_which_kernels_take_which_layout() -> None:
         (many, layer, True, longrows),
     ):
         assert schedule.kernels_for(x, problem, backward) is expected
-    assert schedule.kernels_for(long, layer).__name__.endswith(".runs")
+    assert schedule.kernels_for(long, layer) is longrows
 
 
 @pytest.fixture(autouse=True)

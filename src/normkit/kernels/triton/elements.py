@@ -22,6 +22,7 @@ __all__ = [
     "moments_along",
     "reciprocal_deviation",
     "rstd_of",
+    "store_stats",
 ]
 
 
@@ -76,6 +77,18 @@ def rstd_of(var, eps):
     Zero would pass for a result: outputs would be β alone.
     """
     return tl.where(var == float("inf"), float("nan"), reciprocal_deviation(var, eps))
+
+
+@triton.jit
+def store_stats(stats, pools, pool, mean, low, m2, size, eps, mask):
+    """Store the stats of pools of ``size`` values from their moments; return 1/√(σ² + ε)."""
+    var = m2 / size
+    rstd = rstd_of(var, eps)
+    tl.store(stats + pool, mean, mask)
+    tl.store(stats + pools + pool, low, mask)
+    tl.store(stats + 2 * pools + pool, rstd, mask)
+    tl.store(stats + 3 * pools + pool, var, mask)
+    return rstd
 
 
 @triton.jit

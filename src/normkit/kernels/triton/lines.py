@@ -100,6 +100,8 @@ class Plan(NamedTuple):
         tiles: tiles of a group.
         warps: groups of 32 threads of a program.
         parts: programs that share the tiles of a group in a backward pass.
+        splits: programs that share a pool in a reduction.
+        walk: values of a pool for each of these.
     """
 
     pools: int
@@ -108,6 +110,8 @@ class Plan(NamedTuple):
     tiles: int
     warps: int
     parts: int
+    splits: int = 1
+    walk: int = 0
 
 
 def lines_of(x: Tensor, problem: Problem) -> Lines:
@@ -123,7 +127,7 @@ def plan(lines: Lines, itemsize: int, limits: Limits) -> Plan | None:
     """Divide pools into tiles that hold whole ones, or return None where these exceed the limits.
 
     >>> plan(Lines(1, 8192, 1, 768, 1, 1, 768), 2, FORWARD)
-    Plan(pools=2, values=1024, blocks=4096, tiles=4096, warps=4, parts=256)
+    Plan(pools=2, values=1024, blocks=4096, tiles=4096, warps=4, parts=256, splits=1, walk=0)
     >>> plan(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2, FORWARD)
     """
     values = _power(lines.length)
@@ -140,10 +144,14 @@ def plan_long(lines: Lines, itemsize: int) -> Plan:
     """Divide pools into tiles that hold a part of them.
 
     >>> plan_long(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2)
-    Plan(pools=1, values=2048, blocks=8, tiles=8, warps=8, parts=8)
+    Plan(pools=1, values=2048, blocks=8, tiles=8, warps=8, parts=8, splits=49, walk=2048)
     """
     pools = _least(lines, itemsize)
-    return _plan(lines, itemsize, pools, min(LONG // pools, _power(lines.length)), BACKWARD.each)
+    values = min(LONG // pools, _power(lines.length))
+    whole = _plan(lines, itemsize, pools, values, BACKWARD.each)
+    turns = -(-lines.length // values)
+    walk = -(-turns // min(turns, max(FILL // (whole.tiles * lines.groups), 1)))
+    return whole._replace(splits=-(-turns // walk), walk=walk * values)
 
 
 def _plan(lines: Lines, itemsize: int, pools: int, values: int, each: int) -> Plan:

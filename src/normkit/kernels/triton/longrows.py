@@ -1,7 +1,6 @@
 """Pools of more values than one tile: read in a loop, once for the moments and once to normalize.
 
-A program goes along a few whole pools, so this is for many of them. Where they are few, the
-schedules over the batch and groups split each one among programs.
+Where pools are few, each is split among programs, whose sums are merged in a fixed order.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -13,7 +12,13 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from normkit.kernels.triton.elements import load, merge, moments_along, rstd_of
+from normkit.kernels.triton.elements import (
+    load,
+    merge,
+    merge_along,
+    moments_along,
+    store_stats,
+)
 from normkit.kernels.triton.lines import lines_of, plan_long
 from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.rows import COUNTS, place, sums_of
@@ -21,12 +26,15 @@ from normkit.kernels.triton.terms import dz_of, parameter, y_of
 
 __all__ = ["backward", "forward", "moments"]
 
+AT_ONCE = 1024
+"""Partial results that a program merges."""
+
 
 @triton.jit(do_not_specialize=COUNTS)
 def _moments(
-    x, stats,
+    x, stats, partials,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, eps,
+    pools, splits, walk, eps,
     CENTRED: tl.constexpr, POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     group, tile = tl.program_id(0) % groups, tl.program_id(0) // groups
@@ -37,18 +45,41 @@ def _moments(
     mean = tl.zeros([POOLS, 1], tl.float32)
     low = tl.zeros([POOLS, 1], tl.float32)
     m2 = tl.zeros([POOLS, 1], tl.float32)
-    for first in range(0, length, VALUES):
+    start = tl.program_id(1) * walk
+    end = tl.minimum(start + walk, length)
+    for first in range(start, end, VALUES):
         k = first + tl.arange(0, VALUES)[None, :]
         mask = here & (k < length)
         value = load(x + begin + k.to(tl.int64) * step, mask)
         count = tl.minimum(length - first, VALUES)
         mean_b, low_b, m2_b = moments_along(value, mask, count, 1, CENTRED)
-        _, mean, low, m2 = merge(first, mean, low, m2, count, mean_b, low_b, m2_b)
-    var = m2 / length
-    tl.store(stats + pool, mean, here)
-    tl.store(stats + pools + pool, low, here)
-    tl.store(stats + 2 * pools + pool, rstd_of(var, eps), here)
-    tl.store(stats + 3 * pools + pool, var, here)
+        _, mean, low, m2 = merge(first - start, mean, low, m2, count, mean_b, low_b, m2_b)
+    if partials is None:
+        store_stats(stats, pools, pool, mean, low, m2, length, eps, here)
+    else:
+        at = partials + tl.program_id(1).to(tl.int64) * pools + pool
+        total = splits.to(tl.int64) * pools
+        tl.store(at, mean, here)
+        tl.store(at + total, low, here)
+        tl.store(at + 2 * total, m2, here)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def _merge(
+    partials, stats, length, pools, splits, walk, eps, SPLITS: tl.constexpr, POOLS: tl.constexpr,
+):  # fmt: skip
+    split = tl.arange(0, SPLITS)[:, None]
+    pool = tl.program_id(0) * POOLS + tl.arange(0, POOLS)[None, :]
+    here = pool < pools
+    mask = (split < splits) & here
+    count = tl.maximum(tl.minimum(length - split * walk, walk), 0) * 1.0
+    at = partials + split.to(tl.int64) * pools + pool
+    total = splits.to(tl.int64) * pools
+    _, mean, low, m2 = merge_along(
+        tl.where(mask, count, 0.0), load(at, mask), load(at + total, mask),
+        load(at + 2 * total, mask), 0,
+    )  # fmt: skip
+    store_stats(stats, pools, pool, mean, low, m2, length, eps, here)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -77,7 +108,7 @@ def _normalize(
 def _sums(
     dy, x, weight, bias, other, stats, sums,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, slope,
+    pools, splits, walk, slope,
     ACT: tl.constexpr, HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +121,8 @@ def _sums(
     rstd = load(stats + 2 * pools + pool, here)
     g1 = tl.zeros([POOLS, VALUES], tl.float32)
     g2 = tl.zeros([POOLS, VALUES], tl.float32)
-    for first in range(0, length, VALUES):
+    start = tl.program_id(1) * walk
+    for first in range(start, tl.minimum(start + walk, length), VALUES):
         k = first + tl.arange(0, VALUES)[None, :]
         inside, channel = k < length, group * length + k
         at, mask = begin + k.to(tl.int64) * step, here & inside
@@ -100,8 +132,9 @@ def _sums(
         dz = dz_of(dy, d, rstd * gamma, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
         g1 += dz * gamma
         g2 += dz * gamma * d
-    tl.store(sums + pool, tl.sum(g1, 1, keep_dims=True), here)
-    tl.store(sums + pools + pool, tl.sum(g2, 1, keep_dims=True), here)
+    to = sums + tl.program_id(1).to(tl.int64) * pools + pool
+    tl.store(to, tl.sum(g1, 1, keep_dims=True), here)
+    tl.store(to + splits.to(tl.int64) * pools, tl.sum(g2, 1, keep_dims=True), here)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -152,11 +185,21 @@ def moments(x: Tensor, problem: Problem) -> Tensor:
     """Return stats (4, pools): mean, what rounding took from it, 1/√(σ² + ε), biased variance."""
     lines = lines_of(x, problem)
     tiles = plan_long(lines, x.element_size())
-    stats = x.new_empty((4, lines.pools), dtype=torch.float32)
-    _moments[(tiles.tiles * lines.groups,)](
-        x, stats, *lines.arguments(tiles), lines.pools, problem.eps, CENTRED=problem.centred,
-        POOLS=tiles.pools, VALUES=tiles.values, **launch_options(tiles.warps),
+    splits, walk = tiles.splits, tiles.walk
+    stats, partials = x.new_empty((4, lines.pools), dtype=torch.float32), None
+    if splits > 1:
+        partials = x.new_empty((3, splits, lines.pools), dtype=torch.float32)
+    _moments[(tiles.tiles * lines.groups, splits)](
+        x, stats, partials, *lines.arguments(tiles), lines.pools, splits, walk, problem.eps,
+        CENTRED=problem.centred, POOLS=tiles.pools, VALUES=tiles.values,
+        **launch_options(tiles.warps),
     )  # fmt: skip
+    if partials is not None:
+        rows = triton.next_power_of_2(splits)
+        _merge[(triton.cdiv(lines.pools, max(AT_ONCE // rows, 1)),)](
+            partials, stats, lines.length, lines.pools, splits, walk, problem.eps, SPLITS=rows,
+            POOLS=max(AT_ONCE // rows, 1), **launch_options(4),
+        )  # fmt: skip
     return stats
 
 
@@ -202,11 +245,13 @@ def backward(
     }  # fmt: skip
     sums = None
     if needs[0] and own_stats:
-        sums = x.new_empty((2, lines.pools), dtype=torch.float32)
-        _sums[(tiles.tiles * lines.groups,)](
+        sums = x.new_empty((2, tiles.splits, lines.pools), dtype=torch.float32)
+        _sums[(tiles.tiles * lines.groups, tiles.splits)](
             dy, x, weight, bias, other, stats, sums, *lines.arguments(tiles), lines.pools,
-            problem.slope, **options,
+            tiles.splits, tiles.walk, problem.slope, **options,
         )  # fmt: skip
+        if tiles.splits > 1:
+            sums = sums.sum(1)
     dx = torch.empty_like(x) if needs[0] else None
     dresidual = torch.empty_like(x) if needs[3] else None
     partials = None

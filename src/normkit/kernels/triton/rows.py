@@ -13,7 +13,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from normkit.kernels.triton.elements import load, moments_along, rstd_of
+from normkit.kernels.triton.elements import load, moments_along, store_stats
 from normkit.kernels.triton.lines import BACKWARD, FORWARD, lines_of, plan
 from normkit.kernels.triton.problem import Problem, launch_options
 from normkit.kernels.triton.terms import dz_of, parameter, y_of
@@ -29,7 +29,7 @@ __all__ = [
     "sums_of",
 ]
 
-COUNTS = ["blocks", "inner", "pools", "sample_pools", "tiles", "parts"]
+COUNTS = ["blocks", "inner", "pools", "sample_pools", "tiles", "parts", "splits", "walk"]
 """Arguments of kernels on which no access to memory depends.
 
 Triton would compile a kernel again where one of them is 1, or divisible by 16.
@@ -73,12 +73,7 @@ def _forward(
         rstd = load(stats + 2 * pools + pool, here)
     else:
         mean, low, m2 = moments_along(value, mask, length, 1, CENTRED)
-        var = m2 / length
-        rstd = rstd_of(var, eps)
-        tl.store(stats + pool, mean, here)
-        tl.store(stats + pools + pool, low, here)
-        tl.store(stats + 2 * pools + pool, rstd, here)
-        tl.store(stats + 3 * pools + pool, var, here)
+        rstd = store_stats(stats, pools, pool, mean, low, m2, length, eps, here)
     if y is not None:
         channel = group * length + k
         scale = rstd * parameter(weight, channel, inside, 1.0)

@@ -9,8 +9,8 @@ group without space          ``rows``           ``rows``
 position                     ``rows``           ``rows``
 ===========================  =================  ====================================
 
-``longrows`` takes the place of ``rows`` where a pool does not fit into one tile, and ``runs`` where
-there are few such pools; ``whole`` that of ``runs`` where groups are many and fit into one tile.
+``longrows`` takes the place of ``rows`` where a pool does not fit into one tile; ``whole`` that of
+``runs`` where groups are many and fit into one tile.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -30,8 +30,7 @@ from normkit.kernels.call import Running, dense, layout
 from normkit.kernels.triton import columns, longrows, rows, runs, whole
 from normkit.kernels.triton.elements import load, reciprocal_deviation
 from normkit.kernels.triton.geometry import in_columns
-from normkit.kernels.triton.lines import lines_of
-from normkit.kernels.triton.problem import FILL, Problem, launch_options
+from normkit.kernels.triton.problem import Problem, launch_options
 
 __all__ = ["backward", "fixed_stats", "forward", "moments"]
 
@@ -40,10 +39,7 @@ def kernels_for(x: Tensor, problem: Problem, backward: bool = False, fixed: bool
     """Return the module whose kernels take dense ``x``."""
     if problem.over == "position" or (problem.over == "group" and as_ncs(x)[2] == 1):
         fits = rows.fits_backward if backward else rows.fits_forward
-        if fits(x, problem):
-            return rows
-        few = problem.over == "group" and lines_of(x, problem).pools < FILL
-        return runs if few and x.is_contiguous() else longrows
+        return rows if fits(x, problem) else longrows
     if in_columns(x, problem):
         return columns
     whole_fits = whole.fits_backward if backward else whole.fits_forward

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import normkit as nk
+from benchmarks import gpu
 from benchmarks.gpu_parts import budget, cases, correctness, networks, timing
 from benchmarks.gpu_parts.budget import Budget
 from benchmarks.gpu_parts.page import limits, page
@@ -140,6 +142,60 @@ def _script(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, check=False, text=True,
         capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
+
+
+class _Event:
+    """An event of a device whose clock advances by 3 ms each time that something is recorded."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.complete = False
+
+    def record(self) -> None:
+        _Event.now += 3.0
+        self.at = _Event.now
+
+    def synchronize(self) -> None:
+        self.complete = True
+
+    def elapsed_time(self, end: _Event) -> float:
+        assert end.complete
+        return end.at - self.at
+
+
+def test_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By stand-ins for a GPU: the cache is overwritten first, and times are between events."""
+    junk = torch.ones(4, dtype=torch.uint8)
+    monkeypatch.setattr(timing.torch, "empty", lambda *_, **__: junk)
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    measure = timing.clock(torch.device("cuda"))
+    seen = []
+    assert measure(lambda: seen.append(int(junk.sum()))) == pytest.approx(3e-3)
+    assert seen == [0]
+
+
+def test_without_cudnn_computes_the_same() -> None:
+    case = cases.CASES[2].toy()
+    tensors, layer = cases.inputs(case, "contiguous", CPU), cases.sides(case, CPU)["torch"]
+    y = timing._WithoutCuDNN(layer)(tensors.x, tensors.residual)
+    torch.testing.assert_close(y, layer(tensors.x, tensors.residual))
+
+
+def test_page_is_told_which_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="Card 9", total_memory=2**37, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(gpu, "_driver", lambda: "580.1")
+    about = gpu._machine()
+    assert (about["card"], about["memory"], about["driver"]) == ("Card 9", "128 GiB", "580.1")
+    assert about["torch"] == torch.__version__
+
+
+def test_driver_is_unknown_without_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert gpu._driver() == "unknown"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

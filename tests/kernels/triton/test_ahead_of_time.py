@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Pool, tuple[int, ...], bool]] = {
     "positions": (PER_POSITION, (32, 192, 28, 28), False),
     "positions, channels-last": (PER_POSITION, (32, 192, 28, 28), True),
     "positions, many channels": (PER_POSITION, (32, 3000, 28, 28), False),
+    "largest tile of positions": (PER_POSITION, (32, 96, 56, 56), False),
     "odd sizes": (PER_POSITION, (3, 35, 7, 5), False),
 }  # fmt: skip
 

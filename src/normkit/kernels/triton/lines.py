@@ -28,7 +28,8 @@ class Limits(NamedTuple):
 
     Args:
         most: values of the largest tile.
-        each: values for each thread, where threads suffice.
+        each: values for each thread, where threads suffice; half of it in columns, where each
+            value's address is in registers too.
     """
 
     most: int
@@ -39,8 +40,9 @@ FORWARD = Limits(8192, 16)
 """The input and the residual are in registers."""
 
 BACKWARD = Limits(4096, 8)
-"""Two inputs, the residual and two sums are in registers, and where rows are not aligned the
-address of each value. Tests compile the largest tiles and refuse registers that are spilled.
+"""Two inputs, the residual and two sums are in registers.
+
+Tests compile many tiles and refuse registers that are spilled.
 """
 
 LINE = 64
@@ -161,6 +163,7 @@ def _plan(lines: Lines, itemsize: int, pools: int, values: int, each: int) -> Pl
     few = lines.samples * lines.inner * itemsize // 64
     parts = min(tiles, max(LEAST, min(few, FILL)))
     blocks = -(-lines.inner // pools)
+    each = each if lines.step == 1 else each // 2
     warps = min(max(pools * values // (32 * each), 1), 16)
     return Plan(pools, values, blocks, tiles, warps, parts)
 

@@ -206,6 +206,7 @@ def test_without_a_gpu_the_way_out_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_whole_script_at_toy_sizes(tmp_path: Path) -> None:
     budget = ("--seconds", "1200")  # other tests run meanwhile
     done = _script("--device", "cpu", "--interpret", "--toy", "--out", str(tmp_path), *budget)

@@ -25,9 +25,7 @@ from normkit.compat import release
 from normkit.kernels import cpu
 
 pytestmark = [
-    pytest.mark.skipif(
-        cpu.fused is None or not hasattr(cpu.fused, "again"), reason="no kernels that repeat a pass"
-    ),
+    pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built"),
     pytest.mark.skipif(release(torch.__version__) < (2, 8), reason="needs torch 2.8"),
 ]
 

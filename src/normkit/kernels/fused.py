@@ -156,12 +156,10 @@ def _offer(
     y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
 ) -> None:
     """Offer an output of the kernels to be computed again, with the moments that its node keeps."""
-    options_of = getattr(cpu.fused, "kept", None)  # an extension built earlier may lack it
-    facts = None if options_of is None else options_of(y)
-    if facts is None:
-        return
-    again: Any = getattr(cpu.fused, "again")  # noqa: B009
-    offer(y, x, weight, bias, residual, lambda *tensors: again(*tensors, *facts))
+    assert cpu.fused is not None
+    again, facts = cpu.fused.again, cpu.fused.kept(y)
+    if facts is not None:
+        offer(y, x, weight, bias, residual, lambda *tensors: again(*tensors, *facts))
 
 
 def _arguments(call: Call, x: Tensor) -> tuple[Any, ...]:

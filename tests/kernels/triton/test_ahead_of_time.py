@@ -110,6 +110,7 @@ def test_a_step_of_each_schedule(target: str, case: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize(
     ("act", "dtype"),
     [

@@ -32,7 +32,7 @@ __all__ = ["check_setting", "describe", "fused", "reason", "warn_once", "why_not
 _BUILDS = ("avx512", "avx2", "baseline")
 _ALIASES = {"plain": "baseline"}
 # What the extension must have: one of an earlier normkit may still lie here.
-_FUNCTIONS = ("layer", "moments", "normalize", "refuses", "table")
+_FUNCTIONS = ("again", "kept", "layer", "moments", "normalize", "refuses", "table")
 
 # The extension or None; why there is none; the command that mends it, if one does.
 _Loaded = tuple[ModuleType | None, str, str]

@@ -7,7 +7,6 @@ from torch import nn
 
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
-from normkit.kernels import cpu
 from normkit.nn.freezing import base_class
 from normkit.nn.layer import Layer
 from normkit.statistics.check_arguments import check_model
@@ -131,6 +130,4 @@ def _check_surroundings(model: nn.Module) -> None:
 def _why_skipped(layer: Layer) -> str | None:
     if layer._is_composed():
         return "composed of PyTorch's operations"
-    if cpu.fused is not None and not hasattr(cpu.fused, "again"):
-        return "its kernels are of an earlier build: install normkit again"
     return None

@@ -22,11 +22,13 @@ __all__ = [
     "TRAINS_WITH_ZERO_EPS",
     "LazyOptionalBias",
     "OptionalBias",
+    "allows_saved_tensor_hooks",
     "exporting",
     "has_global_hooks",
     "release",
     "same_binary",
     "tells_exporting",
+    "top_saved_tensor_hooks",
     "untested",
 ]
 
@@ -141,6 +143,17 @@ TRAINS_WITH_ZERO_EPS = _RELEASE < (2, 10)
 # ---- 2.12: bias= of batch, instance and group normalization ----
 
 _TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm2d).parameters
+
+
+allows_saved_tensor_hooks: Callable[[], bool] = getattr(
+    torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True
+)
+"""Return whether hooks on saved tensors may be entered, which transforms forbid."""
+
+top_saved_tensor_hooks: Callable[[bool], Any] | None = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", None
+)
+"""Return the pair of hooks on saved tensors that is active in this thread, or None; from 2.8 on."""
 
 
 class OptionalBias(nn.Module):

@@ -63,7 +63,7 @@ def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
 
 
 @settings(
-    max_examples=50,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -54,7 +54,7 @@ def problems(draw: st.DrawFn) -> tuple[Spec, list[Tensor | None], Tensor]:
 
 
 @settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from normkit.compat import allows_saved_tensor_hooks
 from normkit.kernels.modes import transformed
 from normkit.kernels.outputs import listening
 from normkit.surgery.memory.recorder import Recorder, top_hooks
 
 __all__ = ["Enter", "is_active", "leave"]
-
-
-_hooks_allowed = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", lambda: True)
 
 
 class _Call(NamedTuple):
@@ -52,7 +50,7 @@ class Enter:
         if (
             torch.is_grad_enabled()
             and not transformed()
-            and _hooks_allowed()
+            and allows_saved_tensor_hooks()
             and top_hooks() is None
         ):
             recorder = Recorder(self.blocks)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normkit.compat import top_saved_tensor_hooks
 from normkit.kernels.outputs import Repeat
 from normkit.surgery.memory.followers import activation, adds
 from normkit.surgery.memory.values import Value
@@ -22,7 +23,7 @@ __all__ = ["Recorder", "top_hooks"]
 
 def top_hooks() -> Any:
     """Return the pair of saved-tensor hooks that is active in this thread, or None."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if top_saved_tensor_hooks is None else top_saved_tensor_hooks(False)
 
 
 class Recorder:

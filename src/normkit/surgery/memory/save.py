@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from normkit.compat import top_saved_tensor_hooks
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
 from normkit.nn.freezing import base_class
@@ -118,10 +119,10 @@ def _check_surroundings(model: nn.Module) -> None:
     compiled = any(m._compiled_call_impl is not None for m in model.modules())
     if compiled or any(hasattr(m, "_orig_mod") for m in model.modules()):
         raise OptionError(message("a model in eager mode", "a compiled one", _COMPILED))
-    if not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+    if top_saved_tensor_hooks is None:
         raise OptionError(
             message(
-                "torch 2.8 or newer for save_memory", f"torch {torch.__version__}",
+                "torch 2.8 or newer for save_memory", "an older one",
                 "update torch, or use torch.utils.checkpoint",
             )
         )  # fmt: skip

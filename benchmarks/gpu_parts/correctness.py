@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ import normkit as nk
 from benchmarks.gpu_parts.budget import Budget
 from normkit.bench.layers import SeparateModules
 from normkit.core import reference
+from normkit.kernels.triton import gpu
 from normkit.nn.explain import explain
 from tests.tolerances import assert_accurate
 
@@ -102,6 +104,15 @@ KINDS = {
 }  # fmt: skip
 
 
+# Large enough for the kernels of a GPU that small ones do not reach: groups that fit a tile, long
+# rows, sums in several steps.
+_LARGE = (
+    ("InstanceNorm2d", (64, 64, 14, 14)), ("LayerNorm", (64, 12_000)),
+    ("LayerNorm2d", (2, 320, 40, 40)), ("BatchNorm2d", (32, 256, 64, 64)),
+    ("GroupNorm", (1, 64, 512, 512)),
+)  # fmt: skip
+
+
 class _Problem(NamedTuple):
     kind: str
     shape: tuple[int, ...]
@@ -119,7 +130,7 @@ class _Problem(NamedTuple):
         return " ".join(map(str, words)) + ("" if self.training else " evaluation")
 
 
-def _problems(few: bool) -> Iterator[_Problem]:
+def _problems(few: bool, large: bool) -> Iterator[_Problem]:
     """Yield each kind, type and format; activations, residual and the rest take turns."""
     acts, residuals = itertools.cycle(ACTS), itertools.cycle((True, False, False, True))
     for (name, kind), last, dtype in itertools.product(KINDS.items(), (False, True), TYPES):
@@ -131,11 +142,14 @@ def _problems(few: bool) -> Iterator[_Problem]:
             yield _Problem(name, shapes[-1], dtype, last, next(acts), next(residuals), False, False)
         if shapes and dtype == "float32" and not few:
             yield _Problem(name, shapes[-1], dtype, last, None, False, True, True)
+    for (name, shape), dtype in itertools.product(_LARGE if large else (), ("float32", "bfloat16")):
+        for last in (False, True)[: 2 if len(shape) == 4 else 1]:
+            yield _Problem(name, shape, dtype, last, next(acts), False, True, False)
 
 
 def check_all(device: torch.device, budget: Budget, seconds: float, few: bool) -> dict[str, Any]:
     """Check all problems that the time allows; return how many, by which way, and what failed."""
-    problems = list(_problems(few))
+    problems = list(_problems(few, device.type == "cuda"))
     end = budget.remaining() - seconds
     ways: dict[str, int] = {}
     failures: list[str] = []
@@ -146,12 +160,15 @@ def check_all(device: torch.device, budget: Budget, seconds: float, few: bool) -
             break
         checked += 1
         try:
-            way = _check(problem, device)
+            with patch.object(gpu, "SMALL", 0):
+                way = _check(problem, device)
         except Exception as error:  # one that a kernel raises is no better than a wrong number
             text = " ".join(str(error).split())[:300]
             failures.append(f"{problem}: {type(error).__name__}: {text}")
         else:
             ways[way] = ways.get(way, 0) + 1
+            if device.type == "cuda" and way != gpu.TritonGPU.name:
+                failures.append(f"{problem}: computed by {way}")
     return {"problems": len(problems), "checked": checked, "ways": ways, "failures": failures}
 
 

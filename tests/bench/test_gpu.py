@@ -170,6 +170,7 @@ def test_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     junk = torch.ones(4, dtype=torch.uint8)
     monkeypatch.setattr(timing.torch, "empty", lambda *_, **__: junk)
     monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     measure = timing.clock(torch.device("cuda"))
     seen = []
     assert measure(lambda: seen.append(int(junk.sum()))) == pytest.approx(3e-3)

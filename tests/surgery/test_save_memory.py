@@ -23,6 +23,7 @@ from benchmarks.networks import BasicBlock, Bottleneck, DenseNet, MobileNetV2, R
 from normkit.bench.memory import live_bytes
 from normkit.compat import release
 from normkit.kernels import cpu
+from normkit.surgery.memory import hooks
 
 pytestmark = [
     pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built"),
@@ -549,13 +550,107 @@ def test_autocast() -> None:
         assert_same_bits(step(model, X), before)
 
 
-def test_an_interrupt_switches_it_off_at_the_next_call() -> None:
-    class Interrupted(nn.Module):
+class Interrupted(nn.Module):
+    """Ctrl-C while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_undo_after_an_interrupt_leaves_no_hooks() -> None:
+    model = nn.Sequential(fused(), Interrupted())
+    handle = nk.save_memory(model)
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    handle.undo()
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+def test_undo_within_a_forward_pass_leaves_no_hooks() -> None:
+    class Undoing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            if self.training:
-                raise KeyboardInterrupt
+            handle.undo()
             return x
 
+    model = nn.Sequential(fused(), Undoing())
+    handle = nk.save_memory(model)
+    model(X)
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+def test_what_runs_after_an_interrupt_is_not_recorded() -> None:
+    model = nn.Sequential(fused(), Interrupted())
+    nk.save_memory(model)
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    (call,) = hooks._thread.calls
+    nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))(torch.randn(2, 4))
+    assert call.recorder is not None and not call.recorder._values
+    model.eval()(X)
+    assert not hooks._thread.calls
+
+
+@pytest.mark.parametrize("name", ["Relu", "Silu", "Gelu", "LeakyRelu", "Hardtanh", "Hardswish"])
+def test_functions_of_a_user_are_not_pytorchs(name: str) -> None:
+    """The node of a function of this name is called as PyTorch's, but for the number."""
+
+    class Cubed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return 3 * x**2 * dy
+
+    function = type(name, (Cubed,), {})
+
+    class Applied(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function.apply(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nk.BatchNorm2d(8), Applied(), nn.Conv2d(8, 4, 3))
+    before = step(copy.deepcopy(model), X)
+    nk.save_memory(model)
+    assert_same_bits(step(model, X), before)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nk.LayerNorm(8, memory_efficient=True), nk.FilterResponseNorm2d(8), nk.HalfInstanceNorm2d(8),
+     nk.AdaptiveLayerNorm(8), nk.AdaptiveGroupNorm(2, 8)],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_layers_that_gain_nothing_are_not_listed_as_changed(layer: nn.Module) -> None:
+    handle = nk.save_memory(nn.Sequential(layer))
+    assert not handle.changed
+    assert handle.skipped[0].why
+
+
+def test_a_stage_of_many_blocks_is_computed_again_without_recursing_too_far() -> None:
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nk.BatchNorm2d(2) for _ in range(300))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in self.norms:
+                out = norm(x)
+                out += x
+                x = torch.relu_(out)
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Stage(), nn.Conv2d(2, 1, 1))
+    before = step(copy.deepcopy(model), X)
+    nk.save_memory(model, blocks=True)
+    assert_same_bits(step(model, X), before)
+
+
+def test_an_interrupt_switches_it_off_at_the_next_call() -> None:
     model = nn.Sequential(fused(), Interrupted())
     nk.save_memory(model)
     with pytest.raises(KeyboardInterrupt):

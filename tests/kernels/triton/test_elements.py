@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
 
 from normkit.core.activations import Act
 from normkit.kernels import fused
@@ -48,6 +53,23 @@ def _two(x, out, CUT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-unty
     tl.store(out + one, mean)
     tl.store(out + 1 + one, low)
     tl.store(out + 2 + one, m2 / n)
+
+
+@pytest.mark.parametrize(
+    ("act", "theirs"),
+    [(Act("relu"), F.relu), (Act("relu6"), F.relu6),
+     (Act("leaky_relu", 0.25), partial(F.leaky_relu, negative_slope=0.25))],
+    ids=["relu", "relu6", "leaky_relu"],
+)  # fmt: skip
+def test_gradients_of_nan_are_pytorchs(act: Act, theirs: Callable[[Tensor], Tensor]) -> None:
+    z, dy = torch.full((8,), float("nan")).requires_grad_(), torch.arange(8.0)
+    y, dz = torch.zeros(2, 8).unbind()
+    number, slope = fused.act_numbers(act)
+    _acts[(1,)](z.detach(), dy, y, dz, slope, ACT=number, SIZE=8)
+    expected = theirs(z)
+    expected.backward(dy)
+    torch.testing.assert_close(y, expected.detach(), equal_nan=True)
+    assert z.grad is not None and torch.equal(dz, z.grad)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -190,10 +193,34 @@ def test_which_calls_are_refused(fake: FakeTensorMode, monkeypatch: pytest.Monke
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_where_triton_fails_calls_are_refused(fake: FakeTensorMode) -> None:
     """Here there is no GPU; elsewhere there may be no compiler."""
-    gpu.failure.cache_clear()
-    reason = TritonGPU().refuses(Call(_on_gpu(8, 64, 56, 56), BATCH))
-    gpu.failure.cache_clear()
+    with patch.dict(gpu._tried, clear=True):
+        reason = TritonGPU().refuses(Call(_on_gpu(8, 64, 56, 56), BATCH))
     assert reason is not None and reason.startswith("Triton does not run on cuda:0 (")
+
+
+def test_want_of_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda:7")
+    answers: Iterator[Any] = iter([torch.cuda.OutOfMemoryError("full"), None])
+
+    def tried(_: torch.device) -> None:
+        answer = next(answers)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(gpu, "_failure", tried)
+    with patch.dict(gpu._tried, clear=True):
+        assert "without free memory" in str(gpu.failure(device))
+        assert gpu.failure(device) is None
+        assert gpu.failure(device) is None  # remembered
+
+
+def test_a_stand_in_for_triton_is_not_triton() -> None:
+    code = (
+        "import sys, types; sys.modules['triton'] = types.ModuleType('triton')\n"
+        "from normkit.kernels import triton; print(triton.why_not())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("Triton is not installed"), done.stderr
 
 
 def test_it_explains_itself() -> None:

@@ -25,7 +25,16 @@ True lets the way take tensors of a CPU, which Triton's interpreter computes, sl
     ..."
 """
 
-_INSTALLED = importlib.util.find_spec("triton") is not None
+
+def _installed() -> bool:
+    try:
+        spec = importlib.util.find_spec("triton")
+    except ValueError:  # a stand-in, which some packages put there where it is missing
+        return False
+    return spec is not None and spec.origin is not None
+
+
+_INSTALLED = _installed()
 
 
 def why_not() -> str | None:

@@ -58,9 +58,12 @@ def activation_gradient(dy, z, ACT: tl.constexpr, slope):
         cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
         dz = dy * (cdf + z * tl.exp(-0.5 * z * z) * 0.3989422804014327)
     elif ACT == 3:
-        dz = tl.where((z > 0.0) & (z < 6.0), dy, 0.0)
+        # Zero by comparisons, which let NaN through.
+        dz = tl.where((z <= 0.0) | (z >= 6.0), 0.0, dy)
     else:
-        dz = tl.where(z > 0.0, dy, tl.where(slope == 0.0, 0.0, dy * slope))
+        # As PyTorch: of NaN, ReLU passes the gradient on, and a slope multiplies it.
+        below = tl.where(slope == 0.0, tl.where(z <= 0.0, 0.0, dy), dy * slope)
+        dz = tl.where(z > 0.0, dy, below)
     return dz
 
 

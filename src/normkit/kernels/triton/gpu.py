@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -20,7 +18,7 @@ __all__ = ["TYPES", "TritonGPU", "failure"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-SMALL = 2**17
+SMALL = 2**21
 """Values below which a call goes to PyTorch's kernel, where one computes it.
 
 To launch from Python takes some 50 µs, in which a GPU copies tens of megabytes; a kernel launched
@@ -92,18 +90,31 @@ class TritonGPU:
         return Normalized(y, moments[0].reshape(shape), moments[3].reshape(shape), count)
 
 
-@functools.cache
+_tried: dict[torch.device, str | None] = {}
+
+
 def failure(device: torch.device) -> str | None:
     """Return why Triton cannot launch on ``device``, as a clause after 'because', or None.
 
     Tried once: a GPU may be too old for this Triton, and many a container lacks the C compiler that
-    Triton may want, where PyTorch's kernels work.
+    Triton may want, where PyTorch's kernels work. Want of memory passes, and is tried again.
     """
+    if device not in _tried:
+        try:
+            _tried[device] = _failure(device)
+        except torch.cuda.OutOfMemoryError:
+            return "Triton could not be tried on a device without free memory"
+    return _tried[device]
+
+
+def _failure(device: torch.device) -> str | None:
     try:
         from normkit.kernels.triton import schedule
 
         one = torch.ones(1, dtype=torch.bfloat16, device=device)
         schedule.fixed_stats(one, one, 1.0)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # of whatever kind: the call is computed without Triton
         reason = (str(error).splitlines() or [""])[0]
         return f"Triton does not run on {device} ({type(error).__name__}: {reason})"

@@ -224,7 +224,8 @@ def sums_of(
     if partials is None:
         return None, None
     # In one order, as PyTorch sums without atomic additions.
-    dweight, dbias = partials.sum(1).unbind()
+    # Two tensors and not halves of one, which would share their version.
+    dweight, dbias = partials[0].sum(0), partials[1].sum(0)
     return (
         dweight.to(weight.dtype).reshape(weight.shape) if needs[1] and weight is not None else None,
         dbias.to(bias.dtype).reshape(bias.shape) if needs[2] and bias is not None else None,

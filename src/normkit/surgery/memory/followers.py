@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 
 __all__ = ["activation", "adds"]
@@ -31,12 +32,15 @@ _SAVE_RESULT = frozenset(("ReluBackward0", "LeakyReluBackward1", "HardtanhBackwa
 def activation(node: Any) -> tuple[Callable[[Tensor], Tensor], bool] | None:
     """Return the activation that ``node`` is of, and whether it saves its input; None if none."""
     name = node.name()
-    make = _ACTIVATIONS.get(name.rstrip("01"))
+    # PyTorch numbers its nodes; one of a user's function may have any name, such as ReluBackward.
+    if isinstance(node, BackwardCFunction) or name[-1] not in "01":
+        return None
+    make = _ACTIVATIONS.get(name[:-1])
     return None if make is None else (make(node), name not in _SAVE_RESULT)
 
 
 def adds(node: Any) -> bool:
     """Return whether ``node`` is of a plain sum of two tensors."""
-    return bool(
-        node.name() == "AddBackward0" and len(node.next_functions) == 2 and node._saved_alpha == 1
-    )
+    if isinstance(node, BackwardCFunction) or node.name() != "AddBackward0":
+        return False
+    return len(node.next_functions) == 2 and bool(node._saved_alpha == 1)

@@ -15,7 +15,7 @@ from normkit.kernels.modes import transformed
 from normkit.kernels.outputs import listening
 from normkit.surgery.memory.recorder import Recorder, top_hooks
 
-__all__ = ["Enter", "is_active", "leave"]
+__all__ = ["Enter", "is_active", "leave", "stop"]
 
 
 class _Call(NamedTuple):
@@ -53,7 +53,8 @@ class Enter:
             and allows_saved_tensor_hooks()
             and top_hooks() is None
         ):
-            recorder = Recorder(self.blocks)
+            frame = sys._getframe(1)
+            recorder = Recorder(self.blocks, lambda: _runs(frame))
             recorder.hooks.__enter__()
             listening.listener = recorder
         _thread.calls.append(_Call(module, recorder, sys._getframe(1)))
@@ -64,6 +65,16 @@ def leave(module: nn.Module, args: Any, output: Any) -> None:
     calls = _thread.calls
     if not torch.compiler.is_compiling() and calls and calls[-1].module is module:
         _end(calls.pop())
+
+
+def stop(module: nn.Module) -> None:
+    """Stop recording ``module`` in this thread, also what an interrupt has left."""
+    _end_interrupted()
+    calls = _thread.calls
+    if calls and calls[-1].module is module:
+        recorder = calls[-1].recorder
+        if recorder is None or recorder.active():
+            _end(calls.pop())
 
 
 def _end(call: _Call) -> None:

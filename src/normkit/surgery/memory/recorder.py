@@ -8,6 +8,7 @@ moves the tensor's version, which is compared too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ from normkit.surgery.memory.values import Value
 
 __all__ = ["Recorder", "top_hooks"]
 
+MOST = 200
+"""Passes that computing a value again may take. Blocks whose norms read their own input double them
+each; and each pass is a call within that of the one after it."""
+
+_next_node = torch._C._autograd._get_sequence_nr
+
 
 def top_hooks() -> Any:
     """Return the pair of saved-tensor hooks that is active in this thread, or None."""
@@ -29,8 +36,9 @@ def top_hooks() -> Any:
 class Recorder:
     """Hooks on saved tensors, and listener to outputs, for one forward pass."""
 
-    def __init__(self, blocks: bool) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: bool, runs: Callable[[], bool]) -> None:
+        """Record while ``runs()``: after an interrupt nobody takes the hooks away at once."""
+        self._blocks, self._runs = blocks, runs
         # By node and number of the output. Nodes and values live until the pass ends.
         self._values: dict[tuple[Any, int], Value] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, Value.read)
@@ -53,12 +61,18 @@ class Recorder:
         """Drop the norm's output ``y``; it may have been saved, by its own node."""
         inputs = (self._value(x), None if residual is None else self._value(residual))
         value = self._values.setdefault((y.grad_fn, y.output_nr), Value(y))
-        if value.is_of(y):
+        passes = sum(each.passes for each in inputs if each is not None)
+        if value.is_of(y) and passes <= MOST:
             value.drop(inputs, repeat)
 
     def _pack(self, t: Tensor) -> Value:
+        if not self._runs():
+            self.close()
+            return Value(t).keep(t)
         value = self._value(t)
         value.readers += 1
+        # The number of the node that saves it, which is the last one.
+        value.read_by.add(_next_node() - 1)
         return value
 
     def _value(self, t: Tensor) -> Value:
@@ -95,7 +109,9 @@ class Recorder:
         """Return ``t`` as what follows from dropped values by an activation or a sum, or None."""
         if self._blocks and adds(node):
             added = self._added(node, t)
-            return added if added is not None and added.is_of(t) else None
+            if added is None or added.passes > MOST:
+                return None
+            return added if added.is_of(t) else None
         act = activation(node)
         if act is None:
             return None
@@ -106,11 +122,11 @@ class Recorder:
             before = self._added(edge[0], t)
             if before is not None:
                 self._values[edge] = before
-        if before is None or not before.dropped or not before.intact:
+        if before is None or not before.dropped or not before.intact or before.passes > MOST:
             return None
         in_place = before.shares_memory(t) and t._version == before.version + 1
         # Under no_grad it may have been changed in between. Its node, if it saves it, has looked.
-        verified = before.unchanged() or (saves_input and before.readers > 0)
+        verified = before.unchanged() or (saves_input and node._sequence_nr() in before.read_by)
         if in_place or (not before.shares_memory(t) and verified and t._version == 0):
             return Value(t).drop((before,), function)
         return None

@@ -8,14 +8,21 @@ from torch import nn
 from normkit.compat import top_saved_tensor_hooks
 from normkit.errors import OptionError, message
 from normkit.handle import Changed, Handle, Skipped, Step, run
+from normkit.nn.adaptivegroupnorm import AdaptiveGroupNorm
+from normkit.nn.adaptivelayernorm import AdaptiveLayerNorm
+from normkit.nn.filterresponsenorm import FilterResponse
 from normkit.nn.freezing import base_class
+from normkit.nn.halfinstancenorm import HalfInstanceNorm2d
 from normkit.nn.layer import Layer
 from normkit.statistics.check_arguments import check_model
 from normkit.surgery.accelerate import FAMILY
-from normkit.surgery.memory.hooks import Enter, is_active, leave
+from normkit.surgery.memory.hooks import Enter, is_active, leave, stop
 from normkit.surgery.modules import walk
 
 __all__ = ["save_memory"]
+
+# These compute more than one operation of the kernels.
+_SEVERAL = (AdaptiveGroupNorm, AdaptiveLayerNorm, FilterResponse, HalfInstanceNorm2d)
 
 _COMPILED = (
     "torch.compile decides itself what it keeps: set "
@@ -60,9 +67,10 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
             other hooks are active.
 
     Note:
-        A tensor that is modified in place after it was saved raises in the backward pass, as
-        without hooks; with ``blocks`` also a residual. ``torch.func`` transforms within the model
-        refuse hooks on saved tensors.
+        What is written past the version of a tensor, as by ``y.data`` or NumPy, nobody sees: write
+        to ``y``. A tensor that is modified in place after it was saved raises in the backward pass,
+        as without hooks; with ``blocks`` also a residual. ``torch.func`` transforms within the
+        model refuse hooks on saved tensors.
 
     Source: Bulò et al. 2018, arXiv 1712.02616 (In-Place Activated BatchNorm, which keeps y).
 
@@ -111,6 +119,7 @@ def _recording(model: nn.Module, blocks: bool) -> Step:
     def undo() -> None:
         for handle in handles:
             handle.remove()
+        stop(model)
 
     return Step(do, undo)
 
@@ -131,4 +140,8 @@ def _check_surroundings(model: nn.Module) -> None:
 def _why_skipped(layer: Layer) -> str | None:
     if layer._is_composed():
         return "composed of PyTorch's operations"
+    if getattr(layer, "memory_efficient", False):
+        return "keeps its output in place of its input already"
+    if isinstance(layer, _SEVERAL):
+        return "its output is put together of several, which are kept"
     return None

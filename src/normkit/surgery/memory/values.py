@@ -24,8 +24,20 @@ class Value:
     """
 
     __slots__ = (
-        "__weakref__", "_inputs", "_place", "_reads", "_repeat", "_shared", "_tensor", "alive",
-        "intact", "readers", "version",
+        "__weakref__",
+        "_inputs",
+        "_place",
+        "_reads",
+        "_repeat",
+        "_shared",
+        "_task",
+        "_tensor",
+        "alive",
+        "intact",
+        "passes",
+        "read_by",
+        "readers",
+        "version",
     )  # fmt: skip
 
     def __init__(self, t: Tensor, version: int | None = None) -> None:
@@ -36,11 +48,16 @@ class Value:
         self.intact = True
         """False once an operation has saved the tensor after a change."""
         self.readers = 0
+        self.read_by: set[int] = set()
+        """Numbers of the nodes that have saved it."""
+        self.passes = 0
+        """Passes that it takes to compute it again, those before it included."""
         self._tensor: Tensor | None = None
         self._inputs: tuple[Value | None, ...] = ()
         self._repeat: Callable[..., Tensor] | None = None
         self._shared: Tensor | None = None
         self._reads = 0
+        self._task = -1
 
     def keep(self, t: Tensor) -> Value:
         """Keep the tensor. Of a result without its graph, which would otherwise hold itself."""
@@ -50,6 +67,7 @@ class Value:
     def drop(self, inputs: tuple[Value | None, ...], repeat: Callable[..., Tensor]) -> Value:
         """Keep ``inputs`` instead, of which ``repeat`` computes the value."""
         self._tensor, self._inputs, self._repeat = None, inputs, repeat
+        self.passes = 1 + sum(value.passes for value in inputs if value is not None)
         return self
 
     @property
@@ -80,7 +98,7 @@ class Value:
         if self._reads >= self.readers:
             self.forget()
         else:
-            self._shared = y
+            self._shared, self._task = y, task
             _forget_after(task, self)
         return y
 
@@ -96,8 +114,10 @@ class Value:
             if _version(t) != self.version:
                 raise RuntimeError(_MODIFIED.format(list(t.shape), _version(t), self.version))
             return t
-        if self._shared is not None:
-            return self._shared
+        shared = self._shared
+        # A pass that has raised leaves what it computed.
+        if shared is not None and self._task == _graph_task():
+            return shared
         inputs = [None if value is None else value.get() for value in self._inputs]
         with torch.no_grad():
             return self._repeat(*inputs)
@@ -129,6 +149,8 @@ def _forget_after(task: int, value: Value) -> None:
     """Have the value dropped when this backward pass ends, whether all have read it or not."""
     values = _read_in.get(task)
     if values is None:
+        for other in [k for k, rest in _read_in.items() if not any(r() for r in rest)]:
+            del _read_in[other]  # of a pass that has raised
         values = _read_in[task] = []
         engine: Any = torch.autograd.Variable._execution_engine
         engine.queue_callback(lambda: _forget_all(task))

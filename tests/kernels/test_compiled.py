@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.utils import run_and_get_code
 from torch.autograd import forward_ad
 
 import normkit as nk
@@ -22,6 +25,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels import cpu, dispatch, operations
 from normkit.kernels.call import BatchStats, Call
+from tests.nn.every_layer import EVERY
 from tests.tolerances import error
 
 if cpu.fused is None:
@@ -41,6 +45,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "GhostBatchNorm2d": lambda **o: nk.GhostBatchNorm2d(4, 3, **o),
     "FilterResponseNorm2d": lambda **o: nk.FilterResponseNorm2d(4, tlu=False, **o),
 }
+
+IMAGES = [n for n, each in EVERY.items() if len(each.shape) > 3 and not n.startswith("Lazy")]
 
 POOLS = [PER_CHANNEL, Pool("ghost", 3), Pool("group", 2), Pool("group", 4), PER_POSITION]
 
@@ -270,6 +276,51 @@ def test_operations_are_what_they_are_registered_as(layout: torch.memory_format)
 def test_wrong_arguments_of_an_operation_are_named() -> None:
     with pytest.raises(RuntimeError, match="one number per channel"):
         OPS.normalize_forward(torch.ones(2, 3), torch.ones(4), None, None, 0, 1, 1e-5, 0, 1.0, True)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_keep_their_axes(name: str) -> None:
+    """Inductor lays images out with channels last, and transposes them for a flattened axis."""
+    training, x = EVERY[name].make(), torch.randn(EVERY[name].shape)
+    last = EVERY[name].shape[-1:]
+
+    def look(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        like_x = [v for v in values if isinstance(v, Tensor) and v.numel() == x.numel()]
+        images.extend(v.shape for v in like_x if v.dim() > 2 and v.shape[-1:] != last)
+        return make_boxed_func(graph.forward)
+
+    for layer in (training, copy.deepcopy(training).eval()):
+        images: list[torch.Size] = []
+        torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=look))(x)
+        assert images == []
+
+
+@pytest.mark.slow  # compiles code, twenty seconds
+def test_convolutions_take_frozen_layers_in() -> None:
+    """With ``freezing`` Inductor multiplies weights by γ/σ: nothing is left but convolutions."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU6(),
+        nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 16, 1, bias=False), nn.BatchNorm2d(16),
+    )  # fmt: skip
+    x = torch.randn(4, 3, 12, 12)
+    model(x)
+    ours = copy.deepcopy(model)
+    assert nk.accelerate(ours).changed
+    frozen = nn.Sequential(*copy.deepcopy(model))
+    frozen[1] = nk.FrozenBatchNorm2d.from_batch_norm(frozen[1])
+    lengths, outputs = [], []
+    for each in (model.eval(), ours.eval(), frozen.eval()):
+        torch._dynamo.reset()
+        compiled = torch.compile(each, fullgraph=True, options={"freezing": True})
+        with torch.no_grad():
+            y, code = run_and_get_code(compiled, x)
+            outputs.append(y - each(x))
+        text = "\n".join(code)
+        lengths.append([text.count(kind) for kind in ("cpp_pybinding(", "_convolution_pointwise.")])
+    assert lengths[0] == lengths[1] == lengths[2]
+    assert all(off.abs().max() < 1e-5 for off in outputs)
 
 
 @pytest.mark.slow  # compiles code, ten seconds

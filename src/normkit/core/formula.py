@@ -49,20 +49,21 @@ def stats_of(x: Tensor, pool: Pool, centred: bool = True) -> tuple[Tensor, Tenso
     mean square. Where a pool holds no values both are 0.
     """
     n, c, s = as_ncs(x)
-    x4 = x.reshape(pool.view(n, c, s)).to(accumulator(x.dtype))
+    view, _, _, dims = pool.spatial(x.shape)
+    z = x.reshape(view).to(accumulator(x.dtype))
     shape = pool.stats(n, c, s)
     if concrete(pool.count(n, c, s)) == 0:
-        zeros = x4.new_zeros(shape)
+        zeros = z.new_zeros(shape)
         return zeros, zeros
     if not centred:
-        return x4.new_zeros(shape), x4.square().mean(pool.dims, keepdim=True)
-    mean = x4.mean(pool.dims, keepdim=True)
-    x4 = x4 - mean
-    rest = x4.mean(pool.dims, keepdim=True)
+        return z.new_zeros(shape), z.square().mean(dims, keepdim=True).reshape(shape)
+    mean = z.mean(dims, keepdim=True)
+    z = z - mean
+    rest = z.mean(dims, keepdim=True)
     # Second order: what rounding left in the mean. Detached, since its derivative is zero but
     # for rounding.
-    var = (x4 - rest.detach()).square().mean(pool.dims, keepdim=True)
-    return mean + rest.detach(), var
+    var = (z - rest.detach()).square().mean(dims, keepdim=True)
+    return (mean + rest.detach()).reshape(shape), var.reshape(shape)
 
 
 def normalize(
@@ -79,13 +80,12 @@ def normalize(
     ``weight`` and ``bias`` have C elements in any shape; ``residual`` has the shape of ``x``.
     Returns a tensor of the shape and type of ``x``.
     """
-    n, c, s = as_ncs(x)
-    view, params = spec.pool.view(n, c, s), spec.pool.params(c)
+    view, stats, params, _ = spec.pool.spatial(x.shape)
     acc = accumulator(x.dtype)
     z = x.reshape(view).to(acc)
     if spec.centred:
-        z = z - mean.to(acc)
-    z = z * torch.rsqrt(var.to(acc) + spec.eps)
+        z = z - mean.reshape(stats).to(acc)
+    z = z * torch.rsqrt(var.reshape(stats).to(acc) + spec.eps)
     if weight is not None:
         z = z * weight.reshape(params).to(acc)
     if bias is not None:

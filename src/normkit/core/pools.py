@@ -19,12 +19,22 @@ Layers also differ in where the moments come from.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = ["PER_CHANNEL", "PER_POSITION", "Pool", "as_ncs", "concrete"]
+
+
+class Spatial(NamedTuple):
+    """Shapes in a view that keeps the spatial axes, and the axes that moments are taken over."""
+
+    view: tuple[int, ...]
+    stats: tuple[int, ...]
+    params: tuple[int, ...]
+    dims: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +66,31 @@ class Pool:
         if self.over == "position":
             return n, 1, c, s
         return n, self.groups, c // self.groups, s
+
+    def spatial(self, shape: Sequence[int]) -> Spatial:
+        """Return the shapes of :meth:`view`, :meth:`stats` and :meth:`params` with spatial axes.
+
+        A compiler that chooses how images lie in memory is bound to one order by a flattened axis.
+
+        Args:
+            shape: that of the input, ``(N, C, *)``.
+
+        >>> Pool("group", groups=2).spatial((8, 6, 7, 5))
+        Spatial(view=(8, 2, 3, 7, 5), stats=(8, 2, 1, 1, 1), params=(1, 2, 3, 1, 1), dims=(2, 3, 4))
+        >>> PER_CHANNEL.spatial((8, 6, 7, 5)).view, PER_POSITION.spatial((8, 6, 7, 5)).stats
+        ((8, 6, 7, 5), (8, 1, 1, 7, 5))
+        """
+        n, c, *space = shape
+        # The axis that pools over the batch leave empty, between channels and space, is left out.
+        first = 2 if self.over == "batch" else 3
+        ones, axes = (1,) * len(space), range(first, first + len(space))
+        moments = self.stats(n, c, 1)[:first]
+        return Spatial(
+            view=(*self.view(n, c, 1)[:first], *space),
+            stats=(*moments, *(ones if 3 in self.dims else space)),
+            params=(*self.params(c)[:first], *ones),
+            dims=(*(d for d in self.dims if d < first), *(axes if 3 in self.dims else ())),
+        )
 
     @property
     def dims(self) -> tuple[int, ...]:

@@ -95,21 +95,21 @@ class Switchable(RunningAverages):
         act: Act | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and the mean and biased variance that it took as the batch's."""
-        n, c, s = as_ncs(x)
         wide = torch.promote_types(accumulator(x.dtype), self.mean_weight.dtype)
-        rows = x.reshape(n, c, s).to(wide)
+        space, per_channel = tuple(range(2, x.dim())), (-1, *(1,) * (x.dim() - 2))
+        z = x.to(wide)
         # Of each sample and channel; the others are merged from these, as moments are. All means
         # are relative to this one, so that a common offset costs no digits.
-        centre = _mean(rows, 2)
-        rows = rows - centre
+        centre = _mean(z, *space)
+        z = z - centre
         # What rounding left in the mean. Detached, since its derivative is zero but for rounding.
-        rest = _mean(rows, 2).detach()
-        var = (_mean(rows.square(), 2) - rest.square()).clamp_min(0)
+        rest = _mean(z, *space).detach()
+        var = (_mean(z.square(), *space) - rest.square()).clamp_min(0)
         of_layer, layer_var = _merged(centre, rest, var, 1)
         of_batch, batch_var = _merged(centre, rest, var, 0)
         batch_mean = (centre + of_batch)[:1]
         if remembered is not None:
-            batch_mean, batch_var = (t.to(wide).reshape(1, c, 1) for t in remembered)
+            batch_mean, batch_var = (t.to(wide).reshape(per_channel) for t in remembered)
             of_batch = batch_mean - centre
         mean = _mixed(self.mean_weight.to(wide), rest, of_layer, of_batch)
         variance = _mixed(self.var_weight.to(wide), var, layer_var, batch_var)
@@ -119,14 +119,14 @@ class Switchable(RunningAverages):
             y, batch_mean, batch_var = self._normalized(x.double(), residual, remembered, act)
             return y.to(x.dtype), batch_mean, batch_var
         if self.weight is not None:
-            factor = factor * self.weight.to(wide).reshape(c, 1)
+            factor = factor * self.weight.to(wide).reshape(per_channel)
         offset = -mean * factor
         if self.bias is not None:
-            offset = offset + self.bias.to(wide).reshape(c, 1)
-        z = torch.addcmul(offset, rows, factor)
+            offset = offset + self.bias.to(wide).reshape(per_channel)
+        z = torch.addcmul(offset, z, factor)
         if residual is not None:
-            z = z + residual.reshape(n, c, s).to(wide)
-        y = match_layout((z if act is None else act(z)).to(x.dtype).reshape(x.shape), x)
+            z = z + residual.to(wide)
+        y = match_layout((z if act is None else act(z)).to(x.dtype), x)
         return y, batch_mean.flatten(), batch_var.flatten()
 
     def _is_composed(self, input: Tensor | None = None) -> bool:
@@ -156,11 +156,11 @@ class Switchable(RunningAverages):
         return shown if self.average == "exponential" else f"{shown}, average={self.average!r}"
 
 
-def _mean(x: Tensor, dim: int) -> Tensor:
-    """Return the mean along ``dim``, which stays; 0 of no values."""
-    if concrete(x.shape[dim]) == 0:
-        return x.sum(dim, keepdim=True)
-    return x.mean(dim, keepdim=True)
+def _mean(x: Tensor, *dims: int) -> Tensor:
+    """Return the mean along ``dims``, which stay; 0 of no values."""
+    if any(concrete(x.shape[dim]) == 0 for dim in dims):
+        return x.sum(dims, keepdim=True)
+    return x.mean(dims, keepdim=True)
 
 
 def _merged(centre: Tensor, rest: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:

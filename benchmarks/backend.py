@@ -75,6 +75,8 @@ def _compile(by: str, model: nn.Module) -> tuple[dict[str, Any], list[Any]]:
 
 def measure(by: str, name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
     """Time all sides of a network, in training and in evaluation."""
+    # Networks share functions, of which Dynamo compiles eight versions and runs others eagerly.
+    torch.compiler.reset()
     torch.manual_seed(0)
     model, images, labels = _build(name, batch, size)
     compiled, reports = _compile(by, model)

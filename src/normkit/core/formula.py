@@ -59,11 +59,11 @@ def stats_of(x: Tensor, pool: Pool, centred: bool = True) -> tuple[Tensor, Tenso
         return z.new_zeros(shape), z.square().mean(dims, keepdim=True).reshape(shape)
     mean = z.mean(dims, keepdim=True)
     z = z - mean
-    rest = z.mean(dims, keepdim=True)
-    # Second order: what rounding left in the mean. Detached, since its derivative is zero but
-    # for rounding.
-    var = (z - rest.detach()).square().mean(dims, keepdim=True)
-    return (mean + rest.detach()).reshape(shape), var.reshape(shape)
+    # What rounding left in the mean, whose derivative is zero but for rounding. Both moments of
+    # the rest in one pass over it. Corrected two-pass: Chan, Golub & LeVeque 1979.
+    rest = z.mean(dims, keepdim=True).detach()
+    var = (z.square().mean(dims, keepdim=True) - rest.square()).clamp_min(0)
+    return (mean + rest).reshape(shape), var.reshape(shape)
 
 
 def normalize(

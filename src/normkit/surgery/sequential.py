@@ -23,15 +23,16 @@ from normkit.nn.scripting import as_class
 
 __all__ = ["LAYERS", "base_sequential", "can_fuse", "fusing_class", "pairs"]
 
-# Exactly these classes: a subclass may use the activation differently.
-LAYERS = frozenset(
+# Exactly these classes: a subclass may use the activation differently. As keys: a compiled graph
+# checks each element of a set before each call, but of a dictionary only the keys that it asked for.
+LAYERS: dict[type[nn.Module], None] = dict.fromkeys(
     cls
     for cls in map(vars(normkit.nn).get, normkit.nn.__all__)
     if isinstance(cls, type) and issubclass(cls, Layer)
 )
 
 # Of these a compiled graph keeps the kernels, with the activation.
-_COMPILED = frozenset(
+_COMPILED = dict.fromkeys(
     (normkit.nn.BatchNorm1d, normkit.nn.BatchNorm2d, normkit.nn.BatchNorm3d, normkit.nn.GroupNorm)
 )
 

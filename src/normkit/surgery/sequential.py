@@ -23,8 +23,8 @@ from normkit.nn.scripting import as_class
 
 __all__ = ["LAYERS", "base_sequential", "can_fuse", "fusing_class", "pairs"]
 
-# Exactly these classes: a subclass may use the activation differently. As keys: a compiled graph
-# checks each element of a set before each call, but of a dictionary only the keys that it asked for.
+# Exactly these classes: a subclass may use the activation differently. As keys, of which a compiled
+# graph checks before each call those that it asked for; of a set it checks each element.
 LAYERS: dict[type[nn.Module], None] = dict.fromkeys(
     cls
     for cls in map(vars(normkit.nn).get, normkit.nn.__all__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import os
 from types import SimpleNamespace
 
@@ -40,11 +41,18 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
 
 
-def pytest_collection_finish() -> None:
+_MODULES = 0
+
+
+def pytest_runtest_setup() -> None:
     # A million objects of modules and tests stay to the end. Looking at each again in every full
-    # garbage collection, of which many tests ask for one, would take a third of a second.
-    gc.collect()
-    gc.freeze()
+    # garbage collection, of which many tests ask for one, would take a third of a second. Tests
+    # import more: a compiler has a thousand modules.
+    global _MODULES
+    if len(sys.modules) > _MODULES + 100:
+        gc.collect()
+        gc.freeze()
+        _MODULES = len(sys.modules)
 
 
 def pytest_unconfigure() -> None:

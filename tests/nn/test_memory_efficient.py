@@ -56,7 +56,7 @@ def test_gradients(
     x = (3 * torch.randn(4, 7, *shape) + 100).to(dtype)
     dy = torch.randn_like(x)
     node = layer(x.requires_grad_()).grad_fn
-    while node is not None and "FromOutput" not in node.name():
+    while node is not None and "FromOutput" not in type(node).__name__:
         node = node.next_functions[0][0] if node.next_functions else None
     assert node is not None
     usual = copy.deepcopy(layer)

@@ -46,7 +46,9 @@ def _changes(run: Callable[[], object]) -> list[int]:
 
     with (
         _without_garbage(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiler,
     ):
         result = run()
     events: Any = profiler.profiler.kineto_results.events()

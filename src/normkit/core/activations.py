@@ -30,7 +30,8 @@ class Act:
     tensor([-0.1000,  2.0000])
     """
 
-    name: str
+    # Defaults of the class, not of a call: Dynamo of torch 2.12 hashes an instance without values.
+    name: str = ""
     slope: float = 0.0
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 import normkit as nk
 from tests.nn.every_layer import EVERY, Sample
+from tests.releases import REFUSES_ZERO_EPS
 
 WRONG: dict[str, Any] = {
     "a string": "0.1", "a word": "hardswish", "nan": math.nan, "inf": math.inf, "-1": -1,
@@ -44,6 +45,8 @@ def _same_as_torch(sample: Sample, layer: Any, argument: str, value: Any) -> boo
         return False
     if argument == "eps" and isinstance(value, int | float) and value < 0:
         return False  # PyTorch's other layers return NaN
+    if argument == "eps" and REFUSES_ZERO_EPS and type(value) in (int, float) and value == 0:
+        return False
     if argument == "dtype":
         return False  # PyTorch's layers take no input of another type
     try:

@@ -88,7 +88,7 @@ def base_class(cls: type) -> type:
     True
     """
     # Not by inheritance: a subclass of a frozen class is a class of its own.
-    base: type = vars(cls).get("_frozen_from", cls)
+    base: type = cls.__dict__.get("_frozen_from", cls)  # by vars(), Dynamo breaks before torch 2.9
     return base
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normkit.core import formula
+from normkit.core.formula import Spec
+from normkit.core.pools import PER_CHANNEL
 from normkit.handle import Changed, Skipped, Step
 from normkit.nn import (
     BatchNorm1d,
@@ -151,11 +153,12 @@ def _eps(module: nn.Module) -> float | None:
         y = probe.forward(x.clone())
     if not isinstance(y, Tensor) or y.shape != x.shape or not bool(y.isfinite().all()):
         return None
-    w, b, m, v = (tensors[name].double() for name in _TENSORS)
+    w, b, m, v = (tensors[name].double().view(1, -1, 1, 1) for name in _TENSORS)
     rounding = _ROUNDING.get(weight.dtype, 0.02)
     # 16 bits do not tell the small ones apart: the first will do.
     for eps in dict.fromkeys((declared if isinstance(declared, float) else 1e-5, *_USUAL_EPS)):
-        expected = F.batch_norm(x.double(), m, v, w, b, False, 0.0, eps)
+        # Not by PyTorch's function, which refuses ε = 0 in torch 2.10.
+        expected = formula.normalize(x.double(), Spec(PER_CHANNEL, eps), w, b, None, m, v)
         if float((y.double() - expected).abs().max() / expected.abs().max()) < rounding:
             return eps
     return None

@@ -80,7 +80,8 @@ def same_binary(built: str, installed: str) -> bool:
 _RELEASE = release(str(torch.__version__))
 
 
-# ---- 2.7: torch.compiler.is_exporting; 2.12: Dynamo answers it right ----
+# ---- 2.8: the flag of torch.compiler.is_exporting, also for strict exports; 2.12: Dynamo answers
+# it right ----
 
 
 def _exporting_by_flag() -> bool:
@@ -92,7 +93,7 @@ def _exporting_by_flag() -> bool:
 
 
 def _exporting_by_settings() -> bool:
-    """Return whether an export runs the model; there is no flag for it.
+    """Return whether an export runs the model; there is no flag for it, or none of a strict one.
 
     ``strict=False`` alone says that it compiles. Dynamo allows recurrent layers while it exports.
     """
@@ -105,7 +106,7 @@ exporting: Callable[[], bool] = (
     torch.compiler.is_exporting
     if _RELEASE >= (2, 12)
     else _exporting_by_flag
-    if _RELEASE >= (2, 7)
+    if _RELEASE >= (2, 8)
     else _exporting_by_settings
 )
 """Whether ``torch.export`` records the call."""

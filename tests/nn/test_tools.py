@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import normkit as nk
+from normkit.compat import release
 
 X = torch.randn(3, 4, 3, 3, dtype=torch.float64)
 
@@ -360,6 +361,8 @@ def test_as_torch(tool: str) -> None:
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
 @pytest.mark.parametrize("tool", WITH_PROCESSES)
 def test_as_torch_with_processes(tool: str) -> None:
+    if tool == "sharded" and release(torch.__version__) < (2, 8):
+        pytest.skip("Gloo has no average before torch 2.8, and DTensor asks for one")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         compared(WITH_PROCESSES[tool])

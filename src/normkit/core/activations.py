@@ -213,7 +213,7 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or module._compiled_call_impl is not None
-        or "forward" in vars(module)
+        or "forward" in module.__dict__
     )
 
 

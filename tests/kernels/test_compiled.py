@@ -294,7 +294,8 @@ def test_images_keep_their_axes(name: str) -> None:
 
     for layer in (training, copy.deepcopy(training).eval()):
         images: list[torch.Size] = []
-        torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=look))(x)
+        with torch.set_grad_enabled(layer.training):
+            torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=look))(x)
         assert images == []
 
 

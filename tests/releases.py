@@ -14,4 +14,4 @@ _RELEASE = release(torch.__version__)
 REFUSES_ZERO_EPS = (2, 10) <= _RELEASE < (2, 12)
 
 # Instance normalization writes its running statistics back in evaluation, averaged over copies.
-ROUNDS_IN_EVALUATION = _RELEASE < (2, 12)
+ROUNDS_IN_EVALUATION = _RELEASE < (2, 11)

@@ -203,7 +203,11 @@ def test_compiled_and_exported_afterwards() -> None:
     model = fused()
     before = step(model, X)
     nk.save_memory(model)
-    after = step(torch.compile(model, backend="aot_eager", fullgraph=True), X)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with pytest.warns(UserWarning, match="saves nothing in a compiled model.*budget") as told:
+        after = step(compiled, X)
+        step(compiled, X)
+    assert len(told) == 1  # while it compiles, not in each step
     torch.testing.assert_close(after[0], before[0])
     for (name, a), b in zip(after[1].items(), before[1].values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
@@ -736,6 +740,8 @@ def test_zero_changed_says_why() -> None:
     nk.accelerate(model)
     nk.save_memory(model)
     assert "computed again already" in str(nk.save_memory(model))
+    with pytest.raises(nk.OptionError, match=r"blocks=False.*received blocks=True.*undo"):
+        nk.save_memory(model, blocks=True)
     assert "nothing to change" in str(nk.save_memory(nn.Linear(1, 1)))
 
 

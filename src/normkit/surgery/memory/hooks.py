@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from normkit.compat import allows_saved_tensor_hooks
+from normkit.compat import allows_saved_tensor_hooks, exporting
 from normkit.kernels.modes import transformed
 from normkit.kernels.outputs import listening
 from normkit.surgery.memory.recorder import Recorder, top_hooks
 
-__all__ = ["Enter", "is_active", "leave", "stop"]
+__all__ = ["COMPILED", "Enter", "active", "leave", "stop"]
+
+COMPILED = (
+    "torch.compile decides itself what it keeps: set "
+    "torch._functorch.config.activation_memory_budget, such as 0.5, before it compiles"
+)
 
 
 class _Call(NamedTuple):
@@ -32,6 +38,15 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def _warn_compiled() -> None:
+    warnings.warn(f"save_memory saves nothing in a compiled model: {COMPILED}", stacklevel=2)
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: Dynamo calls the
+# function once while it traces, and records no call.
+_warn_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class Enter:
     """Begin to record, before a model's forward pass; copied and pickled with the model.
 
@@ -44,6 +59,8 @@ class Enter:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
+            if module.training and torch.is_grad_enabled() and not exporting():
+                _warn_compiled()
             return
         _end_interrupted()
         recorder = None
@@ -102,6 +119,7 @@ def _runs(frame: FrameType) -> bool:
     return running is not None
 
 
-def is_active(module: nn.Module) -> bool:
-    """Return whether a model's forward pass is recorded already."""
-    return any(isinstance(hook, Enter) for hook in module._forward_pre_hooks.values())
+def active(module: nn.Module) -> Enter | None:
+    """Return the hook of a model whose forward pass is recorded already."""
+    hooks = module._forward_pre_hooks.values()
+    return next((hook for hook in hooks if isinstance(hook, Enter)), None)

@@ -16,18 +16,13 @@ from normkit.nn.halfinstancenorm import HalfInstanceNorm2d
 from normkit.nn.layer import Layer
 from normkit.statistics.check_arguments import check_model
 from normkit.surgery.accelerate import FAMILY
-from normkit.surgery.memory.hooks import Enter, is_active, leave, stop
+from normkit.surgery.memory.hooks import COMPILED, Enter, active, leave, stop
 from normkit.surgery.modules import walk
 
 __all__ = ["save_memory"]
 
 # These compute more than one operation of the kernels.
 _SEVERAL = (AdaptiveGroupNorm, AdaptiveLayerNorm, FilterResponse, HalfInstanceNorm2d)
-
-_COMPILED = (
-    "torch.compile decides itself what it keeps: set "
-    "torch._functorch.config.activation_memory_budget, such as 0.5, before it compiles"
-)
 
 
 def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
@@ -63,8 +58,11 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
 
     Raises:
         TypeMismatchError: ``model`` is no module, or is scripted.
-        OptionError: it is compiled, or this torch is older than 2.8, which does not tell whether
-            other hooks are active.
+        OptionError: it is compiled, it saves memory already with another ``blocks``, or this torch
+            is older than 2.8, which does not tell whether other hooks are active.
+
+    Warns:
+        UserWarning: the model is compiled afterwards, which saves nothing.
 
     Note:
         What is written past the version of a tensor, as by ``y.data`` or NumPy, nobody sees: write
@@ -98,10 +96,18 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
         elif isinstance(module, FAMILY):
             plain = type(module).__module__.startswith("torch.nn.modules.")
             what = "a layer of torch.nn" if plain else "a subclass of torch.nn's"
-            before = "first" if plain else "first, before anything wraps its layers"
-            why = f"{what}: call normkit.accelerate(model) {before}"
+            when = "first" if plain else "first, before anything wraps its layers"
+            why = f"{what}: call normkit.accelerate(model) {when}"
             skipped.append(Skipped(name, type(module), why))
-    if changed and is_active(model):
+    before = active(model)
+    if before is not None and before.blocks != blocks:
+        raise OptionError(
+            message(
+                f"blocks={before.blocks}, as save_memory was called with before",
+                f"blocks={blocks}", "call .undo() of that handle first",
+            )
+        )  # fmt: skip
+    if before is not None:
         skipped = [Skipped(row.name, row.after, "computed again already") for row in changed]
         changed = []
     steps = [_recording(model, blocks)] if changed else []
@@ -127,7 +133,7 @@ def _recording(model: nn.Module, blocks: bool) -> Step:
 def _check_surroundings(model: nn.Module) -> None:
     compiled = any(m._compiled_call_impl is not None for m in model.modules())
     if compiled or any(hasattr(m, "_orig_mod") for m in model.modules()):
-        raise OptionError(message("a model in eager mode", "a compiled one", _COMPILED))
+        raise OptionError(message("a model in eager mode", "a compiled one", COMPILED))
     if top_saved_tensor_hooks is None:
         raise OptionError(
             message(

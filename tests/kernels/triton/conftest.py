@@ -9,7 +9,8 @@ for it by ``pytestmark = pytest.mark.usefixtures("interpreted")``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,16 @@ def by_triton(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have layers and calls on a CPU computed by the kernels, interpreted."""
     monkeypatch.setattr(cpu, "fused", None)
     monkeypatch.setattr(kernels, "takes_cpu", True)
+
+
+@pytest.fixture
+def compiles_anew(tmp_path: Path) -> Iterator[None]:
+    """Keep compiled code out of the user's cache, where it would not be compiled again."""
+    if RELEASE < (3, 6):
+        pytest.skip("before Triton 3.6 a launch is specialized in another way")
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path)
+        yield
 
 
 class Memory:

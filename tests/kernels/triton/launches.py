@@ -24,8 +24,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from tests.kernels.triton.conftest import RELEASE
-
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -75,8 +73,6 @@ def recorded() -> Iterator[list[Launch]]:
 
 def source(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
     """Return what Triton compiles for ``launch``, and its options."""
-    if RELEASE < (3, 6):
-        pytest.skip("before Triton 3.6 a launch is specialized in another way")
     backend = make_backend(target)
     kernel = launch.kernel
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +24,8 @@ from tests.kernels.triton.launches import (
     recorded,
     resources,
 )
+
+pytestmark = pytest.mark.usefixtures("compiles_anew")
 
 LAST = torch.channels_last
 GROUPS, LAYER, GHOST = Pool("group", 32), Pool("group", 1), Pool("ghost", 4)
@@ -74,14 +74,6 @@ def _launches(case: str, act: Act | None, dtype: torch.dtype) -> list[Launch]:
         schedule.backward(x, x, weight, bias, None, stats, False, (True, True, True, False),
                           problem, own_stats=False)  # fmt: skip
     return launches
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path) -> Iterator[None]:
-    """Keep compiled code out of the user's cache, where it would not be compiled again."""
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path)
-        yield
 
 
 def _assert_fits(target: str, launches: list[Launch]) -> int:

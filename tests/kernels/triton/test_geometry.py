@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
@@ -137,21 +135,19 @@ def test_few_kernels_are_compiled_anew_for_another_shape(last: bool) -> None:
     ids=str,
 )
 def test_accesses_to_memory_are_wide(
-    shape: tuple[int, ...], last: bool, wide: int, pool: Pool, tmp_path: Path
+    shape: tuple[int, ...], last: bool, wide: int, pool: Pool, compiles_anew: None
 ) -> None:
     """Of 16 bytes a thread; of 8 where rows of 16-bit values begin at multiples of 8 bytes.
 
     And no sum depends on which program is first.
     """
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path)
-        for launch in _step(pool, shape, torch.bfloat16, last):
-            if not launch.name.endswith("_gradients") and not launch.name.endswith("_moments"):
-                continue
-            ptx = compiled(launch, "sm_90").asm["ptx"]
-            assert not re.search(r"\b(atom|red)\.", ptx)
-            if launch.name.startswith("finish"):
-                continue
-            assert f"ld.global.v{wide}.b32" in ptx, launch.name
-            if launch.name.endswith("_gradients"):
-                assert f"st.global.v{wide}.b32" in ptx
+    for launch in _step(pool, shape, torch.bfloat16, last):
+        if not launch.name.endswith("_gradients") and not launch.name.endswith("_moments"):
+            continue
+        ptx = compiled(launch, "sm_90").asm["ptx"]
+        assert not re.search(r"\b(atom|red)\.", ptx)
+        if launch.name.startswith("finish"):
+            continue
+        assert f"ld.global.v{wide}.b32" in ptx, launch.name
+        if launch.name.endswith("_gradients"):
+            assert f"st.global.v{wide}.b32" in ptx

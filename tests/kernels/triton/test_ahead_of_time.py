@@ -14,7 +14,6 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels.triton import columns, finish, longrows, rows, runs, schedule, whole
 from normkit.kernels.triton.problem import of_spec
-from tests.kernels.triton.conftest import RELEASE
 from tests.kernels.triton.launches import (
     SHARED,
     TARGETS,
@@ -86,8 +85,10 @@ def _assert_fits(target: str, launches: list[Launch]) -> int:
         used = resources(compiled(launch, target), target)
         where = f"{launch.name} {launch.options}: {used}"
         threads = launch.options["num_warps"] * TARGETS[target].warp_size
-        # Older ones keep eight bytes less in the registers of one kernel for sm_90.
-        assert used.spills == 0 or RELEASE < (3, 8), where
+        # ptxas may put one number aside before a loop and take it back after, to have room for one
+        # more program; nothing within a loop.
+        assert used.in_loops == 0, where
+        assert used.spills <= 8, where
         assert used.registers <= (255 if target.startswith("sm") else 512), where
         # Of 32 bits, of all threads of a program together.
         assert used.registers * threads <= (65_536 if target.startswith("sm") else 131_072), where

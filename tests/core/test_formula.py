@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import normkit as nk
 from normkit.core import formula, reference
 from normkit.core.activations import Act, parse_act
 from normkit.core.formula import Spec
+from normkit.core.masked import masked_moments
+from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool, as_ncs
 from normkit.errors import OptionError
 
@@ -65,6 +68,31 @@ def test_moments_of_a_pool_are_those_of_its_view(name: str) -> None:
     channels = torch.arange(c).reshape(pool.params(c)).expand(pool.view(n, c, s))
     assert torch.equal(channels.reshape(x.shape), torch.arange(c).reshape(1, c, 1, 1).expand(SHAPE))
     assert set(pool.shared_dims) == set(pool.dims) & set(pool.param_dims)
+
+
+VARIANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "formula": lambda x: formula.stats_of(x, PER_CHANNEL)[1],
+    "masked": lambda x: masked_moments(x, torch.ones_like(x[:, :1]).bool(), PER_CHANNEL).var,
+    "merged": lambda x: Moments.of(x, (0, 2, 3)).variance,
+    "switchable": lambda x: nk.SwitchableNorm2d(x.shape[1])._normalized(x, None, None, None)[2],
+    "compiled": lambda x: torch.compile(formula.stats_of)(x, PER_CHANNEL)[1],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "compiled")) for n in VARIANCES]
+)
+def test_values_that_hardly_differ_have_hardly_a_variance(name: str) -> None:
+    """Far from zero, where the mean is rounded by more than the values differ."""
+    for value in (0.3, 1e4 + 0.3, 1e6 + 0.3, 1e8):
+        x = torch.full((1000, 6, 5, 3), value)
+        assert float(VARIANCES[name](x).max()) <= (1e-7 * value) ** 2 * (name == "compiled")
+    few = torch.rand(1000, 6, 5, 3, generator=torch.Generator().manual_seed(0)) < 0.01
+    for value, step in ((1e5, 0.1), (1e6, 0.5), (1e7, 4.0)):
+        x = value + step * few
+        truth = x.double().var((0, 2, 3), correction=0)
+        found = VARIANCES[name](x).flatten().double()
+        torch.testing.assert_close(found, truth, rtol=0.05, atol=0)
 
 
 def test_rms_and_fixed_moments_match_the_reference() -> None:

@@ -204,7 +204,7 @@ def test_compiled_and_exported_afterwards() -> None:
     before = step(model, X)
     nk.save_memory(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with pytest.warns(UserWarning, match="saves nothing in a compiled model.*budget") as told:
+    with pytest.warns(UserWarning, match="saves nothing in what is compiled.*budget") as told:
         after = step(compiled, X)
         step(compiled, X)
     assert len(told) == 1  # while it compiles, not in each step
@@ -215,6 +215,41 @@ def test_compiled_and_exported_afterwards() -> None:
     exported = torch.export.export(model.eval(), (X,)).module()
     torch.testing.assert_close(exported(X), model(X))
     torch.testing.assert_close(torch.jit.trace(model, X)(X), model(X))
+
+
+def compiled_model(model: nn.Sequential) -> Callable[..., Tensor]:
+    return torch.compile(model, backend="aot_eager", fullgraph=True)
+
+
+def compiled_part(model: nn.Sequential) -> Callable[..., Tensor]:
+    model[1].compile(backend="aot_eager")
+    return model
+
+
+def compiled_child(model: nn.Sequential) -> Callable[..., Tensor]:
+    model[3] = torch.compile(model[3], backend="aot_eager")
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("tool", [compiled_model, compiled_part, compiled_child])
+def test_compiled_afterwards_is_told(tool: Callable[..., Any], training: bool) -> None:
+    model = fused().train(training)
+    nk.save_memory(model)
+    with pytest.warns(UserWarning, match="saves nothing in what is compiled") as told:
+        run = tool(model)
+        for _ in range(3):
+            run(X).sum().backward()
+    assert len(told) == 1
+
+
+def test_nothing_is_told_where_nothing_would_be_saved() -> None:
+    model = fused()
+    nk.save_memory(model)
+    with torch.no_grad():
+        torch.compile(model, backend="aot_eager", fullgraph=True)(X)
+    torch.export.export(model, (X,), strict=True)
+    torch.export.export(model, (X,), strict=False)
 
 
 FOLLOWING: dict[str, Callable[[bool], nn.Module]] = {

@@ -30,8 +30,7 @@ class Act:
     tensor([-0.1000,  2.0000])
     """
 
-    # Defaults of the class, not of a call: Dynamo of torch 2.12 hashes an instance without values.
-    name: str = ""
+    name: str
     slope: float = 0.0
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -76,6 +75,9 @@ class Act:
         """Gradient at ``z`` of a loss whose gradient at ``self(z)`` is ``dy``."""
         return _BACKWARD[self.name](dy, z, self.slope)
 
+
+# No default of a call: Dynamo of torch 2.12 hashes an instance that has no values yet.
+Act.name = ""
 
 _FORWARD: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda z, _: torch.relu(z),

@@ -59,10 +59,11 @@ def stats_of(x: Tensor, pool: Pool, centred: bool = True) -> tuple[Tensor, Tenso
         return z.new_zeros(shape), z.square().mean(dims, keepdim=True).reshape(shape)
     mean = z.mean(dims, keepdim=True)
     z = z - mean
-    # What rounding left in the mean, whose derivative is zero but for rounding. Both moments of
-    # the rest in one pass over it. Corrected two-pass: Chan, Golub & LeVeque 1979.
     rest = z.mean(dims, keepdim=True).detach()
-    var = (z.square().mean(dims, keepdim=True) - rest.square()).clamp_min(0)
+    # Second order: what rounding left in the mean. Detached, since its derivative is zero but for
+    # rounding. Subtracted before squaring: of a constant channel far from zero nothing else is
+    # left, and the difference of two squares would be rounding alone.
+    var = (z - rest).square().mean(dims, keepdim=True)
     return (mean + rest).reshape(shape), var.reshape(shape)
 
 

@@ -56,8 +56,10 @@ def masked_moments(x: Tensor, mask: Tensor, pool: Pool) -> MaskedMoments:
     x4 = torch.addcmul(x4, mean, chosen.to(x4.dtype), value=-1)
     # Detached, since its derivative is zero but for rounding.
     rest = (x4.sum(pool.dims, keepdim=True) / total).detach()
-    var = x4.square().sum(pool.dims, keepdim=True) / total - rest.square()
-    return MaskedMoments(x4, count, mean, rest, var.clamp_min(0))
+    # Not the difference of two squares, which of a constant channel is rounding alone.
+    var = torch.addcmul(x4, rest, chosen.to(x4.dtype), value=-1).square()
+    var = var.sum(pool.dims, keepdim=True) / total
+    return MaskedMoments(x4, count, mean, rest, var)
 
 
 def selected(x: Tensor, mask: Tensor) -> Tensor:

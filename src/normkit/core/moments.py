@@ -66,11 +66,12 @@ class Moments:
         mean = x.mean(dims, keepdim=True)
         centred = x - mean
         # The mean itself is rounded; what is left of it after centring is exact enough to
-        # correct both moments (Chan's corrected two-pass algorithm).
+        # correct both moments. Subtracted before squaring: the difference of two squares would be
+        # rounding alone where the values hardly differ.
         rest = centred.mean(dims, keepdim=True)
-        m2 = centred.square().sum(dims) - rest.square().sum(dims) * count
+        m2 = (centred - rest).square().sum(dims)
         total = torch.full((), float(count), dtype=torch.float64, device=x.device)
-        return cls(total, (mean + rest).squeeze(dims), m2.clamp_min(0))
+        return cls(total, (mean + rest).squeeze(dims), m2)
 
     @property
     def variance(self) -> Tensor:

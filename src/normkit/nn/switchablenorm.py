@@ -104,7 +104,7 @@ class Switchable(RunningAverages):
         z = z - centre
         # What rounding left in the mean. Detached, since its derivative is zero but for rounding.
         rest = _mean(z, *space).detach()
-        var = (_mean(z.square(), *space) - rest.square()).clamp_min(0)
+        var = _mean((z - rest).square(), *space)
         of_layer, layer_var = _merged(centre, rest, var, 1)
         of_batch, batch_var = _merged(centre, rest, var, 0)
         batch_mean = (centre + of_batch)[:1]

@@ -16,7 +16,7 @@ from normkit.kernels.modes import transformed
 from normkit.kernels.outputs import listening
 from normkit.surgery.memory.recorder import Recorder, top_hooks
 
-__all__ = ["COMPILED", "Enter", "active", "leave", "stop"]
+__all__ = ["COMPILED", "Enter", "active", "is_compiled", "leave", "stop"]
 
 COMPILED = (
     "torch.compile decides itself what it keeps: set "
@@ -38,8 +38,13 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether ``torch.compile`` was asked to compile ``module``, or it stands for one."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+
+
 def _warn_compiled() -> None:
-    warnings.warn(f"save_memory saves nothing in a compiled model: {COMPILED}", stacklevel=2)
+    warnings.warn(f"save_memory saves nothing in what is compiled: {COMPILED}", stacklevel=1)
 
 
 # What torch.compiler.assume_constant_result does, without importing the compiler: Dynamo calls the
@@ -56,12 +61,16 @@ class Enter:
 
     def __init__(self, blocks: bool) -> None:
         self.blocks = blocks
+        self._told = False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
-            if module.training and torch.is_grad_enabled() and not exporting():
+            if torch.is_grad_enabled() and not exporting():
                 _warn_compiled()
             return
+        if not self._told and any(map(is_compiled, module.modules())):
+            self._told = True
+            _warn_compiled()
         _end_interrupted()
         recorder = None
         if (

@@ -16,7 +16,7 @@ from normkit.nn.halfinstancenorm import HalfInstanceNorm2d
 from normkit.nn.layer import Layer
 from normkit.statistics.check_arguments import check_model
 from normkit.surgery.accelerate import FAMILY
-from normkit.surgery.memory.hooks import COMPILED, Enter, active, leave, stop
+from normkit.surgery.memory.hooks import COMPILED, Enter, active, is_compiled, leave, stop
 from normkit.surgery.modules import walk
 
 __all__ = ["save_memory"]
@@ -62,7 +62,7 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
             is older than 2.8, which does not tell whether other hooks are active.
 
     Warns:
-        UserWarning: the model is compiled afterwards, which saves nothing.
+        UserWarning: the model, or a part of it, is compiled afterwards, which saves nothing there.
 
     Note:
         What is written past the version of a tensor, as by ``y.data`` or NumPy, nobody sees: write
@@ -104,7 +104,8 @@ def save_memory(model: nn.Module, *, blocks: bool = False) -> Handle:
         raise OptionError(
             message(
                 f"blocks={before.blocks}, as save_memory was called with before",
-                f"blocks={blocks}", "call .undo() of that handle first",
+                f"blocks={blocks}",
+                "call .undo() of that handle first, or copy the model before save_memory",
             )
         )  # fmt: skip
     if before is not None:
@@ -131,8 +132,7 @@ def _recording(model: nn.Module, blocks: bool) -> Step:
 
 
 def _check_surroundings(model: nn.Module) -> None:
-    compiled = any(m._compiled_call_impl is not None for m in model.modules())
-    if compiled or any(hasattr(m, "_orig_mod") for m in model.modules()):
+    if any(map(is_compiled, model.modules())):
         raise OptionError(message("a model in eager mode", "a compiled one", COMPILED))
     if top_saved_tensor_hooks is None:
         raise OptionError(

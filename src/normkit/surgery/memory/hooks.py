@@ -64,21 +64,17 @@ class Enter:
         self._warned = False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
+        saves = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
-            if torch.is_grad_enabled() and not exporting():
+            if saves and not exporting():
                 _warn_compiled()
             return
-        if not self._warned and any(map(is_compiled, module.modules())):
+        if saves and not self._warned and any(map(is_compiled, module.modules())):
             self._warned = True
             _warn_compiled()
         _end_interrupted()
         recorder = None
-        if (
-            torch.is_grad_enabled()
-            and not transformed()
-            and allows_saved_tensor_hooks()
-            and top_hooks() is None
-        ):
+        if saves and not transformed() and allows_saved_tensor_hooks() and top_hooks() is None:
             frame = sys._getframe(1)
             recorder = Recorder(self.blocks, lambda: _runs(frame))
             recorder.hooks.__enter__()

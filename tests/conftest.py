@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -42,18 +41,18 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
 
 
-_MODULES = 0
+_FILE = None
 
 
-def pytest_runtest_setup() -> None:
-    # A million objects of modules and tests stay to the end. Looking at each again in every full
-    # garbage collection, of which many tests ask for one, would take a third of a second. Tests
-    # import more: a compiler has a thousand modules.
-    global _MODULES
-    if len(sys.modules) > _MODULES + 100:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A million objects of modules, tests and compilers' caches stay to the end. Looking at each
+    # again in every full garbage collection, of which many tests ask for one, would take a third
+    # of a second. Before each file, so that no object of one of its tests is set aside.
+    global _FILE
+    if item.path != _FILE:
         gc.collect()
         gc.freeze()
-        _MODULES = len(sys.modules)
+        _FILE = item.path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

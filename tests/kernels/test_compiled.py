@@ -46,7 +46,11 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "FilterResponseNorm2d": lambda **o: nk.FilterResponseNorm2d(4, tlu=False, **o),
 }
 
-IMAGES = [n for n, each in EVERY.items() if len(each.shape) > 3 and not n.startswith("Lazy")]
+IMAGES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (len(each.shape) > 4))
+    for name, each in EVERY.items()
+    if len(each.shape) > 3 and not name.startswith("Lazy")
+]
 
 POOLS = [PER_CHANNEL, Pool("ghost", 3), Pool("group", 2), Pool("group", 4), PER_POSITION]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -125,8 +126,7 @@ def test_peak_memory_counts_live_tensors() -> None:
 
 
 GARBAGE = """
-import subprocess
-import sys
+import gc
 import torch
 from normkit.bench import memory
 

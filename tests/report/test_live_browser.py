@@ -312,7 +312,9 @@ def test_batches_are_drawn_and_played(visit: Callable[..., Any]) -> None:
     assert play.text_content() == "Pause"
     before = page.locator("#means .batch").get_attribute("d")
     page.wait_for_function(
-        "d => document.querySelector('#means .batch').getAttribute('d') !== d", arg=before
+        "d => document.querySelector('#means .batch').getAttribute('d') !== d",
+        arg=before,
+        timeout=2600,
     )
     play.click()
     page.locator("[data-story='4']").click()

@@ -53,15 +53,9 @@ class Launch(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """Registers of a thread, bytes of shared memory, and what registers have no room for.
-
-    ``spills`` are bytes, or registers of gfx; ``in_loops`` how many instructions move them there.
-    """
-
     registers: int
     spills: int
     shared: int
-    in_loops: int
 
 
 @contextlib.contextmanager
@@ -95,43 +89,20 @@ def compiled(launch: Launch, target: str) -> Any:
 
 
 def resources(kernel: Any, target: str) -> Resources:
-    """Return what the machine code of a compiled kernel asks for."""
-    shared = kernel.metadata.shared
+    """Return registers of a thread, spilled bytes or registers, and bytes of shared memory."""
     if target.startswith("gfx"):
         text = kernel.asm["amdgcn"]
         number = {k: int(v) for k, v in re.findall(r"\.(\w+_count|\w+_size):\s+(\d+)", text)}
         spills = number["sgpr_spill_count"] + number["vgpr_spill_count"]
-        return Resources(number["vgpr_count"], spills, shared, spills)
-    tools = triton.knobs.nvidia
+        return Resources(number["vgpr_count"], spills, kernel.metadata.shared)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(kernel.asm["cubin"])
-        text = _output(tools.cuobjdump.path, "--dump-resource-usage", str(cubin))
-        number = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", text)}
-        spills = number["STACK"] + number["LOCAL"]
-        code = _output(tools.nvdisasm.path, "-c", str(cubin)) if spills else ""
-    return Resources(number["REG"], spills, shared, _in_loops(code.splitlines()))
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _in_loops(code: list[str]) -> int:
-    """Count loads from and stores to local memory between a label and a branch back to it.
-
-    >>> _in_loops(["STL [R1], R0 ;", ".L_1:", "FADD R2, R2, R3 ;", "@P0 BRA `(.L_1) ;", "LDL R0 ;"])
-    0
-    >>> _in_loops([".L_1:", "LDL R2, [R1] ;", "@P0 BRA `(.L_1) ;"])
-    1
-    """
-    labels = {line.strip()[:-1]: i for i, line in enumerate(code) if line.strip().endswith(":")}
-    inside: set[int] = set()
-    for i, line in enumerate(code):
-        target = re.search(r"BRA.*\((\S+)\)", line)
-        if target:
-            inside.update(range(labels[target[1]], i))
-    return sum(1 for i in inside if re.search(r"\b(LDL|STL)\b", code[i]))
+        tool = triton.knobs.nvidia.cuobjdump.path
+        command = [tool, "--dump-resource-usage", str(cubin)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    number = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", text)}
+    return Resources(number["REG"], number["STACK"] + number["LOCAL"], kernel.metadata.shared)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> Tensor:

@@ -76,6 +76,20 @@ def _launches(case: str, act: Act | None, dtype: torch.dtype) -> list[Launch]:
     return launches
 
 
+# Faults that are known: ptxas puts one number of a thread aside, 8 bytes, to have room for one more
+# program. Strict, so that whoever mends one is told.
+SPILLS = {
+    ("sm_80", "odd sizes", None, torch.float32),
+    ("sm_90", "longest row, not aligned", None, torch.float32),
+    ("sm_90", "largest tile of positions", Act("relu"), torch.bfloat16),
+    ("sm_100", "positions, channels-last", Act("gelu"), torch.float32),
+}
+
+
+def _expect_spills(request: pytest.FixtureRequest) -> None:
+    request.applymarker(pytest.mark.xfail(strict=True, reason="8 bytes of a thread are spilled"))
+
+
 def _assert_fits(target: str, launches: list[Launch]) -> int:
     """Compile each of the launches that differ; return how many do."""
     unlike: dict[Any, Launch] = {}
@@ -86,10 +100,7 @@ def _assert_fits(target: str, launches: list[Launch]) -> int:
         used = resources(compiled(launch, target), target)
         where = f"{launch.name} {launch.options}: {used}"
         threads = launch.options["num_warps"] * TARGETS[target].warp_size
-        # ptxas may put one number of a thread aside, to have room for one more program: in four of
-        # 336 cases, read after a loop, or in one of them once in each turn.
-        assert used.spills <= 8, where
-        assert used.in_loops <= (1 if RELEASE >= (3, 8) else 2), where
+        assert used.spills == 0, where
         assert used.registers <= (255 if target.startswith("sm") else 512), where
         # Of 32 bits, of all threads of a program together.
         assert used.registers * threads <= (65_536 if target.startswith("sm") else 131_072), where
@@ -101,7 +112,9 @@ def _assert_fits(target: str, launches: list[Launch]) -> int:
     ("target", "case"),
     [("sm_90", "rows"), ("gfx942", "positions"), ("sm_80", "group"), ("sm_100", "batch")],
 )
-def test_a_step_of_each_schedule(target: str, case: str) -> None:
+def test_a_step_of_each_schedule(request: Any, target: str, case: str) -> None:
+    if RELEASE < (3, 8) and (target, case) == ("sm_90", "rows"):
+        _expect_spills(request)
     assert _assert_fits(target, _launches(case, Act("silu"), torch.bfloat16)) >= 4
 
 
@@ -117,7 +130,11 @@ def test_a_step_of_each_schedule(target: str, case: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_everything(target: str, case: str, act: Act | None, dtype: torch.dtype) -> None:
+def test_everything(
+    request: Any, target: str, case: str, act: Act | None, dtype: torch.dtype
+) -> None:
+    if (target, case, act, dtype) in SPILLS:
+        _expect_spills(request)
     _assert_fits(target, _launches(case, act, dtype))
 
 

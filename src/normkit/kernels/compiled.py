@@ -7,6 +7,7 @@ from normkit.kernels import cpu, fused, operations, triton
 from normkit.kernels.call import Call, FixedStats, Normalized
 from normkit.kernels.modes import compiling_plainly, differentiates
 from normkit.kernels.triton import gpu
+from normkit.kernels.triton.problem import exceeds
 
 __all__ = ["Compiled"]
 
@@ -41,6 +42,8 @@ class Compiled:
         types = {"cpu": fused.FLOATS, "cuda": gpu.TYPES}
         if x.dtype not in types.get(x.device.type, ()):
             return "they have no code for the input's device or type"
+        if not on_cpu and exceeds(call.spec.pool, *as_ncs(x)):
+            return gpu.TOO_LARGE
         return None
 
     def run(self, call: Call) -> Normalized:

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @triton.jit
-def _acts(z, dy, y, dz, slope, ACT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _acts(z, dy, y, dz, ACT: tl.constexpr, SLOPE: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.arange(0, SIZE)
     at, gradient = tl.load(z + i), tl.load(dy + i)
-    tl.store(y + i, elements.activate(at, ACT, slope))
-    tl.store(dz + i, elements.activation_gradient(gradient, at, ACT, slope))
+    tl.store(y + i, elements.activate(at, ACT, SLOPE))
+    tl.store(dz + i, elements.activation_gradient(gradient, at, ACT, SLOPE))
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _parts(x, out, n, PARTS: tl.constexpr, SIZE: tl.constexpr, CENTRED: tl.const
     i = tl.arange(0, PARTS)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     count = tl.sum((i < n).to(tl.float32), 1, keep_dims=True)
     values = elements.load(x + i, i < n)
-    mean, low, m2 = elements.moments_along(values, i < n, count, 1, CENTRED)
+    mean, low, m2, _ = elements.moments_along(values, i < n, count, 1, CENTRED)
     total, mean, low, m2 = elements.merge_along(count, mean, low, m2, 0)
     one = tl.arange(0, 1)[:, None]
     tl.store(out + one, mean)
@@ -46,8 +46,8 @@ def _two(x, out, CUT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-unty
     i = tl.arange(0, SIZE)
     first = elements.load(x + i, i < CUT)
     second = elements.load(x + i, i >= CUT)
-    mean_a, low_a, m2_a = elements.moments_along(first, i < CUT, CUT, 0, True)
-    mean_b, low_b, m2_b = elements.moments_along(second, i >= CUT, SIZE - CUT, 0, True)
+    mean_a, low_a, m2_a, _ = elements.moments_along(first, i < CUT, CUT, 0, True)
+    mean_b, low_b, m2_b, _ = elements.moments_along(second, i >= CUT, SIZE - CUT, 0, True)
     n, mean, low, m2 = elements.merge(CUT, mean_a, low_a, m2_a, SIZE - CUT, mean_b, low_b, m2_b)
     one = tl.arange(0, 1)
     tl.store(out + one, mean)
@@ -65,7 +65,7 @@ def test_gradients_of_nan_are_pytorchs(act: Act, theirs: Callable[[Tensor], Tens
     z, dy = torch.full((8,), float("nan")).requires_grad_(), torch.arange(8.0)
     y, dz = torch.zeros(2, 8).unbind()
     number, slope = fused.act_numbers(act)
-    _acts[(1,)](z.detach(), dy, y, dz, slope, ACT=number, SIZE=8)
+    _acts[(1,)](z.detach(), dy, y, dz, number, slope, 8)
     expected = theirs(z)
     expected.backward(dy)
     torch.testing.assert_close(y, expected.detach(), equal_nan=True)
@@ -81,7 +81,7 @@ def test_activations(act: Act | None) -> None:
     z, dy = torch.randn(2, 64).mul(4).unbind()
     y, dz = torch.zeros(2, 64).unbind()
     number, slope = fused.act_numbers(act)
-    _acts[(1,)](z, dy, y, dz, slope, number, 64)
+    _acts[(1,)](z, dy, y, dz, number, slope, 64)
     wide = z.double().requires_grad_()
     truth = wide * 1 if act is None else act(wide)
     truth.backward(dy.double())
@@ -96,7 +96,7 @@ def test_infinite_values_do_not_become_nan() -> None:
     y, dz = torch.zeros(2, 16).unbind()
     for act in (Act("relu"), Act("relu6"), None):
         number, slope = fused.act_numbers(act)
-        _acts[(1,)](z, z, y, dz, slope, number, 16)
+        _acts[(1,)](z, z, y, dz, number, slope, 16)
         torch.testing.assert_close(y, z if act is None else act(z), equal_nan=True)
 
 

@@ -7,13 +7,13 @@ import re
 import pytest
 import torch
 
+from benchmarks.ahead_of_time import Launch, compiled, meta, recorded
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
 from normkit.kernels.triton import geometry, schedule, whole
 from normkit.kernels.triton.geometry import Tiles, plan_columns, plan_runs
 from normkit.kernels.triton.problem import FILL, of_spec
-from tests.kernels.triton.launches import Launch, compiled, meta, recorded
 
 BATCH, GHOST, GROUPS = Pool("batch"), Pool("ghost", 4), Pool("group", 32)
 # Networks' shapes, and sizes that no power of two divides.

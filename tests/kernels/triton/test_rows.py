@@ -26,8 +26,11 @@ pytestmark = pytest.mark.usefixtures("by_triton")
 
 LAST = torch.channels_last
 # Division of toy shapes into several tiles and programs, and pools longer than a tile.
-SMALL: dict[str, Any] = {"TILE": 32, "LEAST": 2, "FILL": 4, "LINE": 8}
-NONE = Limits(0, 8)
+SMALL: dict[str, Any] = {
+    "FORWARD": lines.FORWARD._replace(short=32), "BACKWARD": lines.BACKWARD._replace(short=32),
+    "LEAST": 2, "FILL": 4, "LINE": 8,
+}  # fmt: skip
+NONE = Limits(0, 0, 8, 8, False)
 LONG: dict[str, Any] = {**SMALL, "FORWARD": NONE, "BACKWARD": NONE, "LONG": 16}
 DIVISIONS: dict[str, dict[str, Any]] = {
     "usual": {}, "small": SMALL, "long": LONG, "split": {**LONG, "FILL": 400},
@@ -83,6 +86,14 @@ def test_far_from_zero(division: str, last: bool, monkeypatch: pytest.MonkeyPatc
     assert float((stats[0].double() + stats[1].double() - mean).abs().max()) < 1e-6
     var = wide.var(1, correction=0).flatten()
     torch.testing.assert_close(stats[3].double(), var, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_tiny_values(division: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deviation of 10⁻¹⁸: its reciprocal cubed is beyond float32."""
+    _divide(monkeypatch, division)
+    x, w, b, dy = torch.randn(2, 30, 3, 3) * 1e-18, *torch.randn(2, 30), torch.randn(2, 30, 3, 3)
+    assert_as_by_oracle(Spec(PER_POSITION, 1e-45), [x, w, b, None], dy)
 
 
 @pytest.mark.parametrize("act", MOVED, ids=str)

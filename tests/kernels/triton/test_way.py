@@ -178,6 +178,9 @@ def test_which_calls_are_refused(fake: FakeTensorMode, monkeypatch: pytest.Monke
         "the statistics are float64": Call(x, BATCH, stats=float64),
         "the running statistics": Call(half, BATCH, stats=BatchStats((half, half, 0.1))),
         "launched sooner for so few values": Call(_on_gpu(2, 64, 7, 7), BATCH, w, w),
+        "a sample, or": Call(_on_gpu(2, 2**11, 2**10, 2**10), BATCH),
+        "the number of statistics": Call(_on_gpu(2**19, 2, 2**10), Spec(PER_POSITION, 1e-5)),
+        "positions of 32 bits": Call(_on_gpu(2, 2**27), Spec(PER_POSITION, 1e-5)),
     }
     for clause, call in refused.items():
         reason = TritonGPU().refuses(call)
@@ -255,6 +258,8 @@ def test_which_calls_of_a_graph_are_kept(
     rows = Call(_on_gpu(8, 64), Spec(Pool("group"), 1e-5))
     assert "a compiler's code for rows" in str(Compiled().refuses(rows))
     assert "device or type" in str(Compiled().refuses(Call(x.double(), BATCH)))
+    large = Call(_on_gpu(2, 2**11, 2**10, 2**10), BATCH)
+    assert "positions of 32 bits" in str(Compiled().refuses(large))
     fixed = Call(x, BATCH, stats=FixedStats(w, w))
     assert "a compiler fuses it" in str(Compiled().refuses(fixed))
     monkeypatch.setattr(kernels, "_INSTALLED", False)

@@ -82,7 +82,7 @@ def _moments(
 @triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _normalize(
     x, residual, weight, bias, stats, y, pools, rows, width, blocks, splits, walk, members, spread,
-    slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     width = multiple(width, ALIGN)
@@ -97,14 +97,14 @@ def _normalize(
         at = (begin + row * width)[:, None] + column[None, :]
         mask = inside[:, None] & present[None, :]
         d = (load(x + at, mask) - mean[None, :]) - low[None, :]
-        z = y_of(d, scale[None, :], shift[None, :], residual, at, mask, ACT, slope, HAS_ACT)
+        z = y_of(d, scale[None, :], shift[None, :], residual, at, mask, ACT, SLOPE)
         tl.store(y + at, z, mask)
 
 
 @triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _sums(
     dy, x, other, weight, bias, stats, sums, pools, rows, width, blocks, splits, walk, members,
-    spread, total, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    spread, total, ACT: tl.constexpr, SLOPE: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     width = multiple(width, ALIGN)
@@ -122,7 +122,7 @@ def _sums(
         at = (begin + row * width)[:, None] + column[None, :]
         mask = inside[:, None] & present[None, :]
         d = tl.where(mask, (load(x + at, mask) - mean) - low, 0.0)
-        g = dz_of(dy, d, scale, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+        g = dz_of(dy, d, scale, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
         dz += g
         dzx += g * d
     to = sums + (part * splits + split) * width + column
@@ -133,7 +133,7 @@ def _sums(
 @triton.jit(do_not_specialize=_NOT, do_not_specialize_on_alignment=_NOT_ALIGNED)
 def _gradients(
     dy, x, other, weight, bias, stats, slopes, dx, dresidual, pools, rows, width, blocks, splits,
-    walk, members, spread, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    walk, members, spread, ACT: tl.constexpr, SLOPE: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     width = multiple(width, ALIGN)
@@ -152,7 +152,7 @@ def _gradients(
         at = (begin + row * width)[:, None] + column[None, :]
         mask = inside[:, None] & present[None, :]
         d = (load(x + at, mask) - mean) - low
-        dz = dz_of(dy, d, scale, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+        dz = dz_of(dy, d, scale, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
         if dresidual is not None:
             tl.store(dresidual + at, dz, mask)
         if dx is not None:
@@ -198,8 +198,8 @@ def forward(
     y, tiles = torch.empty_like(x), plan.tiles
     _normalize[(plan.parts * tiles.programs,)](
         x, residual, weight, bias, stats, y, stats.shape[1], plan.rows, plan.width, tiles.blocks,
-        tiles.splits, tiles.walk, plan.partials.members, plan.partials.spread, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, **plan.options(tiles),
+        tiles.splits, tiles.walk, plan.partials.members, plan.partials.spread,
+        ACT=problem.act, SLOPE=problem.slope, **plan.options(tiles),
     )  # fmt: skip
     return y, stats
 
@@ -225,7 +225,7 @@ def backward(
     plan = plan_columns(x, problem)
     tiles, partials, grid = plan.tiles, plan.partials, (plan.parts * plan.tiles.programs,)
     common = {
-        "ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output,
+        "ACT": problem.act, "SLOPE": problem.slope, "FROM_OUTPUT": other_is_output,
         **plan.options(tiles),
     }  # fmt: skip
     size = (stats.shape[1], plan.rows, plan.width, tiles.blocks, tiles.splits, tiles.walk,
@@ -234,15 +234,13 @@ def backward(
     wanted = needs[0] and own_stats, needs[1] and weight is not None, needs[2] and bias is not None
     if any(wanted):
         sums = x.new_empty((2, partials.total), dtype=torch.float32)
-        _sums[grid](
-            dy, x, other, weight, bias, stats, sums, *size, partials.total, problem.slope, **common
-        )
+        _sums[grid](dy, x, other, weight, bias, stats, sums, *size, partials.total, **common)
         slopes, dweight, dbias = finish_sums(sums, partials, problem, stats, weight, bias, wanted)
     dx = torch.empty_like(x) if needs[0] else None
     dresidual = torch.empty_like(x) if needs[3] else None
     if dx is not None or dresidual is not None:
         _gradients[grid](
-            dy, x, other, weight, bias, stats, slopes, dx, dresidual, *size, problem.slope,
+            dy, x, other, weight, bias, stats, slopes, dx, dresidual, *size,
             **common,
         )  # fmt: skip
     return dx, dweight, dbias, dresidual

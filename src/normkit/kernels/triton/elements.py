@@ -19,6 +19,7 @@ __all__ = [
     "load",
     "merge",
     "merge_along",
+    "moments_about",
     "moments_along",
     "reciprocal_deviation",
     "rstd_of",
@@ -33,8 +34,8 @@ def load(pointers, mask):
 
 
 @triton.jit
-def activate(z, ACT: tl.constexpr, slope):
-    """Apply the activation numbered as in ``Problem.act``."""
+def activate(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """Apply the activation numbered as in ``Problem.act``; ``SLOPE`` is that of number 0."""
     if ACT == 1:
         y = z * tl.sigmoid(z)
     elif ACT == 2:
@@ -42,14 +43,16 @@ def activate(z, ACT: tl.constexpr, slope):
     elif ACT == 3:
         # By comparisons, which let NaN through.
         y = tl.where(z < 0.0, 0.0, tl.where(z > 6.0, 6.0, z))
+    elif SLOPE == 0.0:
+        # No product, which would be NaN for an infinite value.
+        y = tl.where(z < 0.0, 0.0, z)
     else:
-        # Without a slope no product, which would be NaN for an infinite value.
-        y = tl.where(z < 0.0, tl.where(slope == 0.0, 0.0, z * slope), z)
+        y = tl.where(z < 0.0, z * SLOPE, z)
     return y
 
 
 @triton.jit
-def activation_gradient(dy, z, ACT: tl.constexpr, slope):
+def activation_gradient(dy, z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     """Return act′(z)·dy. For activations 0 and 3, ``z`` may be the output."""
     if ACT == 1:
         s = tl.sigmoid(z)
@@ -60,10 +63,11 @@ def activation_gradient(dy, z, ACT: tl.constexpr, slope):
     elif ACT == 3:
         # Zero by comparisons, which let NaN through.
         dz = tl.where((z <= 0.0) | (z >= 6.0), 0.0, dy)
-    else:
+    elif SLOPE == 0.0:
         # As PyTorch: of NaN, ReLU passes the gradient on, and a slope multiplies it.
-        below = tl.where(slope == 0.0, tl.where(z <= 0.0, 0.0, dy), dy * slope)
-        dz = tl.where(z > 0.0, dy, below)
+        dz = tl.where(z <= 0.0, 0.0, dy)
+    else:
+        dz = tl.where(z > 0.0, dy, dy * SLOPE)
     return dz
 
 
@@ -95,8 +99,21 @@ def store_stats(stats, pools, pool, mean, low, m2, size, eps, mask):
 
 
 @triton.jit
+def moments_about(pivot, count, d, dd):
+    """Return mean, low and m2 of ``count`` values, whose sums about ``pivot`` are ``d`` and ``dd``.
+
+    Loses 2⁻²⁴·(μ − pivot)² of the variance, as one term of m2 is taken from the other.
+    """
+    rest = d / count
+    mean = pivot + rest
+    m2 = dd - rest * d
+    # By a comparison, which lets NaN through.
+    return mean, rest - (mean - pivot), tl.where(m2 < 0.0, 0.0, m2)
+
+
+@triton.jit
 def moments_along(x, mask, count, axis: tl.constexpr, CENTRED: tl.constexpr):
-    """Return mean, low and m2 of the values of a tile along ``axis``, which stays as size one.
+    """Return mean, low and m2 of a tile along ``axis``, which stays as size one, and x − μ.
 
     Args:
         x: float32, zero where ``mask`` is False.
@@ -111,10 +128,11 @@ def moments_along(x, mask, count, axis: tl.constexpr, CENTRED: tl.constexpr):
         d = tl.where(mask, d - low, 0.0)
         m2 = tl.sum(d * d, axis, keep_dims=True)
     else:
-        m2 = tl.sum(x * x, axis, keep_dims=True)
+        d = x
+        m2 = tl.sum(d * d, axis, keep_dims=True)
         mean = m2 * 0.0
         low = mean
-    return mean, low, m2
+    return mean, low, m2, d
 
 
 @triton.jit

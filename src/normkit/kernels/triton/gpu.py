@@ -13,8 +13,9 @@ from normkit.kernels.native import TorchNative
 from normkit.kernels.node import Constants, Options
 from normkit.kernels.operations import options_of
 from normkit.kernels.triton.operations import problem_of
+from normkit.kernels.triton.problem import exceeds
 
-__all__ = ["TYPES", "TritonGPU", "failure"]
+__all__ = ["TOO_LARGE", "TYPES", "TritonGPU", "failure"]
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,6 +25,8 @@ SMALL = 2**21
 To launch from Python takes some 50 µs, in which a GPU copies tens of megabytes; a kernel launched
 from C++ is done by then. An estimate: no GPU has been at hand to measure it.
 """
+
+TOO_LARGE = "a sample, or the number of statistics, is too large for positions of 32 bits"
 
 
 class TritonGPU:
@@ -51,6 +54,8 @@ class TritonGPU:
         split = {"group": c, "ghost": n}.get(spec.pool.over, 0)
         if split % spec.pool.groups:
             return "the groups do not divide what they split"
+        if exceeds(spec.pool, n, c, s):
+            return TOO_LARGE
         if not all(_fits(t, x, c) for t in (call.weight, call.bias)):
             return "a weight or bias is not a tensor of the same device with one number per channel"
         r = call.residual

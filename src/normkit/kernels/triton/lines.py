@@ -15,12 +15,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from normkit.core.pools import as_ncs
-from normkit.kernels.triton.problem import FILL, Problem
+from normkit.kernels.triton.problem import FILL, WARPS, Problem
 
 __all__ = ["BACKWARD", "FORWARD", "Limits", "Lines", "Plan", "lines_of", "plan", "plan_long"]
-
-TILE = 2048
-"""Values of a tile where pools are short."""
 
 
 class Limits(NamedTuple):
@@ -28,22 +25,31 @@ class Limits(NamedTuple):
 
     Args:
         most: values of the largest tile.
-        each: values for each thread, where threads suffice; half of it in columns, where each
-            value's address is in registers too.
+        short: values of a tile where pools are short.
+        row, column: values for each thread, in rows and in columns. The more, the fewer
+            instructions a value costs, of which threads that add up a pool together need many, in
+            columns above all; the fewer, the more threads wait for memory at once.
+        parts: programs are as many as parts, and not as tiles.
     """
 
     most: int
-    each: int
+    short: int
+    row: int
+    column: int
+    parts: bool
 
 
-FORWARD = Limits(8192, 16)
-"""The input and the residual are in registers."""
+FORWARD = Limits(8192, 1024, 32, 32, False)
+"""The input is in registers."""
 
-BACKWARD = Limits(4096, 8)
+BACKWARD = Limits(4096, 2048, 8, 16, True)
 """Two inputs, the residual and two sums are in registers.
 
 Tests compile many tiles and refuse registers that are spilled.
 """
+
+FEW = 8
+"""Values for each thread where all threads together would leave the device idle."""
 
 LINE = 64
 """Bytes of adjacent pools that a tile of columns reads at least: two sectors of memory."""
@@ -129,17 +135,17 @@ def plan(lines: Lines, itemsize: int, limits: Limits) -> Plan | None:
     """Divide pools into tiles that hold whole ones, or return None where these exceed the limits.
 
     >>> plan(Lines(1, 8192, 1, 768, 1, 1, 768), 2, FORWARD)
-    Plan(pools=2, values=1024, blocks=4096, tiles=4096, warps=4, parts=256, splits=1, walk=0)
+    Plan(pools=1, values=1024, blocks=8192, tiles=8192, warps=1, parts=256, splits=1, walk=0)
     >>> plan(Lines(1, 8, 1, 100_000, 1, 1, 100_000), 2, FORWARD)
     """
     values = _power(lines.length)
     least = _least(lines, itemsize)
     if least * values > limits.most:
         return None
-    pools = min(max(TILE // values, least), _power(lines.inner))
+    pools = min(max(limits.short // values, least), _power(lines.inner))
     while pools > least and _tiles(lines, pools) * lines.groups < FILL:
         pools //= 2
-    return _plan(lines, itemsize, pools, values, limits.each)
+    return _plan(lines, itemsize, pools, values, limits)
 
 
 def plan_long(lines: Lines, itemsize: int) -> Plan:
@@ -150,20 +156,26 @@ def plan_long(lines: Lines, itemsize: int) -> Plan:
     """
     pools = _least(lines, itemsize)
     values = min(LONG // pools, _power(lines.length))
-    whole = _plan(lines, itemsize, pools, values, BACKWARD.each)
+    whole = _plan(lines, itemsize, pools, values, BACKWARD)
     turns = -(-lines.length // values)
     walk = -(-turns // min(turns, max(FILL // (whole.tiles * lines.groups), 1)))
     return whole._replace(splits=-(-turns // walk), walk=walk * values)
 
 
-def _plan(lines: Lines, itemsize: int, pools: int, values: int, each: int) -> Plan:
+def _plan(lines: Lines, itemsize: int, pools: int, values: int, limits: Limits) -> Plan:
     tiles = _tiles(lines, pools)
     # Each part writes a float32 sum for γ and one for β, of every channel. So few that these are
     # a sixteenth of what the pass reads, where that leaves enough.
     few = lines.samples * lines.inner * itemsize // 64
     parts = min(tiles, max(LEAST, min(few, FILL)))
     blocks = -(-lines.inner // pools)
-    each = each if lines.step == 1 else each // 2
+    each = limits.row if lines.step == 1 else limits.column
+    if lines.step == 1 and lines.length % FEW:
+        # Not aligned, values are read one by one: each has an address and a mask of its own.
+        each = min(each, 2 * FEW)
+    programs = (parts if limits.parts else tiles) * lines.groups
+    while each > FEW and programs * pools * values < WARPS * 32 * each:
+        each //= 2
     warps = min(max(pools * values // (32 * each), 1), 16)
     return Plan(pools, values, blocks, tiles, warps, parts)
 

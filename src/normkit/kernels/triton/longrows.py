@@ -14,9 +14,8 @@ from torch import Tensor
 
 from normkit.kernels.triton.elements import (
     load,
-    merge,
     merge_along,
-    moments_along,
+    moments_about,
     store_stats,
 )
 from normkit.kernels.triton.lines import lines_of, plan_long
@@ -42,18 +41,27 @@ def _moments(
         tile, group, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length,
         POOLS,
     )  # fmt: skip
-    mean = tl.zeros([POOLS, 1], tl.float32)
-    low = tl.zeros([POOLS, 1], tl.float32)
-    m2 = tl.zeros([POOLS, 1], tl.float32)
     start = tl.program_id(1) * walk
     end = tl.minimum(start + walk, length)
-    for first in range(start, end, VALUES):
+    k = start + tl.arange(0, VALUES)[None, :]
+    mask = here & (k < end)
+    d = load(x + begin + k * step, mask)
+    pivot = tl.zeros([POOLS, 1], tl.float32)
+    if CENTRED:
+        pivot = tl.sum(d, 1, keep_dims=True) / tl.minimum(end - start, VALUES)
+        d = tl.where(mask, d - pivot, 0.0)
+    dd = d * d
+    for first in range(start + VALUES, end, VALUES):
         k = first + tl.arange(0, VALUES)[None, :]
-        mask = here & (k < length)
-        value = load(x + begin + k.to(tl.int64) * step, mask)
-        count = tl.minimum(length - first, VALUES)
-        mean_b, low_b, m2_b = moments_along(value, mask, count, 1, CENTRED)
-        _, mean, low, m2 = merge(first - start, mean, low, m2, count, mean_b, low_b, m2_b)
+        mask = here & (k < end)
+        value = load(x + begin + k * step, mask)
+        if CENTRED:
+            value = tl.where(mask, value - pivot, 0.0)
+        d += value
+        dd += value * value
+    count = (end - start) * 1.0
+    sums = tl.sum(d, 1, keep_dims=True) if CENTRED else pivot, tl.sum(dd, 1, keep_dims=True)
+    mean, low, m2 = moments_about(pivot, count, sums[0], sums[1])
     if partials is None:
         store_stats(stats, pools, pool, mean, low, m2, length, eps, here)
     else:
@@ -86,8 +94,8 @@ def _merge(
 def _normalize(
     x, weight, bias, residual, y, stats,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, slope,
-    ACT: tl.constexpr, HAS_ACT: tl.constexpr, POOLS: tl.constexpr, VALUES: tl.constexpr,
+    pools,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     group, tile = tl.program_id(0) % groups, tl.program_id(0) // groups
     pool, begin, here = place(
@@ -96,20 +104,20 @@ def _normalize(
     )  # fmt: skip
     k = tl.program_id(1) * VALUES + tl.arange(0, VALUES)[None, :]
     inside, channel = k < length, group * length + k
-    at, mask = begin + k.to(tl.int64) * step, here & inside
+    at, mask = begin + k * step, here & inside
     mean, low = load(stats + pool, here), load(stats + pools + pool, here)
     scale = load(stats + 2 * pools + pool, here) * parameter(weight, channel, inside, 1.0)
     shift = parameter(bias, channel, inside, 0.0)
     d = (load(x + at, mask) - mean) - low
-    tl.store(y + at, y_of(d, scale, shift, residual, at, mask, ACT, slope, HAS_ACT), mask)
+    tl.store(y + at, y_of(d, scale, shift, residual, at, mask, ACT, SLOPE), mask)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def _sums(
     dy, x, weight, bias, other, stats, sums,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, splits, walk, slope,
-    ACT: tl.constexpr, HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    pools, splits, walk,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     group, tile = tl.program_id(0) % groups, tl.program_id(0) // groups
@@ -125,11 +133,11 @@ def _sums(
     for first in range(start, tl.minimum(start + walk, length), VALUES):
         k = first + tl.arange(0, VALUES)[None, :]
         inside, channel = k < length, group * length + k
-        at, mask = begin + k.to(tl.int64) * step, here & inside
+        at, mask = begin + k * step, here & inside
         d = tl.where(mask, (load(x + at, mask) - mean) - low, 0.0)
         gamma = parameter(weight, channel, inside, 1.0)
         shift = parameter(bias, channel, inside, 0.0)
-        dz = dz_of(dy, d, rstd * gamma, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+        dz = dz_of(dy, d, rstd * gamma, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
         g1 += dz * gamma
         g2 += dz * gamma * d
     to = sums + tl.program_id(1).to(tl.int64) * pools + pool
@@ -141,44 +149,47 @@ def _sums(
 def _backward(
     dy, x, weight, bias, other, stats, sums, dx, dresidual, partials,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, tiles, parts, slope,
-    OWN_STATS: tl.constexpr, CENTRED: tl.constexpr, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    pools, tiles, parts,
+    OWN_STATS: tl.constexpr, CENTRED: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
     k = tl.program_id(1) * VALUES + tl.arange(0, VALUES)[None, :]
     inside, channel = k < length, group * length + k
-    gamma = parameter(weight, channel, inside, 1.0)
-    shift = parameter(bias, channel, inside, 0.0)
-    dweight = tl.zeros([1, VALUES], tl.float32)
-    dbias = tl.zeros([1, VALUES], tl.float32)
+    dweight = tl.zeros([POOLS, VALUES], tl.float32)
+    dbias = tl.zeros([POOLS, VALUES], tl.float32)
     for tile in range(part, tiles, parts):
         pool, begin, here = place(
             tile, group, blocks, inner, sample_pools, sample_values, pools_apart, values_apart,
             length, POOLS,
         )  # fmt: skip
-        at, mask = begin + k.to(tl.int64) * step, here & inside
+        at, mask = begin + k * step, here & inside
         mean, low = load(stats + pool, here), load(stats + pools + pool, here)
         rstd = load(stats + 2 * pools + pool, here)
         d = tl.where(mask, (load(x + at, mask) - mean) - low, 0.0)
-        dz = dz_of(dy, d, rstd * gamma, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+        # Read in each turn from the nearest cache, so as not to occupy registers.
+        scale = rstd * parameter(weight, channel, inside, 1.0)
+        shift = parameter(bias, channel, inside, 0.0)
+        dz = dz_of(dy, d, scale, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
         if dresidual is not None:
             tl.store(dresidual + at, dz, mask)
+        normal = d * rstd
         if partials is not None:
-            dweight += tl.sum(dz * (d * rstd), 0, keep_dims=True)
-            dbias += tl.sum(dz, 0, keep_dims=True)
+            dweight += dz * normal
+            dbias += dz
         if dx is not None:
-            g = dz * gamma
+            g = dz * scale
             if OWN_STATS:
+                g -= normal * (rstd * (rstd * (load(sums + pools + pool, here) / length)))
                 if CENTRED:
-                    g -= load(sums + pool, here) / length
-                g -= d * (rstd * rstd * (load(sums + pools + pool, here) / length))
-            tl.store(dx + at, g * rstd, mask)
+                    g -= rstd * (load(sums + pool, here) / length)
+            tl.store(dx + at, g, mask)
     if partials is not None:
         width = groups * length
         begin = part.to(tl.int64) * width + channel
-        tl.store(partials + begin, dweight, inside)
-        tl.store(partials + parts.to(tl.int64) * width + begin, dbias, inside)
+        tl.store(partials + begin, tl.sum(dweight, 0, keep_dims=True), inside)
+        begin += parts.to(tl.int64) * width
+        tl.store(partials + begin, tl.sum(dbias, 0, keep_dims=True), inside)
 
 
 def moments(x: Tensor, problem: Problem) -> Tensor:
@@ -217,8 +228,8 @@ def forward(
     tiles = plan_long(lines, x.element_size())
     y, stats = torch.empty_like(x), moments(x, problem) if fixed is None else fixed
     _normalize[(tiles.tiles * lines.groups, triton.cdiv(lines.length, tiles.values))](
-        x, weight, bias, residual, y, stats, *lines.arguments(tiles), lines.pools, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, POOLS=tiles.pools, VALUES=tiles.values,
+        x, weight, bias, residual, y, stats, *lines.arguments(tiles), lines.pools,
+        ACT=problem.act, SLOPE=problem.slope, POOLS=tiles.pools, VALUES=tiles.values,
         **launch_options(tiles.warps),
     )  # fmt: skip
     return y, stats
@@ -240,7 +251,7 @@ def backward(
     lines = lines_of(x, problem)
     tiles = plan_long(lines, x.element_size())
     options = {
-        "ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output,
+        "ACT": problem.act, "SLOPE": problem.slope, "FROM_OUTPUT": other_is_output,
         "POOLS": tiles.pools, "VALUES": tiles.values, **launch_options(tiles.warps),
     }  # fmt: skip
     sums = None
@@ -248,7 +259,7 @@ def backward(
         sums = x.new_empty((2, tiles.splits, lines.pools), dtype=torch.float32)
         _sums[(tiles.tiles * lines.groups, tiles.splits)](
             dy, x, weight, bias, other, stats, sums, *lines.arguments(tiles), lines.pools,
-            tiles.splits, tiles.walk, problem.slope, **options,
+            tiles.splits, tiles.walk, **options,
         )  # fmt: skip
         if tiles.splits > 1:
             sums = sums.sum(1)
@@ -259,7 +270,7 @@ def backward(
         partials = x.new_empty((2, tiles.parts, lines.width), dtype=torch.float32)
     _backward[(tiles.parts * lines.groups, triton.cdiv(lines.length, tiles.values))](
         dy, x, weight, bias, other, stats, sums, dx, dresidual, partials, *lines.arguments(tiles),
-        lines.pools, tiles.tiles, tiles.parts, problem.slope, OWN_STATS=own_stats,
+        lines.pools, tiles.tiles, tiles.parts, OWN_STATS=own_stats,
         CENTRED=problem.centred, **options,
     )  # fmt: skip
     return dx, *sums_of(partials, weight, bias, needs), dresidual

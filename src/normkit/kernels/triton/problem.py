@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool
 from normkit.kernels import fused
 
-__all__ = ["FILL", "Problem", "launch_options", "of_spec"]
+__all__ = ["FILL", "WARPS", "Problem", "exceeds", "launch_options", "of_spec"]
 
 FILL = 1024
 """Programs that keep any GPU of today busy: a few for each of 108 to 304 multiprocessors.
@@ -16,6 +17,9 @@ FILL = 1024
 A constant, so that results do not depend on the device's size: how often a sum is split decides
 its rounding.
 """
+
+WARPS = 2 * FILL
+"""Warps of all programs together, at least: a quarter of what the largest GPU of today holds."""
 
 
 class Problem(NamedTuple):
@@ -43,16 +47,20 @@ class Problem(NamedTuple):
         """Pool of the moments."""
         return Pool(self.over, self.groups)
 
-    @property
-    def has_act(self) -> bool:
-        """Return whether there is an activation."""
-        return self.act != 0 or self.slope != 1
-
 
 def of_spec(spec: Spec) -> Problem:
     """Return ``spec`` as the kernels take it."""
     act, slope = fused.act_numbers(spec.act)
     return Problem(spec.pool.over, spec.pool.groups, spec.eps, act, slope, spec.centred)
+
+
+def exceeds(pool: Pool, n: int, c: int, s: int) -> bool:
+    """Return whether an input (N, C, S) is too large for the kernels' numbers of 32 bits.
+
+    These say where a value lies in its sample and where a pool's stats lie, and count the tiles of
+    a row, of which a launch has 65,535 at most.
+    """
+    return c * s >= 2**31 or 4 * math.prod(pool.stats(n, c, s)) >= 2**31 or c >= 2**27
 
 
 def launch_options(warps: int) -> dict[str, Any]:

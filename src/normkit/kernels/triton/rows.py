@@ -55,8 +55,8 @@ def place(
 def _forward(
     x, weight, bias, residual, y, stats,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, eps, slope,
-    FIXED: tl.constexpr, CENTRED: tl.constexpr, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    pools, eps,
+    FIXED: tl.constexpr, CENTRED: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     group, tile = tl.program_id(0) % groups, tl.program_id(0) // groups
@@ -66,66 +66,68 @@ def _forward(
     )  # fmt: skip
     k = tl.arange(0, VALUES)[None, :]
     inside = k < length
-    at, mask = begin + k.to(tl.int64) * step, here & inside
+    at, mask = begin + k * step, here & inside
     value = load(x + at, mask)
     if FIXED:
         mean, low = load(stats + pool, here), load(stats + pools + pool, here)
         rstd = load(stats + 2 * pools + pool, here)
+        d = (value - mean) - low
     else:
-        mean, low, m2 = moments_along(value, mask, length, 1, CENTRED)
+        mean, low, m2, d = moments_along(value, mask, length, 1, CENTRED)
         rstd = store_stats(stats, pools, pool, mean, low, m2, length, eps, here)
     if y is not None:
         channel = group * length + k
-        scale = rstd * parameter(weight, channel, inside, 1.0)
         shift = parameter(bias, channel, inside, 0.0)
-        d = (value - mean) - low
-        tl.store(y + at, y_of(d, scale, shift, residual, at, mask, ACT, slope, HAS_ACT), mask)
+        scale = rstd * parameter(weight, channel, inside, 1.0)
+        tl.store(y + at, y_of(d, scale, shift, residual, at, mask, ACT, SLOPE), mask)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def _backward(
     dy, x, weight, bias, other, stats, dx, dresidual, partials,
     groups, blocks, inner, sample_pools, sample_values, pools_apart, values_apart, length, step,
-    pools, tiles, parts, slope,
-    OWN_STATS: tl.constexpr, CENTRED: tl.constexpr, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    pools, tiles, parts,
+    OWN_STATS: tl.constexpr, CENTRED: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, POOLS: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
     k = tl.arange(0, VALUES)[None, :]
     inside, channel = k < length, group * length + k
-    dweight = tl.zeros([1, VALUES], tl.float32)
-    dbias = tl.zeros([1, VALUES], tl.float32)
+    dweight = tl.zeros([POOLS, VALUES], tl.float32)
+    dbias = tl.zeros([POOLS, VALUES], tl.float32)
     for tile in range(part, tiles, parts):
         pool, begin, here = place(
             tile, group, blocks, inner, sample_pools, sample_values, pools_apart, values_apart,
             length, POOLS,
         )  # fmt: skip
-        at, mask = begin + k.to(tl.int64) * step, here & inside
+        at, mask = begin + k * step, here & inside
         mean, low = load(stats + pool, here), load(stats + pools + pool, here)
         rstd = load(stats + 2 * pools + pool, here)
         d = tl.where(mask, (load(x + at, mask) - mean) - low, 0.0)
         # Read in each turn from the nearest cache, so as not to occupy registers.
-        gamma = parameter(weight, channel, inside, 1.0)
+        scale = rstd * parameter(weight, channel, inside, 1.0)
         shift = parameter(bias, channel, inside, 0.0)
-        dz = dz_of(dy, d, rstd * gamma, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+        dz = dz_of(dy, d, scale, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
         if dresidual is not None:
             tl.store(dresidual + at, dz, mask)
+        normal = d * rstd
         if partials is not None:
-            dweight += tl.sum(dz * (d * rstd), 0, keep_dims=True)
-            dbias += tl.sum(dz, 0, keep_dims=True)
+            dweight += dz * normal
+            dbias += dz
         if dx is not None:
-            g = dz * gamma
+            g = dz * scale
             if OWN_STATS:
-                g2 = tl.sum(g * d, 1, keep_dims=True) / length
+                g2 = tl.sum(g * normal, 1, keep_dims=True) / length
                 if CENTRED:
                     g -= tl.sum(g, 1, keep_dims=True) / length
-                g -= d * (rstd * rstd * g2)
-            tl.store(dx + at, g * rstd, mask)
+                g -= normal * g2
+            tl.store(dx + at, g, mask)
     if partials is not None:
         width = groups * length
         begin = part.to(tl.int64) * width + channel
-        tl.store(partials + begin, dweight, inside)
-        tl.store(partials + parts.to(tl.int64) * width + begin, dbias, inside)
+        tl.store(partials + begin, tl.sum(dweight, 0, keep_dims=True), inside)
+        begin += parts.to(tl.int64) * width
+        tl.store(partials + begin, tl.sum(dbias, 0, keep_dims=True), inside)
 
 
 def fits_forward(x: Tensor, problem: Problem) -> bool:
@@ -177,8 +179,8 @@ def _launch_forward(
     assert tiles is not None
     _forward[(tiles.tiles * lines.groups,)](
         x, weight, bias, residual, y, stats, *lines.arguments(tiles), lines.pools, problem.eps,
-        problem.slope, FIXED=fixed, CENTRED=problem.centred, ACT=problem.act,
-        HAS_ACT=problem.has_act, POOLS=tiles.pools, VALUES=tiles.values,
+        FIXED=fixed, CENTRED=problem.centred, ACT=problem.act,
+        SLOPE=problem.slope, POOLS=tiles.pools, VALUES=tiles.values,
         **launch_options(tiles.warps),
     )  # fmt: skip
 
@@ -206,8 +208,8 @@ def backward(
         partials = x.new_empty((2, tiles.parts, lines.width), dtype=torch.float32)
     _backward[(tiles.parts * lines.groups,)](
         dy, x, weight, bias, other, stats, dx, dresidual, partials, *lines.arguments(tiles),
-        lines.pools, tiles.tiles, tiles.parts, problem.slope, OWN_STATS=own_stats,
-        CENTRED=problem.centred, ACT=problem.act, HAS_ACT=problem.has_act,
+        lines.pools, tiles.tiles, tiles.parts, OWN_STATS=own_stats,
+        CENTRED=problem.centred, ACT=problem.act, SLOPE=problem.slope,
         FROM_OUTPUT=other_is_output, POOLS=tiles.pools, VALUES=tiles.values,
         **launch_options(tiles.warps),
     )  # fmt: skip

@@ -76,7 +76,7 @@ def _moments(
 @triton.jit(do_not_specialize=ANY)
 def _normalize(
     x, residual, weight, bias, stats, y, pools, rows, cols, splits, channels, members,
-    rows_of_part, pools_of_part, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    rows_of_part, pools_of_part, ACT: tl.constexpr, SLOPE: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     cols = multiple(cols, ALIGN)
@@ -90,15 +90,15 @@ def _normalize(
     at = (row.to(tl.int64) * cols)[:, None] + offset[None, :]
     mask = present[:, None] & inside[None, :]
     d = (load(x + at, mask) - mean[:, None]) - low[:, None]
-    z = y_of(d, scale[:, None], shift[:, None], residual, at, mask, ACT, slope, HAS_ACT)
+    z = y_of(d, scale[:, None], shift[:, None], residual, at, mask, ACT, SLOPE)
     tl.store(y + at, z, mask)
 
 
 @triton.jit(do_not_specialize=ANY)
 def _sums(
     dy, x, other, weight, bias, stats, sums, pools, units, inner, outer, step, rows, cols, splits,
-    walk, channels, members, total, slope, BY_ROW: tl.constexpr, ACT: tl.constexpr,
-    HAS_ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr,
+    walk, channels, members, total, BY_ROW: tl.constexpr, ACT: tl.constexpr,
+    SLOPE: tl.constexpr, FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     cols = multiple(cols, ALIGN)
@@ -125,7 +125,7 @@ def _sums(
         at = begin[:, None] + offset[None, :]
         mask = present[:, None] & inside[None, :]
         d = tl.where(mask, (load(x + at, mask) - mean) - low, 0.0)
-        g = dz_of(dy, d, scale, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+        g = dz_of(dy, d, scale, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
         dz += g
         dzx += g * d
     if BY_ROW:
@@ -141,7 +141,7 @@ def _sums(
 @triton.jit(do_not_specialize=ANY)
 def _gradients(
     dy, x, other, weight, bias, stats, slopes, dx, dresidual, pools, rows, cols, splits, channels,
-    members, rows_of_part, pools_of_part, slope, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    members, rows_of_part, pools_of_part, ACT: tl.constexpr, SLOPE: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     cols = multiple(cols, ALIGN)
@@ -155,9 +155,7 @@ def _gradients(
     at = (row.to(tl.int64) * cols)[:, None] + offset[None, :]
     mask = present[:, None] & inside[None, :]
     d = (load(x + at, mask) - mean[:, None]) - low[:, None]
-    dz = dz_of(
-        dy, d, scale[:, None], shift[:, None], other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT
-    )
+    dz = dz_of(dy, d, scale[:, None], shift[:, None], other, at, mask, ACT, SLOPE, FROM_OUTPUT)
     if dresidual is not None:
         tl.store(dresidual + at, dz, mask)
     if dx is not None:
@@ -204,8 +202,8 @@ def forward(
     y, tiles = torch.empty_like(x), plan.maps
     _normalize[(tiles.programs,)](
         x, residual, weight, bias, stats, y, stats.shape[1], plan.rows, plan.cols, tiles.splits,
-        plan.channels, plan.members, plan.rows_of_part, plan.pools_of_part, problem.slope,
-        ACT=problem.act, HAS_ACT=problem.has_act, **plan.options(tiles),
+        plan.channels, plan.members, plan.rows_of_part, plan.pools_of_part,
+        ACT=problem.act, SLOPE=problem.slope, **plan.options(tiles),
     )  # fmt: skip
     return y, stats
 
@@ -229,7 +227,7 @@ def backward(
         own_stats: the statistics are those of ``x``, so that they have a gradient.
     """
     plan = plan_runs(x, problem)
-    act = {"ACT": problem.act, "HAS_ACT": problem.has_act, "FROM_OUTPUT": other_is_output}
+    act = {"ACT": problem.act, "SLOPE": problem.slope, "FROM_OUTPUT": other_is_output}
     slopes = dweight = dbias = None
     wanted = needs[0] and own_stats, needs[1] and weight is not None, needs[2] and bias is not None
     if any(wanted):
@@ -237,7 +235,7 @@ def backward(
         sums = x.new_empty((2, form.total), dtype=torch.float32)
         _sums[(matrix.units * tiles.programs,)](
             dy, x, other, weight, bias, stats, sums, stats.shape[1], *matrix, plan.cols,
-            tiles.splits, tiles.walk, plan.channels, plan.members, form.total, problem.slope,
+            tiles.splits, tiles.walk, plan.channels, plan.members, form.total,
             BY_ROW=plan.by_row, **act, **plan.options(tiles),
         )  # fmt: skip
         slopes, dweight, dbias = finish_sums(sums, form, problem, stats, weight, bias, wanted)
@@ -248,6 +246,6 @@ def backward(
         _gradients[(tiles.programs,)](
             dy, x, other, weight, bias, stats, slopes, dx, dresidual, stats.shape[1], plan.rows,
             plan.cols, tiles.splits, plan.channels, plan.members, plan.rows_of_part,
-            plan.pools_of_part, problem.slope, **act, **plan.options(tiles),
+            plan.pools_of_part, **act, **plan.options(tiles),
         )  # fmt: skip
     return dx, dweight, dbias, dresidual

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-from normkit.kernels.triton.elements import activate, activation_gradient, load
+from normkit.kernels.triton.elements import activate, activation_gradient, load, moments_about
 
 __all__ = ["ANY", "coefficients", "dz_of", "multiple", "parameter", "span", "store_moments", "y_of"]
 
@@ -55,42 +55,39 @@ def coefficients(stats, weight, bias, pool, channel, pools, mask):
 
 
 @triton.jit
-def y_of(d, scale, shift, residual, at, mask, ACT: tl.constexpr, slope, HAS_ACT: tl.constexpr):
+def y_of(d, scale, shift, residual, at, mask, ACT: tl.constexpr, SLOPE: tl.constexpr):
     """Return y, where ``d`` is x − μ."""
     z = d * scale + shift
     if residual is not None:
         z += load(residual + at, mask)
-    if HAS_ACT:
-        z = activate(z, ACT, slope)
+    if ACT != 0 or SLOPE != 1.0:
+        z = activate(z, ACT, SLOPE)
     return z
 
 
 @triton.jit
 def dz_of(
-    dy, d, scale, shift, other, at, mask, ACT: tl.constexpr, slope, HAS_ACT: tl.constexpr,
+    dy, d, scale, shift, other, at, mask, ACT: tl.constexpr, SLOPE: tl.constexpr,
     FROM_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     """Return dz, where ``d`` is x − μ and ``other`` the residual, the output or None."""
     dz = load(dy + at, mask)
-    if HAS_ACT:
+    if ACT != 0 or SLOPE != 1.0:
         if FROM_OUTPUT:
             z = load(other + at, mask)
         else:
             z = d * scale + shift
             if other is not None:
                 z += load(other + at, mask)
-        dz = activation_gradient(dz, z, ACT, slope)
+        dz = activation_gradient(dz, z, ACT, SLOPE)
     return dz
 
 
 @triton.jit
 def store_moments(partials, total, count, pivot, d, dd, mask):
     """Store count, mean, low and m2 of values whose sums about ``pivot`` are ``d`` and ``dd``."""
-    rest = d / count
-    mean = pivot + rest
-    m2 = dd - rest * d
+    mean, low, m2 = moments_about(pivot, count, d, dd)
     tl.store(partials, count * 1.0, mask)
     tl.store(partials + total, mean, mask)
-    tl.store(partials + 2 * total, rest - (mean - pivot), mask)
-    # By a comparison, which lets NaN through.
-    tl.store(partials + 3 * total, tl.where(m2 < 0.0, 0.0, m2), mask)
+    tl.store(partials + 2 * total, low, mask)
+    tl.store(partials + 3 * total, m2, mask)

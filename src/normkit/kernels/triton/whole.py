@@ -21,7 +21,7 @@ from normkit.core.pools import as_ncs
 from normkit.kernels.triton.elements import load, rstd_of
 from normkit.kernels.triton.finish import finish_sums
 from normkit.kernels.triton.geometry import Partials
-from normkit.kernels.triton.problem import FILL, Problem, launch_options
+from normkit.kernels.triton.problem import WARPS, Problem, launch_options
 from normkit.kernels.triton.terms import ANY, dz_of, multiple, parameter, y_of
 
 __all__ = ["backward", "fits_backward", "fits_forward", "forward", "moments"]
@@ -31,9 +31,6 @@ _FORWARD = 16384, 512
 
 _BACKWARD = 4096, 256
 """The same where two inputs and their products are in registers."""
-
-WARPS = 2 * FILL
-"""Warps of all programs together, at least: a quarter of what the largest GPU of today holds."""
 
 
 @triton.jit
@@ -47,8 +44,8 @@ def _tile(pool, members, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit(do_not_specialize=ANY)
 def _forward(
-    x, weight, bias, residual, y, stats, pools, groups, members, cols, eps, slope,
-    CENTRED: tl.constexpr, ACT: tl.constexpr, HAS_ACT: tl.constexpr, ALIGN: tl.constexpr,
+    x, weight, bias, residual, y, stats, pools, groups, members, cols, eps,
+    CENTRED: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, ALIGN: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     cols = multiple(cols, ALIGN)
@@ -75,14 +72,14 @@ def _forward(
         channel = pool % groups * members + row
         scale = rstd * parameter(weight, channel, present, 1.0)
         shift = parameter(bias, channel, present, 0.0)
-        z = y_of(d, scale[:, None], shift[:, None], residual, at, mask, ACT, slope, HAS_ACT)
+        z = y_of(d, scale[:, None], shift[:, None], residual, at, mask, ACT, SLOPE)
         tl.store(y + at, z, mask)
 
 
 @triton.jit(do_not_specialize=ANY)
 def _backward(
     dy, x, weight, bias, other, stats, dx, dresidual, sums, pools, groups, members, cols, total,
-    slope, CENTRED: tl.constexpr, ACT: tl.constexpr, HAS_ACT: tl.constexpr,
+    CENTRED: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     cols = multiple(cols, ALIGN)
@@ -95,7 +92,7 @@ def _backward(
     shift = parameter(bias, channel, present, 0.0)[:, None]
     d = tl.where(mask, (load(x + at, mask) - mean) - low, 0.0)
     scale = (rstd * gamma)[:, None]
-    dz = dz_of(dy, d, scale, shift, other, at, mask, ACT, slope, HAS_ACT, FROM_OUTPUT)
+    dz = dz_of(dy, d, scale, shift, other, at, mask, ACT, SLOPE, FROM_OUTPUT)
     of_row, product_of_row = tl.sum(dz, 1), tl.sum(dz * d, 1)
     if sums is not None:
         to = sums + pool * members + row
@@ -152,8 +149,8 @@ def _launch(
     stats = x.new_empty((4, pools), dtype=torch.float32)
     _forward[(pools,)](
         x, weight, bias, residual, y, stats, pools, problem.groups, c // problem.groups, s,
-        problem.eps, problem.slope, CENTRED=problem.centred, ACT=problem.act,
-        HAS_ACT=problem.has_act, **plan,
+        problem.eps, CENTRED=problem.centred, ACT=problem.act,
+        SLOPE=problem.slope, **plan,
     )  # fmt: skip
     return stats
 
@@ -200,7 +197,7 @@ def backward(
     dresidual = torch.empty_like(x) if needs[3] else None
     _backward[(pools,)](
         dy, x, weight, bias, other, stats, dx, dresidual, sums, pools, problem.groups, members, s,
-        n * c, problem.slope, CENTRED=problem.centred, ACT=problem.act, HAS_ACT=problem.has_act,
+        n * c, CENTRED=problem.centred, ACT=problem.act, SLOPE=problem.slope,
         FROM_OUTPUT=other_is_output, **plan,
     )  # fmt: skip
     dweight = dbias = None

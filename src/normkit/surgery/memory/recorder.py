@@ -33,6 +33,10 @@ def top_hooks() -> Any:
     return None if top_saved_tensor_hooks is None else top_saved_tensor_hooks(False)
 
 
+def _never() -> bool:
+    return False
+
+
 class Recorder:
     """Hooks on saved tensors, and listener to outputs, for one forward pass."""
 
@@ -49,8 +53,9 @@ class Recorder:
         return top is not None and top[0] == self._pack
 
     def close(self) -> None:
-        """Let go of the graph."""
+        """Let go of the graph, and of the frame that ``runs`` reads, which holds the output."""
         self._values.clear()
+        self._runs = _never
 
     def wants(self, y: Tensor, residual: Tensor | None) -> bool:
         """Return whether ``y`` may be computed again."""

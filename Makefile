@@ -79,7 +79,7 @@ live: $(VENV)/lab.stamp  ## trains the network of docs/live.html anew, two minut
 test: $(VENV)/dev.stamp  ## all tests but the slow ones, on every core
 	$(PYTEST)
 
-test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: about three minutes
+test-layers: $(VENV)/dev.stamp  ## those of the layers, statistics and surgery: about two minutes
 	$(PYTEST) $(LAYERS)
 
 # build/lib.* goes first: what an earlier torch or a deleted module left there would be installed.

@@ -24,7 +24,12 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
-    torch.manual_seed(0)
+    # Without a GPU torch.manual_seed keeps the stack of its caller, three times, for when one is
+    # found: two milliseconds, and memory that is never freed.
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

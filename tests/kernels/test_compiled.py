@@ -46,8 +46,9 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "FilterResponseNorm2d": lambda **o: nk.FilterResponseNorm2d(4, tlu=False, **o),
 }
 
+QUICK = ("BatchNorm2d", "GroupNorm", "LayerNorm2d", "SwitchableNorm2d")
 IMAGES = [
-    pytest.param(name, marks=[pytest.mark.slow] * (len(each.shape) > 4))
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
     for name, each in EVERY.items()
     if len(each.shape) > 3 and not name.startswith("Lazy")
 ]
@@ -92,7 +93,11 @@ def step(run: Any, module: nn.Module, *inputs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "act"), [*zip(LAYERS, itertools.cycle(("relu", "silu", None, "relu6")), strict=False)]
+    ("name", "act"),
+    [
+        pytest.param(name, act, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name, act in zip(LAYERS, itertools.cycle(("relu", "silu", None, "relu6")), strict=False)
+    ],
 )
 def test_steps_are_those_of_the_eager_layer(name: str, act: str | None) -> None:
     layer = LAYERS[name](act=act)

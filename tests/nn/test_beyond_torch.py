@@ -56,7 +56,10 @@ def _same(ours: nn.Module, theirs: nn.Module) -> None:
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, name in enumerate(COMPILED)],
+)
 def test_compiled_without_a_break(name: str) -> None:
     layer, x = _made(name, act="relu")
     twin, residual = copy.deepcopy(layer), torch.randn_like(x)

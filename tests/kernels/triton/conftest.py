@@ -8,6 +8,7 @@ for it by ``pytestmark = pytest.mark.usefixtures("interpreted")``.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +26,11 @@ RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpret every kernel that is launched on tensors of a CPU."""
+def interpreted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpret every kernel that is launched on tensors of a CPU.
+
+    Slow tests also look for overflow of integers, a third of the interpreter's time.
+    """
     if RELEASE < (3, 7):
         pytest.skip("before Triton 3.7 its interpreter fails with NumPy 2.4")
     from triton.runtime import interpreter
@@ -53,6 +57,10 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         rewritten: Callable[..., Any] = function(self).rewrite()
         return rewritten(*args, **kwargs)
 
+    builder = interpreter.interpreter_builder
+    checked = request.node.get_closest_marker("slow") is not None
+    options = dataclasses.replace(builder.options, sanitize_overflow=checked)
+    monkeypatch.setattr(builder, "options", options)
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(JITFunction, "__call__", call)
     # Functions of constants return plain numbers to the interpreter.

@@ -40,6 +40,7 @@ def _assert_fits(target: str, launches: list[Launch]) -> int:
     return len(launches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "case"),
     [("sm_90", "rows"), ("gfx942", "positions"), ("sm_80", "group"), ("sm_100", "batch")],

@@ -128,6 +128,7 @@ def test_few_kernels_are_compiled_anew_for_another_shape(last: bool) -> None:
     assert len(variants) <= 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [BATCH, GROUPS], ids=str)
 @pytest.mark.parametrize(
     ("shape", "last", "wide"),

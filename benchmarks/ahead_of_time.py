@@ -9,8 +9,10 @@ divisible by 16.
 
 While memory moves the bytes of a value, a multiprocessor can issue so many instructions for it as
 :data:`ISSUED` says, by the figures of the card's data sheet. A kernel that has more of them waits
-for itself and not for memory. They are counted in the machine code: those of the longest loop, or
-all where there is none. What each of them takes is not counted, so that the limit is a bound.
+for itself and not for memory. Counted are those of the machine code, the longest loop as often as
+it is run, for all programs of a launch, and divided by the values of the input. Some take longer
+than others, so a ratio above 1 proves that memory is not the limit, and one below 1 does not prove
+that it is.
 """
 
 from __future__ import annotations
@@ -49,6 +51,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory that a program may have."""
+
 ISSUED = {"sm_80": 108 * 128 * 1.41e9 / 2.04e12, "sm_90": 132 * 128 * 1.98e9 / 4.8e12}
 """Instructions of a thread for each byte that memory moves, on an A100 of 80 GB and on an H200.
 
@@ -69,6 +74,7 @@ CASES: dict[str, tuple[Pool, tuple[int, ...], bool]] = {
     "group, channels-last": (GROUPS, (1, 512, 128, 128), True),
     "rows": (LAYER, (8192, 4096), False),
     "short rows": (LAYER, (65536, 96), False),
+    "rows, half aligned": (LAYER, (16384, 1000), False),
     "long rows": (LAYER, (4096, 50_000), False),
     "few long rows": (LAYER, (2, 1_000_000), False),
     "longest row of a tile": (LAYER, (8192, 8192), False),
@@ -87,9 +93,13 @@ MEASURED = [(Act("relu"), torch.bfloat16), (Act("silu"), torch.float16), (None, 
 
 class Launch(NamedTuple):
     kernel: Any
-    programs: int
+    grid: tuple[int, ...]
     args: tuple[Any, ...]
     options: dict[str, Any]
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
 
     @property
     def name(self) -> str:
@@ -115,7 +125,7 @@ def recorded() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def run(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
-        launches.append(Launch(self, math.prod(grid), args, options))
+        launches.append(Launch(self, grid, args, options))
 
     with mock.patch.object(JITFunction, "run", run):
         yield launches
@@ -182,8 +192,8 @@ def resources(kernel: Any, target: str) -> Resources:
     return Resources(number["REG"], number["STACK"] + number["LOCAL"], kernel.metadata.shared)
 
 
-def instructions(kernel: Any) -> int:
-    """Return the number of instructions of the longest loop, or of all where there is none."""
+def instructions(kernel: Any) -> tuple[int, int]:
+    """Return the numbers of all instructions, and of those of the longest loop."""
     code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", _of_binary(kernel, "--dump-sass"))
     at = {int(address, 16): text for address, text in code if not text.startswith("NOP")}
     loops = [0]
@@ -191,7 +201,19 @@ def instructions(kernel: Any) -> int:
         jump = re.search(r"BRA.* (0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < here:
             loops.append(sum(int(jump[1], 16) <= a <= here for a in at))
-    return max(loops) or len(at)
+    return len(at), max(loops)
+
+
+def turns(launch: Launch) -> int:
+    """Return how often a program of ``launch`` runs its loop, where it has one."""
+    given, name = launch.arguments(), launch.kernel.__name__
+    if "tiles" in given:
+        return -(-given["tiles"] // given["parts"])
+    walk = given.get("walk", 1)
+    if "VALUES" in given:  # counted in values, not in tiles
+        walk = -(-min(walk, given["length"]) // given["VALUES"])
+    # The first tile is read before the loop.
+    return walk - 1 if name == "_moments" else walk
 
 
 def _of_binary(kernel: Any, option: str) -> str:
@@ -210,7 +232,7 @@ class Cost(NamedTuple):
         moved: tensors of the input's size that it reads or writes.
         tile: its size in both directions.
         threads: of a multiprocessor, as many as registers allow at once.
-        instructions: for each value.
+        instructions: for each value of the input.
         ratio: of these to what a multiprocessor issues while memory moves the value.
     """
 
@@ -235,9 +257,12 @@ def cost(launch: Launch, case: str, target: str) -> Cost | None:
     sides = ("POOLS", "VALUES", "BLOCK_R", "BLOCK_C", "ROWS", "COLS")
     tile, threads = [options[k] for k in sides if k in options], 32 * options["num_warps"]
     kernel = compiled(launch, target)
-    used, each = resources(kernel, target), instructions(kernel) * threads / math.prod(tile)
+    used, (every, loop) = resources(kernel, target), instructions(kernel)
+    issued = every - loop + loop * turns(launch)
+    each = issued * threads * launch.programs / size
     # Registers are given out eight at a time for each thread.
-    programs = min(65_536 // (-(-used.registers // 8) * 8 * threads), 2048 // threads)
+    of_registers = 65_536 // (-(-used.registers // 8) * 8 * threads)
+    programs = min(of_registers, 2048 // threads, 32, SHARED[target] // max(used.shared, 1))
     ratio = each / (ISSUED[target] * sum(data.values()))
     return Cost(list(data), tile, used, programs * threads, each, ratio)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.ahead_of_time import meta, recorded
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import PER_POSITION, Pool
 from normkit.kernels.triton import lines, longrows, rows, schedule
 from normkit.kernels.triton.lines import Limits, Lines, plan, plan_long
-from normkit.kernels.triton.problem import of_spec
+from normkit.kernels.triton.problem import exceeds, of_spec
 from tests.kernels.triton.agreement import ACTS, assert_as_by_oracle, draw_tensors
 from tests.kernels.triton.conftest import Memory
 
@@ -86,6 +88,51 @@ def test_far_from_zero(division: str, last: bool, monkeypatch: pytest.MonkeyPatc
     assert float((stats[0].double() + stats[1].double() - mean).abs().max()) < 1e-6
     var = wide.var(1, correction=0).flatten()
     torch.testing.assert_close(stats[3].double(), var, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow  # with a look for overflow
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(), division=st.sampled_from(list(DIVISIONS)))
+def test_more_problems(problem: tuple[Spec, list[Tensor | None], Tensor], division: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _divide(patch, division)
+        assert_as_by_oracle(*problem)
+
+
+@pytest.mark.parametrize("value", [1 / 3, 1e6 + 0.3, 3e11])
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_constant_values_have_no_variance(
+    division: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _divide(monkeypatch, division)
+    x, problem = torch.full((2, 37, 3, 3), value), of_spec(Spec(PER_POSITION, 1e-5))
+    y, stats = schedule.forward(x, None, None, None, problem)
+    assert float(stats[3].max()) <= (value * 2**-23) ** 2 * 2**-20
+    assert float(y.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_long_pools_that_begin_otherwise(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their moments are taken about the mean of a first tile, again after 16 of them."""
+    monkeypatch.setattr(lines, "FILL", 1)  # as where pools are many
+    x = torch.randn(1, 60_000, step, generator=torch.Generator().manual_seed(0))
+    x[:, :64] += 1e3
+    stats = schedule.moments(x, of_spec(Spec(PER_POSITION, 1e-5)))
+    truth = x.double().var(1, correction=0).flatten()
+    torch.testing.assert_close(stats[3].double(), truth, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2**22 - 1, 4, 4), (2, 2**26 - 1, 1, 1)])
+def test_launches_within_the_limits_have_a_grid(shape: tuple[int, ...]) -> None:
+    """Of the second axis a GPU takes 65,535 programs."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x, problem = meta(*shape, dtype=dtype), of_spec(Spec(PER_POSITION, 1e-5))
+        assert not exceeds(problem.pool, shape[0], shape[1], math.prod(shape[2:]))
+        with recorded() as launches:
+            _, stats = schedule.forward(x, None, None, None, problem)
+            schedule.backward(x, x, None, None, None, stats, False, (True,) * 4, problem)
+        assert len(launches) >= 4
+        assert all(max(launch.grid[1:], default=1) <= 65_535 for launch in launches)
 
 
 @pytest.mark.parametrize("division", DIVISIONS)

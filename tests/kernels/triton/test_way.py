@@ -157,6 +157,22 @@ def _on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cuda")
 
 
+# Pool and shape, and whether 32 bits reach it: two sides of each limit.
+LARGE: dict[Any, bool] = {
+    (PER_CHANNEL, 2, 2**11, 2**10, 2**10 - 1): True,
+    (PER_CHANNEL, 2, 2**11, 2**10, 2**10): False,
+    (PER_POSITION, 2**19 - 1, 2, 2**10): True,
+    (PER_POSITION, 2**19, 2, 2**10): False,
+    (PER_POSITION, 1, 2**22 - 1, 4, 4): True,
+    (PER_POSITION, 1, 2**22, 4, 4): False,
+    (Pool("group"), 2, 2**26 - 1): True,
+    (Pool("group"), 2, 2**26): False,
+    (Pool("group"), 2**20 - 1, 2**11, 2, 2): True,
+    (Pool("group"), 2**20, 2**11, 2, 2): False,
+    (Pool("group"), 2**20, 2**12): True,
+}
+
+
 def test_which_calls_are_refused(fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors without values, which pretend to be on a GPU."""
     monkeypatch.setattr(gpu, "failure", lambda _: None)
@@ -178,13 +194,13 @@ def test_which_calls_are_refused(fake: FakeTensorMode, monkeypatch: pytest.Monke
         "the statistics are float64": Call(x, BATCH, stats=float64),
         "the running statistics": Call(half, BATCH, stats=BatchStats((half, half, 0.1))),
         "launched sooner for so few values": Call(_on_gpu(2, 64, 7, 7), BATCH, w, w),
-        "a sample, or": Call(_on_gpu(2, 2**11, 2**10, 2**10), BATCH),
-        "the number of statistics": Call(_on_gpu(2**19, 2, 2**10), Spec(PER_POSITION, 1e-5)),
-        "positions of 32 bits": Call(_on_gpu(2, 2**27), Spec(PER_POSITION, 1e-5)),
     }
     for clause, call in refused.items():
         reason = TritonGPU().refuses(call)
         assert reason is not None and clause in reason, clause
+    for (pool, *shape), within in LARGE.items():
+        reason = TritonGPU().refuses(Call(_on_gpu(*shape), Spec(pool, 1e-5)))
+        assert reason == (None if within else gpu.TOO_LARGE), (pool, shape)
     # With an activation PyTorch takes two kernels, and for positions it has none.
     small = _on_gpu(2, 64, 7, 7)
     assert TritonGPU().refuses(Call(small, Spec(PER_CHANNEL, 1e-5, Act("relu")))) is None

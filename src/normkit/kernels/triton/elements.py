@@ -102,7 +102,8 @@ def store_stats(stats, pools, pool, mean, low, m2, size, eps, mask):
 def moments_about(pivot, count, d, dd):
     """Return mean, low and m2 of ``count`` values, whose sums about ``pivot`` are ``d`` and ``dd``.
 
-    Loses 2⁻²⁴·(μ − pivot)² of the variance, as one term of m2 is taken from the other.
+    Loses 2⁻²⁴·(μ − pivot)² of the variance, as one term of m2 is taken from the other, and as much
+    again for each addition that the sums are made of one after the other.
     """
     rest = d / count
     mean = pivot + rest

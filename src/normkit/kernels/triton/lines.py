@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from normkit.core.pools import as_ncs
+from normkit.kernels.triton.geometry import WALK
 from normkit.kernels.triton.problem import FILL, WARPS, Problem
 
 __all__ = ["BACKWARD", "FORWARD", "Limits", "Lines", "Plan", "lines_of", "plan", "plan_long"]
@@ -50,6 +51,9 @@ Tests compile many tiles and refuse registers that are spilled.
 
 FEW = 8
 """Values for each thread where all threads together would leave the device idle."""
+
+ALIGNED = 16
+"""Triton knows of an argument whether this divides it; else a thread reads values one by one."""
 
 LINE = 64
 """Bytes of adjacent pools that a tile of columns reads at least: two sectors of memory."""
@@ -145,7 +149,11 @@ def plan(lines: Lines, itemsize: int, limits: Limits) -> Plan | None:
     pools = min(max(limits.short // values, least), _power(lines.inner))
     while pools > least and _tiles(lines, pools) * lines.groups < FILL:
         pools //= 2
-    return _plan(lines, itemsize, pools, values, limits)
+    each, tiles = _each(lines, limits), _tiles(lines, pools)
+    programs = (_parts(lines, itemsize, tiles) if limits.parts else tiles) * lines.groups
+    while each > FEW and programs * pools * values < WARPS * 32 * each:
+        each //= 2
+    return _plan(lines, itemsize, pools, values, each)
 
 
 def plan_long(lines: Lines, itemsize: int) -> Plan:
@@ -156,28 +164,32 @@ def plan_long(lines: Lines, itemsize: int) -> Plan:
     """
     pools = _least(lines, itemsize)
     values = min(LONG // pools, _power(lines.length))
-    whole = _plan(lines, itemsize, pools, values, BACKWARD)
+    whole = _plan(lines, itemsize, pools, values, _each(lines, BACKWARD))
     turns = -(-lines.length // values)
-    walk = -(-turns // min(turns, max(FILL // (whole.tiles * lines.groups), 1)))
+    # No more than a pass about the mean of the first of them is exact for.
+    walk = min(-(-turns // min(turns, max(FILL // (whole.tiles * lines.groups), 1))), WALK)
     return whole._replace(splits=-(-turns // walk), walk=walk * values)
 
 
-def _plan(lines: Lines, itemsize: int, pools: int, values: int, limits: Limits) -> Plan:
+def _plan(lines: Lines, itemsize: int, pools: int, values: int, each: int) -> Plan:
     tiles = _tiles(lines, pools)
+    blocks = -(-lines.inner // pools)
+    warps = min(max(pools * values // (32 * each), 1), 16)
+    return Plan(pools, values, blocks, tiles, warps, _parts(lines, itemsize, tiles))
+
+
+def _each(lines: Lines, limits: Limits) -> int:
+    """Return how many values a thread has where threads suffice."""
+    each = limits.row if lines.step == 1 else limits.column
+    # Not aligned, values are read one by one: each has an address and a mask of its own.
+    return each // 2 if lines.step == 1 and lines.length % ALIGNED else each
+
+
+def _parts(lines: Lines, itemsize: int, tiles: int) -> int:
     # Each part writes a float32 sum for γ and one for β, of every channel. So few that these are
     # a sixteenth of what the pass reads, where that leaves enough.
     few = lines.samples * lines.inner * itemsize // 64
-    parts = min(tiles, max(LEAST, min(few, FILL)))
-    blocks = -(-lines.inner // pools)
-    each = limits.row if lines.step == 1 else limits.column
-    if lines.step == 1 and lines.length % FEW:
-        # Not aligned, values are read one by one: each has an address and a mask of its own.
-        each = min(each, 2 * FEW)
-    programs = (parts if limits.parts else tiles) * lines.groups
-    while each > FEW and programs * pools * values < WARPS * 32 * each:
-        each //= 2
-    warps = min(max(pools * values // (32 * each), 1), 16)
-    return Plan(pools, values, blocks, tiles, warps, parts)
+    return min(tiles, max(LEAST, min(few, FILL)))
 
 
 def _least(lines: Lines, itemsize: int) -> int:

@@ -59,9 +59,11 @@ def _moments(
             value = tl.where(mask, value - pivot, 0.0)
         d += value
         dd += value * value
-    count = (end - start) * 1.0
-    sums = tl.sum(d, 1, keep_dims=True) if CENTRED else pivot, tl.sum(dd, 1, keep_dims=True)
-    mean, low, m2 = moments_about(pivot, count, sums[0], sums[1])
+    of_d = tl.zeros([POOLS, 1], tl.float32)
+    if CENTRED:
+        of_d = tl.sum(d, 1, keep_dims=True)
+    of_squares = tl.sum(dd, 1, keep_dims=True)
+    mean, low, m2 = moments_about(pivot, (end - start) * 1.0, of_d, of_squares)
     if partials is None:
         store_stats(stats, pools, pool, mean, low, m2, length, eps, here)
     else:

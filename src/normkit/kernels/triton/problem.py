@@ -57,10 +57,15 @@ def of_spec(spec: Spec) -> Problem:
 def exceeds(pool: Pool, n: int, c: int, s: int) -> bool:
     """Return whether an input (N, C, S) is too large for the kernels' numbers of 32 bits.
 
-    These say where a value lies in its sample and where a pool's stats lie, and count the tiles of
-    a row, of which a launch has 65,535 at most.
+    These say where a value lies in its sample, which row of S values it belongs to, and where a
+    pool's four numbers lie. Of the tiles of a pool that does not fit into one, each of 64 values at
+    least, 2048 in a row, a launch has 65,535 at most.
     """
-    return c * s >= 2**31 or 4 * math.prod(pool.stats(n, c, s)) >= 2**31 or c >= 2**27
+    numbers = 4 * math.prod(pool.stats(n, c, s))
+    rows = pool.over == "position" or (pool.over == "group" and s == 1)
+    if max(c * s, numbers, 0 if rows else n * c) >= 2**31:
+        return True
+    return rows and c >= (2**22 if s > 1 else 2**26)
 
 
 def launch_options(warps: int) -> dict[str, Any]:

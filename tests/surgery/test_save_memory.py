@@ -447,7 +447,7 @@ def test_blocks_along_a_stage(act: Any) -> None:
 
 @pytest.mark.parametrize("blocks", [False, True])
 def test_nothing_stays_alive(blocks: bool) -> None:
-    # So many classes that its output would be noticed, which frames hold.
+    # So many classes that an output which stays alive, held by a frame, is noticed.
     model = ResNet(BasicBlock, (1, 1, 1, 1), width=0.25, classes=1000)
     nk.accelerate(model)
     nk.save_memory(model, blocks=blocks)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from normkit.compat import release
-from tests.together import context
+from tests.together import context, leave
 
 pytest_plugins = ["tests.budget", "tests.compiler"]
 
@@ -44,6 +47,14 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     from normkit.lab.executors import local
 
     monkeypatch.setattr(local, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+
+@pytest.fixture
+def process_group() -> Iterator[Any]:
+    """Yield a process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    leave()
 
 
 _FILE = None

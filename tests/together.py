@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300.0
@@ -74,3 +76,15 @@ def _run(output: Path, worker: str, arguments: list[str]) -> None:
     warnings.filterwarnings("error", category=UserWarning, module=r"normkit\Z")
     sys.argv = [worker, *arguments]
     runpy.run_module(worker, run_name="__main__", alter_sys=True)
+    leave()
+
+
+def leave() -> None:
+    """Destroy the process group, if there is one, after the models of its processes.
+
+    Where the reducer of a ``DistributedDataParallel`` holds the last reference to the group, it
+    joins the group's threads with the GIL, and one of them may wait for the GIL (pytorch#56297).
+    """
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functionalize, grad, jvp, vmap
@@ -173,16 +172,9 @@ def test_explained_way_runs_under_transforms(transform: str, runs: list[str]) ->
     assert explained == runs == ["traced formula"]
 
 
-@pytest.fixture
-def world() -> Iterator[Any]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
-def test_process_groups_are_explained(world: Any, runs: list[str]) -> None:
+def test_process_groups_are_explained(process_group: Any, runs: list[str]) -> None:
     """Every way but the portable one says why it cannot take moments of several processes."""
-    call = Call(_random(), Spec(PER_CHANNEL, 1e-5), group=world)
+    call = Call(_random(), Spec(PER_CHANNEL, 1e-5), group=process_group)
     lines = explain(call)
     normalize(call)
     assert runs == [_used(lines)] == ["portable operations"]

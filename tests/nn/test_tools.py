@@ -358,13 +358,10 @@ def test_as_torch(tool: str) -> None:
     compared(TOOLS[tool])
 
 
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
 @pytest.mark.parametrize("tool", WITH_PROCESSES)
 def test_as_torch_with_processes(tool: str) -> None:
     if tool == "sharded" and release(torch.__version__) < (2, 8):
         pytest.skip("Gloo has no average before torch 2.8, and DTensor asks for one")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        compared(WITH_PROCESSES[tool])
-    finally:
-        dist.destroy_process_group()
+    compared(WITH_PROCESSES[tool])

@@ -93,7 +93,6 @@ def main(rank: int, counts: list[int], rendezvous: str, out: str, scenario: str)
         result["moved"] = bool(layer.running_mean.any())
     torch.save(result, Path(out) / f"{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

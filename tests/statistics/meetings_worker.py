@@ -62,7 +62,6 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: Path, scenario: str)
     result["state"] = {k: v.clone() for k, v in net.state_dict().items() if "running" in k}
     torch.save(result, out / f"{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -64,7 +64,6 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: Path, scenario: str)
     result["training"] = net.training
     torch.save(result, out / f"{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 def broken(batches: list[torch.Tensor]) -> Any:

@@ -53,7 +53,6 @@ def main(rank: int, sizes: list[int], rendezvous: str, out: str, scenario: str) 
     result["back"] = [type(m) for m in model] == [type(m) for m in network()]
     torch.save(result, Path(out) / f"{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

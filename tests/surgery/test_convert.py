@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import normkit as nk
@@ -239,32 +238,29 @@ def test_unknown_kinds_are_refused(wrong: Any) -> None:
         convert([layer], "batch")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore:(convert|unfreeze) changed nothing")
-def test_within_distributed_data_parallel(tmp_path: Any) -> None:
+def test_within_distributed_data_parallel() -> None:
     """It lists parameters and buffers when it is made."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nk.BatchNorm2d(4, act="relu"))
-        ddp, x = nn.parallel.DistributedDataParallel(inner), torch.randn(6, 3, 8, 8)
-        for to in ("group", "instance", "torch", "sync", ("domain", 1), "group"):
-            before = [b for b, _ in ddp.named_buffers()]
-            handle = convert(ddp, to)
-            for _ in range(2):
-                ddp(x).square().sum().backward()
-            assert all(p.grad is not None for p in ddp.parameters())
-            handle.undo()
-            assert [b for b, _ in ddp.named_buffers()] == before
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nk.BatchNorm2d(4, act="relu"))
+    ddp, x = nn.parallel.DistributedDataParallel(inner), torch.randn(6, 3, 8, 8)
+    for to in ("group", "instance", "torch", "sync", ("domain", 1), "group"):
+        before = [b for b, _ in ddp.named_buffers()]
+        handle = convert(ddp, to)
+        for _ in range(2):
             ddp(x).square().sum().backward()
-        handle = convert(ddp, "frozen")
-        assert not handle.changed and ["second step" in r.why for r in handle.skipped] == [True] * 2
-        patient = nn.parallel.DistributedDataParallel(inner, find_unused_parameters=True)
-        assert len(convert(patient, "frozen").changed) == 2
-        for _ in range(3):
-            patient(x).square().sum().backward()
-        constant = nn.Sequential(nn.Conv2d(3, 4, 3), nk.FrozenBatchNorm2d(4))
-        wrapped = nn.parallel.DistributedDataParallel(constant)
-        for tool in (lambda: convert(wrapped, "batch"), lambda: nk.unfreeze(wrapped)):
-            assert ["average gradients" in row.why for row in tool().skipped] == [True]
-        assert type(constant[1]) is nk.FrozenBatchNorm2d and convert(constant, "batch").changed
-    finally:
-        dist.destroy_process_group()
+        assert all(p.grad is not None for p in ddp.parameters())
+        handle.undo()
+        assert [b for b, _ in ddp.named_buffers()] == before
+        ddp(x).square().sum().backward()
+    handle = convert(ddp, "frozen")
+    assert not handle.changed and ["second step" in r.why for r in handle.skipped] == [True] * 2
+    patient = nn.parallel.DistributedDataParallel(inner, find_unused_parameters=True)
+    assert len(convert(patient, "frozen").changed) == 2
+    for _ in range(3):
+        patient(x).square().sum().backward()
+    constant = nn.Sequential(nn.Conv2d(3, 4, 3), nk.FrozenBatchNorm2d(4))
+    wrapped = nn.parallel.DistributedDataParallel(constant)
+    for tool in (lambda: convert(wrapped, "batch"), lambda: nk.unfreeze(wrapped)):
+        assert ["average gradients" in row.why for row in tool().skipped] == [True]
+    assert type(constant[1]) is nk.FrozenBatchNorm2d and convert(constant, "batch").changed

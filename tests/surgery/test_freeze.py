@@ -7,11 +7,9 @@ import io
 import pickle
 from abc import ABC
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -335,24 +333,21 @@ def test_compiled(early: bool, ours: bool) -> None:
     torch.testing.assert_close(compiled(x), twin.train()(x))
 
 
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("early", [True, False])
-def test_distributed_data_parallel(early: bool, tmp_path: Path) -> None:
+def test_distributed_data_parallel(early: bool) -> None:
     model, x = made("vgg")
     twin = copy.deepcopy(model).eval()
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        if early:
-            freeze(model)
-        ddp = nn.parallel.DistributedDataParallel(model)
-        if not early:
-            freeze(ddp, affine=False)
-        for _ in range(2):
-            ddp.train()
-            torch.testing.assert_close(ddp(x), twin(x))
-            ddp(x).square().sum().backward()
-        torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()))
-    finally:
-        dist.destroy_process_group()
+    if early:
+        freeze(model)
+    ddp = nn.parallel.DistributedDataParallel(model)
+    if not early:
+        freeze(ddp, affine=False)
+    for _ in range(2):
+        ddp.train()
+        torch.testing.assert_close(ddp(x), twin(x))
+        ddp(x).square().sum().backward()
+    torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()))
 
 
 @pytest.mark.parametrize("strict", [True, False])

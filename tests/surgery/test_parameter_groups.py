@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,28 +156,24 @@ def test_bad_input_is_refused(model: Any, decay: Any, says: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
-def test_flat_parameters_of_fsdp_are_refused(tmp_path: Path) -> None:
-    from torch import distributed
+@pytest.mark.usefixtures("process_group")
+def test_flat_parameters_of_fsdp_are_refused() -> None:
     from torch.distributed import fsdp
 
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
-    try:
-        for original in (False, True):
-            inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-            model = fsdp.FullyShardedDataParallel(
-                inner,
-                device_id=torch.device("cpu"),
-                use_orig_params=original,
-                sharding_strategy=fsdp.ShardingStrategy.NO_SHARD,
-            )
-            if original:
-                decayed, free = nk.parameter_groups(model, 0.1)
-                assert (len(decayed["params"]), len(free["params"])) == (1, 3)
-                continue
-            with pytest.raises(nk.TypeMismatchError, match="use_orig_params"):
-                nk.parameter_groups(model, 0.1)
-    finally:
-        distributed.destroy_process_group()
+    for original in (False, True):
+        inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        model = fsdp.FullyShardedDataParallel(
+            inner,
+            device_id=torch.device("cpu"),
+            use_orig_params=original,
+            sharding_strategy=fsdp.ShardingStrategy.NO_SHARD,
+        )
+        if original:
+            decayed, free = nk.parameter_groups(model, 0.1)
+            assert (len(decayed["params"]), len(free["params"])) == (1, 3)
+            continue
+        with pytest.raises(nk.TypeMismatchError, match="use_orig_params"):
+            nk.parameter_groups(model, 0.1)
 
 
 def test_graphs_whose_layers_are_gone_are_refused() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -179,24 +178,21 @@ def test_pytorch_and_portable_operations(
     test_every_layer(name, torch.contiguous_format, dtype)
 
 
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_distributed(wrapped: bool) -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.Sequential(fused(), nk.SyncBatchNorm(4, act="relu"), nn.Conv2d(4, 4, 1))
-        before = step(DistributedDataParallel(copy.deepcopy(model)), X)
-        if wrapped:
-            parallel = DistributedDataParallel(model)
-            assert len(nk.save_memory(parallel).changed) == 3
-        else:
-            nk.save_memory(model)
-            parallel = DistributedDataParallel(model)
-        for _ in range(2):
-            assert_same_bits(step(parallel, X), before)
-            for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-                norm.reset_running_stats()
-    finally:
-        dist.destroy_process_group()
+    model = nn.Sequential(fused(), nk.SyncBatchNorm(4, act="relu"), nn.Conv2d(4, 4, 1))
+    before = step(DistributedDataParallel(copy.deepcopy(model)), X)
+    if wrapped:
+        parallel = DistributedDataParallel(model)
+        assert len(nk.save_memory(parallel).changed) == 3
+    else:
+        nk.save_memory(model)
+        parallel = DistributedDataParallel(model)
+    for _ in range(2):
+        assert_same_bits(step(parallel, X), before)
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.reset_running_stats()
 
 
 def test_compiled_and_exported_afterwards() -> None:

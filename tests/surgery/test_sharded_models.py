@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
@@ -16,14 +15,10 @@ from normkit.compat import release
 
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 + 1
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # FSDP asks for an accelerator
-
-
-@pytest.fixture(autouse=True, scope="module")
-def group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # FSDP asks for an accelerator
+    pytest.mark.usefixtures("process_group"),
+]
 
 
 def network() -> nn.Sequential:

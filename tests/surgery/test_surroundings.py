@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
@@ -92,16 +91,13 @@ def test_autocast() -> None:
     assert ours.dtype == theirs.dtype
 
 
-def test_distributed_data_parallel(tmp_path: object) -> None:
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel() -> None:
     model, twin, x = network()
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        handle = nk.accelerate(model)
-        ddp = nn.parallel.DistributedDataParallel(model)
-        assert_alike(ddp.module, twin, x)
-        torch.testing.assert_close(ddp(x), twin(x))
-        handle.undo()
-        assert len(nk.accelerate(ddp).changed) == 3
-        torch.testing.assert_close(ddp(x), twin(x))
-    finally:
-        dist.destroy_process_group()
+    handle = nk.accelerate(model)
+    ddp = nn.parallel.DistributedDataParallel(model)
+    assert_alike(ddp.module, twin, x)
+    torch.testing.assert_close(ddp(x), twin(x))
+    handle.undo()
+    assert len(nk.accelerate(ddp).changed) == 3
+    torch.testing.assert_close(ddp(x), twin(x))

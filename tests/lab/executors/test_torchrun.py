@@ -151,3 +151,8 @@ def test_failed_process_ends_all_with_its_error(tmp_path: Path, make_config: Mak
     assert "process 2" in run.error
     assert "out of cheese" in run.error
     assert stored(tmp_path / "lab.sqlite", configs[1]).status == "waiting"
+
+
+def test_group_is_left_after_the_last_model(tmp_path: Path) -> None:
+    """Its destruction by a model's reducer could wait for ever (pytorch#56297)."""
+    assert together(tmp_path, 2, [], "left") == [{"model": None}] * 2

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed import FileStore
 
 from normkit.lab import runner
@@ -71,6 +74,19 @@ def failing(processes: Processes, folder: Path) -> dict[str, Any]:
         return study(processes, folder)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def left(processes: Processes, folder: Path) -> dict[str, Any]:
+    """Leave while a reference cycle holds a model whose reducer holds the process group."""
+    gc.disable()
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 1))
+    model(torch.ones(1, 2)).sum().backward()
+    model.cycle = [model]  # type: ignore[assignment]
+    alive = weakref.ref(model)
+    del model
+    assert alive() is not None
+    processes.leave()
+    return {"model": alive()}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import time
 from typing import Any
@@ -80,6 +81,9 @@ class Processes:
 
     def leave(self) -> None:
         """Close the connection, once all are done."""
+        # A DistributedDataParallel that outlives it can hang: its reducer then joins the group's
+        # threads with the GIL, for which one of them may wait (pytorch#56297).
+        gc.collect()
         dist.destroy_process_group()
 
 

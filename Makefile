@@ -23,8 +23,8 @@ KERNELS := $(wildcard src/normkit/kernels/cpu/*.cpp src/normkit/kernels/cpu/*.h)
 # The full run of every claim: the source of docs/report.html, docs/claims.md and the README's table.
 FULL := --preset full --store runs/lab.sqlite
 
-# One worker more than cores: some tests wait for processes that they start.
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# As many workers as cores: one more spends on its start what it gains while tests wait for others.
+WORKERS := $(shell getconf _NPROCESSORS_ONLN)
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # Those that CI has the time for: SLOW="slow and not minutes".
 SLOW ?= slow

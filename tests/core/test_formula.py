@@ -17,6 +17,7 @@ from normkit.core.masked import masked_moments
 from normkit.core.moments import Moments
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool, as_ncs
 from normkit.errors import OptionError
+from tests.few import few
 
 SHAPE = (6, 4, 3, 5)
 ACTS = [Act("relu"), Act("relu6"), Act("silu"), Act("gelu"), Act("leaky_relu", 0.2),
@@ -79,9 +80,7 @@ VARIANCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "compiled")) for n in VARIANCES]
-)
+@pytest.mark.parametrize("name", few(VARIANCES, lambda name: name != "compiled"))
 def test_values_that_hardly_differ_have_hardly_a_variance(name: str) -> None:
     """Far from zero, where the mean is rounded by more than the values differ."""
     for value in (0.3, 1e4 + 0.3, 1e6 + 0.3, 1e8):

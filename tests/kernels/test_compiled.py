@@ -25,6 +25,7 @@ from normkit.core.formula import Spec
 from normkit.core.pools import PER_CHANNEL, PER_POSITION, Pool
 from normkit.kernels import cpu, dispatch, operations
 from normkit.kernels.call import BatchStats, Call
+from tests.few import few
 from tests.nn.every_layer import EVERY
 from tests.tolerances import error
 
@@ -46,11 +47,9 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "FilterResponseNorm2d": lambda **o: nk.FilterResponseNorm2d(4, tlu=False, **o),
 }
 
-QUICK = ("BatchNorm2d", "GroupNorm", "LayerNorm2d", "SwitchableNorm2d")
+QUICK = ("BatchNorm2d", "GroupNorm", "SwitchableNorm2d", "LayerNorm2d")
 IMAGES = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
-    for name, each in EVERY.items()
-    if len(each.shape) > 3 and not name.startswith("Lazy")
+    name for name, each in EVERY.items() if len(each.shape) > 3 and not name.startswith("Lazy")
 ]
 
 POOLS = [PER_CHANNEL, Pool("ghost", 3), Pool("group", 2), Pool("group", 4), PER_POSITION]
@@ -94,10 +93,10 @@ def step(run: Any, module: nn.Module, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "act"),
-    [
-        pytest.param(name, act, marks=[pytest.mark.slow] * (name not in QUICK))
-        for name, act in zip(LAYERS, itertools.cycle(("relu", "silu", None, "relu6")), strict=False)
-    ],
+    few(
+        zip(LAYERS, itertools.cycle(("relu", "silu", None, "relu6")), strict=False),
+        lambda name, _: name in QUICK,
+    ),
 )
 def test_steps_are_those_of_the_eager_layer(name: str, act: str | None) -> None:
     layer = LAYERS[name](act=act)
@@ -289,7 +288,7 @@ def test_wrong_arguments_of_an_operation_are_named() -> None:
         OPS.normalize_forward(torch.ones(2, 3), torch.ones(4), None, None, 0, 1, 1e-5, 0, 1.0, True)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", few(IMAGES, lambda name: name in QUICK[::2]))
 def test_images_keep_their_axes(name: str) -> None:
     """Inductor lays images out with channels last, and transposes them for a flattened axis."""
     training, x = EVERY[name].make(), torch.randn(EVERY[name].shape)

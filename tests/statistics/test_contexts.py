@@ -14,6 +14,7 @@ import normkit as nk
 from normkit.nn import DomainBatchNorm1d
 from normkit.statistics import StatsSpec, batch_statistics, recalibrate, stats_spec, use_domain
 from normkit.surgery import accelerate, freeze
+from tests.few import few
 from tests.surgery.models import WILD, made
 
 
@@ -185,7 +186,7 @@ def test_gradients_match_training() -> None:
     )
 
 
-@pytest.mark.parametrize("instance", [False, True])
+@pytest.mark.parametrize("instance", few([False, True], lambda instance: instance))
 def test_compiled_models(instance: bool) -> None:
     model, x = made("short")
     if instance:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import normkit as nk
 from normkit.statistics import average_buffers
+from tests.few import few
 from tests.statistics import distributed_worker
 from tests.together import together
 
@@ -26,7 +27,11 @@ def merged(states: list[dict[str, Tensor]], layer: str, weights: list[float]) ->
     return [mean, (w * (variances + between)).sum(0)]
 
 
-@pytest.mark.parametrize("counts", [[7, 7], [9, 2], [5, 0], [4, 1, 30]], ids=str)
+@pytest.mark.parametrize(
+    "counts",
+    few([[7, 7], [9, 2], [5, 0], [4, 1, 30]], lambda counts: counts in ([5, 0], [4, 1, 30])),
+    ids=str,
+)
 def test_ranks_agree_bitwise_on_total_variance(counts: list[int], tmp_path: Path) -> None:
     results = together(distributed_worker, counts, "average", tmp_path)
     before = [r["before"] for r in results]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset, WeightedRandomS
 import normkit as nk
 from normkit.errors import OptionError
 from normkit.statistics.batches.detached_loader import DetachedLoader
+from tests.few import few
 
 DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
 
@@ -55,7 +56,7 @@ LOADERS = (_own_generator, _global_generator, _workers_that_stay, _weighted)
 
 
 @pytest.mark.parametrize("make", LOADERS)
-@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("layerwise", few([False, True], lambda layerwise: layerwise))
 def test_epoch_continues_bitwise(make: Any, layerwise: bool) -> None:
     def two_epochs(look: bool) -> list[Tensor]:
         model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))

@@ -10,13 +10,14 @@ import torch
 
 import normkit as nk
 from normkit.statistics import LayerStatistics
+from tests.few import few
 from tests.statistics import sharded_worker
 from tests.together import together
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("inner", "fsdp1")]
 
-
-@pytest.mark.parametrize("kind", ["fsdp2", "ddp", *SLOW])
+@pytest.mark.parametrize(
+    "kind", few(["fsdp2", "ddp", "inner", "fsdp1"], lambda kind: kind == "fsdp2")
+)
 def test_shares_of_any_size(kind: str, tmp_path: Path) -> None:
     results = together(sharded_worker, [1, 1], kind, tmp_path)
     for name, package in sharded_worker.PACKAGES.items():

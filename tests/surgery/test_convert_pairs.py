@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import normkit as nk
 from normkit.nn.freezing import base_class
 from normkit.surgery.conversion.kinds import KINDS
+from tests.few import few
 from tests.releases import ROUNDS_IN_EVALUATION
 
 C = 4
@@ -96,12 +97,8 @@ FEW = {case for i, case in enumerate(CASES) if (i // 8 + i // 88) % 8 == i % 8}
 @pytest.mark.filterwarnings("ignore:convert changed nothing")
 @pytest.mark.parametrize(
     ("name", "to", "d", "solved"),
-    [
-        pytest.param(*case, marks=[] if case in FEW else pytest.mark.slow)
-        for case in CASES
-        if valid(case[0], case[2])
-    ],
-)  # fmt: skip
+    few((case for case in CASES if valid(case[0], case[2])), lambda *case: case in FEW),
+)
 def test_every_pair(name: str, to: Any, d: str, solved: bool) -> None:
     x = torch.randn(SHAPES[d], generator=torch.Generator().manual_seed(0)) * 2 + 1
     model = nn.Sequential(nn.Identity(), source(name, d), nn.Identity())
@@ -149,11 +146,9 @@ AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 # Compiling takes seconds.
-WRAPPED = [
-    pytest.param(around, to, marks=pytest.mark.slow if slow else [])
-    for around, to in itertools.product(AROUND, TO)
-    for slow in [around == "compiled" and to not in ("group", "torch")]
-]
+WRAPPED = few(
+    itertools.product(AROUND, TO), lambda around, to: around != "compiled" or to == "group"
+)
 
 
 @pytest.mark.filterwarnings("ignore:convert changed nothing")

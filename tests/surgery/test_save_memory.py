@@ -23,6 +23,7 @@ from normkit.bench.memory import live_bytes
 from normkit.compat import release
 from normkit.kernels import cpu
 from normkit.surgery.memory import hooks
+from tests.few import few
 
 pytestmark = [
     pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built"),
@@ -227,7 +228,7 @@ def compiled_child(model: nn.Sequential) -> Callable[..., Tensor]:
     return model
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", few([True, False], lambda training: training))
 @pytest.mark.parametrize("tool", [compiled_model, compiled_part, compiled_child])
 def test_compiled_afterwards_is_told(tool: Callable[..., Any], training: bool) -> None:
     model = fused().train(training)

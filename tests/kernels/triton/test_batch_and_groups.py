@@ -20,6 +20,7 @@ from normkit.kernels.dispatch import normalize
 from normkit.kernels.triton import columns, finish, geometry, runs, schedule, whole
 from normkit.kernels.triton.problem import Problem, of_spec
 from normkit.kernels.triton.terms import span
+from tests.few import few
 from tests.kernels.oracle import by_oracle
 from tests.kernels.triton.agreement import ACTS, assert_as_by_oracle, by_call, draw_tensors
 from tests.kernels.triton.conftest import Memory
@@ -47,7 +48,10 @@ def divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Nothing to derive, a derivative from the output, and one from what goes in.
-MOVED = [Act("relu"), *(pytest.param(a, marks=pytest.mark.slow) for a in (None, Act("silu")))]
+MOVED = few([Act("relu"), None, Act("silu")], lambda act: act is not None and act.name == "relu")
+# Both roads, of sums over the batch and of sums within a sample, and each once with channels last.
+EACH = [(pool, last) for pool in POOLS for last in (False, True)]
+QUICK = (Pool("batch"), False), (Pool("group", 3), True)
 
 
 @st.composite
@@ -88,10 +92,12 @@ def test_any_problem(problem: tuple[Spec, list[Tensor | None], Tensor], division
 
 @pytest.mark.parametrize(
     ("pool", "last", "warps"),
-    [*((pool, last, whole.WARPS) for pool in POOLS[:3] for last in (False, True)),
-     (POOLS[2], False, 0)],
+    few(
+        [*((pool, last, whole.WARPS) for pool, last in EACH[:6]), (POOLS[2], False, 0)],
+        lambda pool, last, warps: (pool, last) in QUICK or warps == 0,
+    ),
     ids=str,
-)  # fmt: skip
+)
 def test_far_from_zero(
     pool: Pool, last: bool, warps: int, divided: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +144,7 @@ def test_running_statistics_move_with_the_moments(shape: tuple[int, ...], last: 
     torch.testing.assert_close(var, layer.running_var)
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("pool", POOLS[:3], ids=str)
+@pytest.mark.parametrize(("pool", "last"), few(EACH[:6], lambda *each: each in QUICK), ids=str)
 def test_fixed_statistics_pass_no_gradient_on(pool: Pool, last: bool, divided: None) -> None:
     x, residual, dy = torch.randn(3, 4, 6, 7, 9).unbind()
     if last:
@@ -166,8 +171,7 @@ def test_fixed_statistics_pass_no_gradient_on(pool: Pool, last: bool, divided: N
         torch.testing.assert_close(got.double(), leaf.grad, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pool", POOLS[:3], ids=str)
+@pytest.mark.parametrize(("pool", "last"), few(EACH[:6], lambda *each: each in QUICK), ids=str)
 def test_each_gradient_alone_is_that_of_all(pool: Pool, last: bool) -> None:
     x, residual, dy = torch.randn(3, 2, 6, 3, 3).unbind()
     if last:
@@ -189,8 +193,7 @@ def test_each_gradient_alone_is_that_of_all(pool: Pool, last: bool) -> None:
 
 
 @pytest.mark.parametrize("act", MOVED, ids=str)
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize(("pool", "last"), few(EACH, lambda *each: each in QUICK), ids=str)
 def test_each_value_is_moved_as_often_as_stated(
     pool: Pool, last: bool, act: Act | None, memory: Memory, divided: None
 ) -> None:
@@ -260,8 +263,7 @@ def test_offsets_beyond_32_bits() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize(("pool", "last"), few(EACH, lambda *each: each in QUICK), ids=str)
 def test_infinite_values_stay_in_their_pool(pool: Pool, last: bool, divided: None) -> None:
     """Masked lanes add nothing, whatever the values are."""
     x = torch.randn(4, 6, 5, 5)
@@ -275,9 +277,15 @@ def test_infinite_values_stay_in_their_pool(pool: Pool, last: bool, divided: Non
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of NumPy
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@pytest.mark.parametrize("shape", [(4, 6, 5, 5), (4, 6), (2, 6, 9, 9)], ids=str)
-@pytest.mark.parametrize("pool", [*POOLS[:3], Pool("position")], ids=str)
-def test_squares_beyond_float32_are_not_passed_over(pool: Pool, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "pool"),
+    few(
+        itertools.product([(4, 6, 5, 5), (4, 6), (2, 6, 9, 9)], [*POOLS[:3], Pool("position")]),
+        lambda shape, pool: len(shape) == 2 or pool == POOLS[0],
+    ),
+    ids=str,
+)
+def test_squares_beyond_float32_are_not_passed_over(shape: tuple[int, ...], pool: Pool) -> None:
     """PyTorch's kernels return β alone, as 1/σ becomes zero."""
     x = torch.randn(shape) * 1e30
     for last in (False, True):

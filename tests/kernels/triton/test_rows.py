@@ -21,6 +21,7 @@ from normkit.core.pools import PER_POSITION, Pool
 from normkit.kernels.triton import lines, longrows, rows, schedule
 from normkit.kernels.triton.lines import Limits, Lines, plan, plan_long
 from normkit.kernels.triton.problem import exceeds, of_spec
+from tests.few import few
 from tests.kernels.triton.agreement import ACTS, assert_as_by_oracle, draw_tensors
 from tests.kernels.triton.conftest import Memory
 
@@ -39,7 +40,7 @@ DIVISIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Nothing to derive, a derivative from the output, and one from what goes in.
-MOVED = [Act("relu"), *(pytest.param(a, marks=pytest.mark.slow) for a in (None, Act("silu")))]
+MOVED = few([Act("relu"), None, Act("silu")], lambda act: act is not None and act.name == "relu")
 
 
 def _divide(patch: pytest.MonkeyPatch, division: str) -> None:
@@ -74,7 +75,7 @@ def test_any_problem(problem: tuple[Spec, list[Tensor | None], Tensor], division
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
-@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("last", few([False, True], lambda last: not last))
 def test_far_from_zero(division: str, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mean of 10⁴ and a deviation of 0.1: what rounding takes from the mean is half a percent."""
     _divide(monkeypatch, division)
@@ -99,7 +100,7 @@ def test_more_problems(problem: tuple[Spec, list[Tensor | None], Tensor], divisi
         assert_as_by_oracle(*problem)
 
 
-@pytest.mark.parametrize("value", [1 / 3, 1e6 + 0.3, 3e11])
+@pytest.mark.parametrize("value", few([1 / 3, 1e6 + 0.3, 3e11], lambda value: value > 1e9))
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_constant_values_have_no_variance(
     division: str, value: float, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +145,7 @@ def test_tiny_values(division: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("act", MOVED, ids=str)
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", few([False, True], lambda last: last))
 @pytest.mark.parametrize("division", ["small", "long", "split"])
 def test_each_value_is_moved_as_often_as_stated(
     division: str, last: bool, act: Act | None, memory: Memory, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,23 @@
+"""Values of parametrized tests, of which a few run every time and all run in CI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+__all__ = ["few"]
+
+
+def few(values: Iterable[Any], chosen: Callable[..., bool]) -> list[Any]:
+    """Return ``values`` as parameters, slow but for those that are ``chosen``.
+
+    Tuples stand for several arguments of a test, and ``chosen`` takes them one by one.
+    """
+    parameters = []
+    for value in values:
+        each = value if isinstance(value, tuple) else (value,)
+        marks = () if chosen(*each) else pytest.mark.slow
+        parameters.append(pytest.param(*each, marks=marks))
+    return parameters

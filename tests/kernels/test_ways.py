@@ -226,8 +226,8 @@ class Toy:
 
 
 def test_new_way_is_used_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced, *others = dispatch.WAYS
-    monkeypatch.setattr(dispatch, "WAYS", (traced, Toy(), *others))
+    compiled, traced, *others = dispatch.WAYS
+    monkeypatch.setattr(dispatch, "WAYS", (compiled, traced, Toy(), *others))
     one, two = torch.ones(2, 1, 4, requires_grad=True), torch.randn(2, 2, 4)
     spec = Spec(PER_CHANNEL, 1e-5, Act("gelu"))
     assert _used(explain(Call(one, spec))) == "toy"

@@ -20,7 +20,7 @@ from normkit.core import formula
 from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
-from normkit.kernels import cpu
+from normkit.kernels import cpu, outputs
 from normkit.kernels.call import Call, FixedStats, Normalized, dense
 from normkit.kernels.outputs import listening, offer
 
@@ -110,7 +110,7 @@ def layer(
         0 if act is None else _ACTS.get(act.name, 0), 1.0 if act is None else act.slope,
         stats, momentum, stats_updated,
     )  # fmt: skip
-    if y is not None and listening.listener is not None:
+    if outputs.ever and y is not None and listening.listener is not None:
         bias = parameters.get("bias") if signature & 4 else None  # without centring there is none
         _offer(y, x, parameters["weight"], bias, residual)
     return y

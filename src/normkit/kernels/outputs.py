@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Listener", "Repeat", "listening", "offer"]
+__all__ = ["Listener", "Repeat", "ever", "listen", "listening", "offer"]
 
 # How many times larger an output is than γ, at least.
 _SMALL = 16
@@ -38,6 +38,16 @@ class _Thread(threading.local):
 
 listening = _Thread()
 """What listens in this thread: ``listening.listener``."""
+
+ever = False
+"""True once anything has listened in any thread; costs a sixth of a look at ``listening``."""
+
+
+def listen(listener: Listener | None) -> None:
+    """Let ``listener`` receive the outputs of this thread; None to end that."""
+    global ever
+    ever = True
+    listening.listener = listener
 
 
 def offer(

@@ -119,7 +119,7 @@ class BatchStatistics(RunningAverages, OptionalBias, _BatchNorm):
                 momentum = float(momentum)
         y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, 1, None,
                         self.eps, self._act, stats, momentum, updated)  # fmt: skip
-        if y is not None and stats == Stats.UPDATE and not updated:
+        if not updated and y is not None and stats == Stats.UPDATE:
             self.updates_stats()
         return y
 

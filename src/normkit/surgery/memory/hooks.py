@@ -13,7 +13,7 @@ from torch import nn
 
 from normkit.compat import allows_saved_tensor_hooks, exporting
 from normkit.kernels.modes import transformed
-from normkit.kernels.outputs import listening
+from normkit.kernels.outputs import listen
 from normkit.surgery.memory.recorder import Recorder, top_hooks
 
 __all__ = ["COMPILED", "Enter", "active", "is_compiled", "leave", "stop"]
@@ -78,7 +78,7 @@ class Enter:
             frame = sys._getframe(1)
             recorder = Recorder(self.blocks, lambda: _runs(frame))
             recorder.hooks.__enter__()
-            listening.listener = recorder
+            listen(recorder)
         _thread.calls.append(_Call(module, recorder, sys._getframe(1)))
 
 
@@ -101,7 +101,7 @@ def stop(module: nn.Module) -> None:
 
 def _end(call: _Call) -> None:
     if call.recorder is not None:
-        listening.listener = None
+        listen(None)
         call.recorder.hooks.__exit__()
         call.recorder.close()
 

@@ -3,16 +3,18 @@
     python -m benchmarks.backend                            # twenty minutes on two idle cores
     python -m benchmarks.backend --networks resnet18 --seconds 30 --allocators tuned
     python -m benchmarks.backend --by inductor --networks resnet18 mobilenet_v2
+    python -m benchmarks.backend --channels-last
 
 Two questions. By ``backend``: ``torch.compile(model, backend="normkit")`` beside the model as it
 is. By ``inductor``: ``torch.compile(model)`` after ``nk.accelerate(model)``, beside it without, and
-beside the accelerated model that is not compiled (``eager``). The networks are ResNet-18 and 50,
-DenseNet-121 and MobileNetV2 as torchvision writes them (networks.py), on random images, and those
-of the lab, on random images of 32×32. A step resets the gradients and runs forward, loss, backward
-and SGD with momentum; an evaluation is forward without gradients. All sides start from the same
-weights and take turns in one process, in rotating order. Ratios are taken round by round; the
-median is printed with the 95 % interval of the median. Each allocator has a process of its own. The
-losses of the first two steps are printed too, since they must agree.
+beside the accelerated model that is not compiled (``eager``). With ``--channels-last`` all these
+are in that memory format, beside ``torch.nn`` in the usual one (``contiguous``). The networks are
+ResNet-18 and 50, DenseNet-121 and MobileNetV2 as torchvision writes them (networks.py), on random
+images, and those of the lab, on random images of 32×32. A step resets the gradients and runs
+forward, loss, backward and SGD with momentum; an evaluation is forward without gradients. All sides
+start from the same weights and take turns in one process, in rotating order. Ratios are taken round
+by round; the median is printed with the 95 % interval of the median. Each allocator has a process
+of its own. The losses of the first two steps are printed too, since they must agree.
 """
 
 from __future__ import annotations
@@ -60,26 +62,35 @@ def _build(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor, Tensor]
     return models.build(model, norm=norm, in_channels=3, size=32), images, labels
 
 
-def _compile(by: str, model: nn.Module) -> tuple[dict[str, Any], list[Any]]:
+def _compile(by: str, model: nn.Module, last: bool) -> tuple[dict[str, Any], list[Any]]:
     """Return what runs each side, and what is to be printed of ours."""
+    sides: dict[str, Any] = {"contiguous": copy.deepcopy(model)} if last else {}
+    if last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     twin = copy.deepcopy(model)
     if by == "backend":
         backend = nk.Backend()
-        return {"torch": model, "normkit": torch.compile(twin, backend=backend)}, backend.graphs
+        sides |= {"torch": model, "normkit": torch.compile(twin, backend=backend)}
+        return sides, backend.graphs
     handle = nk.accelerate(twin)
-    eager = copy.deepcopy(twin)
-    return {
-        "torch": torch.compile(model), "normkit": torch.compile(twin), "eager": eager
-    }, [handle]  # fmt: skip
+    sides = {side: torch.compile(each) for side, each in sides.items()}
+    sides |= {"torch": torch.compile(model), "normkit": torch.compile(twin)}
+    return {**sides, "eager": copy.deepcopy(twin)}, [handle]
 
 
-def measure(by: str, name: str, batch: int, size: int, seconds: float) -> dict[str, Any]:
+def measure(
+    by: str, name: str, batch: int, size: int, seconds: float, last: bool
+) -> dict[str, Any]:
     """Time all sides of a network, in training and in evaluation."""
     # Networks share functions, of which Dynamo compiles eight versions and runs others eagerly.
     torch.compiler.reset()
     torch.manual_seed(0)
     model, images, labels = _build(name, batch, size)
-    compiled, reports = _compile(by, model)
+    compiled, reports = _compile(by, model, last)
+    formats = dict.fromkeys(compiled, images)
+    if last:
+        formats = dict.fromkeys(compiled, images.contiguous(memory_format=torch.channels_last))
+        formats["contiguous"] = images
     optimizers = {
         side: torch.optim.SGD(each.parameters(), 1e-3, 0.9) for side, each in compiled.items()
     }
@@ -88,14 +99,14 @@ def measure(by: str, name: str, batch: int, size: int, seconds: float) -> dict[s
     def step(side: str) -> float:
         torch.manual_seed(0)  # of dropout
         optimizers[side].zero_grad(set_to_none=True)
-        loss = loss_of(compiled[side](images), labels)
+        loss = loss_of(compiled[side](formats[side]), labels)
         loss.backward()
         optimizers[side].step()
         return loss.item()
 
     def evaluate(side: str) -> None:
         with torch.no_grad():
-            compiled[side](images)
+            compiled[side](formats[side])
 
     losses = [[step(side) for side in compiled] for _ in range(2)]
     record: dict[str, Any] = {"network": name, "shape": list(images.shape), "losses": losses}
@@ -115,8 +126,8 @@ def _time(run: Callable[[str], Any], sides: list[str], seconds: float) -> dict[s
         "ms": {side: 1e3 * times.of(side) for side in sides},
         "ratio": ratio, "interval": [low, high], "rounds": times.rounds,
     }  # fmt: skip
-    if "eager" in sides:
-        record["eager"] = list(times.ratio("eager", "normkit"))
+    others = [side for side in sides if side not in ("torch", "normkit")]
+    record["others"] = {side: list(times.ratio(side, "normkit")) for side in others}
     return record
 
 
@@ -128,17 +139,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=60.0, help="for each network and mode")
+    parser.add_argument("--channels-last", action="store_true", help="all in this memory format")
     parser.add_argument("--json", type=Path, help="write all records to this file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         for name in options.networks:
-            record = measure(options.by, name, options.batch, options.size, options.seconds)
+            record = measure(
+                options.by, name, options.batch, options.size, options.seconds,
+                options.channels_last,
+            )  # fmt: skip
             print(json.dumps(record), flush=True)
         return
     records = []
     arguments = ["--batch", str(options.batch), "--size", str(options.size),
-                 "--seconds", str(options.seconds), "--by", options.by]  # fmt: skip
+                 "--seconds", str(options.seconds), "--by", options.by,
+                 *["--channels-last"] * options.channels_last]  # fmt: skip
     for allocator in options.allocators:
         command = [sys.executable, "-m", "benchmarks.backend", "--worker", *arguments,
                    "--networks", *options.networks]  # fmt: skip
@@ -152,9 +168,13 @@ def main() -> None:
                 _print(record)
         if process.returncode:
             sys.exit(process.returncode)
-        chosen = [r["train"]["ratio"] for r in records if r["allocator"] == allocator]
-        mean = math.exp(sum(map(math.log, chosen)) / len(chosen))
-        print(f"{allocator}: training steps {mean:.2f} times as fast, geometric mean", flush=True)
+        times = [record["train"] for record in records if record["allocator"] == allocator]
+        for side in ("torch", *times[0]["others"]):
+            ratios = [
+                each["ratio"] if side == "torch" else each["others"][side][0] for each in times
+            ]
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            print(f"{allocator}: training steps, {side} over normkit {mean:.2f}, geometric mean")
     if options.json:
         text = json.dumps({"machine": machine(), "records": records}, indent=1)
         options.json.write_text(text + "\n")
@@ -167,8 +187,8 @@ def _print(record: dict[str, Any]) -> None:
         ratios = "torch over normkit {:.2f} [{:.2f}, {:.2f}]".format(
             times["ratio"], *times["interval"]
         )
-        if "eager" in times:
-            ratios += "; eager over normkit {:.2f} [{:.2f}, {:.2f}]".format(*times["eager"])
+        for side, figures in times["others"].items():
+            ratios += "; {} over normkit {:.2f} [{:.2f}, {:.2f}]".format(side, *figures)
         print(
             f"{record['allocator']:8}{record['network']:13}{mode:6}{ms}{ratios}; "
             f"{times['rounds']} rounds",

@@ -174,7 +174,10 @@ def main() -> None:
                 each["ratio"] if side == "torch" else each["others"][side][0] for each in times
             ]
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            print(f"{allocator}: training steps, {side} over normkit {mean:.2f}, geometric mean")
+            print(
+                f"{allocator}: training steps, {side} over normkit {mean:.2f}, geometric mean",
+                flush=True,
+            )
     if options.json:
         text = json.dumps({"machine": machine(), "records": records}, indent=1)
         options.json.write_text(text + "\n")

@@ -84,6 +84,7 @@ def leave() -> None:
 
     Where the reducer of a ``DistributedDataParallel`` holds the last reference to the group, it
     joins the group's threads with the GIL, and one of them may wait for the GIL (pytorch#56297).
+    After a test that failed its frames hold the model, so it may hang there still.
     """
     gc.collect()
     if dist.is_initialized():

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrize, prune
+from torch.utils.checkpoint import checkpoint
 
 import normkit as nk
 from normkit.kernels import cpu, fused
@@ -232,6 +234,12 @@ def _set(name: str, value: Any) -> Make:
     return _with(lambda layer: setattr(layer, name, value))
 
 
+def _uncounted() -> nn.Module:
+    layer = nk.BatchNorm2d(3, momentum=None)
+    layer.num_batches_tracked = None
+    return layer
+
+
 def _put(name: str, value: Any) -> Make:
     """Set an attribute past its check, as it comes in layers converted from torch.nn."""
     return _with(lambda layer: vars(layer).update({name: value}))
@@ -272,9 +280,9 @@ UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
     "eps below 0": (_set("eps", -1e-5), lambda: (torch.randn(X), None)),
     "eps of None": (_put("eps", None), lambda: (torch.randn(X), None)),
     "eps of NaN": (_put("eps", float("nan")), lambda: (torch.randn(X), None)),
-    "no momentum": (_set("momentum", None), lambda: (torch.randn(X), None)),
+    "no count to average by": (_uncounted, lambda: (torch.randn(X), None)),
     "a tensor as momentum": (_put("momentum", torch.tensor(0.1)), lambda: (torch.randn(X), None)),
-    "another average": (_set("average", "cumulative"), lambda: (torch.randn(X), None)),
+    "another average": (_set("average", "debiased"), lambda: (torch.randn(X), None)),
     "no mean": (_set("running_mean", None), lambda: (torch.randn(X), None)),
     "no variance": (_set("running_var", None), lambda: (torch.randn(X), None)),
     "a mean of another type": (
@@ -580,3 +588,61 @@ def test_channels_are_checked_without_parameters() -> None:
     with pytest.warns(UserWarning, match="does not match num_features"):
         y = nk.InstanceNorm2d(5)(x)
     torch.testing.assert_close(y, nn.InstanceNorm2d(3)(x))
+
+
+EQUAL = {
+    "momentum=None": lambda make: make(momentum=None),
+    "cumulative": lambda make: make(average="cumulative"),
+    "debiased, momentum=None": lambda make: _without_momentum(make(average="debiased")),
+}
+
+
+def _without_momentum(layer: nn.Module) -> nn.Module:
+    layer.momentum = None  # as torch.optim.swa_utils.update_bn does
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", EQUAL)
+def test_averages_of_equal_weights_are_fused(name: str, dtype: torch.dtype) -> None:
+    make = partial(nk.BatchNorm2d, 3, dtype=torch.float64 if dtype == torch.float64 else None)
+    layer = _randomized(EQUAL[name](make))
+    other, theirs = copy.deepcopy(layer), nn.BatchNorm2d(3, momentum=None, dtype=layer.weight.dtype)
+    close = {"rtol": 1e-14, "atol": 1e-14} if dtype == torch.float64 else {}
+    for i in range(4):
+        x, dy = (torch.randn(2, 4, 3, 5, 6) * (i + 1) + i).to(dtype).unbind()
+        with fused_only():
+            fast = _run(layer, x, None, dy)
+        with slow_path():
+            slow = _run(other, x, None, dy)
+        assert len(fast) == len(slow) == 7
+        for a, b in zip(fast[:4], slow[:4], strict=True):
+            assert torch.equal(a, b)
+        for a, b in zip(fast[4:], slow[4:], strict=True):
+            torch.testing.assert_close(a, b, **close)
+        theirs(x.to(layer.weight.dtype))
+        torch.testing.assert_close(
+            dict(layer.named_buffers()), dict(theirs.named_buffers()), **close
+        )
+
+
+def test_equal_weights_need_a_count() -> None:
+    """Without one PyTorch's layer leaves its averages as they are, and so does ours."""
+    ours, theirs = nk.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
+    for layer in (ours, theirs):
+        layer.num_batches_tracked = None
+        layer(torch.randn(4, 3, 5, 6) + 1)
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    held = nk.BatchNorm2d(3, momentum=0, average="cumulative")
+    held(torch.randn(4, 3, 5, 6) + 1)
+    assert held.num_batches_tracked == 1 and not held.running_mean.any()
+
+
+def test_a_checkpointed_batch_counts_once_in_an_average_of_equal_weights() -> None:
+    layer, twin = nk.BatchNorm2d(3, momentum=None), nk.BatchNorm2d(3, momentum=None)
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, 6, requires_grad=True)
+        checkpoint(layer, x, use_reentrant=False).sum().backward()
+        twin(x)
+    for a, b in zip(layer.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(a, b)

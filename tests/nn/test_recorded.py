@@ -255,7 +255,9 @@ def check_recorded(way: str, layer: nn.Module, x: Tensor, half: bool) -> None:
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "export"])
 @pytest.mark.parametrize(
-    ("name", "options"), few(MADE, lambda name, _: name[-2:] not in ("1d", "3d")), ids=str
+    ("name", "options"),
+    few(MADE, lambda name, _: name[-2:] not in ("1d", "3d")),
+    ids=lambda value: value if isinstance(value, str) else "tracking" * bool(value),
 )
 def test_any_types_recorded(name: str, options: dict[str, Any], way: str) -> None:
     # A trace takes long; each layer has two of the combinations, which go round.

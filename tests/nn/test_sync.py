@@ -33,7 +33,7 @@ def _alone(total: int) -> tuple[nn.Module, torch.Tensor]:
 SIZES = [6, 6], [11, 1], [12, 0], [0, 12], [5, 0, 7]
 
 
-@pytest.mark.parametrize("sizes", few(SIZES, lambda sizes: sizes in ([11, 1], [5, 0, 7])), ids=str)
+@pytest.mark.parametrize("sizes", few(SIZES, lambda sizes: sizes in ([0, 12], [5, 0, 7])), ids=str)
 def test_training_equals_one_process(sizes: list[int], tmp_path: Path) -> None:
     results = together(sync_worker, sizes, "train", tmp_path)
     alone, y = _alone(sum(sizes))

@@ -2,8 +2,9 @@
 
 Its eager mode (``fuse_modules``, ``prepare``, ``convert``, and the forms for quantization-aware
 training) looks up exact classes in tables; the namesakes are added to them here. Its graph mode
-traces a model, in whose graph they name a module of ``torch.nn`` (:mod:`normkit.nn.symbolic`), and
-an exported graph (PT2E) has PyTorch's operations anyway.
+traces a model, in whose graph they name a module of ``torch.nn`` (:mod:`normkit.nn.symbolic`). An
+exported graph (PT2E) has PyTorch's operations; its quantizers for quantization-aware training also
+look for the name of ``torch.nn``'s class, which a graph of these layers lacks (docs/tools.md).
 """
 
 from __future__ import annotations

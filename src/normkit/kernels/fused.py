@@ -100,6 +100,8 @@ def layer(
             have, or None if the parameters alone decide.
         eps: None for the machine epsilon (RMS normalization only).
         stats: one of :class:`Stats`.
+        momentum: share of this batch in the averages, with :attr:`Stats.UPDATE`; None for 1/t in
+            the t-th batch.
         stats_updated: with :attr:`Stats.UPDATE`, whether the layer has updated its buffers before;
             if so, a call inside a backward pass does not update them.
     """

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Listener", "Repeat", "ever", "listen", "listening", "offer"]
+__all__ = ["Listener", "Repeat", "listen", "listening", "offer"]
 
 # How many times larger an output is than γ, at least.
 _SMALL = 16
@@ -40,7 +40,8 @@ listening = _Thread()
 """What listens in this thread: ``listening.listener``."""
 
 ever = False
-"""True once anything has listened in any thread; costs a sixth of a look at ``listening``."""
+"""True once anything has listened in any thread; read as ``outputs.ever``. It is for the path of
+small layers, to which a look at what is kept for each thread would be one percent."""
 
 
 def listen(listener: Listener | None) -> None:

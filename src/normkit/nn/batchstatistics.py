@@ -112,9 +112,11 @@ class BatchStatistics(RunningAverages, OptionalBias, _BatchNorm):
         elif not self._pools_whole_batch:
             return None
         elif self.training and self.track_running_stats:
-            if self._average != "exponential":
-                return None
             stats, momentum, updated = Stats.UPDATE, self.momentum, self._stats_updated
+            if self._average != "exponential" and momentum:
+                if self._average == "debiased":
+                    return None
+                momentum = None  # every batch weighs the same
             if momentum.__class__ is int:  # shown as passed; the kernel takes floats alone
                 momentum = float(momentum)
         y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, 1, None,

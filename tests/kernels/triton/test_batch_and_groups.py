@@ -49,9 +49,9 @@ def divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Nothing to derive, a derivative from the output, and one from what goes in.
 MOVED = few([Act("relu"), None, Act("silu")], lambda act: act is not None and act.name == "relu")
-# Both roads, of sums over the batch and of sums within a sample, and each once with channels last.
 EACH = [(pool, last) for pool in POOLS for last in (False, True)]
-QUICK = (Pool("batch"), False), (Pool("group", 3), True)
+# `columns` and `runs`, whatever the size of the image.
+QUICK = (Pool("batch"), True), (Pool("group", 3), False)
 
 
 @st.composite
@@ -281,7 +281,7 @@ def test_infinite_values_stay_in_their_pool(pool: Pool, last: bool, divided: Non
     ("shape", "pool"),
     few(
         itertools.product([(4, 6, 5, 5), (4, 6), (2, 6, 9, 9)], [*POOLS[:3], Pool("position")]),
-        lambda shape, pool: len(shape) == 2 or pool == POOLS[0],
+        lambda shape, pool: shape != (2, 6, 9, 9),
     ),
     ids=str,
 )

@@ -17,7 +17,8 @@ struct Call {
   Tensor x, weight, bias, residual;
   Tensor mean, var;                           // to normalize with, where these are fixed
   Tensor running_mean, running_var, tracked;  // to update: the averages, the count of batches
-  double momentum = 0;
+  double momentum = 0;                        // share of this batch in the averages
+  bool by_count = false;                      // that share is 1/t in the t-th batch
   bool moments = false;                       // the caller wants mean and variance
 };
 
@@ -81,8 +82,11 @@ inline void update_buffers(const Call& call, const Tensor& stats) {
     const char* const rows = static_cast<const char*>(stats.const_data_ptr());
     const int64_t row = stats.size(1) * static_cast<int64_t>(stats.element_size());
     const double n = static_cast<double>(call.x.numel() / call.x.size(1));
-    update_running(call.running_mean, rows, call.momentum, 1.0);
-    update_running(call.running_var, rows + 3 * row, call.momentum, n / (n - 1));
+    const double share =
+        call.by_count ? 1.0 / static_cast<double>(*call.tracked.const_data_ptr<int64_t>() + 1)
+                      : call.momentum;
+    update_running(call.running_mean, rows, share, 1.0);
+    update_running(call.running_var, rows + 3 * row, share, n / (n - 1));
   }
   if (call.tracked.defined()) {
     ++*call.tracked.mutable_data_ptr<int64_t>();

@@ -87,6 +87,7 @@ inline int64_t row_of(const Tensor& x, PyObject* shape) {
 //
 // signature: pool + 4 * centred + 8 * rows + 16 * (1 << rank, for each rank that the layer takes).
 // groups: None for one for each channel. shape: of rows; otherwise the number of channels or None.
+// momentum: None for averages in which every batch weighs the same.
 inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 13, "layer takes 13 arguments, ", count, " given");
@@ -126,8 +127,11 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (!(o.eps > 0)) Py_RETURN_NONE;
   if (stats == LayerStats::UPDATE) {
-    if (!PyFloat_CheckExact(momentum)) Py_RETURN_NONE;
-    call.momentum = PyFloat_AS_DOUBLE(momentum);
+    call.by_count = momentum == Py_None;
+    if (!call.by_count) {
+      if (!PyFloat_CheckExact(momentum)) Py_RETURN_NONE;
+      call.momentum = PyFloat_AS_DOUBLE(momentum);
+    }
   }
 
   static PyObject* const weight = PyUnicode_InternFromString("weight");
@@ -137,6 +141,7 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   // RMS normalization has no bias.
   if (o.centred && !find(args[2], bias, call.bias)) Py_RETURN_NONE;
   if (!find_stats(args[3], stats, args[12] == Py_True, call)) Py_RETURN_NONE;
+  if (call.by_count && call.running_mean.defined() && !call.tracked.defined()) Py_RETURN_NONE;
   const int64_t pools = takes(call);
   // A single value has no variance.
   if (pools == 0 || (!o.fixed_stats && pools == x.numel())) Py_RETURN_NONE;

@@ -59,6 +59,7 @@ SIGNATURE = {
 
 ROWS: dict[str, tuple[Any, Any]] = {
     "pools": (TABLE["pools"], tuple(name for name, _ in _numbers(fused.POOLS))),
+    "averages": (TABLE["averages"], tuple(name for name, _ in _numbers(fused.AVERAGES))),
     "activations": (
         list(enumerate(TABLE["acts"])),
         [(0, "linear"), *((number, name) for name, number in _numbers(fused._ACTS))],

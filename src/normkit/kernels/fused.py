@@ -25,6 +25,7 @@ from normkit.kernels.call import Call, FixedStats, Normalized, dense
 from normkit.kernels.outputs import listening, offer
 
 __all__ = [
+    "AVERAGES",
     "FLOATS",
     "POOLS",
     "FusedCPU",
@@ -37,6 +38,7 @@ __all__ = [
 
 # In the order of the extension; tests/kernels/test_table.py compares them.
 POOLS = {"batch": 0, "ghost": 1, "group": 2, "position": 3}
+AVERAGES = {"exponential": 0, "cumulative": 1, "debiased": 2}
 _ACTS = {"silu": 1, "gelu": 2, "relu6": 3}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -56,7 +58,7 @@ class Stats:
 
 
 def signature(
-    over: Literal["batch", "group", "position"],
+    over: Literal["batch", "ghost", "group", "position"],
     ranks: Iterable[int],
     centred: bool = True,
     rows: bool = False,
@@ -86,6 +88,7 @@ def layer(
     stats: int = Stats.NONE,
     momentum: float | None = None,
     stats_updated: bool = False,
+    average: str = "exponential",
 ) -> Tensor | None:
     """Compute the whole forward pass of a layer, or return None where anything is unusual.
 
@@ -95,13 +98,12 @@ def layer(
     Args:
         parameters, buffers: where a layer keeps ``weight`` and ``bias``, and ``running_mean``,
             ``running_var`` and ``num_batches_tracked``.
-        groups: None for one for each channel.
+        groups: number of groups, or of parts of a batch; None for one for each channel.
         shape: the last axes, which make a row; without rows how many channels the input must
             have, or None if the parameters alone decide.
         eps: None for the machine epsilon (RMS normalization only).
         stats: one of :class:`Stats`.
-        momentum: share of this batch in the averages, with :attr:`Stats.UPDATE`; None for 1/t in
-            the t-th batch.
+        momentum, average: with :attr:`Stats.UPDATE`, as the layer's.
         stats_updated: with :attr:`Stats.UPDATE`, whether the layer has updated its buffers before;
             if so, a call inside a backward pass does not update them.
     """
@@ -110,7 +112,7 @@ def layer(
     y: Tensor | None = cpu.fused.layer(
         x, residual, parameters, buffers, signature, groups, shape, eps,
         0 if act is None else _ACTS.get(act.name, 0), 1.0 if act is None else act.slope,
-        stats, momentum, stats_updated,
+        stats, momentum, stats_updated, AVERAGES[average],
     )  # fmt: skip
     if outputs.ever and y is not None and listening.listener is not None:
         bias = parameters.get("bias") if signature & 4 else None  # without centring there is none

@@ -104,26 +104,25 @@ class BatchStatistics(RunningAverages, OptionalBias, _BatchNorm):
         buffers: dict[str, Any] | None = None,
     ) -> Tensor | None:
         """Compute all of the above in one call, or return None where something is unusual."""
-        stats, momentum, updated = Stats.NONE, None, False
+        stats, momentum, updated, parts = Stats.NONE, None, False, 1
         if parameters is None or buffers is None:
             parameters, buffers = self._parameters, self._buffers
         if not self.training and buffers.get("running_mean") is not None:
             stats = Stats.FIXED
-        elif not self._pools_whole_batch:
-            return None
-        elif self.training and self.track_running_stats:
-            stats, momentum, updated = Stats.UPDATE, self.momentum, self._stats_updated
-            if self._average != "exponential" and momentum:
-                if self._average == "debiased":
-                    return None
-                momentum = None  # every batch weighs the same
-            if momentum.__class__ is int:  # shown as passed; the kernel takes floats alone
-                momentum = float(momentum)
-        y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, 1, None,
-                        self.eps, self._act, stats, momentum, updated)  # fmt: skip
+        else:
+            if not self._pools_whole_batch and (parts := self._equal_parts(input)) == 0:
+                return None
+            if self.training and self.track_running_stats:
+                stats, momentum, updated = Stats.UPDATE, self.momentum, self._stats_updated
+        y = fused.layer(input, residual, parameters, buffers, self._kernel_signature, parts, None,
+                        self.eps, self._act, stats, momentum, updated, self._average)  # fmt: skip
         if not updated and y is not None and stats == Stats.UPDATE:
             self.updates_stats()
         return y
+
+    def _equal_parts(self, input: Any) -> int:
+        """Return the number of parts of one size that are normalized each by itself, or 0."""
+        return 0
 
     def _update_in_kernel(
         self, mean: Tensor | None, var: Tensor | None, dtype: torch.dtype

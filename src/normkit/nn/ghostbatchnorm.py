@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.core.activations import ActLike
 from normkit.core.formula import Spec
 from normkit.core.moments import merge_rows
 from normkit.core.pools import Pool, as_ncs, concrete
+from normkit.kernels import fused
 from normkit.kernels.call import BatchStats, Call, Normalized, changed
 from normkit.nn import averages
 from normkit.nn.arguments import Check, at_least
@@ -64,6 +65,12 @@ class _Ghost(BatchStatistics):
         size, larger = n // parts, n % parts
         return [size + 1] * larger + [size] * (parts - larger)
 
+    def _equal_parts(self, input: Any) -> int:
+        if type(input) is not Tensor or input.dim() < 2 or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return 0
+        sizes = self.part_sizes(input.shape[0])
+        return len(sizes) if sizes[0] == sizes[-1] else 0
+
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
         n, c, s = as_ncs(call.x)
@@ -108,6 +115,8 @@ class GhostBatchNorm1d(_Ghost, BatchNorm1d, nn.BatchNorm1d):
     torch.Size([10, 3])
     """
 
+    _kernel_signature = fused.signature("ghost", BatchNorm1d._ranks)
+
 
 class GhostBatchNorm2d(_Ghost, BatchNorm2d, nn.BatchNorm2d):
     """Batch normalization of each part of ``ghost_size`` samples by its own moments.
@@ -135,6 +144,8 @@ class GhostBatchNorm2d(_Ghost, BatchNorm2d, nn.BatchNorm2d):
     torch.Size([10, 8, 5, 5])
     """
 
+    _kernel_signature = fused.signature("ghost", BatchNorm2d._ranks)
+
 
 class GhostBatchNorm3d(_Ghost, BatchNorm3d, nn.BatchNorm3d):
     """:class:`GhostBatchNorm2d` for (N, C, D, H, W).
@@ -142,3 +153,5 @@ class GhostBatchNorm3d(_Ghost, BatchNorm3d, nn.BatchNorm3d):
     >>> GhostBatchNorm3d(3, ghost_size=2)(torch.randn(2, 3, 4, 4, 4)).shape
     torch.Size([2, 3, 4, 4, 4])
     """
+
+    _kernel_signature = fused.signature("ghost", BatchNorm3d._ranks)

@@ -116,6 +116,9 @@ class SyncBatchNorm(BatchStatistics):
         group = self.process_group or dist.group.WORLD
         return group if dist.get_world_size(group) > 1 else None
 
+    def _equal_parts(self, input: Any) -> int:
+        return 1 if self._group() is None else 0
+
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:
         group = self._group()

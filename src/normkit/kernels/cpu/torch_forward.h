@@ -4,6 +4,8 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -11,14 +13,21 @@
 
 namespace normkit {
 
+// How running statistics weigh the batches, numbered from 0. The names are fused.AVERAGES's.
+#define NORMKIT_AVERAGES(X) \
+  X(EXPONENTIAL, "exponential") X(CUMULATIVE, "cumulative") X(DEBIASED, "debiased")
+#define NORMKIT_CONSTANT(name, text) name,
+enum class Average : int { NORMKIT_AVERAGES(NORMKIT_CONSTANT) };
+#undef NORMKIT_CONSTANT
+
 // What a call computes from. Tensors that it does without are undefined.
 struct Call {
   Options o{};
   Tensor x, weight, bias, residual;
   Tensor mean, var;                           // to normalize with, where these are fixed
   Tensor running_mean, running_var, tracked;  // to update: the averages, the count of batches
-  double momentum = 0;                        // share of this batch in the averages
-  bool by_count = false;                      // that share is 1/t in the t-th batch
+  double momentum = 0;
+  Average average = Average::EXPONENTIAL;
   bool moments = false;                       // the caller wants mean and variance
 };
 
@@ -76,17 +85,52 @@ inline void update_running(const Tensor& running, const void* value, double shar
   running.unsafeGetTensorImpl()->bump_version();
 }
 
-// Last, when nothing can fail any more. The moments fit: see beyond.
-inline void update_buffers(const Call& call, const Tensor& stats) {
+// Share of this batch in the averages, as normkit/nn/averages.py has it.
+inline double share_of(const Call& call) {
+  const double m = call.momentum;
+  if (call.average == Average::EXPONENTIAL || m == 0) return m;
+  const double t = static_cast<double>(*call.tracked.const_data_ptr<int64_t>() + 1);
+  if (call.average == Average::CUMULATIVE) return 1 / t;
+  return std::min(1.0, m / -std::expm1(t * std::log1p(-m)));
+}
+
+// Mean and variance of the whole batch, in rows, from the stats of parts of equal size; undefined
+// where twice the variance, or an average with it, may not fit.
+template <class A> Tensor merged(const Tensor& stats, int64_t parts) {
+  const int64_t channels = stats.size(1) / parts;
+  Tensor whole = uninitialized({2, channels}, stats.scalar_type());
+  const A* const rows = stats.const_data_ptr<A>();
+  const A* const var = rows + 3 * stats.size(1);
+  // With what rounding took from it.
+  const auto mean = [&](int64_t k) { return double(rows[k]) + double(rows[stats.size(1) + k]); };
+  A* const to = whole.mutable_data_ptr<A>();
+  const double count = static_cast<double>(parts);
+  for (int64_t c = 0; c < channels; ++c) {
+    // Relative to the first part's, so that a common offset costs no digits.
+    double offset = 0, square = 0;
+    for (int64_t k = c; k < stats.size(1); k += channels)
+      offset += (mean(k) - mean(c)) / count;
+    for (int64_t k = c; k < stats.size(1); k += channels) {
+      const double d = mean(k) - mean(c) - offset;
+      square += (double(var[k]) + d * d) / count;
+    }
+    const double m = mean(c) + offset;
+    if (!(std::abs(m) + square < double(std::numeric_limits<A>::max()) / 2)) return {};
+    to[c] = static_cast<A>(m), to[channels + c] = static_cast<A>(square);
+  }
+  return whole;
+}
+
+// Last, when nothing can fail any more. The moments of the batch, the mean in the first row and the
+// variance in the last, fit: see beyond and merged.
+inline void update_buffers(const Call& call, const Tensor& moments) {
   if (call.running_mean.defined()) {
-    const char* const rows = static_cast<const char*>(stats.const_data_ptr());
-    const int64_t row = stats.size(1) * static_cast<int64_t>(stats.element_size());
+    const char* const rows = static_cast<const char*>(moments.const_data_ptr());
+    const int64_t row = moments.size(1) * static_cast<int64_t>(moments.element_size());
     const double n = static_cast<double>(call.x.numel() / call.x.size(1));
-    const double share =
-        call.by_count ? 1.0 / static_cast<double>(*call.tracked.const_data_ptr<int64_t>() + 1)
-                      : call.momentum;
+    const double share = share_of(call);
     update_running(call.running_mean, rows, share, 1.0);
-    update_running(call.running_var, rows + 3 * row, share, n / (n - 1));
+    update_running(call.running_var, rows + (moments.size(0) - 1) * row, share, n / (n - 1));
   }
   if (call.tracked.defined()) {
     ++*call.tracked.mutable_data_ptr<int64_t>();
@@ -170,6 +214,13 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
     exceeds = !o.fixed_stats && beyond(stats, p, x.scalar_type(), updates);
   }
   if (exceeds && updates) return {};
+  Tensor whole = stats;
+  if (updates && o.pool == NK_GHOST) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    whole = stats.scalar_type() == at::kDouble ? merged<double>(stats, o.groups)
+                                               : merged<float>(stats, o.groups);
+    if (!whole.defined()) return {};
+  }
   if (exceeds) return compute_wide(call);
   if (graph) {
     auto node = make_node<NormalizeBackward>();
@@ -190,7 +241,7 @@ inline std::pair<Tensor, Tensor> compute(const Call& call) {
     if (saves_other)
       node->other_ = SavedVariable(node->other_is_output_ ? y : residual, node->other_is_output_);
   }
-  update_buffers(call, stats);
+  update_buffers(call, whole);
   return {std::move(y), std::move(stats)};
 }
 

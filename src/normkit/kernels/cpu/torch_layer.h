@@ -82,15 +82,15 @@ inline int64_t row_of(const Tensor& x, PyObject* shape) {
 }
 
 // layer(x, residual, parameters, buffers, signature, groups, shape, eps, act, slope, stats,
-//       momentum, stats_updated) -> y, or None where anything is unusual: nothing has been written
-// in that case, and the layer takes the slow path, which raises the proper errors.
+//       momentum, stats_updated, average) -> y, or None where anything is unusual: nothing has been
+// written in that case, and the layer takes the slow path, which raises the proper errors.
 //
 // signature: pool + 4 * centred + 8 * rows + 16 * (1 << rank, for each rank that the layer takes).
 // groups: None for one for each channel. shape: of rows; otherwise the number of channels or None.
-// momentum: None for averages in which every batch weighs the same.
+// momentum: None makes every average cumulative.
 inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 13, "layer takes 13 arguments, ", count, " given");
+  TORCH_CHECK(count == 14, "layer takes 14 arguments, ", count, " given");
   Call call;
   Options& o = call.o;
   const Tensor& x = call.x;
@@ -127,11 +127,19 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (!(o.eps > 0)) Py_RETURN_NONE;
   if (stats == LayerStats::UPDATE) {
-    call.by_count = momentum == Py_None;
-    if (!call.by_count) {
-      if (!PyFloat_CheckExact(momentum)) Py_RETURN_NONE;
-      call.momentum = PyFloat_AS_DOUBLE(momentum);
+    call.average = static_cast<Average>(PyLong_AsLong(args[13]));
+    if (momentum == Py_None)
+      call.average = Average::CUMULATIVE, call.momentum = 1;
+    else if (PyFloat_CheckExact(momentum) || PyLong_CheckExact(momentum))
+      call.momentum = PyFloat_AsDouble(momentum);
+    else
+      Py_RETURN_NONE;
+    if (PyErr_Occurred()) {  // an integer beyond every float
+      PyErr_Clear();
+      Py_RETURN_NONE;
     }
+    if (call.average == Average::DEBIASED && !(call.momentum >= 0 && call.momentum <= 1))
+      Py_RETURN_NONE;
   }
 
   static PyObject* const weight = PyUnicode_InternFromString("weight");
@@ -141,7 +149,8 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   // RMS normalization has no bias.
   if (o.centred && !find(args[2], bias, call.bias)) Py_RETURN_NONE;
   if (!find_stats(args[3], stats, args[12] == Py_True, call)) Py_RETURN_NONE;
-  if (call.by_count && call.running_mean.defined() && !call.tracked.defined()) Py_RETURN_NONE;
+  if (call.average != Average::EXPONENTIAL && call.running_mean.defined() && !call.tracked.defined())
+    Py_RETURN_NONE;
   const int64_t pools = takes(call);
   // A single value has no variance.
   if (pools == 0 || (!o.fixed_stats && pools == x.numel())) Py_RETURN_NONE;

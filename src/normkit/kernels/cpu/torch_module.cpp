@@ -147,9 +147,10 @@ PyObject* table(PyObject*, PyObject*) {
     PyDict_SetItemString(epsilons, name, epsilon), Py_DECREF(epsilon);
   }
   return Py_BuildValue(
-      "{sNsNsNsNsNsNs{sLsLsLsL}}", "types", tuple({NK_TYPES(NORMKIT_NAME)}), "pools",
+      "{sNsNsNsNsNsNsNs{sLsLsLsL}}", "types", tuple({NK_TYPES(NORMKIT_NAME)}), "pools",
       tuple({NK_POOLS(NORMKIT_NAME)}), "acts", tuple({NK_ACTS(NORMKIT_NAME)}), "stats",
-      tuple({NORMKIT_LAYER_STATS(NORMKIT_STATS_NAME)}), "accumulator", accumulators, "epsilon",
+      tuple({NORMKIT_LAYER_STATS(NORMKIT_STATS_NAME)}), "averages",
+      tuple({NORMKIT_AVERAGES(NORMKIT_NAME)}), "accumulator", accumulators, "epsilon",
       epsilons, "signature", "centred", static_cast<long long>(kCentred), "rows",
       static_cast<long long>(kRows), "ranks", static_cast<long long>(kRanks), "most_rank",
       static_cast<long long>(kMostRank));

@@ -19,6 +19,14 @@ FACTOR = 2.0
 # for gradients the three terms of dx.
 FLOOR_ULP = 4.0
 
+# Of a running statistic: the kernels move it in float64 and round once, the other ways in its own
+# type, or wider, step by step. Of parts in float64 the variance is also merged in another order.
+AVERAGES: dict[torch.dtype, dict[str, float]] = {
+    torch.float32: {"rtol": 3e-7, "atol": 0},
+    torch.float64: {"rtol": 1e-14, "atol": 1e-14},
+    torch.bfloat16: {"rtol": 2**-8, "atol": 0},
+}
+
 
 def error(got: Tensor, truth: Tensor, terms: float = 0.0) -> float:
     """Largest error relative to the largest true value, or to ``terms`` where that is larger."""

@@ -20,6 +20,7 @@ import normkit as nk
 from normkit.kernels import cpu, fused
 from normkit.nn.layer import Layer
 from tests.pairwise import pairwise
+from tests.tolerances import AVERAGES
 
 pytestmark = pytest.mark.skipif(cpu.fused is None, reason=cpu.reason or "built")
 
@@ -265,7 +266,6 @@ UNUSUAL: dict[str, tuple[Make, Callable[[], tuple[Any, Any]]]] = {
     "integers": (lambda: nk.BatchNorm2d(3), lambda: (torch.ones(X, dtype=torch.int64), None)),
     "an empty batch": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(0, 3, 5, 6), None)),
     "a single value": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(1, 3, 1, 1), None)),
-    "a strided input": (lambda: nk.BatchNorm2d(3), lambda: (torch.randn(8, 3, 5, 6)[::2], None)),
     "another device": (lambda: nk.BatchNorm2d(3), lambda: (torch.empty(X, device="meta"), None)),
     "a residual of another shape": (
         lambda: nk.BatchNorm2d(3),
@@ -438,12 +438,79 @@ def test_rows_of_any_rank_have_two_derivatives_and_no_views(
     torch.autograd.gradgradcheck(f, (x, residual, *parameters), fast_mode=True, atol=1e-4)
 
 
-def test_strided_rows_take_the_slow_path() -> None:
-    x = torch.randn(4, 8, 3).transpose(1, 2)
-    layer, theirs = nk.LayerNorm(8), nn.LayerNorm(8)
-    torch.testing.assert_close(layer(x), theirs(x))
-    with pytest.raises(AssertionError, match="slow path"), fused_only():
-        layer(x)
+STRIDED: dict[str, tuple[Make, Callable[[], Tensor]]] = {
+    "rows, transposed": (lambda: nk.LayerNorm(8), lambda: torch.randn(4, 8, 3).transpose(1, 2)),
+    "rows, every other value": (lambda: nk.LayerNorm(8), lambda: torch.randn(4, 3, 16)[..., ::2]),
+    "rows of images": (
+        lambda: nk.LayerNorm(3), lambda: torch.randn(4, 3, 5, 6).permute(0, 2, 3, 1)
+    ),
+    "rows, one for all": (lambda: nk.LayerNorm(8), lambda: torch.randn(8).expand(4, 3, 8)),
+    "samples, every other": (lambda: nk.BatchNorm2d(3), lambda: torch.randn(8, 3, 5, 6)[::2]),
+    "images, nearly channels-last": (
+        lambda: nk.BatchNorm2d(3), lambda: torch.randn(4, 5, 12, 3)[:, :, ::2].permute(0, 3, 1, 2)
+    ),
+    "volumes, permuted": (
+        lambda: nk.BatchNorm3d(3),
+        lambda: torch.randn(4, 5, 6, 2, 3).permute(0, 4, 1, 2, 3)[:, :, 1:],
+    ),
+    "parts": (
+        lambda: nk.GhostBatchNorm2d(3, 2, track_running_stats=False),
+        lambda: torch.randn(8, 3, 5, 6)[::2],
+    ),
+    "evaluation": (
+        lambda: nk.BatchNorm2d(3).eval(), lambda: torch.randn(4, 3, 6, 5).transpose(2, 3)
+    ),
+    "groups": (
+        lambda: nk.GroupNorm(1, 3), lambda: torch.randn(4, 6, 5, 3).permute(0, 3, 1, 2)[:, :, 1:]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("name", STRIDED)
+def test_strided_inputs_are_copied(name: str, with_residual: bool) -> None:
+    make, draw = STRIDED[name]
+    layer, x = _randomized(make()), draw()
+    layer.act = "silu"
+    assert not x.is_contiguous()
+    other, dy = copy.deepcopy(layer), torch.randn(x.shape)
+    residual = torch.randn(x.shape) if with_residual else None
+    with fused_only():
+        fast, y = _run(layer, x, residual, dy), layer(x)
+    with slow_path():
+        slow, expected = _run(other, x, residual, dy), other(x)
+    assert y.stride() == expected.stride() or isinstance(layer, nk.LayerNorm)
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "images"])
+def test_rows_have_the_strides_of_torch(name: str, kind: str) -> None:
+    x = {
+        "transposed": torch.randn(4, 8, 3).transpose(1, 2),
+        "sliced": torch.randn(4, 3, 16)[..., ::2],
+        "images": torch.randn(4, 8, 5, 6).permute(0, 2, 3, 1),
+    }[kind]
+    ours, theirs = getattr(nk, name)(8)(x), getattr(nn, name)(8)(x)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.stride() == theirs.stride()
+
+
+def test_running_statistics_in_bfloat16() -> None:
+    layer = _randomized(nk.BatchNorm2d(3)).bfloat16()
+    other = copy.deepcopy(layer)
+    for i in range(5):
+        x, dy = (torch.randn(2, *X) * (i + 1) + i).bfloat16().unbind()
+        with fused_only():
+            fast = _run(layer, x, None, dy)
+        with slow_path():
+            slow = _run(other, x, None, dy)
+        for a, b in zip(fast[:4], slow[:4], strict=True):
+            assert torch.equal(a, b)
+        for a, b in zip(fast[4:], slow[4:], strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, **AVERAGES[torch.bfloat16])
 
 
 @pytest.mark.parametrize(
@@ -622,7 +689,6 @@ def test_every_average_and_equal_parts_are_fused(name: str, dtype: torch.dtype, 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     layer = _randomized(AVERAGED[name](dtype=wide))
     other = copy.deepcopy(layer)
-    close = {"rtol": 1e-14, "atol": 1e-14} if wide == torch.float64 else {"rtol": 3e-7, "atol": 0}
     for i in range(4):
         x, dy = (torch.randn(2, 6, 3, 5, 6) * (i + 1) + i + far).to(dtype).unbind()
         with fused_only():
@@ -633,7 +699,7 @@ def test_every_average_and_equal_parts_are_fused(name: str, dtype: torch.dtype, 
         for a, b in zip(fast[:4], slow[:4], strict=True):
             assert torch.equal(a, b)
         for a, b in zip(fast[4:], slow[4:], strict=True):
-            torch.testing.assert_close(a, b, **close)
+            torch.testing.assert_close(a, b, **AVERAGES[wide])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -666,13 +732,32 @@ def test_equal_weights_need_a_count() -> None:
         layer.num_batches_tracked = None
         layer(torch.randn(4, 3, 5, 6) + 1)
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
-    held = nk.BatchNorm2d(3, momentum=0, average="cumulative")
-    held(torch.randn(4, 3, 5, 6) + 1)
-    assert held.num_batches_tracked == 1 and not held.running_mean.any()
+    still = nk.BatchNorm2d(3, momentum=0, average="cumulative")
+    still(torch.randn(4, 3, 5, 6) + 1)
+    assert still.num_batches_tracked == 1 and not still.running_mean.any()
 
 
 def test_a_checkpointed_batch_counts_once_in_an_average_of_equal_weights() -> None:
     layer, twin = nk.BatchNorm2d(3, momentum=None), nk.BatchNorm2d(3, momentum=None)
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, 6, requires_grad=True)
+        checkpoint(layer, x, use_reentrant=False).sum().backward()
+        twin(x)
+    for a, b in zip(layer.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_parts_that_a_subclass_chooses() -> None:
+    class Chosen(nk.GhostBatchNorm2d):
+        def part_sizes(self, n: int) -> list[int]:
+            return [1, n - 2, 1]
+
+    layer, x = Chosen(3, 4), torch.randn(6, 3, 5, 6)
+    torch.testing.assert_close(layer(x)[:4], nk.BatchNorm2d(3)(x[:4]))
+
+
+def test_checkpointed_parts_count_once() -> None:
+    layer, twin = nk.GhostBatchNorm2d(3, 2), nk.GhostBatchNorm2d(3, 2)
     for _ in range(3):
         x = torch.randn(4, 3, 5, 6, requires_grad=True)
         checkpoint(layer, x, use_reentrant=False).sum().backward()

@@ -205,6 +205,6 @@ def test_statistics_that_the_kernels_do_not_take(norm: nn.Module, text: str) -> 
 
 def test_calls_that_the_kernels_refuse_are_counted() -> None:
     x, r = torch.randn(2, 4, 6, 3, 3, dtype=torch.float64).unbind()
-    norm = nn.LayerNorm(6, dtype=torch.float64)
+    norm = nn.RMSNorm(6, dtype=torch.float64)
     (row,) = compare(norm, lambda norm, x, r: F.relu(norm(x.transpose(1, 3))), x, r)
-    assert row == "layer_norm + relu; the kernels refused 1 of its calls"
+    assert row == "rms_norm + relu; the kernels refused 1 of its calls"

@@ -109,6 +109,9 @@ def layer(
     """
     if cpu.fused is None:
         return None
+    # What computes an output again keeps the input as the kernel read it, and so copies it itself.
+    if outputs.ever and listening.listener is not None and type(x) is Tensor and x is not dense(x):
+        return None
     y: Tensor | None = cpu.fused.layer(
         x, residual, parameters, buffers, signature, groups, shape, eps,
         0 if act is None else _ACTS.get(act.name, 0), 1.0 if act is None else act.slope,

@@ -89,7 +89,4 @@ def _why_slow(layer: Layer, input: Tensor) -> str:
         return cpu.why_not()
     if not input.is_cpu:
         return f"the input is on {input.device}"
-    average = getattr(layer, "average", "exponential")
-    if average != "exponential":
-        return f"average={average!r} is computed outside it"
     return "the layer, its mode or its input is not among those it takes"

@@ -66,10 +66,11 @@ class _Ghost(BatchStatistics):
         return [size + 1] * larger + [size] * (parts - larger)
 
     def _equal_parts(self, input: Any) -> int:
-        if type(input) is not Tensor or input.dim() < 2 or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        plain = type(input) is Tensor and not input.is_nested and input.dim() > 1
+        if not plain or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return 0
-        sizes = self.part_sizes(input.shape[0])
-        return len(sizes) if sizes[0] == sizes[-1] else 0
+        sizes = self.part_sizes(n := input.shape[0])
+        return len(sizes) if sizes == [sizes[0]] * len(sizes) and sum(sizes) == n else 0
 
     @step
     def _forward_batch_stats(self, call: Call, tensors: LayerTensors) -> Normalized:

@@ -37,8 +37,11 @@ inline bool takes_parameter(const Tensor& t, int64_t channels) {
 }
 
 inline bool takes_running(const Tensor& t, int64_t channels, at::ScalarType type) {
-  return !t.defined() || (takes_parameter(t, channels) && t.scalar_type() == type &&
-                          t.is_contiguous() && !t.is_inference());
+  // bfloat16 has the range of float32, so what fits the one fits the other.
+  const bool fits = t.defined() && (t.scalar_type() == type || (t.scalar_type() == at::kBFloat16 &&
+                                                                type == at::kFloat));
+  return !t.defined() ||
+         (takes_parameter(t, channels) && fits && t.is_contiguous() && !t.is_inference());
 }
 
 // Why the engine does not take the call, as a clause after "because", or null. Whether x is dense
@@ -58,7 +61,7 @@ inline const char* refusal(const Call& call) {
   for (const Tensor* t : {&call.running_mean, &call.running_var})
     if (!takes_running(*t, channels, acc))
       return "the running statistics are not contiguous, one per channel, in the type of the "
-             "moments";
+             "moments or bfloat16";
   const Tensor &count = call.tracked, &r = call.residual;
   if (count.defined() && !(is_plain(count) && count.scalar_type() == at::kLong &&
                            count.dim() == 0 && !count.is_inference()))
@@ -70,18 +73,44 @@ inline const char* refusal(const Call& call) {
   return nk_pools(&q) > 0 ? nullptr : "the groups do not divide what they split";
 }
 
+inline bool is_dense(const Tensor& x, int64_t row) {
+  return x.is_contiguous() || (row == 0 && is_channels_last(x));
+}
+
+// Whether images are nearer to channels-last than to contiguous, as normkit.kernels.call.layout has
+// it.
+inline bool is_nearly_last(const Tensor& x) {
+  const bool images = x.dim() == 4 || x.dim() == 5;
+  return images && !x.is_contiguous() &&
+         ((x.stride(1) == 1 && x.size(1) > 1) || is_channels_last(x));
+}
+
+// The input as the engine walks over it, copied where it is not.
+inline Tensor dense(const Tensor& x, int64_t row = 0) {
+  if (is_dense(x, row)) return x;
+  if (!is_nearly_last(x)) return x.contiguous();
+  return x.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast
+                                   : at::MemoryFormat::ChannelsLast3d);
+}
+
 // The number of pools, or 0 where the engine does not take the call as it is.
 inline int64_t takes(const Call& call) {
-  const Tensor& x = call.x;
-  if (refusal(call) || !(x.is_contiguous() || (call.o.row == 0 && is_channels_last(x)))) return 0;
-  const nk_problem q = problem_of(x, call.o);
+  if (refusal(call) || !is_dense(call.x, call.o.row)) return 0;
+  const nk_problem q = problem_of(call.x, call.o);
   return nk_pools(&q);
 }
 
 // Moves a buffer by a share of the way to new moments, as normkit/nn/averages.py does.
 inline void update_running(const Tensor& running, const void* value, double share, double factor) {
-  nk_update_running(*type_of(running.scalar_type()), running.numel(), running.mutable_data_ptr(),
-                    value, share, factor);
+  if (running.scalar_type() == at::kBFloat16) {
+    at::BFloat16* const r = running.mutable_data_ptr<at::BFloat16>();
+    const float* const v = static_cast<const float*>(value);
+    for (int64_t i = 0; i < running.numel(); ++i)
+      r[i] = static_cast<float>(double(r[i]) * (1 - share) + double(v[i]) * factor * share);
+  } else {
+    nk_update_running(*type_of(running.scalar_type()), running.numel(), running.mutable_data_ptr(),
+                      value, share, factor);
+  }
   running.unsafeGetTensorImpl()->bump_version();
 }
 
@@ -91,6 +120,7 @@ inline double share_of(const Call& call) {
   if (call.average == Average::EXPONENTIAL || m == 0) return m;
   const double t = static_cast<double>(*call.tracked.const_data_ptr<int64_t>() + 1);
   if (call.average == Average::CUMULATIVE) return 1 / t;
+  if (m == 1) return 1;
   return std::min(1.0, m / -std::expm1(t * std::log1p(-m)));
 }
 
@@ -101,22 +131,23 @@ template <class A> Tensor merged(const Tensor& stats, int64_t parts) {
   Tensor whole = uninitialized({2, channels}, stats.scalar_type());
   const A* const rows = stats.const_data_ptr<A>();
   const A* const var = rows + 3 * stats.size(1);
-  // With what rounding took from it.
+  // The mean of a pool, with the remainder that its first row had no digits for.
   const auto mean = [&](int64_t k) { return double(rows[k]) + double(rows[stats.size(1) + k]); };
-  A* const to = whole.mutable_data_ptr<A>();
-  const double count = static_cast<double>(parts);
-  for (int64_t c = 0; c < channels; ++c) {
-    // Relative to the first part's, so that a common offset costs no digits.
-    double offset = 0, square = 0;
-    for (int64_t k = c; k < stats.size(1); k += channels)
-      offset += (mean(k) - mean(c)) / count;
-    for (int64_t k = c; k < stats.size(1); k += channels) {
-      const double d = mean(k) - mean(c) - offset;
-      square += (double(var[k]) + d * d) / count;
+  const double share = 1 / static_cast<double>(parts);
+  // Relative to the first part's mean, so that a common offset costs no digits.
+  std::vector<double> offset(channels), square(channels);
+  for (int64_t k = 0; k < stats.size(1); k += channels)
+    for (int64_t c = 0; c < channels; ++c) offset[c] += (mean(k + c) - mean(c)) * share;
+  for (int64_t k = 0; k < stats.size(1); k += channels)
+    for (int64_t c = 0; c < channels; ++c) {
+      const double d = mean(k + c) - mean(c) - offset[c];
+      square[c] += (double(var[k + c]) + d * d) * share;
     }
-    const double m = mean(c) + offset;
-    if (!(std::abs(m) + square < double(std::numeric_limits<A>::max()) / 2)) return {};
-    to[c] = static_cast<A>(m), to[channels + c] = static_cast<A>(square);
+  A* const to = whole.mutable_data_ptr<A>();
+  for (int64_t c = 0; c < channels; ++c) {
+    const double m = mean(c) + offset[c];
+    if (!(std::abs(m) + square[c] < double(std::numeric_limits<A>::max()) / 2)) return {};
+    to[c] = static_cast<A>(m), to[channels + c] = static_cast<A>(square[c]);
   }
   return whole;
 }

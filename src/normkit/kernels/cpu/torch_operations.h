@@ -23,15 +23,6 @@ inline Options options(int64_t pool, int64_t groups, double eps, int64_t act, do
           /*fixed_stats*/ false, /*row*/ 0};
 }
 
-inline Tensor dense(const Tensor& x) {
-  if (x.is_contiguous() || is_channels_last(x)) return x;
-  // The nearer of the two, as normkit.kernels.call.layout chooses.
-  const bool last = x.stride(1) == 1 && x.size(1) > 1;
-  if (last && x.dim() == 4) return x.contiguous(at::MemoryFormat::ChannelsLast);
-  if (last && x.dim() == 5) return x.contiguous(at::MemoryFormat::ChannelsLast3d);
-  return x.contiguous();
-}
-
 // The moments of an input without values, for which the engine is not asked.
 inline Tensor moments_of_empty(const Tensor& x, const Options& o) {
   int64_t pools = 0;

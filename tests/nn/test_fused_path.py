@@ -737,16 +737,6 @@ def test_equal_weights_need_a_count() -> None:
     assert still.num_batches_tracked == 1 and not still.running_mean.any()
 
 
-def test_a_checkpointed_batch_counts_once_in_an_average_of_equal_weights() -> None:
-    layer, twin = nk.BatchNorm2d(3, momentum=None), nk.BatchNorm2d(3, momentum=None)
-    for _ in range(3):
-        x = torch.randn(4, 3, 5, 6, requires_grad=True)
-        checkpoint(layer, x, use_reentrant=False).sum().backward()
-        twin(x)
-    for a, b in zip(layer.buffers(), twin.buffers(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_parts_that_a_subclass_chooses() -> None:
     class Chosen(nk.GhostBatchNorm2d):
         def part_sizes(self, n: int) -> list[int]:
@@ -756,10 +746,11 @@ def test_parts_that_a_subclass_chooses() -> None:
     torch.testing.assert_close(layer(x)[:4], nk.BatchNorm2d(3)(x[:4]))
 
 
-def test_checkpointed_parts_count_once() -> None:
-    layer, twin = nk.GhostBatchNorm2d(3, 2), nk.GhostBatchNorm2d(3, 2)
+@pytest.mark.parametrize("name", ["momentum=None", "debiased", "parts", "synchronized, alone"])
+def test_a_checkpointed_batch_counts_once(name: str) -> None:
+    layer, twin = AVERAGED[name](), AVERAGED[name]()
     for _ in range(3):
-        x = torch.randn(4, 3, 5, 6, requires_grad=True)
+        x = torch.randn(6, 3, 5, 6, requires_grad=True)
         checkpoint(layer, x, use_reentrant=False).sum().backward()
         twin(x)
     for a, b in zip(layer.buffers(), twin.buffers(), strict=True):

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import normkit as nk
+from normkit.compat import release
 from normkit.kernels import cpu, fused
 from normkit.nn.layer import Layer
 from tests.pairwise import pairwise
@@ -487,6 +488,8 @@ def test_strided_inputs_are_copied(name: str, with_residual: bool) -> None:
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "images"])
 def test_rows_have_the_strides_of_torch(name: str, kind: str) -> None:
+    if name == "RMSNorm" and release(torch.__version__) < (2, 10):
+        pytest.skip("RMSNorm of older releases keeps those of its input")
     x = {
         "transposed": torch.randn(4, 8, 3).transpose(1, 2),
         "sliced": torch.randn(4, 3, 16)[..., ::2],

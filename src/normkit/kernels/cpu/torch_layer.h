@@ -152,7 +152,7 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (call.average != Average::EXPONENTIAL && call.running_mean.defined() && !call.tracked.defined())
     Py_RETURN_NONE;
   if (refusal(call)) Py_RETURN_NONE;
-  // Of a copy the output is contiguous, as PyTorch's is. RMS normalization keeps strides.
+  // Of a copy the output is contiguous, as PyTorch's is; RMS normalization may keep its strides.
   if (o.row > 0 && !x.is_contiguous() && (!o.centred || is_nearly_last(x))) Py_RETURN_NONE;
   call.x = dense(call.x, o.row);
   const int64_t pools = takes(call);

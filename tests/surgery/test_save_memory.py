@@ -145,6 +145,19 @@ def test_rows_before_linear_layers() -> None:
     assert kept_bytes(model, x) < kept - 0.9 * 2 * 5 * 7 * 32 * 4
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["transposed", "nested"])
+def test_rows_that_are_not_contiguous(kind: str) -> None:
+    model = nn.Sequential(nk.LayerNorm(8), nk.LayerNorm(8))
+    x = torch.randn(4, 8, 5).transpose(1, 2)
+    if kind == "nested":
+        x = torch.nested.nested_tensor([torch.randn(2, 3, 8), torch.randn(4, 2, 8)])
+    expected = model(x)
+    nk.save_memory(model)
+    for a, b in zip(model(x).unbind(), expected.unbind(), strict=True):
+        assert torch.equal(a, b)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], float, float]] = {
     "resnet18": (lambda: ResNet(BasicBlock, (2, 2, 2, 2), width=0.25, classes=10), 0.2, 0.3),
     "resnet50": (lambda: ResNet(Bottleneck, (1, 2, 2, 1), width=0.25, classes=10), 0.1, 0.3),

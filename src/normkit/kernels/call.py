@@ -12,7 +12,7 @@ from normkit.core.moments import accumulator
 from normkit.core.pools import as_ncs
 
 __all__ = ["BatchStats", "Call", "FixedStats", "Normalized", "Running", "Way",
-           "changed", "dense", "layout"]  # fmt: skip
+           "changed", "dense", "is_dense", "layout"]  # fmt: skip
 
 # Buffers for mean and variance, and the share to move them by.
 Running = tuple[Tensor, Tensor, float]
@@ -126,6 +126,11 @@ def layout(x: Tensor) -> torch.memory_format:
         return torch.contiguous_format
     strided_last = x.stride(1) == 1 and x.shape[1] > 1
     return last if strided_last or x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return True if ``x`` is contiguous or channels-last."""
+    return x.is_contiguous() or x.is_contiguous(memory_format=layout(x))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from normkit.core.activations import Act
 from normkit.core.formula import Spec
 from normkit.core.pools import Pool, as_ncs
 from normkit.kernels import cpu, outputs
-from normkit.kernels.call import Call, FixedStats, Normalized, dense
+from normkit.kernels.call import Call, FixedStats, Normalized, dense, is_dense
 from normkit.kernels.outputs import listening, offer
 
 __all__ = [
@@ -109,8 +109,7 @@ def layer(
     """
     if cpu.fused is None:
         return None
-    # What computes an output again keeps the input as the kernel read it, and so copies it itself.
-    if outputs.ever and listening.listener is not None and type(x) is Tensor and x is not dense(x):
+    if outputs.ever and listening.listener is not None and not _reads_as_it_is(x):
         return None
     y: Tensor | None = cpu.fused.layer(
         x, residual, parameters, buffers, signature, groups, shape, eps,
@@ -121,6 +120,11 @@ def layer(
         bias = parameters.get("bias") if signature & 4 else None  # without centring there is none
         _offer(y, x, parameters["weight"], bias, residual)
     return y
+
+
+def _reads_as_it_is(x: Any) -> bool:
+    """Return False if the kernel would read a copy, which what computes it again has to keep."""
+    return type(x) is not Tensor or (not x.is_nested and is_dense(x))
 
 
 def act_numbers(act: Act | None) -> tuple[int, float]:

@@ -73,10 +73,6 @@ inline const char* refusal(const Call& call) {
   return nk_pools(&q) > 0 ? nullptr : "the groups do not divide what they split";
 }
 
-inline bool is_dense(const Tensor& x, int64_t row) {
-  return x.is_contiguous() || (row == 0 && is_channels_last(x));
-}
-
 // Whether images are nearer to channels-last than to contiguous, as normkit.kernels.call.layout has
 // it.
 inline bool is_nearly_last(const Tensor& x) {

@@ -155,9 +155,9 @@ inline PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   // Of a copy the output is contiguous, as PyTorch's is; RMS normalization may keep its strides.
   if (o.row > 0 && !x.is_contiguous() && (!o.centred || is_nearly_last(x))) Py_RETURN_NONE;
   call.x = dense(call.x, o.row);
-  const int64_t pools = takes(call);
+  const nk_problem q = problem_of(x, o);
   // A single value has no variance.
-  if (pools == 0 || (!o.fixed_stats && pools == x.numel())) Py_RETURN_NONE;
+  if (!o.fixed_stats && nk_pools(&q) == x.numel()) Py_RETURN_NONE;
   Tensor y = compute(call).first;
   if (!y.defined()) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(y));

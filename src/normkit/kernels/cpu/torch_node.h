@@ -45,9 +45,7 @@ inline Tensor of_type(const Tensor& gradient, const Tensor& parameter) {
 inline variable_list gradients(const BackwardInputs& in, Tensor dy) {
   const auto& [o, unpacked, weight, bias, other, stats, other_is_output, needs] = in;
   // A hook on saved tensors may hand back another layout; it must not hand back another tensor.
-  const Tensor x = unpacked.is_contiguous() || (o.row == 0 && is_channels_last(unpacked))
-                       ? unpacked
-                       : unpacked.contiguous();
+  const Tensor x = is_dense(unpacked, o.row) ? unpacked : unpacked.contiguous();
   TORCH_CHECK(is_plain(x) && x.sizes() == dy.sizes() &&
                   accumulator(x.scalar_type()) == stats.scalar_type() &&
                   (!other.defined() || (is_plain(other) && other.sizes() == x.sizes() &&

@@ -42,6 +42,10 @@ inline bool is_channels_last(const Tensor& x) {
   return x.dim() == 4 ? x.is_contiguous(at::MemoryFormat::ChannelsLast)
                       : x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d);
 }
+// Whether the engine walks over x as it is; row: how many values are in a row, or 0 for (N, C, *).
+inline bool is_dense(const Tensor& x, int64_t row) {
+  return x.is_contiguous() || (row == 0 && is_channels_last(x));
+}
 inline at::MemoryFormat format(const Tensor& x) {
   if (!is_channels_last(x)) return at::MemoryFormat::Contiguous;
   return x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
